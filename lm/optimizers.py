@@ -1,0 +1,117 @@
+"""Learning-rate schedules and the optimizers that follow them, all from optax."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import optax
+
+from lm import choose
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters follow their gradients; keys and units as in configs/base.py."""
+
+    name: str = "adafactor"
+    peak: float = 1e-2
+    schedule: str = "rsqrt"
+    warmup: int = 1000
+    final: float = 0.0
+    clip_norm: float = 1.0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.98
+
+    def __post_init__(self):
+        choose.choose(OPTIMIZERS, self.name, "optimizer.name")
+        choose.choose(SCHEDULES, self.schedule, "optimizer.schedule")
+        bounds = {"peak": (0, 1e3), "final": (0, 1), "weight_decay": (0, 1), "clip_norm": (0, 1e9)}
+        bounds |= {"beta1": (0, 1), "beta2": (0, 1), "warmup": (0, 2**31)}
+        for field, (low, high) in bounds.items():
+            value = getattr(self, field)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(
+                    f"optimizer.{field}={value} is out of bounds; use {low} to {high:g}."
+                )
+
+
+def rsqrt(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """peak while n < warmup, then peak * sqrt(warmup / n): T5's pre-training schedule."""
+    warmup = max(config.warmup, 1)
+    return lambda n: config.peak * (warmup / jax.numpy.maximum(n, warmup)) ** 0.5
+
+
+def constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """peak after a linear warm-up: T5's fine-tuning schedule."""
+    return optax.warmup_constant_schedule(0.0, config.peak, config.warmup)
+
+
+def linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear from 0 to peak over the warm-up, then linear to final * peak at the last update."""
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, config.peak, config.warmup),
+            optax.linear_schedule(
+                config.peak, config.final * config.peak, max(steps - config.warmup, 1)
+            ),
+        ],
+        [config.warmup],
+    )
+
+
+def cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear from 0 to peak over the warm-up, then half a cosine to final * peak."""
+    decay = max(steps, config.warmup + 1)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.peak, config.warmup, decay, config.final * config.peak
+    )
+
+
+SCHEDULES = {"rsqrt": rsqrt, "constant": constant, "linear": linear, "cosine": cosine}
+
+
+def decays(params) -> dict:
+    """True for the parameters that weight decay shrinks: matrices, not norm scales or biases."""
+
+    def decayed(path, leaf):
+        return not any(word in jax.tree_util.keystr(path) for word in ("scale", "relative"))
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Adafactor with T5's settings: steps scaled by the parameter's RMS, no first moment.
+
+    Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    """
+    return optax.adafactor(
+        rate,
+        weight_decay_rate=config.weight_decay or None,
+        weight_decay_mask=decays,
+        clipping_threshold=1.0,
+    )
+
+
+def adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW; weight_decay is multiplied by the learning rate, norm scales are not decayed.
+
+    Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+    """
+    return optax.adamw(
+        rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=decays
+    )
+
+
+OPTIMIZERS = {"adafactor": adafactor, "adamw": adamw}
+
+
+def make_optimizer(config: OptimizerConfig, steps: int):
+    """(optimizer, schedule): an optax transformation and its learning rate as a function of n."""
+    rate = SCHEDULES[config.schedule](config, steps)
+    optimizer = OPTIMIZERS[config.name](config, rate)
+    if config.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    return optimizer, rate

@@ -46,28 +46,25 @@ def rsqrt(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """peak after a linear warm-up: T5's fine-tuning schedule."""
-    return optax.warmup_constant_schedule(0.0, config.peak, config.warmup)
+    return _warmed(config, optax.constant_schedule(config.peak))
 
 
 def linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear from 0 to peak over the warm-up, then linear to final * peak at the last update."""
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, config.peak, config.warmup),
-            optax.linear_schedule(
-                config.peak, config.final * config.peak, max(steps - config.warmup, 1)
-            ),
-        ],
-        [config.warmup],
-    )
+    """peak after a linear warm-up, then linear to final * peak at the last update."""
+    length = max(steps - config.warmup, 1)
+    return _warmed(config, optax.linear_schedule(config.peak, config.final * config.peak, length))
 
 
 def cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear from 0 to peak over the warm-up, then half a cosine to final * peak."""
-    decay = max(steps, config.warmup + 1)
-    return optax.warmup_cosine_decay_schedule(
-        0.0, config.peak, config.warmup, decay, config.final * config.peak
-    )
+    """peak after a linear warm-up, then half a cosine to final * peak at the last update."""
+    length = max(steps - config.warmup, 1)
+    return _warmed(config, optax.cosine_decay_schedule(config.peak, length, config.final))
+
+
+def _warmed(config: OptimizerConfig, after: optax.Schedule) -> optax.Schedule:
+    # Not optax.warmup_constant_schedule: with no warm-up its rate is 0 for ever.
+    ramp = optax.linear_schedule(0.0, config.peak, config.warmup)
+    return optax.join_schedules([ramp, after], [config.warmup])
 
 
 SCHEDULES = {"rsqrt": rsqrt, "constant": constant, "linear": linear, "cosine": cosine}

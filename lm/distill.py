@@ -1,0 +1,83 @@
+"""Distillation: the teacher's loss, and where a student starts from."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lm import batch, choose, losses, steps, transformer
+
+Array = jax.Array
+
+
+def make_distillation_loss(
+    model, config: steps.LossConfig, text_bytes: Array, teacher_model
+) -> steps.Loss:
+    """(1 - a) * cross-entropy + a * T^2 * KL(teacher || student), as (total, sums).
+
+    The teacher runs without dropout or gradient; its parameters are the loss's `teacher` argument.
+    Evaluated without a teacher (None), the loss is the cross-entropy alone.
+    Source: Hinton et al. 2015, arXiv:1503.02531.
+    """
+    language_loss = steps.make_language_loss(model, config, text_bytes)
+
+    def loss(params, examples, key=None, teacher=None):
+        if teacher is None:
+            return language_loss(params, examples, key)
+        logits = steps.predict(model, params, examples, key)
+        taught = jax.lax.stop_gradient(steps.predict(teacher_model, teacher, examples, None))
+        weights = batch.loss_weights(examples)
+        hard, _ = losses.cross_entropy(
+            logits, examples.targets, weights, z_loss=config.z_loss, smoothing=config.smoothing
+        )
+        soft, _ = losses.forward_kl(logits, taught, weights, temperature=config.temperature)
+        total = (1 - config.teacher_weight) * hard + config.teacher_weight * soft
+        return total, {"loss": total, "kl": soft} | steps.measure(logits, examples, text_bytes)
+
+    return loss
+
+
+def evenly(teacher_layers: int, student_layers: int) -> list[int]:
+    """Which teacher layers a shallower student copies: first and last, the rest evenly between."""
+    if student_layers == 1:
+        return [0]
+    last = teacher_layers - 1
+    return [round(i * last / (student_layers - 1)) for i in range(student_layers)]
+
+
+def alternate_layers(teacher, teacher_config, config):
+    """The student's first parameters: the teacher's, of its layers those chosen by `evenly`."""
+    for field in ("vocab_size", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim"):
+        ours, theirs = getattr(config, field), getattr(teacher_config, field)
+        if ours != theirs:
+            raise ValueError(
+                f"model.{field}={ours} differs from the teacher's {theirs}, so its layers cannot be "
+                f"copied; use {theirs}, or teacher.init='random'."
+            )
+    student = dict(teacher)
+    for tower, ours, theirs in (
+        ("encoder", config.num_encoder_layers, teacher_config.num_encoder_layers),
+        ("decoder", config.num_decoder_layers, teacher_config.num_decoder_layers),
+    ):
+        if ours > theirs:
+            raise ValueError(
+                f"model.num_{tower}_layers={ours} is more than the teacher's {theirs}; use at most "
+                f"{theirs}, or teacher.init='random'."
+            )
+        chosen = jnp.array(evenly(theirs, ours))
+        picked = jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], teacher[tower]["layers"])
+        student[tower] = dict(teacher[tower]) | {"layers": picked}
+    return student
+
+
+def random_student(teacher, teacher_config, config):
+    """No parameters: the student starts at random."""
+    return None
+
+
+STUDENTS = {"alternate_layers": alternate_layers, "random": random_student}
+
+
+def init_student(name: str, teacher, teacher_config, config: transformer.ModelConfig):
+    """The student's first parameters by the word `name`, or None for random ones."""
+    return choose.choose(STUDENTS, name, "teacher.init")(teacher, teacher_config, config)

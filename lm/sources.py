@@ -1,0 +1,183 @@
+"""Records from TFDS, stored as ArrayRecord and read without TensorFlow.
+
+A data directory holds root/name[/config]/version; the newest version is read unless one is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lm import choose
+
+EMBEDDED = {"pydocs"}  # datasets that this package builds itself
+
+FORMAT = "array_record"
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsRecords:
+    """A split of a TFDS dataset as a random-access sequence: len() and [i] -> dict of str, int.
+
+    Pickles by its address, so that worker processes open the files themselves.
+    """
+
+    name: str
+    split: str
+    source: Sequence = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _plain(self.source[index])
+
+
+def tfds_splits(name: str, data_dir: str = "") -> dict[str, int]:
+    """Split name -> number of examples.
+
+    name: dataset, dataset/config, either with :version or /version or neither.
+    data_dir: "" is the user's TFDS directory, $TFDS_DATA_DIR or else ~/tensorflow_datasets.
+    Raises ValueError, with the cure, where the dataset is absent or not stored as ArrayRecord.
+    """
+    info = json.loads((_directory(name, data_dir) / "dataset_info.json").read_text())
+    return {s["name"]: sum(map(int, s.get("shardLengths", ()))) for s in info.get("splits", ())}
+
+
+def tfds_records(name: str, split: str, data_dir: str = "") -> TfdsRecords:
+    """The records of a split: bytes become str, sequences lists, numpy scalars int or float.
+
+    name, data_dir: as in tfds_splits. split: in TFDS's words, as train, train[:99%], train+test.
+    Raises ValueError for what tfds_splits raises, and for a split that is absent or empty.
+    """
+    import tensorflow_datasets as tfds
+
+    splits = tfds_splits(name, data_dir)
+    for part in split.split("+"):
+        choose.choose(splits | {"all": 0}, part.split("[")[0].strip(), f"the split of {name}")
+    builder = tfds.builder_from_directory(_directory(name, data_dir))
+    try:
+        examples = builder.info.splits[split].num_examples
+    except ValueError:
+        raise ValueError(
+            f"the split {split!r} of {name} cannot be read as a slice; "
+            f"write it as train[:99%], train[1000:] or train+test."
+        ) from None
+    if examples < 1:
+        raise ValueError(
+            f"the split {split!r} of {name} holds no example, out of {splits}; take a wider slice."
+        )
+    return TfdsRecords(name, split, builder.as_data_source(split, file_format=FORMAT))
+
+
+def held_out(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
+    """(train split, held-out split): as given, or the last 1 % of train where `heldout` is absent.
+
+    Raises ValueError for what tfds_splits raises, and where there is no whole split to take from.
+    """
+    splits = tfds_splits(name, data_dir)
+    if heldout.split("[")[0] in splits:
+        return train, heldout
+    choose.choose(splits, train, f"the split of {name} to hold {heldout!r} out of")
+    return f"{train}[:99%]", f"{train}[99%:]"
+
+
+def _plain(value: Any) -> Any:
+    """numpy and bytes to Python and str, at any depth."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _address(name: str) -> tuple[str, str]:
+    """("dataset" or "dataset/config", version or "")."""
+    path, _, version = name.partition(":")
+    head, _, last = path.rpartition("/")
+    return (head, last) if not version and VERSION.fullmatch(last) else (path, version)
+
+
+def _directory(name: str, data_dir: str):
+    """The directory that holds the dataset's files, as an epath.Path."""
+    from etils import epath
+
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    root = epath.Path(data_dir or default).expanduser().resolve()
+    path, wanted = _address(name)
+    versions = _versions(root / path)
+    if wanted and wanted in versions:
+        versions = [wanted]
+    elif not versions or wanted:
+        raise ValueError(_absent(name, root, versions))
+    directory = root / path / max(versions, key=lambda v: [int(n) for n in v.split(".")])
+    info = json.loads((directory / "dataset_info.json").read_text())
+    # A dataset without a word on its format is from before TFDS had two.
+    stored = info.get("fileFormat", "tfrecord")
+    if FORMAT not in {stored, *info.get("alternativeFileFormats", ())}:
+        raise ValueError(
+            f"{name} at {directory} is stored as {stored}, which is not read here; "
+            f"where tensorflow is installed, convert it with `tfds convert_format "
+            f"--dataset_version_dir={directory} --out_file_format={FORMAT}`, "
+            f"or build it anew elsewhere with {_build(name, '<another directory>')}."
+        )
+    return directory
+
+
+def _versions(directory) -> list[str]:
+    """The finished versions in root/name[/config]; what a killed build left is not one."""
+    if not directory.is_dir():
+        return []
+    return sorted(
+        child.name
+        for child in directory.iterdir()
+        if VERSION.fullmatch(child.name)
+        and (child / "dataset_info.json").exists()
+        and (child / "features.json").exists()
+    )
+
+
+def _build(name: str, root: Any) -> str:
+    """The shell command that prepares a dataset for this package."""
+    path, version = _address(name)
+    if path in EMBEDDED:
+        return "`python -m lm corpus --config=configs/pretrain.py`"
+    exact = f"{path}:{version}" if version else path
+    return f"`tfds build {exact} --file_format={FORMAT} --data_dir={root}`"
+
+
+def _absent(name: str, root, versions: list[str]) -> str:
+    """The sentence for a dataset that is not there: where, what lies near, and the cure."""
+    path, _ = _address(name)
+    cure = f"prepare it with {_build(name, root)}"
+    if path not in EMBEDDED:
+        cure += " where tensorflow is installed"
+    if versions:
+        return f"{name} is not in {root / path}, which has {', '.join(versions)}; {cure}."
+    there = _datasets(root)
+    # A misspelt dataset is still near to its own name when a config makes the whole path far.
+    heads = {full.split("/")[0]: full for full in there}
+    near = difflib.get_close_matches(path, there, 1) or [
+        heads[head] for head in difflib.get_close_matches(path.split("/")[0], heads, 1)
+    ]
+    return f"{name} is not in {root}; {cure}" + (f"; did you mean {near[0]!r}?" if near else ".")
+
+
+def _datasets(root) -> list[str]:
+    """Every dataset, with its config where it has one, that has a finished version in root."""
+    if not root.is_dir():
+        return []
+    children = [child for child in root.iterdir() if child.is_dir()]
+    grandchildren = [g for child in children for g in child.iterdir() if g.is_dir()]
+    found = [path for path in (*children, *grandchildren) if _versions(path)]
+    return sorted(str(path.relative_to(root)) for path in found)

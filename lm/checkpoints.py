@@ -1,0 +1,182 @@
+"""Checkpoints that prove themselves: {state, data position, config} as one atomic, asynchronous step.
+
+Orbax commits a step whole or not at all, but neither checksums array data nor falls back to an older
+step; both are done here. Every leaf is stored with an integer checksum of its bits and its dtype;
+restore takes the newest step that verifies and renames the others out of the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+
+logger = logging.getLogger(__name__)
+WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+def leaf_sum(x: jax.Array) -> jax.Array:
+    """A uint32 checksum of an array's bits, the same for any sharding; leaves of up to 4 bytes."""
+    words = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize])
+    words = words.astype(jnp.uint32).ravel()
+    factor = (jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761)) | jnp.uint32(1)
+    return jnp.sum((words ^ (words >> 15)) * factor, dtype=jnp.uint32)
+
+
+@jax.jit
+def checksums(tree: Any) -> Any:
+    """leaf_sum of every leaf."""
+    return jax.tree.map(leaf_sum, tree)
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """{dotted path: leaf}, the form on disk: no class of ours or of optax is needed to read it."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _seal(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run, newest first; a context manager that waits for the last save."""
+
+    def __init__(self, directory, *, keep: int = 2, read_only: bool = False):
+        self.directory = pathlib.Path(directory).absolute()
+        self.read_only = read_only
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(max(keep, 2)),
+            atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE),
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
+            read_only=read_only,
+            create=not read_only,
+        )
+        kinds = {"params": ocp.StandardCheckpointHandler, "facts": ocp.JsonCheckpointHandler}
+        handlers = {name: kind() for name, kind in kinds.items()}
+        handlers["opt_state"] = ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=handlers
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Committed steps, newest first, good or not."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, state, facts: dict) -> None:
+        """Start to save a steps.State of one logical copy and its facts (JSON); step as state says.
+
+        The arrays are copied before this returns, so the caller may donate them at once.
+        """
+        step = int(state.step)
+        params, opt_state = flatten(state.params), flatten(state.opt_state)
+        sums = jax.device_get(checksums({"params": params, "opt_state": opt_state}))
+        facts = json.loads(json.dumps(facts)) | {"step": step}
+        facts["leaves"] = {
+            item: {
+                name: {"sum": int(sums[item][name]), "dtype": str(leaf.dtype)}
+                for name, leaf in leaves.items()
+            }
+            for item, leaves in (("params", params), ("opt_state", opt_state))
+        }
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            opt_state=ocp.args.StandardSave(opt_state),
+            facts=ocp.args.JsonSave(facts | {"seal": _seal(facts)}),
+        )
+        if not self._manager.save(step, args=items, force=True):
+            raise RuntimeError(f"step {step} was not saved in {self.directory}; is it there already?")
+
+    def restore(self, state):
+        """(state, facts) of the newest step that verifies, or None where nothing was ever saved.
+
+        state: a steps.State of arrays or ShapeDtypeStructs (with shardings, to restore into them).
+        Raises ValueError where checkpoints exist and none verifies: training never restarts silently.
+        """
+        found = self._newest({"params": state.params, "opt_state": state.opt_state})
+        if found is None:
+            return None
+        items, facts = found
+        step = jnp.asarray(facts["step"], jnp.int32)
+        return type(state)(step, items["params"], items["opt_state"]), facts
+
+    def restore_params(self, params):
+        """(params, facts) of the newest step that verifies; other state is not read."""
+        found = self._newest({"params": params})
+        if found is None:
+            raise ValueError(f"no checkpoint in {self.directory}; train that run first.")
+        items, facts = found
+        return items["params"], facts
+
+    def wait(self) -> None:
+        """Block until the save in progress is on disk."""
+        self._manager.wait_until_finished()
+
+    def _newest(self, wanted: dict):
+        steps = self.steps()
+        for step in steps:
+            try:
+                return self._read(step, wanted)
+            # Damage surfaces as errors of many types, bare Exception among them.
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200]
+                logger.warning("checkpoint %d in %s is damaged: %s", step, self.directory, reason)
+                if not self.read_only:
+                    self._quarantine(step)
+        if steps:
+            raise ValueError(
+                f"none of the checkpoints {steps} in {self.directory} can be read; "
+                f"restore one from a copy, or start anew in another --workdir."
+            )
+        return None
+
+    def _read(self, step: int, wanted: dict):
+        facts = self._manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))
+        facts = dict(facts["facts"])
+        if facts.pop("seal", None) != _seal(facts):
+            raise ValueError("its facts do not match their seal")
+        items = {}
+        for item, tree in wanted.items():
+            target = {name: _abstract(leaf) for name, leaf in flatten(tree).items()}
+            stored = facts["leaves"][item]
+            dtypes = {name: str(leaf.dtype) for name, leaf in target.items()}
+            if dtypes != {name: leaf["dtype"] for name, leaf in stored.items()}:
+                raise ValueError(f"the names or dtypes of {item} differ from this model's")
+            args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
+            leaves = self._manager.restore(step, args=args)[item]
+            sums = jax.device_get(checksums(leaves))
+            bad = [name for name in leaves if int(sums[name]) != stored[name]["sum"]]
+            if bad:
+                raise ValueError(f"checksum of {item} {bad[0]} and {len(bad) - 1} more")
+            ordered = [leaves[name] for name in target]
+            items[item] = jax.tree.unflatten(jax.tree.structure(tree), ordered)
+        del facts["leaves"]
+        return items, facts
+
+    def _quarantine(self, step: int) -> None:
+        # A bad step left in place would make a later save of that step a silent no-op.
+        bad = self.directory / str(step)
+        bad.rename(self.directory / f"{step}.corrupt-{int(time.time())}")
+        self._manager.reload()
+
+
+def _abstract(leaf):
+    sharding = getattr(leaf, "sharding", None)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

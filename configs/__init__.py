@@ -1,0 +1,1 @@
+"""Experiment configs: base.py documents every key, models.py holds the presets, the rest differ."""

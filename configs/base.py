@@ -1,0 +1,95 @@
+"""Every key with its default, unit and meaning; the other configs are differences from this one."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: T5 1.1 small, span corruption, T5's optimizer. Lengths in tokens, times in updates."""
+    config = ConfigDict()
+    config.name = ""  # the run's role in reports; empty: the stage
+    config.stage = "pretrain"  # pretrain, finetune, distill: chooses the loss
+    config.seed = 0  # of parameters, order of data, masking and dropout
+    config.steps = 65_536  # updates
+    config.init_from = ""  # workdir of a run whose newest parameters to start from
+
+    config.model = model = ConfigDict()  # set by a preset of configs/models.py, after a colon
+    model.vocab_size = 32_128  # rows of the embedding: pieces + sentinels + padding
+    model.d_model = 512
+    model.d_ff = 1024
+    model.num_heads = 6
+    model.num_kv_heads = 6  # fewer: grouped-query attention; 1: multi-query
+    model.head_dim = 64
+    model.num_encoder_layers = 8
+    model.num_decoder_layers = 8
+    model.dropout_rate = 0.0  # 0 in pre-training, 0.1 in fine-tuning
+    model.activation = "geglu"  # relu, gelu, geglu, swiglu
+    model.head = "untied"  # or tied: the embedding is the head, scaled by d_model ** -0.5
+    model.relative_buckets = 32
+    model.relative_limit = 128  # tokens; from here on, one bucket
+    model.dtype = "float32"  # of activations; bfloat16 on accelerators
+    model.layers = "unrolled"  # or scanned: compiles in constant time; the parameters are the same
+
+    config.tokenizer = tokenizer = ConfigDict()
+    tokenizer.dir = ""  # empty: that of init_from or of the teacher, else {workdir}/tokenizer
+    tokenizer.pieces = 32_000  # of SentencePiece, 3 special ones and 256 bytes included
+    tokenizer.num_sentinels = 100  # ids above the pieces
+    tokenizer.normalization = "identity"  # or nmt_nfkc
+    tokenizer.character_coverage = 0.9995  # of the characters; the rest is spelt in bytes
+    tokenizer.documents = 200_000  # of the training split, from the first, to learn from
+
+    config.data = data = ConfigDict()
+    data.task = "pydocs"  # a key of lm/tasks.py: where records come from, how they become text
+    data.dir = ""  # TFDS directory; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    data.shards = ""  # where token shards lie; empty: {workdir}/shards
+    data.train = "train"  # TFDS split, slices allowed
+    data.heldout = "validation"  # if there is none, the last 1 % of train is held out
+    data.input_length = 512  # tokens per encoder row
+    data.target_length = 128  # tokens per decoder row of pairs; the objective sets it for text
+    data.batch_size = 128  # examples per update, over all devices
+
+    config.objective = objective = ConfigDict()  # how running text becomes a pair
+    objective.name = "span_corruption"  # or token_masking
+    objective.noise_density = 0.15  # share of the tokens that is hidden
+    objective.mean_span = 3.0  # tokens per hidden span
+    objective.placement = "uniform"  # or t5: never the first token, always the last
+
+    config.loss = loss = ConfigDict()
+    loss.z_loss = 1e-4  # times log(Z)^2, added to each token's loss
+    loss.smoothing = 0.0  # label smoothing, a share
+    loss.temperature = 2.0  # of teacher and student (distill)
+    loss.teacher_weight = 0.8  # the share of the teacher's loss (distill)
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adafactor"  # or adamw
+    optimizer.peak = 1e-2  # learning rate
+    optimizer.schedule = "rsqrt"  # constant, linear, cosine, rsqrt
+    optimizer.warmup = 10_000  # updates
+    optimizer.final = 0.0  # share of peak at the last update (linear, cosine)
+    optimizer.clip_norm = 1.0  # of the global gradient; 0: none
+    optimizer.weight_decay = 0.0
+    optimizer.beta1 = 0.9  # adamw
+    optimizer.beta2 = 0.98  # adamw
+
+    config.parallel = parallel = ConfigDict()
+    parallel.strategy = "pmap"  # replicated; or mesh: sharded over data, fsdp and tensor
+    parallel.data = -1  # devices along data; -1: all that remain
+    parallel.fsdp = 1  # devices that share parameters and optimizer state (mesh)
+    parallel.tensor = 1  # devices that share heads, d_ff and vocabulary (mesh)
+    parallel.micro_batches = 1  # parts a batch is taken in, to save memory
+
+    config.teacher = teacher = ConfigDict()
+    teacher.workdir = ""  # of the run that teaches (distill)
+    teacher.init = "alternate_layers"  # or random: where the student starts from
+
+    config.every = every = ConfigDict()
+    every.log = 100  # updates between rows of the log
+    every.evaluate = 1000  # updates between held-out evaluations
+    every.checkpoint = 1000  # updates between checkpoints
+    config.keep = 2  # checkpoints kept, the newest
+
+    config.evaluate = evaluate = ConfigDict()
+    evaluate.examples = 0  # held-out examples for the loss, from the first; 0: all
+    evaluate.decode = 512  # held-out examples to decode and score; 0: all
+    return config.lock()

@@ -6,7 +6,7 @@ from lm import choose
 
 # d_model, d_ff, heads x head_dim, encoder + decoder layers; vocabulary: embedding rows and pieces
 PRESETS = {
-    "tiny": dict(shape=(128, 384, 4, 32, 2, 2), vocabulary=(4096, 3968)),
+    "tiny": dict(shape=(128, 512, 4, 32, 4, 4), vocabulary=(4096, 3968)),
     "t5_1_1_small": dict(shape=(512, 1024, 6, 64, 8, 8), vocabulary=(32_128, 32_000)),
     "t5_1_1_base": dict(shape=(768, 2048, 12, 64, 12, 12), vocabulary=(32_128, 32_000)),
 }

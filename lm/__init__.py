@@ -1,8 +1,8 @@
 """lm: text in, model out.  Read in this order.
 
-  sources pydocs tokenizer tasks corpus objectives pipeline    text  -> batch
-  attention layers transformer                                 batch -> logits
-  losses optimizers steps distill                              logits -> update
-  decoding metrics evaluate                                    model -> text -> score
-  parallel checkpoints logs train report                       the loop and what it stands on
+sources pydocs tokenizer tasks corpus objectives pipeline    text  -> batch
+attention layers transformer                                 batch -> logits
+losses optimizers steps distill                              logits -> update
+decoding metrics evaluate                                    model -> text -> score
+parallel checkpoints logs train report                       the loop and what it stands on
 """

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-
 logger = logging.getLogger(__name__)
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
@@ -55,7 +54,9 @@ class Checkpoints:
         self.read_only = read_only
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(max(keep, 2)),
-            atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE),
+            atomicity_options=ocp.options.AtomicityOptions(
+                mode=ocp.options.AtomicityMode.COMMIT_FILE
+            ),
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,
             read_only=read_only,
@@ -101,7 +102,9 @@ class Checkpoints:
             facts=ocp.args.JsonSave(facts | {"seal": _seal(facts)}),
         )
         if not self._manager.save(step, args=items, force=True):
-            raise RuntimeError(f"step {step} was not saved in {self.directory}; is it there already?")
+            raise RuntimeError(
+                f"step {step} was not saved in {self.directory}; is it there already?"
+            )
 
     def restore(self, state):
         """(state, facts) of the newest step that verifies, or None where nothing was ever saved.

@@ -72,7 +72,7 @@ def alternate_layers(teacher, teacher_config, config):
 
 def random_student(teacher, teacher_config, config):
     """No parameters: the student starts at random."""
-    return None
+    return
 
 
 STUDENTS = {"alternate_layers": alternate_layers, "random": random_student}

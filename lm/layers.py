@@ -82,7 +82,10 @@ class Attention(nn.Module):
 
     def setup(self):
         config = self.config
-        width, kv_width = (config.num_heads, config.head_dim), (config.num_kv_heads, config.head_dim)
+        width, kv_width = (
+            (config.num_heads, config.head_dim),
+            (config.num_kv_heads, config.head_dim),
+        )
         # T5 does not divide scores by sqrt(H); its query starts smaller by that factor instead.
         self.query = dense(width, -1, 1 / config.head_dim, "query", config.dtype)
         self.key = dense(kv_width, -1, 1.0, "key", config.dtype)

@@ -95,9 +95,7 @@ def make_examples(
     directory,
 ) -> Examples:
     """Prepare the shards of a split, or find them, and say how to read them."""
-    manifest = corpus.prepare(
-        data.task, split, data.dir, tokens, data.form(objective), directory
-    )
+    manifest = corpus.prepare(data.task, split, data.dir, tokens, data.form(objective), directory)
     return Examples(str(directory), manifest, data, objective, tokens.sentinel(0), tokens.eos)
 
 
@@ -113,7 +111,9 @@ def train_batches(
 
     dataset = examples.source().seed(seed).shuffle().repeat().random_map(examples.read)
     dataset = dataset[host::hosts].batch(examples.data.batch_size // hosts, drop_remainder=True)
-    iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)))
+    iterator = iter(
+        dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16))
+    )
     iterator.set_state({"next_index": start})
     return iterator
 

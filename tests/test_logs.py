@@ -251,7 +251,7 @@ def test_a_command_is_as_one_would_type_it_again():
 
 
 def test_the_commit_is_none_outside_git_and_where_the_code_is_not_tracked(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert logs.commit(tmp_path) is None
     try:
         subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
@@ -266,6 +266,9 @@ def test_the_commit_is_none_outside_git_and_where_the_code_is_not_tracked(tmp_pa
     assert len(clean) == 40
     (tmp_path / "a").write_text("2")
     assert logs.commit(tmp_path) == clean + "-dirty"
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "logs.py").touch()
+    assert logs.commit(tmp_path / ".venv") is None  # not the commit of whoever installed this
     monkeypatch.setenv("PATH", "")
     assert logs.commit(tmp_path) is None
 

@@ -44,6 +44,7 @@ def test_filling_the_blanks_restores_the_text(name, placement):
         length = 2 + case // 3 if case < 60 else int(rng.integers(2, 700))
         config = config_of(rng.uniform(0.001, 0.999), rng.uniform(1, 12), name, placement)
         tokens = rng.integers(2, SENTINEL - NUM_SENTINELS, length)
+        tokens[rng.integers(length)] = SENTINEL - NUM_SENTINELS  # the piece below the sentinels
         inputs, targets = corrupt(config, tokens, rng)
         np.testing.assert_array_equal(restore(config, inputs, targets), tokens)
 

@@ -1,0 +1,14 @@
+"""A fine-tuned run distilled into a student with a quarter of its layers.
+
+python -m lm train --config=configs/distill.py --config.teacher.workdir=runs/finetune --workdir=runs/distill
+"""
+
+from configs import finetune
+
+
+def get_config(preset: str = "tiny"):
+    config = finetune.get_config(preset)
+    config.stage = "distill"
+    config.model.num_encoder_layers = max(1, config.model.num_encoder_layers // 4)
+    config.model.num_decoder_layers = max(1, config.model.num_decoder_layers // 4)
+    return config

@@ -1,0 +1,17 @@
+"""The summary line of a docstring from its body, starting from a pre-trained run.
+
+python -m lm train --config=configs/finetune.py --config.init_from=runs/pretrain --workdir=runs/finetune
+"""
+
+from configs import base, models
+
+
+def get_config(preset: str = "tiny"):
+    config = models.apply(base.get_config(), preset)
+    config.stage = "finetune"
+    config.steps = 600
+    config.model.dropout_rate = 0.1
+    config.data.update(task="docstring_summary", input_length=128, target_length=32, batch_size=32)
+    config.optimizer.update(name="adamw", peak=1e-3, schedule="cosine", warmup=60)
+    config.every.update(log=50, evaluate=200, checkpoint=200)
+    return config

@@ -1,0 +1,196 @@
+"""The door: python -m lm <command>. One sentence for what a user can cause, and a non-zero exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from lm import choose
+
+FLAGS = {  # name: (kind, default or None where it must be given, help)
+    "config": ("config", None, "config file, a preset after a colon; keys as --config.steps=10"),
+    "workdir": ("text", None, "directory of the run: config, logs, checkpoints, results"),
+    "runs": ("text", None, "run folders, separated by commas; patterns as runs/demo/* allowed"),
+    "out": ("text", "", "file to write; empty: standard output (report: <first run>/report.html)"),
+    "title": ("text", "lm", "title of the page"),
+    "text": ("text", "", "one input to answer, instead of --input"),
+    "input": ("text", "", "text file, one input a line; empty: standard input"),
+    "split": ("text", "train", "train or heldout"),
+    "rows": ("integer", 3, "examples to print"),
+    "model": ("flag", False, "print the table of parameters instead of a batch"),
+    "dry_run": ("flag", False, "check and print the resolved config, then stop"),
+}
+
+
+def parse(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
+    """The flags of a command. Raises ValueError, naming the nearest flag or key."""
+    values = flags.FlagValues()
+    for flag in takes:
+        kind, default, text = FLAGS[flag]
+        if kind == "config":
+            config_flags.DEFINE_config_file(flag, None, text, flag_values=values)
+        else:
+            define = {"text": flags.DEFINE_string, "integer": flags.DEFINE_integer}
+            define.get(kind, flags.DEFINE_bool)(flag, default, text, flag_values=values)
+    if {"--help", "-h"} & set(arguments):
+        raise SystemExit(usage(name, takes))
+    # ml_collections reads a config's overrides from sys.argv itself.
+    sys.argv = [sys.argv[0], name, *arguments]
+    try:
+        rest = values([name, *arguments])[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        sentence = " ".join(str(error.args[0] if error.args else error).split())
+        raise ValueError(f"{sentence} (see `python -m lm {name} --help`)") from error
+    if rest:
+        hint = choose.nearest(rest[0].lstrip("-"), takes)
+        raise ValueError(f"`{name}` does not take {rest[0]!r}{hint}; write flags as --flag=value.")
+    for flag in takes:
+        if getattr(values, flag) is None:
+            raise ValueError(f"`{name}` needs --{flag}=...: {FLAGS[flag][2]}.")
+    return values
+
+
+def usage(name: str, takes: tuple[str, ...]) -> str:
+    """The help of one command."""
+    lines = [f"python -m lm {name}: {COMMANDS[name][0].__doc__.strip()}", ""]
+    for flag in takes:
+        kind, default, text = FLAGS[flag]
+        given = "required" if default is None else f"default {default!r}"
+        lines.append(f"  --{flag:<10} {text} ({given})")
+    if "config" in takes:
+        lines += ["", "Every key of a config, its unit and its default: configs/base.py."]
+    return "\n".join(lines)
+
+
+def checked_run(values):
+    """The checked run of --config and --workdir."""
+    from lm import run
+
+    return run.make_run(values.config.to_dict(), values.workdir)
+
+
+def corpus(values) -> None:
+    """Prepare all that training reads: the embedded dataset, the tokenizer, token shards."""
+    from lm import run, sources, tasks
+
+    this = checked_run(values)
+    if tasks.task_named(this.data.task).dataset in sources.EMBEDDED:
+        from lm import pydocs
+
+        print(pydocs.build(sources.root(this.data.dir)))
+    tokens = run.make_tokenizer(this)
+    for examples in run.make_examples(this, tokens):
+        print(examples.directory, json.dumps(examples.manifest["counts"]))
+
+
+def tokenizer(values) -> None:
+    """Train the config's tokenizer on its training split, or find it."""
+    from lm import run
+
+    made = run.make_tokenizer(checked_run(values))
+    print(f"{made.directory}: {made.pieces} pieces + {made.num_sentinels} sentinels = {made.size}")
+
+
+def train(values) -> None:
+    """Train a run to its last update; continues where an earlier call was stopped."""
+    from lm import train
+
+    this = checked_run(values)
+    if values.dry_run:
+        print(json.dumps(this.config, indent=2))
+        return
+    print(f"{this.name}: {json.dumps(train.train(this))}")
+
+
+def evaluate(values) -> None:
+    """Held-out loss, unigram baselines and task scores of a run; writes evaluate.json."""
+    from lm import evaluate
+
+    print(json.dumps(evaluate.evaluate(values.workdir), indent=2))
+
+
+def predict(values) -> None:
+    """Answer inputs with a run's model: one JSON line each, in order."""
+    from lm import evaluate, logs
+
+    if values.text:
+        texts = [values.text]
+    elif values.input:
+        texts = pathlib.Path(values.input).read_text(encoding="utf-8").splitlines()
+    else:
+        texts = sys.stdin.read().splitlines()
+    answers = evaluate.predict(values.workdir, texts)
+    rows = [
+        json.dumps({"inputs": text, "prediction": answer}, ensure_ascii=False) + "\n"
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+    if values.out:
+        logs.write_atomically(values.out, "".join(rows))
+    else:
+        sys.stdout.writelines(rows)
+
+
+def show(values) -> None:
+    """Print a batch as text: what the encoder sees, what the decoder must say."""
+    from lm import show
+
+    this = checked_run(values)
+    print(show.parameters(this) if values.model else show.rows(this, values.split, values.rows))
+
+
+def report(values) -> None:
+    """Turn run folders into one self-contained page of claims, curves, tables and samples."""
+    import glob
+
+    from lm import report
+
+    patterns = values.runs.split(",")
+    folders = [folder for pattern in patterns for folder in sorted(glob.glob(pattern))]
+    runs = [folder for folder in folders if os.path.exists(f"{folder}/config.json")]
+    if not runs:
+        raise ValueError(f"--runs={values.runs} names no run folder (none has a config.json).")
+    out = values.out or f"{runs[0]}/report.html"
+    report.write(runs, out, title=values.title)
+    print(out)
+
+
+COMMANDS = {
+    "corpus": (corpus, ("config", "workdir")),
+    "tokenizer": (tokenizer, ("config", "workdir")),
+    "train": (train, ("config", "workdir", "dry_run")),
+    "evaluate": (evaluate, ("workdir",)),
+    "predict": (predict, ("workdir", "text", "input", "out")),
+    "show": (show, ("config", "workdir", "split", "rows", "model")),
+    "report": (report, ("runs", "out", "title")),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 if it did its work, 2 with one sentence on stderr for a user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print("python -m lm <command> [flags]; each has its own --help\n")
+        print("\n".join(f"  {name:<10} {made[0].__doc__}" for name, made in COMMANDS.items()))
+        return 0
+    try:
+        function, takes = choose.choose(COMMANDS, arguments[0], "the command")
+        function(parse(arguments[0], takes, arguments[1:]))
+    except ValueError as error:
+        print(f"lm: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except SystemExit as stop:
+        print(stop.code)
+        return 0
+    except KeyboardInterrupt:
+        print("\nlm: interrupted; run the same command again to continue.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

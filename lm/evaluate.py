@@ -1,0 +1,179 @@
+"""Held-out loss, baselines and task scores; answers to inputs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import tqdm
+
+from lm import (
+    checkpoints,
+    choose,
+    corpus,
+    logs,
+    metrics,
+    parallel,
+    pipeline,
+    run,
+    sources,
+    steps,
+    tasks,
+    transformer,
+)
+
+
+class HeldOut:
+    """The held-out loss of any parameters: compiled once, called as often as one likes."""
+
+    def __init__(self, this: run.Run, strategy, examples: pipeline.Examples, tokens):
+        model = transformer.Transformer(this.model)
+        text_bytes = tokens.piece_bytes(this.model.vocab_size)
+        plain = steps.LossConfig(z_loss=0.0, smoothing=0.0)
+        loss = steps.make_language_loss(model, plain, text_bytes)
+        self._step = strategy.compile(functools.partial(steps.eval_step, loss=loss))
+        self._strategy, self._examples = strategy, examples
+        self._seed, self._limit = this.config["seed"], this.config["evaluate"]["examples"]
+
+    def batches(self) -> Iterator:
+        """The batches, the same at every call."""
+        return pipeline.heldout_batches(self._examples, self._seed, self._limit)
+
+    def sums(self, params, label: str = "") -> dict[str, float]:
+        """Sums over all held-out examples, each counted once; params as the strategy places them."""
+        total = pipeline.heldout_count(self._examples, self._limit)
+        bar = tqdm.tqdm(self.batches(), total=total, desc=label, disable=None, leave=bool(label))
+        added: dict[str, float] = {}
+        for batch in bar:
+            sums = self._step(params, self._strategy.place_batch(batch))
+            for name, value in jax.device_get(self._strategy.fetch(sums)).items():
+                added[name] = added.get(name, 0.0) + float(value)
+        return added
+
+
+def unigram_baselines(heldout: HeldOut, train_counts: np.ndarray, text_bytes: np.ndarray) -> dict:
+    """What a model without context can reach on the very targets that are scored, in nats per text token.
+
+    unigram_nats: cross-entropy under the training split's frequencies, plus one each.
+    unigram_entropy: the held-out targets' own entropy, below which no unigram model can be.
+    Only ids that stand for text count: not eos, not sentinels.
+    """
+    size = len(text_bytes)
+    found = np.zeros(size)
+    for batch in heldout.batches():
+        found += np.bincount(batch.targets[batch.targets_segment_ids > 0], minlength=size)
+    text = text_bytes > 0
+    found = found[text]
+    known = np.pad(train_counts, (0, size - len(train_counts)))[text] + 1.0
+    share = found / found.sum()
+    present = share > 0
+    return {
+        "unigram_nats": float(-(share * np.log(known / known.sum())).sum()),
+        "unigram_entropy": float(-(share[present] * np.log(share[present])).sum()),
+    }
+
+
+def load_params(this: run.Run, strategy):
+    """(parameters placed by the strategy, step) of the run's newest good checkpoint."""
+    shapes = transformer.shapes(this.model)
+    with checkpoints.Checkpoints(this.workdir / "checkpoints", read_only=True) as saved:
+        params, facts = saved.restore_params(shapes)
+    return strategy.place_state(params), facts["step"]
+
+
+class Answers:
+    """Greedy answers of a run's model to input texts."""
+
+    def __init__(self, this: run.Run, strategy, params, tokens):
+        self._this, self._strategy, self._params, self._tokens = this, strategy, params, tokens
+        self._step = strategy.compile(
+            functools.partial(
+                steps.decode_step,
+                model=transformer.Transformer(this.model),
+                length=this.lengths[1],
+                eos=tokens.eos,
+            )
+        )
+
+    def __call__(self, texts: list[str]) -> list[str]:
+        """The answer to each text, in order; inputs are cut to the model's input_length."""
+        data, answers = self._this.data, []
+        batches = pipeline.input_batches(texts, self._tokens, data.input_length, data.batch_size)
+        total = -(-len(texts) // data.batch_size)
+        for batch in tqdm.tqdm(batches, total=total, desc="decoding", unit="batch", disable=None):
+            rows = self._step(self._params, self._strategy.place_batch(batch))
+            answers += [self._tokens.decode(row) for row in self._strategy.fetch_rows(rows)]
+        return answers[: len(texts)]
+
+
+def task_texts(this: run.Run) -> list[dict[str, str]]:
+    """The held-out pairs of the run's task as texts, whole, at most evaluate.decode of them."""
+    task = tasks.task_named(this.data.task)
+    records = sources.tfds_records(task.dataset, run.splits(this)[1], this.data.dir)
+    limit, pairs = this.config["evaluate"]["decode"] or len(records), []
+    for index in range(len(records)):
+        text = task.to_text(records[index])
+        if text is not None:
+            pairs.append(text)
+        if len(pairs) == limit:
+            break
+    return pairs
+
+
+def score(this: run.Run, strategy, params, tokens) -> tuple[dict[str, float], list[dict]]:
+    """(scores of the task's metrics and of the lead baseline, {inputs, targets, prediction} rows)."""
+    pairs = task_texts(this)
+    answers = Answers(this, strategy, params, tokens)([pair["inputs"] for pair in pairs])
+    references = [pair["targets"] for pair in pairs]
+    words = round(np.mean([len(reference.split()) for reference in references]))
+    leads = [metrics.lead(pair["inputs"].removeprefix("summarize: "), words) for pair in pairs]
+    scores = {"examples": len(pairs)}
+    for name in tasks.task_named(this.data.task).metrics:
+        metric = choose.choose(metrics.METRICS, name, "the task's metric")
+        scores |= metric(answers, references)
+        scores |= {f"lead_{key}": value for key, value in metric(leads, references).items()}
+    rows = [pair | {"prediction": answer} for pair, answer in zip(pairs, answers, strict=True)]
+    return scores, rows
+
+
+def evaluate(workdir) -> dict:
+    """Evaluate a run's newest checkpoint on its held-out split; writes evaluate.json, predictions.jsonl.
+
+    What an earlier call wrote for the same checkpoint is returned as it is.
+    """
+    this = run.read_run(workdir)
+    strategy = parallel.make_strategy(this.parallel)
+    params, step = load_params(this, strategy)
+    path = this.workdir / "evaluate.json"
+    if path.exists() and (done := json.loads(path.read_text()))["step"] == step:
+        return done
+    tokens = run.make_tokenizer(this)
+    _, heldout_examples = run.make_examples(this, tokens)
+    heldout = HeldOut(this, strategy, heldout_examples, tokens)
+    sums = heldout.sums(params, f"held-out loss of {this.name}")
+    figures = {"step": step, **steps.ratios(sums), "tokens": int(sums["weight"])}
+    counts = np.load(this.place("data.shards", "shards") / "train" / corpus.COUNTS)
+    text_bytes = tokens.piece_bytes(this.model.vocab_size)
+    figures |= unigram_baselines(heldout, counts, text_bytes)
+    if tasks.task_named(this.data.task).pairs:
+        scores, rows = score(this, strategy, params, tokens)
+        figures |= scores
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        logs.write_atomically(this.workdir / "predictions.jsonl", lines)
+    figures["command"] = f"python -m lm evaluate --workdir={workdir}"
+    if not math.isfinite(figures["nats"]):
+        raise ValueError(f"the held-out loss of {workdir} at update {step} is not finite.")
+    logs.write_atomically(path, json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def predict(workdir, texts: list[str]) -> list[str]:
+    """The answers of a run's newest checkpoint to these inputs, in order."""
+    this = run.read_run(workdir)
+    strategy = parallel.make_strategy(this.parallel)
+    params, _ = load_params(this, strategy)
+    return Answers(this, strategy, params, run.make_tokenizer(this))(texts)

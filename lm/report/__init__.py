@@ -1,0 +1,24 @@
+"""Run folders to one page: the claims, the curves, the table, samples, and what made each row.
+
+folders    a folder -> Run
+verdicts   runs     -> Claim: does it hold, and by what figures
+page       both     -> one self-contained HTML file
+"""
+
+from __future__ import annotations
+
+from .folders import Run, read_run, read_runs
+from .page import write
+from .verdicts import Claim, claim_distillation, claim_finetuning, claim_pretraining, demo_claims
+
+__all__ = [
+    "Claim",
+    "Run",
+    "claim_distillation",
+    "claim_finetuning",
+    "claim_pretraining",
+    "demo_claims",
+    "read_run",
+    "read_runs",
+    "write",
+]

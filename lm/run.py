@@ -1,0 +1,214 @@
+"""A run: a config, checked, and the workdir that it claims; and what they make: tokenizer, examples.
+
+A workdir holds config.json, run.json, metrics.jsonl, checkpoints/, and, unless the config names
+other places, tokenizer/ and shards/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import pathlib
+
+from lm import (
+    choose,
+    logs,
+    objectives,
+    optimizers,
+    parallel,
+    pipeline,
+    sources,
+    steps,
+    tasks,
+    tokenizer,
+    transformer,
+)
+
+STAGES = {"pretrain": "masked language modelling", "finetune": "a task", "distill": "a teacher"}
+SECTIONS = {
+    "model": transformer.ModelConfig,
+    "data": pipeline.DataConfig,
+    "objective": objectives.ObjectiveConfig,
+    "loss": steps.LossConfig,
+    "optimizer": optimizers.OptimizerConfig,
+    "parallel": parallel.ParallelConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checked config, as plain values in `config` and as frozen dataclasses by section."""
+
+    config: dict
+    workdir: pathlib.Path
+    model: transformer.ModelConfig
+    data: pipeline.DataConfig
+    objective: objectives.ObjectiveConfig
+    loss: steps.LossConfig
+    optimizer: optimizers.OptimizerConfig
+    parallel: parallel.ParallelConfig
+
+    @property
+    def name(self) -> str:
+        """The run's role: config.name, or else its stage."""
+        return self.config["name"] or self.config["stage"]
+
+    def place(self, key: str, default: str) -> pathlib.Path:
+        """The directory that config key "section.key" names, or workdir/default."""
+        section, leaf = key.split(".")
+        named = self.config[section][leaf]
+        return pathlib.Path(named).expanduser() if named else self.workdir / default
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Columns of a batch's inputs and targets, in tokens."""
+        return self.data.lengths(self.objective)
+
+
+def make_run(config: dict, workdir) -> Run:
+    """Check a config, before any device, file or minute is spent.
+
+    config: nested dict, all keys of configs/base.py.
+    Raises ValueError: one sentence with the value, the bound and the cure.
+    """
+    known = {**SECTIONS, "every": None, "evaluate": None, "teacher": None, "tokenizer": None}
+    sections = {name: make(**config[name]) for name, make in known.items() if make}
+    run = Run(config, pathlib.Path(workdir), **sections)
+    choose.choose(STAGES, config["stage"], "stage")
+    for key, least in _least_values(config):
+        section, _, leaf = key.rpartition(".")
+        value = config[section][leaf] if section else config[key]
+        if value < least:
+            raise ValueError(f"{key}={value} is too small; use {least} or more.")
+    if config["stage"] == "distill" and not config["teacher"]["workdir"]:
+        raise ValueError("stage='distill' needs a teacher; set --config.teacher.workdir=<its run>.")
+    if config["stage"] != "distill" and config["teacher"]["workdir"]:
+        raise ValueError(
+            f"teacher.workdir={config['teacher']['workdir']!r} has no use in "
+            f"stage={config['stage']!r}; use stage='distill' or leave it empty."
+        )
+    if config["stage"] == "distill" and config["init_from"]:
+        raise ValueError(
+            f"init_from={config['init_from']!r} and teacher.init both say where the student "
+            f"starts; leave init_from empty."
+        )
+    _check_vocabulary(run)
+    return run
+
+
+def _least_values(config: dict):
+    yield from (("steps", 1), ("seed", 0), ("keep", 2))
+    yield from ((f"every.{key}", 1) for key in config["every"])
+    yield from (("evaluate.examples", 0), ("evaluate.decode", 0), ("tokenizer.documents", 1))
+    yield from (("tokenizer.pieces", 1), ("tokenizer.num_sentinels", 1))
+
+
+def _check_vocabulary(run: Run) -> None:
+    """The tokenizer that is there, or that the config would make, fits model and objective."""
+    directory = tokenizer_dir(run)
+    if (directory / tokenizer.FACTS).exists():
+        facts = tokenizer.read(directory)[1]
+    elif (
+        directory == run.place("tokenizer.dir", "tokenizer") and not run.config["tokenizer"]["dir"]
+    ):
+        facts = run.config["tokenizer"]
+    else:
+        tokenizer.read(directory)
+    pieces, sentinels = facts["pieces"], facts["num_sentinels"]
+    if run.model.vocab_size < pieces + sentinels:
+        raise ValueError(
+            f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {pieces} "
+            f"pieces + {sentinels} sentinels; use {tokenizer.padded_rows(pieces + sentinels)}."
+        )
+    if not tasks.task_named(run.data.task).pairs:
+        objectives.check_sentinels(run.objective, run.data.input_length, sentinels)
+
+
+def read_run(workdir) -> Run:
+    """The run that a workdir holds, checked again."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise ValueError(
+            f"{workdir} holds no run (no config.json); train one with --workdir={workdir}."
+        )
+    return make_run(json.loads(path.read_text()), workdir)
+
+
+def differences(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
+    """Dotted keys, with both values, in which two nested configs differ."""
+    found = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} (here {a!r}, there {b!r})")
+    return found
+
+
+def claim(run: Run) -> None:
+    """Write config.json, or check that the workdir is this very run's.
+
+    Raises ValueError naming the keys that differ.
+    """
+    path = run.workdir / "config.json"
+    if path.exists():
+        differing = differences(run.config, json.loads(path.read_text()))
+        if differing:
+            raise ValueError(
+                f"{run.workdir} holds a run with another config: {', '.join(differing)}; use "
+                f"another --workdir, or the config it was made with to continue it."
+            )
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    logs.write_atomically(path, json.dumps(run.config, indent=2) + "\n")
+
+
+def tokenizer_dir(run: Run) -> pathlib.Path:
+    """Where the run's tokenizer is or will be: named, its origin's, or its own."""
+    origin = run.config["init_from"] or run.config["teacher"]["workdir"]
+    if origin and not run.config["tokenizer"]["dir"]:
+        return tokenizer_dir(read_run(origin))
+    return run.place("tokenizer.dir", "tokenizer")
+
+
+def splits(run: Run) -> tuple[str, str]:
+    """The TFDS splits to train on and to hold out."""
+    dataset = tasks.task_named(run.data.task).dataset
+    return sources.held_out(dataset, run.data.train, run.data.heldout, run.data.dir)
+
+
+def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
+    """The run's tokenizer, trained on its training split where there is none yet."""
+    directory = tokenizer_dir(run)
+    options = dict(run.config["tokenizer"])
+    if (directory / tokenizer.FACTS).exists() or options.pop("dir"):
+        return tokenizer.Tokenizer(directory)
+    task = tasks.task_named(run.data.task)
+    records = sources.tfds_records(task.dataset, splits(run)[0], run.data.dir)
+    count = min(options.pop("documents"), len(records))
+    return tokenizer.train(_Texts(task, records, count), directory, **options)
+
+
+class _Texts:
+    """The texts of the first `count` records, with a length, so that reading them shows an ETA."""
+
+    def __init__(self, task, records, count: int):
+        self.task, self.records, self.count = task, records, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        texts = (self.task.to_text(self.records[i]) or {} for i in range(self.count))
+        return itertools.chain.from_iterable(text.values() for text in texts)
+
+
+def make_examples(run: Run, tokens: tokenizer.Tokenizer) -> tuple[pipeline.Examples, ...]:
+    """(training examples, held-out examples), their shards prepared where they are not yet."""
+    shards = run.place("data.shards", "shards")
+    made = (
+        pipeline.make_examples(run.data, run.objective, tokens, split, shards / name)
+        for name, split in zip(("train", "heldout"), splits(run), strict=True)
+    )
+    return tuple(made)

@@ -1,0 +1,303 @@
+"""Text to token ids and back: a SentencePiece unigram model and the sentinels above it.
+
+  id       0    1    2     3 .. 258         259 .. pieces - 1   pieces .. size - 1
+  stands   pad  eos  unk   the 256 bytes    learnt pieces       sentinels: the last is sentinel 0
+
+Three numbers, never to be confused: `pieces`, `size` = pieces + num_sentinels, and the rows of the
+embedding, padded_rows(size). For T5 they are 32000, 32100 and 32128.
+
+Nothing is lost: what has no piece of its own is spelt in bytes, and under normalization="identity"
+newlines, runs of spaces and braces survive. No space is put before a text (T5's pieces have one),
+so that the pieces stand for the bytes of the text and for nothing else; bits per byte are exact.
+A piece holds newlines at its start or not at all, so that no word is glued to the end of a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import random
+import re
+import sys
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tqdm
+
+from lm import choose
+
+PAD, EOS, UNK = 0, 1, 2
+NUM_THREADS = 16  # of training; a constant, since the model depends on it in the last bits
+CHUNK = 1000  # characters; SentencePiece silently drops what is longer than its maximum
+MODEL, FACTS = "tokenizer.model", "tokenizer.json"
+
+NORMALIZATIONS = {
+    "identity": dict(
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,  # indentation is a few tokens, not one a space
+    ),
+    "nmt_nfkc": dict(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True),
+}
+
+SURROGATES = re.compile("[\ud800-\udfff]")  # no UTF-8 exists for one, so SentencePiece raises
+LINES = re.compile(rf"\n{{0,8}}(?:[^\n]{{1,{CHUNK}}}(?= |\n|$)|[^\n]{{1,{CHUNK}}})")
+SKIPPED = str.maketrans({"\0": " ", "\u2585": " "})  # training drops a chunk that has one
+
+
+def padded_rows(size: int, multiple: int = 128) -> int:
+    """The rows of an embedding for `size` ids: the next multiple, which splits over devices."""
+    return -(-size // multiple) * multiple
+
+
+# Training. -----------------------------------------------------------------------------------
+
+
+def train(
+    texts: Iterable[str],
+    directory: str | os.PathLike,
+    *,
+    pieces: int = 32_000,
+    num_sentinels: int = 100,
+    normalization: str = "identity",
+    character_coverage: float = 0.9995,
+    max_chunks: int = 2_000_000,
+) -> Tokenizer:
+    """Fit a unigram model to `texts` and write it; the same texts give the same bytes.
+
+    pieces: ids of the model, 3 special ones and 256 bytes included. num_sentinels: ids above them.
+    normalization: a key of NORMALIZATIONS. character_coverage: the share of characters that get a
+    piece; the rest is spelt in bytes. max_chunks: lines to learn from, each of at most CHUNK
+    characters; of more, a sample in which all are equally likely (about 1 kB of memory each).
+    Writes tokenizer.model and tokenizer.json into `directory`, each whole or not at all.
+    Raises ValueError if the texts are too few for `pieces`, or `pieces` too few for the texts.
+    Source: Kudo 2018, arXiv:1804.10959; Kudo and Richardson 2018, arXiv:1808.06226.
+    """
+    options = choose.choose(NORMALIZATIONS, normalization, "tokenizer.normalization")
+    for name, value, least in [("num_sentinels", num_sentinels, 0), ("max_chunks", max_chunks, 1)]:
+        if value < least:
+            raise ValueError(f"tokenizer.{name}={value} is below {least}; use {least} or more.")
+    if not 0 < character_coverage <= 1:
+        raise ValueError(
+            f"tokenizer.character_coverage={character_coverage} is not a share in (0, 1]; use "
+            f"0.9995, or 0.99999 for many languages."
+        )
+    # Read in full before SentencePiece starts: it would turn an error of the source, and even the
+    # user's interrupt, into a RuntimeError of its own.
+    progress = tqdm.tqdm(texts, desc="reading texts", unit="text", disable=None)
+    chunks = sample((chunk for text in progress for chunk in chunks_of(text)), max_chunks)
+    print(f"fitting {pieces:,} pieces to {len(chunks):,} lines", file=sys.stderr, flush=True)
+    model = fit(chunks, pieces=pieces, character_coverage=character_coverage, **options)
+
+    facts = {
+        "pieces": pieces,
+        "num_sentinels": num_sentinels,
+        "normalization": normalization,
+        "fingerprint": fingerprint(model, num_sentinels),
+        "training": {
+            "character_coverage": character_coverage,
+            "characters": sum(map(len, chunks)),
+            "lines": len(chunks),
+            "num_threads": NUM_THREADS,
+        },
+    }
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    # The facts come last and hold the fingerprint: a crash in between is found when loading.
+    write_whole(directory / MODEL, model)
+    write_whole(directory / FACTS, json.dumps(facts, indent=2).encode() + b"\n")
+    return Tokenizer(directory)
+
+
+def chunks_of(text: str) -> Iterator[str]:
+    """The lines of a text, each with the newlines before it, cut at spaces to CHUNK characters."""
+    for chunk in LINES.findall(SURROGATES.sub("\ufffd", text).translate(SKIPPED)):
+        if not chunk.isspace():
+            yield chunk
+
+
+def sample(items: Iterable[str], count: int) -> list[str]:
+    """`count` of the items, every subset equally likely and always the same; all if fewer.
+
+    SentencePiece samples too, but otherwise in every process.
+    Source: Vitter 1985, algorithm R.
+    """
+    kept, generator = [], random.Random(0)
+    for seen, item in enumerate(items):
+        if seen < count:
+            kept.append(item)
+        elif (place := generator.randrange(seen + 1)) < count:
+            kept[place] = item
+    return kept
+
+
+def fit(chunks: list[str], *, pieces: int, **options) -> bytes:
+    """The trained model's bytes. Raises ValueError where `pieces` and the chunks do not agree."""
+    import sentencepiece
+
+    if not chunks:
+        raise ValueError("the texts are empty, with no line to learn pieces from; give more text.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(chunks),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=pieces,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNK,
+            bos_id=-1,
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            required_chars="▁\n",  # or in a corpus without a space, ▁ itself is spelt in bytes
+            max_sentence_length=4 * (CHUNK + 8),  # bytes
+            num_threads=NUM_THREADS,
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as error:
+        raise ValueError(pieces_advice(str(error), pieces)) from error
+    return model.getvalue()
+
+
+def pieces_advice(error: str, pieces: int) -> str:
+    """SentencePiece's complaint about the number of pieces as one sentence with the cure."""
+    if found := re.search(r"too high .* <= (\d+)", error):
+        most = found[1]
+        return (
+            f"tokenizer.pieces={pieces} is more than these texts support, {most}; use more text, "
+            f"or --config.tokenizer.pieces={most}."
+        )
+    if found := re.search(r"required_chars. \d+ vs (\d+)", error):
+        least = found[1]
+        return (
+            f"tokenizer.pieces={pieces} cannot hold the bytes and characters of these texts, "
+            f"{least}; use --config.tokenizer.pieces={least} or more, or a lower "
+            f"tokenizer.character_coverage."
+        )
+    return f"SentencePiece refused tokenizer.pieces={pieces} ({error}); use 1000 or more."
+
+
+def fingerprint(model: bytes, num_sentinels: int) -> str:
+    """sha256 of all that decides the ids of a text, in hexadecimal."""
+    return hashlib.sha256(model + b"%d" % num_sentinels).hexdigest()
+
+
+def write_whole(path: pathlib.Path, data: bytes) -> None:
+    """Write a file that appears complete or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+# Use. ----------------------------------------------------------------------------------------
+
+
+class Tokenizer:
+    """A trained tokenizer, read from its directory; pickled, it is that directory's name.
+
+    pad, eos, unk: ids. pieces: ids of the SentencePiece model. size: pieces + num_sentinels.
+    normalization: a key of NORMALIZATIONS. fingerprint: two tokenizers that agree on it give the
+    same ids.
+    Raises ValueError if a file is missing or damaged.
+    """
+
+    pad, eos, unk = PAD, EOS, UNK
+
+    def __init__(self, directory: str | os.PathLike):
+        import sentencepiece
+
+        self.directory = pathlib.Path(directory).absolute()
+        model, facts = read(self.directory)
+        self._spm = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.pieces = self._spm.vocab_size()
+        self.num_sentinels = facts["num_sentinels"]
+        self.normalization = facts["normalization"]
+        self.size = self.pieces + self.num_sentinels
+        self.fingerprint = facts["fingerprint"]
+        self._bytes = [self._bytes_of(piece) for piece in range(self.pieces)]
+        names = [b"<extra_id_%d>" % k for k in reversed(range(self.num_sentinels))]
+        self._shown = self._bytes + names
+        self._shown[UNK] = "\ufffd".encode()
+
+    def __reduce__(self):
+        return Tokenizer, (self.directory,)
+
+    def _bytes_of(self, piece: int) -> bytes:
+        """The UTF-8 that a piece stands for: none for pad, eos and unk."""
+        name = self._spm.id_to_piece(piece)
+        if self._spm.is_byte(piece):
+            return bytes([int(name[3:5], 16)])  # "<0x0A>"
+        return b"" if piece in (PAD, EOS, UNK) else name.replace("▁", " ").encode()
+
+    def sentinel(self, k: int = 0) -> int:
+        """The id of sentinel k: descending from the highest id, as in T5 (32099, 32098, ..).
+
+        Raises ValueError if there is no sentinel k: its id would be an ordinary piece's.
+        """
+        if not 0 <= k < self.num_sentinels:
+            raise ValueError(
+                f"sentinel {k} is beyond the tokenizer's num_sentinels={self.num_sentinels}; train "
+                f"it with --config.tokenizer.num_sentinels={k + 1} or more."
+            )
+        return self.size - 1 - k
+
+    def normalise(self, text: str) -> str:
+        """The text as the model sees it: decode(encode(text)) is this, for any text.
+
+        Under "identity" only lone surrogates (to U+FFFD) and U+2581 (to a space) change.
+        """
+        return self._spm.normalize(SURROGATES.sub("\ufffd", text)).replace("▁", " ")
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids without eos: int32[L]. What looks like a special token is spelt as ordinary text."""
+        return self._spm.encode_as_numpy(SURROGATES.sub("\ufffd", text))
+
+    def decode(self, ids) -> str:
+        """The text of int[L], any ids: a model's too.
+
+        pad and eos vanish, sentinel k reads <extra_id_k>, an embedding row without an id reads
+        <unused_N>, and bytes that are no UTF-8 become U+FFFD.
+        """
+        shown, size = self._shown, self.size
+        ids = np.asarray(ids).tolist()
+        parts = [shown[i] if 0 <= i < size else b"<unused_%d>" % i for i in ids]
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def piece_bytes(self, rows: int) -> np.ndarray:
+        """How many UTF-8 bytes of text each of `rows` ids stands for: int32[rows].
+
+        The sum over encode(text) is len(normalise(text).encode()). Special ids, sentinels and
+        rows without an id stand for none.
+        Raises ValueError if rows < size.
+        """
+        if rows < self.size:
+            raise ValueError(
+                f"rows={rows} is fewer than the tokenizer's {self.size} ids; use "
+                f"{padded_rows(self.size)}."
+            )
+        lengths = np.zeros(rows, np.int32)
+        lengths[: self.pieces] = [len(data) for data in self._bytes]
+        return lengths
+
+
+def read(directory: pathlib.Path) -> tuple[bytes, dict]:
+    """A tokenizer's model and facts, checked. Raises ValueError if missing or damaged."""
+    cure = "make it with `python -m lm tokenizer --config=...`."
+    try:
+        model = (directory / MODEL).read_bytes()
+        facts = json.loads((directory / FACTS).read_bytes())
+        sound = fingerprint(model, facts["num_sentinels"]) == facts["fingerprint"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"there is no tokenizer in {directory}; {cure}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory / FACTS} is damaged ({error}); {cure}") from error
+    if not sound:
+        raise ValueError(
+            f"{MODEL} and {FACTS} in {directory} do not belong together or are damaged; {cure}"
+        )
+    return model, facts

@@ -1,0 +1,230 @@
+"""The only loop: pre-training, fine-tuning and distillation differ in loss and data, nothing else."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+
+from lm import (
+    batch,
+    checkpoints,
+    choose,
+    distill,
+    evaluate,
+    logs,
+    optimizers,
+    parallel,
+    pipeline,
+    run,
+    steps,
+    transformer,
+)
+
+
+def language_loss(this: run.Run, text_bytes):
+    """Cross-entropy; no teacher."""
+    return steps.make_language_loss(transformer.Transformer(this.model), this.loss, text_bytes)
+
+
+def distillation_loss(this: run.Run, text_bytes):
+    """Cross-entropy mixed with the teacher's distributions."""
+    teacher = transformer.Transformer(run.read_run(this.config["teacher"]["workdir"]).model)
+    model = transformer.Transformer(this.model)
+    return distill.make_distillation_loss(model, this.loss, text_bytes, teacher)
+
+
+LOSSES = {"pretrain": language_loss, "finetune": language_loss, "distill": distillation_loss}
+
+
+def load_origin(workdir: str, tokens) -> tuple[run.Run, dict]:
+    """(run, parameters) of a finished or running workdir that uses these very tokens."""
+    origin = run.read_run(workdir)
+    theirs = run.make_tokenizer(origin)
+    if theirs.fingerprint != tokens.fingerprint:
+        raise ValueError(
+            f"{workdir} was trained with another tokenizer ({theirs.directory}) than this run's "
+            f"({tokens.directory}); leave --config.tokenizer.dir empty to use its own."
+        )
+    with checkpoints.Checkpoints(origin.workdir / "checkpoints", read_only=True) as saved:
+        return origin, saved.restore_params(transformer.shapes(origin.model))[0]
+
+
+def first_params(this: run.Run, tokens) -> tuple[dict | None, dict | None]:
+    """(parameters to start from or None for random ones, the teacher's parameters or None)."""
+    config = this.config
+    if config["stage"] == "distill":
+        teacher, params = load_origin(config["teacher"]["workdir"], tokens)
+        init = distill.init_student(config["teacher"]["init"], params, teacher.model, this.model)
+        return init, params
+    if not config["init_from"]:
+        return None, None
+    origin, params = load_origin(config["init_from"], tokens)
+    for field in ("d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):
+        _same(field, this, origin)
+    for field in ("num_encoder_layers", "num_decoder_layers", "activation", "head"):
+        _same(field, this, origin)
+    return params, None
+
+
+def _same(field: str, this: run.Run, origin: run.Run) -> None:
+    ours, theirs = getattr(this.model, field), getattr(origin.model, field)
+    if ours != theirs:
+        raise ValueError(
+            f"model.{field}={ours!r} differs from the {theirs!r} of init_from={origin.workdir}; "
+            f"use the same model."
+        )
+
+
+def train(this: run.Run, devices=None) -> dict[str, float]:
+    """Train a run to its last update, from its newest checkpoint if it has one.
+
+    devices: jax devices, all local ones by default. Returns the last held-out figures.
+    Raises ValueError for what a user can cause, and when the loss is no longer finite.
+    """
+    strategy = parallel.make_strategy(this.parallel, devices)
+    parallel.check_batch(this.data.batch_size, strategy.shards, this.parallel.micro_batches)
+    run.claim(this)
+    tokens = run.make_tokenizer(this)
+    train_examples, heldout_examples = run.make_examples(this, tokens)
+    text_bytes = tokens.piece_bytes(this.model.vocab_size)
+    optimizer, rate = optimizers.make_optimizer(this.optimizer, this.config["steps"])
+    loss = choose.choose(LOSSES, this.config["stage"], "stage")(this, text_bytes)
+    step = functools.partial(
+        steps.train_step,
+        loss=loss,
+        optimizer=optimizer,
+        seed=this.config["seed"],
+        micro_batches=this.parallel.micro_batches,
+    )
+    model = transformer.Transformer(this.model)
+    make_state = lambda params: steps.init_state(model, optimizer, this.config["seed"], params)
+    facts = {"config": this.config, "tokenizer": tokens.fingerprint}
+    facts["data"] = train_examples.manifest["files"]
+    directory = this.workdir / "checkpoints"
+    with checkpoints.Checkpoints(directory, keep=this.config["keep"]) as saved:
+        shapes = jax.eval_shape(make_state, transformer.shapes(this.model))
+        restored = saved.restore(strategy.abstract(shapes))
+        if restored and int(restored[0].step) >= this.config["steps"]:
+            return _last_heldout(this)
+        init, teacher = first_params(this, tokens)
+        if restored:
+            state, stored = restored
+            _check_facts(facts, stored, directory)
+        else:
+            state = make_state(init)
+            logs.write_manifest(this.workdir, _facts_of(this, strategy, train_examples))
+        loop = Loop(
+            this,
+            strategy,
+            compiled=strategy.compile(step, donate=True),
+            teacher=None if teacher is None else strategy.place_state(teacher),
+            heldout=evaluate.HeldOut(this, strategy, heldout_examples, tokens),
+            rate=rate,
+        )
+        return loop.run(strategy.place_state(state), int(state.step), train_examples, saved, facts)
+
+
+def _check_facts(ours: dict, stored: dict, directory) -> None:
+    for key in ("config", "tokenizer", "data"):
+        if ours[key] != stored[key]:
+            raise ValueError(
+                f"the checkpoints in {directory} were made with another {key}; continue them with "
+                f"the one they were made with, or use another --workdir."
+            )
+
+
+def _facts_of(this: run.Run, strategy, examples: pipeline.Examples) -> dict:
+    return {
+        "stage": this.config["stage"],
+        "params": transformer.parameter_count(this.model),
+        "devices": [str(device.device_kind) for device in strategy.devices],
+        "data": examples.manifest["identity"] | examples.manifest["counts"],
+        "flops_per_step": step_flops(this),
+        "tokens_per_step": this.data.batch_size * sum(this.lengths),
+    }
+
+
+def step_flops(this: run.Run) -> int:
+    """Model FLOPs of one update: forward and backward, and the teacher's forward pass."""
+    inputs, targets = this.lengths
+    flops = 3 * transformer.forward_flops(this.model, inputs, targets)
+    if this.config["stage"] == "distill":
+        teacher = run.read_run(this.config["teacher"]["workdir"]).model
+        flops += transformer.forward_flops(teacher, inputs, targets)
+    return flops * this.data.batch_size
+
+
+def _last_heldout(this: run.Run) -> dict[str, float]:
+    rows = logs.read(this.workdir / logs.METRICS)
+    return next((row for row in reversed(rows) if row["split"] == "heldout"), {})
+
+
+class Loop:
+    """Updates from one step to the last, with logs, held-out losses and checkpoints on the way."""
+
+    def __init__(self, this: run.Run, strategy, *, compiled, teacher, heldout, rate):
+        self.this, self.strategy, self.compiled = this, strategy, compiled
+        self.teacher, self.heldout, self.rate = teacher, heldout, rate
+        self.every, self.steps = this.config["every"], this.config["steps"]
+
+    def run(self, state, start: int, examples, saved, facts: dict) -> dict[str, float]:
+        """Returns the last held-out figures; the last state is on disk."""
+        batches = pipeline.train_batches(examples, self.this.config["seed"], start=start)
+        meter = logs.Meter(
+            flops_per_step=step_flops(self.this),
+            tokens_per_step=self.this.data.batch_size * sum(self.this.lengths),
+            peak_flops=logs.peak_flops(self.strategy.devices),
+        )
+        unread, figures = [], {}
+        with logs.Logs(
+            self.this.workdir, self.steps, name=self.this.name, resume_step=start
+        ) as log:
+            for number in range(start + 1, self.steps + 1):
+                placed = self.strategy.place_batch(batch.Batch(*next(batches)))
+                state, sums = self.compiled(state, placed, self.teacher)
+                unread.append(sums)
+                due = self._due(number, start)
+                if due:
+                    shown = self._read(unread, number)
+                    unread = []
+                if "log" in due:
+                    log.write(number, "train", shown | meter.rates(number))
+                    log.advance(number, shown)
+                elif not number % 10:
+                    log.advance(number)
+                if "evaluate" in due:
+                    sums = self.heldout.sums(state.params)
+                    figures = steps.ratios(sums)
+                    log.write(number, "heldout", figures)
+                if "checkpoint" in due:
+                    position = {"next_index": number}
+                    saved.save(self.strategy.fetch(state), facts | {"position": position})
+                if due - {"log"}:
+                    meter.start(number)
+            saved.wait()
+        return figures
+
+    def _due(self, number: int, start: int) -> set[str]:
+        """What follows this update: at its multiples, after the last, and a log after the first."""
+        due = {what for what, every in self.every.items() if number % every == 0}
+        if number == self.steps:
+            due = set(self.every)
+        if number == start + 1 or due:
+            due.add("log")
+        return due
+
+    def _read(self, unread: list[dict], number: int) -> dict[str, float]:
+        """The figures of the updates since the last look; the only wait for the devices."""
+        fetched = [jax.device_get(self.strategy.fetch(sums)) for sums in unread]
+        added = {name: float(sum(sums[name] for sums in fetched)) for name in fetched[0]}
+        norm = float(fetched[-1]["gradient_norm"])
+        figures = steps.ratios(added) | {"gradient_norm": norm}
+        if not (math.isfinite(figures["loss"]) and math.isfinite(norm)):
+            raise ValueError(
+                f"the loss is {figures['loss']} and the gradient's norm {norm} at update {number}; "
+                f"lower optimizer.peak={self.this.optimizer.peak} or raise optimizer.warmup; the "
+                f"last checkpoint in {self.this.workdir} is from before."
+            )
+        return figures | {"learning_rate": float(self.rate(number - 1))}

@@ -1,0 +1,331 @@
+"""Laws of the report: it loads nothing, invents nothing, and says plainly what does not hold."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import math
+import re
+import statistics
+
+import pytest
+
+from lm import report
+
+HOSTILE = "<script>alert('&')</script>\"'\u202e\x85\u2028\ud800 {title} {0} %s"
+
+
+def run_folder(root, name, *, role="pretrain", seed=0, scores=None, samples=(), **more):
+    """A run folder as training and evaluation leave it."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    stage = {"scratch": "finetune", "alone": "finetune"}.get(role, role)
+    config = {"stage": stage, "name": role, "seed": seed, "steps": 20, **more.get("config", {})}
+    manifest = {"command": f"python -m lm train --workdir={name}", "params": 1234, "commit": "f00d"}
+    rows = [
+        {"step": 10, "split": "train", "loss": 5.0, "nats": 5.0},
+        {"step": 10, "split": "heldout", "nats": 5.25},
+        {
+            "step": 20,
+            "split": "train",
+            "nats": 4.0,
+            "tokens_per_second": 100.0,
+            "step_seconds": 2.0,
+        },
+    ]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "run.json").write_text(json.dumps(manifest | more.get("manifest", {})))
+    lines = "".join(json.dumps(row) + "\n" for row in more.get("rows", rows))
+    (folder / "metrics.jsonl").write_text(lines)
+    if scores is not None:
+        command = {"command": f"python -m lm evaluate --workdir={name}"}
+        (folder / "evaluate.json").write_text(json.dumps({"step": 20, **command, **scores}))
+    if samples:
+        lines = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in samples)
+        (folder / "predictions.jsonl").write_text(lines)
+    return folder
+
+
+def scored(nats, **more):
+    return {"nats": nats, "tokens": 50, **more}
+
+
+def page_of(folders, root, **options):
+    report.write(folders, root / "out" / "report.html", title="lm", **options)
+    return (root / "out" / "report.html").read_text("utf-8")
+
+
+@pytest.fixture
+def out(tmp_path):
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+class Parsed(html.parser.HTMLParser):
+    """The tags, attributes and text of a page; complains of tags that do not nest."""
+
+    VOID = {"meta", "br", "use"}
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def demo(out):
+    """Three seeds of the five roles, all evaluated."""
+    folders = []
+    for i, role in enumerate(("pretrain", "finetune", "scratch", "distill", "alone")):
+        for seed in range(3):
+            nats = 2.0 + i + seed / 8 + 1 / 3
+            scores = scored(nats, bits_per_byte=nats / 7, text_nats=nats / 3, unigram_nats=6.5)
+            if role != "pretrain":
+                scores |= {f"rouge{n}": 30 / nats + j for j, n in enumerate("12L")}
+                scores |= {f"lead_rouge{n}": 20.125 + j for j, n in enumerate("12L")}
+            asked = [
+                {"inputs": f"body {k}", "targets": f"gold {k}", "prediction": f"{role} says {k}"}
+                for k in range(9)
+            ]
+            samples = asked if role != "pretrain" else ()
+            folders.append(
+                run_folder(
+                    out, f"{role}{seed}", role=role, seed=seed, scores=scores, samples=samples
+                )
+            )
+    return folders
+
+
+def test_the_page_loads_nothing_and_runs_nothing(demo, out):
+    page = page_of(demo, out)
+    parsed = Parsed(page)
+    assert not {"script", "link", "img", "iframe", "object", "base", "form"} & set(parsed.tags)
+    for name, value in parsed.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "xlink:href", "action", "data"):
+            assert value.startswith("#")
+    assert "://" not in page
+    assert "@import" not in page
+    assert set(re.findall(r"url\((.)", page)) <= {"#"}
+
+
+def test_the_same_folders_give_the_same_page(demo, out):
+    assert page_of(demo, out) == page_of(demo, out)
+
+
+def cells(page):
+    """{row heading: {column heading: exact value}} of the results table."""
+    table = page[page.index("<table>") : page.index("</table>")]
+    heads = re.findall(r"<th scope=col>(.*?)</th>", table)
+    rows = {}
+    for row in re.findall(r"<tr[^>]*><th scope=row>.*?</tr>", table):
+        label = re.search(r"<th scope=row>(.*?)</th>", row).group(1)
+        values = [re.search(r'value="(.*?)"', cell) for cell in re.findall(r"<td>(.*?)</td>", row)]
+        exact = [float(found.group(1)) if found else None for found in values]
+        rows[label] = dict(zip(heads[1:], exact, strict=True))
+    return rows
+
+
+HEADINGS = {
+    "nats": "nats per token",
+    "bits_per_byte": "bits per byte",
+    "text_nats": "nats per text token",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
+
+
+def test_every_figure_of_the_table_is_that_of_the_folder(demo, out):
+    rows = cells(page_of(demo, out))
+    for folder in demo:
+        scores = json.loads((folder / "evaluate.json").read_text())
+        row = rows[f"{folder.name[:-1]}, seed {folder.name[-1]}"]
+        for key, heading in HEADINGS.items():
+            assert row[heading] == scores.get(key)
+        assert (row["parameters"], row["updates"], row["tokens per second"]) == (1234, 20, 100)
+    assert rows["unigram model (pretrain, finetune, scratch, distill, alone)"] == {
+        **dict.fromkeys(rows["pretrain, seed 0"]),
+        "nats per text token": 6.5,
+    }
+    lead = rows["lead baseline (finetune, scratch, distill, alone)"]
+    assert [lead[f"ROUGE-{n}"] for n in "12L"] == [20.125, 21.125, 22.125]
+    assert len(rows) == len(demo) + 2
+
+
+def test_a_figure_is_shown_to_four_places(out):
+    page = page_of([run_folder(out, "a", scores=scored(2.34567))], out)
+    assert '<data value="2.34567">2.346</data>' in page
+
+
+def test_hostile_text_is_only_text(out):
+    samples = [{"inputs": HOSTILE, "targets": HOSTILE, "prediction": HOSTILE}]
+    folder = run_folder(
+        out,
+        "a",
+        role=HOSTILE,
+        scores=scored(1.0, command=HOSTILE),
+        samples=samples,
+        config={"note": HOSTILE},
+        manifest={"command": HOSTILE, "commit": HOSTILE, "versions": {HOSTILE: HOSTILE}},
+    )
+    claim = report.Claim(HOSTILE, HOSTILE, True, (0,), (1.0,), (2.0,))
+    report.write([folder], out / "out" / "report.html", title=HOSTILE, claims=[claim])
+    page = (out / "out" / "report.html").read_text("utf-8")
+    parsed = Parsed(page)
+    assert "script" not in parsed.tags
+    assert "<script" not in page
+    assert "".join(parsed.text).count("<script>alert('&')</script>") >= 11
+
+
+def test_samples_stand_beside_the_reference_and_each_model(demo, out):
+    page = page_of(demo, out)
+    samples = page[page.index("<section id=samples>") : page.index("<section id=rows>")]
+    first = samples[: samples.index("</article>")]
+    labels = re.findall(r"<h4>(.*?)</h4>", first)
+    assert labels == ["reference"] + [
+        f"{r}, seed 0" for r in ("finetune", "scratch", "distill", "alone")
+    ]
+    for text in ("body 0", "gold 0", "finetune says 0", "alone says 0"):
+        assert text in first
+    assert samples.count("<article") == 5
+
+
+def test_long_texts_are_abridged_and_say_so(out):
+    samples = [{"inputs": "word " * 500, "targets": "t", "prediction": "p"}]
+    page = page_of([run_folder(out, "a", samples=samples)], out)
+    assert "word […]" in page
+    assert "word " * 100 not in page
+
+
+def test_each_row_has_its_commands_and_its_config(demo, out):
+    page = page_of(demo, out)
+    for folder in demo:
+        assert f"python -m lm train --workdir={folder.name}\n" in page
+        assert f"python -m lm evaluate --workdir={folder.name}<" in page
+    assert page.count("<details>") == len(demo)
+    assert page.count("commit f00d") == len(demo)
+
+
+def test_runs_of_one_panel_share_a_figure(demo, out):
+    page = page_of(demo, out)
+    labels = re.findall(r'aria-label="(.*?): loss', page)
+    assert labels == ["Pre-training", "Fine-tuning", "Distillation"]
+    assert page.count("<svg") == 3
+    assert page.count("var(--c1)") > 2
+
+
+def test_a_run_that_is_not_evaluated_still_has_a_page(out):
+    folder = run_folder(out, "wiki", role="", config={"stage": "pretrain"})
+    page = page_of([folder], out)
+    assert "One training run" in page
+    assert cells(page)["pretrain, seed 0"]["updates"] == 20
+    assert "<section id=claims>" not in page
+    assert "<section id=samples>" not in page
+
+
+def test_a_run_that_has_just_begun_still_has_a_page(out):
+    page = page_of([run_folder(out, "a", rows=[])], out)
+    assert cells(page)["pretrain, seed 0"]["updates"] == 0
+    assert "<svg" not in page
+
+
+def test_a_torn_log_and_a_diverged_run_are_reported(out):
+    rows = [
+        {"step": s, "split": "train", "nats": v} for s, v in ((1, 3.0), (2, "NaN"), (3, "Infinity"))
+    ]
+    folder = run_folder(out, "a", rows=rows, scores=scored(math.inf))
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "na')
+    page = page_of([folder], out)
+    assert report.read_run(folder).rows[-1]["step"] == 3
+    assert cells(page)["pretrain, seed 0"]["nats per token"] == math.inf
+
+
+def test_training_time_counts_each_update_once_at_its_step_time(out):
+    def row(step, **more):
+        return {"step": step, "split": "train", **more}
+
+    rows = [row(10), row(20, step_seconds=1.0), row(40, step_seconds=3.0), row(50)]
+    run = report.read_run(run_folder(out, "a", rows=rows))
+    # The first 10 and, after a restart, the last 10 are unmeasured: they count the median, 2 s.
+    assert run.training_seconds == 20 + 10 + 60 + 20
+    assert report.read_run(run_folder(out, "b", rows=[row(10)])).training_seconds is None
+
+
+def test_the_rate_is_the_median_so_that_one_slow_interval_does_not_count(out):
+    rates = (100.0, 1.0, 120.0, 110.0, 900.0)
+    rows = [
+        {"step": i, "split": "train", "tokens_per_second": rate} for i, rate in enumerate(rates)
+    ]
+    run = report.read_run(run_folder(out, "a", rows=rows))
+    assert run.tokens_per_second == 110.0
+    assert report.read_run(run_folder(out, "b", rows=[])).tokens_per_second is None
+
+
+def test_a_folder_that_is_no_run_is_one_sentence(out):
+    with pytest.raises(ValueError, match=r"out has no config.json, so it is no run folder"):
+        report.write([out / "out"], out / "report.html", title="x")
+    with pytest.raises(ValueError, match="no run folder to report on"):
+        report.write([], out / "report.html", title="x")
+    folder = run_folder(out, "a")
+    (folder / "evaluate.json").write_text('{"nats": ')
+    with pytest.raises(ValueError, match=r"evaluate.json is not JSON"):
+        report.read_run(folder)
+    assert not (out / "report.html").exists()
+
+
+def test_plain_files_among_the_folders_are_passed_over(out):
+    folder = run_folder(out, "a")
+    (out / "report.html").write_text("an older report")
+    assert [run.path for run in report.read_runs([out / "report.html", folder])] == [folder]
+
+
+def test_what_does_not_hold_is_said_on_the_page_with_its_figures(out):
+    folders = [
+        run_folder(out, f"{role}{seed}", role=role, seed=seed, scores=scored(nats))
+        for role, losses in (("finetune", (4.0, 4.5)), ("scratch", (3.0, 3.25)))
+        for seed, nats in enumerate(losses)
+    ]
+    page = page_of(folders, out)
+    claims = page[page.index("<section id=claims>") : page.index("<section id=loss>")]
+    assert "<strong>does not hold (in 0 of 2 seeds)</strong>" in claims
+    assert 'class="claim fails"' in claims
+    values = [float(value) for value in re.findall(r'<data value="(.*?)"', claims)]
+    assert values == [4.25, 3.125, 1.125, 4.0, 3.0, 4.5, 3.25]
+    assert f"± {statistics.stdev((4.0, 4.5)):#.2g}" in claims
+
+
+def test_a_claim_with_a_diverged_seed_is_shown_as_lost(out):
+    folder = run_folder(out, "a")
+    claim = report.Claim("s", "u", True, (0, 1), (math.inf, 1.0), (2.0, math.nan))
+    page = page_of([folder], out, claims=[claim])
+    assert "does not hold (in 0 of 2 seeds)" in page
+    assert "± 0" not in page
+
+
+def test_runs_that_share_role_and_seed_are_told_apart_and_claim_nothing(out):
+    scores = scored(2.0, text_nats=2.0, unigram_nats=3.0)
+    folders = [run_folder(out, name, scores=scores) for name in "ab"]
+    runs = report.read_runs(folders)
+    assert len({run.label for run in runs}) == 2
+    assert report.demo_claims(runs) == []
+    assert len(cells(page_of(folders, out))) == 3

@@ -1,0 +1,349 @@
+"""Laws of the tokenizer: nothing is lost, bytes are counted, training repeats, ids keep apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import pickle
+import random
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from lm import tokenizer
+
+ROOT = pathlib.Path(__file__).parents[1]
+PIECES, NUM_SENTINELS = 600, 10
+
+
+def corpus(seed=0, texts=300):
+    """Texts of made-up words, the frequent ones short; with code, chat and other scripts."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("aeiouklmnrst", k=2 + i // 50)) for i in range(400)]
+    weights = [1 / (1 + i) for i in range(400)]
+
+    def sentence():
+        return " ".join(rng.choices(words, weights, k=12)).capitalize() + "."
+
+    lines = ["def f(x):\n    return {x: [x]}", "user: hi\nassistant: hello", "日本 שלום", ""]
+    return [f"{sentence()} {sentence()}\n\n{rng.choice(lines)}" for _ in range(texts)]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.train(corpus(), path, pieces=PIECES, num_sentinels=NUM_SENTINELS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(directory):
+    return tokenizer.Tokenizer(directory)
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory):
+    path = tmp_path_factory.mktemp("folded")
+    return tokenizer.train(corpus(), path, pieces=PIECES, normalization="nmt_nfkc")
+
+
+AWKWARD = [
+    *["", " ", "  ", "\n", "\n\n\n", "\t", "\r\n", "\0", "a\0b", "\u2028", "\ufeffbom", "\x7f"],
+    *["<pad>", "</s>", "<unk>", "<extra_id_0>", "<0x0A>", "⁇", " ⁇ ", "\ufffd", "\ufffe", "▅"],
+    *[
+        "▁",
+        "a ▁ b",
+        "\ud800",
+        "x\udfffy",
+        "\U0010ffff",
+        "e\u0301",
+        "ﬁ",
+        "½",
+        "Å",
+        "e" + "\u0301" * 99,
+    ],
+    *[
+        "  def f(x):\n\n        return {x: [x]}  ",
+        "user: hi\n\nassistant:  hello\n",
+        " ends in space ",
+    ],
+    *["שלום עולם", "مرحبا", "日本語", "👩‍👩‍👧 👍🏽", "a" * 5000, " " * 300, "0x1F\\n{}$"],
+]
+
+
+def fuzz(count=400):
+    """Awkward texts, then random ones from several ranges of code points, surrogates included."""
+    yield from AWKWARD
+    rng = random.Random(0)
+    for _ in range(count):
+        top = rng.choice([0x80, 0x800, 0x3000, 0xFFFF, 0x10FFFF])
+        picks = [rng.choice([" ", "\n", "a", chr(rng.randint(0, top))]) for _ in range(30)]
+        yield "".join(picks[: rng.randint(0, 30)])
+
+
+# Nothing is lost. ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["plain", "folded"])
+def test_decoding_what_was_encoded_gives_the_normalised_text(which, request):
+    tok = request.getfixturevalue(which)
+    for text in fuzz():
+        assert tok.decode(tok.encode(text)) == tok.normalise(text)
+
+
+def test_identity_changes_lone_surrogates_and_the_space_sign_alone(plain):
+    for text in fuzz():
+        kept = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+        assert plain.normalise(text) == kept.replace("▁", " ")
+
+
+def test_folding_joins_compatible_characters_and_spaces(folded):
+    assert folded.normalization == "nmt_nfkc"
+    assert folded.normalise("  ﬁne \n½\u3000x ") == "fine 1⁄2 x"
+
+
+@pytest.mark.parametrize("which", ["plain", "folded"])
+def test_the_bytes_of_the_pieces_are_the_bytes_of_the_text(which, request):
+    tok = request.getfixturevalue(which)
+    lengths = tok.piece_bytes(tokenizer.padded_rows(tok.size))
+    for text in fuzz():
+        assert lengths[tok.encode(text)].sum() == len(tok.normalise(text).encode())
+
+
+def test_no_text_reaches_a_special_id(plain):
+    for text in fuzz():
+        ids = plain.encode(text)
+        assert ids.dtype == np.int32 and ids.ndim == 1
+        assert np.all((ids > plain.unk) & (ids < plain.pieces))
+
+
+def test_a_piece_holds_newlines_at_its_start_or_not_at_all(plain):
+    pieces = [plain.decode([piece]) for piece in range(3 + 256, plain.pieces)]
+    assert "\n\n" in pieces
+    assert not any("\n" in piece.lstrip("\n") for piece in pieces)
+
+
+def test_newlines_and_indentation_are_cheap(plain):
+    assert len(plain.encode("\n\n")) == 1
+    assert len(plain.encode("    ")) <= 2
+
+
+def test_a_corpus_without_spaces_still_learns_the_space(tmp_path):
+    texts = [text.replace(" ", "").replace("\n", "") for text in corpus()]
+    tok = tokenizer.train(texts, tmp_path, pieces=400, num_sentinels=0)
+    assert tok.decode(tok.encode(" a 日\n")) == " a 日\n"
+    assert tok.piece_bytes(400)[tok.encode(" a 日\n")].sum() == 7
+
+
+# The ids. ------------------------------------------------------------------------------------
+
+
+def test_the_three_numbers(plain):
+    assert (plain.pieces, plain.size) == (PIECES, PIECES + NUM_SENTINELS)
+    assert tokenizer.padded_rows(plain.size) == 640
+    assert [tokenizer.padded_rows(size) for size in (32_100, 32_128, 1)] == [32_128, 32_128, 128]
+    assert tokenizer.padded_rows(32_100, 8) == 32_104
+    assert (plain.pad, plain.eos, plain.unk) == (0, 1, 2)
+
+
+def test_sentinels_descend_from_the_highest_id_as_t5s_do(plain):
+    t5 = types.SimpleNamespace(size=32_100, num_sentinels=100)
+    assert [tokenizer.Tokenizer.sentinel(t5, k) for k in (0, 1, 99)] == [32_099, 32_098, 32_000]
+    assert plain.sentinel() == plain.sentinel(0) == plain.size - 1
+    assert plain.sentinel(NUM_SENTINELS - 1) == plain.pieces
+
+
+@pytest.mark.parametrize("k", [-1, NUM_SENTINELS])
+def test_a_sentinel_beyond_the_last_is_refused(plain, k):
+    with pytest.raises(ValueError, match=f"sentinel {k} is beyond .*num_sentinels={NUM_SENTINELS}"):
+        plain.sentinel(k)
+
+
+def test_any_id_can_be_shown(plain):
+    hello = plain.encode("hello").tolist()
+    ids = [0, *hello, plain.sentinel(0), 1, plain.sentinel(9), plain.size, -1, 2, 0]
+    assert plain.decode(ids) == "hello<extra_id_0><extra_id_9><unused_610><unused_-1>\ufffd"
+    assert plain.decode(np.array(ids[:-3])) == "hello<extra_id_0><extra_id_9><unused_610>"
+    assert plain.decode([3 + 0xF0, 3 + 0x9F, 3 + ord("a")]) == "\ufffda"
+    assert plain.decode([]) == ""
+
+
+def test_special_ids_stand_for_no_bytes(plain):
+    lengths = plain.piece_bytes(640)
+    assert lengths.dtype == np.int32 and lengths.shape == (640,)
+    assert not lengths[:3].any() and not lengths[PIECES:].any()
+    assert np.all(lengths[3:259] == 1) and np.all(lengths[259:PIECES] >= 1)
+    with pytest.raises(ValueError, match="rows=609 is fewer than the tokenizer's 610 ids; use 640"):
+        plain.piece_bytes(609)
+
+
+def test_a_pickled_tokenizer_is_its_directory_and_works_alike(plain):
+    data = pickle.dumps(plain)
+    again = pickle.loads(data)
+    assert len(data) < 1000
+    assert again.fingerprint == plain.fingerprint
+    np.testing.assert_array_equal(again.encode("a b\n"), plain.encode("a b\n"))
+
+
+# Training. -----------------------------------------------------------------------------------
+
+TRAIN_AGAIN = """
+import sys; sys.path[:0] = sys.argv[1:3]
+from lm import tokenizer
+import test_tokenizer
+tokenizer.train(test_tokenizer.corpus(), sys.argv[3], pieces=400, max_chunks=200)
+"""
+
+
+def test_another_process_trains_the_same_bytes(tmp_path):
+    found = []
+    for run in ("1", "2"):
+        paths = [str(ROOT), str(ROOT / "tests"), str(tmp_path / run)]
+        environment = os.environ | {"PYTHONHASHSEED": run}
+        subprocess.run([sys.executable, "-c", TRAIN_AGAIN, *paths], env=environment, check=True)
+        files = (tmp_path / run).iterdir()
+        found.append({path.name: path.read_bytes() for path in files})
+    assert found[0] == found[1]
+    assert sorted(found[0]) == ["tokenizer.json", "tokenizer.model"]
+
+
+def test_the_facts_are_written_beside_the_model(directory, plain):
+    facts = json.loads((directory / "tokenizer.json").read_text())
+    assert facts["pieces"] == PIECES and facts["num_sentinels"] == NUM_SENTINELS
+    assert facts["normalization"] == "identity" and facts["fingerprint"] == plain.fingerprint
+    assert facts["training"]["lines"] == sum(1 for t in corpus() for _ in tokenizer.chunks_of(t))
+
+
+def test_the_fingerprint_follows_pieces_and_sentinels(tmp_path, plain):
+    def fingerprint(**options):
+        return tokenizer.train(corpus(), tmp_path, **options).fingerprint
+
+    assert fingerprint(pieces=PIECES, num_sentinels=NUM_SENTINELS) == plain.fingerprint
+    assert fingerprint(pieces=PIECES, num_sentinels=11) != plain.fingerprint
+    assert fingerprint(pieces=500, num_sentinels=NUM_SENTINELS) != plain.fingerprint
+
+
+def test_chunks_fit_and_lose_nothing_but_blank_lines():
+    long = "x" * 2500 + " words" * 700
+    for text in ["a\n\n b\nc", "\n\na\n", long, f"a\n{long}\nb", "日" * 3000, "a\0b▅c", "\ud800"]:
+        chunks = list(tokenizer.chunks_of(text))
+        whole = "".join(chunks)
+        assert whole == text.rstrip("\n").translate({0: " ", 0x2585: " ", 0xD800: "\ufffd"})
+        assert all(len(chunk) <= 1008 and chunk.strip() for chunk in chunks)
+        assert not any("\n" in chunk.lstrip("\n") for chunk in chunks)
+    assert all(chunk.startswith((" words", "x")) for chunk in tokenizer.chunks_of(long))
+    assert list(tokenizer.chunks_of(" \n \n\n" + "\n" * 50 + "a")) == ["\n" * 8 + "a"]
+
+
+@pytest.mark.parametrize("spoiler", ["\0", "▅", "\ud800", "\t", " y" * 4000])
+def test_what_sentencepiece_would_drop_is_learnt_from(tmp_path, spoiler):
+    texts = [*corpus(), *[" zebra" * 150 + spoiler + " zebra" * 150] * 2]
+    tok = tokenizer.train(texts, tmp_path, pieces=400)
+    assert len(tok.encode(" zebra")) == 1
+
+
+def test_a_sample_is_fair_repeatable_and_whole_when_small():
+    assert tokenizer.sample("abc", 3) == tokenizer.sample("abc", 9) == ["a", "b", "c"]
+    first = tokenizer.sample(range(10_000), 1000)
+    assert first == tokenizer.sample(range(10_000), 1000) and len(set(first)) == 1000
+    assert abs(np.mean(first) - 4999.5) < 5 * 2887 / np.sqrt(1000)
+
+
+def test_training_says_what_it_does_and_sentencepiece_says_nothing(tmp_path, capfd):
+    tokenizer.train(corpus(), tmp_path, pieces=400)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert [line for line in err.splitlines() if "reading texts" not in line] == [
+        f"fitting 400 pieces to {sum(1 for t in corpus() for _ in tokenizer.chunks_of(t))} lines"
+    ]
+
+
+def test_an_error_of_the_source_comes_through(tmp_path):
+    def broken():
+        yield "a b c"
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        tokenizer.train(broken(), tmp_path)
+
+
+# What a user can do wrong. -------------------------------------------------------------------
+
+
+def test_too_little_text_names_the_most_pieces_and_that_many_work(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"tokenizer.pieces=32000 is more .* --config.tok"
+    ) as error:
+        tokenizer.train(corpus(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    most = int(str(error.value).rpartition("=")[2].rstrip("."))
+    assert tokenizer.train(corpus(), tmp_path, pieces=most).pieces == most
+
+
+def test_too_few_pieces_names_the_least_and_that_many_work(tmp_path):
+    with pytest.raises(ValueError, match=r"tokenizer.pieces=260 cannot hold") as error:
+        tokenizer.train(corpus(), tmp_path, pieces=260)
+    least = int(str(error.value).partition("tokenizer.pieces=")[2].partition("pieces=")[2][:3])
+    assert tokenizer.train(corpus(), tmp_path, pieces=least).pieces == least
+
+
+@pytest.mark.parametrize(
+    "texts, options, message",
+    [
+        ([], {}, "the texts are empty"),
+        (["", "\n \n"], {}, "the texts are empty"),
+        (["a b"], {"pieces": 0}, "refused tokenizer.pieces=0 .*use 1000 or more"),
+        (["a b"], {"normalization": "nfc"}, "tokenizer.normalization='nfc' is unknown; choose one"),
+        (["a b"], {"num_sentinels": -1}, "tokenizer.num_sentinels=-1 is below 0; use 0 or more"),
+        (["a b"], {"max_chunks": 0}, "tokenizer.max_chunks=0 is below 1; use 1 or more"),
+        (["a b"], {"character_coverage": 1.5}, "character_coverage=1.5 is not a share .*0.9995"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence(tmp_path, texts, options, message):
+    with pytest.raises(ValueError, match=message):
+        tokenizer.train(texts, tmp_path, **options)
+
+
+def copy(directory, path):
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (path / name).write_bytes((directory / name).read_bytes())
+    return path
+
+
+def test_a_missing_tokenizer_is_one_sentence_with_the_cure(directory, tmp_path):
+    for place in (tmp_path / "nowhere", tmp_path, directory / "tokenizer.json"):
+        with pytest.raises(ValueError, match="there is no tokenizer in .*python -m lm tokenizer"):
+            tokenizer.Tokenizer(place)
+
+
+def test_a_bit_flipped_anywhere_in_the_model_is_noticed(directory, tmp_path):
+    model = copy(directory, tmp_path) / "tokenizer.model"
+    assert tokenizer.Tokenizer(tmp_path).pieces == PIECES  # the control
+    whole = model.read_bytes()
+    for place in np.linspace(0, len(whole) - 1, 20, dtype=int):
+        data = bytearray(whole)
+        data[place] ^= 1
+        model.write_bytes(data)
+        with pytest.raises(ValueError, match="do not belong together .*python -m lm tokenizer"):
+            tokenizer.Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda text: text[: len(text) // 2], "tokenizer.json is damaged"),
+        (lambda text: "", "tokenizer.json is damaged"),
+        (lambda text: "[]", "tokenizer.json is damaged"),
+        (lambda text: "{}", "tokenizer.json is damaged"),
+        (lambda text: text.replace('sentinels": 10', 'sentinels": 11'), "do not belong together"),
+    ],
+)
+def test_damaged_facts_are_noticed(directory, tmp_path, damage, message):
+    facts = copy(directory, tmp_path) / "tokenizer.json"
+    facts.write_text(damage(facts.read_text()))
+    with pytest.raises(ValueError, match=f"{message}.*python -m lm tokenizer"):
+        tokenizer.Tokenizer(tmp_path)

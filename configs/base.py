@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The defaults: T5 1.1 small, span corruption, T5's optimizer. Lengths in tokens, times in updates."""
+    """The defaults: T5 1.1 small and T5's optimizer. Lengths in tokens, times in updates."""
     config = ConfigDict()
     config.name = ""  # the run's role in reports; empty: the stage
     config.stage = "pretrain"  # pretrain, finetune, distill: chooses the loss

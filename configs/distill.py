@@ -1,6 +1,7 @@
 """A fine-tuned run distilled into a student with a quarter of its layers.
 
-python -m lm train --config=configs/distill.py --config.teacher.workdir=runs/finetune --workdir=runs/distill
+python -m lm train --config=configs/distill.py --workdir=runs/distill \\
+    --config.teacher.workdir=runs/finetune
 """
 
 from configs import finetune

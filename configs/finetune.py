@@ -1,6 +1,7 @@
 """The summary line of a docstring from its body, starting from a pre-trained run.
 
-python -m lm train --config=configs/finetune.py --config.init_from=runs/pretrain --workdir=runs/finetune
+python -m lm train --config=configs/finetune.py --workdir=runs/finetune \\
+    --config.init_from=runs/pretrain
 """
 
 from configs import base, models

@@ -44,7 +44,7 @@ def attend(
     """Sum of values, weighted by the softmax of query-key products plus bias.
 
     query [B, T, N, H]; key and value [B, S, K, H], each serving N/K query heads; mask bool
-    [B, T, S]; bias [N, T, S]; drop is applied to the weights [B, K, N/K, T, S]. Returns [B, T, N, H].
+    [B, T, S]; bias [N, T, S]; drop is applied to the weights. Returns [B, T, N, H].
     A query that sees nothing (padding) gets the mean of all values; its loss weight is 0.
     No 1/sqrt(H) here: T5 folds it into the query's initialiser.
     """

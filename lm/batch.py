@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
 
 def shift_right(targets: Array, segment_ids: Array) -> Array:
-    """The decoder's inputs: each segment's targets one later, 0 (pad) first; int [B, T] -> [B, T]."""
+    """The decoder's inputs: each segment's targets one later, pad first; int [B, T] -> [B, T]."""
     xp = targets.__array_namespace__()
 
     def later(x):

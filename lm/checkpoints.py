@@ -1,8 +1,8 @@
-"""Checkpoints that prove themselves: {state, data position, config} as one atomic, asynchronous step.
+"""Checkpoints that prove themselves: {state, data position, config} as one atomic step.
 
-Orbax commits a step whole or not at all, but neither checksums array data nor falls back to an older
-step; both are done here. Every leaf is stored with an integer checksum of its bits and its dtype;
-restore takes the newest step that verifies and renames the others out of the way.
+Orbax commits a step whole or not at all, but neither checksums array data nor falls back to an
+older step; both are done here. Every leaf has an integer checksum of its bits, and restore takes
+the newest step that verifies and renames the others out of the way.
 """
 
 from __future__ import annotations
@@ -102,15 +102,13 @@ class Checkpoints:
             facts=ocp.args.JsonSave(facts | {"seal": _seal(facts)}),
         )
         if not self._manager.save(step, args=items, force=True):
-            raise RuntimeError(
-                f"step {step} was not saved in {self.directory}; is it there already?"
-            )
+            raise RuntimeError(f"step {step} was not saved in {self.directory}.")
 
     def restore(self, state):
         """(state, facts) of the newest step that verifies, or None where nothing was ever saved.
 
-        state: a steps.State of arrays or ShapeDtypeStructs (with shardings, to restore into them).
-        Raises ValueError where checkpoints exist and none verifies: training never restarts silently.
+        state: a steps.State of arrays or ShapeDtypeStructs (with shardings to restore into).
+        Raises ValueError where checkpoints exist and none verifies: nothing restarts silently.
         """
         found = self._newest({"params": state.params, "opt_state": state.opt_state})
         if found is None:

@@ -30,7 +30,7 @@ COUNTS = "counts.npy"  # how often each id is a target: the unigram baseline
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """The shape examples are cut to, in tokens: chunks of `raw`, or pairs of at most these lengths."""
+    """What examples are cut to, in tokens: chunks of `raw`, or pairs of at most these lengths."""
 
     raw: int = 0
     inputs: int = 0
@@ -158,16 +158,14 @@ def _write(directory: pathlib.Path, examples: Iterator[bytes]) -> dict[str, str]
     """ArrayRecord files of SHARD_EXAMPLES each, one record a group so that each is read alone."""
     from array_record.python import array_record_module
 
-    files, writer, written = {}, None, 0
-    paths = []
-    for data in examples:
+    files, writer, paths = {}, None, []
+    for written, data in enumerate(examples):
         if written % SHARD_EXAMPLES == 0:
             if writer:
                 writer.close()
             paths.append(directory / f"shard-{len(paths):05d}.array_record")
             writer = array_record_module.ArrayRecordWriter(str(paths[-1]), "group_size:1")
         writer.write(data)
-        written += 1
     if writer:
         writer.close()
     for path in paths:

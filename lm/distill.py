@@ -51,7 +51,7 @@ def alternate_layers(teacher, teacher_config, config):
         ours, theirs = getattr(config, field), getattr(teacher_config, field)
         if ours != theirs:
             raise ValueError(
-                f"model.{field}={ours} differs from the teacher's {theirs}, so its layers cannot be "
+                f"model.{field}={ours} differs from the teacher's {theirs}, so layers cannot be "
                 f"copied; use {theirs}, or teacher.init='random'."
             )
     student = dict(teacher)

@@ -44,7 +44,7 @@ class HeldOut:
         return pipeline.heldout_batches(self._examples, self._seed, self._limit)
 
     def sums(self, params, label: str = "") -> dict[str, float]:
-        """Sums over all held-out examples, each counted once; params as the strategy places them."""
+        """Sums over all held-out examples, each counted once; params as placed."""
         total = pipeline.heldout_count(self._examples, self._limit)
         bar = tqdm.tqdm(self.batches(), total=total, desc=label, disable=None, leave=bool(label))
         added: dict[str, float] = {}
@@ -56,7 +56,7 @@ class HeldOut:
 
 
 def unigram_baselines(heldout: HeldOut, train_counts: np.ndarray, text_bytes: np.ndarray) -> dict:
-    """What a model without context can reach on the very targets that are scored, in nats per text token.
+    """What a model without context reaches on the very targets that are scored, in nats.
 
     unigram_nats: cross-entropy under the training split's frequencies, plus one each.
     unigram_entropy: the held-out targets' own entropy, below which no unigram model can be.
@@ -125,7 +125,7 @@ def task_texts(this: run.Run) -> list[dict[str, str]]:
 
 
 def score(this: run.Run, strategy, params, tokens) -> tuple[dict[str, float], list[dict]]:
-    """(scores of the task's metrics and of the lead baseline, {inputs, targets, prediction} rows)."""
+    """(scores of the model and the lead baseline, {inputs, targets, prediction} rows)."""
     pairs = task_texts(this)
     answers = Answers(this, strategy, params, tokens)([pair["inputs"] for pair in pairs])
     references = [pair["targets"] for pair in pairs]
@@ -141,9 +141,10 @@ def score(this: run.Run, strategy, params, tokens) -> tuple[dict[str, float], li
 
 
 def evaluate(workdir) -> dict:
-    """Evaluate a run's newest checkpoint on its held-out split; writes evaluate.json, predictions.jsonl.
+    """Evaluate a run's newest checkpoint on its held-out split.
 
-    What an earlier call wrote for the same checkpoint is returned as it is.
+    Writes evaluate.json and, for a task of pairs, predictions.jsonl into the workdir. What
+    an earlier call wrote for the same checkpoint is returned as it is.
     """
     this = run.read_run(workdir)
     strategy = parallel.make_strategy(this.parallel)

@@ -1,4 +1,4 @@
-"""Losses as (total, weight): summed over target tokens, to be divided once, wherever the sum ends."""
+"""Losses as (total, weight): summed over target tokens, divided once, wherever the sum ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Array = jax.Array
 
 
 def token_nats(logits: Array, targets: Array) -> Array:
-    """Negative log likelihood of each target in nats: float [B, T, V], int [B, T] -> float32 [B, T]."""
+    """Nats of each target's surprise: float [B, T, V], int [B, T] -> float32 [B, T]."""
     logits = logits.astype(jnp.float32)
     right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - right
@@ -18,7 +18,7 @@ def token_nats(logits: Array, targets: Array) -> Array:
 def cross_entropy(
     logits: Array, targets: Array, weights: Array, *, z_loss: float = 0.0, smoothing: float = 0.0
 ) -> tuple[Array, Array]:
-    """Token losses in nats, as (total, weight): float [B, T, V], int [B, T], float [B, T] -> [], [].
+    """Token losses in nats: float [B, T, V], int [B, T], float [B, T] -> (total [], weight []).
 
     z_loss adds z_loss * log(Z)^2, which keeps the softmax's normaliser near 1; smoothing spreads
     that share of the target's probability evenly over V.

@@ -1,4 +1,4 @@
-"""Where state and batches lie, and how a pure step is compiled: replicated (pmap) or sharded (mesh).
+"""Where state and batches lie, and how a step is compiled: replicated (pmap) or sharded (mesh).
 
 Both strategies have the same four functions: place_state, place_batch, compile, fetch.
 """
@@ -48,8 +48,8 @@ class ParallelConfig:
             raise ValueError(f"parallel.data={self.data} is no size; use 1 or more, or -1 for all.")
         if self.strategy == "pmap" and (self.fsdp, self.tensor) != (1, 1):
             raise ValueError(
-                f"parallel.fsdp={self.fsdp} and parallel.tensor={self.tensor} shard parameters, which "
-                f"pmap replicates; use parallel.strategy='mesh'."
+                f"parallel.fsdp={self.fsdp} and parallel.tensor={self.tensor} shard parameters, "
+                f"which pmap replicates; use parallel.strategy='mesh'."
             )
 
 
@@ -174,7 +174,7 @@ class Mesh:
         return jax.tree.map(lambda x: jax.device_put(x, sharding), tree)
 
     def compile(self, step: Callable, *, donate: bool = False) -> Callable:
-        """step(state, batch, ...) as one program; with donate, state is used up and its layout kept."""
+        """step(state, batch, ...) as one program; with donate, state is used up."""
         compiled = {}
 
         def run(state, *rest):

@@ -63,7 +63,7 @@ class Examples:
         return self.manifest["counts"]["examples"]
 
     def read(self, data: bytes, rng: np.random.Generator) -> batch.Batch:
-        """Stored bytes -> one row of a Batch, corrupted by the objective where it is running text."""
+        """Stored bytes -> one row of a Batch; running text is corrupted by the objective."""
         inputs, targets = corpus.read_example(data)
         if targets is None:
             inputs, targets = objectives.corrupt(
@@ -102,7 +102,7 @@ def make_examples(
 def train_batches(
     examples: Examples, seed: int, *, start: int = 0, host: int = 0, hosts: int = 1
 ) -> Iterator[batch.Batch]:
-    """Batches number start, start + 1, .. for ever: shuffled anew each epoch, masked anew each time.
+    """Batches start, start + 1, .. for ever: shuffled anew each epoch, masked anew each time.
 
     The random masking comes before the host's slice, so that batch t is the same set of rows
     whatever the number of hosts; each host gets batch_size / hosts of them.

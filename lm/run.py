@@ -1,4 +1,4 @@
-"""A run: a config, checked, and the workdir that it claims; and what they make: tokenizer, examples.
+"""A run: a checked config and the workdir it claims; the tokenizer and examples they make.
 
 A workdir holds config.json, run.json, metrics.jsonl, checkpoints/, and, unless the config names
 other places, tokenizer/ and shards/.
@@ -109,12 +109,10 @@ def _check_vocabulary(run: Run) -> None:
     directory = tokenizer_dir(run)
     if (directory / tokenizer.FACTS).exists():
         facts = tokenizer.read(directory)[1]
-    elif (
-        directory == run.place("tokenizer.dir", "tokenizer") and not run.config["tokenizer"]["dir"]
-    ):
+    elif directory == run.workdir / "tokenizer":
         facts = run.config["tokenizer"]
     else:
-        tokenizer.read(directory)
+        facts = tokenizer.read(directory)[1]  # which says what is missing
     pieces, sentinels = facts["pieces"], facts["num_sentinels"]
     if run.model.vocab_size < pieces + sentinels:
         raise ValueError(
@@ -129,9 +127,7 @@ def read_run(workdir) -> Run:
     """The run that a workdir holds, checked again."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        raise ValueError(
-            f"{workdir} holds no run (no config.json); train one with --workdir={workdir}."
-        )
+        raise ValueError(f"{workdir} holds no run (no config.json); train one there first.")
     return make_run(json.loads(path.read_text()), workdir)
 
 
@@ -181,9 +177,9 @@ def splits(run: Run) -> tuple[str, str]:
 def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
     """The run's tokenizer, trained on its training split where there is none yet."""
     directory = tokenizer_dir(run)
-    options = dict(run.config["tokenizer"])
-    if (directory / tokenizer.FACTS).exists() or options.pop("dir"):
+    if (directory / tokenizer.FACTS).exists() or directory != run.workdir / "tokenizer":
         return tokenizer.Tokenizer(directory)
+    options = {key: value for key, value in run.config["tokenizer"].items() if key != "dir"}
     task = tasks.task_named(run.data.task)
     records = sources.tfds_records(task.dataset, splits(run)[0], run.data.dir)
     count = min(options.pop("documents"), len(records))

@@ -34,7 +34,5 @@ def parameters(this: run.Run) -> str:
         said.append(f"{path:<50} {shape:>22} {leaf.size:>13,} {leaf.size / total:>7.2%}")
     flops = transformer.forward_flops(this.model, *this.lengths)
     said.append(f"{'total':<50} {'':>22} {total:>13,} {1:>7.2%}")
-    said.append(
-        f"forward FLOPs of a row of {this.lengths[0]} + {this.lengths[1]} tokens: {flops:,}"
-    )
+    said.append(f"forward FLOPs of a row of {' + '.join(map(str, this.lengths))} tokens: {flops:,}")
     return "\n".join(said)

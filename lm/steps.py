@@ -45,7 +45,7 @@ class LossConfig:
 
 
 def key_for(seed: int, step: Array | int, purpose: str) -> Array:
-    """The random key for one purpose at one step; the same on every host and after every restart."""
+    """The key for one purpose at one step; the same on every host and after every restart."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _address(purpose)), step)
 
 

@@ -1,4 +1,4 @@
-"""The only loop: pre-training, fine-tuning and distillation differ in loss and data, nothing else."""
+"""The only loop: pre-training, fine-tuning and distillation differ in loss and data alone."""
 
 from __future__ import annotations
 

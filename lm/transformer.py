@@ -1,4 +1,4 @@
-"""The encoder-decoder: one block, two towers, one shared embedding; T5 1.1 unless told otherwise."""
+"""The encoder-decoder: one block, two towers, one embedding; T5 1.1 unless told otherwise."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Sight(NamedTuple):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block; with `cross` it also looks at the encoder, and that is all that differs."""
+    """Pre-norm residual block; with `cross` it also looks at the encoder: all that differs."""
 
     config: ModelConfig
     cross: bool
@@ -103,7 +103,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, cache, sight: Sight):
-        """x [B, T, D], cache (key, value, cross_key, cross_value) of this layer or None -> the same."""
+        """x [B, T, D], this layer's cache (key, value, cross_key, cross_value) or None -> same."""
         config, deterministic = self.config, self.deterministic
         norm = lambda name: layers.RMSNorm(config.dtype, name=name)
         drop = lambda x: layers.Dropout(config.dropout_rate)(x, deterministic)
@@ -164,7 +164,7 @@ class Tower(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Batch to logits. Methods: `__call__` for training; `encode`, `start`, `decode_step` to decode."""
+    """Batch to logits: `__call__` for training; `encode`, `start`, `decode_step` to decode."""
 
     config: ModelConfig
 
@@ -215,12 +215,12 @@ class Transformer(nn.Module):
         """A cache for `length` tokens, with the cross-attention's keys and values in place."""
         encoded = self.encode(inputs, segment_ids)
         cache = empty_cache(self.config, segment_ids, length)
-        # Of this pass at a dummy token only the cross keys and values are kept; the rest is dead code.
+        # Of this pass at a dummy token only the cross keys and values are kept.
         _, cache = self._advance(jnp.zeros(inputs.shape[0], jnp.int32), cache, encoded)
         return cache._replace(index=jnp.zeros([], jnp.int32))
 
     def decode_step(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
-        """The previous token int [B] and the cache -> logits [B, V] of the next, and the new cache."""
+        """The previous token int [B] and the cache -> logits [B, V] of the next, and new cache."""
         x, cache = self._advance(token, cache, None)
         return self.logits(x)[:, 0], cache
 
@@ -252,7 +252,7 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def forward_flops(config: ModelConfig, inputs: int, targets: int) -> int:
-    """Multiply-adds times two of one row's forward pass, matrix products only; training takes 3x."""
+    """FLOPs of one row's forward pass, matrix products only; training takes 3 times that."""
     width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     matrices = 3 if layers.ACTIVATIONS[config.activation][1] else 2
 

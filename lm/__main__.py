@@ -82,7 +82,7 @@ def corpus(values) -> None:
     if tasks.task_named(this.data.task).dataset in sources.EMBEDDED:
         from lm import pydocs
 
-        print(pydocs.build(sources.root(this.data.dir)))
+        print(pydocs.build(str(sources.data_root(this.data.dir))))
     tokens = run.make_tokenizer(this)
     for examples in run.make_examples(this, tokens):
         print(examples.directory, json.dumps(examples.manifest["counts"]))

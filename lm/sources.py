@@ -39,6 +39,14 @@ class TfdsRecords:
         return _plain(self.source[index])
 
 
+def data_root(data_dir: str = ""):
+    """The TFDS directory: data_dir, or where it is "", $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    from etils import epath
+
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return epath.Path(data_dir or default).expanduser().resolve()
+
+
 def tfds_splits(name: str, data_dir: str = "") -> dict[str, int]:
     """Split name -> number of examples.
 
@@ -110,10 +118,7 @@ def _address(name: str) -> tuple[str, str]:
 
 def _directory(name: str, data_dir: str):
     """The directory that holds the dataset's files, as an epath.Path."""
-    from etils import epath
-
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = epath.Path(data_dir or default).expanduser().resolve()
+    root = data_root(data_dir)
     path, wanted = _address(name)
     versions = _versions(root / path)
     if wanted and wanted in versions:

@@ -19,7 +19,9 @@ BODY = (
     "The points are searched one after the other, so that the cost of a call grows with their "
     "number; a tree would be faster where there are more than a few thousand of them."
 )
-GOOGLE = """Return the nearest of the points that were given.
+GOOGLE = (
+    SUMMARY
+    + """
 
 Works for any metric; see :class:`~geometry.Metric` and `the book <https://x.org>`_ [1]_.
 
@@ -38,13 +40,17 @@ Example:
 >>> nearest([1, 2], 3)
 This line is what the doctest prints, and not prose.
 
-The search is exact::
-
-    this is some literal code of the docstring
-
 Ties go to the *first* of the points.
-"""
-NUMPY = """Return the nearest of the points that were given.
+""",
+    """Works for any metric; see geometry.Metric and the book.
+points: The points to search, which may be empty.
+metric: How far two points are, as a function of both of them.
+The nearest point, or None if there is no point at all.
+Ties go to the first of the points.""",
+)
+NUMPY = (
+    SUMMARY
+    + """
 
 Parameters
 ----------
@@ -70,15 +76,18 @@ Notes
 
 .. note:: Ties go to the first of the points.
 
-=====  ==========================
-name   what it is in this table
-=====  ==========================
-
 References
 ----------
 .. [1] A book that is not to be read here.
-"""
-SPHINX = """Return the nearest of the points that were given.
+""",
+    """points: The points to search, which may be empty.
+metric, scale: How far two points are, as a function of both of them.
+The index of the nearest of the points.
+Ties go to the first of the points.""",
+)
+SPHINX = (
+    SUMMARY
+    + """
 
 - The points may be
   in any order at all.
@@ -89,7 +98,13 @@ SPHINX = """Return the nearest of the points that were given.
 :param int count: How many of the points to return.
 :returns: The nearest of the points.
 :rtype: int
-"""
+""",
+    """The points may be in any order at all.
+Ties go to the first of the points.
+points: The points to search, which may be empty.
+count: How many of the points to return.
+The nearest of the points.""",
+)
 
 
 def module(*docstrings: str) -> str:
@@ -166,46 +181,38 @@ def test_each_rule_drops_what_it_is_named_for_and_no_other_does(text, rule):
     assert not pydocs.is_prose(text)
 
 
+@pytest.mark.parametrize("docstring, prose", [GOOGLE, NUMPY, SPHINX])
+def test_every_style_of_docstring_gives_its_prose(docstring, prose):
+    read = [text for text in pydocs.paragraphs(docstring) if pydocs.is_prose(text)]
+    assert read == [SUMMARY, *prose.splitlines()]
+
+
+HIDDEN = "What is here reads like a sentence of prose."
+
+
 @pytest.mark.parametrize(
-    "docstring, prose",
+    "hiding",
     [
-        (
-            GOOGLE,
-            [
-                SUMMARY,
-                "Works for any metric; see geometry.Metric and the book.",
-                "points: The points to search, which may be empty.",
-                "metric: How far two points are, as a function of both of them.",
-                "The nearest point, or None if there is no point at all.",
-                "Ties go to the first of the points.",
-            ],
-        ),
-        (
-            NUMPY,
-            [
-                SUMMARY,
-                "points: The points to search, which may be empty.",
-                "metric, scale: How far two points are, as a function of both of them.",
-                "The index of the nearest of the points.",
-                "Ties go to the first of the points.",
-            ],
-        ),
-        (
-            SPHINX,
-            [
-                SUMMARY,
-                "The points may be in any order at all.",
-                "Ties go to the first of the points.",
-                "points: The points to search, which may be empty.",
-                "count: How many of the points to return.",
-                "The nearest of the points.",
-            ],
-        ),
+        f"```\n{HIDDEN}\n\n{HIDDEN}\n```",
+        f">>> nearest()\n{HIDDEN}",
+        f"::\n\n  {HIDDEN}\n\n    {HIDDEN}",
+        f".. code-block:: python\n\n  {HIDDEN}",
+        f".. {HIDDEN}\n   {HIDDEN}",
+        f"Examples\n--------\n{HIDDEN}\n\n  {HIDDEN}\n\nNotes\n-----",
+        f"Usage:\n  {HIDDEN}\n\n  {HIDDEN}",
+        f"+-----+\n| {HIDDEN} |\n+-----+",
+        f"axis   {HIDDEN}",
     ],
-    ids=["google", "numpy", "sphinx"],
 )
-def test_every_style_of_docstring_gives_the_same_prose(docstring, prose):
-    assert [text for text in pydocs.paragraphs(docstring) if pydocs.is_prose(text)] == prose
+def test_what_is_no_running_text_is_left_out_and_what_follows_is_read(hiding):
+    read = pydocs.paragraphs(f"{SUMMARY}\n\n{hiding}\n\n{BODY}")
+    assert [text for text in read if pydocs.is_prose(text)] == [SUMMARY, BODY]
+
+
+def test_a_sentence_goes_on_in_an_indented_line_and_ends_at_its_full_stop():
+    docstring = f"The order of the lines is that of\n  the points.\n\n{SUMMARY}\n  {BODY}"
+    first = "The order of the lines is that of the points."
+    assert pydocs.paragraphs(docstring) == [first, SUMMARY, BODY]
 
 
 @pytest.mark.parametrize(
@@ -305,9 +312,7 @@ def test_no_text_and_no_body_is_in_two_splits(site, tmp_path):
         assert kept and {pydocs.split_of(record["module"]) for record in kept} == {split}
 
 
-def test_the_same_packages_give_the_same_bytes_on_any_number_of_processes(
-    site, tmp_path, monkeypatch
-):
+def test_the_same_packages_give_the_same_bytes_on_any_cores(site, tmp_path, monkeypatch):
     one = pydocs.build(tmp_path / "one", ["alpha", "beta"])
     monkeypatch.setattr(pydocs, "POOL_FILES", 1)
     monkeypatch.setattr(pydocs, "POOL_PROCESSES", 2)

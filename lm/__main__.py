@@ -6,12 +6,14 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from lm import choose
 
+HELP = {"--help", "-h", "help"}
 FLAGS = {  # name: (kind, default or None where it must be given, help)
     "config": ("config", None, "config file, a preset after a colon; keys as --config.steps=10"),
     "workdir": ("text", None, "directory of the run: config, logs, checkpoints, results"),
@@ -37,27 +39,39 @@ def parse(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.Flag
         else:
             define = {"text": flags.DEFINE_string, "integer": flags.DEFINE_integer}
             define.get(kind, flags.DEFINE_bool)(flag, default, text, flag_values=values)
-    if {"--help", "-h"} & set(arguments):
-        raise SystemExit(usage(name, takes))
     # ml_collections reads a config's overrides from sys.argv itself.
     sys.argv = [sys.argv[0], name, *arguments]
     try:
         rest = values([name, *arguments])[1:]
+        given = {flag: getattr(values, flag) for flag in takes}
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        sentence = " ".join(str(error.args[0] if error.args else error).split())
-        raise ValueError(f"{sentence} (see `python -m lm {name} --help`)") from error
+        raise ValueError(f"{_sentence(error)} (see `python -m lm {name} --help`)") from error
     if rest:
         hint = choose.nearest(rest[0].lstrip("-"), takes)
         raise ValueError(f"`{name}` does not take {rest[0]!r}{hint}; write flags as --flag=value.")
-    for flag in takes:
-        if getattr(values, flag) is None:
+    for flag, value in given.items():
+        if value is None:
             raise ValueError(f"`{name}` needs --{flag}=...: {FLAGS[flag][2]}.")
     return values
 
 
-def usage(name: str, takes: tuple[str, ...]) -> str:
+def _sentence(error: Exception) -> str:
+    """What absl or ml_collections has to say, without the traceback that they put into it."""
+    if isinstance(error, OSError):
+        return "the file of --config is not there or cannot be read"
+    said = str(error.args[0]) if error.args else str(error)
+    if "Traceback" in said:
+        flag, _, trace = said.partition(": ")
+        said = f"{flag}: {trace.strip().splitlines()[-1].partition(': ')[2]}"
+    if isinstance(error, AttributeError | KeyError):
+        said = f"unknown key of the config {said}"
+    return " ".join(said.split())
+
+
+def usage(name: str) -> str:
     """The help of one command."""
-    lines = [f"python -m lm {name}: {COMMANDS[name][0].__doc__.strip()}", ""]
+    function, takes = COMMANDS[name]
+    lines = [f"python -m lm {name}: {function.__doc__.strip()}", ""]
     for flag in takes:
         kind, default, text = FLAGS[flag]
         given = "required" if default is None else f"default {default!r}"
@@ -170,26 +184,43 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 if it did its work, 2 with one sentence on stderr for a user's mistake."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print("python -m lm <command> [flags]; each has its own --help\n")
-        print("\n".join(f"  {name:<10} {made[0].__doc__}" for name, made in COMMANDS.items()))
-        return 0
+def overview() -> str:
+    """The help of the door: every command in a line."""
+    lines = [f"  {name:<10} {function.__doc__}" for name, (function, _) in COMMANDS.items()]
+    return "\n".join(["python -m lm <command> [flags]; each has its own --help", "", *lines])
+
+
+def guarded(work: Callable[[], int | None]) -> int:
+    """Do the work: its exit code or 0; 2 with one sentence on stderr for a user's mistake."""
+    # Recompiling is the longest wait of a short run; orbax and tfds say much that is no news.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lm/jax"))
+    logging.set_verbosity(logging.ERROR)
     try:
-        function, takes = choose.choose(COMMANDS, arguments[0], "the command")
-        function(parse(arguments[0], takes, arguments[1:]))
+        return work() or 0
     except ValueError as error:
         print(f"lm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except SystemExit as stop:
-        print(stop.code)
-        return 0
     except KeyboardInterrupt:
         print("\nlm: interrupted; run the same command again to continue.", file=sys.stderr)
         return 130
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in HELP:
+        print(overview())
+        return 0
+
+    def work():
+        name, *rest = arguments
+        function, takes = choose.choose(COMMANDS, name, "the command")
+        if HELP & set(rest):
+            print(usage(name))
+        else:
+            function(parse(name, takes, rest))
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

@@ -107,9 +107,16 @@ def _least_values(config: dict):
 def _check_vocabulary(run: Run) -> None:
     """The tokenizer that is there, or that the config would make, fits model and objective."""
     directory = tokenizer_dir(run)
+    own = directory == run.workdir / "tokenizer"
     if (directory / tokenizer.FACTS).exists():
         facts = tokenizer.read(directory)[1]
-    elif directory == run.workdir / "tokenizer":
+        for key in ("pieces", "num_sentinels", "normalization") if own else ():
+            if facts[key] != run.config["tokenizer"][key]:
+                raise ValueError(
+                    f"tokenizer.{key}={run.config['tokenizer'][key]!r} differs from the "
+                    f"{facts[key]!r} of the tokenizer in {directory}; use that, or remove it."
+                )
+    elif own:
         facts = run.config["tokenizer"]
     else:
         facts = tokenizer.read(directory)[1]  # which says what is missing
@@ -143,21 +150,21 @@ def differences(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
     return found
 
 
-def claim(run: Run) -> None:
-    """Write config.json, or check that the workdir is this very run's.
-
-    Raises ValueError naming the keys that differ.
-    """
+def check_workdir(run: Run) -> None:
+    """Raise ValueError, naming the keys that differ, if the workdir is another config's."""
     path = run.workdir / "config.json"
-    if path.exists():
-        differing = differences(run.config, json.loads(path.read_text()))
-        if differing:
-            raise ValueError(
-                f"{run.workdir} holds a run with another config: {', '.join(differing)}; use "
-                f"another --workdir, or the config it was made with to continue it."
-            )
+    differing = differences(run.config, json.loads(path.read_text())) if path.exists() else []
+    if differing:
+        raise ValueError(
+            f"{run.workdir} holds a run with another config: {', '.join(differing)}; use another "
+            f"--workdir, or the config it was made with to continue it."
+        )
+
+
+def claim(run: Run) -> None:
+    """Write config.json: from now on the workdir is this config's."""
     run.workdir.mkdir(parents=True, exist_ok=True)
-    logs.write_atomically(path, json.dumps(run.config, indent=2) + "\n")
+    logs.write_atomically(run.workdir / "config.json", json.dumps(run.config, indent=2) + "\n")
 
 
 def tokenizer_dir(run: Run) -> pathlib.Path:

@@ -85,9 +85,10 @@ def train(this: run.Run, devices=None) -> dict[str, float]:
     """
     strategy = parallel.make_strategy(this.parallel, devices)
     parallel.check_batch(this.data.batch_size, strategy.shards, this.parallel.micro_batches)
-    run.claim(this)
+    run.check_workdir(this)
     tokens = run.make_tokenizer(this)
     train_examples, heldout_examples = run.make_examples(this, tokens)
+    run.claim(this)
     text_bytes = tokens.piece_bytes(this.model.vocab_size)
     optimizer, rate = optimizers.make_optimizer(this.optimizer, this.config["steps"])
     loss = choose.choose(LOSSES, this.config["stage"], "stage")(this, text_bytes)

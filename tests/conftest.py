@@ -1,9 +1,16 @@
-"""Eight fake devices and a compilation cache, set before jax is imported by any test."""
+"""Eight fake devices and a compilation cache, set before jax is imported by any test.
+
+The fixtures are what a tiny run needs: a TFDS directory, a tokenizer, a config.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
 import pathlib
+import random
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -12,3 +19,110 @@ os.environ["NPROC"] = "32"  # fewer and XLA's collectives deadlock on two cores
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+DOCUMENTS = {"train": 60, "validation": 12}
+PIECES, SENTINELS = 400, 10
+
+
+def write_tfds(root, address: str, splits: dict[str, list[dict[str, str]]]) -> None:
+    """Records of text fields as the TFDS dataset name[/config] under root, in ArrayRecord."""
+    import tensorflow_datasets as tfds
+
+    dataset, _, variant = address.partition("/")
+    fields = {key: tfds.features.Text() for key in next(iter(splits.values()))[0]}
+
+    with tfds.core.registered.skip_registration():
+
+        class Handmade(tfds.core.GeneratorBasedBuilder):
+            name = dataset
+            VERSION = tfds.core.Version("1.0.0")
+            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=variant)] if variant else []
+            url_infos = None  # nothing to download
+
+            def _info(self):
+                features = tfds.features.FeaturesDict(fields)
+                return tfds.core.DatasetInfo(
+                    builder=self, features=features, disable_shuffling=True
+                )
+
+            def _split_generators(self, dl_manager):
+                return {split: self._generate_examples(rows) for split, rows in splits.items()}
+
+            def _generate_examples(self, rows):
+                yield from enumerate(rows)
+
+    tfds.disable_progress_bar()
+    Handmade(data_dir=root, file_format="array_record").download_and_prepare(
+        download_dir=root / "downloads"
+    )
+
+
+def made_up_documents(seed: int, count: int) -> list[dict[str, str]]:
+    """Documents of 30 to 90 made-up words; the frequent ones are short."""
+    rng = random.Random(seed)
+    spell = random.Random(0)
+    words = ["".join(spell.choices("aeiouklmnrst", k=2 + i // 20)) for i in range(120)]
+    weights = [1 / (1 + i) for i in range(len(words))]
+    rows = []
+    for index in range(count):
+        made = rng.choices(words, weights, k=rng.randint(30, 90))
+        rows.append({"title": f"Made-up {seed}.{index}", "text": " ".join(made).capitalize()})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny_tfds(tmp_path_factory):
+    """A TFDS directory with a hand-made wikipedia/20230601.en and pydocs, train and validation."""
+    root = tmp_path_factory.mktemp("tiny_tfds")
+    rows = {split: made_up_documents(n, n) for split, n in DOCUMENTS.items()}
+    write_tfds(root, "wikipedia/20230601.en", rows)
+    pairs = {
+        split: [
+            {
+                "module": row["title"].split()[1],
+                "name": row["title"],
+                "body": row["text"],
+                "summary": " ".join(row["text"].split()[: 3 + i % 17]),
+                "text": row["text"],
+            }
+            for i, row in enumerate(made)
+        ]
+        for split, made in rows.items()
+    }
+    write_tfds(root, "pydocs", pairs)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tiny_tfds, tmp_path_factory):
+    """A tokenizer.Tokenizer of PIECES pieces and SENTINELS sentinels, of the training texts."""
+    from lm import tokenizer
+
+    texts = [row["text"] for row in made_up_documents(DOCUMENTS["train"], DOCUMENTS["train"])]
+    directory = tmp_path_factory.mktemp("tiny_tokens")
+    return tokenizer.train(texts, directory, pieces=PIECES, num_sentinels=SENTINELS)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_tfds, tiny_tokens):
+    """(**{"data.batch_size": 4, ..}) -> a nested dict, as configs/base.py but of a tiny run."""
+    from configs import base
+
+    config = base.get_config()
+    config.steps = 6
+    config.model.update(vocab_size=512, d_model=16, d_ff=32, num_heads=4, num_kv_heads=4)
+    config.model.update(head_dim=4, num_encoder_layers=2, num_decoder_layers=2, layers="scanned")
+    config.tokenizer.update(dir=str(tiny_tokens.directory), pieces=PIECES)
+    config.tokenizer.num_sentinels = SENTINELS
+    config.data.update(task="wikipedia", dir=str(tiny_tfds), input_length=32)
+    config.data.update(target_length=16, batch_size=8)
+    config.optimizer.update(name="adamw", peak=1e-2, schedule="constant", warmup=2)
+    config.every.update(log=1, evaluate=3, checkpoint=3)
+    config.evaluate.update(examples=20, decode=4)
+
+    def make(**changes) -> dict:
+        made = copy.deepcopy(config)
+        made.update_from_flattened_dict(changes)
+        return made.to_dict()
+
+    return make

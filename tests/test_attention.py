@@ -1,0 +1,185 @@
+"""Laws of attention: exact buckets, exact sums, and no influence from what is not seen."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import attention
+
+# buckets, limit: T5's, and others that a config may choose.
+BINS = [(32, 128), (32, 256), (64, 512), (16, 32), (8, 20), (32, 1000), (128, 1000), (4, 5)]
+both_ways = pytest.mark.parametrize("bidirectional", [True, False])
+
+
+def exact_bucket(distance: int, bidirectional: bool, buckets: int, limit: int) -> int:
+    """T5's bucket in whole numbers: (d/e)^m >= (limit/e)^k  iff  d^m e^k >= limit^k e^m."""
+    base = 0
+    if bidirectional:
+        buckets //= 2
+        base, distance = (buckets if distance > 0 else 0), abs(distance)
+    else:
+        distance = max(-distance, 0)
+    near = buckets // 2
+    if distance < near:
+        return base + distance
+    far = buckets - near
+    reached = lambda k: distance**far * near**k >= limit**k * near**far
+    return base + near + sum(reached(k) for k in range(1, far))
+
+
+def as_float64(*arrays):
+    return [np.asarray(x, np.float64) for x in arrays]
+
+
+def reference(query, key, value, mask, bias):
+    """Attention by loops over queries and heads, in float64."""
+    query, key, value, bias = as_float64(query, key, value, bias)
+    (rows, length, heads, _), groups = query.shape, key.shape[2]
+    out = np.zeros(query.shape)
+    for b in range(rows):
+        for t in range(length):
+            for n in range(heads):
+                seen, g = np.flatnonzero(mask[b, t]), n // (heads // groups)
+                scores = key[b, seen, g] @ query[b, t, n] + bias[n, t, seen]
+                weights = np.exp(scores - scores.max())
+                out[b, t, n] = weights @ value[b, seen, g] / weights.sum()
+    return out
+
+
+def problem(groups, heads=4, rows=2, queries=5, keys=7, width=3, seed=0):
+    """Random query, key, value, mask (each query sees a key) and bias."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    mask = rng.random((rows, queries, keys)) < 0.5
+    mask[:, :, 2] = True
+    key, value = draw(rows, keys, groups, width), draw(rows, keys, groups, width)
+    return draw(rows, queries, heads, width), key, value, mask, draw(heads, queries, keys)
+
+
+# Distances, segments, buckets. ---------------------------------------------------------------
+
+
+def test_distance_counts_from_the_query_to_the_key():
+    for start in (0, 3):
+        expected = [[s - (t + start) for s in range(6)] for t in range(4)]
+        np.testing.assert_array_equal(attention.distance(4, 6, start), expected)
+
+
+def test_one_sees_its_own_segment_and_never_padding():
+    rng = np.random.default_rng(0)
+    queries, keys = rng.integers(0, 3, (4, 9)), rng.integers(0, 3, (4, 8))
+    mask = attention.same_segment(jnp.asarray(queries), jnp.asarray(keys))
+    for b, t, s in np.ndindex(mask.shape):
+        assert mask[b, t, s] == (queries[b, t] == keys[b, s] != 0)
+
+
+@both_ways
+@pytest.mark.parametrize("buckets, limit", BINS)
+def test_buckets_are_those_of_exact_arithmetic(bidirectional, buckets, limit):
+    distances = np.arange(-1200, 1201)
+    expected = [exact_bucket(int(d), bidirectional, buckets, limit) for d in distances]
+    ours = attention.relative_bucket(
+        jnp.asarray(distances), bidirectional=bidirectional, buckets=buckets, limit=limit
+    )
+    np.testing.assert_array_equal(ours, expected)
+
+
+@both_ways
+def test_buckets_are_the_same_compiled_and_not(bidirectional):
+    bucket = lambda d: attention.relative_bucket(
+        d, bidirectional=bidirectional, buckets=32, limit=128
+    )
+    distances = jnp.arange(-1200, 1201)
+    np.testing.assert_array_equal(jax.jit(bucket)(distances), bucket(distances))
+
+
+# The weighted sum. ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attend_is_the_softmax_sum_in_float64(groups):
+    args = problem(groups)
+    np.testing.assert_allclose(attention.attend(*args), reference(*args), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_grouped_query_is_multi_head_with_repeated_keys(groups):
+    query, key, value, mask, bias = problem(groups)
+    repeat = lambda x: jnp.repeat(x, 4 // groups, axis=2)
+    repeated = attention.attend(query, repeat(key), repeat(value), mask, bias)
+    grouped = attention.attend(query, key, value, mask, bias)
+    np.testing.assert_allclose(grouped, repeated, rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_not_seen_has_no_influence_to_the_bit():
+    query, key, value, mask, bias = problem(2)
+    hidden = np.arange(key.shape[1]) % 2 == 1
+    mask = jnp.asarray(mask & ~hidden)
+    spoil = lambda x: jnp.where(hidden[:, None, None], 1e4, x)
+    clean = attention.attend(query, key, value, mask, bias)
+    spoilt = attention.attend(query, spoil(key), spoil(value), mask, jnp.where(hidden, 1e6, bias))
+    np.testing.assert_array_equal(clean, spoilt)
+
+
+def test_no_bias_is_a_bias_of_zero_and_a_constant_bias_is_none():
+    query, key, value, mask, bias = problem(2)
+    none = attention.attend(query, key, value, mask)
+    for constant in (0.0, 3.0):
+        biased = attention.attend(query, key, value, mask, jnp.full_like(bias, constant))
+        np.testing.assert_allclose(biased, none, rtol=1e-5, atol=1e-6)
+
+
+def test_the_order_of_keys_does_not_matter():
+    query, key, value, mask, bias = problem(4)
+    order = np.random.default_rng(1).permutation(key.shape[1])
+    mixed = attention.attend(
+        query, key[:, order], value[:, order], mask[:, :, order], bias[:, :, order]
+    )
+    straight = attention.attend(query, key, value, mask, bias)
+    np.testing.assert_allclose(mixed, straight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_that_sees_nothing_gets_the_mean_and_no_nan():
+    query, key, value, mask, bias = problem(4)
+    blind = attention.attend(query, key, value, np.zeros_like(mask), bias)
+    expected = np.broadcast_to(np.mean(value, axis=1, keepdims=True), blind.shape)
+    np.testing.assert_allclose(blind, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_reaches_the_bias_and_is_that_of_finite_differences():
+    query, key, value, mask, bias = problem(2)
+    aim = np.random.default_rng(2).normal(size=query.shape)
+    loss = lambda bias: jnp.sum(attention.attend(query, key, value, mask, bias) * aim)
+    grad = np.asarray(jax.grad(loss)(bias))
+    exact = lambda bias: np.sum(reference(query, key, value, mask, bias) * aim)
+    (wide,) = as_float64(bias)
+    for place in [(0, 0, 2), (1, 4, 2), (3, 2, 5), (2, 3, 0)]:
+        nudge = np.zeros(wide.shape)
+        nudge[place] = 1e-5
+        slope = (exact(wide + nudge) - exact(wide - nudge)) / 2e-5
+        np.testing.assert_allclose(grad[place], slope, rtol=1e-4, atol=1e-5)
+    assert (grad[np.broadcast_to(~mask.any(0), grad.shape)] == 0).all()
+
+
+def test_the_softmax_is_taken_in_float32_of_bfloat16_scores():
+    wide = problem(2, queries=6, keys=9, width=8)
+    query, key, value = (x.astype(jnp.bfloat16) for x in wide[:3])
+    ours = attention.attend(query, key, value, *wide[3:])
+    assert ours.dtype == jnp.bfloat16
+    # Weights and result are rounded to 8 bits of mantissa once each; scores are not.
+    expected = reference(query, key, value, *wide[3:])
+    bound = 2**-8 * 2 * np.abs(np.asarray(value, np.float64)).max()
+    assert np.abs(np.asarray(ours, np.float64) - expected).max() < bound
+
+
+def test_drop_is_applied_to_weights_that_sum_to_one():
+    query, key, value, mask, bias = problem(2)
+    seen = []
+    attention.attend(query, key, value, mask, bias, lambda w: seen.append(w) or w)
+    np.testing.assert_allclose(seen[0].sum(-1), 1, rtol=1e-6)
+    halved = attention.attend(query, key, value, mask, bias, lambda w: w / 2)
+    whole = attention.attend(query, key, value, mask, bias)
+    np.testing.assert_allclose(2 * halved, whole, rtol=1e-6)

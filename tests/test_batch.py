@@ -1,0 +1,62 @@
+"""Laws of the batch: shifting knows segments, weights count targets, numpy and jax agree."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import batch
+
+
+def packed_rows(rng, rows=6, length=14):
+    """Random rows of 0 to 4 segments and padding: int32 targets and segment ids [B, T]."""
+    targets = rng.integers(2, 99, (rows, length), dtype=np.int32)
+    segments = np.zeros((rows, length), np.int32)
+    for row in segments:
+        ends = np.sort(rng.choice(np.arange(1, length + 1), rng.integers(0, 5), replace=False))
+        for number, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=False), start=1):
+            row[start:end] = number
+    return np.where(segments > 0, targets, 0), segments
+
+
+def batch_of(targets, segments):
+    return batch.Batch(targets, segments, targets, segments)
+
+
+def test_each_segment_is_shifted_as_if_it_were_alone():
+    targets, segments = packed_rows(np.random.default_rng(0))
+    shifted = batch.shift_right(targets, segments)
+    for row in range(len(targets)):
+        for number in range(1, segments[row].max() + 1):
+            mine = segments[row] == number
+            alone = [0, *targets[row][mine][:-1]]
+            np.testing.assert_array_equal(shifted[row][mine], alone)
+
+
+def test_padding_is_shifted_to_padding():
+    targets, segments = packed_rows(np.random.default_rng(1))
+    assert not batch.shift_right(targets, segments)[segments == 0].any()
+
+
+def test_two_neighbours_with_equal_tokens_do_not_see_each_other():
+    targets, segments = np.array([[5, 6, 5, 6, 7]]), np.array([[1, 1, 2, 2, 2]])
+    np.testing.assert_array_equal(batch.shift_right(targets, segments), [[0, 5, 0, 5, 6]])
+
+
+def test_weights_are_one_on_targets_and_zero_on_padding():
+    targets, segments = packed_rows(np.random.default_rng(2))
+    weights = batch.loss_weights(batch_of(targets, segments))
+    assert weights.dtype == np.float32
+    np.testing.assert_array_equal(weights, np.minimum(segments, 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_numpy_and_jax_say_the_same(seed):
+    targets, segments = packed_rows(np.random.default_rng(seed))
+    here = batch.shift_right(targets, segments)
+    there = batch.shift_right(jnp.asarray(targets), jnp.asarray(segments))
+    np.testing.assert_array_equal(here, there)
+    assert isinstance(here, np.ndarray) and here.dtype == there.dtype == np.int32
+    weights = batch.loss_weights(batch_of(jnp.asarray(targets), jnp.asarray(segments)))
+    np.testing.assert_array_equal(batch.loss_weights(batch_of(targets, segments)), weights)

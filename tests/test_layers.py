@@ -1,0 +1,180 @@
+"""Laws of a block's parts: norms and products in float64, T5's dropout, bias by distance alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from lm import layers, transformer
+
+SHAPE = (2, 5, 16)
+
+
+def draw(*shape, seed=0, scale=1.0):
+    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def config_of(**fields):
+    sizes = dict(vocab_size=64, d_model=16, d_ff=24, num_heads=4, num_kv_heads=2, head_dim=8)
+    return transformer.ModelConfig(**sizes | fields)
+
+
+def as_float64(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+# Norm. ---------------------------------------------------------------------------------------
+
+
+def norm(x, scale, dtype="float32"):
+    return layers.RMSNorm(dtype).apply({"params": {"scale": scale}}, x)
+
+
+def exact_norm(x, scale):
+    x, scale = as_float64((x, scale))
+    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-6) * scale
+
+
+def test_norm_is_x_over_its_rms_times_the_scale():
+    x, scale = draw(*SHAPE), draw(16, seed=1)
+    np.testing.assert_allclose(norm(x, scale), exact_norm(x, scale), rtol=2e-6)
+
+
+@pytest.mark.parametrize("factor", [2.0**10, 2.0**40, -1.0])
+def test_norm_does_not_see_the_scale_of_its_input(factor):
+    x, scale = draw(*SHAPE, scale=100.0), draw(16, seed=1)
+    ours = norm(factor * x, scale)
+    np.testing.assert_allclose(ours, np.sign(factor) * norm(x, scale), rtol=1e-5)
+
+
+def test_norm_of_zero_is_zero_with_a_finite_gradient():
+    grad = jax.grad(lambda x: norm(x, jnp.ones(16)).sum())(jnp.zeros(SHAPE))
+    assert np.isfinite(grad).all() and not norm(jnp.zeros(SHAPE), jnp.ones(16)).any()
+
+
+def test_norm_takes_and_gives_bfloat16_with_statistics_in_float32():
+    x, scale = draw(4, 4096, seed=2).astype(jnp.bfloat16), draw(4096, seed=3)
+    ours = norm(x, scale, "bfloat16")
+    assert ours.dtype == jnp.bfloat16
+    # One rounding at the end (half a unit of 8 bits); sums in bfloat16 would be off by far more.
+    np.testing.assert_allclose(as_float64(ours), exact_norm(x, scale), rtol=2**-8)
+
+
+def test_norm_starts_as_the_plain_rms():
+    params = layers.RMSNorm("float32").init(jax.random.key(0), draw(*SHAPE))["params"]
+    np.testing.assert_array_equal(params["scale"], np.ones(16))
+
+
+# Dropout. ------------------------------------------------------------------------------------
+
+
+def dropped(rate, x, deterministic=False, seed=0):
+    rngs = {"dropout": jax.random.key(seed)}
+    return layers.Dropout(rate).apply({}, x, deterministic, rngs=rngs)
+
+
+def test_dropout_takes_the_same_units_all_along_a_row_and_keeps_the_mean():
+    ones = dropped(0.25, jnp.ones((64, 3, 256)))
+    assert (ones == ones[:, :1]).all()
+    assert set(np.unique(ones)) == {0.0, np.float32(1 / 0.75)}
+    assert np.mean(ones) == pytest.approx(1, abs=5 * np.sqrt(0.25 / 0.75 / (64 * 256)))
+
+
+def test_rows_do_not_drop_the_same_units():
+    ones = np.asarray(dropped(0.5, jnp.ones((8, 1, 64))))
+    assert len({row.tobytes() for row in ones}) == 8
+
+
+@pytest.mark.parametrize("rate, deterministic", [(0.0, False), (0.0, True), (0.9, True)])
+def test_dropout_is_the_identity_at_rate_zero_and_in_evaluation(rate, deterministic):
+    x = draw(*SHAPE)
+    np.testing.assert_array_equal(dropped(rate, x, deterministic), x)
+
+
+# Bias by distance. ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_bias_looks_up_its_bucket_and_every_bucket_in_reach_gets_its_gradient(bidirectional):
+    module = layers.RelativeBias(4, bidirectional, buckets=8, limit=20)
+    distance = jnp.arange(7)[None] - jnp.arange(6)[:, None]
+    table = draw(8, 4)
+    apply = lambda table: module.apply({"params": {"relative_bias": table}}, distance)
+    bias = np.asarray(apply(table))
+    counts = np.asarray(jax.grad(lambda table: apply(table).sum())(table))
+    assert bias.shape == (4, 6, 7) and counts.sum() == bias.size
+    for step in range(-5, 7):  # along a diagonal the distance, and so the bias, is one
+        diagonal = np.diagonal(bias, step, axis1=1, axis2=2)
+        assert (diagonal == diagonal[:, :1]).all()
+        assert all(value in np.asarray(table)[:, n] for n, value in enumerate(diagonal[:, 0]))
+    ahead = bias[:, 0, 1:]
+    assert bidirectional or (ahead == np.asarray(table)[0][:, None]).all()
+    assert (counts == counts[:, :1]).all() and (counts > 0).all() == bidirectional
+
+
+# Products. -----------------------------------------------------------------------------------
+
+ACTIVATIONS = {
+    "relu": (lambda x: np.maximum(x, 0), False),
+    "gelu": (lambda x: x * scipy.special.ndtr(x), False),
+    "geglu": (lambda x: x * scipy.special.ndtr(x), True),
+    "swiglu": (lambda x: x * scipy.special.expit(x), True),
+}
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_feed_forward_is_its_formula(name):
+    activation, gated = ACTIVATIONS[name]
+    module, x = layers.FeedForward(config_of(activation=name)), draw(*SHAPE)
+    params = module.init(jax.random.key(0), x, True)["params"]
+    ours = module.apply({"params": params}, x, True)
+    wide, p = as_float64(x), {name: leaf["kernel"] for name, leaf in as_float64(params).items()}
+    hidden = (
+        activation(wide @ p["gate"]) * (wide @ p["up"]) if gated else activation(wide @ p["up"])
+    )
+    # The tanh form of GELU lies within 5e-4 of the exact one.
+    np.testing.assert_allclose(ours, hidden @ p["down"], atol=2e-3 if "ge" in name else 1e-5)
+
+
+def test_gelu_is_the_tanh_form_of_t5():
+    x = np.linspace(-4, 4, 101)
+    tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    np.testing.assert_allclose(layers.ACTIVATIONS["geglu"][0](jnp.asarray(x)), tanh, atol=2e-6)
+
+
+def attention_of(config, x, source, mask):
+    """The module applied to x and the keys and values of source, and its parameters."""
+    module = layers.Attention(config)
+
+    def whole(module, x, source):
+        return module(x, module.keys_values(source), mask, None, True)
+
+    params = module.init(jax.random.key(0), x, source, method=whole)["params"]
+    return module.apply({"params": params}, x, source, method=whole), params
+
+
+def test_attention_projects_attends_and_projects_back_without_a_root():
+    x, source = draw(*SHAPE), draw(2, 7, 16, seed=1)
+    mask = np.random.default_rng(2).random((2, 5, 7)) < 0.7
+    mask[:, :, 0] = True
+    ours, params = attention_of(config_of(), x, source, mask)
+    p = {name: leaf["kernel"] for name, leaf in as_float64(params).items()}
+    x, source = as_float64((x, source))
+    heads = lambda x, kernel: np.einsum("bsd,dkh->bskh", x, kernel)
+    repeat = lambda x: np.repeat(x, 2, axis=2)  # two heads share keys and values
+    key, value = repeat(heads(source, p["key"])), repeat(heads(source, p["value"]))
+    scores = np.einsum("btnh,bsnh->bnts", heads(x, p["query"]), key)
+    weights = scipy.special.softmax(np.where(mask[:, None], scores, -np.inf), axis=-1)
+    summed = np.einsum("bnts,bsnh->btnh", weights, value)
+    expected = np.einsum("btnh,nhd->btd", summed, p["out"])
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_projection_has_a_bias_so_zero_stays_zero():
+    zero, source, mask = jnp.zeros(SHAPE), jnp.zeros((2, 7, 16)), np.ones((2, 5, 7), bool)
+    out, params = attention_of(config_of(), zero, source, mask)
+    assert not out.any()
+    assert {key for leaf in params.values() for key in leaf} == {"kernel"}

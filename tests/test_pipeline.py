@@ -1,0 +1,208 @@
+"""Laws of the batches: a function of (seed, step), each example once an epoch, nothing lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from lm import batch, corpus, objectives, pipeline, run
+
+BATCH = 8
+
+
+def take(iterator, count: int) -> list[batch.Batch]:
+    return [batch.Batch(*rows) for rows in itertools.islice(iterator, count)]
+
+
+def assert_same(ours, theirs) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        for array, expected in zip(one, other, strict=True):
+            np.testing.assert_array_equal(array, expected)
+            assert array.dtype == np.int32
+
+
+@pytest.fixture(scope="module")
+def made(tiny_config, tiny_tokens, tmp_path_factory):
+    """{objective or "pairs": (training examples, held-out examples)}."""
+    changes = {name: {"objective.name": name} for name in objectives.OBJECTIVES}
+    changes["pairs"] = {"data.task": "docstring_summary"}
+    found = {}
+    for name, change in changes.items():
+        this = run.make_run(tiny_config(**change), tmp_path_factory.mktemp(name))
+        found[name] = run.make_examples(this, tiny_tokens)
+    return found
+
+
+@pytest.fixture(scope="module")
+def train(made) -> pipeline.Examples:
+    return made["span_corruption"][0]
+
+
+def raw(examples: pipeline.Examples) -> list[bytes]:
+    source = examples.source()
+    return [source[i] for i in range(len(examples))]
+
+
+def restored(examples: pipeline.Examples, inputs, targets) -> np.ndarray:
+    """The stored text of a row: its blanks filled from its targets."""
+    last = dict(sentinel=examples.sentinel, num_sentinels=10, eos=examples.eos)
+    return objectives.restore(examples.objective, inputs, targets, **last)
+
+
+def texts(examples: pipeline.Examples, batches) -> list[tuple[int, ...]]:
+    rows = (row for rows in batches for row in zip(rows.inputs, rows.targets, strict=True))
+    return [tuple(restored(examples, *row)) for row in rows]
+
+
+def stored_texts(examples: pipeline.Examples) -> list[tuple[int, ...]]:
+    return [tuple(corpus.read_example(data)[0]) for data in raw(examples)]
+
+
+def test_a_stream_resumed_at_any_step_is_the_unbroken_one(train):
+    whole = take(pipeline.train_batches(train, seed=3), 43)
+    for start in range(41):  # two epochs and the seam between them
+        assert_same(take(pipeline.train_batches(train, seed=3, start=start), 2), whole[start:][:2])
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_share_out_each_global_batch(train, hosts):
+    whole = take(pipeline.train_batches(train, seed=1), 25)
+    shares = [
+        take(pipeline.train_batches(train, seed=1, host=host, hosts=hosts), 25)
+        for host in range(hosts)
+    ]
+    for step, expected in enumerate(whole):
+        assert all(len(share[step].inputs) == BATCH // hosts for share in shares)
+        dealt = [np.concatenate([share[step][i] for share in shares]) for i in range(4)]
+        order = np.argsort(np.arange(BATCH) % hosts, kind="stable")
+        assert_same([batch.Batch(*dealt)], [batch.Batch(*(x[order] for x in expected))])
+
+
+def test_the_order_and_the_masks_depend_on_the_seed_and_the_step_alone(train):
+    first = take(pipeline.train_batches(train, seed=5), 6)
+    np.random.seed(1)
+    again = pipeline.train_batches(dataclasses.replace(train), seed=5)
+    assert_same(take(again, 6), first)
+    # Without shared state: two readers in turns see what each sees alone.
+    one, other = (pipeline.train_batches(train, seed=seed) for seed in (5, 6))
+    turns = [(next(one), next(other)) for _ in range(6)]
+    assert_same([batch.Batch(*a) for a, _ in turns], first)
+    assert not set(texts(train, first)) == set(texts(train, [batch.Batch(*b) for _, b in turns]))
+
+
+def test_an_epoch_holds_every_example_once_and_the_next_in_another_order(train):
+    epochs, length = 3, len(train)
+    batches = take(pipeline.train_batches(train, seed=0), -(-epochs * length // BATCH))
+    seen = texts(train, batches)
+    expected = stored_texts(train)
+    orders = [seen[e * length : (e + 1) * length] for e in range(epochs)]
+    for order in orders:
+        assert sorted(order) == sorted(expected)
+    assert expected != orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_the_masks_of_an_example_are_drawn_anew_in_every_epoch(train):
+    epochs, length = 3, len(train)
+    batches = take(pipeline.train_batches(train, seed=0), -(-epochs * length // BATCH))
+    inputs = np.concatenate([rows.inputs for rows in batches])
+    seen = np.array(texts(train, batches))
+    masks = {}
+    for text, row in zip(map(bytes, seen[: epochs * length]), inputs, strict=False):
+        masks.setdefault(text, set()).add(bytes(row))
+    assert len(masks) == length
+    again = sum(len(found) < epochs for found in masks.values())
+    # Two spans among 30 tokens fall on more than 400 places: a repeat in three is rare.
+    assert again < 0.05 * length
+
+
+@pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
+def test_filling_the_blanks_of_a_batch_restores_the_stored_text(made, name):
+    for examples in made[name]:
+        batches = list(pipeline.heldout_batches(examples, seed=7))
+        expected = stored_texts(examples)
+        assert texts(examples, batches)[: len(expected)] == expected
+
+
+# Of 34 raw tokens 5 are hidden, in 2 spans: 5 + 2 + eos; of 31, 5 behind masks: 5 + eos.
+@pytest.mark.parametrize(
+    ("name", "columns"), [("span_corruption", 8), ("token_masking", 6), ("pairs", 16)]
+)
+def test_a_row_is_its_tokens_in_segment_one_then_padding_in_segment_zero(made, name, columns):
+    examples = made[name][0]
+    for data in raw(examples)[:20]:
+        row = examples.read(data, np.random.default_rng(0))
+        inputs, targets = corpus.read_example(data)
+        if targets is None:
+            generator = np.random.default_rng(0)
+            ids = dict(sentinel=examples.sentinel, eos=examples.eos)
+            inputs, targets = objectives.corrupt(examples.objective, inputs, generator, **ids)
+        for ids, found, segments, length in (
+            (inputs, row.inputs, row.inputs_segment_ids, 32),
+            (targets, row.targets, row.targets_segment_ids, columns),
+        ):
+            padding = [0] * (length - len(ids))
+            np.testing.assert_array_equal(found, [*ids, *padding])
+            np.testing.assert_array_equal(segments, [1] * len(ids) + padding)
+
+
+@pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
+def test_no_column_of_running_text_is_wasted(made, name):
+    rows = take(pipeline.train_batches(made[name][0], seed=0), 1)[0]
+    assert rows.inputs_segment_ids.all() and rows.targets_segment_ids.all()
+
+
+@pytest.mark.parametrize("limit", [0, 1, 8, 13, 10**6])
+@pytest.mark.parametrize("name", ["span_corruption", "pairs"])
+def test_each_held_out_example_counts_once_and_padding_never(made, name, limit):
+    heldout = made[name][1]
+    batches = list(pipeline.heldout_batches(heldout, seed=0, limit=limit))
+    count = min(limit or len(heldout), len(heldout))
+    assert len(batches) == pipeline.heldout_count(heldout, limit) == -(-count // BATCH)
+    assert all(x.shape[0] == BATCH for rows in batches for x in rows)
+    weights = np.concatenate([batch.loss_weights(rows) for rows in batches])
+    assert weights[:count].any(axis=1).all() and not weights[count:].any()
+    lengths = {"span_corruption": lambda ids: 8, "pairs": lambda ids: len(ids) - 1 - ids[0]}
+    numbers = [np.frombuffer(data, "<i4") for data in raw(heldout)[:count]]
+    assert weights.sum() == sum(lengths[name](ids) for ids in numbers)
+
+
+def test_held_out_batches_are_the_same_at_every_call(made):
+    heldout = made["span_corruption"][1]
+    first, again = (list(pipeline.heldout_batches(heldout, seed=2)) for _ in range(2))
+    assert_same(first, again)
+    # and a limit takes the first of them
+    limited = list(pipeline.heldout_batches(heldout, seed=2, limit=BATCH))
+    assert_same(limited, first[:1])
+
+
+@pytest.mark.parametrize("count", [1, 8, 11])
+def test_inputs_to_decode_are_the_texts_in_order_cut_with_eos(tiny_tokens, count):
+    texts = [f"ab {'cd ' * (5 * i)}" for i in range(count)]
+    batches = list(pipeline.input_batches(texts, tiny_tokens, 16, BATCH))
+    assert len(batches) == -(-count // BATCH)
+    rows = np.concatenate([rows.inputs for rows in batches])
+    segments = np.concatenate([rows.inputs_segment_ids for rows in batches])
+    for text, row, segment in zip(texts, rows, segments, strict=False):
+        expected = [*tiny_tokens.encode(text)[:15], tiny_tokens.eos]
+        np.testing.assert_array_equal(row[segment == 1], expected)
+        assert not row[segment == 0].any()
+    assert not segments[count:].any()
+    assert not any(batch.loss_weights(rows).any() for rows in batches)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch_size": 0}, "data.batch_size=0 is too small; use 1 or more"),
+        ({"input_length": 7}, "data.input_length=7 is too small; use 8 or more"),
+        ({"target_length": 1}, "data.target_length=1 is too small; use 2 or more"),
+        ({"task": "wikipedai"}, "data.task='wikipedai' is unknown; choose one of .*'wikipedia'"),
+    ],
+)
+def test_impossible_data_is_a_sentence(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        pipeline.DataConfig(**change)

@@ -1,0 +1,234 @@
+"""Laws of a run: what cannot work stops before any work, in one sentence with the cure."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import pytest
+
+from lm import objectives, parallel, run, sources, tokenizer, train
+
+IMPOSSIBLE = [
+    # What the issue names.
+    (
+        {"model.num_heads": 6, "model.num_kv_heads": 4},
+        "model.num_heads=6 is not a multiple of model.num_kv_heads=4; use a divisor",
+    ),
+    (
+        {"model.vocab_size": 409},
+        r"model.vocab_size=409 is smaller than the tokenizer's 400 pieces \+ 10 sentinels; use 512",
+    ),
+    (
+        {"data.input_length": 512, "objective.noise_density": 0.5},
+        "input_length=512 .* needs 128 sentinels, but the tokenizer has num_sentinels=10; train",
+    ),
+    # Words that are in no table.
+    ({"stage": "pretrian"}, "stage='pretrian' is unknown; choose one of .* did you mean 'pretrain"),
+    ({"data.task": "wiki"}, "data.task='wiki' is unknown; choose one of"),
+    ({"objective.name": "spam_corruption"}, "choose one of span_corruption, token_masking"),
+    ({"objective.placement": "t6"}, "objective.placement='t6' is unknown; choose one of t5"),
+    ({"optimizer.name": "adam"}, "optimizer.name='adam' is unknown; .* did you mean 'adamw'"),
+    ({"optimizer.schedule": "cos"}, "optimizer.schedule='cos' is unknown; choose one of constant"),
+    ({"model.head": "tide"}, "model.head='tide' is unknown; .* did you mean 'tied'"),
+    ({"model.layers": "scan"}, "model.layers='scan' is unknown; .* did you mean 'scanned'"),
+    ({"model.activation": "gegelu"}, "model.activation='gegelu' is unknown; choose one of"),
+    ({"model.dtype": "float16"}, "model.dtype='float16' is unknown; choose one of bfloat16"),
+    ({"parallel.strategy": "pjit"}, "parallel.strategy='pjit' is unknown; choose one of mesh, pmap"),
+    # Numbers out of bounds, those that are none among them.
+    ({"steps": 0}, "steps=0 is too small; use 1 or more"),
+    ({"seed": -1}, "seed=-1 is too small; use 0 or more"),
+    ({"keep": 1}, "keep=1 is too small; use 2 or more"),
+    ({"every.log": 0}, "every.log=0 is too small; use 1 or more"),
+    ({"every.evaluate": 0}, "every.evaluate=0 is too small; use 1 or more"),
+    ({"every.checkpoint": -5}, "every.checkpoint=-5 is too small; use 1 or more"),
+    ({"evaluate.examples": -1}, "evaluate.examples=-1 is too small; use 0 or more"),
+    ({"tokenizer.documents": 0}, "tokenizer.documents=0 is too small; use 1 or more"),
+    ({"model.d_model": 0}, "model.d_model=0 is too small; use 1 or more"),
+    ({"model.dropout_rate": 1.0}, "model.dropout_rate=1.0 is no probability; use 0 to below 1"),
+    ({"model.dropout_rate": float("nan")}, "model.dropout_rate=nan is no probability"),
+    ({"model.relative_buckets": 6}, "model.relative_buckets=6 .* use a multiple of 4"),
+    ({"model.relative_limit": 16}, "model.relative_limit=16 do not make bins"),
+    ({"data.batch_size": 0}, "data.batch_size=0 is too small; use 1 or more"),
+    ({"objective.noise_density": 1.0}, "objective.noise_density=1.0 is not between 0 and 1"),
+    ({"objective.mean_span": 0.5}, "objective.mean_span=0.5 is not a finite number of at least 1"),
+    ({"optimizer.peak": float("nan")}, "optimizer.peak=nan is out of bounds; use 0 to 1000"),
+    ({"optimizer.peak": -1.0}, "optimizer.peak=-1.0 is out of bounds; use 0 to 1000"),
+    ({"optimizer.warmup": -1}, "optimizer.warmup=-1 is out of bounds"),
+    ({"loss.smoothing": 1.0}, "loss.smoothing=1.0 is out of bounds; use 0 to 0.999"),
+    ({"loss.temperature": 0.0}, "loss.temperature=0.0 is out of bounds; use 0.01 to 100"),
+    ({"loss.teacher_weight": float("inf")}, "loss.teacher_weight=inf is out of bounds; use 0 to 1"),
+    ({"parallel.micro_batches": 0}, "parallel.micro_batches=0 is too small; use 1"),
+    ({"parallel.data": 0}, "parallel.data=0 is no size; use 1 or more, or -1 for all"),
+    # Keys that contradict each other.
+    ({"parallel.fsdp": 2}, "parallel.fsdp=2 .* pmap replicates; use parallel.strategy='mesh'"),
+    ({"stage": "distill"}, "stage='distill' needs a teacher; set --config.teacher.workdir=<its run"),
+    ({"teacher.workdir": "/r"}, "teacher.workdir='/r' has no use in stage='pretrain'; use stage="),
+    (
+        {"stage": "distill", "teacher.workdir": "/r", "init_from": "/p"},
+        "init_from='/p' and teacher.init both say where the student starts; leave init_from empty",
+    ),
+    ({"tokenizer.dir": "/nowhere"}, "there is no tokenizer in /nowhere; make it with `python -m lm"),
+    ({"tokenizer.dir": "", "init_from": "/nowhere"}, "/nowhere holds no run .*; train one there"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), IMPOSSIBLE, ids=lambda x: str(x)[:60])
+def test_an_impossible_value_stops_before_any_file_or_device(
+    changes, sentence, tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(parallel, "make_strategy", None)
+    workdir = tmp_path / "run"
+    with pytest.raises(ValueError, match=sentence):
+        run.make_run(tiny_config(**changes), workdir)
+    assert not workdir.exists()
+
+
+def test_every_number_of_a_config_has_a_bound(tiny_config, tmp_path):
+    """No leaf that is a number takes a negative or a NaN, but the one that says all devices."""
+    taken = []
+
+    def check(section: dict, prefix: str) -> None:
+        for key, value in section.items():
+            if isinstance(value, dict):
+                check(value, f"{prefix}{key}.")
+            elif isinstance(value, int | float):
+                wrong = -2 if isinstance(value, int) else float("nan")
+                try:
+                    run.make_run(tiny_config(**{prefix + key: wrong}), tmp_path)
+                except ValueError as error:
+                    assert str(wrong) in str(error)
+                else:
+                    taken.append(prefix + key)
+
+    check(tiny_config(), "")
+    # The coverage is checked where the tokenizer is trained; this one has its tokenizer already.
+    assert taken == ["tokenizer.character_coverage"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "count", "shards"),
+    [
+        ({"data.batch_size": 12}, 8, 8),
+        ({"data.batch_size": 8, "parallel.micro_batches": 3}, 4, 4),
+        ({"data.batch_size": 8, "parallel.micro_batches": 2}, 8, 8),
+        ({"data.batch_size": 6, "parallel.strategy": "mesh", "parallel.fsdp": 4}, 4, 4),
+    ],
+)
+def test_a_batch_that_does_not_divide_stops_before_the_workdir_is_made(
+    changes, count, shards, tiny_config, tmp_path
+):
+    this = run.make_run(tiny_config(**changes), tmp_path / "run")
+    product = shards * changes.get("parallel.micro_batches", 1)
+    sentence = f"data.batch_size={changes['data.batch_size']} does not divide over {shards} devices"
+    with pytest.raises(ValueError, match=f"{sentence} .* use a multiple of {product}"):
+        train.train(this, devices=jax.devices()[:count])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_is_enough_from_the_first_row_the_tokenizer_does_not_use(
+    tiny_config, tmp_path
+):
+    run.make_run(tiny_config(**{"model.vocab_size": 410}), tmp_path)
+
+
+def test_sentinels_are_enough_to_the_very_last(tiny_config, tmp_path):
+    # A text whose 10 spans use the 10 sentinels there are, and one token of input more.
+    spans = lambda length: objectives.lengths(objectives.ObjectiveConfig(), length).spans
+    longest = max(length for length in range(100, 400) if spans(length) == 10)
+    run.make_run(tiny_config(**{"data.input_length": longest}), tmp_path)
+    with pytest.raises(ValueError, match="needs 11 sentinels"):
+        run.make_run(tiny_config(**{"data.input_length": longest + 1}), tmp_path)
+    # Pairs need no sentinel at all.
+    pairs = {"data.task": "docstring_summary", "data.input_length": longest + 1}
+    run.make_run(tiny_config(**pairs), tmp_path)
+
+
+def test_a_tokenizer_that_is_yet_to_be_made_is_checked_by_its_config(tiny_config, tmp_path):
+    new = {"tokenizer.dir": "", "tokenizer.pieces": 505, "tokenizer.num_sentinels": 8}
+    with pytest.raises(ValueError, match=r"the tokenizer's 505 pieces \+ 8 sentinels; use 640"):
+        run.make_run(tiny_config(**new), tmp_path)
+    run.make_run(tiny_config(**new | {"tokenizer.num_sentinels": 7}), tmp_path)
+
+
+def test_a_workdir_is_its_own_config_again_and_names_the_keys_of_another(tiny_config, tmp_path):
+    workdir = tmp_path / "run"
+    this = run.make_run(tiny_config(), workdir)
+    run.claim(this)
+    run.claim(this)
+    assert run.read_run(workdir) == this
+    before = (workdir / "config.json").read_bytes()
+    other = run.make_run(tiny_config(**{"optimizer.peak": 0.5, "steps": 7}), workdir)
+    with pytest.raises(ValueError) as error:
+        run.claim(other)
+    sentence = str(error.value)
+    assert "optimizer.peak (here 0.5, there 0.01)" in sentence
+    assert "steps (here 7, there 6)" in sentence
+    assert "another --workdir" in sentence
+    assert sentence.count("(here ") == 2
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_differences_are_the_keys_that_differ_and_no_others():
+    ours = {"a": 1, "b": {"c": 2, "d": 3}, "e": {"f": 4}, "same": {"x": [1, 2]}}
+    theirs = {"a": 1, "b": {"c": 2, "d": 4}, "g": 5, "same": {"x": [1, 2]}}
+    found = run.differences(ours, theirs)
+    assert [line.split()[0] for line in found] == ["b.d", "e", "g"]
+    assert run.differences(ours, json.loads(json.dumps(ours))) == []
+    assert len(run.differences(theirs, ours)) == len(found)
+
+
+def test_a_directory_without_a_run_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no run \(no config.json\); train one there first"):
+        run.read_run(tmp_path)
+
+
+def test_a_tokenizer_is_named_or_that_of_the_origin_or_ones_own(tiny_config, tmp_path):
+    named = tiny_config()["tokenizer"]["dir"]
+    first = run.make_run(tiny_config(), tmp_path / "first")
+    run.claim(first)
+    assert run.tokenizer_dir(first) == pathlib.Path(named)
+    child = {"tokenizer.dir": "", "init_from": str(tmp_path / "first")}
+    second = run.make_run(tiny_config(**child), tmp_path / "second")
+    run.claim(second)
+    grandchild = {"tokenizer.dir": "", "stage": "distill", "teacher.workdir": str(second.workdir)}
+    third = run.make_run(tiny_config(**grandchild), tmp_path / "third")
+    alone = run.make_run(tiny_config(**{"tokenizer.dir": ""}), tmp_path / "alone")
+    assert run.tokenizer_dir(second) == run.tokenizer_dir(third) == pathlib.Path(named)
+    assert run.tokenizer_dir(alone) == tmp_path / "alone" / "tokenizer"
+
+
+def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp_path, monkeypatch):
+    this = run.make_run(tiny_config(**{"tokenizer.dir": "", "tokenizer.documents": 50}), tmp_path)
+    given = []
+    fit = tokenizer.train
+
+    def spy(texts, *arguments, **options):
+        given.extend(texts)
+        return fit(given, *arguments, **options)
+
+    monkeypatch.setattr(tokenizer, "train", spy)
+    made = run.make_tokenizer(this)
+    records = sources.tfds_records("wikipedia/20230601.en", "train", this.data.dir)
+    assert given == [records[i]["text"] for i in range(50)]
+    assert (made.pieces, made.num_sentinels) == (400, 10)
+    monkeypatch.setattr(tokenizer, "train", None)
+    assert run.make_tokenizer(this).fingerprint == made.fingerprint
+
+
+def test_what_is_held_out_is_never_trained_on(tiny_config, tmp_path):
+    for change, expected in (
+        ({}, ("train", "validation")),
+        ({"data.heldout": "test"}, ("train[:99%]", "train[99%:]")),
+    ):
+        this = run.make_run(tiny_config(**change), tmp_path)
+        assert run.splits(this) == expected
+        train_texts, heldout = (
+            {records[i]["text"] for i in range(len(records))}
+            for records in (
+                sources.tfds_records("wikipedia/20230601.en", split, this.data.dir)
+                for split in run.splits(this)
+            )
+        )
+        assert heldout and train_texts.isdisjoint(heldout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 
@@ -44,6 +45,8 @@ def parse(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.Flag
     try:
         rest = values([name, *arguments])[1:]
         given = {flag: getattr(values, flag) for flag in takes}
+        if given.get("config") is not None:
+            given["config"].is_locked  # noqa: B018  (a file that could not be read raises here)
     except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"{_sentence(error)} (see `python -m lm {name} --help`)") from error
     if rest:
@@ -58,13 +61,15 @@ def parse(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.Flag
 def _sentence(error: Exception) -> str:
     """What absl or ml_collections has to say, without the traceback that they put into it."""
     if isinstance(error, OSError):
-        return "the file of --config is not there or cannot be read"
+        return f"--config cannot be read: {str(error).strip().splitlines()[-1].strip()}"
     said = str(error.args[0]) if error.args else str(error)
     if "Traceback" in said:
         flag, _, trace = said.partition(": ")
         said = f"{flag}: {trace.strip().splitlines()[-1].partition(': ')[2]}"
     if isinstance(error, AttributeError | KeyError):
-        said = f"unknown key of the config {said}"
+        names = re.findall(r"\w+", said.replace("\\n", " "))
+        near = f"; did you mean {names[4]!r}?" if "Did" in names[:2] else "."
+        said = f"the config has no key {names[0]!r}{near}"
     return " ".join(said.split())
 
 

@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
+class Mismatch(ValueError):
+    """A sound checkpoint, but of another model or optimizer than is asked for."""
+
+
 def leaf_sum(x: jax.Array) -> jax.Array:
     """A uint32 checksum of an array's bits, the same for any sharding; leaves of up to 4 bytes."""
     words = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize])
@@ -91,8 +95,7 @@ class Checkpoints:
         facts = json.loads(json.dumps(facts)) | {"step": step}
         facts["leaves"] = {
             item: {
-                name: {"sum": int(sums[item][name]), "dtype": str(leaf.dtype)}
-                for name, leaf in leaves.items()
+                name: {"sum": int(sums[item][name]), **_form(leaf)} for name, leaf in leaves.items()
             }
             for item, leaves in (("params", params), ("opt_state", opt_state))
         }
@@ -108,7 +111,8 @@ class Checkpoints:
         """(state, facts) of the newest step that verifies, or None where nothing was ever saved.
 
         state: a steps.State of arrays or ShapeDtypeStructs (with shardings to restore into).
-        Raises ValueError where checkpoints exist and none verifies: nothing restarts silently.
+        Raises ValueError where checkpoints exist and none verifies, now and at every later call:
+        nothing restarts silently. Raises it too for a sound checkpoint of another model.
         """
         found = self._newest({"params": state.params, "opt_state": state.opt_state})
         if found is None:
@@ -130,16 +134,22 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def _newest(self, wanted: dict):
-        steps = self.steps()
+        steps, bad = self.steps(), []
         for step in steps:
             try:
-                return self._read(step, wanted)
+                found = self._read(step, wanted)
+            except Mismatch:
+                raise
             # Damage surfaces as errors of many types, bare Exception among them.
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 logger.warning("checkpoint %d in %s is damaged: %s", step, self.directory, reason)
-                if not self.read_only:
-                    self._quarantine(step)
+                bad.append(step)
+                continue
+            # Only now: with none left in place, the next call would take it for a fresh start.
+            for damaged in bad if not self.read_only else ():
+                self._quarantine(damaged)
+            return found
         if steps:
             raise ValueError(
                 f"none of the checkpoints {steps} in {self.directory} can be read; "
@@ -152,13 +162,13 @@ class Checkpoints:
         facts = dict(facts["facts"])
         if facts.pop("seal", None) != _seal(facts):
             raise ValueError("its facts do not match their seal")
+        if facts["step"] != step:
+            raise ValueError(f"it holds step {facts['step']}")
         items = {}
         for item, tree in wanted.items():
             target = {name: _abstract(leaf) for name, leaf in flatten(tree).items()}
             stored = facts["leaves"][item]
-            dtypes = {name: str(leaf.dtype) for name, leaf in target.items()}
-            if dtypes != {name: leaf["dtype"] for name, leaf in stored.items()}:
-                raise ValueError(f"the names or dtypes of {item} differ from this model's")
+            self._check_forms(step, item, target, stored)
             args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
             leaves = self._manager.restore(step, args=args)[item]
             sums = jax.device_get(checksums(leaves))
@@ -170,11 +180,30 @@ class Checkpoints:
         del facts["leaves"]
         return items, facts
 
+    def _check_forms(self, step: int, item: str, target: dict, stored: dict) -> None:
+        # Orbax would cast another dtype without a word.
+        for name in sorted(target.keys() | stored.keys()):
+            ours = _form(target[name]) if name in target else None
+            theirs = {k: stored[name][k] for k in ("dtype", "shape")} if name in stored else None
+            if ours != theirs:
+                raise Mismatch(
+                    f"{item} {name} is {_said(theirs)} in checkpoint {step} of {self.directory}, "
+                    f"but {_said(ours)} here; use the config and code that made it."
+                )
+
     def _quarantine(self, step: int) -> None:
         # A bad step left in place would make a later save of that step a silent no-op.
         bad = self.directory / str(step)
-        bad.rename(self.directory / f"{step}.corrupt-{int(time.time())}")
+        bad.rename(self.directory / f"{step}.corrupt-{time.time_ns()}")
         self._manager.reload()
+
+
+def _form(leaf) -> dict:
+    return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+
+
+def _said(form: dict | None) -> str:
+    return f"{form['dtype']} {form['shape']}" if form else "absent"
 
 
 def _abstract(leaf):

@@ -29,7 +29,8 @@ class OptimizerConfig:
         choose.choose(OPTIMIZERS, self.name, "optimizer.name")
         choose.choose(SCHEDULES, self.schedule, "optimizer.schedule")
         bounds = {"peak": (0, 1e3), "final": (0, 1), "weight_decay": (0, 1), "clip_norm": (0, 1e9)}
-        bounds |= {"beta1": (0, 1), "beta2": (0, 1), "warmup": (0, 2**31)}
+        # Not 1: Adam divides by 1 - beta^t.
+        bounds |= {"beta1": (0, 0.9999), "beta2": (0, 0.99999), "warmup": (0, 2**31)}
         for field, (low, high) in bounds.items():
             value = getattr(self, field)
             if not (math.isfinite(value) and low <= value <= high):
@@ -50,13 +51,13 @@ def constant(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """peak after a linear warm-up, then linear to final * peak at the last update."""
+    """peak after a linear warm-up, then linear to final * peak after the last update."""
     length = max(steps - config.warmup, 1)
     return _warmed(config, optax.linear_schedule(config.peak, config.final * config.peak, length))
 
 
 def cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """peak after a linear warm-up, then half a cosine to final * peak at the last update."""
+    """peak after a linear warm-up, then half a cosine to final * peak after the last."""
     length = max(steps - config.warmup, 1)
     return _warmed(config, optax.cosine_decay_schedule(config.peak, length, config.final))
 
@@ -82,11 +83,13 @@ def decays(params) -> dict:
 def adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Adafactor with T5's settings: steps scaled by the parameter's RMS, no first moment.
 
-    Source: Shazeer and Stern 2018, arXiv:1804.04235.
+    Weight decay as in `adamw`. Source: Shazeer and Stern 2018, arXiv:1804.04235.
     """
+    # optax does not multiply this decay by the learning rate by itself.
+    decay = (lambda n: config.weight_decay * rate(n)) if config.weight_decay else None
     return optax.adafactor(
         rate,
-        weight_decay_rate=config.weight_decay or None,
+        weight_decay_rate=decay,
         weight_decay_mask=decays,
         clipping_threshold=1.0,
     )

@@ -1,0 +1,1 @@
+"""Laws, one file a module."""

@@ -1,0 +1,74 @@
+"""Goldens: every resolved config and every preset's parameter table, so a diff shows its reach.
+
+They are our own output on purpose. After a change that is meant: make golden, and commit the diff.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pathlib
+
+import pytest
+
+from configs import base, models
+from lm import run, show
+
+ROOT = pathlib.Path(__file__).parents[1]
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+NAMES = sorted(
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "models")
+)
+
+
+def resolved(name: str) -> str:
+    """The config as JSON, with its default preset."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    return json.dumps(config.copy_and_resolve_references().to_dict(), indent=2) + "\n"
+
+
+def table(preset: str) -> str:
+    """The parameter table of a preset, from shapes alone."""
+    config = models.apply(base.get_config(), preset)
+    return show.parameters(run.make_run(config.to_dict(), "nowhere")) + "\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_what_we_last_agreed(name):
+    golden = (GOLDEN / f"{name}.json").read_text()
+    assert resolved(name) == golden, f"{name} changed; if that is meant, run `make golden`"
+
+
+@pytest.mark.parametrize("preset", sorted(models.PRESETS))
+def test_parameters_are_what_we_last_agreed(preset):
+    golden = (GOLDEN / f"{preset}.txt").read_text()
+    assert table(preset) == golden, f"{preset} changed; if that is meant, run `make golden`"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "demo"])
+@pytest.mark.parametrize("preset", sorted(models.PRESETS))
+def test_every_stage_config_takes_every_preset_and_passes_the_checks(name, preset):
+    make = importlib.import_module(f"configs.{name}").get_config
+    if not inspect.signature(make).parameters:
+        pytest.skip("base is the preset-free ground of the others")
+    config = make(preset).to_dict()
+    if config["stage"] == "distill":
+        with pytest.raises(ValueError, match="teacher.workdir"):
+            run.make_run(config, "nowhere")
+        config |= {"stage": "finetune"}
+    made = run.make_run(config, "nowhere")
+    assert made.model.vocab_size >= config["tokenizer"]["pieces"] + 100
+
+
+def test_fine_tuning_has_dropout_and_pre_training_has_none():
+    dropout = lambda name: json.loads(resolved(name))["model"]["dropout_rate"]
+    assert dropout("finetune") == dropout("distill") == 0.1
+    assert dropout("pretrain") == dropout("pretrain_wikipedia") == 0.0
+
+
+if __name__ == "__main__":
+    for name in NAMES:
+        (GOLDEN / f"{name}.json").write_text(resolved(name))
+    for preset in models.PRESETS:
+        (GOLDEN / f"{preset}.txt").write_text(table(preset))

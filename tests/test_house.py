@@ -1,0 +1,183 @@
+"""The house: floors, imports, sizes, names, docstrings; what can be counted is counted here."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+LM = ROOT / "lm"
+
+FLOORS = (  # a file imports only from the floors before its own
+    {"batch", "choose"},
+    {"attention", "losses", "decoding", "optimizers", "objectives", "metrics"},
+    {"layers"},
+    {"transformer"},
+    {"steps"},
+    {"distill"},
+    {"sources", "pydocs", "tokenizer", "parallel", "checkpoints", "logs"},
+    {"tasks"},
+    {"corpus"},
+    {"pipeline"},
+    {"run"},
+    {"evaluate", "show", "report"},
+    {"train"},
+    {"__main__"},
+)
+JAX_FREE = {"batch", "choose", "objectives", "metrics", "sources", "pydocs", "tokenizer"}
+JAX_FREE |= {"tasks", "corpus", "pipeline", "report"}  # what worker processes import, and pages
+OUTSIDE = {"grain", "orbax", "tensorflow_datasets", "array_record", "sentencepiece", "apache_beam"}
+FLOOR_4 = {"sources", "pydocs", "tokenizer", "parallel", "checkpoints", "logs", "corpus"}
+FLOOR_4 |= {"pipeline"}
+DRAWERS = {"utils", "util", "common", "helpers", "misc", "lib", "core", "base"}
+BANNED = {"pickle", "dill", "joblib", "tensorflow", "torch", "yaml"}
+
+MODULES = sorted(LM.rglob("*.py"))
+CODE = (
+    MODULES + sorted((ROOT / "configs").glob("*.py")) + sorted((ROOT / "experiments").glob("*.py"))
+)
+
+
+def noun(path: pathlib.Path) -> str:
+    """The noun of the field that a file is about: its package's, where it is in one."""
+    inside = path.relative_to(LM).parts[0]
+    return inside.removesuffix(".py")
+
+
+@functools.cache
+def tree(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imported(node: ast.AST) -> set[str]:
+    """The modules of any import statement below a node: "lm.x" for ours, else the package."""
+    found = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in part.names}
+        elif isinstance(part, ast.ImportFrom) and not part.level:
+            if part.module == "lm":
+                found |= {f"lm.{alias.name}" for alias in part.names}
+            else:
+                found.add(part.module.split(".")[0])
+    return found
+
+
+def functions(path: pathlib.Path):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return [node for node in ast.walk(tree(path)) if isinstance(node, kinds)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_only_point_down(path):
+    if path.name == "__init__.py" and path.parent == LM:
+        return
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    here = noun(path)
+    assert here in floor, f"{path} stands on no floor; add it to FLOORS and to the design"
+    for other in (name.removeprefix("lm.") for name in imported(tree(path)) if "lm." in name):
+        assert floor[other] < floor[here] or other == here, (
+            f"lm/{here} (floor {floor[here]}) imports lm/{other} (floor {floor[other]}); "
+            f"move the shared part down."
+        )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_third_parties_come_in_where_the_law_says(path):
+    here, module = noun(path), tree(path)
+    everything = imported(module)
+    if here in JAX_FREE:
+        assert not everything & {"jax", "flax", "optax"}, f"{path}: worker processes import this"
+    if here not in FLOOR_4:
+        assert not everything & OUTSIDE, f"{path}: files and networks are floor 4's"
+    if here != "__main__":
+        assert not everything & {"absl", "ml_collections"}, f"{path}: ConfigDict stays at the door"
+    assert not everything & BANNED, f"{path} imports {everything & BANNED}"
+
+
+def test_worker_processes_import_no_jax():
+    import subprocess
+    import sys
+
+    code = "import sys; from lm import corpus, pipeline; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_files_and_functions_fit_on_a_screen(path):
+    lines = path.read_text().count("\n")
+    assert lines <= 400, f"{path}: {lines} lines; make it a package of the same name"
+    for node in functions(path):
+        length = node.end_lineno - node.lineno + 1
+        list_of_keys = path == ROOT / "configs" / "base.py"
+        assert length <= 60 or list_of_keys, f"{path}:{node.lineno} {node.name}: {length} lines"
+        arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+        count = len([argument for argument in arguments if argument.arg != "self"])
+        assert count <= 8, f"{path}:{node.lineno} {node.name} takes {count} arguments"
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_names_say_what_they_are_about(path):
+    assert path.stem not in DRAWERS or path == ROOT / "configs" / "base.py", f"{path}: a drawer"
+    for node in functions(path):
+        bad = re.match(r"(get|do|process|handle)_|.*(manager|helper)", node.name)
+        config = path.parent.name == "configs" and node.name == "get_config"
+        assert not bad or config, f"{path}:{node.lineno} {node.name} says nothing"
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text()), f"{path} has a TODO"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_public_names_are_documented(path):
+    module = tree(path)
+    assert ast.get_docstring(module), f"{path} has no docstring"
+    public = [
+        node
+        for node in ast.walk(module)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    inner = {id(n) for f in functions(path) for n in ast.walk(f) if n is not f}
+    for node in public:
+        if id(node) not in inner and node.name != "setup":  # flax's own
+            assert ast.get_docstring(node), f"{path}:{node.lineno} {node.name} has no docstring"
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_no_error_is_swallowed_and_no_user_meets_an_assert(path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or getattr(node.type, "id", "").endswith("Exception")
+            falling_back = path.name == "checkpoints.py"
+            assert not broad or falling_back, f"{path}:{node.lineno} catches everything"
+        assert not isinstance(node, ast.Assert), f"{path}:{node.lineno} asserts; raise ValueError"
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "id", "")
+            assert called not in ("eval", "exec"), f"{path}:{node.lineno} calls {called}"
+
+
+def test_configs_are_differences():
+    leaves = re.findall(
+        r"^    \w+\.\w+ = (?!.*ConfigDict)", (ROOT / "configs/base.py").read_text(), re.M
+    )
+    assert 40 < len(leaves) <= 80, f"configs/base.py has {len(leaves)} leaves"
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem in ("__init__", "base", "models"):
+            continue
+        (made,) = [node for node in functions(path) if node.name == "get_config"]
+        length = made.end_lineno - made.lineno + 1
+        assert length <= 20, f"{path}: {length} lines of differences"
+
+
+def test_the_house_is_small_and_tested():
+    assert len({noun(path) for path in MODULES}) <= 31, "a 31st file reopens the question of rooms"
+    code = sum(path.read_text().count("\n") for path in MODULES)
+    tests = sum(path.read_text().count("\n") for path in (ROOT / "tests").rglob("*.py"))
+    assert tests >= 0.8 * code, f"{tests} lines of tests for {code} of code"
+
+
+def test_no_path_of_a_machine_is_written_down():
+    for path in [*CODE, *(ROOT / "tests").rglob("*.py"), *ROOT.glob("*.md"), ROOT / "Makefile"]:
+        assert "/" + "work/" not in path.read_text(), f"{path} names a machine's path"

@@ -14,6 +14,7 @@ import time
 
 from lm import __main__ as door
 
+RUNS = ("pretrain", "finetune", "scratch", "distill", "alone")
 SUMMARY = "--config=configs/finetune.py"
 
 

@@ -97,7 +97,7 @@ def demo(out):
     for i, role in enumerate(("pretrain", "finetune", "scratch", "distill", "alone")):
         for seed in range(3):
             nats = 2.0 + i + seed / 8 + 1 / 3
-            scores = scored(nats, bits_per_byte=nats / 7, text_nats=nats / 3, unigram_nats=6.5)
+            scores = scored(nats, bits_per_byte=nats / 7, text_nats=nats / 3, unigram_entropy=6.5)
             if role != "pretrain":
                 scores |= {f"rouge{n}": 30 / nats + j for j, n in enumerate("12L")}
                 scores |= {f"lead_rouge{n}": 20.125 + j for j, n in enumerate("12L")}
@@ -323,7 +323,7 @@ def test_a_claim_with_a_diverged_seed_is_shown_as_lost(out):
 
 
 def test_runs_that_share_role_and_seed_are_told_apart_and_claim_nothing(out):
-    scores = scored(2.0, text_nats=2.0, unigram_nats=3.0)
+    scores = scored(2.0, text_nats=2.0, unigram_entropy=3.0)
     folders = [run_folder(out, name, scores=scores) for name in "ab"]
     runs = report.read_runs(folders)
     assert len({run.label for run in runs}) == 2

@@ -61,9 +61,9 @@ def test_means_of_equal_values_in_another_order_tie():
 
 
 def test_pretraining_is_judged_by_text_tokens_against_the_unigram_model():
-    claim = report.claim_pretraining([run(9.0, text_nats=5.0, unigram_nats=7.0)])
+    claim = report.claim_pretraining([run(9.0, text_nats=5.0, unigram_entropy=7.0)])
     assert (claim.figure, claim.baseline, claim.holds) == (5.0, 7.0, True)
-    with pytest.raises(ValueError, match=r"evaluate.json has no unigram_nats; evaluate that run"):
+    with pytest.raises(ValueError, match=r"evaluate.json has no unigram_entropy; evaluate that run"):
         report.claim_pretraining([run(9.0, text_nats=5.0)])
 
 
@@ -109,7 +109,7 @@ def test_runs_without_a_common_seed_are_not_compared():
 
 
 def everything(seeds=(0, 1, 2)):
-    more = {"text_nats": 2.0, "unigram_nats": 3.0, "rougeL": 9.0}
+    more = {"text_nats": 2.0, "unigram_entropy": 3.0, "rougeL": 9.0}
     roles = ("pretrain", "finetune", "scratch", "distill", "alone")
     return [run(2.0, role=role, seed=seed, **more) for role in roles for seed in seeds]
 

@@ -184,7 +184,7 @@ def _table(runs: Sequence[folders.Run]) -> str:
 def _baselines(runs: Sequence[folders.Run]) -> list[tuple[str, dict]]:
     """(label, scores) of each baseline in the runs' scores; runs with equal figures share it."""
     keys = {
-        "unigram model": {"text_nats": "unigram_nats"},
+        "unigram model": {"text_nats": "unigram_entropy"},
         "lead baseline": {f"rouge{n}": f"lead_rouge{n}" for n in "12L"},
     }
     found = {}

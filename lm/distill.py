@@ -45,14 +45,19 @@ def evenly(teacher_layers: int, student_layers: int) -> list[int]:
     return [round(i * last / (student_layers - 1)) for i in range(student_layers)]
 
 
+# Without these in common, copied layers have another shape or compute another function.
+SHARED = ("vocab_size", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
+SHARED += ("activation", "head", "relative_buckets", "relative_limit")
+
+
 def alternate_layers(teacher, teacher_config, config):
     """The student's first parameters: the teacher's, of its layers those chosen by `evenly`."""
-    for field in ("vocab_size", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim"):
+    for field in SHARED:
         ours, theirs = getattr(config, field), getattr(teacher_config, field)
         if ours != theirs:
             raise ValueError(
-                f"model.{field}={ours} differs from the teacher's {theirs}, so layers cannot be "
-                f"copied; use {theirs}, or teacher.init='random'."
+                f"model.{field}={ours!r} differs from the teacher's {theirs!r}, so layers cannot "
+                f"be copied; use {theirs!r}, or teacher.init='random'."
             )
     student = dict(teacher)
     for tower, ours, theirs in (

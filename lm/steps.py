@@ -155,7 +155,7 @@ def train_step(
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    sums["gradient_norm"] = optax.global_norm(grads)
+    sums["gradient_norm"] = optax.tree.norm(grads)
     return State(state.step + 1, params, opt_state), sums
 
 

@@ -1,0 +1,101 @@
+"""Held-out figures: examples counted once, baselines by hand, whatever the layout."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from lm import batch, evaluate, parallel, pipeline, run, steps, transformer
+
+
+@pytest.fixture(scope="module")
+def this(tiny_config, tmp_path_factory):
+    return run.make_run(tiny_config(), tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture(scope="module")
+def tokens(this):
+    return run.make_tokenizer(this)
+
+
+@pytest.fixture(scope="module")
+def heldout_examples(this, tokens):
+    return run.make_examples(this, tokens)[1]
+
+
+@pytest.fixture(scope="module")
+def params(this):
+    model = transformer.Transformer(this.model)
+    return model.init(jax.random.key(3), transformer.example())["params"]
+
+
+def sums(this, tokens, examples, params, **changes):
+    strategy = parallel.make_strategy(parallel.ParallelConfig(**changes), jax.devices()[:4])
+    heldout = evaluate.HeldOut(this, strategy, examples, tokens)
+    return heldout.sums(strategy.place_state(params))
+
+
+def test_held_out_sums_are_those_of_the_examples_one_by_one(
+    this, tokens, heldout_examples, params
+):
+    found = sums(this, tokens, heldout_examples, params)
+    model, text_bytes = transformer.Transformer(this.model), tokens.piece_bytes(512)
+    weight = nats = 0.0
+    for rows in pipeline.heldout_batches(heldout_examples, 0, 20):
+        kept = rows.targets_segment_ids.any(axis=1)
+        alone = batch.Batch(*(column[kept] for column in rows))
+        logits = np.asarray(model.apply({"params": params}, alone), np.float64)
+        chosen = np.take_along_axis(logits, alone.targets[..., None], axis=-1)[..., 0]
+        seen = alone.targets_segment_ids > 0
+        nats += (np.log(np.exp(logits).sum(-1)) - chosen)[seen].sum()
+        weight += seen.sum()
+    assert found["weight"] == weight
+    assert found["nats"] == pytest.approx(nats, rel=1e-5)
+    assert found["bytes"] == sum(
+        text_bytes[rows.targets].sum() for rows in pipeline.heldout_batches(heldout_examples, 0, 20)
+    )
+
+
+def test_held_out_sums_do_not_depend_on_the_layout(this, tokens, heldout_examples, params):
+    one = sums(this, tokens, heldout_examples, params, data=1)
+    for changes in ({"data": 4}, {"strategy": "mesh", "fsdp": 2}):
+        other = sums(this, tokens, heldout_examples, params, **changes)
+        assert other == pytest.approx(one, rel=1e-5)
+
+
+def test_unigram_baselines_equal_a_count_by_hand(this, tokens, heldout_examples):
+    heldout = evaluate.HeldOut(
+        this, parallel.make_strategy(parallel.ParallelConfig(data=1)), heldout_examples, tokens
+    )
+    text_bytes = tokens.piece_bytes(512)
+    targets = np.concatenate([b.targets[b.targets_segment_ids > 0] for b in heldout.batches()])
+    targets = [int(t) for t in targets if text_bytes[t] > 0]
+    train_counts = np.arange(tokens.size)
+    found = evaluate.unigram_baselines(heldout, train_counts, text_bytes)
+
+    share = {t: targets.count(t) / len(targets) for t in set(targets)}
+    entropy = -sum(p * np.log(p) for p in share.values())
+    total = sum(train_counts[i] + 1 for i in range(tokens.size) if text_bytes[i] > 0)
+    cross = -np.mean([np.log((t + 1) / total) for t in targets])
+    assert found["unigram_entropy"] == pytest.approx(entropy)
+    assert found["unigram_nats"] == pytest.approx(cross, rel=1e-3)  # rows beyond the tokenizer's
+    assert found["unigram_entropy"] <= found["unigram_nats"]
+
+
+def test_a_uniform_model_has_log_v_nats_and_its_bits_per_byte(this, tokens, heldout_examples):
+    params = transformer.shapes(this.model)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    figures = steps.ratios(sums(this, tokens, heldout_examples, zeros, data=1))
+    assert figures["nats"] == pytest.approx(np.log(512), rel=1e-6)
+    found = sums(this, tokens, heldout_examples, zeros, data=1)
+    bits = np.log2(512) * found["weight"] / found["bytes"]
+    assert figures["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
+
+
+def test_the_lead_baseline_and_the_references_are_of_whole_texts(tiny_config, tmp_path):
+    changes = {"data.task": "docstring_summary", "stage": "finetune", "evaluate.decode": 0}
+    this = run.make_run(tiny_config(**changes, **{"data.target_length": 2}), tmp_path)
+    pairs = evaluate.task_texts(this)
+    assert len(pairs) == 12
+    assert max(len(pair["targets"].split()) for pair in pairs) > 2, "references are never cut"

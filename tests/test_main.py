@@ -1,0 +1,163 @@
+"""The door: a run from text to report by commands alone, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from lm import __main__ as door
+
+
+def flat(config: dict, prefix: str = "--config.") -> list[str]:
+    """A nested config as the flags that override configs/base.py."""
+    flags = []
+    for key, value in config.items():
+        nested = isinstance(value, dict)
+        flags += flat(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}={value}"]
+    return flags
+
+
+def lm(command: str, *flags: str) -> int:
+    return door.main([command, *flags])
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_config, tmp_path_factory):
+    """A workdir pre-trained by the command line."""
+    workdir = tmp_path_factory.mktemp("door") / "pretrain"
+    flags = flat(tiny_config(**{"parallel.data": 1}))
+    assert lm("train", "--config=configs/base.py", *flags, f"--workdir={workdir}") == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def finetuned(pretrained, tiny_config):
+    """A workdir fine-tuned from it, on pairs."""
+    workdir = pretrained.parent / "finetune"
+    changes = {"stage": "finetune", "init_from": str(pretrained), "data.task": "docstring_summary"}
+    flags = flat(tiny_config(**changes | {"parallel.data": 1, "model.dropout_rate": 0.1}))
+    assert lm("train", "--config=configs/base.py", *flags, f"--workdir={workdir}") == 0
+    return workdir
+
+
+def test_a_run_is_evaluated_once_for_a_checkpoint(pretrained, capsys):
+    assert lm("evaluate", f"--workdir={pretrained}") == 0
+    first = json.loads(capsys.readouterr().out)
+    written = (pretrained / "evaluate.json").stat().st_mtime_ns
+    assert lm("evaluate", f"--workdir={pretrained}") == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert (pretrained / "evaluate.json").stat().st_mtime_ns == written
+
+
+def test_evaluation_repeats_the_last_held_out_loss_of_training(pretrained):
+    lm("evaluate", f"--workdir={pretrained}")
+    rows = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["split"] == "heldout"][-1]
+    scores = json.loads((pretrained / "evaluate.json").read_text())
+    assert scores["step"] == last["step"] == 6
+    assert scores["nats"] == pytest.approx(last["nats"], rel=1e-6)
+
+
+def test_answers_keep_the_order_and_number_of_inputs(finetuned, tmp_path, capsys):
+    source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    inputs = [f"summarize: kilo lima {i}" for i in range(11)]
+    source.write_text("\n".join(inputs) + "\n")
+    assert lm("predict", f"--workdir={finetuned}", f"--input={source}", f"--out={out}") == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["inputs"] for row in rows] == inputs
+    capsys.readouterr()
+    assert lm("predict", f"--workdir={finetuned}", f"--text={inputs[7]}") == 0
+    assert json.loads(capsys.readouterr().out) == rows[7], "an answer depends on its own input alone"
+
+
+def test_report_shows_every_run_it_is_given(pretrained, finetuned, tmp_path):
+    page = tmp_path / "page.html"
+    lm("evaluate", f"--workdir={finetuned}")
+    lm("evaluate", f"--workdir={pretrained}")
+    assert lm("report", f"--runs={pretrained.parent}/*", f"--out={page}") == 0
+    scores = json.loads((finetuned / "evaluate.json").read_text())
+    text = page.read_text()
+    assert f"{scores['nats']:.3f}" in text and "pretrain" in text
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text), "not self-contained"
+
+
+def test_show_prints_both_sides_and_they_fill_each_other(tiny_config, tmp_path, capsys):
+    flags = flat(tiny_config())
+    command = ("--config=configs/base.py", *flags, f"--workdir={tmp_path}", "--rows=2")
+    assert lm("show", *command) == 0
+    said = capsys.readouterr().out
+    assert said.count("encoder sees") == said.count("decoder must say") == 2
+    encoder, decoder = re.split(r"--- .*\n", said)[1:3]
+    blanks = re.findall(r"<extra_id_\d+>", encoder)
+    assert blanks and blanks == re.findall(r"<extra_id_\d+>", decoder)
+
+
+def test_show_model_adds_up(tiny_config, tmp_path, capsys):
+    flags = flat(tiny_config())
+    lm("show", "--config=configs/base.py", *flags, f"--workdir={tmp_path}", "--model")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    counts = [int(row[-2].replace(",", "")) for row in rows if row[-1].endswith("%")]
+    assert sum(counts[:-1]) == counts[-1]
+
+
+def test_dry_run_prints_the_config_and_writes_nothing(tiny_config, tmp_path, capsys):
+    flags = flat(tiny_config(steps=7))
+    workdir = tmp_path / "dry"
+    assert lm("train", "--config=configs/base.py", *flags, f"--workdir={workdir}", "--dry_run") == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 7
+    assert not workdir.exists()
+
+
+PRETRAIN = "train --config=configs/pretrain.py --workdir={w}"
+MISTAKES = {
+    "trian": "'trian' is unknown; .* did you mean 'train'?",
+    "train --workdir={w}": "`train` needs --config=",
+    "train --config=configs/nothing.py --workdir={w}": "No such file .*configs/nothing.py",
+    "train --config=configs/pretrain.py:tny --workdir={w}": "'tny' is unknown; .* 'tiny'",
+    f"{PRETRAIN} --config.model.num_head=3": "no key 'num_head'; did you mean 'num_heads'?",
+    f"{PRETRAIN} --config.steps=1.5": "--config.steps=1.5",
+    f"{PRETRAIN} --workdri=x": "'workdri'. Did you mean: workdir",
+    f"{PRETRAIN} stray": "does not take 'stray'",
+    f"{PRETRAIN} --config.model.num_kv_heads=3": "num_heads=4 is not a multiple of .*=3; use",
+    f"{PRETRAIN} --config.model.vocab_size=300": "300 is smaller than .* 3968 .* use 4096",
+    f"{PRETRAIN} --config.tokenizer.num_sentinels=3": "needs \\d+ sentinels, .* num_sentinels=3",
+    f"{PRETRAIN} --config.optimizer.peak=nan": "optimizer.peak=nan is out of bounds; use 0 to",
+    f"{PRETRAIN} --config.steps=0": "steps=0 is too small; use 1 or more",
+    f"{PRETRAIN} --config.objective.name=mlm": "'mlm' is unknown; choose one of span_corruption",
+    f"{PRETRAIN} --config.parallel.fsdp=2": "use parallel.strategy='mesh'",
+    f"{PRETRAIN} --config.data.batch_size=3": "batch_size=3 does not divide over 8 devices",
+    f"{PRETRAIN} --config.data.dir={{w}}": "pydocs is not in .*python -m lm corpus",
+    "train --config=configs/distill.py --workdir={w}": "needs a teacher; set --config.teacher",
+    "train --config=configs/finetune.py --workdir={w} --config.init_from={w}": "holds no run",
+    "predict --workdir={w} --text=x": "holds no run",
+    "report --runs={w}/*": "names no run folder",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES, ids=lambda line: line.replace("{w}", "W")[-60:])
+def test_a_mistake_is_one_sentence_and_leaves_nothing(line, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert door.main(line.format(w=workdir).split()) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("lm: "), said
+    assert re.search(MISTAKES[line], said[0]), said[0]
+    assert not workdir.exists()
+
+
+def test_a_workdir_of_another_config_is_refused_by_the_keys_that_differ(
+    pretrained, tiny_config, capsys
+):
+    flags = flat(tiny_config(**{"parallel.data": 1, "seed": 5, "optimizer.peak": 0.5}))
+    assert lm("train", "--config=configs/base.py", *flags, f"--workdir={pretrained}") == 2
+    said = capsys.readouterr().err
+    assert "optimizer.peak (here 0.5, there 0.01), seed (here 5, there 0)" in said
+
+
+@pytest.mark.parametrize("name", door.COMMANDS)
+def test_every_command_has_help(name, capsys):
+    assert lm(name, "--help") == 0
+    said = capsys.readouterr().out
+    assert all(f"--{flag}" in said for flag in door.COMMANDS[name][1])
+    assert name in door.overview()

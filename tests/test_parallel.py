@@ -1,0 +1,325 @@
+"""Laws of the layouts: the same step on all of them, everything placed comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from lm import batch, layers, optimizers, parallel, steps, transformer
+
+MODEL = transformer.ModelConfig(
+    vocab_size=96,
+    d_model=16,
+    d_ff=32,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=4,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    layers="scanned",
+)
+ROWS, UPDATES = 16, 2
+
+LAYOUTS = {  # name: (devices, ParallelConfig)
+    "pmap 1": (1, {}),
+    "pmap 4, 4 micro-batches": (4, {"micro_batches": 4}),
+    "pmap 8": (8, {}),
+    "data 8": (8, {"strategy": "mesh"}),
+    "fsdp 8, 2 micro-batches": (8, {"strategy": "mesh", "fsdp": 8, "micro_batches": 2}),
+    "tensor 4": (4, {"strategy": "mesh", "tensor": 4}),
+    "data 2, fsdp 2, tensor 2": (8, {"strategy": "mesh", "fsdp": 2, "tensor": 2}),
+    "data 2, tensor 4, 2 micro-batches": (
+        8,
+        {"strategy": "mesh", "tensor": 4, "micro_batches": 2},
+    ),
+}
+
+
+def ragged_batch(seed: int) -> batch.Batch:
+    """Rows of very different lengths, the last four of them empty."""
+    rng = np.random.default_rng(seed)
+
+    def side(columns: int):
+        lengths = rng.integers(1, columns + 1, ROWS)
+        lengths[-4:] = 0
+        segments = (np.arange(columns) < lengths[:, None]).astype(np.int32)
+        return rng.integers(3, MODEL.vocab_size, (ROWS, columns)).astype(np.int32) * segments, (
+            segments
+        )
+
+    return batch.Batch(*side(12), *side(8))
+
+
+BATCHES = [ragged_batch(seed) for seed in range(UPDATES)]
+
+
+@functools.cache
+def made():
+    """(loss, optimizer, first state) of the tiny model, with all that a loss can hold."""
+    model = transformer.Transformer(MODEL)
+    text_bytes = np.arange(MODEL.vocab_size) % 5
+    config = steps.LossConfig(z_loss=1e-3, smoothing=0.1)
+    loss = steps.make_language_loss(model, config, text_bytes)
+    optimizer, _ = optimizers.make_optimizer(
+        optimizers.OptimizerConfig(name="adamw", peak=1e-2, warmup=0, weight_decay=0.1), 10
+    )
+    state = jax.jit(lambda: steps.init_state(model, optimizer, 0, None))()
+    return loss, optimizer, jax.device_get(state)
+
+
+def step_of(micro_batches: int = 1):
+    loss, optimizer, _ = made()
+    options = {"loss": loss, "optimizer": optimizer, "seed": 0, "micro_batches": micro_batches}
+    return functools.partial(steps.train_step, **options)
+
+
+def make(name: str) -> parallel.Pmap | parallel.Mesh:
+    count, options = LAYOUTS[name]
+    return parallel.make_strategy(parallel.ParallelConfig(**options), jax.devices()[:count])
+
+
+def mesh(**sizes) -> parallel.Mesh:
+    config = parallel.ParallelConfig(strategy="mesh", **sizes)
+    return parallel.make_strategy(config, jax.devices()[:8])
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """(last state, sums of each update) on one device, by jit alone."""
+    state, found = made()[2], []
+    step = jax.jit(step_of())
+    for examples in BATCHES:
+        state, sums = step(state, examples)
+        found.append(jax.device_get(sums))
+    return jax.device_get(state), found
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_takes_the_step_of_one_device(name, plain):
+    strategy = make(name)
+    micro_batches = LAYOUTS[name][1].get("micro_batches", 1)
+    step = strategy.compile(step_of(micro_batches), donate=True)
+    state = first = strategy.place_state(made()[2])
+    for examples, expected in zip(BATCHES, plain[1], strict=True):
+        state, sums = step(state, strategy.place_batch(examples))
+        found = jax.device_get(strategy.fetch(sums))
+        assert found.keys() == expected.keys()
+        for key in found:
+            np.testing.assert_allclose(found[key], expected[key], rtol=2e-5, err_msg=key)
+    ours = jax.device_get(strategy.fetch(state))
+    assert int(ours.step) == UPDATES
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=5e-4), ours, plain[0])
+    # The old state is used up, and the new one lies as it did.
+    assert any(x.is_deleted() for x in jax.tree.leaves(first))
+    placed = strategy.place_state(made()[2])
+    same = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, placed)
+    assert all(jax.tree.leaves(same))
+
+
+def test_the_batch_is_ragged_enough_to_tell_a_mean_of_means_from_the_mean(plain):
+    sums = plain[1][0]
+    loss, _, state = made()
+    rows = [jax.tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], BATCHES[0]) for i in range(6)]
+    eager = jax.jit(loss)
+    parts = [eager(state.params, part)[1] for part in rows]
+    means = np.mean([float(part["loss"] / part["weight"]) for part in parts])
+    assert abs(means - sums["loss"] / sums["weight"]) > 1e-3
+    np.testing.assert_allclose(sum(float(part["loss"]) for part in parts), sums["loss"], rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["pmap 8", "data 2, fsdp 2, tensor 2"])
+def test_every_layout_sums_the_same_held_out_loss(name):
+    loss, _, state = made()
+    strategy = make(name)
+    step = strategy.compile(functools.partial(steps.eval_step, loss=loss))
+    params, examples = strategy.place_state(state.params), strategy.place_batch(BATCHES[0])
+    expected = jax.jit(functools.partial(steps.eval_step, loss=loss))(state.params, BATCHES[0])
+    for _ in range(2):  # nothing is used up
+        found = strategy.fetch(step(params, examples))
+        for key, value in expected.items():
+            np.testing.assert_allclose(float(found[key]), float(value), rtol=2e-5, err_msg=key)
+    assert float(expected["weight"]) == np.sum(BATCHES[0].targets_segment_ids > 0)
+
+
+@pytest.mark.parametrize("name", ["pmap 1", "pmap 8", "data 8", "data 2, fsdp 2, tensor 2"])
+def test_what_is_placed_comes_back_to_the_bit(name):
+    strategy, state = make(name), made()[2]
+    for tree in (state, state.params):
+        found = strategy.fetch(strategy.place_state(tree))
+        assert jax.tree.structure(found) == jax.tree.structure(tree)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), tree)
+    rows = strategy.fetch_rows(strategy.place_batch(BATCHES[0]))
+    for array, expected in zip(rows, BATCHES[0], strict=True):
+        np.testing.assert_array_equal(array, expected)
+        assert array.dtype == expected.dtype
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rows_are_dealt_over_the_data_shards_and_to_no_one_twice(name):
+    strategy = make(name)
+    numbers = np.arange(ROWS * 3).reshape(ROWS, 3)
+    placed = strategy.place_batch(numbers)
+    held = {tuple(np.unique(shard.data)) for shard in placed.addressable_shards}
+    assert len(held) == strategy.shards
+    assert sorted(x for rows in held for x in rows) == list(range(ROWS * 3))
+
+
+@pytest.mark.parametrize("name", ["pmap 4, 4 micro-batches", "data 2, fsdp 2, tensor 2"])
+def test_the_abstract_state_is_what_fetch_gives(name):
+    strategy, state = make(name), made()[2]
+    fetched = strategy.fetch(strategy.place_state(state))
+    for shape, leaf in zip(
+        jax.tree.leaves(strategy.abstract(jax.eval_shape(lambda: state))),
+        jax.tree.leaves(fetched),
+        strict=True,
+    ):
+        assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
+        assert shape.sharding is None or shape.sharding == leaf.sharding
+
+
+# Where parameters lie. -----------------------------------------------------------------------
+
+
+def shard_shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {parallel.path_of(path): x.addressable_shards[0].data.shape for path, x in leaves}
+
+
+def test_fsdp_and_tensor_cut_each_kind_of_parameter_along_its_own_axes():
+    placed = mesh(data=1, fsdp=2, tensor=4).place_state(made()[2].params)
+    shapes = shard_shapes(placed)
+    # L D N H, L N H D, L D F, L F D, V D, D V with D = 16, N = H = 4, F = 32, V = 96
+    assert shapes["encoder/layers/self_attention/query/kernel"] == (2, 8, 1, 4)
+    assert shapes["decoder/layers/cross_attention/key/kernel"] == (2, 8, 1, 4)
+    assert shapes["decoder/layers/self_attention/out/kernel"] == (2, 1, 4, 8)
+    assert shapes["encoder/layers/feed_forward/gate/kernel"] == (2, 8, 8)
+    assert shapes["encoder/layers/feed_forward/down/kernel"] == (2, 8, 8)
+    assert shapes["embed/embedding"] == (24, 8)
+    assert shapes["head"] == (8, 24)
+    assert shapes["decoder/layers/cross_norm/scale"] == (2, 16)
+    whole = sum(x.size for x in jax.tree.leaves(placed) if x.ndim > 2 or 96 in x.shape)
+    held = sum(np.prod(shape) for shape in shapes.values() if len(shape) > 2 or 24 in shape)
+    assert held * 8 == whole
+
+
+def test_the_optimizer_state_lies_like_its_parameter():
+    placed = mesh(data=2, fsdp=2, tensor=2).place_state(made()[2])
+    params, kept = shard_shapes(placed.params), shard_shapes(placed.opt_state)
+    for path, shape in params.items():
+        moments = [s for p, s in kept.items() if re.search(rf"/(mu|nu)/{path}$", p)]
+        assert moments == [shape, shape], path
+    # Adafactor's rows and columns are of another shape: whole on every device.
+    optimizer, _ = optimizers.make_optimizer(optimizers.OptimizerConfig(name="adafactor"), 10)
+    big = {"head": jnp.ones((128, 256))}
+    state = steps.State(jnp.zeros([], jnp.int32), big, optimizer.init(big))
+    kept = shard_shapes(mesh(data=2, fsdp=2, tensor=2).place_state(state))
+    assert kept["params/head"] == (64, 128)
+    assert {(128,), (256,)} <= set(kept.values())
+
+
+VARIANTS = {
+    "untied": {},
+    "tied": {"head": "tied"},
+    "grouped": {"num_kv_heads": 2},
+    "unrolled": {"layers": "unrolled"},
+    **{name: {"activation": name} for name in layers.ACTIVATIONS},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_rules_cover_every_parameter_of_every_model(name):
+    config = dataclasses.replace(MODEL, **VARIANTS[name])
+    shapes = transformer.shapes(config)
+    ruled = mesh(data=2, fsdp=2, tensor=2).shardings(shapes)
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(ruled), strict=True
+    ):
+        used = [axis for axis in sharding.spec if axis]
+        small = re.search("scale|bias", parallel.path_of(path))
+        assert used == [] if small else sorted(used) == ["fsdp", "tensor"], parallel.path_of(path)
+        assert len(sharding.spec) in (0, len(leaf.shape))
+
+
+def test_no_rule_is_dead_and_none_is_hidden_by_one_before():
+    leaves = jax.tree_util.tree_leaves_with_path(transformer.shapes(MODEL))
+    paths = [parallel.path_of(path) for path, _ in leaves]
+    for pattern, spec in parallel.RULES:
+        matched = [path for path in paths if re.search(pattern, path)]
+        assert matched, pattern
+        assert all(parallel._spec(path) == spec for path in matched)
+
+
+def test_an_uncovered_parameter_is_an_error_that_names_it():
+    params = made()[2].params | {"extra": {"kernel": jnp.ones((4, 4))}}
+    with pytest.raises(ValueError, match="parameter extra/kernel is covered by no sharding rule"):
+        mesh(fsdp=2).place_state(params)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "change", "sentence"),
+    [
+        (
+            {"tensor": 8},
+            {},
+            r"kernel \(2, 4, 4, 16\): axis of 4 does not divide over tensor=8; change parallel.ten",
+        ),
+        ({"tensor": 2}, {"vocab_size": 97}, r"embed/embedding \(97, 16\): axis of 97 does not"),
+        ({"fsdp": 8}, {"d_model": 20}, "axis of 20 does not divide over fsdp=8; change parallel.f"),
+    ],
+)
+def test_a_size_that_does_not_divide_is_a_sentence(sizes, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        mesh(**sizes).shardings(transformer.shapes(dataclasses.replace(MODEL, **change)))
+
+
+# What cannot be laid out. --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "sentence"),
+    [
+        (8, {"fsdp": 2}, "parallel.fsdp=2 .* pmap replicates; use parallel.strategy='mesh'"),
+        (8, {"tensor": 2}, "parallel.tensor=2 shard parameters, .* use parallel.strategy='mesh'"),
+        (4, {"data": 5}, "parallel.data=5 is more than the 4 devices here; use at most that, or -1"),
+        (
+            8,
+            {"strategy": "mesh", "data": 3, "fsdp": 3},
+            "data x fsdp x tensor = 3 x 3 x 1 does not fit on 8 devices",
+        ),
+        (4, {"strategy": "mesh", "tensor": 8}, "= -1 x 1 x 8 does not fit on 4 devices"),
+        (8, {"strategy": "mash"}, "parallel.strategy='mash' is unknown; choose one of mesh, pmap"),
+    ],
+)
+def test_an_impossible_layout_is_a_sentence(count, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parallel.make_strategy(parallel.ParallelConfig(**options), jax.devices()[:count])
+
+
+@pytest.mark.parametrize("shards", [1, 3, 8])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_a_batch_passes_exactly_when_it_divides(shards, parts):
+    for size in range(1, 50):
+        if size % (shards * parts) == 0:
+            parallel.check_batch(size, shards, parts)
+        else:
+            advice = f"data.batch_size={size} does not divide .* a multiple of {shards * parts}"
+            with pytest.raises(ValueError, match=advice):
+                parallel.check_batch(size, shards, parts)
+
+
+def test_fewer_devices_than_there_are_may_be_named():
+    devices = jax.devices()[:8]
+    for options in ({"data": 2}, {"strategy": "mesh", "data": 2}):
+        strategy = parallel.make_strategy(parallel.ParallelConfig(**options), devices)
+        assert strategy.devices == devices[:2] and strategy.shards == 2
+    assert mesh(data=2, fsdp=2).mesh.shape == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert mesh(fsdp=2, tensor=2).place_batch(np.ones((8, 1))).sharding.spec == PartitionSpec(
+        ("data", "fsdp")
+    )

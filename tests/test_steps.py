@@ -1,0 +1,332 @@
+"""Laws of a step: sums are sums, parts are the whole, a key is an address, a toy is learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+
+from lm import batch, optimizers, steps, transformer
+
+EOS, VOCAB, ROWS, LENGTH, SENTINELS = 1, 24, 4, 6, 4
+# Bytes of each id: nothing for pad, eos and unk, nothing for the last four ids, the sentinels.
+TEXT_BYTES = np.array([0, 0, 0, *range(1, VOCAB - SENTINELS - 2), *[0] * SENTINELS])
+
+
+def ragged(sizes=(6, 2, 0, 4), seed=0):
+    """A batch of equally long inputs and targets, ended by eos; of padding where the size is 0."""
+    rng = np.random.default_rng(seed)
+    segments = (np.arange(LENGTH) < np.array(sizes)[:, None]).astype(np.int32)
+    tokens = np.tile(np.arange(3, VOCAB, dtype=np.int32), (2, ROWS, 1))
+    tokens = rng.permuted(tokens, axis=2)[:, :, :LENGTH]  # no token twice in a row
+    tokens[:, np.arange(LENGTH) == np.array(sizes)[:, None] - 1] = EOS
+    tokens *= segments
+    return batch.Batch(tokens[0], segments, tokens[1], segments)
+
+
+class Table:
+    """The simplest model: its logits are the row of the input; with a key, noise is added."""
+
+    def init(self, key, examples):
+        return {"params": {"table": jax.random.normal(key, (VOCAB, VOCAB))}}
+
+    def apply(self, variables, examples, *, deterministic, rngs):
+        logits = variables["params"]["table"][examples.inputs]
+        assert deterministic == (not rngs)
+        return logits if deterministic else logits + jax.random.normal(rngs["dropout"], (1, 1, 1))
+
+
+def table(seed=0):
+    return {"table": jnp.asarray(np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)))}
+
+
+def noiseless(params, examples, key=None, teacher=None):
+    """The language loss of `Table` without its noise."""
+    return steps.make_language_loss(Table(), LOSS, TEXT_BYTES)(params, examples)
+
+
+LOSS = steps.LossConfig(z_loss=0.01, smoothing=0.1)
+DESCENT = optax.sgd(1.0)  # the step is the gradient
+
+
+def step_of(loss=noiseless, **options):
+    return functools.partial(
+        steps.train_step, loss=loss, optimizer=DESCENT, seed=options.pop("seed", 0), **options
+    )
+
+
+def state_of(params, step=0):
+    return steps.State(jnp.asarray(step, jnp.int32), params, DESCENT.init(params))
+
+
+def assert_same_update(ours, theirs):
+    (state, sums), (other, others) = ours, theirs
+    np.testing.assert_allclose(state.params["table"], other.params["table"], atol=1e-6)
+    assert sums.keys() == others.keys()
+    for name in sums:
+        np.testing.assert_allclose(sums[name], others[name], rtol=1e-5, err_msg=name)
+
+
+# One update. ---------------------------------------------------------------------------------
+
+
+def test_an_update_is_the_gradient_of_the_loss_per_target_token():
+    examples, params = ragged(), table()
+    state, sums = step_of()(state_of(params), examples)
+    mean = lambda params: noiseless(params, examples)[0] / 12  # targets in the batch
+    grad = jax.grad(mean)(params)["table"]
+    np.testing.assert_allclose(state.params["table"], params["table"] - grad, atol=1e-6)
+    np.testing.assert_allclose(sums["gradient_norm"], np.linalg.norm(grad), rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"] / sums["weight"], mean(params), rtol=1e-6)
+    assert state.step == 1 and sums["weight"] == 12
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_take_the_step_of_the_whole_ragged_batch(parts):
+    examples, state = ragged(), state_of(table())
+    assert_same_update(step_of(micro_batches=parts)(state, examples), step_of()(state, examples))
+
+
+@pytest.mark.parametrize("devices, parts", [(2, 1), (4, 1), (2, 2)])
+def test_devices_take_the_step_of_the_whole_ragged_batch(devices, parts):
+    examples, state = ragged(), state_of(table())
+    split = jax.tree.map(lambda x: x.reshape(devices, -1, LENGTH), examples)
+    step = step_of(axis="rows", micro_batches=parts)
+    many = jax.pmap(step, axis_name="rows", in_axes=(None, 0), devices=jax.devices()[:devices])(
+        state, split
+    )
+    for device in range(devices):
+        mine = jax.tree.map(lambda x, device=device: np.asarray(x[device]), many)
+        assert_same_update(mine, step_of()(state, examples))
+
+
+def test_a_batch_of_padding_changes_nothing():
+    params = table()
+    state, sums = step_of()(state_of(params), ragged((0, 0, 0, 0)))
+    np.testing.assert_array_equal(state.params["table"], params["table"])
+    assert all(value == 0 for value in sums.values())
+
+
+def test_evaluation_sums_what_training_sums_and_adds_up_over_devices():
+    examples, params = ragged(), table()
+    _, trained = step_of()(state_of(params), examples)
+    sums = steps.eval_step(params, examples, loss=noiseless)
+    split = jax.tree.map(lambda x: x.reshape(2, -1, LENGTH), examples)
+    evaluate = functools.partial(steps.eval_step, loss=noiseless, axis="rows")
+    many = jax.pmap(evaluate, "rows", in_axes=(None, 0), devices=jax.devices()[:2])(params, split)
+    for name, value in sums.items():
+        np.testing.assert_allclose(trained[name], value, rtol=1e-6)
+        np.testing.assert_allclose(many[name], [value, value], rtol=1e-6)
+
+
+# Randomness. ---------------------------------------------------------------------------------
+
+
+def test_a_key_differs_by_seed_step_and_purpose_alone():
+    addresses = [(s, n, p) for s in (0, 1) for n in (0, 1, 2**30) for p in ("init", "dropout")]
+    bits = [jax.random.key_data(steps.key_for(*address)).tolist() for address in addresses]
+    assert len(set(map(tuple, bits))) == len(addresses)
+    compiled = jax.jit(lambda n: jax.random.key_data(steps.key_for(0, n, "dropout")))
+    assert compiled(jnp.int32(1)).tolist() == bits[addresses.index((0, 1, "dropout"))]
+
+
+# Computed once from jax.random alone: seed 3, the CRC-32 of "dropout" modulo 2^31, update 14.
+FROZEN_KEY = [3178070298, 1405991383]
+
+
+def test_a_key_is_the_same_in_every_process_and_for_ever():
+    """Python's own hash would differ by process; a checkpoint that holds no key needs this."""
+    assert jax.random.key_data(steps.key_for(3, 14, "dropout")).tolist() == FROZEN_KEY
+
+
+def noisy_update(seed=0, step=0, **options):
+    """The loss of one update of `Table` with noise, which shows the key that was used."""
+    seen = []
+
+    def loss(params, examples, key, teacher):
+        jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
+        return noiseless(params, examples)
+
+    step_of(loss, seed=seed, **options)(state_of(table(), step), ragged())
+    jax.effects_barrier()
+    return seen
+
+
+def test_an_updates_dropout_follows_from_seed_and_step():
+    assert noisy_update(0, 5) == noisy_update(0, 5)
+    assert len({noisy_update(seed, step)[0] for seed in (0, 1) for step in (0, 1)}) == 4
+
+
+def test_each_micro_batch_has_its_own_dropout():
+    keys = noisy_update(micro_batches=4)
+    assert len(keys) == len(set(keys)) == 4
+
+
+def test_each_device_has_its_own_dropout():
+    def key_of(_):
+        seen = []
+
+        def loss(params, examples, key, teacher):
+            seen.append(jax.random.key_data(key))
+            return params["table"].sum(), {"weight": jnp.ones(())}
+
+        step_of(loss, axis="rows")(state_of(table()), ragged())
+        return seen[0]
+
+    keys = jax.vmap(key_of, axis_name="rows")(jnp.arange(4))
+    assert len({tuple(key.tolist()) for key in keys}) == 4
+
+
+def test_the_seed_alone_decides_where_training_starts():
+    start = lambda seed: steps.init_state(Table(), DESCENT, seed)
+    np.testing.assert_array_equal(start(3).params["table"], start(3).params["table"])
+    assert (start(3).params["table"] != start(4).params["table"]).all()
+    assert start(3).step == 0
+
+
+def test_training_starts_from_the_parameters_it_is_given():
+    given = table(5)
+    state = steps.init_state(Table(), DESCENT, 0, given)
+    assert state.params is given and state.step == 0
+
+
+# Figures. ------------------------------------------------------------------------------------
+
+
+def test_measure_counts_targets_nats_hits_and_bytes_of_text():
+    examples = ragged()
+    examples.targets[0, :2] = VOCAB - 1, VOCAB - SENTINELS  # sentinels
+    logits = np.random.default_rng(1).normal(size=(ROWS, LENGTH, VOCAB))
+    logits[1, 0, examples.targets[1, 0]] = 99.0
+    sums = steps.measure(jnp.asarray(logits), examples, TEXT_BYTES)
+    real = examples.targets_segment_ids > 0
+    text = real & (examples.targets != EOS) & (examples.targets < VOCAB - SENTINELS)
+    log_p = scipy.special.log_softmax(logits, -1)
+    nats = -np.take_along_axis(log_p, examples.targets[..., None], -1)[..., 0]
+    expected = {
+        "weight": 12,
+        "nats": nats[real].sum(),
+        "hits": (logits.argmax(-1) == examples.targets)[real].sum(),
+        "bytes": TEXT_BYTES[examples.targets][real].sum(),
+        "text_nats": nats[text].sum(),
+        "text_weight": text.sum(),
+    }
+    assert sums.keys() == expected.keys() and expected["hits"] > 0
+    for name in sums:
+        np.testing.assert_allclose(sums[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+def test_ratios_divide_each_sum_by_what_it_is_about():
+    sums = dict(loss=30.0, nats=20.0, kl=5.0, weight=10.0, hits=4.0)
+    sums |= dict(bytes=40.0, text_nats=12.0, text_weight=8.0)
+    assert steps.ratios(sums) == pytest.approx(
+        {
+            "loss": 3.0,
+            "nats": 2.0,
+            "kl": 0.5,
+            "accuracy": 0.4,
+            "bits_per_byte": 20 / math.log(2) / 40,
+            "text_nats": 1.5,
+        }
+    )
+    assert "kl" not in steps.ratios({name: x for name, x in sums.items() if name != "kl"})
+
+
+def test_ratios_of_nothing_are_zero():
+    nothing = dict.fromkeys(["loss", "nats", "weight", "hits"], 0.0)
+    nothing |= dict.fromkeys(["bytes", "text_nats", "text_weight"], 0.0)
+    assert set(steps.ratios(nothing).values()) == {0.0}
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(steps.LossConfig)])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 101.0])
+def test_a_loss_out_of_bounds_is_refused_with_its_bounds(field, value):
+    with pytest.raises(ValueError, match=rf"loss.{field}={value} is out of bounds; use 0.* to "):
+        steps.LossConfig(**{field: value})
+
+
+# A model that learns. ------------------------------------------------------------------------
+
+CONFIG = transformer.ModelConfig(
+    vocab_size=VOCAB,
+    d_model=32,
+    d_ff=64,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=16,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    layers="scanned",
+)
+MODEL = transformer.Transformer(CONFIG)
+UPDATES = 30
+FAST_KEY = jax.random.key(0, impl="rbg")  # compiles in a fraction of the time
+
+
+@pytest.fixture(scope="module")
+def learn():
+    """Batch -> (last state, losses per token) after UPDATES updates on it from seed 0."""
+    config = optimizers.OptimizerConfig("adamw", peak=0.01, schedule="constant", warmup=0)
+    optimizer, _ = optimizers.make_optimizer(config, UPDATES)
+    loss = steps.make_language_loss(MODEL, steps.LossConfig(), TEXT_BYTES)
+    step = jax.jit(functools.partial(steps.train_step, loss=loss, optimizer=optimizer, seed=0))
+    params = jax.jit(MODEL.init)(FAST_KEY, transformer.example())["params"]
+
+    def run(examples):
+        state, curve = steps.init_state(MODEL, optimizer, 0, params), []
+        for _ in range(UPDATES):
+            state, sums = step(state, examples)
+            curve.append(float(sums["loss"] / sums["weight"]))
+        return state, curve
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    """A ragged batch to learn by heart; no row is empty."""
+    return ragged((6, 2, 5, 4))
+
+
+@pytest.fixture(scope="module")
+def learnt(learn, lesson):
+    return learn(lesson)
+
+
+def test_a_batch_is_learnt_by_heart_in_thirty_updates(learnt):
+    _, curve = learnt
+    assert curve[0] == pytest.approx(np.log(VOCAB), rel=0.3) and curve[-1] < 0.1
+
+
+def test_what_is_learnt_by_heart_is_decoded_without_a_fault(learnt, lesson):
+    decode = functools.partial(steps.decode_step, model=MODEL, length=LENGTH + 2, eos=EOS)
+    answers = np.asarray(jax.jit(decode)(learnt[0].params, lesson))
+    np.testing.assert_array_equal(answers[:, :LENGTH], lesson.targets)
+    assert not answers[:, LENGTH:].any()
+
+
+def test_training_twice_gives_the_same_bits(learn, learnt, lesson):
+    again, curve = learn(lesson)
+    assert curve == learnt[1]
+    jax.tree.map(np.testing.assert_array_equal, again, learnt[0])
+
+
+def test_dropout_changes_training_and_not_evaluation(learnt, lesson):
+    params = learnt[0].params
+    dropping = transformer.Transformer(dataclasses.replace(CONFIG, dropout_rate=0.3))
+    predict = jax.jit(functools.partial(steps.predict, dropping))
+    plain = jax.jit(functools.partial(steps.predict, MODEL))(params, lesson, None)
+    np.testing.assert_array_equal(predict(params, lesson, None), plain)
+    first, again = (predict(params, lesson, FAST_KEY) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    other = predict(params, lesson, jax.random.fold_in(FAST_KEY, 1))
+    real = lesson.targets_segment_ids > 0
+    for changed in (first - plain, first - other):
+        assert np.abs(changed).max(-1)[real].min() > 1e-3

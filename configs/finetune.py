@@ -10,9 +10,9 @@ from configs import base, models
 def get_config(preset: str = "tiny"):
     config = models.apply(base.get_config(), preset)
     config.stage = "finetune"
-    config.steps = 600
+    config.steps = 1000
     config.model.dropout_rate = 0.1
-    config.data.update(task="docstring_summary", input_length=128, target_length=32, batch_size=32)
-    config.optimizer.update(name="adamw", peak=1e-3, schedule="cosine", warmup=60)
-    config.every.update(log=50, evaluate=200, checkpoint=200)
+    config.data.update(task="docstring_summary", input_length=96, target_length=32, batch_size=32)
+    config.optimizer.update(peak=0.01, schedule="cosine", warmup=20)
+    config.every.update(log=20, evaluate=200, checkpoint=200)
     return config

@@ -186,7 +186,7 @@ class Loop:
                 placed = self.strategy.place_batch(batch.Batch(*next(batches)))
                 state, sums = self.compiled(state, placed, self.teacher)
                 unread.append(sums)
-                due = self._due(number, start)
+                due = self._due(number)
                 if due:
                     shown = self._read(unread, number)
                     unread = []
@@ -207,12 +207,15 @@ class Loop:
             saved.wait()
         return figures
 
-    def _due(self, number: int, start: int) -> set[str]:
-        """What follows this update: at its multiples, after the last, and a log after the first."""
+    def _due(self, number: int) -> set[str]:
+        """What follows this update: at its multiples, after the last, and a log after the first.
+
+        The same whether the run was resumed or not, so that its rows are the unbroken run's.
+        """
         due = {what for what, every in self.every.items() if number % every == 0}
         if number == self.steps:
             due = set(self.every)
-        if number == start + 1 or due:
+        if number == 1 or due:
             due.add("log")
         return due
 

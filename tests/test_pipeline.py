@@ -84,14 +84,13 @@ def test_hosts_share_out_each_global_batch(train, hosts):
 
 def test_the_order_and_the_masks_depend_on_the_seed_and_the_step_alone(train):
     first = take(pipeline.train_batches(train, seed=5), 6)
-    np.random.seed(1)
     again = pipeline.train_batches(dataclasses.replace(train), seed=5)
     assert_same(take(again, 6), first)
     # Without shared state: two readers in turns see what each sees alone.
     one, other = (pipeline.train_batches(train, seed=seed) for seed in (5, 6))
     turns = [(next(one), next(other)) for _ in range(6)]
     assert_same([batch.Batch(*a) for a, _ in turns], first)
-    assert not set(texts(train, first)) == set(texts(train, [batch.Batch(*b) for _, b in turns]))
+    assert set(texts(train, first)) != set(texts(train, [batch.Batch(*b) for _, b in turns]))
 
 
 def test_an_epoch_holds_every_example_once_and_the_next_in_another_order(train):

@@ -35,7 +35,10 @@ IMPOSSIBLE = [
     ({"model.layers": "scan"}, "model.layers='scan' is unknown; .* did you mean 'scanned'"),
     ({"model.activation": "gegelu"}, "model.activation='gegelu' is unknown; choose one of"),
     ({"model.dtype": "float16"}, "model.dtype='float16' is unknown; choose one of bfloat16"),
-    ({"parallel.strategy": "pjit"}, "parallel.strategy='pjit' is unknown; choose one of mesh, pmap"),
+    (
+        {"parallel.strategy": "pjit"},
+        "parallel.strategy='pjit' is unknown; choose one of mesh",
+    ),
     # Numbers out of bounds, those that are none among them.
     ({"steps": 0}, "steps=0 is too small; use 1 or more"),
     ({"seed": -1}, "seed=-1 is too small; use 0 or more"),
@@ -63,13 +66,19 @@ IMPOSSIBLE = [
     ({"parallel.data": 0}, "parallel.data=0 is no size; use 1 or more, or -1 for all"),
     # Keys that contradict each other.
     ({"parallel.fsdp": 2}, "parallel.fsdp=2 .* pmap replicates; use parallel.strategy='mesh'"),
-    ({"stage": "distill"}, "stage='distill' needs a teacher; set --config.teacher.workdir=<its run"),
+    (
+        {"stage": "distill"},
+        "stage='distill' needs a teacher; set --config.teacher.workdir",
+    ),
     ({"teacher.workdir": "/r"}, "teacher.workdir='/r' has no use in stage='pretrain'; use stage="),
     (
         {"stage": "distill", "teacher.workdir": "/r", "init_from": "/p"},
         "init_from='/p' and teacher.init both say where the student starts; leave init_from empty",
     ),
-    ({"tokenizer.dir": "/nowhere"}, "there is no tokenizer in /nowhere; make it with `python -m lm"),
+    (
+        {"tokenizer.dir": "/nowhere"},
+        "there is no tokenizer in /nowhere; make it with `python",
+    ),
     ({"tokenizer.dir": "", "init_from": "/nowhere"}, "/nowhere holds no run .*; train one there"),
 ]
 

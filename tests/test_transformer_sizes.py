@@ -133,7 +133,7 @@ def first_loss(config, rows=16, length=32):
     return total / weight
 
 
-NARROW = dict(d_model=64, d_ff=128, num_encoder_layers=2, num_decoder_layers=2)
+NARROW = dict(d_model=32, d_ff=64, num_encoder_layers=1, num_decoder_layers=1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""The law of resuming: killed where it hurts and run again, a run ends as one never killed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lm import checkpoints, logs, optimizers, run, steps, transformer
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS, CHECKPOINT, LOG = 22, 4, 2
+CONFIG = """
+import json, pathlib
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(json.loads(pathlib.Path(__file__).with_suffix(".json").read_text()))
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config, tiny_tokens, tmp_path_factory):
+    """A file for --config: a tiny run with dropout, its shards made, saved every few updates."""
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    changes = {
+        "steps": STEPS,
+        "every.checkpoint": CHECKPOINT,
+        "every.evaluate": 6,
+        "every.log": LOG,
+    }
+    changes |= {"model.dropout_rate": 0.1, "evaluate.examples": 8}
+    made = tiny_config(**changes | {"data.shards": str(path.parent / "shards")})
+    path.write_text(CONFIG)
+    path.with_suffix(".json").write_text(json.dumps(made))
+    run.make_examples(run.make_run(made, path.parent), tiny_tokens)
+    return path
+
+
+def start(config: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
+    """python -m lm train, on one device."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "lm", "train", f"--config={config}", f"--workdir={workdir}"]
+    with open(workdir.with_suffix(".log"), "a") as said:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+
+
+def kill_at(process: subprocess.Popen, workdir: pathlib.Path, step: int, seconds: float) -> None:
+    """SIGKILL so many seconds after the log has a row of this step."""
+    deadline = time.monotonic() + 120
+    while not any(row["step"] >= step for row in logs.read(workdir / logs.METRICS)):
+        assert process.poll() is None, workdir.with_suffix(".log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(seconds)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL, "it had ended before it was killed"
+
+
+def finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
+    assert process.wait(timeout=180) == 0, workdir.with_suffix(".log").read_text()
+
+
+def last_checkpoint(workdir: pathlib.Path):
+    """(state, facts) of the newest step."""
+    this = run.read_run(workdir)
+    optimizer, _ = optimizers.make_optimizer(this.optimizer, STEPS)
+    make = functools.partial(steps.init_state, transformer.Transformer(this.model), optimizer, 0)
+    shapes = jax.eval_shape(make, transformer.shapes(this.model))
+    with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
+        return saved.restore(shapes)
+
+
+def figures(workdir: pathlib.Path) -> list[dict]:
+    """The rows of the log without what a clock said."""
+    clocks = {"time", "step_seconds", "tokens_per_second", "mfu"}
+    rows = logs.read(workdir / logs.METRICS)
+    return [{key: row[key] for key in row.keys() - clocks} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def arms(config, tmp_path_factory):
+    """Workdirs of two runs of one config: never killed, and killed twice."""
+    root = tmp_path_factory.mktemp("runs")
+    unbroken, broken = root / "unbroken", root / "broken"
+    witness = start(config, unbroken)
+    try:
+        # The row of a step with a checkpoint comes right before its save: it is under way.
+        for step, seconds in ((2 * CHECKPOINT, 0.0), (4 * CHECKPOINT, 0.04)):
+            kill_at(start(config, broken), broken, step, seconds)
+        finish(start(config, broken), broken)
+        finish(witness, unbroken)
+    finally:
+        witness.kill()
+    return unbroken, broken
+
+
+def test_a_run_killed_twice_ends_with_the_bits_of_one_never_killed(arms):
+    (state, facts), (expected, expected_facts) = (last_checkpoint(arm) for arm in arms)
+    assert int(state.step) == STEPS
+    assert facts == expected_facts
+    assert facts["position"] == {"next_index": STEPS}
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_its_log_has_each_row_once_with_the_same_figures(arms):
+    ours, expected = (figures(arm) for arm in arms)
+    assert ours == expected
+    steps_of = lambda split: [row["step"] for row in ours if row["split"] == split]
+    assert steps_of("train") == [1, *range(LOG, STEPS + 1, LOG)]
+    assert steps_of("heldout") == [6, 12, 18, STEPS]
+
+
+def test_nothing_of_the_killed_saves_is_left(arms):
+    for workdir in arms:
+        kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+        assert kept == [str(STEPS - STEPS % CHECKPOINT), str(STEPS)]

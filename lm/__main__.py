@@ -40,7 +40,8 @@ def parse(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.Flag
         else:
             define = {"text": flags.DEFINE_string, "integer": flags.DEFINE_integer}
             define.get(kind, flags.DEFINE_bool)(flag, default, text, flag_values=values)
-    # ml_collections reads a config's overrides from sys.argv itself.
+    # ml_collections wants the file before its keys, and reads those from sys.argv itself.
+    arguments = sorted(arguments, key=lambda flag: not flag.startswith("--config="))
     sys.argv = [sys.argv[0], name, *arguments]
     try:
         rest = values([name, *arguments])[1:]

@@ -114,7 +114,7 @@ def train(this: run.Run, devices=None) -> dict[str, float]:
             state, stored = restored
             _check_facts(facts, stored, directory)
         else:
-            state = make_state(init)
+            state = jax.jit(make_state)(init)  # eagerly, it compiles each small operation
             logs.write_manifest(this.workdir, _facts_of(this, strategy, train_examples))
         loop = Loop(
             this,

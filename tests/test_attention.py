@@ -124,6 +124,13 @@ def test_what_is_not_seen_has_no_influence_to_the_bit():
     np.testing.assert_array_equal(clean, spoilt)
 
 
+def test_what_is_not_seen_stays_so_however_low_what_is_seen_scores():
+    query, key, value, mask, bias = problem(4)
+    ours = attention.attend(query, key, value, mask, jnp.full_like(bias, -1e30))
+    seen = mask / mask.sum(-1, keepdims=True)  # all scores equal -1e30 in float32
+    np.testing.assert_allclose(ours, np.einsum("bts,bsnh->btnh", seen, value), atol=1e-6)
+
+
 def test_no_bias_is_a_bias_of_zero_and_a_constant_bias_is_none():
     query, key, value, mask, bias = problem(2)
     none = attention.attend(query, key, value, mask)
@@ -166,7 +173,7 @@ def test_the_gradient_reaches_the_bias_and_is_that_of_finite_differences():
 
 def test_the_softmax_is_taken_in_float32_of_bfloat16_scores():
     wide = problem(2, queries=6, keys=9, width=8)
-    query, key, value = (x.astype(jnp.bfloat16) for x in wide[:3])
+    query, key, value = (x.astype(jnp.bfloat16) for x in (4 * wide[0], *wide[1:3]))
     ours = attention.attend(query, key, value, *wide[3:])
     assert ours.dtype == jnp.bfloat16
     # Weights and result are rounded to 8 bits of mantissa once each; scores are not.

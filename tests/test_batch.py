@@ -49,6 +49,8 @@ def test_weights_are_one_on_targets_and_zero_on_padding():
     weights = batch.loss_weights(batch_of(targets, segments))
     assert weights.dtype == np.float32
     np.testing.assert_array_equal(weights, np.minimum(segments, 1))
+    unnamed = batch.loss_weights(batch_of(0 * targets, segments))  # the segment decides, no token
+    np.testing.assert_array_equal(weights, unnamed)
 
 
 @pytest.mark.parametrize("seed", range(3))

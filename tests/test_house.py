@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.metadata
 import pathlib
 import re
 
@@ -156,6 +157,28 @@ def test_no_error_is_swallowed_and_no_user_meets_an_assert(path):
         if isinstance(node, ast.Call):
             called = getattr(node.func, "id", "")
             assert called not in ("eval", "exec"), f"{path}:{node.lineno} calls {called}"
+
+
+def test_installing_this_brings_no_tensorflow_and_no_torch():
+    name = lambda line: re.match(r"[\w.-]+", line)[0].lower().replace("_", "-")
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").open()]
+    todo, seen = [name(line) for line in lines if line], set()
+    while todo:
+        package = todo.pop()
+        if package in seen:
+            continue
+        seen.add(package)
+        try:
+            needed = importlib.metadata.requires(package) or []
+        except importlib.metadata.PackageNotFoundError:  # for another platform or Python
+            continue
+        todo += [name(line) for line in needed if "extra ==" not in line]
+    assert len(seen) > 40 and not seen & {"tensorflow", "tf-nightly", "torch", "keras"}, seen
+
+
+def test_requirements_have_both_bounds():
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", line), line
 
 
 def test_configs_are_differences():

@@ -69,7 +69,7 @@ def test_answers_keep_the_order_and_number_of_inputs(finetuned, tmp_path, capsys
     assert [row["inputs"] for row in rows] == inputs
     capsys.readouterr()
     assert lm("predict", f"--workdir={finetuned}", f"--text={inputs[7]}") == 0
-    assert json.loads(capsys.readouterr().out) == rows[7], "an answer depends on its own input alone"
+    assert json.loads(capsys.readouterr().out) == rows[7], "an answer depends on its input alone"
 
 
 def test_report_shows_every_run_it_is_given(pretrained, finetuned, tmp_path):

@@ -63,7 +63,7 @@ def test_means_of_equal_values_in_another_order_tie():
 def test_pretraining_is_judged_by_text_tokens_against_the_unigram_model():
     claim = report.claim_pretraining([run(9.0, text_nats=5.0, unigram_entropy=7.0)])
     assert (claim.figure, claim.baseline, claim.holds) == (5.0, 7.0, True)
-    with pytest.raises(ValueError, match=r"evaluate.json has no unigram_entropy; evaluate that run"):
+    with pytest.raises(ValueError, match=r"json has no unigram_entropy; evaluate that"):
         report.claim_pretraining([run(9.0, text_nats=5.0)])
 
 

@@ -53,7 +53,7 @@ def noiseless(params, examples, key=None, teacher=None):
 
 
 LOSS = steps.LossConfig(z_loss=0.01, smoothing=0.1)
-DESCENT = optax.sgd(1.0)  # the step is the gradient
+DESCENT = optax.sgd(0.5)  # the step is half the gradient
 
 
 def step_of(loss=noiseless, seed=0, **options):
@@ -82,7 +82,7 @@ def test_an_update_is_the_gradient_of_the_loss_per_target_token():
     state, sums = step_of()(state_of(params), examples)
     mean = jax.jit(jax.value_and_grad(lambda params: noiseless(params, examples)[0] / 12))
     value, grad = mean(params)[0], mean(params)[1]["table"]  # 12 targets in the batch
-    np.testing.assert_allclose(state.params["table"], params["table"] - grad, atol=1e-6)
+    np.testing.assert_allclose(state.params["table"], params["table"] - grad / 2, atol=1e-6)
     np.testing.assert_allclose(sums["gradient_norm"], np.linalg.norm(grad), rtol=1e-5)
     np.testing.assert_allclose(sums["loss"] / sums["weight"], value, rtol=1e-6)
     assert state.step == 1 and sums["weight"] == 12

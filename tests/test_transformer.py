@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import batch, transformer
+from lm import batch, layers, transformer
 
 ROWS, SOURCE, TARGET, VOCAB = 4, 12, 10, 64
 CONFIG = transformer.ModelConfig(
@@ -26,6 +27,7 @@ CONFIG = transformer.ModelConfig(
     relative_limit=10,
     layers="scanned",
 )
+FAST_KEY = jax.random.key(0, impl="rbg")  # compiles in a fraction of the time
 
 
 @functools.cache
@@ -54,8 +56,7 @@ class Tiny:
 @pytest.fixture(scope="module")
 def tiny():
     init = jax.jit(transformer.Transformer(CONFIG).init)
-    key = jax.random.key(0, impl="rbg")  # compiles in a fraction of the time
-    params = init(key, transformer.example())["params"]
+    params = init(FAST_KEY, transformer.example())["params"]
     # Any scale but one, so that a norm that ignores its scale is seen.
     scales = np.random.default_rng(9).uniform(0.5, 1.5, 16)
     rescale = lambda path, x: x * scales if path[-1].key == "scale" else x
@@ -159,6 +160,18 @@ def test_the_order_of_inputs_matters_through_distance_alone(tiny, examples):
     np.testing.assert_allclose(shifted[real], tiny.logits(examples)[real], atol=2e-5)
 
 
+@pytest.mark.parametrize("tower, idle", [("encoder", [4]), ("decoder", [])])
+def test_every_bucket_has_a_say_but_that_of_distance_zero_ahead(tiny, examples, tower, idle):
+    """The encoder halves its buckets between the directions; the decoder keeps all for the past."""
+    before, unused = tiny.logits(examples), []
+    for bucket in range(CONFIG.relative_buckets):
+        table = tiny.params[tower]["relative"]["relative_bias"].at[bucket, 0].add(3.0)
+        towers = tiny.params[tower] | {"relative": {"relative_bias": table}}
+        moved = Tiny(CONFIG, tiny.params | {tower: towers}).logits(examples)[1]
+        unused += [bucket] if (moved == before[1]).all() else []
+    assert unused == idle
+
+
 # One step and all steps. ---------------------------------------------------------------------
 
 
@@ -210,6 +223,30 @@ def test_a_tied_head_is_the_embedding_over_root_d_model(tiny, examples):
     )
     untied = Tiny(CONFIG, params | {"head": rows.T / np.sqrt(16)})
     np.testing.assert_allclose(tied.logits(examples), untied.logits(examples), atol=1e-5)
+
+
+def test_dropout_falls_on_t5s_places(tiny, examples):
+    """Embedded input, attention weights, hidden units, each residual branch and the output."""
+    found = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, layers.Dropout):
+            assert not args[1], "deterministic"
+            found[context.module.path] = args[0].shape[1:]  # once, however often it is traced
+        return call(*args, **kwargs)
+
+    dropping = dataclasses.replace(CONFIG, dropout_rate=0.1)
+    with nn.intercept_methods(note):
+        train = functools.partial(transformer.Transformer(dropping).apply, deterministic=False)
+        jax.eval_shape(train, {"params": tiny.params}, examples, rngs={"dropout": FAST_KEY})
+    stream, hidden = lambda length: (length, 16), lambda length: (length, 32)
+    weights = lambda queries, keys: (2, 2, queries, keys)  # K, N/K, T, S
+    encoder = [stream(SOURCE)] * 4 + [hidden(SOURCE), weights(SOURCE, SOURCE)]
+    decoder = [stream(TARGET)] * 5 + [hidden(TARGET), weights(TARGET, TARGET)]
+    decoder += [weights(TARGET, SOURCE)]
+    for tower, shapes in (("encoder", encoder), ("decoder", decoder)):
+        ours = [shape for path, shape in found.items() if path[0] == tower]
+        assert sorted(ours) == sorted(shapes)
 
 
 # Words of the config. ------------------------------------------------------------------------

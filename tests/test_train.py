@@ -1,0 +1,304 @@
+"""Laws of the loop: one loop for all stages, which starts where it is told and stops when done."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lm import (
+    checkpoints,
+    distill,
+    logs,
+    optimizers,
+    pipeline,
+    run,
+    steps,
+    tokenizer,
+    train,
+    transformer,
+)
+
+STEPS = 6
+# Pairs of the shape that span corruption gives, so that one program serves both stages.
+PAIRS = {"data.task": "docstring_summary", "data.target_length": 8, "tokenizer.dir": ""}
+STUDENT = {"model.num_encoder_layers": 1, "model.num_decoder_layers": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_less_time():
+    """Without XLA's best code, and without measuring the machine at each run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "peak_flops", lambda devices: 1e12)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def go(tiny_config, tmp_path_factory):
+    """(workdir or None for a new one, **changes of the config) -> workdir, trained to the end."""
+
+    def go(workdir=None, **changes) -> pathlib.Path:
+        changes = {"every.checkpoint": 2, "evaluate.examples": 16, **changes}
+        workdir = workdir or tmp_path_factory.mktemp("run") / "run"
+        train.train(run.make_run(tiny_config(**changes), workdir), jax.devices()[:1])
+        return workdir
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def pretrained(go):
+    return go()
+
+
+@pytest.fixture(scope="module")
+def finetuned(go, pretrained):
+    return go(**PAIRS, stage="finetune", init_from=str(pretrained))
+
+
+@pytest.fixture(scope="module")
+def interrupted(go, tmp_path_factory):
+    """A workdir like that of `pretrained`, stopped by the user in update 6, saved at 2 and 4."""
+    workdir = tmp_path_factory.mktemp("interrupted") / "run"
+    whole = pipeline.train_batches
+
+    def batches(*arguments, **options):
+        yield from itertools.islice(whole(*arguments, **options), 5)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "train_batches", batches)
+        go(workdir)
+    assert int(last(workdir)[0].step) == 4
+    return workdir
+
+
+@pytest.fixture
+def first(go, monkeypatch):
+    """(**changes) -> the state that a run of them would start from."""
+
+    class Loop:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def run(self, state, start, *rest):
+            assert start == 0
+            found.append(jax.tree.map(lambda x: x[0], state))
+
+    found = []
+    monkeypatch.setattr(train, "Loop", Loop)
+    return lambda **changes: go(**changes) and found.pop()
+
+
+def last(workdir: pathlib.Path):
+    """(state, facts) of the newest checkpoint."""
+    this = run.read_run(workdir)
+    optimizer, _ = optimizers.make_optimizer(this.optimizer, STEPS)
+    make = functools.partial(steps.init_state, transformer.Transformer(this.model), optimizer, 0)
+    shapes = jax.eval_shape(make, transformer.shapes(this.model))
+    with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
+        return saved.restore(shapes)
+
+
+def assert_same_bits(ours, theirs) -> None:
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def rows(workdir: pathlib.Path, split: str) -> list[dict]:
+    return [row for row in logs.read(workdir / logs.METRICS) if row["split"] == split]
+
+
+def contents(workdir: pathlib.Path) -> dict[str, bytes]:
+    files = (path for path in workdir.rglob("*") if path.is_file())
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+
+def test_training_starts_at_the_loss_of_knowing_nothing_and_learns(pretrained):
+    start, *_, final = rows(pretrained, "train")
+    assert [row["step"] for row in rows(pretrained, "train")] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows(pretrained, "heldout")] == [3, 6]
+    np.testing.assert_allclose(start["nats"], math.log(512), rtol=0.05)
+    assert final["nats"] < 0.95 * start["nats"]
+    assert rows(pretrained, "heldout")[-1]["nats"] < 0.95 * math.log(512)
+
+
+def test_the_logged_rate_is_the_schedule_of_the_updates_before(pretrained):
+    # A linear warm-up of 2 updates to 0.01, from the first update, which is taken at 0.
+    rates = [row["learning_rate"] for row in rows(pretrained, "train")]
+    np.testing.assert_allclose(rates, [0, 0.005, 0.01, 0.01, 0.01, 0.01], rtol=1e-6)
+
+
+def test_a_row_is_the_mean_over_all_updates_since_the_one_before(go, pretrained):
+    coarse = rows(go(**{"every.log": 3, "every.checkpoint": 3}), "train")
+    fine = {row["step"]: row["nats"] for row in rows(pretrained, "train")}
+    assert [row["step"] for row in coarse] == [1, 3, 6]
+    # All batches of running text have as many targets, so that means may be averaged here.
+    for row, since in zip(coarse, ([1], [2, 3], [4, 5, 6]), strict=True):
+        np.testing.assert_allclose(row["nats"], np.mean([fine[n] for n in since]), rtol=1e-5)
+
+
+def test_a_finished_run_is_left_as_it_is(go, pretrained, tiny_config, monkeypatch):
+    before = contents(pretrained)
+    monkeypatch.setattr(train, "Loop", None)
+    monkeypatch.setattr(train, "first_params", None)
+    this = run.make_run(json.loads((pretrained / "config.json").read_text()), pretrained)
+    figures = train.train(this, jax.devices()[:1])
+    assert figures["nats"] == rows(pretrained, "heldout")[-1]["nats"]
+    assert contents(pretrained) == before
+
+
+def test_interrupted_damaged_and_run_again_it_ends_with_the_same_bits(
+    go, interrupted, pretrained, tmp_path
+):
+    workdir = pathlib.Path(shutil.copytree(interrupted, tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints" / "4" / "params")  # so that it continues from update 2
+    go(workdir)
+    (state, facts), (expected, expected_facts) = last(workdir), last(pretrained)
+    assert_same_bits(state, expected)
+    assert facts == expected_facts
+    ours, theirs = rows(workdir, "train"), rows(pretrained, "train")
+    assert [(row["step"], row["loss"]) for row in ours] == [
+        (row["step"], row["loss"]) for row in theirs
+    ]
+
+
+def test_a_checkpoint_of_other_data_is_not_continued(go, interrupted, tmp_path):
+    workdir = pathlib.Path(shutil.copytree(interrupted, tmp_path / "run"))
+    path = workdir / "shards" / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"] = dict.fromkeys(manifest["files"], "0" * 64)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="made with another data; continue them with the one they"):
+        go(workdir)
+
+
+# Stages. -------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_starts_from_the_parameters_of_its_origin_and_a_fresh_optimizer(
+    first, pretrained
+):
+    state = first(**PAIRS, stage="finetune", init_from=str(pretrained))
+    expected = last(pretrained)[0]
+    assert_same_bits(state.params, expected.params)
+    assert int(state.step) == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(expected.opt_state))
+
+
+def test_fine_tuning_uses_the_tokens_of_its_origin_and_learns_its_pairs(finetuned, pretrained):
+    origin, ours = run.read_run(pretrained), run.read_run(finetuned)
+    assert run.tokenizer_dir(ours) == run.tokenizer_dir(origin)
+    start, *_, final = rows(finetuned, "train")
+    assert final["nats"] < start["nats"]
+
+
+def test_a_shallower_student_starts_from_the_first_of_its_teachers_layers(first, finetuned):
+    student = first(**PAIRS, **STUDENT, **{"stage": "distill", "teacher.workdir": str(finetuned)})
+    teacher = last(finetuned)[0].params
+    for tower in ("encoder", "decoder"):
+        chosen = jax.tree.map(lambda leaf: leaf[:1], teacher[tower]["layers"])
+        assert_same_bits(student.params[tower]["layers"], chosen)
+        assert_same_bits(student.params[tower]["norm"], teacher[tower]["norm"])
+    assert_same_bits(student.params["embed"], teacher["embed"])
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(go, finetuned):
+    # Two updates: the warm-up's first is taken at rate zero.
+    change = {"stage": "distill", "teacher.workdir": str(finetuned), "steps": 2}
+    twin = go(**PAIRS, **change, **{"loss.teacher_weight": 1.0})
+    assert len(rows(twin, "train")) == 2
+    for row in rows(twin, "train"):
+        assert abs(row["kl"]) < 1e-5 and abs(row["loss"]) < 1e-5
+        assert row["gradient_norm"] < 1e-4
+        assert row["nats"] > 1
+
+
+def test_every_stage_has_a_loss_and_every_loss_a_stage():
+    assert train.LOSSES.keys() == run.STAGES.keys()
+
+
+def test_a_distilled_update_costs_the_teachers_forward_pass_more(tiny_config, finetuned, tmp_path):
+    config = tiny_config(**PAIRS, **STUDENT, stage="distill", **{"teacher.workdir": str(finetuned)})
+    alone = tiny_config(**{"data.task": "docstring_summary", "data.target_length": 8}, **STUDENT)
+    ours, plain = (run.make_run(each, tmp_path) for each in (config, alone))
+    forward = transformer.forward_flops(run.read_run(finetuned).model, 32, 8)
+    assert train.step_flops(ours) - train.step_flops(plain) == 8 * forward
+
+
+# What cannot be continued. -------------------------------------------------------------------
+
+
+def test_another_tokenizer_than_the_origins_is_refused(go, pretrained, tmp_path):
+    texts = ["some words for another tokenizer, of other letters: xyz"] * 20
+    other = tokenizer.train(texts, tmp_path / "other", pieces=283, num_sentinels=10)
+    for change in (
+        {"stage": "finetune", "init_from": str(pretrained)},
+        {"stage": "distill", "teacher.workdir": str(pretrained)},
+    ):
+        with pytest.raises(
+            ValueError, match="was trained with another tokenizer .* leave --config"
+        ):
+            go(**change, **{"tokenizer.dir": str(other.directory)})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model.d_ff": 64}, "model.d_ff=64 differs from the 32 of init_from=.* the same model"),
+        ({"model.head": "tied"}, "model.head='tied' differs from the 'untied' of init_from="),
+        (STUDENT, "model.num_encoder_layers=1 differs from the 2 of init_from="),
+    ],
+)
+def test_parameters_of_another_model_are_not_started_from(change, sentence, go, pretrained):
+    with pytest.raises(ValueError, match=sentence):
+        go(**change, init_from=str(pretrained))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"model.d_ff": 64},
+            "model.d_ff=64 differs from the teacher's 32, .*teacher.init='random'",
+        ),
+        ({"model.num_decoder_layers": 3}, "=3 is more than the teacher's 2; use at most 2, or"),
+        ({"teacher.init": "randm"}, "teacher.init='randm' is unknown; .* did you mean 'random'"),
+    ],
+)
+def test_a_student_that_does_not_fit_its_teacher_is_a_sentence(change, sentence, go, pretrained):
+    with pytest.raises(ValueError, match=sentence):
+        go(**change, **{"stage": "distill", "teacher.workdir": str(pretrained)})
+
+
+def test_layers_are_copied_evenly_from_the_first_to_the_last():
+    for theirs in range(1, 13):
+        for ours in range(1, theirs + 1):
+            chosen = distill.evenly(theirs, ours)
+            assert len(chosen) == ours == len(set(chosen))
+            assert chosen == sorted(chosen) and chosen[0] == 0
+            assert ours == 1 or chosen[-1] == theirs - 1
+            gaps = np.diff(chosen)
+            assert ours == 1 or gaps.max() - gaps.min() <= 1
+
+
+def test_a_loss_that_is_no_number_stops_with_the_cure_and_is_never_saved(go, tmp_path):
+    wild = {"optimizer.name": "adafactor", "optimizer.peak": 1000.0, "optimizer.warmup": 0}
+    wild |= {"optimizer.clip_norm": 0.0, "steps": 60, "every.checkpoint": 1, "every.evaluate": 60}
+    with pytest.raises(ValueError, match=r"lower optimizer.peak=1000.0 or raise optimizer.warmup"):
+        go(tmp_path / "run", **wild)
+    state, facts = last(tmp_path / "run")
+    assert 0 < facts["step"] < 60
+    for leaf in jax.tree.leaves((state.params, state.opt_state)):
+        assert np.isfinite(np.asarray(leaf)).all()

@@ -45,10 +45,9 @@ def commands(config) -> list[list[str]]:
     return [*made, ["report", *page, "--title=From docstrings to a distilled student"]]
 
 
-def run(config) -> int:
-    """Run the demo's commands; the exit code of the first that fails, else 0."""
+def run(todo: list[list[str]]) -> int:
+    """Run commands of the door in turn; the exit code of the first that fails, else 0."""
     start = time.monotonic()
-    todo = commands(config)
     for number, arguments in enumerate(todo, 1):
         minutes = (time.monotonic() - start) / 60
         line = shlex.join(["python", "-m", "lm", *arguments])
@@ -57,11 +56,12 @@ def run(config) -> int:
         if code := door.main(arguments):
             return code
     minutes = (time.monotonic() - start) / 60
-    print(f"\ndone in {minutes:.1f} minutes: open {config.workdir}/report.html", file=sys.stderr)
+    print(f"\ndone in {minutes:.1f} minutes", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
+    arguments = sys.argv[1:]
     raise SystemExit(
-        door.guarded(lambda: run(door.parse("demo", ("config",), sys.argv[1:]).config))
+        door.guarded(lambda: run(commands(door.parse("demo", ("config",), arguments).config)))
     )

@@ -36,9 +36,7 @@ def sums(this, tokens, examples, params, **changes):
     return heldout.sums(strategy.place_state(params))
 
 
-def test_held_out_sums_are_those_of_the_examples_one_by_one(
-    this, tokens, heldout_examples, params
-):
+def test_held_out_sums_are_those_of_the_examples_one_by_one(this, tokens, heldout_examples, params):
     found = sums(this, tokens, heldout_examples, params)
     model, text_bytes = transformer.Transformer(this.model), tokens.piece_bytes(512)
     weight = nats = 0.0

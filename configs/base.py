@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     optimizer.peak = 1e-2  # learning rate
     optimizer.schedule = "rsqrt"  # constant, linear, cosine, rsqrt
     optimizer.warmup = 10_000  # updates
-    optimizer.final = 0.0  # share of peak at the last update (linear, cosine)
+    optimizer.final = 0.0  # share of peak after the last update (linear, cosine)
     optimizer.clip_norm = 1.0  # of the global gradient; 0: none
     optimizer.weight_decay = 0.0
     optimizer.beta1 = 0.9  # adamw

@@ -271,8 +271,11 @@ def test_what_is_no_checkpoint_is_not_taken_for_one(copied):
     shutil.copytree(copied / "2", copied / "8")
     (copied / "8" / "commit_success.txt").unlink()  # killed before it was whole
     (copied / "notes.txt").write_text("7")
+    with checkpoints.Checkpoints(copied, read_only=True) as saved:
+        assert saved.steps() == [2, 1]
     found, _ = restore(copied)
     assert bits(found) == bits(make_state(2))
+    assert not [name for name in names(copied) if "corrupt" in name]
     save(copied, make_state(8), make_state(9))
     assert bits(restore(copied)[0]) == bits(make_state(9))
 

@@ -129,6 +129,14 @@ def test_the_same_inputs_give_the_same_bytes_in_any_number_of_processes(
     assert contents(again) == contents(shards[0])
 
 
+def test_workers_keep_the_order_of_texts_that_take_unequal_time(tiny_tokens, monkeypatch):
+    monkeypatch.setattr(corpus, "SERIAL", 5)
+    monkeypatch.setattr(corpus.os, "cpu_count", lambda: 2)
+    texts = [(f"{i} " + "ab cd " * (200_000 if i == 10 else 1),) for i in range(400)]
+    encoded = [tuple(map(list, ids)) for ids in corpus._encode(texts, tiny_tokens)]
+    assert encoded == [(list(tiny_tokens.encode(text)),) for (text,) in texts]
+
+
 def test_shards_are_cut_at_their_size_and_read_in_order(
     shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
 ):

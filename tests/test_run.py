@@ -164,13 +164,14 @@ def test_a_tokenizer_that_is_yet_to_be_made_is_checked_by_its_config(tiny_config
 def test_a_workdir_is_its_own_config_again_and_names_the_keys_of_another(tiny_config, tmp_path):
     workdir = tmp_path / "run"
     this = run.make_run(tiny_config(), workdir)
+    run.check_workdir(this)
     run.claim(this)
-    run.claim(this)
+    run.check_workdir(this)
     assert run.read_run(workdir) == this
     before = (workdir / "config.json").read_bytes()
     other = run.make_run(tiny_config(**{"optimizer.peak": 0.5, "steps": 7}), workdir)
     with pytest.raises(ValueError) as error:
-        run.claim(other)
+        run.check_workdir(other)
     sentence = str(error.value)
     assert "optimizer.peak (here 0.5, there 0.01)" in sentence
     assert "steps (here 7, there 6)" in sentence
@@ -224,6 +225,10 @@ def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp
     assert (made.pieces, made.num_sentinels) == (400, 10)
     monkeypatch.setattr(tokenizer, "train", None)
     assert run.make_tokenizer(this).fingerprint == made.fingerprint
+    # What was made for one config is not taken for what another asks for.
+    other = {"tokenizer.dir": "", "tokenizer.num_sentinels": 9}
+    with pytest.raises(ValueError, match="num_sentinels=9 differs from the 10 of the tokenizer in"):
+        run.make_run(tiny_config(**other), tmp_path)
 
 
 def test_what_is_held_out_is_never_trained_on(tiny_config, tmp_path):

@@ -183,6 +183,15 @@ def test_a_checkpoint_of_other_data_is_not_continued(go, interrupted, tmp_path):
         go(workdir)
 
 
+def test_a_workdir_of_another_config_is_left_as_it_is(go, pretrained):
+    before = contents(pretrained)
+    with pytest.raises(
+        ValueError, match=r"another config: optimizer.peak \(here 0.5, there 0.01\)"
+    ):
+        go(pretrained, **{"optimizer.peak": 0.5})
+    assert contents(pretrained) == before
+
+
 # Stages. -------------------------------------------------------------------------------------
 
 

@@ -196,6 +196,17 @@ def test_the_abstract_state_is_what_fetch_gives(name):
         assert shape.sharding is None or shape.sharding == leaf.sharding
 
 
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("name", ["pmap 4", "data 4, fsdp 2"])
+def test_a_state_is_used_up_exactly_when_it_is_donated(name, donate):
+    strategy = make(name)
+    step = strategy.compile(lambda state, axis=None: (state + 1, {}), donate=donate)
+    state = jax.tree.map(jnp.copy, strategy.place_batch(np.zeros((ROWS, 4))))
+    new, _ = step(state)
+    assert state.is_deleted() == donate
+    assert np.asarray(new).min() == 1
+
+
 # Where parameters lie. -----------------------------------------------------------------------
 
 

@@ -90,6 +90,6 @@ def get_config() -> ConfigDict:
     config.keep = 2  # checkpoints kept, the newest
 
     config.evaluate = evaluate = ConfigDict()
-    evaluate.examples = 0  # held-out examples for the loss, from the first; 0: all
+    evaluate.examples = 2048  # held-out examples for the loss, from the first; 0: all
     evaluate.decode = 512  # held-out examples to decode and score; 0: all
     return config.lock()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ import tqdm
 from lm import sources, tasks, tokenizer
 
 SHARD_EXAMPLES = 1 << 16
+WINDOW = 1 << 14  # documents in memory at once
 SERIAL = 2000  # documents; fewer are encoded faster than worker processes start
 MANIFEST = "manifest.json"
 COUNTS = "counts.npy"  # how often each id is a target: the unigram baseline
@@ -117,7 +119,9 @@ def _encode(texts: Iterable[tuple[str, ...]], tokens) -> Iterator[tuple[np.ndarr
     # Spawned, not forked: the parent may hold jax's threads. Workers import no jax.
     context = multiprocessing.get_context("spawn")
     with context.Pool(os.cpu_count(), _start_worker, (tokens.directory,)) as pool:
-        yield from pool.imap(_encode_one, texts, chunksize=64)
+        # In windows, since a pool reads its whole input ahead, and that may be all of Wikipedia.
+        while window := list(itertools.islice(texts, WINDOW)):
+            yield from pool.imap(_encode_one, window, chunksize=64)
 
 
 def _chunks(encoded, form: Form, gap: np.ndarray, counts: dict) -> Iterator[np.ndarray]:

@@ -50,15 +50,20 @@ SHARED = ("vocab_size", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_di
 SHARED += ("activation", "head", "relative_buckets", "relative_limit")
 
 
-def alternate_layers(teacher, teacher_config, config):
-    """The student's first parameters: the teacher's, of its layers those chosen by `evenly`."""
-    for field in SHARED:
-        ours, theirs = getattr(config, field), getattr(teacher_config, field)
+def check_same(config, other, fields, whose: str, cure: str = "") -> None:
+    """Raise ValueError, naming the first of these ModelConfig fields that differs from `whose`."""
+    for field in fields:
+        ours, theirs = getattr(config, field), getattr(other, field)
         if ours != theirs:
             raise ValueError(
-                f"model.{field}={ours!r} differs from the teacher's {theirs!r}, so layers cannot "
-                f"be copied; use {theirs!r}, or teacher.init='random'."
+                f"model.{field}={ours!r} differs from {whose} {theirs!r}, so layers cannot be "
+                f"copied; use {theirs!r}{cure}."
             )
+
+
+def alternate_layers(teacher, teacher_config, config):
+    """The student's first parameters: the teacher's, of its layers those chosen by `evenly`."""
+    check_same(config, teacher_config, SHARED, "the teacher's", ", or teacher.init='random'")
     student = dict(teacher)
     for tower, ours, theirs in (
         ("encoder", config.num_encoder_layers, teacher_config.num_encoder_layers),

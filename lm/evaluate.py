@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 from collections.abc import Iterator
 
@@ -25,6 +26,8 @@ from lm import (
     tasks,
     transformer,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class HeldOut:
@@ -102,6 +105,9 @@ class Answers:
     def __call__(self, texts: list[str]) -> list[str]:
         """The answer to each text, in order; inputs are cut to the model's input_length."""
         data, answers = self._this.data, []
+        cut = sum(len(self._tokens.encode(text)) >= data.input_length for text in texts)
+        if cut:
+            logger.warning("%d of %d inputs cut to %d tokens", cut, len(texts), data.input_length)
         batches = pipeline.input_batches(texts, self._tokens, data.input_length, data.batch_size)
         total = -(-len(texts) // data.batch_size)
         for batch in tqdm.tqdm(batches, total=total, desc="decoding", unit="batch", disable=None):
@@ -130,9 +136,10 @@ def score(this: run.Run, strategy, params, tokens) -> tuple[dict[str, float], li
     answers = Answers(this, strategy, params, tokens)([pair["inputs"] for pair in pairs])
     references = [pair["targets"] for pair in pairs]
     words = round(np.mean([len(reference.split()) for reference in references]))
-    leads = [metrics.lead(pair["inputs"].removeprefix("summarize: "), words) for pair in pairs]
+    task = tasks.task_named(this.data.task)
+    leads = [metrics.lead(pair["inputs"].removeprefix(task.prefix), words) for pair in pairs]
     scores = {"examples": len(pairs)}
-    for name in tasks.task_named(this.data.task).metrics:
+    for name in task.metrics:
         metric = choose.choose(metrics.METRICS, name, "the task's metric")
         scores |= metric(answers, references)
         scores |= {f"lead_{key}": value for key, value in metric(leads, references).items()}

@@ -14,12 +14,13 @@ Text = dict[str, str]  # {"text"} to denoise, or {"inputs", "targets"} to learn 
 class Task:
     """dataset: a TFDS name. to_text: record -> Text, or None to drop it. metrics: words of METRICS.
 
-    pairs says which of the two forms of Text to_text makes.
+    pairs says which of the two forms of Text to_text makes; prefix is how its inputs begin.
     """
 
     dataset: str
     to_text: Callable[[dict], Text | None]
     pairs: bool = False
+    prefix: str = ""
     metrics: tuple[str, ...] = ()
 
 
@@ -32,13 +33,14 @@ def summarize_docstring(record: dict) -> Text | None:
     """A docstring's body to its summary line; None where it has not both."""
     if not (record["body"] and record["summary"]):
         return None
-    return {"inputs": "summarize: " + record["body"], "targets": record["summary"]}
+    return {"inputs": SUMMARIZE + record["body"], "targets": record["summary"]}
 
 
+SUMMARIZE = "summarize: "
 TASKS = {
     "wikipedia": Task("wikipedia/20230601.en", text),
     "pydocs": Task("pydocs", text),
-    "docstring_summary": Task("pydocs", summarize_docstring, pairs=True, metrics=("rouge",)),
+    "docstring_summary": Task("pydocs", summarize_docstring, True, SUMMARIZE, ("rouge",)),
 }
 
 

@@ -51,30 +51,19 @@ def load_origin(workdir: str, tokens) -> tuple[run.Run, dict]:
         return origin, saved.restore_params(transformer.shapes(origin.model))[0]
 
 
-def first_params(this: run.Run, tokens) -> tuple[dict | None, dict | None]:
-    """(parameters to start from or None for random ones, the teacher's parameters or None)."""
+def first_params(this: run.Run, tokens, teacher: dict | None) -> dict | None:
+    """The parameters to start from, None for random ones. teacher: the teacher's, if any."""
     config = this.config
-    if config["stage"] == "distill":
-        teacher, params = load_origin(config["teacher"]["workdir"], tokens)
-        init = distill.init_student(config["teacher"]["init"], params, teacher.model, this.model)
-        return init, params
+    if teacher is not None:
+        theirs = run.read_run(config["teacher"]["workdir"]).model
+        return distill.init_student(config["teacher"]["init"], teacher, theirs, this.model)
     if not config["init_from"]:
-        return None, None
+        return None
     origin, params = load_origin(config["init_from"], tokens)
-    for field in ("d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim", "vocab_size"):
-        _same(field, this, origin)
-    for field in ("num_encoder_layers", "num_decoder_layers", "activation", "head"):
-        _same(field, this, origin)
-    return params, None
-
-
-def _same(field: str, this: run.Run, origin: run.Run) -> None:
-    ours, theirs = getattr(this.model, field), getattr(origin.model, field)
-    if ours != theirs:
-        raise ValueError(
-            f"model.{field}={ours!r} differs from the {theirs!r} of init_from={origin.workdir}; "
-            f"use the same model."
-        )
+    depths = ("num_encoder_layers", "num_decoder_layers")
+    whose = f"init_from={config['init_from']}'s"
+    distill.check_same(this.model, origin.model, (*distill.SHARED, *depths), whose)
+    return params
 
 
 def train(this: run.Run, devices=None) -> dict[str, float]:
@@ -109,11 +98,13 @@ def train(this: run.Run, devices=None) -> dict[str, float]:
         restored = saved.restore(strategy.abstract(shapes))
         if restored and int(restored[0].step) >= this.config["steps"]:
             return _last_heldout(this)
-        init, teacher = first_params(this, tokens)
+        taught_by = this.config["teacher"]["workdir"]
+        teacher = load_origin(taught_by, tokens)[1] if taught_by else None
         if restored:
             state, stored = restored
             _check_facts(facts, stored, directory)
         else:
+            init = first_params(this, tokens, teacher)
             state = jax.jit(make_state)(init)  # eagerly, it compiles each small operation
             logs.write_manifest(this.workdir, _facts_of(this, strategy, train_examples))
         loop = Loop(

@@ -250,20 +250,15 @@ def test_where_none_is_good_no_call_ever_starts_afresh(copied):
             restore(copied)
 
 
-def test_read_only_falls_back_but_renames_nothing(copied):
+def test_read_only_falls_back_with_a_warning_but_renames_nothing(copied, caplog):
     flip(files(copied / "2")[0], np.random.default_rng(0))
     before = {path: path.read_bytes() for path in files(copied)}
-    found, _ = restore(copied, read_only=True)
+    with caplog.at_level(logging.WARNING, "lm.checkpoints"):
+        found, _ = restore(copied, read_only=True)
+    assert "checkpoint 2 in" in caplog.text and "is damaged: checksum of" in caplog.text
     assert bits(found) == bits(make_state(1))
     assert names(copied) == ["1", "2"]
     assert {path: path.read_bytes() for path in files(copied)} == before
-
-
-def test_the_damage_is_logged_with_its_reason(copied, caplog):
-    flip(files(copied / "2")[0], np.random.default_rng(0))
-    with caplog.at_level(logging.WARNING, "lm.checkpoints"):
-        restore(copied)
-    assert "checkpoint 2 in" in caplog.text and "is damaged: checksum of" in caplog.text
 
 
 def test_what_is_no_checkpoint_is_not_taken_for_one(copied):
@@ -379,15 +374,6 @@ def test_any_one_flipped_bit_changes_the_checksum():
     flipped[np.arange(640), places] ^= np.uint32(1) << (np.arange(640) % 32).astype(np.uint32)
     whole = checkpoints.leaf_sum(jnp.asarray(words))
     assert not (np.asarray(sums(jnp.asarray(flipped))) == int(whole)).any()
-
-
-def test_two_exchanged_numbers_change_the_checksum():
-    words = np.arange(1, 101, dtype=np.uint32)
-    whole = int(checkpoints.leaf_sum(jnp.asarray(words)))
-    for i, j in np.random.default_rng(3).integers(0, 100, (50, 2)):
-        other = words.copy()
-        other[[i, j]] = other[[j, i]]
-        assert i == j or int(checkpoints.leaf_sum(jnp.asarray(other))) != whole
 
 
 @pytest.mark.parametrize("spec", [("a", "b"), ("b", None), (None, "a"), (("a", "b"), None), ()])

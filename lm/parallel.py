@@ -121,10 +121,12 @@ class Mesh:
         devices = list(devices)
         rest = config.fsdp * config.tensor
         data = len(devices) // rest if config.data == -1 else config.data
-        if data * rest > len(devices) or data == 0:
+        idle = len(devices) % rest if config.data == -1 else 0
+        if data * rest > len(devices) or data == 0 or idle:
             raise ValueError(
                 f"parallel.data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} "
-                f"does not fit on {len(devices)} devices; make the product at most that."
+                f"does not fit on {len(devices)} devices; make the product at most that, and with "
+                f"data=-1 a divisor of it."
             )
         self.devices = devices[: data * rest]
         self.shards = data * config.fsdp

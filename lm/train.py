@@ -104,18 +104,17 @@ def train(this: run.Run, devices=None) -> dict[str, float]:
             state, stored = restored
             _check_facts(facts, stored, directory)
         else:
-            init = first_params(this, tokens, teacher)
-            state = jax.jit(make_state)(init)  # eagerly, it compiles each small operation
+            # Eagerly, this would compile each small operation by itself.
+            state = jax.jit(make_state)(first_params(this, tokens, teacher))
             logs.write_manifest(this.workdir, _facts_of(this, strategy, train_examples))
-        loop = Loop(
-            this,
-            strategy,
-            compiled=strategy.compile(step, donate=True),
-            teacher=None if teacher is None else strategy.place_state(teacher),
-            heldout=evaluate.HeldOut(this, strategy, heldout_examples, tokens),
-            rate=rate,
-        )
-        return loop.run(strategy.place_state(state), int(state.step), train_examples, saved, facts)
+        start, restored = int(state.step), None
+        # The placed copies alone stay; the loop's first update uses up its own.
+        state = strategy.place_state(state)
+        teacher = None if teacher is None else strategy.place_state(teacher)
+        heldout = evaluate.HeldOut(this, strategy, heldout_examples, tokens)
+        compiled = strategy.compile(step, donate=True)
+        loop = Loop(this, strategy, compiled, teacher, heldout, rate)
+        return loop.run(state, start, train_examples, saved, facts)
 
 
 def _check_facts(ours: dict, stored: dict, directory) -> None:
@@ -156,7 +155,7 @@ def _last_heldout(this: run.Run) -> dict[str, float]:
 class Loop:
     """Updates from one step to the last, with logs, held-out losses and checkpoints on the way."""
 
-    def __init__(self, this: run.Run, strategy, *, compiled, teacher, heldout, rate):
+    def __init__(self, this: run.Run, strategy, compiled, teacher, heldout, rate):
         self.this, self.strategy, self.compiled = this, strategy, compiled
         self.teacher, self.heldout, self.rate = teacher, heldout, rate
         self.every, self.steps = this.config["every"], this.config["steps"]

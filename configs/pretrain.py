@@ -9,9 +9,9 @@ from configs import base, models
 
 def get_config(preset: str = "tiny"):
     config = models.apply(base.get_config(), preset)
-    config.steps = 2000
-    config.data.update(input_length=96, batch_size=32)
+    config.steps = 5000
+    config.data.update(input_length=96, batch_size=8)
     config.objective.update(noise_density=0.5, mean_span=5.0)  # in a short run, every target counts
     config.optimizer.update(peak=0.02, schedule="cosine", warmup=20)
-    config.every.update(log=20, evaluate=200, checkpoint=200)
+    config.every.update(log=50, evaluate=500, checkpoint=500)
     return config

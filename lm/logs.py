@@ -196,8 +196,8 @@ def _line(row: Mapping) -> str:
 class Meter:
     """Tokens per second, MFU and step time between two log points.
 
-    flops_per_step, tokens_per_step: of one update over all devices. peak_flops: FLOP/s of all
-    devices together. clock: () -> seconds.
+    flops_per_step: of one update over all devices, padding included, since it is computed.
+    peak_flops: FLOP/s of all devices together. clock: () -> seconds.
     The first interval holds the compilation and is not measured: the first `rates` gives {}.
     Call it when an update has really ended (its loss was fetched), or it times the dispatch.
     """
@@ -206,20 +206,20 @@ class Meter:
         self,
         *,
         flops_per_step: float,
-        tokens_per_step: float,
         peak_flops: float,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self._flops, self._tokens, self._peak = flops_per_step, tokens_per_step, peak_flops
+        self._flops, self._peak = flops_per_step, peak_flops
         self._clock, self._since = clock, None
 
     def start(self, step: int) -> None:
         """Measure from here on: after the first update, an evaluation or a checkpoint."""
         self._since = (step, self._clock())
 
-    def rates(self, step: int) -> dict[str, float]:
+    def rates(self, step: int, tokens: float) -> dict[str, float]:
         """step_seconds, tokens_per_second and mfu since the last call of this or of `start`.
 
+        tokens: inputs and targets since then, padding not counted.
         {} where there was no such call, or no update since.
         """
         since, now = self._since, self._clock()
@@ -229,7 +229,7 @@ class Meter:
         seconds = (now - since[1]) / (step - since[0])
         return {
             "step_seconds": seconds,
-            "tokens_per_second": self._tokens / seconds,
+            "tokens_per_second": tokens / (now - since[1]),
             "mfu": self._flops / seconds / self._peak,
         }
 

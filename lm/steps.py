@@ -72,6 +72,7 @@ def measure(logits: Array, examples: batch.Batch, text_bytes: Array) -> Sums:
     text = (spelled > 0).astype(jnp.float32)
     parts = {"weight": weights, "nats": nats, "hits": hits, "bytes": spelled}
     parts |= {"text_nats": nats * text, "text_weight": text}
+    parts["inputs"] = (examples.inputs_segment_ids > 0).astype(jnp.float32)
     return {name: jnp.sum(part) for name, part in parts.items()}
 
 

@@ -133,7 +133,6 @@ def _facts_of(this: run.Run, strategy, examples: pipeline.Examples) -> dict:
         "devices": [str(device.device_kind) for device in strategy.devices],
         "data": examples.manifest["identity"] | examples.manifest["counts"],
         "flops_per_step": step_flops(this),
-        "tokens_per_step": this.data.batch_size * sum(this.lengths),
     }
 
 
@@ -165,7 +164,6 @@ class Loop:
         batches = pipeline.train_batches(examples, self.this.config["seed"], start=start)
         meter = logs.Meter(
             flops_per_step=step_flops(self.this),
-            tokens_per_step=self.this.data.batch_size * sum(self.this.lengths),
             peak_flops=logs.peak_flops(self.strategy.devices),
         )
         unread, figures = [], {}
@@ -181,7 +179,8 @@ class Loop:
                     shown = self._read(unread, number)
                     unread = []
                 if "log" in due:
-                    log.write(number, "train", shown | meter.rates(number))
+                    tokens = shown.pop("tokens")
+                    log.write(number, "train", shown | meter.rates(number, tokens))
                     log.advance(number, shown)
                 elif not number % 10:
                     log.advance(number)
@@ -221,4 +220,5 @@ class Loop:
                 f"lower optimizer.peak={self.this.optimizer.peak} or raise optimizer.warmup; the "
                 f"last checkpoint in {self.this.workdir} is from before."
             )
+        figures["tokens"] = added["inputs"] + added["weight"]
         return figures | {"learning_rate": float(self.rate(number - 1))}

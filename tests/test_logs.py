@@ -170,19 +170,19 @@ def test_on_a_terminal_there_is_a_bar_that_starts_where_the_run_does(tmp_path, m
 
 
 def make_meter(clock):
-    return logs.Meter(flops_per_step=6e9, tokens_per_step=512, peak_flops=48e9, clock=clock)
+    return logs.Meter(flops_per_step=6e9, peak_flops=48e9, clock=clock)
 
 
 def test_rates_are_those_of_the_interval_and_the_first_is_left_out():
     clock = Clock()
     meter = make_meter(clock)
     clock.now += 60  # compilation
-    assert meter.rates(10) == {}
+    assert meter.rates(10, 5120) == {}
     clock.now += 5
-    assert meter.rates(30) == {"step_seconds": 0.25, "tokens_per_second": 2048.0, "mfu": 0.5}
+    assert meter.rates(30, 10240) == {"step_seconds": 0.25, "tokens_per_second": 2048.0, "mfu": 0.5}
     clock.now += 1
-    assert meter.rates(31)["step_seconds"] == 1.0
-    assert meter.rates(31) == {}
+    assert meter.rates(31, 512)["step_seconds"] == 1.0
+    assert meter.rates(31, 512) == {}
 
 
 def test_an_evaluation_between_log_points_does_not_count():
@@ -190,11 +190,11 @@ def test_an_evaluation_between_log_points_does_not_count():
     meter = make_meter(clock)
     meter.start(1)
     clock.now += 2
-    assert meter.rates(3)["step_seconds"] == 1.0
+    assert meter.rates(3, 512)["step_seconds"] == 1.0
     clock.now += 100
     meter.start(3)
     clock.now += 1
-    assert meter.rates(7)["step_seconds"] == 0.25
+    assert meter.rates(7, 512)["step_seconds"] == 0.25
 
 
 def device(kind, platform="tpu", process_index=0):

@@ -217,6 +217,7 @@ def test_measure_counts_targets_nats_hits_and_bytes_of_text():
         "bytes": TEXT_BYTES[examples.targets][real].sum(),
         "text_nats": nats[text].sum(),
         "text_weight": text.sum(),
+        "inputs": (examples.inputs_segment_ids > 0).sum(),
     }
     assert sums.keys() == expected.keys() and expected["hits"] > 0
     for name in sums:

@@ -33,4 +33,4 @@ golden: env  ## rewrite the goldens after a change that is meant
 	$(RUN) -m tests.test_golden
 
 claims: env  ## the demo's claims over three seeds; about 40 minutes on two cores
-	$(RUN) -m experiments.claims
+	$(RUN) -m experiments.claims --config=configs/demo.py --config.workdir=runs/claims

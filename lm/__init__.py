@@ -4,5 +4,7 @@ sources pydocs tokenizer tasks corpus objectives pipeline    text  -> batch
 attention layers transformer                                 batch -> logits
 losses optimizers steps distill                              logits -> update
 decoding metrics evaluate                                    model -> text -> score
-parallel checkpoints logs train report                       the loop and what it stands on
+parallel checkpoints logs run train show report              the loop and what it stands on
+
+batch holds the legend of axes, choose the one lookup, __main__ the commands.
 """

@@ -49,7 +49,8 @@ def prepare(
     out = pathlib.Path(out)
     task = tasks.task_named(task_name)
     identity = {"task": task_name, "split": split, "tokenizer": tokens.fingerprint}
-    identity |= {"form": dataclasses.asdict(form), "data_dir": data_dir}
+    identity |= {"form": dataclasses.asdict(form)}
+    identity["dataset"] = sources.fingerprint(task.dataset, data_dir)
     if (out / MANIFEST).exists():
         manifest = json.loads((out / MANIFEST).read_text())
         differing = [key for key in identity if manifest["identity"][key] != identity[key]]
@@ -158,7 +159,7 @@ def _count(examples, targets: np.ndarray, counts: dict) -> Iterator[bytes]:
         yield example.astype("<i4").tobytes()
 
 
-def _write(directory: pathlib.Path, examples: Iterator[bytes]) -> dict[str, str]:
+def _write(directory: pathlib.Path, examples: Iterator[bytes]) -> dict[str, dict]:
     """ArrayRecord files of SHARD_EXAMPLES each, one record a group so that each is read alone."""
     from array_record.python import array_record_module
 
@@ -174,7 +175,8 @@ def _write(directory: pathlib.Path, examples: Iterator[bytes]) -> dict[str, str]
         writer.close()
     for path in paths:
         with path.open("rb") as file:
-            files[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
     return files
 
 
@@ -190,6 +192,10 @@ def files_of(directory, manifest: dict) -> list[str]:
     """The shard files in order; ValueError where one is missing."""
     paths = [pathlib.Path(directory) / name for name in manifest["files"]]
     for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path} is missing; remove {directory} and prepare it again.")
+        size, whole = path.stat().st_size if path.exists() else 0, manifest["files"][path.name]
+        if size != whole["bytes"]:
+            raise ValueError(
+                f"{path} has {size} bytes instead of {whole['bytes']}; remove {directory}, and it "
+                f"is made anew."
+            )
     return [str(path) for path in paths]

@@ -61,19 +61,29 @@ def check_same(config, other, fields, whose: str, cure: str = "") -> None:
             )
 
 
+def check_student(init: str, teacher_config, config) -> None:
+    """Raise ValueError where this student cannot learn from this teacher, or not start so."""
+    choose.choose(STUDENTS, init, "teacher.init")
+    check_same(config, teacher_config, ("vocab_size",), "the teacher's")
+    if init == "random":
+        return
+    check_same(config, teacher_config, SHARED, "the teacher's", ", or teacher.init='random'")
+    for field in ("num_encoder_layers", "num_decoder_layers"):
+        ours, theirs = getattr(config, field), getattr(teacher_config, field)
+        if ours > theirs:
+            raise ValueError(
+                f"model.{field}={ours} is more than the teacher's {theirs}; use at most {theirs}, "
+                f"or teacher.init='random'."
+            )
+
+
 def alternate_layers(teacher, teacher_config, config):
     """The student's first parameters: the teacher's, of its layers those chosen by `evenly`."""
-    check_same(config, teacher_config, SHARED, "the teacher's", ", or teacher.init='random'")
     student = dict(teacher)
     for tower, ours, theirs in (
         ("encoder", config.num_encoder_layers, teacher_config.num_encoder_layers),
         ("decoder", config.num_decoder_layers, teacher_config.num_decoder_layers),
     ):
-        if ours > theirs:
-            raise ValueError(
-                f"model.num_{tower}_layers={ours} is more than the teacher's {theirs}; use at most "
-                f"{theirs}, or teacher.init='random'."
-            )
         chosen = jnp.array(evenly(theirs, ours))
         picked = jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], teacher[tower]["layers"])
         student[tower] = dict(teacher[tower]) | {"layers": picked}
@@ -89,5 +99,9 @@ STUDENTS = {"alternate_layers": alternate_layers, "random": random_student}
 
 
 def init_student(name: str, teacher, teacher_config, config: transformer.ModelConfig):
-    """The student's first parameters by the word `name`, or None for random ones."""
-    return choose.choose(STUDENTS, name, "teacher.init")(teacher, teacher_config, config)
+    """The student's first parameters by the word `name`, or None for random ones.
+
+    Raises ValueError as check_student does.
+    """
+    check_student(name, teacher_config, config)
+    return STUDENTS[name](teacher, teacher_config, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -80,12 +81,30 @@ def unigram_baselines(heldout: HeldOut, train_counts: np.ndarray, text_bytes: np
     }
 
 
-def load_params(this: run.Run, strategy):
-    """(parameters placed by the strategy, step) of the run's newest good checkpoint."""
-    shapes = transformer.shapes(this.model)
+def read_params(this: run.Run, tokens) -> tuple[dict, int]:
+    """(parameters, step) of the run's newest good checkpoint, which must be of these tokens."""
     with checkpoints.Checkpoints(this.workdir / "checkpoints", read_only=True) as saved:
-        params, facts = saved.restore_params(shapes)
-    return strategy.place_state(params), facts["step"]
+        params, facts = saved.restore_params(transformer.shapes(this.model))
+    if facts["tokenizer"] != tokens.fingerprint:
+        raise ValueError(
+            f"{this.workdir} was trained with another tokenizer than {tokens.directory}; leave "
+            f"--config.tokenizer.dir empty to use its own, or restore that from a copy."
+        )
+    return params, facts["step"]
+
+
+def open_run(workdir):
+    """(run, strategy, its tokenizer, placed parameters, step), over whatever devices are here.
+
+    The batch is made a multiple of the devices: a run may be read on another machine.
+    """
+    this = run.read_run(workdir)
+    strategy = parallel.make_strategy(dataclasses.replace(this.parallel, data=-1))
+    rows = -(-this.data.batch_size // strategy.shards) * strategy.shards
+    this = dataclasses.replace(this, data=dataclasses.replace(this.data, batch_size=rows))
+    tokens = run.make_tokenizer(this)
+    params, step = read_params(this, tokens)
+    return this, strategy, tokens, strategy.place_state(params), step
 
 
 class Answers:
@@ -153,13 +172,10 @@ def evaluate(workdir) -> dict:
     Writes evaluate.json and, for a task of pairs, predictions.jsonl into the workdir. What
     an earlier call wrote for the same checkpoint is returned as it is.
     """
-    this = run.read_run(workdir)
-    strategy = parallel.make_strategy(this.parallel)
-    params, step = load_params(this, strategy)
+    this, strategy, tokens, params, step = open_run(workdir)
     path = this.workdir / "evaluate.json"
     if path.exists() and (done := json.loads(path.read_text()))["step"] == step:
         return done
-    tokens = run.make_tokenizer(this)
     _, heldout_examples = run.make_examples(this, tokens)
     heldout = HeldOut(this, strategy, heldout_examples, tokens)
     sums = heldout.sums(params, f"held-out loss of {this.name}")
@@ -181,7 +197,5 @@ def evaluate(workdir) -> dict:
 
 def predict(workdir, texts: list[str]) -> list[str]:
     """The answers of a run's newest checkpoint to these inputs, in order."""
-    this = run.read_run(workdir)
-    strategy = parallel.make_strategy(this.parallel)
-    params, _ = load_params(this, strategy)
-    return Answers(this, strategy, params, run.make_tokenizer(this))(texts)
+    this, strategy, tokens, params, _ = open_run(workdir)
+    return Answers(this, strategy, params, tokens)(texts)

@@ -18,9 +18,9 @@ ACTIVATIONS = {
 }
 
 
-def dense(features, axis, std_scale: float, name: str, dtype, distribution="normal"):
-    """A matrix without bias; the initial variance is std_scale / fan-in, as in T5X."""
-    init = nn.initializers.variance_scaling(std_scale, "fan_in", distribution)
+def dense(features, axis, variance: float, name: str, dtype, distribution="normal"):
+    """A matrix without bias; the initial variance is variance / fan-in, as in T5X."""
+    init = nn.initializers.variance_scaling(variance, "fan_in", distribution)
     return nn.DenseGeneral(
         features, axis=axis, use_bias=False, kernel_init=init, dtype=dtype, name=name
     )

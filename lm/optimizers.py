@@ -83,6 +83,8 @@ def decays(params) -> dict:
 def adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Adafactor with T5's settings: steps scaled by the parameter's RMS, no first moment.
 
+    A tower's layers are one parameter here: its RMS, for scale and clipping, is over all of them.
+
     Weight decay as in `adamw`. Source: Shazeer and Stern 2018, arXiv:1804.04235.
     """
     # optax does not multiply this decay by the learning rate by itself.

@@ -213,5 +213,13 @@ STRATEGIES = {"pmap": Pmap, "mesh": Mesh}
 
 
 def make_strategy(config: ParallelConfig, devices=None) -> Pmap | Mesh:
-    """The strategy over these devices (all local ones by default)."""
+    """The strategy over these devices (all local ones by default).
+
+    Raises ValueError where the devices do not suffice, or several processes share the work.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes share this run, but one host's devices are all that "
+            f"is used yet; start it on one host."
+        )
     return STRATEGIES[config.strategy](config, devices or jax.local_devices())

@@ -10,9 +10,11 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import shutil
 
 from lm import (
     choose,
+    distill,
     logs,
     objectives,
     optimizers,
@@ -34,6 +36,16 @@ SECTIONS = {
     "optimizer": optimizers.OptimizerConfig,
     "parallel": parallel.ParallelConfig,
 }
+
+
+PLAIN_SECTIONS = {
+    "tokenizer": ("dir", "pieces", "num_sentinels", "normalization", "character_coverage"),
+    "teacher": ("workdir", "init"),
+    "every": ("log", "evaluate", "checkpoint"),
+    "evaluate": ("examples", "decode"),
+}
+PLAIN_SECTIONS["tokenizer"] += ("documents",)
+PLAIN_KEYS = ("name", "stage", "seed", "steps", "init_from", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +84,8 @@ def make_run(config: dict, workdir) -> Run:
     config: nested dict, all keys of configs/base.py.
     Raises ValueError: one sentence with the value, the bound and the cure.
     """
-    known = {**SECTIONS, "every": None, "evaluate": None, "teacher": None, "tokenizer": None}
-    sections = {name: make(**config[name]) for name, make in known.items() if make}
+    _check_keys(config)
+    sections = {name: make(**config[name]) for name, make in SECTIONS.items()}
     run = Run(config, pathlib.Path(workdir), **sections)
     choose.choose(STAGES, config["stage"], "stage")
     for key, least in _least_values(config):
@@ -93,8 +105,41 @@ def make_run(config: dict, workdir) -> Run:
             f"init_from={config['init_from']!r} and teacher.init both say where the student "
             f"starts; leave init_from empty."
         )
+    _check_origin(run)
     _check_vocabulary(run)
     return run
+
+
+def _check_keys(config: dict) -> None:
+    """The keys are those of configs/base.py, no more and no fewer."""
+    fields = lambda made: tuple(field.name for field in dataclasses.fields(made))
+    sections = {name: fields(made) for name, made in SECTIONS.items()} | PLAIN_SECTIONS
+    expected = {name: set(keys) for name, keys in sections.items()}
+    expected[""] = {*PLAIN_KEYS, *sections}
+    for section, keys in sorted(expected.items()):
+        found = config.get(section, {}) if section else config
+        odd = sorted(set(found) ^ keys)
+        if odd:
+            where = f"{section}.{odd[0]}" if section else odd[0]
+            what = "an unknown key" if odd[0] in found else "no key"
+            raise ValueError(
+                f"the config has {what} {where}{choose.nearest(odd[0], keys)}; a config of this "
+                f"package starts from configs/base.py, and a run is continued by the version of "
+                f"this package that began it."
+            )
+
+
+def _check_origin(run: Run) -> None:
+    """The model fits the run it starts from or learns from; a claimed workdir has passed this."""
+    origin = run.config["init_from"] or run.config["teacher"]["workdir"]
+    if not origin or is_claimed(run.workdir):
+        return
+    model = read_run(origin).model
+    if run.config["init_from"]:
+        fields = (*distill.SHARED, "num_encoder_layers", "num_decoder_layers")
+        distill.check_same(run.model, model, fields, f"init_from={origin}'s")
+    else:
+        distill.check_student(run.config["teacher"]["init"], model, run.model)
 
 
 def _least_values(config: dict):
@@ -107,16 +152,17 @@ def _least_values(config: dict):
 def _check_vocabulary(run: Run) -> None:
     """The tokenizer that is there, or that the config would make, fits model and objective."""
     directory = tokenizer_dir(run)
-    own = directory == run.workdir / "tokenizer"
+    own = directory.resolve() == (run.workdir / "tokenizer").resolve()
+    fresh = own and not is_claimed(run.workdir)
     if (directory / tokenizer.FACTS).exists():
         facts = tokenizer.read(directory)[1]
-        for key in ("pieces", "num_sentinels", "normalization") if own else ():
+        for key in ("pieces", "num_sentinels", "normalization") if fresh else ():
             if facts[key] != run.config["tokenizer"][key]:
                 raise ValueError(
                     f"tokenizer.{key}={run.config['tokenizer'][key]!r} differs from the "
                     f"{facts[key]!r} of the tokenizer in {directory}; use that, or remove it."
                 )
-    elif own:
+    elif fresh:
         facts = run.config["tokenizer"]
     else:
         facts = tokenizer.read(directory)[1]  # which says what is missing
@@ -130,12 +176,28 @@ def _check_vocabulary(run: Run) -> None:
         objectives.check_sentinels(run.objective, run.data.input_length, sentinels)
 
 
-def read_run(workdir) -> Run:
-    """The run that a workdir holds, checked again."""
+def is_claimed(workdir) -> bool:
+    """Whether a run's training has begun there."""
+    return (pathlib.Path(workdir) / "config.json").exists()
+
+
+def read_config(workdir) -> dict:
+    """The config of a claimed workdir. Raises ValueError where there is none, or it is damaged."""
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run (no config.json); train one there first.")
-    return make_run(json.loads(path.read_text()), workdir)
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); restore it from a copy.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no config; restore it from a copy.")
+    return config
+
+
+def read_run(workdir) -> Run:
+    """The run that a workdir holds, checked again."""
+    return make_run(read_config(workdir), workdir)
 
 
 def differences(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
@@ -152,8 +214,8 @@ def differences(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
 
 def check_workdir(run: Run) -> None:
     """Raise ValueError, naming the keys that differ, if the workdir is another config's."""
-    path = run.workdir / "config.json"
-    differing = differences(run.config, json.loads(path.read_text())) if path.exists() else []
+    theirs = read_config(run.workdir) if is_claimed(run.workdir) else run.config
+    differing = differences(run.config, theirs)
     if differing:
         raise ValueError(
             f"{run.workdir} holds a run with another config: {', '.join(differing)}; use another "
@@ -161,14 +223,19 @@ def check_workdir(run: Run) -> None:
         )
 
 
-def claim(run: Run) -> None:
-    """Write config.json: from now on the workdir is this config's."""
-    run.workdir.mkdir(parents=True, exist_ok=True)
+def claim(run: Run, tokens: tokenizer.Tokenizer) -> None:
+    """Make the workdir this config's, with a copy of its tokenizer, so that it stands by itself."""
+    own = run.workdir / "tokenizer"
+    if own.resolve() != tokens.directory.resolve():
+        shutil.copytree(tokens.directory, own, dirs_exist_ok=True)
     logs.write_atomically(run.workdir / "config.json", json.dumps(run.config, indent=2) + "\n")
 
 
 def tokenizer_dir(run: Run) -> pathlib.Path:
-    """Where the run's tokenizer is or will be: named, its origin's, or its own."""
+    """Where the run's tokenizer is or will be: its own copy, named, its origin's, or its own."""
+    own = run.workdir / "tokenizer"
+    if is_claimed(run.workdir):
+        return own
     origin = run.config["init_from"] or run.config["teacher"]["workdir"]
     if origin and not run.config["tokenizer"]["dir"]:
         return tokenizer_dir(read_run(origin))
@@ -182,9 +249,10 @@ def splits(run: Run) -> tuple[str, str]:
 
 
 def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
-    """The run's tokenizer, trained on its training split where there is none yet."""
+    """The run's tokenizer; before the workdir is claimed, trained where there is none yet."""
     directory = tokenizer_dir(run)
-    if (directory / tokenizer.FACTS).exists() or directory != run.workdir / "tokenizer":
+    named = directory.resolve() != (run.workdir / "tokenizer").resolve()
+    if (directory / tokenizer.FACTS).exists() or named or is_claimed(run.workdir):
         return tokenizer.Tokenizer(directory)
     options = {key: value for key, value in run.config["tokenizer"].items() if key != "dir"}
     task = tasks.task_named(run.data.task)

@@ -17,10 +17,13 @@ def rows(this: run.Run, split: str, count: int) -> str:
     batch = next(iter(choose.choose(makers, split, "--split")()))
     said = []
     for index in range(min(count, len(batch.inputs))):
+        if not batch.targets_segment_ids[index].any():
+            break
         for name, ids in (("encoder sees", batch.inputs), ("decoder must say", batch.targets)):
             real = ids[index][ids[index] > 0]
             ended = real[-1] == tokens.eos
-            said.append(f"--- {name} ({len(real)} tokens{', then eos' if ended else ', cut'})")
+            end = ", then eos" if ended else ", cut"
+            said.append(f"--- {name} ({len(real) - ended} tokens{end})")
             said.append(tokens.decode(real))
     return "\n".join(said)
 

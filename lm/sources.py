@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from typing import Any
 from lm import choose
 
 EMBEDDED = {"pydocs"}  # datasets that this package builds itself
+
+DEFAULT_HELDOUT = "validation"  # TFDS's word, which not every dataset has
 
 FORMAT = "array_record"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -84,16 +87,52 @@ def tfds_records(name: str, split: str, data_dir: str = "") -> TfdsRecords:
     return TfdsRecords(name, split, builder.as_data_source(split, file_format=FORMAT))
 
 
-def held_out(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
-    """(train split, held-out split): as given, or the last 1 % of train where `heldout` is absent.
+def fingerprint(name: str, data_dir: str = "") -> str:
+    """A hash of what a dataset says of itself: version, splits, sizes; not of where it lies."""
+    info = (_directory(name, data_dir) / "dataset_info.json").read_bytes()
+    return hashlib.sha256(info).hexdigest()
 
-    Raises ValueError for what tfds_splits raises, and where there is no whole split to take from.
+
+def held_out(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
+    """(train split, held-out split): as given, or the last 1 % of train if there is no validation.
+
+    Raises ValueError for what tfds_splits raises, for a split that is not there, and where the two
+    splits share examples.
     """
     splits = tfds_splits(name, data_dir)
-    if heldout.split("[")[0] in splits:
-        return train, heldout
-    choose.choose(splits, train, f"the split of {name} to hold {heldout!r} out of")
-    return f"{train}[:99%]", f"{train}[99%:]"
+    if heldout == DEFAULT_HELDOUT and heldout not in splits:
+        choose.choose(splits, train, f"the split of {name} to hold {heldout!r} out of")
+        return f"{train}[:99%]", f"{train}[99%:]"
+    for a in _ranges(name, train, data_dir):
+        for b in _ranges(name, heldout, data_dir):
+            if a[0] == b[0] and max(a[1], b[1]) < min(a[2], b[2]):
+                raise ValueError(
+                    f"data.train={train!r} and data.heldout={heldout!r} of {name} share examples; "
+                    f"use disjoint slices, as {a[0]}[:95%] and {a[0]}[95%:]."
+                )
+    return train, heldout
+
+
+def _ranges(name: str, split: str, data_dir: str) -> list[tuple[str, int, int]]:
+    """(split, first, after last) of each part of a split in TFDS's words."""
+    import tensorflow_datasets as tfds
+
+    splits = tfds_splits(name, data_dir)
+    if split == "all":
+        return [(part, 0, size) for part, size in splits.items()]
+    infos = tfds.builder_from_directory(_directory(name, data_dir)).info.splits
+    for part in split.split("+"):
+        choose.choose(splits, part.split("[")[0].strip(), f"the split of {name}")
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, AssertionError) as error:
+        raise ValueError(
+            f"the split {split!r} of {name} cannot be read as a slice ({error}); "
+            f"write it as train[:99%], train[1000:] or train+test."
+        ) from None
+    return [
+        (p.splitname, p.from_ or 0, splits[p.splitname] if p.to is None else p.to) for p in parts
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -38,19 +38,6 @@ def distillation_loss(this: run.Run, text_bytes):
 LOSSES = {"pretrain": language_loss, "finetune": language_loss, "distill": distillation_loss}
 
 
-def load_origin(workdir: str, tokens) -> tuple[run.Run, dict]:
-    """(run, parameters) of a finished or running workdir that uses these very tokens."""
-    origin = run.read_run(workdir)
-    theirs = run.make_tokenizer(origin)
-    if theirs.fingerprint != tokens.fingerprint:
-        raise ValueError(
-            f"{workdir} was trained with another tokenizer ({theirs.directory}) than this run's "
-            f"({tokens.directory}); leave --config.tokenizer.dir empty to use its own."
-        )
-    with checkpoints.Checkpoints(origin.workdir / "checkpoints", read_only=True) as saved:
-        return origin, saved.restore_params(transformer.shapes(origin.model))[0]
-
-
 def first_params(this: run.Run, tokens, teacher: dict | None) -> dict | None:
     """The parameters to start from, None for random ones. teacher: the teacher's, if any."""
     config = this.config
@@ -59,11 +46,16 @@ def first_params(this: run.Run, tokens, teacher: dict | None) -> dict | None:
         return distill.init_student(config["teacher"]["init"], teacher, theirs, this.model)
     if not config["init_from"]:
         return None
-    origin, params = load_origin(config["init_from"], tokens)
-    depths = ("num_encoder_layers", "num_decoder_layers")
-    whose = f"init_from={config['init_from']}'s"
-    distill.check_same(this.model, origin.model, (*distill.SHARED, *depths), whose)
-    return params
+    return evaluate.read_params(run.read_run(config["init_from"]), tokens)[0]
+
+
+def check(this: run.Run, devices=None):
+    """The run's strategy, if it can be trained here: devices, batch, data and workdir agree."""
+    strategy = parallel.make_strategy(this.parallel, devices)
+    parallel.check_batch(this.data.batch_size, strategy.shards, this.parallel.micro_batches)
+    run.check_workdir(this)
+    run.splits(this)
+    return strategy
 
 
 def train(this: run.Run, devices=None) -> dict[str, float]:
@@ -72,12 +64,9 @@ def train(this: run.Run, devices=None) -> dict[str, float]:
     devices: jax devices, all local ones by default. Returns the last held-out figures.
     Raises ValueError for what a user can cause, and when the loss is no longer finite.
     """
-    strategy = parallel.make_strategy(this.parallel, devices)
-    parallel.check_batch(this.data.batch_size, strategy.shards, this.parallel.micro_batches)
-    run.check_workdir(this)
+    strategy = check(this, devices)
     tokens = run.make_tokenizer(this)
     train_examples, heldout_examples = run.make_examples(this, tokens)
-    run.claim(this)
     text_bytes = tokens.piece_bytes(this.model.vocab_size)
     optimizer, rate = optimizers.make_optimizer(this.optimizer, this.config["steps"])
     loss = choose.choose(LOSSES, this.config["stage"], "stage")(this, text_bytes)
@@ -96,16 +85,18 @@ def train(this: run.Run, devices=None) -> dict[str, float]:
     with checkpoints.Checkpoints(directory, keep=this.config["keep"]) as saved:
         shapes = jax.eval_shape(make_state, transformer.shapes(this.model))
         restored = saved.restore(strategy.abstract(shapes))
-        if restored and int(restored[0].step) >= this.config["steps"]:
-            return _last_heldout(this)
-        taught_by = this.config["teacher"]["workdir"]
-        teacher = load_origin(taught_by, tokens)[1] if taught_by else None
         if restored:
-            state, stored = restored
-            _check_facts(facts, stored, directory)
+            _check_facts(facts, restored[1], directory)
+            if int(restored[0].step) >= this.config["steps"]:
+                return _last_heldout(this)
+        taught_by = this.config["teacher"]["workdir"]
+        teacher = evaluate.read_params(run.read_run(taught_by), tokens)[0] if taught_by else None
+        if restored:
+            state = restored[0]
         else:
             # Eagerly, this would compile each small operation by itself.
             state = jax.jit(make_state)(first_params(this, tokens, teacher))
+            run.claim(this, tokens)
             logs.write_manifest(this.workdir, _facts_of(this, strategy, train_examples))
         start, restored = int(state.step), None
         # The placed copies alone stay; the loop's first update uses up its own.
@@ -217,8 +208,8 @@ class Loop:
         if not (math.isfinite(figures["loss"]) and math.isfinite(norm)):
             raise ValueError(
                 f"the loss is {figures['loss']} and the gradient's norm {norm} at update {number}; "
-                f"lower optimizer.peak={self.this.optimizer.peak} or raise optimizer.warmup; the "
-                f"last checkpoint in {self.this.workdir} is from before."
+                f"in another --workdir, lower optimizer.peak={self.this.optimizer.peak} or raise "
+                f"optimizer.warmup; what {self.this.workdir} has saved is from before."
             )
         figures["tokens"] = added["inputs"] + added["weight"]
         return figures | {"learning_rate": float(self.rate(number - 1))}

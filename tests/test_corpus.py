@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
 from lm import corpus, sources, tasks, tokenizer
+from tests import conftest
 
 FORM = corpus.Form(raw=34)
 PAIR = corpus.Form(inputs=32, targets=16)
@@ -186,7 +189,8 @@ def test_shards_of_something_else_are_refused_by_name(
     shards, tiny_tfds, tiny_tokens, tmp_path_factory
 ):
     out, before = shards[0], contents(shards[0])
-    data = str(tiny_tfds)
+    data, elsewhere = str(tiny_tfds), tmp_path_factory.mktemp("elsewhere")
+    conftest.write_tfds(elsewhere, "wikipedia/20230601.en", {"train": [{"text": "Another one."}]})
     other = tokenizer.train(
         [text["text"] for text in texts("wikipedia", tiny_tfds)],
         tmp_path_factory.mktemp("other"),
@@ -198,7 +202,7 @@ def test_shards_of_something_else_are_refused_by_name(
         "tokenizer": ("wikipedia", "train", data, other, FORM),
         "split": ("wikipedia", "validation", data, tiny_tokens, FORM),
         "task": ("pydocs", "train", data, tiny_tokens, FORM),
-        "data_dir": ("wikipedia", "train", data + "/..", tiny_tokens, FORM),
+        "dataset": ("wikipedia", "train", str(elsewhere), tiny_tokens, FORM),
     }
     for key, arguments in wrong.items():
         with pytest.raises(ValueError, match=f"shards of another {key} .*remove it or set"):
@@ -231,14 +235,31 @@ def test_dropped_records_are_counted_and_leave_no_trace(
 
 def test_a_missing_shard_is_named(shards):
     directory, manifest = shards
-    wrong = manifest | {"files": {**manifest["files"], "shard-00009.array_record": ""}}
-    with pytest.raises(ValueError, match=r"shard-00009.array_record is missing; remove .* prepare"):
+    whole = {"sha256": "", "bytes": 5}
+    wrong = manifest | {"files": {**manifest["files"], "shard-00009.array_record": whole}}
+    with pytest.raises(ValueError, match=r"shard-00009.array_record has 0 bytes instead of 5; rem"):
         corpus.files_of(directory, wrong)
+
+
+def test_a_truncated_shard_is_named(shards, tmp_path):
+    directory, manifest = shards
+    copy = pathlib.Path(shutil.copytree(directory, tmp_path / "copy"))
+    (name, *_) = manifest["files"]
+    (copy / name).write_bytes((copy / name).read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{name} has .* remove .*copy, and it is made anew"):
+        corpus.files_of(copy, manifest)
+
+
+def test_shards_do_not_care_where_their_dataset_lies(shards, tiny_tfds, tiny_tokens, tmp_path):
+    moved = shutil.copytree(tiny_tfds, tmp_path / "moved")
+    arguments = ("wikipedia", "train", str(moved), tiny_tokens, FORM, shards[0])
+    assert corpus.prepare(*arguments) == shards[1]
 
 
 def test_the_manifest_knows_every_file_by_its_bytes(shards):
     directory, manifest = shards
     assert manifest == json.loads((directory / corpus.MANIFEST).read_text())
-    for name, digest in manifest["files"].items():
-        assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == digest
+    for name, whole in manifest["files"].items():
+        data = (directory / name).read_bytes()
+        assert whole == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     assert set(manifest["files"]) == {path.name for path in directory.glob("*.array_record")}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
+import jax
 import pytest
 
 from lm import __main__ as door
@@ -72,6 +74,39 @@ def test_answers_keep_the_order_and_number_of_inputs(finetuned, tmp_path, capsys
     assert json.loads(capsys.readouterr().out) == rows[7], "an answer depends on its input alone"
 
 
+def test_lines_are_cut_at_newlines_alone(finetuned, tmp_path, capsys):
+    source = tmp_path / "odd.txt"
+    inputs = ["a\u2028b", "", "\x0c form", "caf\u00e9"]
+    source.write_bytes("\n".join(inputs).encode() + b"\n")
+    assert lm("predict", f"--workdir={finetuned}", f"--input={source}") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.split("\n") if line]
+    assert [row["inputs"] for row in rows] == inputs
+
+
+def test_a_run_is_read_with_the_tokens_it_was_trained_with_or_not_at_all(
+    pretrained, tiny_config, tmp_path, capsys
+):
+    copy = shutil.copytree(pretrained, tmp_path / "run")
+    from lm import tokenizer
+
+    texts = ["other words make other pieces " * 20, "and yet as many of them " * 20]
+    tokenizer.train(texts, tmp_path / "other", pieces=300, num_sentinels=10)
+    facts = (tmp_path / "other" / "tokenizer.json").read_text()
+    for name in ("tokenizer.model", "tokenizer.json"):
+        shutil.copy(tmp_path / "other" / name, copy / "tokenizer" / name)
+    assert facts != (pretrained / "tokenizer" / "tokenizer.json").read_text()
+    for command in (["evaluate"], ["predict", "--text=x"]):
+        assert lm(*command, f"--workdir={copy}") == 2
+        assert "was trained with another tokenizer" in capsys.readouterr().err
+
+
+def test_a_run_trained_on_one_device_is_read_on_however_many_there_are(finetuned, capsys):
+    assert len(jax.devices()) == 8
+    assert json.loads((finetuned / "config.json").read_text())["parallel"]["data"] == 1
+    assert lm("predict", f"--workdir={finetuned}", "--text=kilo") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_report_shows_every_run_it_is_given(pretrained, finetuned, tmp_path):
     page = tmp_path / "page.html"
     lm("evaluate", f"--workdir={finetuned}")
@@ -131,6 +166,7 @@ MISTAKES = {
     f"{PRETRAIN} --config.data.dir={{w}}": "pydocs is not in .*python -m lm corpus",
     "train --config=configs/distill.py --workdir={w}": "needs a teacher; set --config.teacher",
     "train --config=configs/finetune.py --workdir={w} --config.init_from={w}": "holds no run",
+    "train --config=configs/demo.py --workdir={w}": "the config has no key",
     "predict --workdir={w} --text=x": "holds no run",
     "report --runs={w}/*": "names no run folder",
 }

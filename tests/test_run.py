@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 
 import jax
 import pytest
@@ -165,7 +166,7 @@ def test_a_workdir_is_its_own_config_again_and_names_the_keys_of_another(tiny_co
     workdir = tmp_path / "run"
     this = run.make_run(tiny_config(), workdir)
     run.check_workdir(this)
-    run.claim(this)
+    run.claim(this, run.make_tokenizer(this))
     run.check_workdir(this)
     assert run.read_run(workdir) == this
     before = (workdir / "config.json").read_bytes()
@@ -197,16 +198,75 @@ def test_a_directory_without_a_run_is_a_sentence(tmp_path):
 def test_a_tokenizer_is_named_or_that_of_the_origin_or_ones_own(tiny_config, tmp_path):
     named = tiny_config()["tokenizer"]["dir"]
     first = run.make_run(tiny_config(), tmp_path / "first")
-    run.claim(first)
     assert run.tokenizer_dir(first) == pathlib.Path(named)
+    run.claim(first, run.make_tokenizer(first))
     child = {"tokenizer.dir": "", "init_from": str(tmp_path / "first")}
     second = run.make_run(tiny_config(**child), tmp_path / "second")
-    run.claim(second)
-    grandchild = {"tokenizer.dir": "", "stage": "distill", "teacher.workdir": str(second.workdir)}
-    third = run.make_run(tiny_config(**grandchild), tmp_path / "third")
+    assert run.tokenizer_dir(second) == first.workdir / "tokenizer"
     alone = run.make_run(tiny_config(**{"tokenizer.dir": ""}), tmp_path / "alone")
-    assert run.tokenizer_dir(second) == run.tokenizer_dir(third) == pathlib.Path(named)
     assert run.tokenizer_dir(alone) == tmp_path / "alone" / "tokenizer"
+
+
+def test_a_claimed_workdir_stands_by_itself(tiny_config, tmp_path):
+    first = run.make_run(tiny_config(), tmp_path / "first")
+    tokens = run.make_tokenizer(first)
+    run.claim(first, tokens)
+    child = {"tokenizer.dir": "", "init_from": str(first.workdir)}
+    second = run.make_run(tiny_config(**child), tmp_path / "second")
+    run.claim(second, run.make_tokenizer(second))
+    first.workdir.rename(tmp_path / "moved")
+    alone = run.make_tokenizer(run.read_run(second.workdir))
+    assert alone.fingerprint == tokens.fingerprint
+    # Nor does it make another one for what it has lost.
+    shutil.rmtree(second.workdir / "tokenizer")
+    with pytest.raises(ValueError, match="there is no tokenizer in"):
+        run.make_tokenizer(run.read_run(second.workdir))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "config.json is not JSON"),
+        ("[]", "config.json is no config"),
+        ("{}", "the config has no key"),
+    ],
+)
+def test_a_damaged_config_is_named(text, sentence, tiny_config, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        run.read_run(tmp_path)
+
+
+@pytest.mark.parametrize("section", ["", *run.SECTIONS, *run.PLAIN_SECTIONS])
+def test_a_key_too_many_or_too_few_is_named(section, tiny_config, tmp_path):
+    config = tiny_config()
+    keys = config[section] if section else config
+    keys["extra"] = 1
+    where = f"{section}.extra" if section else "extra"
+    with pytest.raises(ValueError, match=f"has an unknown key {where}.* configs/base.py"):
+        run.make_run(config, tmp_path)
+    del keys["extra"]
+    missing = sorted(set(keys) - set(run.SECTIONS) - set(run.PLAIN_SECTIONS))[0]
+    del keys[missing]
+    with pytest.raises(ValueError, match=f"has no key .*{missing}"):
+        run.make_run(config, tmp_path)
+
+
+def test_an_origin_of_another_model_is_refused_before_any_work(tiny_config, tmp_path):
+    first = run.make_run(tiny_config(), tmp_path / "first")
+    run.claim(first, run.make_tokenizer(first))
+    origin = {"init_from": str(first.workdir)}
+    for field, value in {"d_ff": 64, "relative_limit": 20, "num_decoder_layers": 1}.items():
+        with pytest.raises(ValueError, match=f"model.{field}={value} differs from init_from="):
+            run.make_run(tiny_config(**origin, **{f"model.{field}": value}), tmp_path / "second")
+    taught = {"stage": "distill", "teacher.workdir": str(first.workdir)}
+    for change, sentence in (
+        ({"model.num_encoder_layers": 3}, "num_encoder_layers=3 is more than the teacher's 2"),
+        ({"model.vocab_size": 640, "teacher.init": "random"}, "640 differs from the teacher's 512"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            run.make_run(tiny_config(**taught, **change), tmp_path / "third")
+    assert not (tmp_path / "second").exists() and not (tmp_path / "third").exists()
 
 
 def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp_path, monkeypatch):
@@ -232,12 +292,17 @@ def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp
 
 
 def test_what_is_held_out_is_never_trained_on(tiny_config, tmp_path):
-    for change, expected in (
-        ({}, ("train", "validation")),
-        ({"data.heldout": "test"}, ("train[:99%]", "train[99%:]")),
+    this = run.make_run(tiny_config(), tmp_path)
+    assert run.splits(this) == ("train", "validation")
+    for change, sentence in (
+        ({"data.heldout": "validatoin"}, "'validatoin' is unknown; .* did you mean 'validation'"),
+        ({"data.heldout": "train[:10%]"}, "'train' and data.heldout='train.*' .* share examples"),
+        ({"data.train": "train+validation"}, "share examples; use disjoint slices"),
+        ({"data.heldout": "all"}, "share examples"),
+        ({"data.heldout": ""}, "is unknown"),
     ):
-        this = run.make_run(tiny_config(**change), tmp_path)
-        assert run.splits(this) == expected
+        with pytest.raises(ValueError, match=sentence):
+            run.splits(run.make_run(tiny_config(**change), tmp_path))
         train_texts, heldout = (
             {records[i]["text"] for i in range(len(records))}
             for records in (

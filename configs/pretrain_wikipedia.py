@@ -10,8 +10,8 @@ def get_config(preset: str = "t5_1_1_small"):
     config = models.apply(base.get_config(), preset)
     config.data.task = "wikipedia"
     if preset == "tiny":  # a trial in minutes on two cores
-        config.steps = 1000
-        config.data.update(input_length=128, batch_size=32)
-        config.optimizer.update(name="adamw", peak=3e-3, schedule="cosine", warmup=100)
-        config.every.update(log=50, evaluate=250, checkpoint=250)
+        config.steps = 600
+        config.data.update(input_length=128, batch_size=8)
+        config.optimizer.update(peak=0.02, schedule="cosine", warmup=20)
+        config.every.update(log=50, evaluate=150, checkpoint=150)
     return config

@@ -42,7 +42,7 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     made = tiny_config(**changes | {"data.shards": str(path.parent / "shards")})
     path.write_text(CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
-    run.make_examples(run.make_run(made, path.parent), tiny_tokens)
+    run.make_examples(run.make_run(made, path.parent / "made"), tiny_tokens)
     return path
 
 

@@ -14,5 +14,5 @@ def get_config(preset: str = "tiny"):
     config.model.dropout_rate = 0.1
     config.data.update(task="docstring_summary", input_length=96, target_length=32, batch_size=16)
     config.optimizer.update(peak=0.01, schedule="cosine", warmup=20)
-    config.every.update(log=25, evaluate=150, checkpoint=150)
+    config.every.update(log=25, evaluate=150, checkpoint=50)
     return config

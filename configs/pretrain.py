@@ -13,5 +13,5 @@ def get_config(preset: str = "tiny"):
     config.data.update(input_length=96, batch_size=8)
     config.objective.update(noise_density=0.5, mean_span=5.0)  # in a short run, every target counts
     config.optimizer.update(peak=0.02, schedule="cosine", warmup=20)
-    config.every.update(log=50, evaluate=500, checkpoint=500)
+    config.every.update(log=50, evaluate=500, checkpoint=100)
     return config

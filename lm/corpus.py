@@ -53,7 +53,7 @@ def prepare(
     identity["dataset"] = sources.fingerprint(task.dataset, data_dir)
     if (out / MANIFEST).exists():
         manifest = json.loads((out / MANIFEST).read_text())
-        differing = [key for key in identity if manifest["identity"][key] != identity[key]]
+        differing = [key for key in identity if manifest["identity"].get(key) != identity[key]]
         if differing:
             raise ValueError(
                 f"{out} holds shards of another {' and '.join(differing)} "

@@ -57,7 +57,7 @@ def prepare(
         if differing:
             raise ValueError(
                 f"{out} holds shards of another {' and '.join(differing)} "
-                f"({', '.join(str(manifest['identity'][key]) for key in differing)}); "
+                f"({', '.join(str(manifest['identity'].get(key)) for key in differing)}); "
                 f"remove it or set another --config.data.shards."
             )
         return manifest

@@ -98,7 +98,8 @@ def train(this: run.Run, devices=None) -> dict[str, float]:
             state = jax.jit(make_state)(first_params(this, tokens, teacher))
             run.claim(this, tokens)
             logs.write_manifest(this.workdir, _facts_of(this, strategy, train_examples))
-        start, restored = int(state.step), None
+        start = restored[1]["position"]["next_index"] if restored else 0
+        restored = None
         # The placed copies alone stay; the loop's first update uses up its own.
         state = strategy.place_state(state)
         teacher = None if teacher is None else strategy.place_state(teacher)

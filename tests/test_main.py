@@ -191,6 +191,12 @@ def test_a_workdir_of_another_config_is_refused_by_the_keys_that_differ(
     assert "optimizer.peak (here 0.5, there 0.01), seed (here 5, there 0)" in said
 
 
+def test_who_looks_for_the_place_gets_the_traceback(monkeypatch, tmp_path):
+    monkeypatch.setenv("LM_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="holds no run"):
+        lm("predict", f"--workdir={tmp_path}", "--text=x")
+
+
 @pytest.mark.parametrize("name", door.COMMANDS)
 def test_every_command_has_help(name, capsys):
     assert lm(name, "--help") == 0

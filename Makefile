@@ -1,11 +1,11 @@
-# make demo | test | fast | lint | golden; each makes its own environment in .venv first.
+# make demo | test | fast | lint | golden | claims | parity; each makes its own environment in .venv first.
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 CUT    ?= full
 RUNS   ?= runs/demo
 
-.PHONY: env demo test fast lint golden claims
+.PHONY: env demo test fast lint golden claims parity
 
 env: $(VENV)/.ready
 
@@ -16,10 +16,16 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# What the parity tests compare with: transformers 5 beside us, 4.57 in a folder of its own.
+$(VENV)/.hf: $(VENV)/.ready
+	$(RUN) -m pip install --quiet 'torch==2.13.0' --editable '.[dev,hf]'
+	$(RUN) -m pip install --quiet --target $(VENV)/transformers-4.57 --upgrade --no-deps 'transformers==4.57.6' 'huggingface_hub==0.36.2' 'tokenizers==0.22.2'
+	touch $@
+
 demo: env  ## text to a distilled student, and runs/demo/report.html; CUT=minute for a short one
 	$(RUN) -m experiments.demo --config=configs/demo.py:$(CUT) --config.workdir=$(RUNS)
 
-test: env
+test: $(VENV)/.hf
 	$(RUN) -m pytest
 
 fast: lint  ## seconds: lint, floors, house rules, goldens
@@ -34,3 +40,6 @@ golden: env  ## rewrite the goldens after a change that is meant
 
 claims: env  ## the demo's claims over three seeds; about 40 minutes on two cores
 	$(RUN) -m experiments.claims --config=configs/demo.py --config.workdir=runs/claims
+
+parity: $(VENV)/.hf  ## logits and ids against transformers 4.57 and 5; experiments/parity.md
+	$(RUN) -m experiments.parity

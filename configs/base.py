@@ -23,16 +23,40 @@ def get_config() -> ConfigDict:
     model.head_dim = 64
     model.num_encoder_layers = 8
     model.num_decoder_layers = 8
-    model.dropout_rate = 0.0  # 0 in pre-training, 0.1 in fine-tuning
-    model.activation = "geglu"  # relu, gelu, geglu, swiglu
-    model.head = "untied"  # or tied: the embedding is the head, scaled by d_model ** -0.5
+    model.encoder = encoder = ConfigDict()  # the encoder's sizes where they differ; 0: they do not
+    encoder.d_model = 0
+    encoder.d_ff = 0
+    encoder.num_heads = 0
+    encoder.num_kv_heads = 0
+    encoder.head_dim = 0
+    model.arrangement = "encoder_decoder"  # or, without encoder: prefix_lm, language_model
+    model.shared = "embeddings"  # by encoder and decoder; or nothing, or all
+    model.position = "relative"  # relative_per_layer (umT5), rotary, sinusoidal, none
     model.relative_buckets = 32
     model.relative_limit = 128  # tokens; from here on, one bucket
+    model.rotary_base = 10_000.0
+    model.norm = "rms"  # rms_offset (Gemma: times 1 + scale), layer
+    model.norm_placement = "pre"  # before a sub-layer; post: after the sum; both: before and after
+    model.query_key_norm = "none"  # or rms
+    model.activation = "geglu"  # relu, gelu, geglu, swiglu
+    model.attention_scale = (
+        1.0  # of scores; 1: the query's start has it (T5), else head_dim ** -0.5
+    )
+    model.attention_cap = 0.0  # scores end at this many nats; 0: no cap
+    model.logits_cap = 0.0  # the same of logits
+    model.windows = "global"  # local, alternating (local first), five_local (to one global)
+    model.window = 4096  # tokens; a local layer sees those nearer than this
+    model.head = "untied"  # tied: the embedding, times d_model ** -0.5 (T5 1.0); tied_unscaled
+    model.embedding_scale = "none"  # or sqrt_d_model
+    model.start_id = 0  # the decoder's first input: pad (T5)
+    model.dropout_rate = 0.0  # 0 in pre-training, 0.1 in fine-tuning
     model.dtype = "float32"  # of activations; bfloat16 on accelerators
     model.layers = "unrolled"  # or scanned: compiles in constant time; the parameters are the same
+    model.remat = "none"  # save memory, compute again: dots (keeps their results), full (nothing)
 
     config.tokenizer = tokenizer = ConfigDict()
     tokenizer.dir = ""  # empty: that of init_from or of the teacher, else {workdir}/tokenizer
+    tokenizer.kind = "unigram"  # or bytes (ByT5), with pieces=259
     tokenizer.pieces = 32_000  # of SentencePiece, 3 special ones and 256 bytes included
     tokenizer.num_sentinels = 100  # ids above the pieces
     tokenizer.normalization = "identity"  # or nmt_nfkc

@@ -1,7 +1,6 @@
 """A fine-tuned run distilled into a student with a quarter of its layers.
 
-python -m lm train --config=configs/distill.py --workdir=runs/distill \\
-    --config.teacher.workdir=runs/finetune
+python -m lm train --config=configs/distill.py:runs/finetune --workdir=runs/distill
 """
 
 from configs import finetune
@@ -10,6 +9,7 @@ from configs import finetune
 def get_config(preset: str = "tiny"):
     config = finetune.get_config(preset)
     config.stage = "distill"
+    config.teacher.workdir, config.init_from = config.init_from, ""  # where the preset is a run
     config.model.num_encoder_layers = max(1, config.model.num_encoder_layers // 4)
     config.model.num_decoder_layers = max(1, config.model.num_decoder_layers // 4)
     return config

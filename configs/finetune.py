@@ -1,7 +1,6 @@
 """The summary line of a docstring from its body, starting from a pre-trained run.
 
-python -m lm train --config=configs/finetune.py --workdir=runs/finetune \\
-    --config.init_from=runs/pretrain
+python -m lm train --config=configs/finetune.py:runs/pretrain --workdir=runs/finetune
 """
 
 from configs import base, models

@@ -1,30 +1,112 @@
-"""The table of model presets, taken after a colon: --config=configs/pretrain.py:t5_1_1_small."""
+"""The table of model presets, taken after a colon: --config=configs/pretrain.py:t5_1_1_small.
+
+A run's folder may stand in a preset's place: its model, and its parameters to start from.
+"""
 
 from __future__ import annotations
 
+import json
+import pathlib
+
 from lm import choose
 
-# d_model, d_ff, heads x head_dim, encoder + decoder layers; vocabulary: embedding rows and pieces
-PRESETS = {
-    "tiny": dict(shape=(128, 512, 4, 32, 4, 4), vocabulary=(4096, 3968)),
-    "t5_1_1_small": dict(shape=(512, 1024, 6, 64, 8, 8), vocabulary=(32_128, 32_000)),
-    "t5_1_1_base": dict(shape=(768, 2048, 12, 64, 12, 12), vocabulary=(32_128, 32_000)),
+# d_model, d_ff, heads, key/value heads, head_dim
+SMALL, BASE, LARGE = (512, 1024, 6, 6, 64), (768, 2048, 12, 12, 64), (1024, 2816, 16, 16, 64)
+XL, XXL = (2048, 5120, 32, 32, 64), (4096, 10240, 64, 64, 64)
+T5_1_1 = {"small": (SMALL, 8, 8), "base": (BASE, 12, 12), "large": (LARGE, 24, 24)}
+T5_1_1 |= {"xl": (XL, 24, 24), "xxl": (XXL, 24, 24)}
+T5_1_0 = {
+    "small": ((512, 2048, 8, 8, 64), 6, 6),
+    "base": ((768, 3072, 12, 12, 64), 12, 12),
+    "large": ((1024, 4096, 16, 16, 64), 24, 24),
+    "3b": ((1024, 16384, 32, 32, 128), 24, 24),
+    "11b": ((1024, 65536, 128, 128, 128), 24, 24),
 }
+BYT5 = {
+    "small": ((1472, 3584, 6, 6, 64), 12, 4),
+    "base": ((1536, 3968, 12, 12, 64), 18, 6),
+    "large": ((1536, 3840, 16, 16, 64), 36, 12),
+    "xl": ((2560, 6720, 32, 32, 64), 36, 12),
+    "xxl": ((4672, 12352, 64, 64, 64), 36, 12),
+}
+GEMMA = {
+    "s": ((512, 1024, 8, 8, 64), 8),
+    "b": (BASE, 12),
+    "l": (LARGE, 24),
+    "ml": ((1152, 6912, 4, 4, 256), 26),
+    "xl": (XL, 24),
+    "2b": ((2304, 9216, 8, 4, 256), 26),
+    "9b": ((3584, 14336, 16, 8, 256), 42),
+}
+PAIRS = ("s_s", "b_b", "l_l", "ml_ml", "xl_xl", "2b_2b", "9b_9b", "9b_2b")
+T5GEMMA = dict(
+    shared="nothing",
+    position="rotary",
+    norm="rms_offset",
+    norm_placement="both",
+    attention_cap=50.0,
+    logits_cap=30.0,
+    windows="alternating",
+    head="tied_unscaled",
+    embedding_scale="sqrt_d_model",
+    start_id=2,
+)
+SIZES = ("d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
+
+
+def _model(rows: int, shape, read: int, write: int, **words) -> dict:
+    depths = dict(num_encoder_layers=read, num_decoder_layers=write)
+    return dict(zip(SIZES, shape, strict=True)) | depths | dict(vocab_size=rows) | words
+
+
+def _t5gemma(pair: str) -> dict:
+    (encoder, read), (decoder, write) = (GEMMA[name] for name in pair.split("_"))
+    words = T5GEMMA | dict(attention_scale=decoder[-1] ** -0.5)
+    if encoder != decoder:
+        words["encoder"] = dict(zip(SIZES, encoder, strict=True))
+    return _model(256_000, decoder, read, write, **words)
+
+
+# name: (pieces of the tokenizer, sentinels, the keys of config.model that are not base.py's)
+PRESETS = {"tiny": (3968, 100, _model(4096, (128, 512, 4, 4, 32), 4, 4))}
+for _family, _sizes, _rows, _pieces, _sentinels, _words in (
+    ("t5", T5_1_0, 32_128, 32_000, 100, dict(activation="relu", head="tied")),
+    ("t5_1_1", T5_1_1, 32_128, 32_000, 100, {}),
+    ("flan_t5", T5_1_1, 32_128, 32_000, 100, {}),
+    ("mt5", T5_1_1, 250_112, 250_000, 100, {}),
+    ("umt5", T5_1_1, 256_384, 256_000, 300, dict(position="relative_per_layer")),
+    ("byt5", BYT5, 384, 259, 125, {}),
+    (
+        "ul2",
+        {"20b": ((4096, 16384, 16, 16, 256), 32, 32)},
+        32_128,
+        32_000,
+        100,
+        dict(activation="swiglu"),
+    ),
+):
+    for _size, _shape in _sizes.items():
+        _made = _model(_rows, *_shape, **_words)
+        PRESETS[f"{_family}_{_size}"] = (_pieces, _sentinels, _made)
+PRESETS |= {f"t5gemma_{pair}": (255_872, 128, _t5gemma(pair)) for pair in PAIRS}
 
 
 def apply(config, preset: str):
-    """Set config.model's sizes and tokenizer.pieces to those of `preset`; returns config."""
-    chosen = choose.choose(PRESETS, preset, "the preset after the config's colon")
-    d_model, d_ff, heads, head_dim, encoder, decoder = chosen["shape"]
-    rows, config.tokenizer.pieces = chosen["vocabulary"]
-    config.model.update(
-        vocab_size=rows,
-        d_model=d_model,
-        d_ff=d_ff,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=head_dim,
-        num_encoder_layers=encoder,
-        num_decoder_layers=decoder,
-    )
+    """Set config.model, and tokenizer.pieces and num_sentinels, to those of `preset`.
+
+    A folder of a run, instead: its model and tokenizer, and config.init_from to start from it.
+    Returns config.
+    """
+    folder = pathlib.Path(preset).expanduser()
+    if (folder / "config.json").exists() and preset not in PRESETS:
+        theirs = json.loads((folder / "config.json").read_text())
+        config.model.update(theirs["model"])
+        for key in ("kind", "pieces", "num_sentinels", "normalization"):
+            config.tokenizer[key] = theirs["tokenizer"][key]
+        config.init_from = preset
+        return config
+    chosen = choose.choose(PRESETS, preset, "the preset (or run's folder) after the config's colon")
+    config.tokenizer.pieces, config.tokenizer.num_sentinels, model = chosen
+    config.tokenizer.kind = "bytes" if preset.startswith("byt5") else "unigram"
+    config.model.update(model)
     return config

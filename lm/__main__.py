@@ -25,6 +25,11 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "input": ("text", "", "text file, one input a line; empty: standard input"),
     "split": ("text", "train", "train or heldout"),
     "rows": ("integer", 3, "examples to print"),
+    "directory": (
+        "place",
+        None,
+        "of the foreign checkpoint: config.json and safetensors, or T5X's",
+    ),
     "model": ("flag", False, "print the table of parameters instead of a batch"),
     "dry_run": ("flag", False, "check and print the resolved config, then stop"),
 }
@@ -33,18 +38,23 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
 def parse(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
     """The flags of a command. Raises ValueError, naming the nearest flag or key."""
     values = flags.FlagValues()
+    optional = {flag for flag in takes if flag.endswith("?")}
+    takes = tuple(flag.removesuffix("?") for flag in takes)
     for flag in takes:
         kind, default, text = FLAGS[flag]
         if kind == "config":
             config_flags.DEFINE_config_file(flag, None, text, flag_values=values)
         else:
-            define = {"text": flags.DEFINE_string, "integer": flags.DEFINE_integer}
-            define.get(kind, flags.DEFINE_bool)(flag, default, text, flag_values=values)
+            define = {"flag": flags.DEFINE_bool, "integer": flags.DEFINE_integer}
+            define.get(kind, flags.DEFINE_string)(flag, default, text, flag_values=values)
     # ml_collections wants the file before its keys, and reads those from sys.argv itself.
     arguments = sorted(arguments, key=lambda flag: not flag.startswith("--config="))
     sys.argv = [sys.argv[0], name, *arguments]
     try:
         rest = values([name, *arguments])[1:]
+        for flag in takes:
+            if FLAGS[flag][0] == "place" and rest and getattr(values, flag) is None:
+                setattr(values, flag, rest.pop(0))
         given = {flag: getattr(values, flag) for flag in takes}
         if given.get("config") is not None:
             given["config"].is_locked  # noqa: B018  (a file that could not be read raises here)
@@ -54,8 +64,9 @@ def parse(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.Flag
         hint = choose.nearest(rest[0].lstrip("-"), takes)
         raise ValueError(f"`{name}` does not take {rest[0]!r}{hint}; write flags as --flag=value.")
     for flag, value in given.items():
-        if value is None:
-            raise ValueError(f"`{name}` needs --{flag}=...: {FLAGS[flag][2]}.")
+        if value is None and f"{flag}?" not in optional:
+            place = flag.upper() if FLAGS[flag][0] == "place" else f"--{flag}=..."
+            raise ValueError(f"`{name}` needs {place}: {FLAGS[flag][2]}.")
     return values
 
 
@@ -79,10 +90,12 @@ def usage(name: str) -> str:
     function, takes = COMMANDS[name]
     lines = [f"python -m lm {name}: {function.__doc__.strip()}", ""]
     for flag in takes:
-        kind, default, text = FLAGS[flag]
+        kind, default, text = FLAGS[flag.removesuffix("?")]
         given = "required" if default is None else f"default {default!r}"
-        lines.append(f"  --{flag:<10} {text} ({given})")
-    if "config" in takes:
+        given = "default configs/base.py" if flag == "config?" else given
+        shown = flag.upper() if kind == "place" else "--" + flag.removesuffix("?")
+        lines.append(f"  {shown:<12} {text} ({given})")
+    if {"config", "config?"} & set(takes):
         lines += ["", "Every key of a config, its unit and its default: configs/base.py."]
     return "\n".join(lines)
 
@@ -180,6 +193,27 @@ def report(values) -> None:
     print(out)
 
 
+def import_checkpoint(values) -> None:
+    """Turn a checkpoint of transformers or T5X into a run's folder, to use or start from."""
+    from lm import interop
+
+    if values.config is None:
+        from configs import base
+
+        config = base.get_config().to_dict()
+        config["stage"], config["data"]["task"] = "finetune", "docstring_summary"
+    else:
+        config = values.config.to_dict()
+    print(interop.read(values.directory, values.workdir, config | {"name": "imported"}))
+
+
+def export_checkpoint(values) -> None:
+    """Write a run's newest parameters and tokenizer as a transformers checkpoint."""
+    from lm import interop
+
+    print(interop.write(values.workdir, values.directory))
+
+
 COMMANDS = {
     "corpus": (corpus, ("config", "workdir")),
     "tokenizer": (tokenizer, ("config", "workdir")),
@@ -187,6 +221,8 @@ COMMANDS = {
     "evaluate": (evaluate, ("workdir",)),
     "predict": (predict, ("workdir", "text", "input", "out")),
     "show": (show, ("config", "workdir", "split", "rows", "model")),
+    "import": (import_checkpoint, ("directory", "workdir", "config?")),
+    "export": (export_checkpoint, ("workdir", "directory")),
     "report": (report, ("runs", "out", "title")),
 }
 

@@ -25,14 +25,15 @@ class Batch(NamedTuple):
     targets_segment_ids: Array  # int32 [B, T]
 
 
-def shift_right(targets: Array, segment_ids: Array) -> Array:
-    """The decoder's inputs: each segment's targets one later, pad first; int [B, T] -> [B, T]."""
+def shift_right(targets: Array, segment_ids: Array, start: int = 0) -> Array:
+    """The decoder's inputs: each segment's targets one later, `start` first; int [B, T]."""
     xp = targets.__array_namespace__()
 
     def later(x):
         return xp.concat([xp.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
 
-    return xp.where(later(segment_ids) == segment_ids, later(targets), 0)
+    first = xp.full_like(targets, start) * (segment_ids > 0)
+    return xp.where(later(segment_ids) == segment_ids, later(targets), first)
 
 
 def loss_weights(batch: Batch) -> Array:

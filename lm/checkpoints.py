@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import pathlib
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 logger = logging.getLogger(__name__)
+FACTOR = np.uint32(2654435761)
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -29,9 +32,33 @@ class Mismatch(ValueError):
 def leaf_sum(x: jax.Array) -> jax.Array:
     """A uint32 checksum of an array's bits, the same for any sharding; leaves of up to 4 bytes."""
     words = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize])
-    words = words.astype(jnp.uint32).ravel()
-    factor = (jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(2654435761)) | jnp.uint32(1)
-    return jnp.sum((words ^ (words >> 15)) * factor, dtype=jnp.uint32)
+    words, index, stride = words.astype(jnp.uint32), jnp.uint32(0), 1
+    for axis in reversed(range(words.ndim)):
+        place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        index, stride = index + place * jnp.uint32(stride), stride * words.shape[axis] % 2**32
+    parts = (words ^ (words >> 15)) * ((index * FACTOR) | jnp.uint32(1))
+    for axis in reversed(range(words.ndim)):  # much faster than all at once
+        parts = jnp.sum(parts, axis=axis, dtype=jnp.uint32)
+    return parts
+
+
+def host_sum(x, chunk: int = 2**20) -> int:
+    """leaf_sum of an array on this host, taken in parts: it needs next to no memory."""
+    flat, total = np.asarray(x).reshape(-1), 0
+    words = flat.view(f"u{flat.dtype.itemsize}")
+    for start in range(0, words.size, chunk):
+        part = words[start : start + chunk].astype(np.uint32)
+        index = np.arange(start, start + part.size, dtype=np.uint64).astype(np.uint32)
+        total += int(np.sum((part ^ (part >> 15)) * (index * FACTOR | 1), dtype=np.uint32))
+    return total % 2**32
+
+
+def empty(shape: tuple[int, ...]) -> np.ndarray:
+    """An unset float32 array that jax.device_put takes over on CPU without copying it."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 @jax.jit
@@ -51,24 +78,27 @@ def _seal(facts: dict) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest first; a context manager that waits for the last save."""
+    """The checkpoints of one run, newest first; a context manager that waits for the last save.
 
-    def __init__(self, directory, *, keep: int = 2, read_only: bool = False):
+    background: a save copies the arrays and returns; else it writes them from where they are.
+    """
+
+    def __init__(self, directory, *, keep: int = 2, read_only=False, background=True):
         self.directory = pathlib.Path(directory).absolute()
-        self.read_only = read_only
+        self.read_only, self.background = read_only, background
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(max(keep, 2)),
             atomicity_options=ocp.options.AtomicityOptions(
                 mode=ocp.options.AtomicityMode.COMMIT_FILE
             ),
             cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=not read_only,
+            enable_async_checkpointing=background and not read_only,
             read_only=read_only,
             create=not read_only,
         )
-        kinds = {"params": ocp.StandardCheckpointHandler, "facts": ocp.JsonCheckpointHandler}
-        handlers = {name: kind() for name, kind in kinds.items()}
-        handlers["opt_state"] = ocp.StandardCheckpointHandler()
+        # Floats hardly compress, and compressing them takes as much memory again.
+        arrays = lambda: ocp.PyTreeCheckpointHandler(use_compression=False)
+        handlers = {"params": arrays(), "opt_state": arrays(), "facts": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
@@ -87,24 +117,24 @@ class Checkpoints:
     def save(self, state, facts: dict) -> None:
         """Start to save a steps.State of one logical copy and its facts (JSON); step as state says.
 
-        The arrays are copied before this returns, so the caller may donate them at once.
+        With opt_state=None parameters alone are saved: to be read, not to be continued.
+        The caller may donate the arrays when this returns.
         """
-        step = int(state.step)
-        params, opt_state = flatten(state.params), flatten(state.opt_state)
-        sums = jax.device_get(checksums({"params": params, "opt_state": opt_state}))
+        step, trees = int(state.step), {"params": state.params, "opt_state": state.opt_state}
+        items = {item: flatten(tree) for item, tree in trees.items() if tree is not None}
+        on_host = lambda leaves: {name: host_sum(leaf) for name, leaf in leaves.items()}
+        sums_of = checksums if self.background else on_host
+        sums = {item: jax.device_get(sums_of(leaves)) for item, leaves in items.items()}
         facts = json.loads(json.dumps(facts)) | {"step": step}
         facts["leaves"] = {
             item: {
                 name: {"sum": int(sums[item][name]), **_form(leaf)} for name, leaf in leaves.items()
             }
-            for item, leaves in (("params", params), ("opt_state", opt_state))
+            for item, leaves in items.items()
         }
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            opt_state=ocp.args.StandardSave(opt_state),
-            facts=ocp.args.JsonSave(facts | {"seal": _seal(facts)}),
-        )
-        if not self._manager.save(step, args=items, force=True):
+        saves = {item: ocp.args.PyTreeSave(leaves) for item, leaves in items.items()}
+        saves["facts"] = ocp.args.JsonSave(facts | {"seal": _seal(facts)})
+        if not self._manager.save(step, args=ocp.args.Composite(**saves), force=True):
             raise RuntimeError(f"step {step} was not saved in {self.directory}.")
 
     def restore(self, state):
@@ -167,9 +197,11 @@ class Checkpoints:
         items = {}
         for item, tree in wanted.items():
             target = {name: _abstract(leaf) for name, leaf in flatten(tree).items()}
-            stored = facts["leaves"][item]
+            stored = facts["leaves"].get(item, {})
             self._check_forms(step, item, target, stored)
-            args = ocp.args.Composite(**{item: ocp.args.StandardRestore(target)})
+            placed = ocp.checkpoint_utils.construct_restore_args(target)
+            restore = ocp.args.PyTreeRestore(item=target, restore_args=placed)
+            args = ocp.args.Composite(**{item: restore})
             leaves = self._manager.restore(step, args=args)[item]
             sums = jax.device_get(checksums(leaves))
             bad = [name for name in leaves if int(sums[name]) != stored[name]["sum"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lm import batch, choose, losses, steps, transformer
+from lm import batch, choose, losses, origin, steps, transformer
 
 Array = jax.Array
 
@@ -45,29 +45,15 @@ def evenly(teacher_layers: int, student_layers: int) -> list[int]:
     return [round(i * last / (student_layers - 1)) for i in range(student_layers)]
 
 
-# Without these in common, copied layers have another shape or compute another function.
-SHARED = ("vocab_size", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
-SHARED += ("activation", "head", "relative_buckets", "relative_limit")
-
-
-def check_same(config, other, fields, whose: str, cure: str = "") -> None:
-    """Raise ValueError, naming the first of these ModelConfig fields that differs from `whose`."""
-    for field in fields:
-        ours, theirs = getattr(config, field), getattr(other, field)
-        if ours != theirs:
-            raise ValueError(
-                f"model.{field}={ours!r} differs from {whose} {theirs!r}, so layers cannot be "
-                f"copied; use {theirs!r}{cure}."
-            )
-
-
 def check_student(init: str, teacher_config, config) -> None:
     """Raise ValueError where this student cannot learn from this teacher, or not start so."""
     choose.choose(STUDENTS, init, "teacher.init")
-    check_same(config, teacher_config, ("vocab_size",), "the teacher's")
+    origin.check_same(config, teacher_config, ("vocab_size",), "the teacher's")
     if init == "random":
         return
-    check_same(config, teacher_config, SHARED, "the teacher's", ", or teacher.init='random'")
+    origin.check_same(
+        config, teacher_config, transformer.SHARED, "the teacher's", ", or teacher.init='random'"
+    )
     for field in ("num_encoder_layers", "num_decoder_layers"):
         ours, theirs = getattr(config, field), getattr(teacher_config, field)
         if ours > theirs:
@@ -80,10 +66,8 @@ def check_student(init: str, teacher_config, config) -> None:
 def alternate_layers(teacher, teacher_config, config):
     """The student's first parameters: the teacher's, of its layers those chosen by `evenly`."""
     student = dict(teacher)
-    for tower, ours, theirs in (
-        ("encoder", config.num_encoder_layers, teacher_config.num_encoder_layers),
-        ("decoder", config.num_decoder_layers, teacher_config.num_decoder_layers),
-    ):
+    for tower in teacher.keys() & {"encoder", "decoder"}:
+        ours, theirs = (getattr(c, f"num_{tower}_layers") for c in (config, teacher_config))
         chosen = jnp.array(evenly(theirs, ours))
         picked = jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], teacher[tower]["layers"])
         student[tower] = dict(teacher[tower]) | {"layers": picked}

@@ -1,4 +1,4 @@
-"""The parts of a block: norm, attention with an explicit cache, feed-forward, relative bias."""
+"""The parts of a block: norms, attention with an explicit cache, feed-forward, relative bias."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import attention, choose
+from lm import attention
 
 Array = jax.Array
 
@@ -27,9 +27,30 @@ def dense(features, axis, variance: float, name: str, dtype, distribution="norma
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis; statistics in float32, the result in `dtype`.
+    """x / rms(x) * (offset + scale) over the last axis; statistics in float32, result in `dtype`.
 
-    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    start: the scale's initial value.
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467; with offset 1, Gemma's.
+    """
+
+    dtype: str
+    epsilon: float = 1e-6
+    offset: float = 0.0
+    start: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.constant(self.start), (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        scale = scale + self.offset if self.offset else scale
+        return (wide * scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * scale + bias over the last axis; statistics in float32.
+
+    Source: Ba et al. 2016, arXiv:1607.06450.
     """
 
     dtype: str
@@ -38,9 +59,18 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         wide = x.astype(jnp.float32)
+        wide -= jnp.mean(wide, axis=-1, keepdims=True)
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * scale).astype(self.dtype)
+        return (wide * scale + bias).astype(self.dtype)
+
+
+NORMS = {
+    "rms": RMSNorm,
+    "rms_offset": lambda dtype, name: RMSNorm(dtype, offset=1.0, start=0.0, name=name),
+    "layer": LayerNorm,
+}
 
 
 class Dropout(nn.Module):
@@ -55,8 +85,9 @@ class Dropout(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """One learned number per head and distance bucket, added to the scores: float32 [N, T, S].
+    """One learned number per head and distance bucket, added to the scores.
 
+    distance: int [T, S] or [B, T, S] -> float32 [N, T, S] or [B, N, T, S].
     Source: Raffel et al. 2020, section 2.1, arXiv:1910.10683.
     """
 
@@ -72,7 +103,7 @@ class RelativeBias(nn.Module):
         bucket = attention.relative_bucket(
             distance, bidirectional=self.bidirectional, buckets=self.buckets, limit=self.limit
         )
-        return jnp.moveaxis(table[bucket], -1, 0)
+        return jnp.moveaxis(table[bucket], -1, -3)
 
 
 class Attention(nn.Module):
@@ -86,20 +117,45 @@ class Attention(nn.Module):
             (config.num_heads, config.head_dim),
             (config.num_kv_heads, config.head_dim),
         )
-        # T5 does not divide scores by sqrt(H); its query starts smaller by that factor instead.
-        self.query = dense(width, -1, 1 / config.head_dim, "query", config.dtype)
+        # Scores start with variance 1: what attention_scale does not divide by, the query's start
+        # does. T5 scales by 1, so its query starts smaller by sqrt(H).
+        start = config.head_dim**-0.5 / config.attention_scale
+        normed = config.query_key_norm != "none"
+        variance = 1.0 if normed else start**2
+        self.query = dense(width, -1, variance, "query", config.dtype)
         self.key = dense(kv_width, -1, 1.0, "key", config.dtype)
         self.value = dense(kv_width, -1, 1.0, "value", config.dtype)
         self.out = dense(config.d_model, (-2, -1), 1.0, "out", config.dtype)
+        if normed:
+            self.query_norm = RMSNorm(config.dtype, start=start)
+            self.key_norm = RMSNorm(config.dtype)
         self.dropout = Dropout(config.dropout_rate)
 
-    def keys_values(self, source: Array) -> tuple[Array, Array]:
-        """[B, S, D] -> keys and values, each [B, S, K, H]."""
-        return self.key(source), self.value(source)
+    def keys_values(self, source: Array, positions: Array | None = None) -> tuple[Array, Array]:
+        """[B, S, D] -> keys and values, each [B, S, K, H]; rotated where positions are given."""
+        config, key = self.config, self.key(source)
+        if config.query_key_norm != "none":
+            key = self.key_norm(key)
+        if positions is not None:
+            key = attention.rotate(key, positions, config.rotary_base)
+        return key, self.value(source)
 
-    def __call__(self, x, keys_values, mask, bias, deterministic) -> Array:
-        drop = lambda weights: self.dropout(weights, deterministic)
-        return self.out(attention.attend(self.query(x), *keys_values, mask, bias, drop))
+    def __call__(self, x, keys_values, mask, bias, deterministic, positions=None) -> Array:
+        config, query = self.config, self.query(x)
+        if config.query_key_norm != "none":
+            query = self.query_norm(query)
+        if positions is not None:
+            query = attention.rotate(query, positions, config.rotary_base)
+        summed = attention.attend(
+            query,
+            *keys_values,
+            mask,
+            bias,
+            scale=config.attention_scale,
+            cap=config.attention_cap,
+            drop=lambda weights: self.dropout(weights, deterministic),
+        )
+        return self.out(summed)
 
 
 class FeedForward(nn.Module):
@@ -110,7 +166,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
         config = self.config
-        activation, gated = choose.choose(ACTIVATIONS, config.activation, "model.activation")
+        activation, gated = ACTIVATIONS[config.activation]
         hidden = dense(config.d_ff, -1, 1.0, "up", config.dtype, "truncated_normal")(x)
         if gated:
             gate = dense(config.d_ff, -1, 1.0, "gate", config.dtype, "truncated_normal")(x)

@@ -75,7 +75,7 @@ def decays(params) -> dict:
     """True for the parameters that weight decay shrinks: matrices, not norm scales or biases."""
 
     def decayed(path, leaf):
-        return not any(word in jax.tree_util.keystr(path) for word in ("scale", "relative"))
+        return not any(word in jax.tree_util.keystr(path) for word in ("scale", "bias"))
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

@@ -25,7 +25,7 @@ RULES = (
     (r"(gate|up)/kernel$", (None, "fsdp", "tensor")),  # L D F
     (r"down/kernel$", (None, "tensor", "fsdp")),  # L F D
     (r"head$", ("fsdp", "tensor")),  # D V
-    (r"(scale|relative_bias)$", ()),
+    (r"(scale|bias)$", ()),
 )
 
 

@@ -32,6 +32,7 @@ from lm import choose
 
 # Left out: this package, and packaging tools, whose copies of other packages would come twice.
 LEFT_OUT = {"lm", "pip", "setuptools", "wheel"}
+LEFT_OUT |= {"torch", "transformers", "sympy", "mpmath", "networkx"}  # of tests; they come and go
 LEFT_OUT_FOLDERS = {"test", "tests", "_test", "_tests", "_vendor"}
 TEST_FILE = re.compile(r"test_.*|.*_tests?|conftest")
 

@@ -18,6 +18,7 @@ from lm import (
     logs,
     objectives,
     optimizers,
+    origin,
     parallel,
     pipeline,
     sources,
@@ -44,7 +45,8 @@ PLAIN_SECTIONS = {
     "every": ("log", "evaluate", "checkpoint"),
     "evaluate": ("examples", "decode"),
 }
-PLAIN_SECTIONS["tokenizer"] += ("documents",)
+PLAIN_SECTIONS["tokenizer"] += ("documents", "kind")
+KINDS = {"unigram": "pieces learnt from the text", "bytes": "its UTF-8 bytes, as ByT5 has them"}
 PLAIN_KEYS = ("name", "stage", "seed", "steps", "init_from", "keep")
 
 
@@ -88,6 +90,7 @@ def make_run(config: dict, workdir) -> Run:
     sections = {name: make(**config[name]) for name, make in SECTIONS.items()}
     run = Run(config, pathlib.Path(workdir), **sections)
     choose.choose(STAGES, config["stage"], "stage")
+    choose.choose(KINDS, config["tokenizer"]["kind"], "tokenizer.kind")
     for key, least in _least_values(config):
         section, _, leaf = key.rpartition(".")
         value = config[section][leaf] if section else config[key]
@@ -131,13 +134,12 @@ def _check_keys(config: dict) -> None:
 
 def _check_origin(run: Run) -> None:
     """The model fits the run it starts from or learns from; a claimed workdir has passed this."""
-    origin = run.config["init_from"] or run.config["teacher"]["workdir"]
-    if not origin or is_claimed(run.workdir):
+    taken = run.config["init_from"] or run.config["teacher"]["workdir"]
+    if not taken or is_claimed(run.workdir):
         return
-    model = read_run(origin).model
+    model = read_run(taken).model
     if run.config["init_from"]:
-        fields = (*distill.SHARED, "num_encoder_layers", "num_decoder_layers")
-        distill.check_same(run.model, model, fields, f"init_from={origin}'s")
+        origin.check_origin(run.model, model, taken)
     else:
         distill.check_student(run.config["teacher"]["init"], model, run.model)
 
@@ -146,7 +148,7 @@ def _least_values(config: dict):
     yield from (("steps", 1), ("seed", 0), ("keep", 2))
     yield from ((f"every.{key}", 1) for key in config["every"])
     yield from (("evaluate.examples", 0), ("evaluate.decode", 0), ("tokenizer.documents", 1))
-    yield from (("tokenizer.pieces", 1), ("tokenizer.num_sentinels", 1))
+    yield from (("tokenizer.pieces", 1), ("tokenizer.num_sentinels", 0))
 
 
 def _check_vocabulary(run: Run) -> None:
@@ -164,6 +166,11 @@ def _check_vocabulary(run: Run) -> None:
                 )
     elif fresh:
         facts = run.config["tokenizer"]
+        if facts["kind"] == "bytes" and facts["pieces"] != tokenizer.BYTE_PIECES:
+            raise ValueError(
+                f"tokenizer.pieces={facts['pieces']} is not the number of bytes and special ids; "
+                f"with tokenizer.kind='bytes' use {tokenizer.BYTE_PIECES}."
+            )
     else:
         facts = tokenizer.read(directory)[1]  # which says what is missing
     pieces, sentinels = facts["pieces"], facts["num_sentinels"]
@@ -173,6 +180,11 @@ def _check_vocabulary(run: Run) -> None:
             f"pieces + {sentinels} sentinels; use {tokenizer.padded_rows(pieces + sentinels)}."
         )
     if not tasks.task_named(run.data.task).pairs:
+        if facts.get("sentinel_order", "descending") != "descending":
+            raise ValueError(
+                f"the sentinels of {directory} ascend, as transformers' ByT5 has them, and "
+                f"objectives count down; use a task of pairs, or a tokenizer made here."
+            )
         objectives.check_sentinels(run.objective, run.data.input_length, sentinels)
 
 
@@ -236,9 +248,9 @@ def tokenizer_dir(run: Run) -> pathlib.Path:
     own = run.workdir / "tokenizer"
     if is_claimed(run.workdir):
         return own
-    origin = run.config["init_from"] or run.config["teacher"]["workdir"]
-    if origin and not run.config["tokenizer"]["dir"]:
-        return tokenizer_dir(read_run(origin))
+    taken = run.config["init_from"] or run.config["teacher"]["workdir"]
+    if taken and not run.config["tokenizer"]["dir"]:
+        return tokenizer_dir(read_run(taken))
     return run.place("tokenizer.dir", "tokenizer")
 
 
@@ -254,7 +266,10 @@ def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
     named = directory.resolve() != (run.workdir / "tokenizer").resolve()
     if (directory / tokenizer.FACTS).exists() or named or is_claimed(run.workdir):
         return tokenizer.Tokenizer(directory)
-    options = {key: value for key, value in run.config["tokenizer"].items() if key != "dir"}
+    options = dict(run.config["tokenizer"])
+    if options.pop("kind") == "bytes":
+        return tokenizer.spell(directory, options["num_sentinels"])
+    options.pop("dir")
     task = tasks.task_named(run.data.task)
     records = sources.tfds_records(task.dataset, splits(run)[0], run.data.dir)
     count = min(options.pop("documents"), len(records))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 from lm import checkpoints, choose, pipeline, run, transformer
 
 
@@ -28,14 +31,59 @@ def rows(this: run.Run, split: str, count: int) -> str:
     return "\n".join(said)
 
 
+# The standard deviation that a parameter starts with, by the end of its path; the first match wins.
+# config: of the parameter's tower; shape: its own; fan_in: the product of the axes it sums over.
+STARTS = (
+    (r"norm/(scale|bias)$", lambda config, fan_in, shape: 0.0),
+    (r"relative_bias$", lambda config, fan_in, shape: (2 / sum(shape[-2:])) ** 0.5),
+    (r"embedding$", lambda config, fan_in, shape: _embedding_std(config)),
+    (r"query/kernel$", lambda config, fan_in, shape: _query_start(config) * fan_in**-0.5),
+    (
+        r"head$",
+        lambda config, fan_in, shape: (1 if shape[1] > math.exp(10) else 0.5) * fan_in**-0.5,
+    ),
+    (r"kernel$", lambda config, fan_in, shape: fan_in**-0.5),
+)
+
+
+def _embedding_std(config) -> float:
+    small = config.embedding_scale == "sqrt_d_model" or config.head == "tied_unscaled"
+    return config.d_model**-0.5 if small else 1.0
+
+
+def _query_start(config) -> float:
+    normed = config.query_key_norm != "none"
+    return 1.0 if normed else config.head_dim**-0.5 / config.attention_scale
+
+
+def initial_std(model: transformer.ModelConfig, path: str, shape: tuple[int, ...]) -> float:
+    """The standard deviation of a parameter's initial values, 0 for constants.
+
+    path: as encoder.layers.self_attention.query.kernel. Source: T5X's initialisers,
+    t5x/examples/t5/layers.py.
+    """
+    *_, end = path = path.replace(".", "/").split("/")
+    side = "encoder" if path[0].startswith("encoder") and model.shared != "all" else "decoder"
+    inputs = shape[:1] if end == "head" else shape[1:3] if path[-2] == "out" else shape[1:2]
+    for pattern, start in STARTS:
+        if re.search(pattern, "/".join(path)):
+            return start(model.side(side), math.prod(inputs), shape)
+    raise ValueError(f"no initial std is known for parameter {'/'.join(path)}.")
+
+
 def parameters(this: run.Run) -> str:
-    """The table of parameters: path, shape, count, share; and FLOPs of one row's forward pass."""
+    """The table of parameters: path, shape, count, initial std, share; and FLOPs per token."""
     total = transformer.parameter_count(this.model)
-    said = []
+    row = "{:<48} {:>20} {:>15} {:>11} {:>8}".format
+    said = [row("parameter", "shape", "count", "initial std", "share")]
     for path, leaf in checkpoints.flatten(transformer.shapes(this.model)).items():
-        shape = " ".join(map(str, leaf.shape))
-        said.append(f"{path:<50} {shape:>22} {leaf.size:>13,} {leaf.size / total:>7.2%}")
-    flops = transformer.forward_flops(this.model, *this.lengths)
-    said.append(f"{'total':<50} {'':>22} {total:>13,} {1:>7.2%}")
-    said.append(f"forward FLOPs of a row of {' + '.join(map(str, this.lengths))} tokens: {flops:,}")
+        shape, std = " ".join(map(str, leaf.shape)), initial_std(this.model, path, leaf.shape)
+        said.append(row(path, shape, f"{leaf.size:,}", f"{std:.5f}", f"{leaf.size / total:.2%}"))
+    said.append(row("total", "", f"{total:,}", "", "100.00%"))
+    inputs, targets = this.lengths
+    flops = transformer.forward_flops(this.model, inputs, targets)
+    said.append(
+        f"forward FLOPs: {flops / (inputs + targets):,.0f} per token, of a row of {inputs} input "
+        f"and {targets} target tokens ({flops:,}); a training step takes 3 times that."
+    )
     return "\n".join(said)

@@ -100,10 +100,14 @@ def ratios(sums: dict[str, float]) -> dict[str, float]:
     return figures
 
 
+def first_params(model, seed: int) -> Any:
+    """The random parameters of a seed."""
+    return model.init(key_for(seed, 0, "init"), transformer.example())["params"]
+
+
 def init_state(model, optimizer, seed: int, params=None) -> State:
     """A fresh state; `params`, where given, are where training starts from."""
-    if params is None:
-        params = model.init(key_for(seed, 0, "init"), transformer.example())["params"]
+    params = first_params(model, seed) if params is None else params
     return State(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
 
@@ -167,11 +171,21 @@ def eval_step(params, examples: batch.Batch, *, loss: Loss, axis: str | None = N
 
 
 def decode_step(
-    params, examples: batch.Batch, *, model, length: int, eos: int, axis: str | None = None
+    params,
+    examples: batch.Batch,
+    *,
+    model,
+    length: int,
+    eos: int,
+    beam: decoding.BeamConfig | None = None,
+    axis: str | None = None,
 ) -> Array:
-    """Greedy answers to the inputs of a batch: int32 [B, length], pad after eos."""
+    """Answers to the inputs of a batch: int32 [B, length], pad after eos; greedy without a beam."""
     apply = lambda *args, method: model.apply({"params": params}, *args, method=method)
     cache = apply(examples.inputs, examples.inputs_segment_ids, length, method="start")
     step = lambda token, cache: apply(token, cache, method="decode_step")
-    start = jnp.zeros(examples.inputs.shape[0], jnp.int32)
-    return decoding.greedy(step, cache, start, length=length, eos=eos)
+    start = jnp.full(examples.inputs.shape[0], model.config.start_id, jnp.int32)
+    if beam is None:
+        return decoding.greedy(step, cache, start, length=length, eos=eos)
+    take = transformer.take_rows
+    return decoding.beam(step, cache, start, take, beam, length=length, eos=eos).ids[:, 0]

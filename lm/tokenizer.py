@@ -10,6 +10,9 @@ Nothing is lost: what has no piece of its own is spelt in bytes, and under norma
 newlines, runs of spaces and braces survive. No space is put before a text (T5's pieces have one),
 so that the pieces stand for the bytes of the text and for nothing else; bits per byte are exact.
 A piece holds newlines at its start or not at all, so that no word is glued to the end of a line.
+
+That is what `train` makes. A Tokenizer also holds the vocabularies that other codebases trained:
+those put a space before a text, lose what they have no piece for, or order their ids otherwise.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import tqdm
 from lm import choose
 
 PAD, EOS, UNK = 0, 1, 2
+BYTE_PIECES = 3 + 256
 NUM_THREADS = 16  # of training; a constant, since the model depends on it in the last bits
 CHUNK = 1000  # characters; SentencePiece silently drops what is longer than its maximum
 MODEL, FACTS = "tokenizer.model", "tokenizer.json"
@@ -96,7 +100,6 @@ def train(
         "pieces": pieces,
         "num_sentinels": num_sentinels,
         "normalization": normalization,
-        "fingerprint": fingerprint(model, num_sentinels),
         "training": {
             "character_coverage": character_coverage,
             "characters": sum(map(len, chunks)),
@@ -104,12 +107,7 @@ def train(
             "num_threads": NUM_THREADS,
         },
     }
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    # The facts come last and hold the fingerprint: a crash in between is found when loading.
-    write_whole(directory / MODEL, model)
-    write_whole(directory / FACTS, json.dumps(facts, indent=2).encode() + b"\n")
-    return Tokenizer(directory)
+    return write(directory, model, facts)
 
 
 def chunks_of(text: str) -> Iterator[str]:
@@ -164,6 +162,40 @@ def fit(chunks: list[str], *, pieces: int, **options) -> bytes:
     return model.getvalue()
 
 
+def blank(kind: int, special: dict[str, str]):
+    """A SentencePiece ModelProto without pieces, which changes no text.
+
+    kind: TrainerSpec.ModelType of sentencepiece_model.proto. special: role (pad, eos, unk, bos) ->
+    piece.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.trainer_spec.model_type = kind
+    for role, name in special.items():
+        setattr(model.trainer_spec, f"{role}_piece", name)
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = False
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model
+
+
+def byte_model():
+    """ByT5's ids as a SentencePiece model: pad, eos, unk and 256 bytes, to which all falls back."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    characters = sentencepiece_model_pb2.TrainerSpec.CHAR
+    model = blank(characters, {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"})
+    model.trainer_spec.byte_fallback = True
+    model.trainer_spec.unk_id = 2
+    model.normalizer_spec.escape_whitespaces = False
+    pieces = model.SentencePiece
+    named = (("<pad>", pieces.CONTROL), ("</s>", pieces.CONTROL), ("<unk>", pieces.UNKNOWN))
+    for name, kind in (*named, *((f"<0x{value:02X}>", pieces.BYTE) for value in range(256))):
+        model.pieces.add(piece=name, score=0.0, type=kind)
+    return model
+
+
 def pieces_advice(error: str, pieces: int) -> str:
     """SentencePiece's complaint about the number of pieces as one sentence with the cure."""
     if found := re.search(r"too high .* <= (\d+)", error):
@@ -182,9 +214,32 @@ def pieces_advice(error: str, pieces: int) -> str:
     return f"SentencePiece refused tokenizer.pieces={pieces} ({error}); use 1000 or more."
 
 
-def fingerprint(model: bytes, num_sentinels: int) -> str:
+def spell(directory: str | os.PathLike, num_sentinels: int) -> Tokenizer:
+    """Write the tokenizer that spells every text in its UTF-8 bytes, as ByT5 does: 259 pieces."""
+    facts = {"pieces": BYTE_PIECES, "num_sentinels": num_sentinels, "normalization": "identity"}
+    return write(directory, byte_model().SerializeToString(), facts)
+
+
+def write(directory: str | os.PathLike, model: bytes, facts: dict) -> Tokenizer:
+    """Make a directory the tokenizer of a SentencePiece model, each file whole or not at all.
+
+    facts: JSON, with pieces, num_sentinels, normalization, and sentinel_order where it is not
+    "descending"; the fingerprint is added.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    facts = facts | {"fingerprint": fingerprint(model, facts)}
+    # The facts come last and hold the fingerprint: a crash in between is found when loading.
+    write_whole(directory / MODEL, model)
+    write_whole(directory / FACTS, json.dumps(facts, indent=2).encode() + b"\n")
+    return Tokenizer(directory)
+
+
+def fingerprint(model: bytes, facts: dict) -> str:
     """sha256 of all that decides the ids of a text, in hexadecimal."""
-    return hashlib.sha256(model + b"%d" % num_sentinels).hexdigest()
+    order = facts.get("sentinel_order", "descending")
+    ids = b"%d" % facts["num_sentinels"] + (b"" if order == "descending" else order.encode())
+    return hashlib.sha256(model + ids).hexdigest()
 
 
 def write_whole(path: pathlib.Path, data: bytes) -> None:
@@ -198,15 +253,14 @@ def write_whole(path: pathlib.Path, data: bytes) -> None:
 
 
 class Tokenizer:
-    """A trained tokenizer, read from its directory; pickled, it is that directory's name.
+    """A tokenizer, read from its directory; pickled, it is that directory's name.
 
     pad, eos, unk: ids. pieces: ids of the SentencePiece model. size: pieces + num_sentinels.
-    normalization: a key of NORMALIZATIONS. fingerprint: two tokenizers that agree on it give the
-    same ids.
+    normalization: the name of the model's rule; a key of NORMALIZATIONS if trained here.
+    has_prefix: whether a space is put before every text, as T5's pieces want. fingerprint: two
+    tokenizers that agree on it give the same ids.
     Raises ValueError if a file is missing or damaged.
     """
-
-    pad, eos, unk = PAD, EOS, UNK
 
     def __init__(self, directory: str | os.PathLike):
         import sentencepiece
@@ -214,29 +268,41 @@ class Tokenizer:
         self.directory = pathlib.Path(directory).absolute()
         model, facts = read(self.directory)
         self._spm = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.pad, self.eos, self.unk = self._spm.pad_id(), self._spm.eos_id(), self._spm.unk_id()
         self.pieces = self._spm.vocab_size()
         self.num_sentinels = facts["num_sentinels"]
+        self.sentinel_order = facts.get("sentinel_order", "descending")
         self.normalization = facts["normalization"]
         self.size = self.pieces + self.num_sentinels
         self.fingerprint = facts["fingerprint"]
+        probe = self._spm.normalize("x x")
+        self.has_prefix, self._escapes = probe[0] != "x", "▁" in probe
         self._bytes = [self._bytes_of(piece) for piece in range(self.pieces)]
-        names = [b"<extra_id_%d>" % k for k in reversed(range(self.num_sentinels))]
-        self._shown = self._bytes + names
-        self._shown[UNK] = "\ufffd".encode()
+        self._shown = self._bytes + [b""] * self.num_sentinels
+        for k in range(self.num_sentinels):
+            self._shown[self.sentinel(k)] = b"<extra_id_%d>" % k
+        self._shown[self.unk] = "\ufffd".encode()
 
     def __reduce__(self):
         return Tokenizer, (self.directory,)
 
     def _bytes_of(self, piece: int) -> bytes:
-        """The UTF-8 that a piece stands for: none for pad, eos and unk."""
+        """The UTF-8 that a piece stands for: none for pad, eos, unk and the like."""
         name = self._spm.id_to_piece(piece)
         if self._spm.is_byte(piece):
             return bytes([int(name[3:5], 16)])  # "<0x0A>"
-        return b"" if piece in (PAD, EOS, UNK) else name.replace("▁", " ").encode()
+        if self._spm.is_control(piece) or self._spm.is_unknown(piece):
+            return b""
+        return self._spaced(name).encode()
+
+    def _spaced(self, text: str) -> str:
+        return text.replace("▁", " ") if self._escapes else text
 
     def sentinel(self, k: int = 0) -> int:
         """The id of sentinel k: descending from the highest id, as in T5 (32099, 32098, ..).
 
+        With sentinel_order "ascending", as transformers' ByT5 has them, up from the first id after
+        the pieces (259, 260, ..).
         Raises ValueError if there is no sentinel k: its id would be an ordinary piece's.
         """
         if not 0 <= k < self.num_sentinels:
@@ -244,35 +310,49 @@ class Tokenizer:
                 f"sentinel {k} is beyond the tokenizer's num_sentinels={self.num_sentinels}; train "
                 f"it with --config.tokenizer.num_sentinels={k + 1} or more."
             )
-        return self.size - 1 - k
+        return self.pieces + k if self.sentinel_order == "ascending" else self.size - 1 - k
+
+    def names(self) -> list[str]:
+        """What each id stands for, by which ids of two tokenizers are matched: no two alike."""
+        pieces = [self._spm.id_to_piece(piece) for piece in range(self.pieces)]
+        return pieces + [self.decode([place]) for place in range(self.pieces, self.size)]
 
     def normalise(self, text: str) -> str:
-        """The text as the model sees it: decode(encode(text)) is this, for any text.
+        """The text as the model sees it: decode(encode(text)) is this, for any text without unk.
 
-        Under "identity" only lone surrogates (to U+FFFD) and U+2581 (to a space) change.
+        Under "identity" only lone surrogates (to U+FFFD) and U+2581 (to a space) change; with
+        bytes for pieces (ByT5), only the former. The space of has_prefix is left out.
         """
-        return self._spm.normalize(SURROGATES.sub("\ufffd", text)).replace("▁", " ")
+        seen = self._spaced(self._spm.normalize(SURROGATES.sub("\ufffd", text)))
+        return seen[1:] if self.has_prefix else seen
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids without eos: int32[L]. What looks like a special token is spelt as ordinary text."""
+        """Ids without bos or eos: int32[L]. A special token's name is spelt as ordinary text.
+
+        Only the symbols that a foreign model defines as pieces of text, such as Gemma's
+        <start_of_turn>, are what their names say.
+        """
         return self._spm.encode_as_numpy(SURROGATES.sub("\ufffd", text))
 
     def decode(self, ids) -> str:
         """The text of int[L], any ids: a model's too.
 
-        pad and eos vanish, sentinel k reads <extra_id_k>, an embedding row without an id reads
-        <unused_N>, and bytes that are no UTF-8 become U+FFFD.
+        pad and eos vanish, sentinel k reads <extra_id_k>, unk reads U+FFFD (one for a run of
+        characters without a piece), an embedding row without an id reads <unused_N>, and bytes
+        that are no UTF-8 become U+FFFD. With has_prefix, one space that leads the text is dropped.
         """
         shown, size = self._shown, self.size
         ids = np.asarray(ids).tolist()
         parts = [shown[i] if 0 <= i < size else b"<unused_%d>" % i for i in ids]
-        return b"".join(parts).decode("utf-8", "replace")
+        text = b"".join(parts).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.has_prefix else text
 
     def piece_bytes(self, rows: int) -> np.ndarray:
         """How many UTF-8 bytes of text each of `rows` ids stands for: int32[rows].
 
-        The sum over encode(text) is len(normalise(text).encode()). Special ids, sentinels and
-        rows without an id stand for none.
+        The sum over encode(text) is len(normalise(text).encode()); with has_prefix it is 1 more
+        for a text that is not empty. Special ids, sentinels and rows without an id stand for none;
+        nor does unk, so that bits per byte is exact only where every character has a piece.
         Raises ValueError if rows < size.
         """
         if rows < self.size:
@@ -291,10 +371,10 @@ def read(directory: pathlib.Path) -> tuple[bytes, dict]:
     try:
         model = (directory / MODEL).read_bytes()
         facts = json.loads((directory / FACTS).read_bytes())
-        sound = fingerprint(model, facts["num_sentinels"]) == facts["fingerprint"]
+        sound = fingerprint(model, facts) == facts["fingerprint"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"there is no tokenizer in {directory}; {cure}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / FACTS} is damaged ({error}); {cure}") from error
     if not sound:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 
 import jax
 
@@ -15,6 +16,7 @@ from lm import (
     evaluate,
     logs,
     optimizers,
+    origin,
     parallel,
     pipeline,
     run,
@@ -39,14 +41,31 @@ LOSSES = {"pretrain": language_loss, "finetune": language_loss, "distill": disti
 
 
 def first_params(this: run.Run, tokens, teacher: dict | None) -> dict | None:
-    """The parameters to start from, None for random ones. teacher: the teacher's, if any."""
+    """The parameters to start from, None for random ones. teacher: the teacher's, if any.
+
+    Of a run named by init_from all are taken, but where its vocabulary is another one, the rows of
+    the same pieces; what was taken is printed.
+    """
     config = this.config
     if teacher is not None:
         theirs = run.read_run(config["teacher"]["workdir"]).model
         return distill.init_student(config["teacher"]["init"], teacher, theirs, this.model)
     if not config["init_from"]:
         return None
-    return evaluate.read_params(run.read_run(config["init_from"]), tokens)[0]
+    taken = run.read_run(config["init_from"])
+    theirs = run.make_tokenizer(taken)
+    params, step = evaluate.read_params(taken, theirs)
+    same = theirs.fingerprint == tokens.fingerprint
+    account = "all parameters whole"
+    if not same or taken.model.vocab_size != this.model.vocab_size:
+        model = transformer.Transformer(this.model)
+        fresh = jax.jit(functools.partial(steps.first_params, model, config["seed"]))()
+        rows = origin.rows_by_name(tokens.names(), theirs.names(), this.model.vocab_size)
+        flat = [checkpoints.flatten(tree) for tree in (fresh, params)]
+        carried, account = origin.carry_over(*flat, rows)
+        params = jax.tree.unflatten(jax.tree.structure(fresh), list(carried.values()))
+    print(f"init_from {config['init_from']}, update {step}: {account}", file=sys.stderr)
+    return params
 
 
 def check(this: run.Run, devices=None):

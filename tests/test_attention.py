@@ -185,8 +185,104 @@ def test_the_softmax_is_taken_in_float32_of_bfloat16_scores():
 def test_drop_is_applied_to_weights_that_sum_to_one():
     query, key, value, mask, bias = problem(2)
     seen = []
-    attention.attend(query, key, value, mask, bias, lambda w: seen.append(w) or w)
+    attention.attend(query, key, value, mask, bias, drop=lambda w: seen.append(w) or w)
     np.testing.assert_allclose(seen[0].sum(-1), 1, rtol=1e-6)
-    halved = attention.attend(query, key, value, mask, bias, lambda w: w / 2)
+    halved = attention.attend(query, key, value, mask, bias, drop=lambda w: w / 2)
     whole = attention.attend(query, key, value, mask, bias)
     np.testing.assert_allclose(2 * halved, whole, rtol=1e-6)
+
+
+# Positions. ----------------------------------------------------------------------------------
+
+
+def test_positions_count_from_the_start_of_each_segment():
+    segments = np.array([[1, 1, 1, 2, 2, 0, 0], [0, 0, 1, 1, 2, 3, 3], [1, 2, 1, 1, 1, 1, 1]])
+    expected = [[0, 1, 2, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0, 1], [0, 0, 0, 1, 2, 3, 4]]
+    np.testing.assert_array_equal(attention.positions(jnp.asarray(segments)), expected)
+
+
+@pytest.mark.parametrize("width", [2, 6, 16])
+def test_sinusoids_are_the_papers_with_the_sines_first(width):
+    positions = np.array([[0, 1, 2, 700], [3, 0, 1, 9]])
+    ours = attention.sinusoids(jnp.asarray(positions), width)
+    for i in range(width // 2):
+        angle = positions / 10_000 ** (2 * i / width)
+        np.testing.assert_allclose(ours[..., i], np.sin(angle), atol=1e-4)
+        np.testing.assert_allclose(ours[..., width // 2 + i], np.cos(angle), atol=1e-4)
+
+
+def rotated(x, positions, base=100.0):
+    places = jnp.broadcast_to(jnp.asarray(positions), x.shape[:2])
+    return np.asarray(attention.rotate(jnp.asarray(x), places, base))
+
+
+def test_rotation_is_the_product_with_a_complex_number_of_norm_one():
+    x = np.random.default_rng(3).normal(size=(2, 5, 3, 8)).astype(np.float32)
+    positions = np.array([0, 1, 2, 40, 7])
+    for i in range(4):
+        number = (x[..., i] + 1j * x[..., 4 + i]) * np.exp(
+            1j * positions[:, None] * 100.0 ** (-i / 4)
+        )
+        ours = rotated(x, positions)
+        np.testing.assert_allclose(ours[..., i] + 1j * ours[..., 4 + i], number, atol=2e-5)
+    norm = lambda x: np.linalg.norm(x, axis=-1)
+    np.testing.assert_allclose(norm(rotated(x, positions)), norm(x), rtol=1e-5)
+
+
+def test_position_zero_is_not_rotated_and_dtype_is_kept():
+    x = np.random.default_rng(4).normal(size=(1, 3, 2, 6)).astype(np.float32)
+    np.testing.assert_array_equal(rotated(x, 0), x)
+    narrow = attention.rotate(jnp.asarray(x, jnp.bfloat16), jnp.ones((1, 3), int), 10.0)
+    assert narrow.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("shift", [1, 7, 1000])
+def test_rotated_scores_depend_on_distance_alone(shift):
+    query, key = np.random.default_rng(5).normal(size=(2, 1, 6, 2, 8)).astype(np.float32)
+
+    def scores(start):
+        places = start + np.arange(6)
+        return np.einsum("btnh,bsnh->bnts", rotated(query, places), rotated(key, places))
+
+    np.testing.assert_allclose(scores(shift), scores(0), atol=1e-3)
+    assert np.abs(scores(0) - np.einsum("btnh,bsnh->bnts", query, key)).max() > 0.1
+
+
+# Caps and scales. ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", [0.5, 30.0])
+def test_soft_cap_is_bounded_monotone_odd_and_the_identity_near_zero(cap):
+    x = jnp.linspace(-6 * cap, 6 * cap, 1001)
+    capped = np.asarray(attention.soft_cap(x, cap))
+    assert (np.abs(capped) < cap).all() and np.abs(capped).max() > 0.99 * cap
+    assert (np.diff(capped) > 0).all()
+    np.testing.assert_allclose(capped, -capped[::-1], atol=1e-6 * cap)
+    near = cap * jnp.linspace(-0.01, 0.01, 21)  # tanh x = x - x^3 / 3 + ..
+    np.testing.assert_allclose(attention.soft_cap(near, cap), near, rtol=1e-4 / 3 + 1e-6)
+
+
+def test_a_cap_of_zero_is_none():
+    x = jnp.linspace(-900.0, 900.0, 7)
+    np.testing.assert_array_equal(attention.soft_cap(x, 0.0), x)
+
+
+def test_scores_are_scaled_then_biased_then_capped():
+    query, key, value, mask, bias = problem(2)
+    ours = attention.attend(query, key, value, mask, bias, scale=0.3, cap=0.7)
+    repeat = lambda x: np.repeat(np.asarray(x, np.float64), 2, axis=2)
+    scores = 0.3 * np.einsum("btnh,bsnh->bnts", query, repeat(key)) + np.asarray(bias)
+    weights = np.exp(0.7 * np.tanh(scores / 0.7)) * mask[:, None]
+    weights /= weights.sum(-1, keepdims=True)
+    expected = np.einsum("bnts,bsnh->btnh", weights, repeat(value))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_may_differ_from_row_to_row():
+    query, key, value, mask, bias = problem(2)
+    rows = jnp.stack([bias, bias[::-1]])
+    both = attention.attend(query, key, value, mask, rows)
+    for row in range(2):
+        part = slice(row, row + 1)
+        alone = attention.attend(query[part], key[part], value[part], mask[part], rows[row])
+        np.testing.assert_allclose(both[part], alone, rtol=1e-6, atol=1e-6)

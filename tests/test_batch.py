@@ -24,19 +24,21 @@ def batch_of(targets, segments):
     return batch.Batch(targets, segments, targets, segments)
 
 
-def test_each_segment_is_shifted_as_if_it_were_alone():
+@pytest.mark.parametrize("start", [0, 2])
+def test_each_segment_is_shifted_as_if_it_were_alone(start):
     targets, segments = packed_rows(np.random.default_rng(0))
-    shifted = batch.shift_right(targets, segments)
+    shifted = batch.shift_right(targets, segments, start)
     for row in range(len(targets)):
         for number in range(1, segments[row].max() + 1):
             mine = segments[row] == number
-            alone = [0, *targets[row][mine][:-1]]
+            alone = [start, *targets[row][mine][:-1]]
             np.testing.assert_array_equal(shifted[row][mine], alone)
 
 
-def test_padding_is_shifted_to_padding():
+@pytest.mark.parametrize("start", [0, 2])
+def test_padding_is_shifted_to_padding(start):
     targets, segments = packed_rows(np.random.default_rng(1))
-    assert not batch.shift_right(targets, segments)[segments == 0].any()
+    assert not batch.shift_right(targets, segments, start)[segments == 0].any()
 
 
 def test_two_neighbours_with_equal_tokens_do_not_see_each_other():
@@ -56,8 +58,8 @@ def test_weights_are_one_on_targets_and_zero_on_padding():
 @pytest.mark.parametrize("seed", range(3))
 def test_numpy_and_jax_say_the_same(seed):
     targets, segments = packed_rows(np.random.default_rng(seed))
-    here = batch.shift_right(targets, segments)
-    there = batch.shift_right(jnp.asarray(targets), jnp.asarray(segments))
+    here = batch.shift_right(targets, segments, seed)
+    there = batch.shift_right(jnp.asarray(targets), jnp.asarray(segments), seed)
     np.testing.assert_array_equal(here, there)
     assert isinstance(here, np.ndarray) and here.dtype == there.dtype == np.int32
     weights = batch.loss_weights(batch_of(jnp.asarray(targets), jnp.asarray(segments)))

@@ -397,3 +397,29 @@ def test_a_sharded_state_is_restored_into_its_shardings(tmp_path):
         found, _ = restore(tmp_path, state._replace(params=like))
         assert found.params["x"].sharding == place(spec)
         assert bits(found.params) == bits({"x": x})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
+@pytest.mark.parametrize("shape", [(), (3, 0), (5,), (2, 3, 7), (1, 300)])
+def test_a_sum_taken_in_parts_on_the_host_is_the_sum_on_the_device(dtype, shape):
+    x = np.random.default_rng(0).normal(0, 9, shape).astype(jnp.dtype(dtype))
+    assert checkpoints.host_sum(x, chunk=4) == int(checkpoints.leaf_sum(jnp.asarray(x)))
+
+
+def test_a_device_takes_an_empty_array_over_without_copying_it():
+    x = checkpoints.empty((3, 1000, 7))
+    x[:] = 1
+    taken = jax.device_put(x, jax.devices("cpu")[0])
+    assert taken.unsafe_buffer_pointer() == x.ctypes.data
+    np.testing.assert_array_equal(taken, np.ones((3, 1000, 7), np.float32))
+
+
+def test_parameters_alone_are_read_and_not_continued(tmp_path):
+    params = {"a": jnp.arange(6.0), "b": {"c": jnp.ones((2, 3))}}
+    with checkpoints.Checkpoints(tmp_path, background=False) as saved:
+        saved.save(steps.State(0, params, None), {"x": 1})
+        read, facts = saved.restore_params(params)
+        jax.tree.map(np.testing.assert_array_equal, read, params)
+        assert facts["x"] == 1 and facts["step"] == 0
+        with pytest.raises(ValueError, match="opt_state .* is absent in checkpoint 0"):
+            saved.restore(steps.State(jnp.zeros([], jnp.int32), params, {"m": params["a"]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +175,89 @@ def test_no_projection_has_a_bias_so_zero_stays_zero():
     out, params = attention_of(config_of(), zero, source, mask)
     assert not out.any()
     assert {key for leaf in params.values() for key in leaf} == {"kernel"}
+
+
+# Other norms. --------------------------------------------------------------------------------
+
+
+def test_gemmas_norm_multiplies_by_one_plus_a_scale_that_starts_at_zero():
+    x, scale = draw(*SHAPE), draw(16, seed=1)
+    module = layers.NORMS["rms_offset"]("float32", "norm")
+    ours = module.apply({"params": {"scale": scale}}, x)
+    np.testing.assert_allclose(ours, exact_norm(x, 1 + np.asarray(scale)), rtol=1e-5, atol=1e-6)
+    start = module.init(jax.random.key(0), x)["params"]
+    np.testing.assert_array_equal(start["scale"], np.zeros(16))
+    np.testing.assert_allclose(module.apply({"params": start}, x), norm(x, jnp.ones(16)), rtol=1e-6)
+
+
+def test_layer_norm_is_that_of_flax():
+    x, params = 3 + draw(*SHAPE), {"scale": draw(16, seed=1), "bias": draw(16, seed=2)}
+    ours = layers.NORMS["layer"]("float32", name="norm").apply({"params": params}, x)
+    theirs = nn.LayerNorm(epsilon=1e-6).apply({"params": params}, x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)
+    start = layers.NORMS["layer"]("float32", name="norm").init(jax.random.key(0), x)["params"]
+    np.testing.assert_array_equal(start["scale"], np.ones(16))
+    np.testing.assert_array_equal(start["bias"], np.zeros(16))
+
+
+@pytest.mark.parametrize("kind", layers.NORMS)
+def test_every_norm_gives_its_dtype(kind):
+    module, x = layers.NORMS[kind]("bfloat16", name="norm"), draw(*SHAPE).astype(jnp.bfloat16)
+    normed = module.apply(module.init(jax.random.key(0), x), x)
+    assert normed.dtype == jnp.bfloat16
+
+
+# Queries and keys. ---------------------------------------------------------------------------
+
+
+def test_normed_queries_and_keys_do_not_see_the_scale_of_their_input():
+    config, mask = config_of(query_key_norm="rms"), np.ones((2, 5, 5), bool)
+    x = draw(*SHAPE)
+    module = layers.Attention(config)
+
+    def weights_of(module, x, factor):
+        key, value = module.keys_values(factor * x)
+        return module(factor * x, (key, value / factor), mask, None, True)
+
+    params = module.init(jax.random.key(0), x, 1.0, method=weights_of)
+    ours, scaled = (module.apply(params, x, f, method=weights_of) for f in (1.0, 100.0))
+    np.testing.assert_allclose(ours, scaled, rtol=1e-3, atol=1e-4)
+    assert set(params["params"]) == {"query", "key", "value", "out", "query_norm", "key_norm"}
+
+
+@pytest.mark.parametrize("normed", ["none", "rms"])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_scores_start_with_variance_one_whatever_the_scale(normed, scale):
+    """64 queries and keys of 64 units make 4096 scores for each of 4 heads."""
+    config = config_of(
+        d_model=64, head_dim=16, num_kv_heads=4, attention_scale=scale, query_key_norm=normed
+    )
+    module, x, seen = layers.Attention(config), draw(1, 64, 64), {}
+
+    def scores(module, x):
+        key, value = module.keys_values(x)
+        mask = jnp.ones((1, 64, 64), bool)
+        module(x, (key, value), mask, None, True)
+        query = module.query(x)
+        if normed == "rms":
+            query = module.query_norm(query)
+        seen["scores"] = scale * jnp.einsum("btnh,bsnh->bnts", query, key)
+
+    module.init(jax.random.key(0), x, method=scores)
+    # 64 x 16 independent numbers on either side of each head: the variance is known to some 10 %.
+    assert float(jnp.var(seen["scores"])) == pytest.approx(1, abs=0.2)
+
+
+def test_rotary_positions_turn_queries_and_keys_and_no_values():
+    config, x, mask = config_of(rotary_base=50.0), draw(*SHAPE), np.ones((2, 5, 5), bool)
+    module = layers.Attention(config)
+
+    def whole(module, x, shift):
+        places = jnp.broadcast_to(shift + jnp.arange(5), (2, 5))
+        turned = module(x, module.keys_values(x, places), mask, None, True, places)
+        return turned, module(x, module.keys_values(x), mask, None, True)
+
+    params = module.init(jax.random.key(0), x, 0, method=whole)
+    (turned, plain), (shifted, _) = (module.apply(params, x, s, method=whole) for s in (0, 30))
+    np.testing.assert_allclose(turned, shifted, rtol=1e-3, atol=1e-4)
+    assert np.abs(turned - plain).max() > 0.01

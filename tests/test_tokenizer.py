@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pathlib
@@ -151,7 +152,7 @@ def test_the_three_numbers(plain):
 
 
 def test_sentinels_descend_from_the_highest_id_as_t5s_do(plain):
-    t5 = types.SimpleNamespace(size=32_100, num_sentinels=100)
+    t5 = types.SimpleNamespace(size=32_100, num_sentinels=100, sentinel_order="descending")
     assert [tokenizer.Tokenizer.sentinel(t5, k) for k in (0, 1, 99)] == [32_099, 32_098, 32_000]
     assert plain.sentinel() == plain.sentinel(0) == plain.size - 1
     assert plain.sentinel(NUM_SENTINELS - 1) == plain.pieces
@@ -347,3 +348,63 @@ def test_damaged_facts_are_noticed(directory, tmp_path, damage, message):
     facts.write_text(damage(facts.read_text()))
     with pytest.raises(ValueError, match=f"{message}.*python -m lm tokenizer"):
         tokenizer.Tokenizer(tmp_path)
+
+
+# Vocabularies that were trained elsewhere. ---------------------------------------------------
+
+
+def foreign(path, facts=(), **options):
+    """A tokenizer of a SentencePiece model trained otherwise than `train` does."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    ids = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(chunk for text in corpus() for chunk in tokenizer.chunks_of(text)),
+        model_writer=model,
+        minloglevel=2,
+        **ids | options,
+    )
+    known = {"pieces": options["vocab_size"], "num_sentinels": 5, "normalization": "nmt_nfkc"}
+    return tokenizer.write(path, model.getvalue(), known | dict(facts))
+
+
+def test_a_prefix_space_is_the_models_and_not_the_texts(tmp_path):
+    tok = foreign(tmp_path, vocab_size=400, byte_fallback=True)
+    lengths = tok.piece_bytes(tok.size)
+    for text in fuzz():
+        assert tok.decode(tok.encode(text)) == tok.normalise(text)
+        prefix = bool(tok.normalise(text))
+        assert lengths[tok.encode(text)].sum() == len(tok.normalise(text).encode()) + prefix
+    assert tok.has_prefix and tok.normalise("  a b ") == "a b"
+
+
+def test_the_special_ids_are_the_models_own(tmp_path):
+    ids = dict(pad_id=0, eos_id=5, unk_id=3, bos_id=2, vocab_size=400)
+    tok = foreign(tmp_path, **ids, byte_fallback=True, add_dummy_prefix=False)
+    assert (tok.pad, tok.eos, tok.unk, tok.has_prefix) == (0, 5, 3, False)
+    assert not tok.piece_bytes(tok.size)[[0, 2, 3, 5]].any()
+    assert tok.decode([2, *tok.encode("ab"), 5, 0]) == "ab"
+
+
+def test_sentinels_may_ascend_and_the_fingerprint_knows(tmp_path):
+    rising = foreign(tmp_path / "1", {"sentinel_order": "ascending"}, vocab_size=300)
+    falling = foreign(tmp_path / "2", {"sentinel_order": "descending"}, vocab_size=300)
+    usual = foreign(tmp_path / "3", vocab_size=300)
+    assert [rising.sentinel(k) for k in range(5)] == [300, 301, 302, 303, 304]
+    assert [falling.sentinel(k) for k in range(5)] == [304, 303, 302, 301, 300]
+    assert rising.decode([300, 304]) == "<extra_id_0><extra_id_4>" == usual.decode([304, 300])
+    assert rising.fingerprint != falling.fingerprint == usual.fingerprint
+    facts = tmp_path / "1" / "tokenizer.json"
+    facts.write_text(facts.read_text().replace("ascending", "descending"))
+    with pytest.raises(ValueError, match="do not belong together"):
+        tokenizer.Tokenizer(tmp_path / "1")
+    with pytest.raises(ValueError, match="sentinel 5 is beyond"):
+        rising.sentinel(5)
+
+
+def test_what_has_no_piece_reads_as_one_replacement(tmp_path):
+    tok = foreign(tmp_path, vocab_size=300)
+    unknown = tok.encode("a \U0001f600\U0001f601 a").tolist()
+    assert unknown.count(tok.unk) == 1
+    assert tok.decode(unknown) == "a \ufffd a"

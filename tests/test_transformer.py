@@ -1,4 +1,7 @@
-"""Laws of the model: packed is alone, the future and padding have no say, one step is all steps."""
+"""Laws of the model: one step is all steps, one model however compiled, and who has a say.
+
+The models are those of test_transformer_words.py, which states the laws of packing and padding.
+"""
 
 from __future__ import annotations
 
@@ -12,76 +15,30 @@ import numpy as np
 import pytest
 
 from lm import batch, layers, transformer
+from tests import test_transformer_words as words
 
-ROWS, SOURCE, TARGET, VOCAB = 4, 12, 10, 64
-CONFIG = transformer.ModelConfig(
-    vocab_size=VOCAB,
-    d_model=16,
-    d_ff=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    num_encoder_layers=2,
-    num_decoder_layers=2,
-    relative_buckets=8,
-    relative_limit=10,
-    layers="scanned",
-)
+SOURCE, TARGET, VOCAB = words.SOURCE, words.TARGET, words.VOCAB
 FAST_KEY = jax.random.key(0, impl="rbg")  # compiles in a fraction of the time
 
 
 @functools.cache
-def compiled(config):
-    """The forward pass: ({"params"}, Batch) -> logits."""
-    return jax.jit(transformer.Transformer(config).apply)
+def forward(config):
+    """(params, Batch) -> logits [B, T, V]."""
+    model = transformer.Transformer(config)
+    apply = lambda params, examples: model.apply({"params": params}, examples)
+    return jax.jit(apply, compiler_options=words.QUICK)
 
 
-@dataclasses.dataclass
-class Tiny:
-    """A model and its parameters."""
-
-    config: transformer.ModelConfig
-    params: dict
-
-    def apply(self, *args, method):
-        return transformer.Transformer(self.config).apply(
-            {"params": self.params}, *args, method=method
-        )
-
-    def logits(self, examples):
-        """Batch -> logits [B, T, V] as numpy."""
-        return np.asarray(compiled(self.config)({"params": self.params}, examples))
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    init = jax.jit(transformer.Transformer(CONFIG).init)
-    params = init(FAST_KEY, transformer.example())["params"]
-    # Any scale but one, so that a norm that ignores its scale is seen.
-    scales = np.random.default_rng(9).uniform(0.5, 1.5, 16)
-    rescale = lambda path, x: x * scales if path[-1].key == "scale" else x
-    return Tiny(CONFIG, jax.tree_util.tree_map_with_path(rescale, params))
-
-
-def ragged(lengths, seed=0):
-    """A batch with rows of segments [(inputs, targets), ...] tokens each, then padding."""
-    rng = np.random.default_rng(seed)
-    arrays = [np.zeros((ROWS, n), np.int32) for n in (SOURCE, SOURCE, TARGET, TARGET)]
-    for row, segments in enumerate(lengths):
-        starts = [0, 0]
-        for number, sizes in enumerate(segments, start=1):
-            for side, size in enumerate(sizes):
-                place = slice(starts[side], starts[side] + size)
-                arrays[2 * side][row, place] = rng.integers(2, VOCAB, size)
-                arrays[2 * side + 1][row, place] = number
-                starts[side] += size
-    return batch.Batch(*arrays)
+def logits_of(config, examples, params=None):
+    """As numpy; of the drawn parameters unless told otherwise."""
+    params = words.drawn(config) if params is None else params
+    return np.asarray(forward(config)(params, jax.tree.map(jnp.asarray, examples)))
 
 
 @pytest.fixture(scope="module")
 def examples():
-    """Ragged, packed in one row, with padding on either side."""
-    return ragged([[(5, 4), (6, 5)], [(12, 10)], [(1, 2)], [(7, 3)]])
+    """Ragged, packed, with padding on either side; row 1 is one example and full."""
+    return words.laid_out(words.PACKED, late=(2,))[0]
 
 
 def change(examples, **places):
@@ -92,142 +49,248 @@ def change(examples, **places):
     return batch.Batch(**arrays)
 
 
-# Who has a say. ------------------------------------------------------------------------------
-
-
-def test_packing_two_examples_gives_the_logits_of_each_alone(tiny, examples):
-    alone = batch.Batch(*(np.zeros_like(x) for x in examples))
-    for number in (1, 2):
-        for side in (0, 2):
-            mine = examples[side + 1][0] == number
-            alone[side][number][: mine.sum()] = examples[side][0][mine]
-            alone[side + 1][number][: mine.sum()] = 1
-    packed, single = tiny.logits(examples), tiny.logits(alone)
-    for number in (1, 2):
-        mine = examples.targets_segment_ids[0] == number
-        np.testing.assert_allclose(packed[0][mine], single[number][: mine.sum()], atol=2e-5)
-
-
-@pytest.mark.parametrize("place", [0, 3, 8])
-def test_a_target_has_a_say_only_in_what_follows_it(tiny, examples, place):
-    where = np.arange(TARGET) == place
-    before, after = tiny.logits(examples), tiny.logits(change(examples, targets=where))
-    earlier = (examples.targets_segment_ids > 0) & (np.arange(TARGET) <= place)
-    np.testing.assert_array_equal(before[earlier], after[earlier])
-    assert np.abs(before - after)[1, place + 1 :].max(-1).min() > 1e-4  # row 1 is one segment
-
-
-def test_a_segment_has_no_say_in_its_neighbour(tiny, examples):
-    first = dict(inputs=examples.inputs_segment_ids == 1, targets=examples.targets_segment_ids == 1)
-    changed = np.abs(tiny.logits(examples) - tiny.logits(change(examples, **first))).max(-1)[0]
-    assert (changed[examples.targets_segment_ids[0] == 2] == 0).all()
-    assert (changed[examples.targets_segment_ids[0] == 1] > 0).all()
-
-
-def test_the_tokens_under_padding_have_no_say(tiny, examples):
-    padding = dict(
-        inputs=examples.inputs_segment_ids == 0, targets=examples.targets_segment_ids == 0
-    )
-    real = examples.targets_segment_ids > 0
-    noisy = tiny.logits(change(examples, **padding))
-    np.testing.assert_array_equal(tiny.logits(examples)[real], noisy[real])
-
-
-def test_padding_leaves_logits_and_gradients_finite(tiny):
-    empty = ragged([[], [(3, 2)], [(0, 4)], [(4, 0)]])
-    assert np.isfinite(tiny.logits(empty)).all()
-
-
-def test_each_position_of_the_encoder_sees_all_of_its_segment_and_nothing_else(tiny, examples):
-    encode = jax.jit(
-        lambda inputs: tiny.apply(inputs, examples.inputs_segment_ids, method="encode")
-    )
-    before = encode(examples.inputs)
-    for place in (0, 4, 5, 10):
-        changed = change(examples, inputs=np.arange(SOURCE) == place).inputs
-        moved = np.abs(encode(changed) - before).max(-1) > 0
-        segments = examples.inputs_segment_ids
-        seen = (segments == segments[:, place : place + 1]) & (segments > 0)
-        np.testing.assert_array_equal(moved[segments > 0], seen[segments > 0])
-
-
-def test_the_order_of_inputs_matters_through_distance_alone(tiny, examples):
-    """Moving a whole example along its row changes nothing: there are no absolute positions."""
-    moved = batch.Batch(*(np.roll(x, 3, axis=1) for x in examples))
-    real = examples.targets_segment_ids > 0
-    real[:2] = False  # these rows are full
-    shifted = np.roll(tiny.logits(moved), -3, axis=1)
-    np.testing.assert_allclose(shifted[real], tiny.logits(examples)[real], atol=2e-5)
-
-
-@pytest.mark.parametrize("tower, idle", [("encoder", [4]), ("decoder", [])])
-def test_every_bucket_has_a_say_but_that_of_distance_zero_ahead(tiny, examples, tower, idle):
-    """The encoder halves its buckets between the directions; the decoder keeps all for the past."""
-    before, unused = tiny.logits(examples), []
-    for bucket in range(CONFIG.relative_buckets):
-        table = tiny.params[tower]["relative"]["relative_bias"].at[bucket, 0].add(3.0)
-        towers = tiny.params[tower] | {"relative": {"relative_bias": table}}
-        moved = Tiny(CONFIG, tiny.params | {tower: towers}).logits(examples)[1]
-        unused += [bucket] if (moved == before[1]).all() else []
-    assert unused == idle
-
-
 # One step and all steps. ---------------------------------------------------------------------
 
 
-def decoded(tiny, examples):
-    """Logits [B, T, V], the targets fed one by one into the cache; and the caches' cross keys."""
+@functools.cache
+def decoder(config):
+    """start: (params, inputs, segments) -> cache; steps: (params, cache, int [B, t]) -> cache,
+    logits [B, t, V]."""
+    apply = transformer.Transformer(config).apply
 
-    def advance(cache, token):
-        logits, cache = tiny.apply(token, cache, method="decode_step")
-        return cache, (logits, cache.cross_key)
+    def start(params, inputs, segments):
+        return apply({"params": params}, inputs, segments, TARGET + 2, method="start")
 
-    cache = tiny.apply(examples.inputs, examples.inputs_segment_ids, TARGET, method="start")
-    fed = batch.shift_right(examples.targets, examples.targets_segment_ids)
-    _, (logits, cross_keys) = jax.lax.scan(advance, cache, fed.T)
-    return jnp.moveaxis(logits, 0, 1), cross_keys, cache.cross_key
+    def steps(params, cache, fed):
+        def advance(cache, token):
+            logits, cache = apply({"params": params}, token, cache, method="decode_step")
+            return cache, logits
 
+        cache, logits = jax.lax.scan(advance, cache, fed.T)
+        return cache, jnp.moveaxis(logits, 0, 1)
 
-def test_decoding_step_by_step_gives_the_logits_of_all_at_once(tiny):
-    examples = ragged([[(5, 10)], [(12, 10)], [(1, 10)], [(7, 10)]])
-    steps, cross_keys, first = jax.jit(functools.partial(decoded, tiny))(examples)
-    np.testing.assert_allclose(steps, tiny.logits(examples), atol=2e-5)
-    assert (np.asarray(cross_keys) == np.asarray(first)).all()  # computed once a sequence
-
-
-def test_scanned_and_unrolled_layers_are_one_model(tiny, examples):
-    unrolled = Tiny(dataclasses.replace(CONFIG, layers="unrolled"), tiny.params)
-    assert transformer.shapes(unrolled.config) == transformer.shapes(CONFIG)
-    np.testing.assert_allclose(unrolled.logits(examples), tiny.logits(examples), atol=1e-6)
+    return [jax.jit(f, compiler_options=words.QUICK) for f in (start, steps)]
 
 
-def test_bfloat16_gives_float32_logits_near_those_of_float32(tiny, examples):
-    narrow = Tiny(dataclasses.replace(CONFIG, dtype="bfloat16"), tiny.params)
-    ours, wide = narrow.logits(examples), tiny.logits(examples)
-    real = examples.targets_segment_ids > 0
-    assert ours.dtype == np.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(transformer.shapes(narrow.config))} == {
+def spoilt(config):
+    """The parameters with NaN for all that no decoding step may compute again."""
+
+    def spoil(path, leaf):
+        names = [key.key for key in path]
+        read = names[0].startswith("encoder") and config.shared != "all"
+        again = "cross_attention" in names and ("key" in names or "value" in names)
+        return leaf * np.nan if read or again else leaf
+
+    return jax.tree_util.tree_map_with_path(spoil, words.drawn(config))
+
+
+@words.every_word
+def test_decoding_step_by_step_gives_the_logits_of_all_at_once(name):
+    """With the inputs read once; also of rows taken, repeated and reordered half way."""
+    config = words.model_of(name)
+    ragged = words.laid_out(words.ONE_A_ROW, late=(1, 4))[0]
+    targets = np.random.default_rng(3).integers(2, VOCAB, ragged.targets.shape, dtype=np.int32)
+    ragged = batch.Batch(*ragged[:2], targets, np.ones_like(targets))
+    expected = words.outcome(config, ragged)[1]
+    fed = jnp.asarray(batch.shift_right(targets, ragged[3], config.start_id))
+    start, steps = decoder(config)
+    cache, params = start(words.drawn(config), *ragged[:2]), spoilt(config)
+    cache, early = steps(params, cache, fed[:, :5])
+    _, late = steps(params, cache, fed[:, 5:])
+    words.close(np.concatenate([early, late], axis=1), expected)
+    rows = np.array([2, 0, 0, 5, 1, 2])
+    _, taken = steps(params, transformer.take_rows(cache, rows), fed[rows, 5:])
+    words.close(taken, late[rows], part=1e-6)
+
+
+# One model, however it is compiled. ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t5gemma_unequal", "shared", "language_umt5"])
+def test_scanned_and_unrolled_layers_are_one_model(name, examples):
+    pair = [words.model_of(name, layers=word) for word in ("unrolled", "scanned")]
+    assert transformer.shapes(pair[0]) == transformer.shapes(pair[1])
+    words.close(*(logits_of(config, examples) for config in pair), part=5e-6)
+
+
+def test_scanned_and_unrolled_layers_start_from_the_same_bits():
+    pair = [words.model_of("t5_1_1", layers=word) for word in ("unrolled", "scanned")]
+    inits = [transformer.Transformer(config).init for config in pair]
+    ours, theirs = (
+        jax.jit(init, compiler_options=words.QUICK)(FAST_KEY, transformer.example())
+        for init in inits
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "name, remat, compiled",
+    [
+        ("ul2", "dots", "unrolled"),
+        ("t5_1_0", "full", "scanned"),
+    ],
+)
+def test_computing_again_changes_no_number(name, remat, compiled):
+    examples = words.laid_out(words.PACKED)[0]
+    again, kept = (words.model_of(name, layers=compiled, remat=r) for r in (remat, "none"))
+    ours, theirs = words.outcome(again, examples), words.outcome(kept, examples)
+    jax.tree.map(np.testing.assert_array_equal, ours[:2], theirs[:2])
+    words.close(ours[2], theirs[2], part=2e-6)
+
+
+@pytest.mark.parametrize("compiled", ["unrolled", "scanned"])
+def test_computing_again_keeps_less_for_the_backward_pass(compiled):
+    kept, found = {}, {}
+    for remat in ("none", "dots", "full"):
+        config = words.model_of("t5_1_1", layers=compiled, remat=remat)
+        model = transformer.Transformer(config)
+        loss = lambda params: model.apply({"params": params}, transformer.example(8, 8)).sum()  # noqa: B023
+        shapes = transformer.shapes(config)
+        residuals = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], shapes)  # noqa: B023
+        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(residuals))
+        found[remat] = str(jax.make_jaxpr(loss)(shapes))
+    parameters = transformer.parameter_count(config)
+    assert kept["full"] - parameters < kept["dots"] - parameters < (kept["none"] - parameters) / 2
+    assert "prevent_cse" not in found["none"]
+    # Inside a loop nothing can be merged; without one the compiler would undo what it is told.
+    expected = f"prevent_cse={compiled == 'unrolled'}"
+    assert expected in found["full"] and expected in found["dots"]
+
+
+@pytest.mark.parametrize("name", ["t5_1_1", "t5gemma_unequal", "2017"])
+def test_bfloat16_is_within_its_roundings_of_float32(name, examples):
+    config = words.model_of(name)
+    narrow = dataclasses.replace(config, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(transformer.shapes(narrow))} == {
         jnp.dtype("float32")
     }
-    # 8 bits of mantissa over some ten rounded products in a row.
-    assert np.abs(ours - wide)[real].max() < 10 * 2**-8 * np.abs(wide[real]).max()
+    ours = logits_of(narrow, examples, words.drawn(config))
+    assert ours.dtype == np.float32
+    real = examples.targets_segment_ids > 0
+    wide = logits_of(config, examples)[real]
+    # Each result is off by at most 2**-8 of itself, and the errors of results in a row add as
+    # independent ones do, in squares. A sub-layer has at most 8 results in a row (its norms, two
+    # products, what is between, the sum); there are 2 of them in an encoder's layer, 3 in a
+    # decoder's, and 6 more results about the towers (embeddings, final norms, the head's).
+    depths = 2 * config.num_encoder_layers + 3 * config.num_decoder_layers
+    error = np.sqrt(np.mean((ours[real] - wide) ** 2) / np.mean(wide**2))
+    assert 2**-8 / 10 < error < 2**-8 * np.sqrt(8 * depths + 6)
 
 
-def test_a_tied_head_is_the_embedding_over_root_d_model(tiny, examples):
-    """With one embedding row k times another's, so is its logit: the head is the embedding."""
-    params = {key: value for key, value in tiny.params.items() if key != "head"}
-    rows = params["embed"]["embedding"]
-    tied = Tiny(dataclasses.replace(CONFIG, head="tied"), params)
-    assert transformer.parameter_count(tied.config) == (
-        transformer.parameter_count(CONFIG) - 16 * VOCAB
+# Sharing. ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t5_1_0", "prefix_t5gemma"])
+def test_a_tied_heads_gradient_is_the_sum_of_the_embeddings_and_the_heads(name, examples):
+    tied = words.model_of(name)
+    untied, params = dataclasses.replace(tied, head="untied"), words.drawn(tied)
+    factor = 16**-0.5 if tied.head == "tied" else 1.0
+    apart = params | {"head": factor * params["embed"]["embedding"].T}
+    (total, logits, grads) = words.outcome(tied, examples)
+    (same, alike, parts) = words.outcome(untied, examples, apart)
+    words.close((total, logits), (same, alike))
+    expected = parts["embed"]["embedding"] + factor * parts["head"].T
+    words.close(grads["embed"]["embedding"], expected)
+    assert set(parts) - set(grads) == {"head"}
+
+
+def test_shared_towers_are_two_with_equal_kernels_and_the_gradient_is_their_sum(examples):
+    shared = words.model_of("shared")
+    apart, params = dataclasses.replace(shared, shared="embeddings"), words.drawn(shared)
+    one = params["encoder"]
+    cross = [name for name in one["layers"] if name.startswith("cross")]
+    layers_ = {name: leaf for name, leaf in one["layers"].items() if name not in cross}
+    alike = {"norm": one["norm"]}
+    encoder = alike | {"layers": layers_, "relative": one["relative"]}
+    decoder = alike | {"layers": one["layers"], "relative": one["causal_relative"]}
+    both = {"embed": params["embed"], "head": params["head"], "encoder": encoder}
+    (total, logits, grads) = words.outcome(shared, examples)
+    (same, theirs, parts) = words.outcome(apart, examples, both | {"decoder": decoder})
+    words.close((total, logits), (same, theirs))
+    ours, added = grads["encoder"], parts["decoder"]["layers"]
+    for name in layers_:
+        summed = jax.tree.map(np.add, added[name], parts["encoder"]["layers"][name])
+        words.close(ours["layers"][name], summed)
+    for name in cross:
+        words.close(ours["layers"][name], added[name])
+    words.close(ours["relative"], parts["encoder"]["relative"])
+    words.close(ours["causal_relative"], parts["decoder"]["relative"])
+    assert "decoder" not in params and "relative" in one
+
+
+@pytest.mark.parametrize("name, kv_heads", [("no_position", 1), ("t5gemma", 2), ("prefix_lm", 2)])
+def test_fewer_key_value_heads_are_many_equal_ones(name, kv_heads, examples):
+    few = words.model_of(name, num_kv_heads=kv_heads)
+    many = dataclasses.replace(few, num_kv_heads=4)
+
+    def repeat(path, leaf):
+        kernel = path[-1].key == "kernel" and path[-2].key in ("key", "value")
+        return jnp.repeat(leaf, 4 // kv_heads, axis=2) if kernel else leaf
+
+    repeated = jax.tree_util.tree_map_with_path(repeat, words.drawn(few))
+    real = examples.targets_segment_ids > 0
+    ours, theirs = logits_of(few, examples), logits_of(many, examples, repeated)
+    words.close(ours[real], theirs[real], part=5e-6)
+
+
+@pytest.mark.parametrize("name", ["umt5", "language_umt5"])
+def test_relative_tables_per_layer_are_learned_apart(name, examples):
+    config, grads = words.model_of(name), words.outcome(words.model_of(name), examples)[2]
+    towers = ["decoder"] + ["encoder"] * ("encoder" in grads)
+    for tower in towers:
+        assert "relative" not in grads[tower]
+        first, second = grads[tower]["layers"]["relative"]["relative_bias"]
+        assert first.shape == (config.relative_buckets, config.num_heads)
+        assert np.abs(first).max() > 1e-4 and np.abs(second).max() > 1e-4
+        assert np.abs(first - second).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", words.ONE_TOWER)
+def test_without_encoder_there_is_nothing_to_look_at_it_with(name):
+    shapes = transformer.shapes(words.model_of(name))
+    assert set(shapes) <= {"embed", "head", "decoder"}
+    assert not [part for part in shapes["decoder"]["layers"] if part.startswith("cross")]
+
+
+# Who has a say. ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("windows", ["local", "alternating", "five_local"])
+def test_a_token_beyond_the_window_has_no_say_in_the_first_layer(windows):
+    config = words.model_of(
+        "language_umt5", windows=windows, window=4, num_decoder_layers=1, position="rotary"
     )
-    untied = Tiny(CONFIG, params | {"head": rows.T / np.sqrt(16)})
-    np.testing.assert_allclose(tied.logits(examples), untied.logits(examples), atol=1e-5)
+    examples = words.laid_out(((2,), (), (), (), (), ()))[0]
+    before = logits_of(config, examples)[0]
+    for place in (0, 3, 5):  # a target is read one place later
+        after = logits_of(config, change(examples, targets=np.arange(TARGET) == place))[0]
+        moved = (after != before).any(-1)
+        distance = np.arange(TARGET) - (place + 1)
+        np.testing.assert_array_equal(moved, (distance >= 0) & (distance < 4))
 
 
-def test_dropout_falls_on_t5s_places(tiny, examples):
+def test_a_query_that_sees_nothing_leaves_no_trace_but_finite_numbers():
+    config, (examples, _) = words.model_of("t5gemma"), words.laid_out(((), (0,), (), (), (), ()))
+    blind = examples._replace(inputs_segment_ids=np.zeros_like(examples.inputs_segment_ids))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(words.outcome(config, blind)))
+
+
+@pytest.mark.parametrize("tower, idle", [("encoder", [4]), ("decoder", [])])
+def test_every_bucket_has_a_say_but_that_of_distance_zero_ahead(examples, tower, idle):
+    """The encoder halves its buckets between the directions; the decoder keeps all for the past."""
+    grads, unused = words.outcome(words.model_of("t5_1_1"), examples)[2], []
+    for bucket, heads in enumerate(grads[tower]["relative"]["relative_bias"]):
+        unused += [] if heads.any() else [bucket]
+    assert unused == idle
+
+
+# Dropout. ------------------------------------------------------------------------------------
+
+
+def test_dropout_falls_on_t5s_places(examples):
     """Embedded input, attention weights, hidden units, each residual branch and the output."""
-    found = {}
+    found, dropping = {}, words.model_of("t5_1_1", num_kv_heads=2, dropout_rate=0.1)
+    variables = {"params": words.drawn(dropping)}
 
     def note(call, args, kwargs, context):
         if isinstance(context.module, layers.Dropout):
@@ -236,11 +299,10 @@ def test_dropout_falls_on_t5s_places(tiny, examples):
             found[path if "layers" in path else (*path, len(found))] = args[0].shape[1:]
         return call(*args, **kwargs)
 
-    dropping = dataclasses.replace(CONFIG, dropout_rate=0.1)
     with nn.intercept_methods(note):
         train = functools.partial(transformer.Transformer(dropping).apply, deterministic=False)
-        jax.eval_shape(train, {"params": tiny.params}, examples, rngs={"dropout": FAST_KEY})
-    stream, hidden = lambda length: (length, 16), lambda length: (length, 32)
+        jax.eval_shape(train, variables, examples, rngs={"dropout": FAST_KEY})
+    stream, hidden = lambda length: (length, 16), lambda length: (length, 24)
     weights = lambda queries, keys: (2, 2, queries, keys)  # K, N/K, T, S
     encoder = [stream(SOURCE)] * 4 + [hidden(SOURCE), weights(SOURCE, SOURCE)]
     decoder = [stream(TARGET)] * 5 + [hidden(TARGET), weights(TARGET, TARGET)]
@@ -250,28 +312,78 @@ def test_dropout_falls_on_t5s_places(tiny, examples):
         assert sorted(ours) == sorted(shapes)
 
 
+def test_each_key_drops_differently_and_evaluation_drops_nothing(examples):
+    config = words.model_of("t5_1_0", dropout_rate=0.5)
+    apply, variables = transformer.Transformer(config).apply, {"params": words.drawn(config)}
+    given = jax.tree.map(jnp.asarray, examples)
+
+    def logits(key, deterministic):
+        return apply(variables, given, deterministic=deterministic, rngs={"dropout": key})
+
+    run = jax.jit(logits, static_argnums=1, compiler_options=words.QUICK)
+    keys = [jax.random.key(seed, impl="rbg") for seed in range(2)]
+    train, again, other = run(keys[0], False), run(keys[0], False), run(keys[1], False)
+    np.testing.assert_array_equal(train, again)
+    assert np.abs(train - other)[examples.targets_segment_ids > 0].max() > 0.01
+    quiet = dataclasses.replace(config, dropout_rate=0.0)
+    words.close(run(keys[0], True), logits_of(quiet, examples), part=1e-6)
+
+
 # Words of the config. ------------------------------------------------------------------------
 
+ALONE = dict(arrangement="prefix_lm", num_encoder_layers=0)
+OTHER = dict(shared="nothing")
+IMPOSSIBLE = [
+    (
+        dict(num_heads=6, num_kv_heads=4),
+        "num_heads=6 is not a multiple of model.num_kv_heads=4; .*num_kv_heads=6 for",
+    ),
+    (dict(num_encoder_layers=0), "num_encoder_layers=0 is too small for .*; use 1 or more"),
+    (dict(num_encoder_layers=-1), "model.num_encoder_layers=-1 is too small; use 0 or more"),
+    (dict(num_decoder_layers=0), "model.num_decoder_layers=0 is too small; use 1 or more"),
+    (dict(vocab_size=-1), "model.vocab_size=-1 is too small; use 1 or more"),
+    (dict(window=0), "model.window=0 is too small; use 1 or more"),
+    (dict(start_id=-1), "model.start_id=-1 is too small; use 0 or more"),
+    (dict(vocab_size=9, start_id=9), "model.start_id=9 is no id; use 0 to below .*vocab_size=9"),
+    (dict(attention_cap=-1.0), "model.attention_cap=-1.0 is too small; use 0 or more"),
+    (dict(logits_cap=float("nan")), "model.logits_cap=nan is too small; use 0 or more"),
+    (dict(attention_scale=0.0), "model.attention_scale=0.0 is too small; use more than 0"),
+    (dict(rotary_base=1.0), "model.rotary_base=1.0 is too small; use more than 1"),
+    (dict(dropout_rate=1.0), "model.dropout_rate=1.0 is no probability; use 0 to below 1"),
+    (dict(dropout_rate=float("nan")), "model.dropout_rate=nan is no probability"),
+    (dict(relative_buckets=30), "relative_buckets=30 .* use a multiple of 4"),
+    (dict(relative_limit=16), "relative_limit=16 do not make bins; .* more than its half"),
+    (dict(position="rotary", head_dim=7), "model.head_dim=7 is odd; .* use an even number"),
+    (dict(position="sinusoidal", d_model=7), "model.d_model=7 is odd; .* use an even number"),
+    (OTHER | dict(encoder=dict(d_ff=-1)), "encoder.d_ff=-1 is too small; use 1 or more, or 0"),
+    (
+        OTHER | dict(encoder=dict(num_heads=6, num_kv_heads=4)),
+        "model.encoder.num_heads=6 is not a multiple of model.encoder.num_kv_heads=4",
+    ),
+    (
+        OTHER | dict(position="rotary", encoder=dict(head_dim=5)),
+        "model.encoder.head_dim=5 is odd; .* use an even number",
+    ),
+    (dict(encoder=dict(d_model=8)), "encoder.d_model=8 needs an embedding of its own; use .*noth"),
+    (dict(shared="all", encoder=dict(d_ff=8)), "shared='all' needs towers of one shape and depth"),
+    (dict(shared="all", num_encoder_layers=3), "shared='all' needs .* equal the depths"),
+    (ALONE | dict(num_encoder_layers=2), "num_encoder_layers=2 has no use with .*; use 0"),
+    (ALONE | dict(encoder=dict(d_ff=8)), r"model.encoder=.*d_ff=8.* has no use with .*prefix_lm"),
+    (ALONE | dict(shared="all"), "model.shared='all' has no use with .*; leave it 'embeddings'"),
+    (dict(activation="gegelu"), "model.activation='gegelu' .* did you mean 'geglu'"),
+    (dict(head="tide"), "model.head='tide' is unknown; .* 'tied'"),
+    (dict(layers="scan"), "model.layers='scan' is unknown; choose one of scanned, unrolled"),
+    (dict(dtype="float16"), "model.dtype='float16' is unknown; choose one of bfloat16"),
+]
 
-@pytest.mark.parametrize(
-    "fields, message",
-    [
-        (
-            dict(num_heads=6, num_kv_heads=4),
-            "num_heads=6 is not a multiple of .*num_kv_heads=6 for",
-        ),
-        (dict(num_encoder_layers=0), "model.num_encoder_layers=0 is too small; use 1 or more"),
-        (dict(vocab_size=-1), "model.vocab_size=-1 is too small; use 1 or more"),
-        (dict(dropout_rate=1.0), "model.dropout_rate=1.0 is no probability; use 0 to below 1"),
-        (dict(dropout_rate=float("nan")), "model.dropout_rate=nan is no probability"),
-        (dict(relative_buckets=30), "relative_buckets=30 .* use a multiple of 4"),
-        (dict(relative_limit=16), "relative_limit=16 do not make bins; .* more than its half"),
-        (dict(activation="gegelu"), "model.activation='gegelu' .* did you mean 'geglu'"),
-        (dict(head="tide"), "model.head='tide' is unknown; choose one of tied, untied"),
-        (dict(layers="scan"), "model.layers='scan' is unknown; choose one of scanned, unrolled"),
-        (dict(dtype="float16"), "model.dtype='float16' is unknown; choose one of bfloat16"),
-    ],
-)
+
+@pytest.mark.parametrize("fields, message", IMPOSSIBLE)
 def test_an_impossible_model_is_refused_with_value_bound_and_cure(fields, message):
     with pytest.raises(ValueError, match=message):
         transformer.ModelConfig(**fields)
+
+
+@pytest.mark.parametrize("field", words.words.WORDS)
+def test_an_unknown_word_is_refused_with_the_words_there_are(field):
+    with pytest.raises(ValueError, match=f"model.{field}='xyzzy' is unknown; choose one of"):
+        transformer.ModelConfig(**{field: "xyzzy"})

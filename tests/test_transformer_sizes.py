@@ -3,55 +3,110 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import tracemalloc
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import base, models
-from lm import batch, losses, transformer
+from lm import show, transformer
+from tests import test_transformer_words as words
 
-T5_SMALL = dict(
-    d_ff=2048,
-    num_heads=8,
-    num_kv_heads=8,
-    num_encoder_layers=6,
-    num_decoder_layers=6,
-    activation="relu",
-    head="tied",
+# What reference.md derives from T5X's configs; Flan-T5 has the shapes of T5 1.1.
+T5_1_1 = dict(
+    small=76_961_152, base=247_577_856, large=783_150_080, xl=2_849_757_184, xxl=11_135_332_352
 )
-XXL = dict(d_model=4096, d_ff=10240, num_heads=64, num_kv_heads=64)
-BYT5 = dict(vocab_size=384, d_model=1472, d_ff=3584)
-# Fields that differ from T5 1.1 small, and the count that reference.md derives.
 COUNTS = {
-    "t5_small": (T5_SMALL, 60_506_624),
-    "t5_1_1_xxl": (XXL | dict(num_encoder_layers=24, num_decoder_layers=24), 11_135_332_352),
-    "mt5_small": (dict(vocab_size=250_112), 300_176_768),
-    "byt5_small": (BYT5 | dict(num_encoder_layers=12, num_decoder_layers=4), 299_637_760),
+    "t5": dict(
+        small=60_506_624,
+        base=222_903_552,
+        large=737_668_096,
+        **{"3b": 2_851_598_336, "11b": 11_307_321_344},
+    ),
+    "t5_1_1": T5_1_1,
+    "flan_t5": T5_1_1,
+    "mt5": dict(
+        small=300_176_768,
+        base=582_401_280,
+        large=1_229_581_312,
+        xl=3_742_619_648,
+        xxl=12_921_057_280,
+    ),
+    "byt5": dict(
+        small=299_637_760,
+        base=581_653_248,
+        large=1_228_183_552,
+        xl=3_737_801_728,
+        xxl=12_906_899_328,
+    ),
+}
+COUNTS = {f"{name}_{size}": n for name, sizes in COUNTS.items() for size, n in sizes.items()}
+# layers, d_model, d_ff, heads, head_dim, key/value heads of T5Gemma's towers, from reference.md.
+GEMMA = {
+    "s": (8, 512, 1024, 8, 64, 8),
+    "b": (12, 768, 2048, 12, 64, 12),
+    "l": (24, 1024, 2816, 16, 64, 16),
+    "ml": (26, 1152, 6912, 4, 256, 4),
+    "xl": (24, 2048, 5120, 32, 64, 32),
+    "2b": (26, 2304, 9216, 8, 256, 4),
+    "9b": (42, 3584, 14336, 16, 256, 8),
 }
 
 
 def preset(name, **fields):
     """The model of a preset, as a run would build it."""
     config = models.apply(base.get_config().unlock(), name)
-    return dataclasses.replace(transformer.ModelConfig(**config.model), **fields)
+    model = transformer.ModelConfig(**config.model.to_dict())
+    return dataclasses.replace(model, **fields)
 
 
 # Parameters. ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, count", [("t5_1_1_small", 76_961_152), ("t5_1_1_base", 247_577_856)]
-)
-def test_a_preset_has_the_parameters_of_its_namesake(name, count):
-    assert transformer.parameter_count(preset(name)) == count
-
-
 @pytest.mark.parametrize("name", COUNTS)
-def test_any_t5_has_its_number_of_parameters(name):
-    fields, count = COUNTS[name]
-    assert transformer.parameter_count(transformer.ModelConfig(**fields)) == count
+def test_a_preset_has_the_parameters_of_its_namesake(name):
+    assert transformer.parameter_count(preset(name)) == COUNTS[name]
+
+
+@pytest.mark.parametrize("size", T5_1_1)
+def test_umt5_is_t5_1_1_with_more_rows_and_a_table_a_layer(size):
+    config, rows = preset(f"umt5_{size}"), 256_384 - 32_128
+    tables = config.num_encoder_layers + config.num_decoder_layers - 2
+    more = 2 * rows * config.d_model + 32 * config.num_heads * tables
+    assert transformer.parameter_count(config) == T5_1_1[size] + more
+
+
+def test_ul2_has_its_twenty_billion():
+    d, f, width, depth = 4096, 16_384, 16 * 256, 32
+    towers = depth * (12 * d * width + 6 * d * f + 5 * d) + 2 * d + 2 * 32 * 16
+    count = transformer.parameter_count(preset("ul2_20b"))
+    assert count == towers + 2 * 32_128 * d
+    assert round(count / 1e9, 2) == 19.59
+
+
+@pytest.mark.parametrize("pair", models.PAIRS)
+def test_t5gemma_is_two_towers_each_with_an_embedding_of_256_000(pair):
+    total, (encoder, decoder) = 0, (GEMMA[name] for name in pair.split("_"))
+    for layers, d, f, heads, width, kv_heads in (encoder, decoder):
+        attention = 2 * d * heads * width + 2 * d * kv_heads * width
+        total += 256_000 * d + layers * (attention + 3 * d * f + 4 * d) + d
+    layers, d, _, heads, width, kv_heads = decoder
+    cross = 2 * d * heads * width + 2 * encoder[1] * kv_heads * width + 2 * d
+    assert transformer.parameter_count(preset(f"t5gemma_{pair}")) == total + layers * cross
+
+
+def test_every_preset_is_counted_and_counting_takes_no_memory():
+    told = {*COUNTS, "ul2_20b", *(f"umt5_{size}" for size in T5_1_1)}
+    told |= {f"t5gemma_{pair}" for pair in models.PAIRS}
+    assert set(models.PRESETS) == told | {"tiny"}
+    before = len(jax.live_arrays())
+    tracemalloc.start()
+    transformer.parameter_count(preset("t5_11b"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26 and len(jax.live_arrays()) <= before + 8  # of 42 GiB
 
 
 def test_the_default_model_is_the_smallest_t5_preset():
@@ -60,17 +115,17 @@ def test_the_default_model_is_the_smallest_t5_preset():
 
 # Where training starts. ----------------------------------------------------------------------
 
-WIDE = transformer.ModelConfig(
-    vocab_size=256,
-    d_model=64,
-    d_ff=160,
-    num_heads=8,
-    num_kv_heads=8,
-    head_dim=16,
-    num_encoder_layers=3,
-    num_decoder_layers=3,
-    layers="scanned",
-)
+WIDE = dict(vocab_size=256, d_model=64, d_ff=160, num_heads=8, head_dim=16, relative_buckets=32)
+WIDE |= dict(num_kv_heads=8, relative_limit=128)
+STARTED = {
+    "t5_1_1": words.model_of("t5_1_1", **WIDE),
+    "t5_1_0": words.model_of("t5_1_0", **WIDE),
+    "umt5": words.model_of("umt5", **WIDE | dict(num_kv_heads=2)),
+    "t5gemma_unequal": words.model_of("t5gemma_unequal", **WIDE | dict(num_kv_heads=4)),
+    "2017": words.model_of("2017", **WIDE),
+    "normed": words.model_of("normed", **WIDE),
+    "shared": words.model_of("shared", **WIDE),
+}
 # T5X's variances, by the end of the path, and the largest draw in standard deviations; but the head
 # has a quarter of T5X's, so that the first loss is near ln V.
 TRUNCATED, UNIFORM, NORMAL = 2 / 0.87962566, 3**0.5, np.inf
@@ -88,66 +143,100 @@ DRAWN = {
 }
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    """The initial parameters of WIDE by path."""
-    init = jax.jit(transformer.Transformer(WIDE).init)
+@functools.cache
+def drawn(name):
+    """The initial parameters of a model by path."""
+    init = jax.jit(transformer.Transformer(STARTED[name]).init, compiler_options=words.QUICK)
     params = init(jax.random.key(0, impl="rbg"), transformer.example())["params"]
     named = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(entry.key for entry in path): np.asarray(x) for path, x in named}
 
 
-def test_every_tensor_is_drawn_as_in_t5x(drawn):
-    for path, x in drawn.items():
+def agrees(path, x, std):
+    """Mean 0 and this standard deviation, within five standard errors."""
+    assert abs(x.std() / std - 1) < 5 / np.sqrt(2 * x.size), f"{path}: {x.std()}, meant {std}"
+    assert abs(x.mean() / std) < 5 / np.sqrt(x.size), path
+
+
+@pytest.mark.parametrize("name", ["t5_1_1", "t5_1_0", "umt5"])
+def test_every_tensor_of_a_t5_is_drawn_as_in_t5x(name):
+    for path, x in drawn(name).items():
         if path.endswith("/scale"):
             assert (x == 1).all(), path
             continue
         end = path if path in DRAWN else "/".join(path.split("/")[-2:])
         variance, widest = DRAWN[end]
-        std, error = variance**0.5, 5 / np.sqrt(2 * x.size)  # five standard errors
-        assert abs(x.std() / std - 1) < error, f"{path}: {x.std()} where {std} was meant"
-        assert abs(x.mean() / std) < 5 / np.sqrt(x.size), path
+        std = variance**0.5
+        agrees(path, x, std)
         assert np.abs(x).max() <= widest * std * 1.0001, path
         assert widest < np.inf or np.abs(x).max() > TRUNCATED * std, path
 
 
-def test_no_two_layers_start_alike(drawn):
-    for path, x in drawn.items():
+@pytest.mark.parametrize("name", STARTED)
+def test_the_table_tells_the_std_that_every_tensor_starts_with(name):
+    for path, x in drawn(name).items():
+        std = show.initial_std(STARTED[name], path, x.shape)
+        if std:
+            agrees(path, x, std)
+            continue
+        starts = {"scale": 1.0, "bias": 0.0}
+        if STARTED[name].norm == "rms_offset":
+            starts["scale"] = 0.0  # times 1 + scale
+        elif path.endswith("query_norm/scale"):
+            starts["scale"] = 16**-0.5  # scores start with variance 1
+        assert (x == np.float32(starts[path.split("/")[-1]])).all(), path
+
+
+def test_no_two_layers_start_alike():
+    for path, x in drawn("t5_1_1").items():
         if path.endswith("kernel"):
-            assert len({layer.tobytes() for layer in x}) == len(x) == 3, path
+            assert len({layer.tobytes() for layer in x}) == len(x) == 2, path
 
 
-def first_loss(config, rows=16, length=32):
-    """Nats per random target of a fresh model."""
+def narrow(name):
+    """A preset's words and vocabulary, and its key/value groups, at small width: 1 + 1 layers."""
+    config = preset(name)
+    groups = config.num_heads // config.num_kv_heads
+    sizes = dict(d_model=64, d_ff=128, num_heads=4, num_kv_heads=4 // groups, head_dim=16)
+    encoder = sizes | dict(d_model=96) if config.encoder != transformer.Shape() else {}
+    small = dict(encoder=transformer.Shape(**encoder), num_encoder_layers=1, num_decoder_layers=1)
+    # Scores keep their start's variance: scaled by 1, or by the root of the preset's head_dim.
+    if config.attention_scale != 1:
+        assert config.attention_scale == config.head_dim**-0.5
+        small["attention_scale"] = 16**-0.5
+    return dataclasses.replace(config, layers="unrolled", **sizes, **small)
+
+
+@functools.cache
+def first_loss(config):
+    """Nats per target of a fresh model, in expectation over targets that are any of V alike.
+
+    That is log(Z) less the mean logit: the same number, without the noise of drawn targets.
+    """
     rng = np.random.default_rng(0)
-    tokens = lambda: rng.integers(2, config.vocab_size, (rows, length), dtype=np.int32)
-    ones = np.ones((rows, length), np.int32)
-    examples = batch.Batch(tokens(), ones, tokens(), ones)
+    tokens = lambda: rng.integers(2, config.vocab_size, (2, 16), dtype=np.int32)
+    ones = np.ones((2, 16), np.int32)
+    model = transformer.Transformer(config)
 
     def loss(key):
-        model = transformer.Transformer(config)
-        logits = model.apply(model.init(key, transformer.example()), examples)
-        return losses.cross_entropy(logits, examples.targets, jnp.asarray(ones, jnp.float32))
+        examples = (tokens(), ones, tokens(), ones)
+        params = model.init(key, transformer.example())
+        logits = model.apply(params, type(transformer.example())(*examples))
+        return (jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)).mean()
 
-    total, weight = jax.jit(loss)(jax.random.key(0, impl="rbg"))
-    return total / weight
-
-
-NARROW = dict(d_model=32, d_ff=64, num_encoder_layers=1, num_decoder_layers=1)
+    return float(jax.jit(loss)(jax.random.key(0, impl="rbg")))
 
 
-@pytest.mark.parametrize(
-    "name, fields", [(name, {} if name == "tiny" else NARROW) for name in models.PRESETS]
-)
-def test_the_first_loss_is_near_ln_v(name, fields):
-    config = preset(name, layers="scanned", **fields)
-    loss, uniform = first_loss(config), np.log(config.vocab_size)
-    assert loss < 1.05 * uniform
-    # Logits of variance 1/4 cost half of that above ln V; the rest is the noise of 512 targets.
-    assert loss == pytest.approx(uniform + 1 / 8, abs=0.08)
+@pytest.mark.parametrize("name", models.PRESETS)
+def test_the_first_loss_is_within_a_twentieth_of_ln_v(name):
+    config = narrow(name)
+    assert config.vocab_size == preset(name).vocab_size
+    assert np.log(config.vocab_size) <= first_loss(config) < 1.05 * np.log(config.vocab_size)
 
 
 # FLOPs. --------------------------------------------------------------------------------------
+
+OTHER_SHAPE = transformer.Shape(d_model=640, d_ff=768, num_heads=4, num_kv_heads=2, head_dim=256)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +244,11 @@ def test_the_first_loss_is_near_ln_v(name, fields):
     [
         dict(),
         dict(num_kv_heads=1, activation="relu", head="tied"),
-        dict(num_encoder_layers=3, num_decoder_layers=1, num_kv_heads=2, d_ff=640),
+        dict(num_encoder_layers=3, num_decoder_layers=1, d_ff=640),
+        dict(encoder=OTHER_SHAPE, shared="nothing"),
+        dict(shared="all", num_encoder_layers=2),
+        dict(arrangement="prefix_lm", num_encoder_layers=0),
+        dict(arrangement="language_model", num_encoder_layers=0, num_kv_heads=1),
     ],
 )
 def test_flops_are_those_of_the_compiled_model(fields):
@@ -164,7 +257,7 @@ def test_flops_are_those_of_the_compiled_model(fields):
     config = transformer.ModelConfig(**sizes | depth | fields)
     rows, inputs, targets = 2, 96, 64
     compiled = (
-        jax.jit(transformer.Transformer(config).apply)
+        jax.jit(transformer.Transformer(config).apply, compiler_options=words.QUICK)
         .lower(
             {"params": transformer.shapes(config)},
             jax.eval_shape(lambda: transformer.example(inputs, targets, rows)),

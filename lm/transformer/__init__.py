@@ -1,0 +1,21 @@
+"""The encoder-decoder: one block, two towers, one embedding; T5 1.1 unless told otherwise."""
+
+from __future__ import annotations
+
+from lm.transformer.config import FREE, SHARED, ModelConfig, Shape
+from lm.transformer.counts import forward_flops, parameter_count, shapes
+from lm.transformer.model import Cache, Transformer, example, take_rows
+
+__all__ = [
+    "FREE",
+    "SHARED",
+    "Cache",
+    "ModelConfig",
+    "Shape",
+    "Transformer",
+    "example",
+    "forward_flops",
+    "parameter_count",
+    "shapes",
+    "take_rows",
+]

@@ -1,0 +1,327 @@
+"""Checkpoints of transformers as files: every tensor accounted for, or refused; bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import parity
+from lm import transformer
+from lm.interop import names, transformers
+
+
+def exported(directory, name="t5_1_1", most=5_000_000_000):
+    """A random model of EXPORTS in a directory; its config and parameters."""
+    config = transformer.ModelConfig(**parity.EXPORTS[name])
+    params = parity.random_params(config)
+    transformers.write(params, config, directory, most)
+    return config, params
+
+
+def alter(directory, tensors=None, **keys) -> None:
+    """Change the file of a checkpoint: tensors given (None: dropped), and keys of its config."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    path = directory / "model.safetensors"
+    changed = safetensors.load_file(path) | (tensors or {})
+    safetensors.save_file({key: x for key, x in changed.items() if x is not None}, path)
+    config = json.loads((directory / "config.json").read_text())
+    config |= keys
+    written = {key: value for key, value in config.items() if value != "absent"}
+    (directory / "config.json").write_text(json.dumps(written))
+
+
+def same_bits(one, other) -> bool:
+    same = lambda a, b: a.dtype == b.dtype == np.float32 and a.tobytes() == b.tobytes()
+    return jax.tree.all(jax.tree.map(same, one, other))
+
+
+@pytest.mark.parametrize("most", [1, 4000, 5_000_000_000])
+@pytest.mark.parametrize("name", parity.EXPORTS)
+def test_importing_an_export_gives_the_same_bits_and_the_same_architecture(tmp_path, name, most):
+    config, params = exported(tmp_path / "out", name, most)
+    read = transformer.ModelConfig(**transformers.read_architecture(tmp_path / "out"))
+    if config.position != "rotary":  # and these play no part
+        read = dataclasses.replace(read, rotary_base=config.rotary_base, window=config.window)
+    assert read == config
+    assert same_bits(transformers.read_params(tmp_path / "out", read), params)
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
+    assert len(sizes) == 1 if most > 10**9 else len(sizes) > 5
+    assert not list(tmp_path.glob(".*"))  # no draft is left
+
+
+OTHER = {  # for every field of ModelConfig that has to do with the function, another value
+    "vocab_size": 90, "d_model": 20, "d_ff": 20, "num_heads": 8, "num_kv_heads": 1, "head_dim": 8,
+    "num_encoder_layers": 1, "num_decoder_layers": 1, "encoder": dict(d_ff=7), "start_id": 9,
+    "arrangement": "prefix_lm", "shared": "all", "position": "none", "relative_buckets": 12,
+    "relative_limit": 90, "rotary_base": 70.0, "norm": "layer", "norm_placement": "post",
+    "query_key_norm": "rms", "activation": "swiglu", "attention_scale": 0.5, "attention_cap": 7.0,
+    "logits_cap": 7.0, "windows": "local", "window": 5, "head": "tied", "dropout_rate": 0.25,
+    "embedding_scale": "none",
+}  # fmt: skip
+NO_PART = {  # the fields that the function of such a model does not depend on
+    "relative": {"window", "rotary_base", "embedding_scale"},
+    "relative_per_layer": {"window", "rotary_base", "embedding_scale"},
+    "rotary": {"relative_buckets", "relative_limit"},
+}
+WITH = {"arrangement": dict(num_encoder_layers=0, shared="embeddings")}
+WITH |= {"shared": dict(num_encoder_layers=2)}
+
+
+@pytest.mark.parametrize("position", NO_PART)
+def test_every_field_of_the_model_is_written_or_refused(position):
+    plain = parity.OURS_GEMMA if position == "rotary" else parity.OURS | dict(position=position)
+    config = transformer.ModelConfig(**plain)
+    written = names.their_config(config, names.family_of(config))
+    fields = {field.name for field in dataclasses.fields(config)} - {"dtype", "layers", "remat"}
+    assert fields == set(OTHER)  # those three are how it is computed, not what
+    for field in fields - NO_PART[position]:
+        other = dataclasses.replace(config, **{field: OTHER[field]} | WITH.get(field, {}))
+        try:
+            assert names.their_config(other, names.family_of(other)) != written, field
+        except ValueError as refusal:
+            assert re.match(f"model.{field}=|.*model.{field}=|model.num_kv_heads=", str(refusal))
+
+
+REFUSED = {  # what cannot be exported: the field's value, and what the sentence says
+    "post": (dict(norm_placement="post"), "norm_placement='post'.*'pre'"),
+    "layer": (dict(norm="layer"), "norm='layer'.*'rms'"),
+    "sinusoidal": (dict(position="sinusoidal"), "position='sinusoidal'.*relative"),
+    "grouped": (dict(num_kv_heads=2), "num_kv_heads=2.*t5 has 4"),
+    "decoder alone": (dict(arrangement="prefix_lm", num_encoder_layers=0), "arrangement"),
+    "narrow encoder": (dict(encoder=dict(d_ff=7)), "encoder=.*d_ff=7"),
+    "capped": (dict(logits_cap=30.0), "logits_cap=30.0.*0.0"),
+    "umt5 tied_unscaled": (dict(position="relative_per_layer", head="tied_unscaled"), "head"),
+    "scale": (parity.OURS_GEMMA | dict(attention_scale=0.3), "attention_scale=0.3.*integer"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_model_that_no_family_can_express_is_refused_and_leaves_nothing(tmp_path, what):
+    fields, sentence = REFUSED[what]
+    config = transformer.ModelConfig(**parity.OURS | fields)
+    with pytest.raises(ValueError, match=sentence):
+        transformers.write(parity.random_params(config), config, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_never_overwrites_and_is_whole_or_not_there(tmp_path):
+    config, params = exported(tmp_path / "out")
+    with pytest.raises(ValueError, match="is not empty; export to a new directory"):
+        transformers.write(params, config, tmp_path / "out")
+    wrong = params | {"head": params["head"][:, :-1]}
+    with pytest.raises(ValueError, match=r"head \(16, 95\) \(not \(16, 96\)\)"):
+        transformers.write(wrong, config, tmp_path / "new")
+
+    class Broken:
+        shape = params["head"].shape
+
+        def __array__(self, *args, **kwargs):
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        transformers.write(params | {"head": Broken()}, config, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "new").mkdir()
+    transformers.write(params, config, tmp_path / "new")  # an empty one is as good as none
+
+
+def test_every_missing_unused_misshapen_and_unlike_tensor_is_in_one_sentence(tmp_path):
+    config, params = exported(tmp_path)
+    query = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    alter(
+        tmp_path,
+        {
+            "decoder.final_layer_norm.weight": None,
+            "encoder.block.1.layer.1.layer_norm.weight": None,
+            "encoder.block.9.layer.1.layer_norm.weight": np.ones(16, np.float32),
+            query: np.zeros((24, 15), np.float32),
+            "encoder.embed_tokens.weight": np.zeros((96, 16), np.float32),
+        },
+    )
+    with pytest.raises(ValueError) as error:
+        transformers.read_params(tmp_path, config)
+    for part in (
+        "missing: decoder.final_layer_norm.weight, encoder.block.1.layer.1.layer_norm.weight;",
+        "unused: encoder.block.9.layer.1.layer_norm.weight;",
+        f"of another shape: {query} [24, 15] (the model needs [24, 16]);",
+        "differing though they should be copies: encoder.embed_tokens.weight (from shared.weight).",
+    ):
+        assert part in str(error.value)
+
+
+def test_copies_and_leftovers_are_accounted_for_and_a_copy_may_stand_alone(tmp_path):
+    config, params = exported(tmp_path, "t5_1_0")
+    bias = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    shared = params["embed"]["embedding"]
+    copies = {f"{tower}.embed_tokens.weight": shared for tower in ("encoder", "decoder")}
+    more = {"lm_head.weight": shared, bias: np.ones((8, 4), np.float32)}
+    alter(tmp_path, copies | more)
+    assert transformers.read_architecture(tmp_path)["head"] == "tied"
+    assert same_bits(transformers.read_params(tmp_path, config), params)
+    alter(tmp_path, {"shared.weight": None})
+    assert same_bits(transformers.read_params(tmp_path, config), params)
+
+
+HEADS = {  # kind, config.json's words, head in the file (None, its copy, own): our word
+    "4.57, T5 1.0": ("t5", {}, None, "tied"),
+    "4.57, T5 1.0 with copies": ("t5", {"tie_word_embeddings": True}, "copy", "tied"),
+    "4.57, T5 1.1": ("t5", {"tie_word_embeddings": False}, "own", "untied"),
+    "4.57, T5 1.1, head lost": ("t5", {"tie_word_embeddings": False}, None, "untied"),
+    "4.57, two minds": ("t5", {"tie_word_embeddings": True}, "own", "disagree"),
+    "5, T5 1.0": ("t5", {"five": True, "scale_decoder_outputs": True}, None, "tied"),
+    "5, fresh T5 1.1": (
+        "t5",
+        {"five": True, "scale_decoder_outputs": False},
+        None,
+        "tied_unscaled",
+    ),
+    "5, loaded T5 1.1": ("t5", {"five": True, "scale_decoder_outputs": False}, "own", "untied"),
+    "5, scaled and own": ("t5", {"five": True, "scale_decoder_outputs": True}, "own", "disagree"),
+    "4.57, mT5": ("mt5", {"tie_word_embeddings": False}, "own", "untied"),
+    "4.57, mT5 by default": ("mt5", {}, "own", "untied"),
+    "4.57, tied mT5": ("mt5", {"tie_word_embeddings": True}, None, "tied"),
+    "5, fresh mT5": ("mt5", {"five": True}, None, "tied_unscaled"),
+    "5, loaded mT5": ("mt5", {"five": True}, "own", "untied"),
+    "4.57, umT5": ("umt5", {"tie_word_embeddings": False}, "own", "untied"),
+    "4.57, tied umT5": ("umt5", {}, None, "tied"),
+    "5, fresh umT5": ("umt5", {"five": True}, None, "tied"),
+    "5, loaded umT5": ("umt5", {"five": True}, "own", "disagree"),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_the_head_is_decided_by_the_version_the_words_and_the_tensors(tmp_path, case):
+    kind, words, head, ours = HEADS[case]
+    _, params = exported(tmp_path, "umt5" if kind == "umt5" else "t5_1_1")
+    absent = dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), "absent")
+    words = absent | words | {"model_type": kind}
+    if words.pop("five", False):
+        words |= {"transformers_version": "5.23.0", "tie_word_embeddings": True}
+    tensors = {
+        None: {"lm_head.weight": None},
+        "copy": {"lm_head.weight": params["embed"]["embedding"]},
+    }
+    alter(tmp_path, tensors.get(head), **words)
+    if ours == "disagree":
+        with pytest.raises(ValueError, match="versions of transformers disagree"):
+            transformers.read_architecture(tmp_path)
+    else:
+        assert transformers.read_architecture(tmp_path)["head"] == ours
+
+
+STRANGE = {  # config.json's key and value, and what the sentence says; "-": in the decoder's
+    "t5_1_0": [
+        ("model_type", "bart", "model_type='bart' is unknown.*t5"),
+        ("layer_norm_epsilon", 1e-5, "layer_norm_epsilon=1e-05.*1e-06"),
+        ("feed_forward_proj", "gelu", "activation='gelu' is unknown.*gelu_new"),
+        ("tie_encoder_decoder", True, "tie_encoder_decoder=True"),
+        ("d_kv", None, "lacks 'd_kv'"),
+    ],
+    "t5gemma": [
+        ("-rms_norm_eps", 1e-5, "rms_norm_eps=1e-05"),
+        ("-attention_bias", True, "attention_bias=True"),
+        ("-rope_scaling", {"rope_type": "yarn", "factor": 2.0}, "rope_type='yarn'"),
+        ("-rope_theta", 1e6, "rotary_base=500.0 in the encoder and 1000000.0 in the decoder"),
+        ("-layer_types", ["full_attention", "sliding_attention"], "layer_types.*alternating"),
+        ("-hidden_activation", "gelu", "activation='gelu' is unknown"),
+        ("-hidden_size", None, "decoder lacks 'hidden_size'"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_config_that_our_words_cannot_say_is_refused(tmp_path, name):
+    exported(tmp_path, name)
+    path = tmp_path / "config.json"
+    whole = path.read_text()
+    for key, value, sentence in STRANGE[name]:
+        config = json.loads(whole)
+        (config["decoder"] if key[0] == "-" else config)[key.strip("-")] = value
+        path.write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=sentence):
+            transformers.read_architecture(tmp_path)
+    path.write_text(whole[:40])
+    with pytest.raises(ValueError, match="is no JSON.*copy it again"):
+        transformers.read_architecture(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match="has no config.json"):
+        transformers.read_architecture(tmp_path)
+
+
+def test_damaged_files_are_refused_in_a_sentence(tmp_path):
+    config, _ = exported(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    damage = {
+        "it is cut or damaged; copy it again": whole[:-4],
+        "no whole safetensors file": whole[:100],
+        "is no whole safetensors": b"",
+        "it is cut": whole + b"more",
+        r"the dtype of \S+='I32' is unknown": whole.replace(b'"F32"', b'"I32"', 1),
+        "has not the bytes of its shape": whole.replace(b"[96, 16]", b"[95, 16]", 1),
+    }
+    for sentence, data in damage.items():
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=sentence):
+            transformers.read_params(tmp_path, config)
+    path.unlink()
+    with pytest.raises(ValueError, match="has no model.safetensors; give a directory"):
+        transformers.read_params(tmp_path, config)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a pickle.*save_pretrained"):
+        transformers.read_params(tmp_path, config)
+
+
+def test_a_lost_shard_is_named(tmp_path):
+    config, _ = exported(tmp_path, most=20_000)
+    first, second, *_ = sorted(tmp_path.glob("model-*.safetensors"))
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match=r"index.json lists .*shared.weight.*, which no shard has"):
+        transformers.read_params(tmp_path, config)
+    first.unlink()
+    with pytest.raises(ValueError, match="00001-of.* is absent"):
+        transformers.read_params(tmp_path, config)
+
+
+MEASURE = """
+import sys
+from lm import transformer
+from lm.interop import transformers
+
+def kilobytes(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+config = transformer.ModelConfig(**transformers.read_architecture(sys.argv[1]))
+transformer.shapes(config)
+before = kilobytes("VmRSS")
+params = transformers.read_params(sys.argv[1], config)
+print(kilobytes("VmHWM") - before, 4 * transformer.parameter_count(config) // 1024)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_importing_takes_the_memory_of_the_checkpoint_and_no_copy(tmp_path):
+    sizes = dict(vocab_size=140_000, d_model=256, d_ff=9_000, num_heads=4, num_kv_heads=4)
+    config = transformer.ModelConfig(**sizes, num_encoder_layers=2, num_decoder_layers=2)
+    leaves = transformer.shapes(config)
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), leaves)
+    transformers.write(params, config, tmp_path / "big")
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / "big"],
+        cwd=parity.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    peak, checkpoint = map(int, run.stdout.split())
+    assert checkpoint > 250_000
+    assert checkpoint * 0.9 < peak < checkpoint * 1.3, (peak, checkpoint)

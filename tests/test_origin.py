@@ -1,0 +1,113 @@
+"""Laws of where training starts: the same pieces keep their rows, and all else is whole or new."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lm import checkpoints, origin, transformer
+
+CONFIG = transformer.ModelConfig(
+    vocab_size=8,
+    d_model=4,
+    d_ff=6,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+)
+
+
+def drawn(config, seed):
+    """A parameter tree of this config with no two numbers alike, as {path: array}."""
+    rng = np.random.default_rng(seed)
+    shapes = checkpoints.flatten(transformer.shapes(config))
+    return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+
+
+def test_rows_of_the_same_name_are_found_wherever_they_are():
+    rows = origin.rows_by_name(["pad", "b", "new", "a"], ["pad", "a", "b"], 6)
+    assert rows.tolist() == [0, 2, -1, 1, -1, -1]
+
+
+def test_a_vocabulary_renamed_onto_itself_changes_nothing():
+    theirs, names = drawn(CONFIG, 0), [str(row) for row in range(8)]
+    carried, _ = origin.carry_over(drawn(CONFIG, 1), theirs, origin.rows_by_name(names, names, 8))
+    assert carried.keys() == theirs.keys()
+    for path, leaf in carried.items():
+        np.testing.assert_array_equal(leaf, theirs[path])
+
+
+@pytest.mark.parametrize("shared", ["embeddings", "nothing"])
+def test_known_rows_are_theirs_new_ones_fresh_and_all_else_is_whole(shared):
+    small = dataclasses.replace(CONFIG, shared=shared)
+    fresh = drawn(dataclasses.replace(small, vocab_size=11), 0)
+    theirs, rows = drawn(small, 1), np.array([3, -1, 0, 1, 2, -1, 7, 6, 5, 4, -1])
+    carried, account = origin.carry_over(fresh, theirs, rows)
+    vocabulary = {"embed.embedding", "head"}
+    if shared == "nothing":
+        vocabulary.add("encoder_embed.embedding")
+    for path, leaf in carried.items():
+        assert leaf.shape == fresh[path].shape
+        if path not in vocabulary:
+            np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
+            continue
+        ours, new, old = (x.T if path == "head" else x for x in (leaf, fresh[path], theirs[path]))
+        for row, source in enumerate(rows):
+            np.testing.assert_array_equal(ours[row], new[row] if source < 0 else old[source])
+        assert f"{path}: 8 of 11 rows by piece, 3 new" in account
+    assert account.startswith(f"{len(carried) - len(vocabulary)} parameters whole")
+
+
+def test_the_fresh_parameters_are_not_written_over():
+    fresh, rows = drawn(CONFIG, 0), np.arange(8)
+    kept = {path: leaf.copy() for path, leaf in fresh.items()}
+    origin.carry_over(fresh, drawn(CONFIG, 1), rows)
+    for path, leaf in kept.items():
+        np.testing.assert_array_equal(leaf, fresh[path])
+
+
+def test_every_parameter_that_counts_the_vocabulary_is_known():
+    larger = dataclasses.replace(CONFIG, vocab_size=9)
+    for shared in ("embeddings", "nothing"):
+        ours, theirs = (
+            checkpoints.flatten(transformer.shapes(dataclasses.replace(config, shared=shared)))
+            for config in (CONFIG, larger)
+        )
+        for path, leaf in ours.items():
+            axis = origin.VOCABULARY.get(path.split(".")[-1])
+            changed = [i for i, n in enumerate(leaf.shape) if n != theirs[path].shape[i]]
+            assert changed == ([] if axis is None else [axis]), path
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(CONFIG)])
+def test_a_model_of_other_words_is_refused_and_of_another_dtype_or_vocabulary_is_not(field):
+    other = {
+        "num_kv_heads": 1,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "encoder": {"d_ff": 5},
+        "arrangement": "prefix_lm",
+        "dtype": "bfloat16",
+        "layers": "scanned",
+    }
+    words = transformer.config.WORDS.get(field)
+    now = getattr(CONFIG, field)
+    value = other.get(field) or (
+        next(word for word in words if word != now) if words else now * 2 or 0.5
+    )
+    if field == "arrangement":
+        theirs = dataclasses.replace(CONFIG, arrangement=value, num_encoder_layers=0)
+    elif field == "start_id":
+        theirs = dataclasses.replace(CONFIG, start_id=2)
+    else:
+        theirs = dataclasses.replace(CONFIG, **{field: value})
+    if field in ("vocab_size", "dropout_rate", "dtype", "layers", "remat"):
+        origin.check_origin(CONFIG, theirs, "runs/x")
+    else:
+        cure = r"use .*, or the folder as the config's preset"
+        with pytest.raises(ValueError, match=rf"runs/x's .*{cure}"):
+            origin.check_origin(CONFIG, theirs, "runs/x")

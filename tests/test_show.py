@@ -1,0 +1,91 @@
+"""Laws of the parameter table: it adds up, and says what the model is."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from configs import base, models
+from lm import run, show, transformer
+
+PRESETS = ("tiny", "t5_small", "umt5_small", "t5gemma_9b_2b")
+
+
+def table_of(preset):
+    """The run of a preset, and the lines of its table."""
+    config = models.apply(base.get_config().unlock(), preset)
+    made = run.make_run(config.to_dict(), "nowhere")
+    return made, show.parameters(made).splitlines()
+
+
+def rows_of(lines):
+    """[(path, shape, count, std, share in %), ...] as they are printed."""
+    found = []
+    for line in lines[1:-2]:
+        path, *shape, count, std, share = line.split()
+        sizes = tuple(int(size) for size in shape)
+        found.append(
+            (path, sizes, int(count.replace(",", "")), float(std), float(share.removesuffix("%")))
+        )
+    return found
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_table_has_every_parameter_and_adds_up(preset):
+    made, lines = table_of(preset)
+    rows, total = rows_of(lines), transformer.parameter_count(made.model)
+    for _, shape, size, _, share in rows:
+        assert size == math.prod(shape)
+        assert share == pytest.approx(100 * size / total, abs=0.005001)
+    assert sum(size for _, _, size, _, _ in rows) == total
+    assert f"{total:,}" in lines[-2] and "100.00%" in lines[-2]
+    assert sum(share for *_, share in rows) == pytest.approx(100, abs=0.005 * len(rows))
+    assert lines[0].split() == ["parameter", "shape", "count", "initial", "std", "share"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_paths_are_those_of_the_parameter_tree(preset):
+    made, lines = table_of(preset)
+    listed = {path: shape for path, shape, *_ in rows_of(lines)}
+    shapes = transformer.shapes(made.model)
+    for path, shape in listed.items():
+        leaf = shapes
+        for part in re.split(r"[./]", path):
+            leaf = leaf[part]
+        assert leaf.shape == shape
+
+
+def test_the_stds_are_t5s():
+    rows = {path: std for path, _, _, std, _ in rows_of(table_of("t5_small")[1])}
+    expected = {
+        "embed.embedding": 1.0,
+        "encoder.layers.self_attention.query.kernel": (512 * 64) ** -0.5,
+        "decoder.layers.cross_attention.key.kernel": 512**-0.5,
+        "decoder.layers.feed_forward.down.kernel": 2048**-0.5,
+        "decoder.layers.self_attention.out.kernel": 512**-0.5,
+        "encoder.relative.relative_bias": (2 / (32 + 8)) ** 0.5,
+        "decoder.layers.ff_norm.scale": 0.0,
+    }
+    for path, std in expected.items():
+        assert rows[path] == pytest.approx(std, abs=5.1e-6), path
+
+
+@pytest.mark.parametrize("preset", ["tiny", "t5gemma_9b_2b"])
+def test_flops_per_token_are_those_of_a_row_over_its_tokens(preset):
+    made, lines = table_of(preset)
+    inputs, targets = made.lengths
+    flops = transformer.forward_flops(made.model, inputs, targets)
+    per_token, read, write, whole = re.search(
+        r"([\d,]+) per token, of a row of (\d+) input and (\d+) target tokens \(([\d,]+)\)",
+        lines[-1],
+    ).groups()
+    assert (int(read), int(write)) == (inputs, targets)
+    assert int(whole.replace(",", "")) == flops
+    assert int(per_token.replace(",", "")) == round(flops / (inputs + targets))
+
+
+def test_a_parameter_of_unknown_start_is_an_error_that_names_it():
+    with pytest.raises(ValueError, match="no initial std is known for parameter decoder/odd"):
+        show.initial_std(transformer.ModelConfig(), "decoder.odd", (3,))

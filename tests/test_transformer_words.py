@@ -1,0 +1,382 @@
+"""Every word of the architecture obeys the model's laws, and agrees with a stranger in numpy.
+
+The stranger reads one example at a time, in float64, with loops and without masks of segments:
+that packed rows agree with it says that packing and padding have no say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import batch, losses, transformer
+from lm.transformer import config as words
+from tests import test_attention
+
+ROWS, SOURCE, TARGET, VOCAB = 6, 12, 10, 32
+SIZES = dict(vocab_size=VOCAB, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=4)
+SIZES |= dict(num_encoder_layers=2, num_decoder_layers=2, relative_buckets=8, relative_limit=10)
+ALONE = dict(num_encoder_layers=0)
+T5GEMMA = dict(
+    shared="nothing",
+    position="rotary",
+    norm="rms_offset",
+    norm_placement="both",
+    attention_scale=0.6,
+    attention_cap=1.5,
+    logits_cap=2.0,
+    windows="alternating",
+    window=3,
+    head="tied_unscaled",
+    embedding_scale="sqrt_d_model",
+    start_id=2,
+    num_kv_heads=2,
+)
+OTHER_SHAPE = dict(d_model=24, d_ff=20, num_heads=6, num_kv_heads=3, head_dim=6)
+# 2017: the first Transformer, post-norm. `local` has windows that are smaller than the rows.
+ATTENTION_2017 = dict(
+    position="sinusoidal",
+    norm="layer",
+    norm_placement="post",
+    activation="relu",
+    embedding_scale="sqrt_d_model",
+    head="tied_unscaled",
+    attention_scale=0.5,
+)
+WORDS = {
+    "t5_1_1": {},
+    "t5_1_0": dict(activation="relu", head="tied", layers="scanned"),
+    "umt5": dict(position="relative_per_layer", layers="scanned"),
+    "byt5": dict(num_encoder_layers=3, num_decoder_layers=1, remat="full"),
+    "ul2": dict(activation="swiglu", num_kv_heads=2, remat="dots", start_id=3),
+    "t5gemma": T5GEMMA,
+    "t5gemma_unequal": T5GEMMA | dict(encoder=OTHER_SHAPE, num_encoder_layers=1),
+    "2017": ATTENTION_2017,
+    "no_position": dict(position="none", activation="gelu", norm="layer", num_kv_heads=1),
+    "normed": dict(query_key_norm="rms", windows="local", window=3, num_kv_heads=2),
+    "five_local": dict(
+        windows="five_local", window=2, num_decoder_layers=7, layers="scanned", position="rotary"
+    ),
+    "shared": dict(shared="all", attention_cap=1.0, norm_placement="both"),
+    "prefix_lm": ALONE | dict(arrangement="prefix_lm", attention_cap=1.0),
+    "prefix_t5gemma": T5GEMMA | ALONE | dict(arrangement="prefix_lm", shared="embeddings"),
+    "language_model": ALONE | dict(arrangement="language_model", head="tied"),
+    "language_2017": ALONE | ATTENTION_2017 | dict(arrangement="language_model", layers="scanned"),
+    "language_umt5": ALONE
+    | dict(arrangement="language_model", position="relative_per_layer", windows="local", window=4),
+}
+every_word = pytest.mark.parametrize("name", WORDS)
+ENCODED = [name for name, word in WORDS.items() if "arrangement" not in word]
+ONE_TOWER = [name for name in WORDS if name not in ENCODED]
+# (inputs, targets) tokens of each example, and which of them share a row where they are packed.
+EXAMPLES = ((5, 4), (6, 5), (12, 10), (1, 2), (7, 3), (3, 5))
+PACKED = ((0, 1), (2,), (3, 4, 5), (), (), ())
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def model_of(name, **fields):
+    """The config of a word, with other fields."""
+    return transformer.ModelConfig(**SIZES | WORDS[name] | fields)
+
+
+@functools.cache
+def drawn(config):
+    """Parameters of any values but the initial: no scale is 1, no bias 0, no two leaves alike."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        *_, holder, end = ["", *(key.key for key in path)]
+        shape, values = leaf.shape, rng.normal(size=leaf.shape)
+        if end == "scale":
+            offset = config.norm == "rms_offset" and holder not in ("query_norm", "key_norm")
+            values = rng.uniform(0.5, 1.5, shape) - offset
+        elif end == "kernel":
+            axes = shape[1:3] if holder == "out" else shape[1:2]
+            values /= math.prod(axes) ** 0.5
+        elif end in ("head", "embedding"):
+            values *= 0.4
+        return values.astype(np.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, transformer.shapes(config))
+    return jax.tree.map(jnp.asarray, params)
+
+
+@functools.cache
+def trained(config):
+    """(params, Batch) -> the summed loss, the logits [B, T, V], and the loss's gradient."""
+    model = transformer.Transformer(config)
+
+    def total(params, examples):
+        logits = model.apply({"params": params}, examples)
+        weights = batch.loss_weights(examples)
+        return losses.cross_entropy(logits, examples.targets, weights)[0], logits
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=QUICK)
+
+
+def outcome(config, examples, params=None):
+    """Loss, logits and gradient as numpy; of the drawn parameters unless told otherwise."""
+    params = drawn(config) if params is None else params
+    (total, logits), grads = trained(config)(params, jax.tree.map(jnp.asarray, examples))
+    return jax.tree.map(np.asarray, (total, logits, grads))
+
+
+@functools.cache
+def texts(seed=0):
+    """The tokens of EXAMPLES: [(inputs, targets), ...]."""
+    rng = np.random.default_rng(seed)
+    return [tuple(rng.integers(2, VOCAB, size) for size in sizes) for sizes in EXAMPLES]
+
+
+def laid_out(rows, late=(), seed=1):
+    """A batch of EXAMPLES by their numbers, and where each lies: {number: (row, targets' place)}.
+
+    Rows in `late` begin with padding, the others end with it. What lies under padding is random.
+    """
+    rng = np.random.default_rng(seed)
+    tokens = [rng.integers(2, VOCAB, (ROWS, n), dtype=np.int32) for n in (SOURCE, TARGET)]
+    segments = [np.zeros((ROWS, n), np.int32) for n in (SOURCE, TARGET)]
+    places = {}
+    for row, numbers in enumerate(rows):
+        for side, length in enumerate((SOURCE, TARGET)):
+            used = sum(EXAMPLES[number][side] for number in numbers)
+            at = length - used if row in late else 0
+            for segment, number in enumerate(numbers, start=1):
+                place = slice(at, at := at + EXAMPLES[number][side])
+                tokens[side][row, place] = texts()[number][side]
+                segments[side][row, place] = segment
+                places[number] = (row, place)
+    return batch.Batch(tokens[0], segments[0], tokens[1], segments[1]), places
+
+
+def close(ours, theirs, part=3e-5):
+    """Equal within float32's roundings: a part of the largest of each leaf."""
+    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=part * max(np.abs(other).max(), 0.1))
+
+
+# The stranger. -------------------------------------------------------------------------------
+
+
+def normed(config, params, x, offset=0.0):
+    if config.norm == "layer":
+        x = x - x.mean(-1, keepdims=True)
+        return (
+            x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * params["scale"] + params["bias"]
+        )
+    offset = 1.0 if config.norm == "rms_offset" else 0.0
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * (offset + params["scale"])
+
+
+def turned(x, base):
+    """Rotary positions as complex numbers: x [T, H], from position 0."""
+    half = x.shape[-1] // 2
+    angle = np.arange(len(x))[:, None] * base ** (-np.arange(half) / half)
+    number = (x[:, :half] + 1j * x[:, half:]) * np.exp(1j * angle)
+    return np.concatenate([number.real, number.imag], axis=-1)
+
+
+def looked(config, params, x, source, seen, bias, rotary):
+    """One attention layer, head by head: x [T, D], source [S, D], seen bool [T, S] -> [T, D]."""
+    kernel = {name: params[name]["kernel"] for name in ("query", "key", "value", "out")}
+    cap, out = config.attention_cap, 0.0
+    for n in range(config.num_heads):
+        k = n // (config.num_heads // config.num_kv_heads)
+        query, key = x @ kernel["query"][:, n], source @ kernel["key"][:, k]
+        if config.query_key_norm == "rms":
+            rms = lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+            query = rms(query) * params["query_norm"]["scale"]
+            key = rms(key) * params["key_norm"]["scale"]
+        if rotary:
+            query, key = turned(query, config.rotary_base), turned(key, config.rotary_base)
+        scores = config.attention_scale * query @ key.T + bias[n]
+        scores = cap * np.tanh(scores / cap) if cap else scores
+        weights = np.where(seen, np.exp(scores), 0)
+        weights /= weights.sum(-1, keepdims=True)
+        out = out + weights @ (source @ kernel["value"][:, k]) @ kernel["out"][n]
+    return out
+
+
+def fed(config, params, x):
+    gelu = lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    silu = lambda x: x / (1 + np.exp(-x))
+    act = dict(relu=lambda x: np.maximum(x, 0), gelu=gelu, geglu=gelu, swiglu=silu)
+    hidden = x @ params["up"]["kernel"]
+    if "glu" in config.activation:
+        hidden = act[config.activation](x @ params["gate"]["kernel"]) * hidden
+    else:
+        hidden = act[config.activation](hidden)
+    return hidden @ params["down"]["kernel"]
+
+
+def through(config, params, x, seen, table, depth, encoded=None):
+    """A tower: x [T, D], seen bool [T, T] -> [T, D]. table: the relative one's name."""
+    away = np.arange(len(x))[None] - np.arange(len(x))[:, None]
+    both = not table.startswith("causal")
+    bucket = functools.partial(test_attention.exact_bucket, bidirectional=both, buckets=8, limit=10)
+    buckets = np.vectorize(bucket)(away)
+    pattern = dict(g="g", l="l", a="lg", f="lllllg")[config.windows[0]]
+    for layer in range(depth):
+        own = jax.tree.map(lambda leaf: leaf[layer], params["layers"])  # noqa: B023
+        local = pattern[layer % len(pattern)] == "l"
+        sight = seen & (abs(away) < config.window) if local else seen
+        bias = np.zeros(config.num_heads)
+        if config.position.startswith("relative"):
+            holder = own if config.position == "relative_per_layer" else params
+            name = table if table in holder else "relative"
+            bias = np.moveaxis(holder[name]["relative_bias"][buckets], -1, 0)
+        rotary = config.position == "rotary"
+        self_look = lambda x: looked(config, own["self_attention"], x, x, sight, bias, rotary)  # noqa: B023
+        none = np.zeros(config.num_heads)
+        cross = lambda x: looked(config, own["cross_attention"], x, encoded, True, none, False)  # noqa: B023
+        feed = lambda x: fed(config, own["feed_forward"], x)  # noqa: B023
+        parts = [("self", self_look), ("cross", cross), ("ff", feed)]
+        for part, change in parts if encoded is not None else parts[::2]:
+            if config.norm_placement == "post":
+                x = normed(config, own[f"{part}_post_norm"], x + change(x))
+                continue
+            changed = change(normed(config, own[f"{part}_norm"], x))
+            if config.norm_placement == "both":
+                changed = normed(config, own[f"{part}_post_norm"], changed)
+            x = x + changed
+    return x if config.norm_placement == "post" else normed(config, params["norm"], x)
+
+
+def embedded(config, table, ids):
+    x, width = table[ids], table.shape[1]
+    if config.embedding_scale == "sqrt_d_model":
+        x = x * np.sqrt(width)
+    if config.position == "sinusoidal":
+        at, wave = np.arange(len(ids))[:, None], np.arange(width // 2)
+        angle = at / 10_000 ** (2 * wave / width)
+        x = x + np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+    return x
+
+
+def told(config, inputs, targets, params=None):
+    """The stranger's logits [T, V] of one example."""
+    params = jax.tree.map(np.float64, drawn(config) if params is None else params)
+    table = params["embed"]["embedding"]
+    given = np.concatenate([[config.start_id], targets[:-1]]).astype(int)
+    depth, causal = config.num_decoder_layers, "causal_relative"
+    if config.arrangement == "encoder_decoder":
+        own = {key: size for key, size in dataclasses.asdict(config.encoder).items() if size}
+        ours = dataclasses.replace(config, encoder=words.Shape(), **own)
+        read = embedded(ours, params.get("encoder_embed", params["embed"])["embedding"], inputs)
+        all_seen = np.ones((len(inputs), len(inputs)), bool)
+        encoded = through(
+            ours, params["encoder"], read, all_seen, "relative", config.num_encoder_layers
+        )
+        tower = params["encoder" if config.shared == "all" else "decoder"]
+        past = np.tri(len(given), dtype=bool)
+        x = through(config, tower, embedded(config, table, given), past, causal, depth, encoded)
+    else:
+        x = embedded(config, table, np.concatenate([inputs, given]))
+        seen, relative = np.tri(len(x), dtype=bool), causal
+        if config.arrangement == "prefix_lm":
+            seen, relative = seen | (np.arange(len(x)) < len(inputs)), "relative"
+        x = through(config, params["decoder"], x, seen, relative, depth)[len(inputs) :]
+    if config.head == "tied":
+        x = x / np.sqrt(config.d_model)
+    logits = x @ (params["head"] if config.head == "untied" else table.T)
+    cap = config.logits_cap
+    return cap * np.tanh(logits / cap) if cap else logits
+
+
+# Packed, padded, alone. ----------------------------------------------------------------------
+
+ONE_A_ROW = tuple((number,) for number in range(ROWS))
+
+
+def test_every_word_of_every_table_is_among_those_tested():
+    tested = {name: model_of(name) for name in WORDS}
+    for field, table in words.WORDS.items():
+        missing = set(table) - {getattr(config, field) for config in tested.values()}
+        assert missing <= {"bfloat16"}, f"{field}: {missing}"
+
+
+@every_word
+@pytest.mark.parametrize("rows, late", [(PACKED, (0,)), (ONE_A_ROW, (1, 4))])
+def test_packed_and_padded_logits_are_the_strangers_of_each_example_alone(name, rows, late):
+    config = model_of(name)
+    examples, places = laid_out(rows, late)
+    _, logits, _ = outcome(config, examples)
+    for number, (row, place) in places.items():
+        close(logits[row, place], told(config, *texts()[number]))
+
+
+@every_word
+def test_packed_loss_and_gradient_are_the_sums_over_the_examples_alone(name):
+    config = model_of(name)
+    packed, alone = (outcome(config, laid_out(rows)[0]) for rows in (PACKED, ONE_A_ROW))
+    close((packed[0], packed[2]), (alone[0], alone[2]))
+
+
+@every_word
+def test_the_tokens_under_padding_and_their_side_change_no_number(name):
+    config = model_of(name)
+    (examples, places), (moved, others) = laid_out(PACKED), laid_out(PACKED, (0, 1, 2), seed=7)
+    (_, logits, grads), (_, after, grads_after) = (outcome(config, x) for x in (examples, moved))
+    for number, (row, place) in places.items():
+        close(after[others[number]], logits[row, place])
+    close(grads_after, grads)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads)), "all have a say"
+
+
+@every_word
+def test_a_target_has_a_say_only_in_what_follows_it(name):
+    config = model_of(name)
+    examples, places = laid_out(PACKED)
+    before = outcome(config, examples)[1]
+    for number, index in ((2, 4), (1, 1)):
+        row, place = places[number]
+        at = place.start + index
+        targets = examples.targets.copy()
+        targets[row, at] = 2 + (targets[row, at] + 3) % (VOCAB - 2)
+        moved = (outcome(config, examples._replace(targets=targets))[1] != before).any(-1)
+        moved &= examples.targets_segment_ids > 0
+        assert not moved[row, : at + 1].any() and moved[row, at + 1]
+        assert not moved[row, place.stop :].any() and not np.delete(moved, row, axis=0).any()
+
+
+@pytest.mark.parametrize("name", ONE_TOWER)
+def test_without_encoder_inputs_are_read_as_the_arrangement_says(name):
+    """A prefix LM's inputs see each other whole, a language model's only what is before."""
+    config = model_of(name, windows="global", num_decoder_layers=1)
+    model, (examples, _) = transformer.Transformer(config), laid_out(((2,), (), (), (), (), ()))
+
+    def hidden(inputs):
+        given = examples._replace(inputs=inputs)
+        tower = lambda module, method: module.name == "decoder"
+        kept = model.apply(
+            {"params": drawn(config)}, given, capture_intermediates=tower, mutable="intermediates"
+        )
+        return kept[1]["intermediates"]["decoder"]["__call__"][0][0][0]
+
+    hidden = jax.jit(hidden, compiler_options=QUICK)
+    inputs = examples.inputs.copy()
+    inputs[0, 6] = 2 + (inputs[0, 6] + 3) % (VOCAB - 2)
+    moved = np.asarray((hidden(inputs) != hidden(examples.inputs)).any(-1))
+    prefix = config.arrangement == "prefix_lm"
+    np.testing.assert_array_equal(moved, prefix | (np.arange(SOURCE + TARGET) >= 6))
+
+
+@pytest.mark.parametrize(
+    "name", ["t5_1_1", "t5gemma_unequal", "2017", "prefix_lm", "language_umt5"]
+)
+def test_the_amount_of_padding_changes_no_number(name):
+    config = model_of(name)
+    examples, places = laid_out(ONE_A_ROW, (1,))
+    wider = batch.Batch(*(np.pad(x, ((0, 0), (3, 2))) for x in examples))
+    (total, logits, grads), (more, after, grads_after) = (
+        outcome(config, x) for x in (examples, wider)
+    )
+    for row, place in places.values():
+        close(after[:, 3:-2][row, place], logits[row, place])
+    close((more, grads_after), (total, grads))

@@ -251,17 +251,29 @@ def test_a_distilled_update_costs_the_teachers_forward_pass_more(tiny_config, fi
 # What cannot be continued. -------------------------------------------------------------------
 
 
-def test_another_tokenizer_than_the_origins_is_refused(go, pretrained, tmp_path):
+@pytest.fixture
+def other_tokens(tmp_path):
+    """A tokenizer that shares only the bytes and a few pieces with the tiny one."""
     texts = ["some words for another tokenizer, of other letters: xyz"] * 20
-    other = tokenizer.train(texts, tmp_path / "other", pieces=283, num_sentinels=10)
-    for change in (
-        {"stage": "finetune", "init_from": str(pretrained)},
-        {"stage": "distill", "teacher.workdir": str(pretrained)},
-    ):
-        with pytest.raises(
-            ValueError, match="was trained with another tokenizer .* leave --config"
-        ):
-            go(**change, **{"tokenizer.dir": str(other.directory)})
+    return tokenizer.train(texts, tmp_path / "other", pieces=283, num_sentinels=10)
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(go, pretrained, other_tokens):
+    change = {"stage": "distill", "teacher.workdir": str(pretrained)}
+    with pytest.raises(ValueError, match="was trained with another tokenizer .* leave --config"):
+        go(**change, **{"tokenizer.dir": str(other_tokens.directory)})
+
+
+def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces(
+    go, pretrained, other_tokens, capfd
+):
+    change = {"stage": "finetune", "init_from": str(pretrained), "steps": 1}
+    change |= {"tokenizer.pieces": 283, "tokenizer.num_sentinels": 10}
+    go(**change, **{"tokenizer.dir": str(other_tokens.directory)})
+    theirs = run.make_tokenizer(run.read_run(pretrained))
+    shared = set(theirs.names()) & set(other_tokens.names())
+    assert 259 <= len(shared) < 293
+    assert f"embed.embedding: {len(shared)} of 512 rows by piece" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -380,3 +380,11 @@ def test_the_amount_of_padding_changes_no_number(name):
     for row, place in places.values():
         close(after[:, 3:-2][row, place], logits[row, place])
     close((more, grads_after), (total, grads))
+
+
+def test_shared_towers_with_a_table_a_layer_have_one_for_each_part_they_play():
+    config = model_of("shared", position="relative_per_layer", layers="scanned")
+    examples, places = laid_out(PACKED)
+    assert {"relative", "causal_relative"} <= set(drawn(config)["encoder"]["layers"])
+    for number, (row, place) in places.items():
+        close(outcome(config, examples)[1][row, place], told(config, *texts()[number]))

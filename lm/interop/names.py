@@ -238,31 +238,42 @@ def _axes(axes: str, ours: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int,
     return tuple(order), tuple(theirs)
 
 
+def is_scaled(config: Mapping[str, Any], family: Family) -> bool:
+    """Whether what the head sees is multiplied by d_model**-0.5, in the version that wrote this.
+
+    Version 5 does so in a umT5 whatever its head, and in a T5 by a word of its own.
+    """
+    kind = family.model_type
+    tied = config.get("tie_word_embeddings", kind != "mt5")
+    return {
+        "t5": config.get("scale_decoder_outputs", tied),
+        "mt5": tied and not _by_five(config),  # version 5 never does
+        "umt5": tied,
+        "t5gemma": False,
+    }[kind]
+
+
 def head(config: Mapping[str, Any], family: Family, own: bool | None) -> str:
     """The word for the head, from config.json, the version that wrote it, and the tensors.
 
     own: is there an output matrix that differs from the embedding? None: there is none at all.
-    Raises ValueError where versions of transformers would read the files in different ways.
+    Raises ValueError where version 4 would not use the matrix that is there.
     """
-    kind = family.model_type
-    tied = config.get("tie_word_embeddings", kind != "mt5")
-    five = int(str(config.get("transformers_version", "4")).split(".")[0]) >= 5
-    scaled = {
-        "t5": config.get("scale_decoder_outputs", tied),
-        "mt5": tied and not five,  # version 5 never scales it
-        "umt5": tied,
-        "t5gemma": False,
-    }[kind]
-    if own and (scaled or (tied and not five)):
+    tied = config.get("tie_word_embeddings", family.model_type != "mt5")
+    if own and tied and not _by_five(config):
         raise ValueError(
             f"config.json ties the head to the embedding, but {family.head} differs from "
             f"{family.copies[family.head]}; versions of transformers disagree about it. Set "
-            f"tie_word_embeddings (and in a t5, scale_decoder_outputs) to false in config.json if "
-            f"that head is meant, or drop that tensor if it is not."
+            f"tie_word_embeddings to false in config.json if that head is meant, or drop that "
+            f"tensor if it is not."
         )
     if own or (own is None and not tied):  # without the tensor, read_params will say it is missing
         return "untied"
-    return "tied" if scaled else "tied_unscaled"
+    return "tied" if is_scaled(config, family) else "tied_unscaled"
+
+
+def _by_five(config: Mapping[str, Any]) -> bool:
+    return int(str(config.get("transformers_version", "4")).split(".")[0]) >= 5
 
 
 def layer_types(windows: str, depth: int) -> list[str]:

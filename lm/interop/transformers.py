@@ -59,12 +59,14 @@ def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -
     """The parameters as our nested dict of float32 arrays; bfloat16 and float16 are widened.
 
     Each stack of layers is filled in place from a few MiB of file at a time: the peak of memory is
-    the float32 checkpoint and little more.
+    the float32 checkpoint and little more. Version 5 scales what the head of every umT5 sees, also
+    a head of its own: such a head comes in multiplied by d_model**-0.5, and is ours without.
     Raises ValueError, listing all that is wrong: tensors missing, unused, of another shape, and
     copies that differ from their original.
     """
     directory = pathlib.Path(directory)
-    family = _family(directory / "config.json", _read_json(directory / "config.json"))
+    theirs = _read_json(directory / "config.json")
+    family = _family(directory / "config.json", theirs)
     tensors, shapes = _tensors(directory), _flat(transformer.shapes(config))
     places = names.places(family, {path: leaf.shape for path, leaf in shapes.items()})
     sources = _account(directory, family, tensors, places)
@@ -74,6 +76,8 @@ def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -
         into = (leaf if place.layer is None else leaf[place.layer]).transpose(place.order)
         for first, piece in _pieces(tensors[sources[name]], into.shape):
             into[first : first + len(piece)] = piece
+    if config.head == "untied" and names.is_scaled(theirs, family):
+        leaves["head"] *= np.float32(config.d_model**-0.5)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 

@@ -254,9 +254,9 @@ def _describe_rule(directory: pathlib.Path, spec, described: dict) -> None:
 def write(source: str | os.PathLike, directory: str | os.PathLike) -> None:
     """Write our tokenizer in `source` for transformers' AutoTokenizer, into `directory`.
 
-    The ids are ours but for what the module's docstring lists. A text gets eos at its end, as
-    T5's do, or with a bos in the vocabulary that at its start, as Gemma's do. Decoded, unk reads
-    <unk>, and each byte that is no UTF-8 is a U+FFFD of its own, or for ByT5 left out.
+    The ids are ours but for what the module's docstring lists. A text gets eos at its end and no
+    bos, as models are trained here; transformers' own T5Gemma has it the other way. Decoded, unk
+    reads <unk>, and each byte that is no UTF-8 is a U+FFFD of its own, or for ByT5 left out.
     Raises ValueError if the model is neither unigram nor BPE nor ByT5's bytes.
     """
     tokens = tokenizer.Tokenizer(source)
@@ -322,12 +322,9 @@ def _backend(tokens: tokenizer.Tokenizer, model):
     undo += [decoders.Strip(" ", 1, 0)] if tokens.has_prefix else []
     made.decoder = decoders.Sequence(undo)
     _add_tokens(made, tokens, model)
-    ends = {name: made.token_to_id(name) for name in names.values()}
-    first, last = ([names["bos_token"]], []) if "bos_token" in names else ([], [names["eos_token"]])
+    end = names["eos_token"]
     made.post_processor = processors.TemplateProcessing(
-        single=[*first, "$A", *last],
-        pair=[*first, "$A", *last, *first, "$B", *last],
-        special_tokens=[(name, ends[name]) for name in first + last],
+        single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, tokens.eos)]
     )
     return made
 

@@ -1,0 +1,226 @@
+"""Checkpoints through the door: in, used, trained from, and out again, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base, distill, finetune, models
+from experiments import parity
+from lm import __main__ as door
+from lm import checkpoints, evaluate, interop, run, tokenizer, train, transformer
+from lm.interop import t5x, transformers, vocabulary
+
+WORDS = dict(vocab_size=512, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=8)
+WORDS |= dict(num_encoder_layers=2, num_decoder_layers=2, layers="scanned")
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory, tiny_tokens):
+    """A directory as transformers writes it, of a random T5 1.1 and the tiny tokenizer."""
+    directory = tmp_path_factory.mktemp("foreign") / "checkpoint"
+    config = transformer.ModelConfig(**WORDS)
+    transformers.write(parity.random_params(config), config, directory)
+    vocabulary.write(tiny_tokens.directory, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def imported(foreign, tmp_path_factory):
+    """The run's folder that `lm import` makes of it."""
+    workdir = tmp_path_factory.mktemp("imported") / "run"
+    assert door.main(["import", str(foreign), f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def params_of(workdir):
+    this = run.read_run(workdir)
+    return this, evaluate.read_params(this, run.make_tokenizer(this))[0]
+
+
+def equal(one, other) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_an_import_is_a_run_with_the_models_words_its_numbers_and_its_ids(imported, tiny_tokens):
+    this, params = params_of(imported)
+    for field, value in (WORDS | dict(layers="unrolled")).items():
+        assert getattr(this.model, field) == value
+    equal(params, parity.random_params(this.model))
+    text = "Returns the shape of an array.\n\n  Raises: ValueError é ☃"
+    ours = run.make_tokenizer(this)
+    np.testing.assert_array_equal(ours.encode(text), tiny_tokens.encode(text))
+    assert this.config["tokenizer"]["pieces"] == tiny_tokens.pieces
+
+
+def test_an_export_of_an_import_is_the_same_checkpoint(imported, foreign, tmp_path):
+    assert door.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 0
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "spiece.model"):
+        assert (tmp_path / "out" / name).read_bytes() == (foreign / name).read_bytes(), name
+
+
+def test_an_import_answers(imported, capsys):
+    assert door.main(["predict", f"--workdir={imported}", "--text=What is it?"]) == 0
+    assert json.loads(capsys.readouterr().out)["inputs"] == "What is it?"
+
+
+def test_the_answers_of_an_import_are_those_of_transformers(imported, foreign, capsys):
+    """From text to text: their tokenizer, model and `generate`, ours behind the door."""
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("transformers")
+    tokens = theirs.AutoTokenizer.from_pretrained(foreign)
+    model = theirs.AutoModelForSeq2SeqLM.from_pretrained(foreign)
+    texts = ["Returns the mean.", "x", "Compute the  loss\tof é."]
+    for text in texts:
+        rows = tokens([text], return_tensors="pt")
+        with torch.no_grad():
+            ids = model.generate(**rows, max_new_tokens=128, do_sample=False, num_beams=1)
+        door.main(["predict", f"--workdir={imported}", f"--text={text}"])
+        answer = json.loads(capsys.readouterr().out)["prediction"]
+        real = [i for i in ids[0, 1:].tolist() if i > 1]
+        assert answer == tokenizer.Tokenizer(imported / "tokenizer").decode(real)
+
+
+def test_a_runs_folder_is_a_preset(imported):
+    config = finetune.get_config(str(imported))
+    assert config.init_from == str(imported) and config.model.dropout_rate == 0.1
+    assert run.make_run(config.to_dict(), "nowhere").model.d_model == 16
+    config = distill.get_config(str(imported))
+    assert (config.teacher.workdir, config.init_from) == (str(imported), "")
+    student = run.make_run(config.to_dict(), "nowhere").model
+    assert (student.num_encoder_layers, student.d_model, student.vocab_size) == (1, 16, 512)
+
+
+def test_a_preset_that_is_neither_lists_the_presets(tmp_path):
+    with pytest.raises(ValueError, match="run's folder.* choose one of .*t5_1_1_small"):
+        models.apply(finetune.get_config().unlock(), str(tmp_path))
+
+
+@pytest.mark.parametrize("rows", [512, 640])
+def test_training_starts_from_an_import_and_says_what_it_took(imported, tiny_config, rows, capfd):
+    config = tiny_config(**{"model.vocab_size": rows, "init_from": str(imported)})
+    config["model"] |= {**run.read_config(imported)["model"], "vocab_size": rows}
+    config["steps"], workdir = 1, imported.parent / f"tuned-{rows}"
+    this = run.make_run(config, workdir)
+    theirs = params_of(imported)[1]
+    started = train.first_params(this, run.make_tokenizer(this), None)
+    said = capfd.readouterr().err
+    assert started["embed"]["embedding"].shape == (rows, 16)
+    known = 512 if rows == 512 else run.make_tokenizer(this).size
+    for path, leaf in checkpoints.flatten(started).items():
+        axis = {"embed.embedding": 0, "head": 1}.get(path, 0)
+        old = checkpoints.flatten(theirs)[path]
+        count = known if path in ("embed.embedding", "head") else len(old)
+        first = lambda x, axis=axis, count=count: np.take(np.asarray(x), range(count), axis)
+        np.testing.assert_array_equal(first(leaf), first(old))
+    assert "all parameters whole" in said if rows == 512 else f"{known:,} of 640 rows" in said
+
+
+def t5x_checkpoint(directory, config):
+    """A T5X step folder of random parameters, arrays inside the msgpack file."""
+    import flax.serialization
+
+    params = parity.random_params(config)
+    flat = {}
+    for tower in ("encoder", "decoder"):
+        for path, leaf in checkpoints.flatten(params[tower]["layers"]).items():
+            for layer in range(len(leaf)):
+                flat[tower, layer, path] = np.asarray(leaf[layer])
+    target = {"token_embedder": {"embedding": params["embed"]["embedding"]}}
+    for tower in ("encoder", "decoder"):
+        own = "self_attention" if tower == "decoder" else "attention"
+        layers = {}
+        for layer in range(2):
+            at = lambda path, tower=tower, layer=layer: flat[tower, layer, path]
+            attend = lambda part, at=at: {
+                name: {
+                    "kernel": at(f"{part}.{name}.kernel").reshape(
+                        (-1, 16) if name == "out" else (16, -1)
+                    )
+                }
+                for name in ("query", "key", "value", "out")
+            }
+            made = {own: attend("self_attention")}
+            made[f"pre_{own}_layer_norm"] = {"scale": at("self_norm.scale")}
+            made["pre_mlp_layer_norm"] = {"scale": at("ff_norm.scale")}
+            parts = (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down"))
+            made["mlp"] = {t: {"kernel": at(f"feed_forward.{o}.kernel")} for t, o in parts}
+            if tower == "decoder":
+                made["encoder_decoder_attention"] = attend("cross_attention")
+                made["pre_cross_attention_layer_norm"] = {"scale": at("cross_norm.scale")}
+            layers[f"layers_{layer}"] = made
+        layers["relpos_bias"] = {"rel_embedding": params[tower]["relative"]["relative_bias"].T}
+        layers[f"{tower}_norm"] = params[tower]["norm"]
+        target[tower] = layers
+    target["decoder"]["logits_dense"] = {"kernel": params["head"]}
+    directory.mkdir()
+    content = {"target": jax.tree.map(np.asarray, target), "state": {"step": np.int32(7)}}
+    (directory / "checkpoint").write_bytes(flax.serialization.msgpack_serialize(content))
+    return params
+
+
+def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens):
+    config = transformer.ModelConfig(**WORDS)
+    params = t5x_checkpoint(tmp_path / "checkpoint_7", config)
+    assert t5x.found(tmp_path / "checkpoint_7")
+    vocabulary.write(tiny_tokens.directory, tmp_path / "vocabulary")
+    command = ["import", str(tmp_path / "checkpoint_7"), f"--workdir={tmp_path / 'run'}"]
+    command += ["--config=configs/finetune.py"]
+    assert door.main(command) == 2  # T5X keeps no vocabulary
+    assert not (tmp_path / "run").exists()
+    assert door.main([*command, f"--config.tokenizer.dir={tmp_path / 'vocabulary'}"]) == 0
+    this, read = params_of(tmp_path / "run")
+    equal(read, params)
+    assert this.data.input_length == 96  # the config's own
+
+
+MISTAKES = {
+    "not empty": (lambda d: d / "imported", "w", "not empty; give a new --workdir"),
+    "no directory": (lambda d: d / "nothing", "new", "is no directory"),
+    "no checkpoint": (lambda d: d / "empty", "new", "has no config.json"),
+    "no vocabulary": (lambda d: d / "bare", "new", "no vocabulary"),
+    "cut": (lambda d: d / "cut", "new", "cut or damaged"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_a_sentence_and_leaves_nothing(foreign, tmp_path, what, capsys):
+    place, workdir, sentence = MISTAKES[what]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "something").write_text("mine")
+    shutil.copytree(foreign, tmp_path / "imported")
+    shutil.copytree(foreign, tmp_path / "cut")
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(foreign / name, tmp_path / "bare")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert door.main(["import", str(place(tmp_path)), f"--workdir={tmp_path / workdir}"]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(foreign, tmp_path):
+    config = transformer.ModelConfig(**WORDS | dict(vocab_size=128))
+    transformers.write(parity.random_params(config), config, tmp_path / "small")
+    for path in foreign.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            shutil.copy(path, tmp_path / "small")
+    with pytest.raises(ValueError, match="model.vocab_size=128 is smaller than the tokenizer's"):
+        interop.read(tmp_path / "small", tmp_path / "run", base.get_config().to_dict())
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_export_never_overwrites(imported, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    assert door.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 2
+    assert "not empty; give a new directory" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -176,6 +179,40 @@ def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens)
     this, read = params_of(tmp_path / "run")
     equal(read, params)
     assert this.data.input_length == 96  # the config's own
+
+
+MEASURE = """
+import sys
+from lm import __main__ as door
+
+def kilobytes(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+small, big = sys.argv[1:]
+door.main(["import", small, f"--workdir={small}-run"])  # all that the command itself needs
+before = kilobytes("VmRSS")
+door.main(["import", big, f"--workdir={big}-run"])
+print(kilobytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_an_import_takes_the_memory_of_the_checkpoint_and_no_copy(foreign, tmp_path):
+    sizes = dict(vocab_size=140_000, d_model=256, d_ff=9_000, num_heads=4, num_kv_heads=4)
+    config = transformer.ModelConfig(**sizes, num_encoder_layers=2, num_decoder_layers=2)
+    params = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), transformer.shapes(config))
+    shutil.copytree(foreign, tmp_path / "small")
+    transformers.write(params, config, tmp_path / "big")
+    for path in foreign.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            shutil.copy(path, tmp_path / "big")
+    command = [sys.executable, "-c", MEASURE, tmp_path / "small", tmp_path / "big"]
+    told = subprocess.run(command, cwd=parity.ROOT, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    peak, checkpoint = int(told.stdout.split()[-1]), 4 * transformer.parameter_count(config) / 1024
+    assert checkpoint > 250_000
+    assert checkpoint * 0.5 < peak < checkpoint * 1.3, (peak, checkpoint)
 
 
 MISTAKES = {

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -294,39 +291,3 @@ def test_a_lost_shard_is_named(tmp_path):
     first.unlink()
     with pytest.raises(ValueError, match="00001-of.* is absent"):
         transformers.read_params(tmp_path, config)
-
-
-MEASURE = """
-import sys
-from lm import transformer
-from lm.interop import transformers
-
-def kilobytes(key):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key))
-
-config = transformer.ModelConfig(**transformers.read_architecture(sys.argv[1]))
-transformer.shapes(config)
-before = kilobytes("VmRSS")
-params = transformers.read_params(sys.argv[1], config)
-print(kilobytes("VmHWM") - before, 4 * transformer.parameter_count(config) // 1024)
-"""
-
-
-@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_importing_takes_the_memory_of_the_checkpoint_and_no_copy(tmp_path):
-    sizes = dict(vocab_size=140_000, d_model=256, d_ff=9_000, num_heads=4, num_kv_heads=4)
-    config = transformer.ModelConfig(**sizes, num_encoder_layers=2, num_decoder_layers=2)
-    leaves = transformer.shapes(config)
-    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), leaves)
-    transformers.write(params, config, tmp_path / "big")
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path / "big"],
-        cwd=parity.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    peak, checkpoint = map(int, run.stdout.split())
-    assert checkpoint > 250_000
-    assert checkpoint * 0.9 < peak < checkpoint * 1.3, (peak, checkpoint)

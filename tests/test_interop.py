@@ -172,13 +172,15 @@ def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens)
     assert t5x.found(tmp_path / "checkpoint_7")
     vocabulary.write(tiny_tokens.directory, tmp_path / "vocabulary")
     command = ["import", str(tmp_path / "checkpoint_7"), f"--workdir={tmp_path / 'run'}"]
-    command += ["--config=configs/finetune.py"]
+    command += ["--config=configs/finetune.py", "--config.model.activation=swiglu"]
+    command += ["--config.model.relative_limit=100"]  # neither shows in the shapes
     assert door.main(command) == 2  # T5X keeps no vocabulary
     assert not (tmp_path / "run").exists()
     assert door.main([*command, f"--config.tokenizer.dir={tmp_path / 'vocabulary'}"]) == 0
     this, read = params_of(tmp_path / "run")
     equal(read, params)
     assert this.data.input_length == 96  # the config's own
+    assert (this.model.activation, this.model.relative_limit) == ("swiglu", 100)
 
 
 MEASURE = """

@@ -12,7 +12,7 @@ import shutil
 
 import jax
 
-from lm import checkpoints, evaluate, run, steps, tokenizer, transformer
+from lm import checkpoints, choose, evaluate, layers, run, steps, tokenizer, transformer
 from lm.interop import t5x, transformers, vocabulary
 
 # Keys of config.model that are the reader's own choice, not the checkpoint's.
@@ -23,8 +23,9 @@ def read(directory, workdir, config: dict) -> str:
     """Turn a foreign checkpoint into a run's folder that holds parameters and a tokenizer.
 
     directory: a transformers checkpoint, or a step of T5X's. config: nested dict of all keys; its
-    sections model and tokenizer give way to the checkpoint's. Of T5X, which keeps none beside its
-    weights, the tokenizer is that of config.tokenizer.dir, or a SentencePiece model put there.
+    sections model and tokenizer give way to the checkpoint's. T5X keeps no config and no tokenizer
+    beside its weights: model.activation and relative_limit, where the shapes fit both, are the
+    config's, and tokenizer.dir names a directory with a SentencePiece model.
     The folder appears whole or not at all. Returns what was read, in a line.
     Raises ValueError for what cannot be read, and where a run is already.
     """
@@ -37,8 +38,11 @@ def read(directory, workdir, config: dict) -> str:
     part = workdir.with_name(workdir.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     config = copy.deepcopy(config)
+    told = reader.read_architecture(directory)
     chosen = {key: config["model"][key] for key in CHOSEN}
-    model = transformer.ModelConfig(**reader.read_architecture(directory) | chosen)
+    if reader is t5x:
+        chosen |= _untold(told, config["model"])
+    model = transformer.ModelConfig(**told | chosen)
     config["model"] = dataclasses.asdict(model)
     try:
         vocabulary.read(_vocabulary_dir(directory, config), part / "tokenizer")
@@ -64,6 +68,14 @@ def read(directory, workdir, config: dict) -> str:
         f"{workdir}: {count:,} parameters and {tokens.size:,} ids; start from it with "
         f"--config=configs/finetune.py:{workdir}"
     )
+
+
+def _untold(told: dict, words: dict) -> dict:
+    # What the shapes of a T5X checkpoint do not tell is as the config says.
+    gated = lambda word: choose.choose(layers.ACTIVATIONS, word, "model.activation")[1]
+    same = gated(words["activation"]) == gated(told["activation"])
+    chosen = {"activation": words["activation"]} if same else {}
+    return chosen | {"relative_limit": words["relative_limit"]}
 
 
 def _vocabulary_dir(directory: pathlib.Path, config: dict) -> pathlib.Path:

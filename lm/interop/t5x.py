@@ -100,7 +100,7 @@ def read_architecture(directory) -> dict:
     """The ModelConfig fields that the names and shapes of a checkpoint tell.
 
     What they cannot tell is left at T5's: `relative_limit`, and the activation, geglu where there
-    is a gate and relu where there is none (a silu gate looks the same: set swiglu by hand).
+    is a gate and relu where there is none (a silu gate looks the same).
     Raises ValueError where the checkpoint is damaged or is no encoder-decoder T5.
     """
     arrays = _index(directory)[1]

@@ -5,7 +5,6 @@ A run's folder may stand in a preset's place: its model, and its parameters to s
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 from lm import choose
@@ -98,12 +97,15 @@ def apply(config, preset: str):
     Returns config.
     """
     folder = pathlib.Path(preset).expanduser()
-    if (folder / "config.json").exists() and preset not in PRESETS:
-        theirs = json.loads((folder / "config.json").read_text())
-        config.model.update(theirs["model"])
+    if preset not in PRESETS and (folder / "config.json").exists():
+        from lm import run, transformer
+
+        theirs = run.read_config(folder)
+        words = theirs["model"].items()
+        config.model.update({k: v for k, v in words if k not in transformer.COMPUTED})
         for key in ("kind", "pieces", "num_sentinels", "normalization"):
             config.tokenizer[key] = theirs["tokenizer"][key]
-        config.init_from = preset
+        config.init_from = str(folder)
         return config
     chosen = choose.choose(PRESETS, preset, "the preset (or run's folder) after the config's colon")
     config.tokenizer.pieces, config.tokenizer.num_sentinels, model = chosen

@@ -188,6 +188,11 @@ def made_inputs() -> dict:
     return data
 
 
+def path_of(version: str) -> dict[str, str]:
+    """The environment in which a process finds this version of transformers."""
+    return {"PYTHONPATH": str(OLD)} if version == "4.57" else {}
+
+
 def ask(version: str, root: pathlib.Path) -> None:
     """Let a version of transformers load our exports and leave its own models, all in `root`."""
     for name, fields in EXPORTS.items():
@@ -199,10 +204,9 @@ def ask(version: str, root: pathlib.Path) -> None:
     logs.write_atomically(root / "jobs.json", json.dumps(jobs))
     np.savez(root / "inputs.npz", **made_inputs())
     logs.write_atomically(root / "stranger.py", STRANGER)
-    path = {"PYTHONPATH": str(OLD)} if version == "4.57" else {}
     told = subprocess.run(
         [sys.executable, root / "stranger.py", root],
-        env={"PATH": "", "HOME": str(root), "OMP_NUM_THREADS": "1", **path},
+        env={"PATH": "", "HOME": str(root), "OMP_NUM_THREADS": "1"} | path_of(version),
         capture_output=True,
         text=True,
         check=False,

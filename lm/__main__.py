@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pathlib
@@ -25,11 +26,8 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "input": ("text", "", "text file, one input a line; empty: standard input"),
     "split": ("text", "train", "train or heldout"),
     "rows": ("integer", 3, "examples to print"),
-    "directory": (
-        "place",
-        None,
-        "of the foreign checkpoint: config.json and safetensors, or T5X's",
-    ),
+    "checkpoint": ("place", None, "directory of transformers (config.json, safetensors), or T5X's"),
+    "directory": ("place", None, "directory to write, new or empty"),
     "model": ("flag", False, "print the table of parameters instead of a batch"),
     "dry_run": ("flag", False, "check and print the resolved config, then stop"),
 }
@@ -88,11 +86,11 @@ def _sentence(error: Exception) -> str:
 def usage(name: str) -> str:
     """The help of one command."""
     function, takes = COMMANDS[name]
-    lines = [f"python -m lm {name}: {function.__doc__.strip()}", ""]
+    lines = [f"python -m lm {name}: {inspect.cleandoc(function.__doc__)}", ""]
     for flag in takes:
         kind, default, text = FLAGS[flag.removesuffix("?")]
         given = "required" if default is None else f"default {default!r}"
-        given = "default configs/base.py" if flag == "config?" else given
+        given = "default configs/base.py, of a fine-tuning run" if flag == "config?" else given
         shown = flag.upper() if kind == "place" else "--" + flag.removesuffix("?")
         lines.append(f"  {shown:<12} {text} ({given})")
     if {"config", "config?"} & set(takes):
@@ -170,7 +168,7 @@ def predict(values) -> None:
 
 
 def show(values) -> None:
-    """Print a batch as text: what the encoder sees, what the decoder must say."""
+    """Print a batch as text, what goes in and must come out; or the model's parameters."""
     from lm import show
 
     this = checked_run(values)
@@ -194,7 +192,11 @@ def report(values) -> None:
 
 
 def import_checkpoint(values) -> None:
-    """Turn a checkpoint of transformers or T5X into a run's folder, to use or start from."""
+    """Turn a checkpoint of transformers or T5X into a run's folder, to use or start from.
+
+    The model and tokenizer of --config give way to the checkpoint's; of T5X, which keeps no
+    tokenizer, --config.tokenizer.dir names a directory with one.
+    """
     from lm import interop
 
     if values.config is None:
@@ -204,7 +206,7 @@ def import_checkpoint(values) -> None:
         config["stage"], config["data"]["task"] = "finetune", "docstring_summary"
     else:
         config = values.config.to_dict()
-    print(interop.read(values.directory, values.workdir, config | {"name": "imported"}))
+    print(interop.read(values.checkpoint, values.workdir, config | {"name": "imported"}))
 
 
 def export_checkpoint(values) -> None:
@@ -221,7 +223,7 @@ COMMANDS = {
     "evaluate": (evaluate, ("workdir",)),
     "predict": (predict, ("workdir", "text", "input", "out")),
     "show": (show, ("config", "workdir", "split", "rows", "model")),
-    "import": (import_checkpoint, ("directory", "workdir", "config?")),
+    "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
     "export": (export_checkpoint, ("workdir", "directory")),
     "report": (report, ("runs", "out", "title")),
 }
@@ -229,7 +231,8 @@ COMMANDS = {
 
 def overview() -> str:
     """The help of the door: every command in a line."""
-    lines = [f"  {name:<10} {function.__doc__}" for name, (function, _) in COMMANDS.items()]
+    summary = lambda function: function.__doc__.splitlines()[0]
+    lines = [f"  {name:<10} {summary(function)}" for name, (function, _) in COMMANDS.items()]
     return "\n".join(["python -m lm <command> [flags]; each has its own --help", "", *lines])
 
 

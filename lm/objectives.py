@@ -124,7 +124,7 @@ PLACEMENTS = {"uniform": uniform_slots, "t5": t5_slots}
 # Objectives. ---------------------------------------------------------------------------------
 
 
-def span_corruption(config, tokens, rng, *, sentinel, eos):
+def span_corruption(config, tokens, rng, *, sentinels, eos):
     """Hide spans, each behind a sentinel of its own; see corrupt."""
     raw, inputs_length, targets_length, spans = span_lengths(config, len(tokens))
     noise, order = targets_length - spans - 1, np.arange(spans)
@@ -136,8 +136,9 @@ def span_corruption(config, tokens, rng, *, sentinel, eos):
     edges[before + starts], edges[before + ends] = 1, -1
     hidden = np.cumsum(edges[:-1], dtype=np.int8).view(bool)
 
-    inputs = interleave(tokens[~hidden], before + order, sentinel - order, inputs_length, eos)
-    targets = interleave(tokens[hidden], starts + order, sentinel - order, targets_length, eos)
+    names = sentinels[:spans]
+    inputs = interleave(tokens[~hidden], before + order, names, inputs_length, eos)
+    targets = interleave(tokens[hidden], starts + order, names, targets_length, eos)
     return inputs, targets
 
 
@@ -150,11 +151,11 @@ def interleave(tokens, places, sentinels, length, eos):
     return out
 
 
-def token_masking(config, tokens, rng, *, sentinel, eos):
+def token_masking(config, tokens, rng, *, sentinels, eos):
     """Hide single tokens, any subset equally likely, behind one mask token; see corrupt."""
     places = choose_some(rng, len(tokens), hidden_count(config, len(tokens)))
     inputs = np.append(tokens, eos).astype(np.int32)
-    inputs[places] = sentinel
+    inputs[places] = sentinels[0]
     return inputs, np.append(tokens[places], eos).astype(np.int32)
 
 
@@ -179,7 +180,7 @@ class Objective(NamedTuple):
     """An objective is its length arithmetic, the corruption and its inverse."""
 
     lengths: Callable  # config, raw -> Lengths
-    corrupt: Callable  # config, tokens, rng, *, sentinel, eos -> inputs, targets
+    corrupt: Callable  # config, tokens, rng, *, sentinels, eos -> inputs, targets
     fill: Callable  # inputs, targets, is_sentinel -> tokens, all without eos
 
 
@@ -233,14 +234,13 @@ def corrupt(
     tokens: np.ndarray,
     rng: np.random.Generator,
     *,
-    sentinel: int,
+    sentinels: np.ndarray,
     eos: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hide part of `tokens`: the (inputs, targets) of one example.
 
-    tokens: int[L], L of 2 or more, without eos. sentinel: the id of sentinel 0; sentinel k is
-    sentinel - k, as in T5. Returns int32 arrays that end with eos and whose lengths depend on L
-    alone, as `lengths` says.
+    tokens: int[L], L of 2 or more, without eos. sentinels: int[..], the id of sentinel k at k.
+    Returns int32 arrays that end with eos and whose lengths depend on L alone, as `lengths` says.
     Raises ValueError if L < 2.
     """
     if len(tokens) < 2:
@@ -249,7 +249,7 @@ def corrupt(
             f"fewer than 2 tokens."
         )
     tokens = np.asarray(tokens)
-    return OBJECTIVES[config.name].corrupt(config, tokens, rng, sentinel=sentinel, eos=eos)
+    return OBJECTIVES[config.name].corrupt(config, tokens, rng, sentinels=sentinels, eos=eos)
 
 
 def restore(
@@ -257,8 +257,7 @@ def restore(
     inputs: np.ndarray,
     targets: np.ndarray,
     *,
-    sentinel: int,
-    num_sentinels: int,
+    sentinels: np.ndarray,
     eos: int,
 ) -> np.ndarray:
     """Fill the blanks: the inverse of `corrupt`, int[...] and int[...] -> int32[L] without eos.
@@ -268,7 +267,7 @@ def restore(
     """
 
     def is_sentinel(ids):
-        return (ids > sentinel - num_sentinels) & (ids <= sentinel)
+        return np.isin(ids, sentinels)
 
     def before_eos(ids):
         ids = np.asarray(ids, np.int32)

@@ -56,7 +56,7 @@ class Examples:
     manifest: dict
     data: DataConfig
     objective: objectives.ObjectiveConfig
-    sentinel: int  # the id of sentinel 0
+    sentinels: np.ndarray  # int [..], the id of sentinel k at k
     eos: int
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Examples:
         inputs, targets = corpus.read_example(data)
         if targets is None:
             inputs, targets = objectives.corrupt(
-                self.objective, inputs, rng, sentinel=self.sentinel, eos=self.eos
+                self.objective, inputs, rng, sentinels=self.sentinels, eos=self.eos
             )
         columns = self.data.lengths(self.objective)
         return batch.Batch(*_padded(inputs, columns[0]), *_padded(targets, columns[1]))
@@ -96,7 +96,7 @@ def make_examples(
 ) -> Examples:
     """Prepare the shards of a split, or find them, and say how to read them."""
     manifest = corpus.prepare(data.task, split, data.dir, tokens, data.form(objective), directory)
-    return Examples(str(directory), manifest, data, objective, tokens.sentinel(0), tokens.eos)
+    return Examples(str(directory), manifest, data, objective, tokens.sentinels, tokens.eos)
 
 
 def train_batches(

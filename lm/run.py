@@ -180,11 +180,6 @@ def _check_vocabulary(run: Run) -> None:
             f"pieces + {sentinels} sentinels; use {tokenizer.padded_rows(pieces + sentinels)}."
         )
     if not tasks.task_named(run.data.task).pairs:
-        if facts.get("sentinel_order", "descending") != "descending":
-            raise ValueError(
-                f"the sentinels of {directory} ascend, as transformers' ByT5 has them, and "
-                f"objectives count down; use a task of pairs, or a tokenizer made here."
-            )
         objectives.check_sentinels(run.objective, run.data.input_length, sentinels)
 
 
@@ -204,6 +199,11 @@ def read_config(workdir) -> dict:
         raise ValueError(f"{path} is not JSON ({error}); restore it from a copy.") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} is no config; restore it from a copy.")
+    if "model_type" in config:
+        raise ValueError(
+            f"{workdir} holds a checkpoint of transformers, no run; make one of it first: "
+            f"python -m lm import {workdir} --workdir=..."
+        )
     return config
 
 

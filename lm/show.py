@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from lm import checkpoints, choose, pipeline, run, transformer
+from lm import checkpoints, choose, layers, pipeline, run, transformer
 
 
 def rows(this: run.Run, split: str, count: int) -> str:
@@ -38,10 +38,7 @@ STARTS = (
     (r"relative_bias$", lambda config, fan_in, shape: (2 / sum(shape[-2:])) ** 0.5),
     (r"embedding$", lambda config, fan_in, shape: _embedding_std(config)),
     (r"query/kernel$", lambda config, fan_in, shape: _query_start(config) * fan_in**-0.5),
-    (
-        r"head$",
-        lambda config, fan_in, shape: (1 if shape[1] > math.exp(10) else 0.5) * fan_in**-0.5,
-    ),
+    (r"head$", lambda config, fan_in, shape: (layers.head_variance(shape[1]) / fan_in) ** 0.5),
     (r"kernel$", lambda config, fan_in, shape: fan_in**-0.5),
 )
 

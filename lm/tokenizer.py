@@ -215,8 +215,12 @@ def pieces_advice(error: str, pieces: int) -> str:
 
 
 def spell(directory: str | os.PathLike, num_sentinels: int) -> Tokenizer:
-    """Write the tokenizer that spells every text in its UTF-8 bytes, as ByT5 does: 259 pieces."""
+    """Write the tokenizer that spells every text in its UTF-8 bytes, with the ids of ByT5.
+
+    They are transformers': 259 pieces, and the sentinels ascending after them.
+    """
     facts = {"pieces": BYTE_PIECES, "num_sentinels": num_sentinels, "normalization": "identity"}
+    facts["sentinel_order"] = "ascending"
     return write(directory, byte_model().SerializeToString(), facts)
 
 
@@ -316,6 +320,11 @@ class Tokenizer:
         """What each id stands for, by which ids of two tokenizers are matched: no two alike."""
         pieces = [self._spm.id_to_piece(piece) for piece in range(self.pieces)]
         return pieces + [self.decode([place]) for place in range(self.pieces, self.size)]
+
+    @property
+    def sentinels(self) -> np.ndarray:
+        """int32 [num_sentinels]: the id of sentinel k at k."""
+        return np.array([self.sentinel(k) for k in range(self.num_sentinels)], np.int32)
 
     def normalise(self, text: str) -> str:
         """The text as the model sees it: decode(encode(text)) is this, for any text without unk.

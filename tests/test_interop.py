@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, distill, finetune, models
+from configs import base, distill, finetune, models, pretrain
 from experiments import parity
 from lm import __main__ as door
 from lm import checkpoints, evaluate, interop, run, tokenizer, train, transformer
@@ -71,21 +71,42 @@ def test_an_import_answers(imported, capsys):
     assert json.loads(capsys.readouterr().out)["inputs"] == "What is it?"
 
 
-def test_the_answers_of_an_import_are_those_of_transformers(imported, foreign, capsys):
+SPEAK = """
+import json, sys
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokens = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForSeq2SeqLM.from_pretrained(sys.argv[1])
+for text in json.loads(sys.argv[2]):
+    rows = tokens(text, return_tensors="pt")
+    ids = model.generate(**rows, max_new_tokens=128, do_sample=False, num_beams=1)
+    print(json.dumps(ids[0, 1:].tolist()))
+"""
+
+
+@pytest.mark.parametrize("version", parity.VERSIONS)
+def test_an_export_answers_in_transformers_as_it_does_here(version, imported, tmp_path, capsys):
     """From text to text: their tokenizer, model and `generate`, ours behind the door."""
-    torch = pytest.importorskip("torch")
-    theirs = pytest.importorskip("transformers")
-    tokens = theirs.AutoTokenizer.from_pretrained(foreign)
-    model = theirs.AutoModelForSeq2SeqLM.from_pretrained(foreign)
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    if version == "4.57" and not parity.OLD.is_dir():
+        pytest.skip("transformers 4.57 is not here")
+    interop.write(imported, tmp_path / "out")
     texts = ["Returns the mean.", "x", "Compute the  loss\tof é."]
-    for text in texts:
-        rows = tokens([text], return_tensors="pt")
-        with torch.no_grad():
-            ids = model.generate(**rows, max_new_tokens=128, do_sample=False, num_beams=1)
-        door.main(["predict", f"--workdir={imported}", f"--text={text}"])
-        answer = json.loads(capsys.readouterr().out)["prediction"]
-        real = [i for i in ids[0, 1:].tolist() if i > 1]
-        assert answer == tokenizer.Tokenizer(imported / "tokenizer").decode(real)
+    told = subprocess.run(
+        [sys.executable, "-c", SPEAK, tmp_path / "out", json.dumps(texts)],
+        env={"PATH": "", "HOME": str(tmp_path)} | parity.path_of(version),
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stderr[-3000:]
+    (tmp_path / "texts").write_text("\n".join(texts))
+    door.main(["predict", f"--workdir={imported}", f"--input={tmp_path / 'texts'}"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    tokens = tokenizer.Tokenizer(imported / "tokenizer")
+    for row, line in zip(rows, told.stdout.splitlines(), strict=True):
+        assert row["prediction"] == tokens.decode([i for i in json.loads(line) if i > 1])
 
 
 def test_a_runs_folder_is_a_preset(imported):
@@ -204,6 +225,7 @@ def test_an_import_takes_the_memory_of_the_checkpoint_and_no_copy(foreign, tmp_p
     sizes = dict(vocab_size=140_000, d_model=256, d_ff=9_000, num_heads=4, num_kv_heads=4)
     config = transformer.ModelConfig(**sizes, num_encoder_layers=2, num_decoder_layers=2)
     params = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), transformer.shapes(config))
+    params["head"][0] = 1  # not the embedding's copy, which would not be read
     shutil.copytree(foreign, tmp_path / "small")
     transformers.write(params, config, tmp_path / "big")
     for path in foreign.iterdir():
@@ -214,12 +236,16 @@ def test_an_import_takes_the_memory_of_the_checkpoint_and_no_copy(foreign, tmp_p
     assert told.returncode == 0, told.stderr
     peak, checkpoint = int(told.stdout.split()[-1]), 4 * transformer.parameter_count(config) / 1024
     assert checkpoint > 250_000
-    assert checkpoint * 0.5 < peak < checkpoint * 1.3, (peak, checkpoint)
+    assert checkpoint * 0.9 < peak < checkpoint * 1.3, (peak, checkpoint)
 
 
 MISTAKES = {
     "not empty": (lambda d: d / "imported", "w", "not empty; give a new --workdir"),
-    "no directory": (lambda d: d / "nothing", "new", "is no directory"),
+    "no directory": (lambda d: d / "nothing", "new", "does not exist; give the directory"),
+    "where one is": (lambda d: d / "imported", ".", "is where you are; give a new --workdir"),
+    "a list": (lambda d: d / "list", "new", "holds no JSON object"),
+    "a word for a size": (lambda d: d / "word", "new", "model.d_model='16' is no whole number"),
+    "no header": (lambda d: d / "header", "new", "is not as transformers or T5X write it"),
     "no checkpoint": (lambda d: d / "empty", "new", "has no config.json"),
     "no vocabulary": (lambda d: d / "bare", "new", "no vocabulary"),
     "cut": (lambda d: d / "cut", "new", "cut or damaged"),
@@ -227,8 +253,17 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("what", MISTAKES)
-def test_a_mistake_is_a_sentence_and_leaves_nothing(foreign, tmp_path, what, capsys):
+def test_a_mistake_is_a_sentence_and_leaves_nothing(foreign, tmp_path, what, capsys, monkeypatch):
     place, workdir, sentence = MISTAKES[what]
+    (tmp_path / "here").mkdir()
+    monkeypatch.syspath_prepend(parity.ROOT)
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("list", "word", "header"):
+        shutil.copytree(foreign, tmp_path / name)
+    (tmp_path / "list" / "config.json").write_text("[1]")
+    config = json.loads((foreign / "config.json").read_text()) | {"d_model": "16"}
+    (tmp_path / "word" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "header" / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b'{"a":{}}')
     (tmp_path / "empty").mkdir()
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "something").write_text("mine")
@@ -240,7 +275,8 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(foreign, tmp_path, what, cap
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert door.main(["import", str(place(tmp_path)), f"--workdir={tmp_path / workdir}"]) == 2
+    workdir = "." if workdir == "." else tmp_path / workdir
+    assert door.main(["import", str(place(tmp_path)), f"--workdir={workdir}"]) == 2
     said = capsys.readouterr().err
     assert sentence in said and len(said.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -255,6 +291,58 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(foreign, tmp_path):
     with pytest.raises(ValueError, match="model.vocab_size=128 is smaller than the tokenizer's"):
         interop.read(tmp_path / "small", tmp_path / "run", base.get_config().to_dict())
     assert not (tmp_path / "run").exists()
+
+
+def test_what_lies_beside_is_nobodys_draft(foreign, imported, tmp_path):
+    for name in ("run.part", ".run.part", "out.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis").write_text("mine")
+    assert door.main(["import", str(foreign), f"--workdir={tmp_path / 'run'}"]) == 0
+    assert door.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 0
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == [".run.part", "out", "out.part", "run", "run.part"]
+    assert (tmp_path / "run.part" / "thesis").read_text() == "mine"
+
+
+def test_an_export_that_fails_leaves_nothing(imported, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(vocabulary, "write", full)
+    assert door.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_was_not_imported_is_no_run(foreign, capsys):
+    command = ["train", "--dry_run", "--workdir=nowhere"]
+    for flag in (f"=configs/finetune.py:{foreign}", f".init_from={foreign}"):
+        config = ["--config=configs/finetune.py"] if flag.startswith(".") else []
+        assert door.main([*command, *config, f"--config{flag}"]) == 2
+        said = capsys.readouterr().err
+        assert f"no run; make one of it first: python -m lm import {foreign}" in said
+
+
+def test_the_home_folder_may_be_written_as_one_does(imported, monkeypatch):
+    monkeypatch.setenv("HOME", str(imported.parent))
+    assert finetune.get_config("~/run").init_from == str(imported)
+
+
+def test_an_import_keeps_the_checkpoints_dropout_and_a_preset_does_not(foreign, tmp_path):
+    config = json.loads((foreign / "config.json").read_text()) | {"dropout_rate": 0.25}
+    shutil.copytree(foreign, tmp_path / "wet")
+    (tmp_path / "wet" / "config.json").write_text(json.dumps(config))
+    interop.read(tmp_path / "wet", tmp_path / "run", paired())
+    interop.write(tmp_path / "run", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dropout_rate"] == 0.25
+    assert pretrain.get_config(str(tmp_path / "run")).model.dropout_rate == 0
+
+
+def paired() -> dict:
+    """The default config, of a task of pairs."""
+    config = base.get_config()
+    config.data.task = "docstring_summary"
+    return config.to_dict() | {"stage": "finetune"}
 
 
 def test_an_export_never_overwrites(imported, tmp_path, capsys):

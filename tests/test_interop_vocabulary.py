@@ -38,12 +38,14 @@ KINDS = {
         split_digits=True,
         eos_piece="<eos>",
         bos_piece="<bos>",
-        user_defined_symbols=["<start_of_turn>", "<h1>", "\n\n"],
+        user_defined_symbols=["<mask>", "<start_of_turn>", "<h1>", "\n\n"],
     ),
 }
 CLASSES = {kind: "GemmaTokenizer" if kind == "gemma" else "T5Tokenizer" for kind in KINDS}
 FOREIGN = (*KINDS, "byt5")
-OURS = ("plain", "folded", *FOREIGN)
+SPELT = {"spelt": "ascending", "spelt before": "descending"}  # bytes with 20 sentinels
+OURS = ("plain", "folded", *SPELT, *FOREIGN)
+ADDED = ["\n", "{", "<sep>"]
 
 
 def corpus() -> list[str]:
@@ -151,6 +153,11 @@ def ours(stands, tmp_path_factory):
     for name, rule in (("plain", "identity"), ("folded", "nmt_nfkc")):
         options = dict(pieces=1500, num_sentinels=20, normalization=rule)
         found[name] = tokenizer.train(["\n".join(corpus())], root / name, **options)
+    found["spelt"] = tokenizer.spell(root / "spelt", 20)
+    facts = dict(pieces=259, num_sentinels=20, normalization="identity")
+    data = tokenizer.byte_model().SerializeToString()
+    found["spelt before"] = tokenizer.write(root / "spelt before", data, facts)
+    assert {name: found[name].sentinel_order for name in SPELT} == SPELT
     return found
 
 
@@ -177,6 +184,8 @@ def seen_by_transformers(directory, **options) -> dict:
         "ids": ids,
         "decoded": [(row, tok.decode(row, skip_special_tokens=True)) for row in some],
         "ended": tok("a b").input_ids,
+        "paired": tok("a b", "a").input_ids,
+        "inputs": [sorted(tok(*texts)) for texts in (["a b"], ["a b", "a"])],
         "ids of roles": [tok.pad_token_id, tok.eos_token_id, tok.unk_token_id],
         "sentinels": tok.convert_tokens_to_ids([f"<extra_id_{k}>" for k in range(125)]),
         "spelt": tok("a <extra_id_1> b", add_special_tokens=False).input_ids,
@@ -184,19 +193,40 @@ def seen_by_transformers(directory, **options) -> dict:
     }
 
 
+def saved_by_transformers(source, out, **options) -> dict:
+    """Save a tokenizer as it is, in out/as it is, and with ADDED and a role's token, in out/grown.
+
+    Returns {token: id} of what is new by it.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    tok = transformers.AutoTokenizer.from_pretrained(source, **options)
+    tok.save_pretrained(pathlib.Path(out, "as it is"))
+    before = len(tok)
+    tok.add_tokens(ADDED)
+    tok.add_special_tokens({"cls_token": "<cut>"})
+    tok.save_pretrained(pathlib.Path(out, "grown"))
+    ids = {token: tok.convert_tokens_to_ids(token) for token in [*ADDED, "<cut>"]}
+    return {token: place for token, place in ids.items() if place >= before}
+
+
 OLDER_TOO = """
 import json, sys
 import test_interop_vocabulary as laws
-jobs = json.load(sys.stdin)
-print(json.dumps([laws.seen_by_transformers(place, **options) for place, options in jobs]))
+seen, saved = json.load(sys.stdin)
+seen = [laws.seen_by_transformers(place, **options) for place, options in seen]
+saved = [laws.saved_by_transformers(*places, **options) for places, options in saved]
+print(json.dumps([seen, saved]))
 """
 
 
 @pytest.fixture(scope="module")
-def older(stands, written):
-    """{"slow": {kind: seen}, "written": {name: seen}} by transformers 4.57, in its own process.
+def older(stands, written, tmp_path_factory):
+    """What transformers 4.57 does, in its own process.
 
-    Slow are the classes that call SentencePiece, on the stands; the other is AutoTokenizer.
+    {"slow": {kind: seen}, "written": {name: seen}}: slow are the classes that call SentencePiece,
+    on the stands; the other is AutoTokenizer. {"saved slow", "saved fast": {kind: (out, new)}}.
     """
     if not OLDER.exists():
         pytest.skip(f"transformers 4.57 is not in {OLDER}")
@@ -204,13 +234,23 @@ def older(stands, written):
     jobs += [(str(place), {}) for place in written.values()]
     paths = os.pathsep.join(map(str, [OLDER, ROOT, ROOT / "tests"]))
     environment = os.environ | {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
+    root = tmp_path_factory.mktemp("saved by 4.57")
+    saves = {}
+    for fast in (False, True):
+        for kind, place in stands.items():
+            out = str(root / f"{kind} {fast}")
+            saves[kind, fast] = [(str(place), out), {"use_fast": fast}]
     options = dict(env=environment, check=True, capture_output=True, text=True)
-    run = subprocess.run([sys.executable, "-c", OLDER_TOO], input=json.dumps(jobs), **options)
-    seen = json.loads(run.stdout.splitlines()[-1])
+    asked = json.dumps([jobs, list(saves.values())])
+    run = subprocess.run([sys.executable, "-c", OLDER_TOO], input=asked, **options)
+    seen, new = json.loads(run.stdout.splitlines()[-1])
     assert {facts["version"][:5] for facts in seen} == {"4.57."}
+    saved = {key: (saves[key][0][1], tokens) for key, tokens in zip(saves, new, strict=True)}
     return {
         "slow": dict(zip(stands, seen, strict=False)),
         "written": dict(zip(written, seen[len(stands) :], strict=True)),
+        "saved slow": {kind: saved[kind, False] for kind in stands},
+        "saved fast": {kind: saved[kind, True] for kind in stands},
     }
 
 
@@ -231,6 +271,26 @@ def written_5(written):
     """What we wrote as the installed transformers sees it."""
     pytest.importorskip("transformers", minversion="5")
     return {name: seen_by_transformers(place) for name, place in written.items()}
+
+
+@pytest.fixture(scope="module")
+def saved_slow_457(older):
+    """{kind: (directory, new tokens)} as the classes of 4.57 in Python save the stands."""
+    return older["saved slow"]
+
+
+@pytest.fixture(scope="module")
+def saved_fast_457(older):
+    """The same of its fast classes."""
+    return older["saved fast"]
+
+
+@pytest.fixture(scope="module")
+def saved_5(stands, tmp_path_factory):
+    """The same of the installed transformers."""
+    pytest.importorskip("transformers", minversion="5")
+    outs = {kind: tmp_path_factory.mktemp("saved by 5") / kind for kind in stands}
+    return {k: (outs[k], saved_by_transformers(stands[k], outs[k])) for k in stands}
 
 
 # In. -----------------------------------------------------------------------------------------
@@ -402,6 +462,69 @@ def test_an_imported_tokenizer_is_a_tokenizer(kind, ours, stands, tmp_path):
     assert tok.encode("a").dtype == np.int32
 
 
+SAVES = ["slow_457", "fast_457", "5"]
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_transformers_saves_as_it_is_keeps_its_ids(kind, save, ours, request, tmp_path):
+    out, _ = request.getfixturevalue(f"saved_{save}")[kind]
+    tok = vocabulary.read(pathlib.Path(out, "as it is"), tmp_path)
+    assert tok.names() == ours[kind].names()
+    for text in fuzz(100):
+        assert tok.encode(text).tolist() == ours[kind].encode(text).tolist()
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_added_tokens_are_refused_by_name_and_id(kind, save, request, tmp_path):
+    out, new = request.getfixturevalue(f"saved_{save}")[kind]
+    assert {"<sep>", "<cut>"} <= set(new) and "{" not in new and ("\n" in new) == (kind != "byt5")
+    with pytest.raises(ValueError, match="by --config.tokenizer.dir=DIR .*unused.\\.$") as caught:
+        vocabulary.read(pathlib.Path(out, "grown"), tmp_path)
+    listed = str(caught.value).partition("in all: ")[2].partition("; name a")[0].split(", ")
+    assert set(listed) == {f"{token!r} ({place})" for token, place in new.items()}
+    assert f", {len(new)} in all" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "files, shown",
+    [
+        ({"added_tokens__json": {"<x>": 1100}}, "1100"),
+        ({"special_tokens_map__json": {"additional_special_tokens": ["<x>"]}}, "no id"),
+        ({"special_tokens_map__json": {"mask_token": {"content": "<x>"}}}, "no id"),
+        ({"tokenizer_config__json": {"extra_special_tokens": ["<x>"]}}, "no id"),
+        ({"tokenizer_config__json": {"extra_special_tokens": {"x_token": "<x>"}}}, "no id"),
+        (
+            {"tokenizer_config__json": {"added_tokens_decoder": {"1100": {"content": "<x>"}}}},
+            "1100",
+        ),
+        ({"tokenizer__json": {"added_tokens": [{"id": 1100, "content": "<x>"}]}}, "1100"),
+        (
+            {
+                "special_tokens_map__json": {"additional_special_tokens": ["<x>"]},
+                "added_tokens__json": {"<x>": 1100},
+            },
+            "1100",
+        ),
+    ],
+)
+def test_any_file_may_tell_of_an_added_token(files, shown, stands, tmp_path):
+    model = (stands["t5"] / "spiece.model").read_bytes()
+    fill(tmp_path, spiece__model=model, **files)
+    with pytest.raises(ValueError, match=rf"sentinels, 1 in all: '<x>' \({shown}\); name"):
+        vocabulary.read(tmp_path, tmp_path / "out")
+
+
+def test_of_many_added_tokens_the_first_are_listed(stands, tmp_path):
+    model = (stands["t5"] / "spiece.model").read_bytes()
+    fill(tmp_path, spiece__model=model, added_tokens__json={f"<x{i}>": 1100 + i for i in range(7)})
+    with pytest.raises(
+        ValueError, match=r"7 in all: '<x0>' \(1100\), .*'<x4>' \(1104\), \.\.; name"
+    ):
+        vocabulary.read(tmp_path, tmp_path / "out")
+
+
 # Out. ----------------------------------------------------------------------------------------
 
 
@@ -433,11 +556,20 @@ def test_auto_tokenizer_gives_our_ids_of_what_we_wrote(name, version, ours, requ
     assert seen["ids of roles"] == [tok.pad, tok.eos, tok.unk]
     ids = tok.encode("a b").tolist()
     assert seen["ended"] == [*ids, tok.eos]
+    assert seen["paired"] == [*ids, tok.eos, *tok.encode("a"), tok.eos]
     assert seen["shown"] == "a"
     sentinels = [tok.sentinel(k) for k in range(tok.num_sentinels)]
     assert seen["sentinels"][: tok.num_sentinels] == sentinels
     if tok.num_sentinels:
         assert tok.sentinel(1) in seen["spelt"]
+
+
+@pytest.mark.parametrize("version", ["5", "457"])
+@pytest.mark.parametrize("name", OURS)
+def test_a_tokenizers_output_is_what_a_model_takes(name, version, request):
+    """transformers' generate refuses token_type_ids."""
+    seen = request.getfixturevalue(f"written_{version}")[name]
+    assert seen["inputs"] == [["attention_mask", "input_ids"]] * 2
 
 
 @pytest.mark.parametrize("version", ["5", "457"])
@@ -519,15 +651,90 @@ GPT = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "normalizer": 
         ({}, "there is no vocabulary in .*; it needs a spiece.model"),
         ({"spiece__model": b"x"}, "is no SentencePiece model .*copy it again"),
         ({"spiece__model": b""}, "has pad -1 and eos -1; it needs pad 0 and an eos"),
-        ({"tokenizer__json": BARE}, "SentencePiece refuses the vocabulary in .*copy it again"),
+        ({"tokenizer__json": BARE}, "SentencePiece refuses .*copy it again"),
         ({"tokenizer__json": b"{"}, "tokenizer.json is damaged .*copy it again"),
-        ({"tokenizer_config__json": []}, "tokenizer_config.json is damaged .*no JSON object"),
+        ({"tokenizer_config__json": []}, "tokenizer_config.json is damaged .*is no dict"),
         ({"tokenizer__json": {"model": {"type": "WordPiece"}}}, "kind WordPiece.*add the spiece"),
         ({"tokenizer__json": GPT}, "a step NFKD that SentencePiece does not know; add the spiece"),
     ],
 )
 def test_a_directory_that_cannot_be_read_is_one_sentence(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
+        vocabulary.read(fill(tmp_path, **files), tmp_path / "out")
+
+
+def unigram(**changes) -> dict:
+    return {"model": {"type": "Unigram", "vocab": [["<pad>", 0.0], ["</s>", 0.0]]} | changes}
+
+
+def bpe(**changes) -> dict:
+    return {"model": {"type": "BPE", "vocab": {"<pad>": 0, "</s>": 1}, "merges": []} | changes}
+
+
+CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "?"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *[{"model": None}, {"model": [1]}, unigram(type=["BPE"])],
+        *[{"added_tokens": value} for value in (None, {}, "<x>", ["<x>"], [7], [None])],
+        *[{"added_tokens": [value]} for value in ({"content": "<x>"}, {"id": 5}, {})],
+        *[{"added_tokens": [{"id": place, "content": "<x>"}]} for place in ("5", None, True, 5.5)],
+        *[{"added_tokens": [{"id": 5, "content": text}]} for text in (["<x>"], 7)],
+        *[unigram(vocab=value) for value in (None, 7, {"<pad>": 0}, "<pad>", [7], ["<pad>"])],
+        *[unigram(vocab=[value]) for value in ([], ["a"], ["a", "b"], [7, 0.0], [["a"], 0.0])],
+        *[unigram(vocab=[value]) for value in ({"a": 0.0}, ["a", None], ["\ud800", 0.0])],
+        *[bpe(vocab=value) for value in (None, [["a", 0]], {"a": 1}, {"a": "0"}, {"a": [0]})],
+        *[bpe(vocab=value) for value in ({"a": 0, "b": 0}, {"a": 0, "b": 2})],
+        *[bpe(merges=value) for value in (None, 7, [7], [["a", 7]], [None])],
+        {"model": {"type": "BPE", "vocab": {"a": 0}}},
+        {"model": {"type": "Unigram"}},
+        *[unigram() | {"normalizer": value} for value in ("NFKC", 7, ["NFKC"], [CHARSMAP])],
+        *[unigram() | {"normalizer": {"normalizers": value}} for value in (7, [7], ["NFKC"])],
+        *[unigram() | {"normalizer": CHARSMAP | {"precompiled_charsmap": v}} for v in (None, 7)],
+        *[unigram() | {"normalizer": CHARSMAP | {"precompiled_charsmap": v}} for v in ("?", "é")],
+    ],
+)
+def test_a_damaged_tokenizer_json_is_one_sentence(content, tmp_path):
+    with pytest.raises(ValueError, match=r"tokenizer.json is damaged \(.*\); copy it again\.$"):
+        vocabulary.read(fill(tmp_path, tokenizer__json=content), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        *[("tokenizer_config", {"tokenizer_class": value}) for value in (7, ["T5Tokenizer"])],
+        *[
+            ("tokenizer_config", {"extra_ids": value})
+            for value in ("100", [100], 100.0, True, None)
+        ],
+        *[
+            ("tokenizer_config", {"added_tokens_decoder": value})
+            for value in ([], ["<x>"], None, "")
+        ],
+        *[("tokenizer_config", {"added_tokens_decoder": {"5": value}}) for value in (7, ["a"], {})],
+        *[("tokenizer_config", {"added_tokens_decoder": {k: "<x>"}}) for k in ("a", "", "1.5")],
+        *[
+            ("tokenizer_config", {"additional_special_tokens": value})
+            for value in ({"a": "b"}, "a")
+        ],
+        *[
+            ("tokenizer_config", {"extra_special_tokens": value})
+            for value in ("a", 7, [7], {"a": 7})
+        ],
+        *[
+            ("tokenizer_config", {"pad_token": value})
+            for value in (7, ["<pad>"], {"text": "<pad>"})
+        ],
+        *[("special_tokens_map", {"pad_token": 7}), ("special_tokens_map", [])],
+        *[("added_tokens", value) for value in (["<x>"], {"<x>": "5"}, {"<x>": None}, 7)],
+    ],
+)
+def test_a_damaged_file_beside_a_model_is_one_sentence(name, content, stands, tmp_path):
+    model = (stands["t5"] / "spiece.model").read_bytes()
+    files = {"spiece__model": model, f"{name}__json": content}
+    with pytest.raises(ValueError, match=rf"{name}.json is damaged \(.*\); copy it again\.$"):
         vocabulary.read(fill(tmp_path, **files), tmp_path / "out")
 
 

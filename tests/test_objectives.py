@@ -10,6 +10,7 @@ import pytest
 from lm import objectives
 
 SENTINEL, NUM_SENTINELS, EOS = 32099, 1000, 1
+SENTINELS = np.arange(SENTINEL, SENTINEL - NUM_SENTINELS, -1)
 WORDS = [("span_corruption", "uniform"), ("span_corruption", "t5"), ("token_masking", "uniform")]
 every_word = pytest.mark.parametrize("name, placement", WORDS)
 
@@ -19,13 +20,11 @@ def config_of(density=0.15, span=3.0, name="span_corruption", placement="uniform
 
 
 def corrupt(config, tokens, rng):
-    return objectives.corrupt(config, tokens, rng, sentinel=SENTINEL, eos=EOS)
+    return objectives.corrupt(config, tokens, rng, sentinels=SENTINELS, eos=EOS)
 
 
 def restore(config, inputs, targets):
-    return objectives.restore(
-        config, inputs, targets, sentinel=SENTINEL, num_sentinels=NUM_SENTINELS, eos=EOS
-    )
+    return objectives.restore(config, inputs, targets, sentinels=SENTINELS, eos=EOS)
 
 
 def hidden_places(config, length, rng):

@@ -49,7 +49,7 @@ def raw(examples: pipeline.Examples) -> list[bytes]:
 
 def restored(examples: pipeline.Examples, inputs, targets) -> np.ndarray:
     """The stored text of a row: its blanks filled from its targets."""
-    last = dict(sentinel=examples.sentinel, num_sentinels=10, eos=examples.eos)
+    last = dict(sentinels=examples.sentinels, eos=examples.eos)
     return objectives.restore(examples.objective, inputs, targets, **last)
 
 
@@ -137,7 +137,7 @@ def test_a_row_is_its_tokens_in_segment_one_then_padding_in_segment_zero(made, n
         inputs, targets = corpus.read_example(data)
         if targets is None:
             generator = np.random.default_rng(0)
-            ids = dict(sentinel=examples.sentinel, eos=examples.eos)
+            ids = dict(sentinels=examples.sentinels, eos=examples.eos)
             inputs, targets = objectives.corrupt(examples.objective, inputs, generator, **ids)
         for ids, found, segments, length in (
             (inputs, row.inputs, row.inputs_segment_ids, 32),

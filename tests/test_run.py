@@ -7,9 +7,10 @@ import pathlib
 import shutil
 
 import jax
+import numpy as np
 import pytest
 
-from lm import objectives, parallel, run, sources, tokenizer, train
+from lm import corpus, objectives, parallel, run, sources, tokenizer, train
 
 IMPOSSIBLE = [
     # What the issue names.
@@ -311,3 +312,32 @@ def test_what_is_held_out_is_never_trained_on(tiny_config, tmp_path):
             )
         )
         assert heldout and train_texts.isdisjoint(heldout)
+
+
+BYTES = {"tokenizer.kind": "bytes", "tokenizer.pieces": 259, "tokenizer.dir": ""}
+BYTES |= {"tokenizer.num_sentinels": 100, "model.vocab_size": 384}
+
+
+def test_bytes_need_no_fitting_and_their_blanks_are_filled(tiny_config, tmp_path):
+    this = run.make_run(tiny_config(**BYTES), tmp_path)
+    tokens = run.make_tokenizer(this)
+    assert (tokens.pieces, tokens.size, tokens.sentinel(0), tokens.sentinel(99)) == (
+        259,
+        359,
+        259,
+        358,
+    )
+    train, _ = run.make_examples(this, tokens)
+    data = train.source()[0]
+    row = train.read(data, np.random.default_rng(0))
+    ids = dict(sentinels=tokens.sentinels, eos=tokens.eos)
+    text = objectives.restore(this.objective, row.inputs, row.targets, **ids)
+    np.testing.assert_array_equal(text, corpus.read_example(data)[0])
+    assert tokens.decode(text).isascii() and np.isin(row.inputs, tokens.sentinels).sum() > 1
+
+
+def test_another_number_of_byte_pieces_is_refused(tiny_config, tmp_path):
+    with pytest.raises(
+        ValueError, match="tokenizer.pieces=300 .* with tokenizer.kind='bytes' use 259"
+    ):
+        run.make_run(tiny_config(**BYTES | {"tokenizer.pieces": 300}), tmp_path)

@@ -347,7 +347,7 @@ IMPOSSIBLE = [
     (dict(vocab_size=9, start_id=9), "model.start_id=9 is no id; use 0 to below .*vocab_size=9"),
     (dict(attention_cap=-1.0), "model.attention_cap=-1.0 is too small; use 0 or more"),
     (dict(logits_cap=float("nan")), "model.logits_cap=nan is too small; use 0 or more"),
-    (dict(attention_scale=0.0), "model.attention_scale=0.0 is too small; use more than 0"),
+    (dict(attention_scale=0.0), "model.attention_scale=0.0 is too small; use more than 0.0001"),
     (dict(rotary_base=1.0), "model.rotary_base=1.0 is too small; use more than 1"),
     (dict(dropout_rate=1.0), "model.dropout_rate=1.0 is no probability; use 0 to below 1"),
     (dict(dropout_rate=float("nan")), "model.dropout_rate=nan is no probability"),

@@ -5,18 +5,20 @@ names, transformers: weights and config.json; vocabulary: tokenizer files; t5x: 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import pathlib
 import shutil
+import tempfile
+from collections.abc import Iterator
 
 import jax
 
 from lm import checkpoints, choose, evaluate, layers, run, steps, tokenizer, transformer
 from lm.interop import t5x, transformers, vocabulary
 
-# Keys of config.model that are the reader's own choice, not the checkpoint's.
-CHOSEN = ("dropout_rate", "dtype", "layers", "remat")
+FOREIGN = (AttributeError, IndexError, KeyError, TypeError)  # what files of other kinds provoke
 
 
 def read(directory, workdir, config: dict) -> str:
@@ -27,60 +29,80 @@ def read(directory, workdir, config: dict) -> str:
     beside its weights: model.activation and relative_limit, where the shapes fit both, are the
     config's, and tokenizer.dir names a directory with a SentencePiece model.
     The folder appears whole or not at all. Returns what was read, in a line.
-    Raises ValueError for what cannot be read, and where a run is already.
+    Raises ValueError for what cannot be read, and where something is already.
     """
-    directory, workdir = pathlib.Path(directory).expanduser(), pathlib.Path(workdir)
-    if workdir.exists() and any(workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty; give a new --workdir to import into.")
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is no directory; give the one that holds the checkpoint.")
+    directory, config = pathlib.Path(directory).expanduser(), copy.deepcopy(config)
+    if not directory.exists():
+        raise ValueError(f"{directory} does not exist; give the directory of the checkpoint.")
     reader = t5x if t5x.found(directory) else transformers
-    part = workdir.with_name(workdir.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    config = copy.deepcopy(config)
-    told = reader.read_architecture(directory)
-    chosen = {key: config["model"][key] for key in CHOSEN}
-    if reader is t5x:
-        chosen |= _untold(told, config["model"])
-    model = transformer.ModelConfig(**told | chosen)
-    config["model"] = dataclasses.asdict(model)
-    try:
-        vocabulary.read(_vocabulary_dir(directory, config), part / "tokenizer")
-        tokens = tokenizer.Tokenizer(part / "tokenizer")
+    with _whole(workdir, "--workdir to import into") as draft:
+        try:
+            model, assumed = _architecture(reader, directory, config["model"])
+            vocabulary.read(_vocabulary_dir(directory, config), draft / "tokenizer")
+        except FOREIGN as error:
+            raise _damaged(directory, error) from error
+        tokens = tokenizer.Tokenizer(draft / "tokenizer")
+        config["model"] = dataclasses.asdict(model)
         named = dict(pieces=tokens.pieces, num_sentinels=tokens.num_sentinels)
-        config["tokenizer"] |= named | dict(
-            normalization=tokens.normalization, dir="", kind="unigram"
-        )
-        this = run.make_run(config, part)
-        # Arrays of the readers lie so that a CPU device takes them over: no second copy.
-        params = jax.tree.map(jax.device_put, reader.read_params(directory, model))
+        config["tokenizer"] |= named | dict(normalization=tokens.normalization, dir="")
+        this = run.make_run(config, draft)
+        try:
+            # Arrays of the readers lie so that a CPU device takes them over: no second copy.
+            params = jax.tree.map(jax.device_put, reader.read_params(directory, model))
+        except FOREIGN as error:
+            raise _damaged(directory, error) from error
         facts = {"config": config, "tokenizer": tokens.fingerprint, "data": {}}
-        with checkpoints.Checkpoints(part / "checkpoints", background=False) as saved:
+        with checkpoints.Checkpoints(draft / "checkpoints", background=False) as saved:
             saved.save(steps.State(0, params, None), facts | {"position": {"next_index": 0}})
         run.claim(this, tokens)
-        workdir.parent.mkdir(parents=True, exist_ok=True)
-        workdir.exists() and workdir.rmdir()
-        part.rename(workdir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    count = transformer.parameter_count(model)
     return (
-        f"{workdir}: {count:,} parameters and {tokens.size:,} ids; start from it with "
-        f"--config=configs/finetune.py:{workdir}"
+        f"{workdir}: {transformer.parameter_count(model):,} parameters, head {model.head}, "
+        f"{tokens.size:,} ids{assumed}; start from it with --config=configs/finetune.py:{workdir}"
     )
 
 
-def _untold(told: dict, words: dict) -> dict:
-    # What the shapes of a T5X checkpoint do not tell is as the config says.
-    gated = lambda word: choose.choose(layers.ACTIVATIONS, word, "model.activation")[1]
-    same = gated(words["activation"]) == gated(told["activation"])
-    chosen = {"activation": words["activation"]} if same else {}
-    return chosen | {"relative_limit": words["relative_limit"]}
+def _architecture(reader, directory: pathlib.Path, words: dict):
+    # The model, and, for the account, what of it no file tells.
+    told, assumed = reader.read_architecture(directory), {}
+    if reader is t5x:
+        gated = lambda word: choose.choose(layers.ACTIVATIONS, word, "model.activation")[1]
+        if gated(words["activation"]) == gated(told["activation"]):
+            assumed = {"activation": words["activation"]}
+        assumed["relative_limit"] = words["relative_limit"]
+    chosen = {key: words[key] for key in transformer.COMPUTED if key != "dropout_rate"}
+    model = transformer.ModelConfig(**told | chosen | assumed)
+    said = ", ".join(f"{key}={value}" for key, value in assumed.items())
+    return model, f"; assumed, since T5X does not tell: {said}" if said else ""
+
+
+def _damaged(directory: pathlib.Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{directory} is not as transformers or T5X write it ({type(error).__name__}: {error}); "
+        f"copy it again."
+    )
 
 
 def _vocabulary_dir(directory: pathlib.Path, config: dict) -> pathlib.Path:
     named = config["tokenizer"]["dir"]
     return pathlib.Path(named).expanduser() if named else directory
+
+
+@contextlib.contextmanager
+def _whole(directory, what: str) -> Iterator[pathlib.Path]:
+    """A draft beside `directory` that takes its name when the work is done, or goes if it fails."""
+    directory = pathlib.Path(directory).expanduser().absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} is not empty; give a new {what}.")
+    if directory == pathlib.Path.cwd():
+        raise ValueError(f"{directory} is where you are; give a new {what}, by its name.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        draft.rename(directory)  # an empty directory gives way
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write(workdir, directory) -> str:
@@ -90,19 +112,10 @@ def write(workdir, directory) -> str:
     Returns what was written, in a line. Raises ValueError for a model that no family of
     transformers can express, and where the directory is not empty.
     """
-    directory = pathlib.Path(directory).expanduser()
-    if directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory} is not empty; give a new directory to export into.")
-    this = run.read_run(workdir)
-    tokens = run.make_tokenizer(this)
-    params, step = evaluate.read_params(this, tokens)
-    part = directory.with_name(directory.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        transformers.write(params, this.model, part)
-        vocabulary.write(tokens.directory, part)
-        directory.exists() and directory.rmdir()
-        part.rename(directory)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with _whole(directory, "directory to export into") as draft:
+        this = run.read_run(workdir)
+        tokens = run.make_tokenizer(this)
+        params, step = evaluate.read_params(this, tokens)
+        transformers.write(params, this.model, draft)
+        vocabulary.write(tokens.directory, draft)
     return f"{directory}: update {step} of {workdir} as a transformers checkpoint"

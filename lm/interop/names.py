@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lm import choose, transformer
+from lm import transformer
 
 TOWERS = {"encoder": "1", "decoder": "2"}  # and {last}: T5's decoder has cross-attention before it
 
@@ -241,12 +241,13 @@ def _axes(axes: str, ours: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int,
 def is_scaled(config: Mapping[str, Any], family: Family) -> bool:
     """Whether what the head sees is multiplied by d_model**-0.5, in the version that wrote this.
 
-    Version 5 does so in a umT5 whatever its head, and in a T5 by a word of its own.
+    Version 5 does so in a umT5 whatever its head, and in a T5 by a word of its own, which version
+    4 carries along unread.
     """
     kind = family.model_type
     tied = config.get("tie_word_embeddings", kind != "mt5")
     return {
-        "t5": config.get("scale_decoder_outputs", tied),
+        "t5": config.get("scale_decoder_outputs", tied) if _by_five(config) else tied,
         "mt5": tied and not _by_five(config),  # version 5 never does
         "umt5": tied,
         "t5gemma": False,
@@ -288,15 +289,19 @@ def family_of(config: transformer.ModelConfig) -> Family:
     Raises ValueError naming the field that none can express, and what could stand there.
     """
     homes = {"relative": "t5", "relative_per_layer": "umt5", "rotary": "t5gemma"}
-    what = "transformers has no encoder-decoder of this family with model.position"
-    family = FAMILIES[choose.choose(homes, config.position, what)]
+    if config.position not in homes:
+        raise ValueError(
+            f"model.position={config.position!r} cannot be exported: transformers' T5 family has "
+            f"{' or '.join(map(repr, homes))} only."
+        )
+    family = FAMILIES[homes[config.position]]
     wanted = {field: (value,) for field, value in family.words.items()}
     wanted |= {"head": family.heads, "activation": tuple(family.activations)}
     if family.model_type != "t5gemma":
         alike = config.side("encoder") == dataclasses.replace(config, encoder=transformer.Shape())
         wanted["num_kv_heads"] = (config.num_heads,)
         wanted["encoder"] = (config.encoder if alike else transformer.Shape(),)
-    elif round(config.attention_scale**-2) ** -0.5 != config.attention_scale:
+    elif _scalar(config) ** -0.5 != config.attention_scale:
         raise ValueError(
             f"model.attention_scale={config.attention_scale} cannot be exported: t5gemma writes an "
             f"integer n for n**-0.5; use such a scale."
@@ -308,6 +313,11 @@ def family_of(config: transformer.ModelConfig) -> Family:
                 f"{family.model_type} has {' or '.join(map(repr, values))} only."
             )
     return family
+
+
+def _scalar(config: transformer.ModelConfig) -> int:
+    # The n of which T5Gemma's attention_scale is n**-0.5, or the nearest there is.
+    return max(1, round(config.attention_scale**-2))
 
 
 def their_config(config: transformer.ModelConfig, family: Family) -> dict[str, Any]:
@@ -345,7 +355,7 @@ def _their_tower(config: transformer.ModelConfig, family: Family, tower: str) ->
         "sliding_window": config.window,
         "vocab_size": config.vocab_size,
         "hidden_activation": family.activations[config.activation],
-        "query_pre_attn_scalar": round(config.attention_scale**-2),
+        "query_pre_attn_scalar": _scalar(config),
         "attn_logit_softcapping": config.attention_cap or None,
         "final_logit_softcapping": config.logits_cap or None,
         "rope_theta": config.rotary_base,

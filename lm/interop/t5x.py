@@ -3,8 +3,7 @@
 A step folder (`checkpoint_1000000/`) holds a msgpack file `checkpoint` of nested dicts,
 {"version": 3, "optimizer": {"target": parameters, "state": ...}} or {"target": .., "state": ..}.
 A parameter is an array in that file, or stands there as a tensorstore spec (or, written through
-Orbax, as "PLACEHOLDER://name") whose zarr folder, `target.encoder.encoder_norm.scale/`, lies
-beside the file. Orbax puts all of it one folder lower, in `state/`.
+Orbax, as "PLACEHOLDER://name") whose zarr folder lies beside it. Orbax puts all in `state/`.
 Sources: google-research/t5x, t5x/checkpoints.py (`Checkpointer.save`, `load_t5x_checkpoint`,
 `OrbaxCheckpointManagerInterface`); google/flax, flax/serialization.py (arrays in msgpack, and
 the chunks of arrays above 1 GiB); google/orbax, orbax/checkpoint/utils.py (placeholders).
@@ -27,7 +26,10 @@ import numpy as np
 from lm import checkpoints, transformer
 
 FLOATS = {"float32": np.float32, "bfloat16": jnp.bfloat16}
+OLD_FLOATS = {"uint16": jnp.bfloat16}  # in zarr before version 3: t5x/checkpoint_importer.py
 FIRST_KEYS = (b"\xa9optimizer", b"\xa6target", b"\xa5state", b"\xa7version", b"\xadflax_mutables")
+PIECE = 1 << 20  # numbers read at a time
+MARKS = {"__msgpack_chunked_array__", "kvstore"}  # of a dict that stands for an array
 SHOWN = 12  # names in an error, of perhaps hundreds
 
 # T5X's name inside a layer -> ours. Source: t5x/examples/t5/network.py and layers.py.
@@ -43,13 +45,10 @@ PARTS = {
     "relpos_bias/rel_embedding": "relative/relative_bias",
     "relative_posemb/rel_embedding": "relative/relative_bias",  # t5x/examples/scalable_t5
 }
+ATTENTIONS = {"attention": "self", "self_attention": "self", "encoder_decoder_attention": "cross"}
 PARTS |= {
-    f"{theirs}/{part}/kernel": f"{ours}/{part}/kernel"
-    for theirs, ours in (
-        ("attention", "self_attention"),  # the encoder's
-        ("self_attention", "self_attention"),
-        ("encoder_decoder_attention", "cross_attention"),
-    )
+    f"{theirs}/{part}/kernel": f"{ours}_attention/{part}/kernel"
+    for theirs, ours in ATTENTIONS.items()
     for part in ("query", "key", "value", "out")
 }
 
@@ -74,26 +73,23 @@ LAYER = re.compile(r"(encoder|decoder)/(?:layers_(\d+)|layers|encoder|decoder)/(
 class Stored(NamedTuple):
     """An array inside the msgpack file: its bytes lie at these (offset, length), in this order."""
 
+    file: pathlib.Path
     shape: tuple[int, ...]
     dtype: str
     places: list[tuple[int, int]]
 
 
 class Zarr(NamedTuple):
-    """An array in a zarr folder beside the msgpack file."""
+    """An array in a zarr folder beside the msgpack file; where its chunks begin on each axis."""
 
     shape: tuple[int, ...]
     folder: pathlib.Path
+    grid: list[range]
 
 
 def found(directory) -> bool:
     """Whether this is a T5X checkpoint: a step folder, its `state` folder, or the msgpack file."""
-    path = _msgpack_path(directory)
-    if path is None:
-        return False
-    with open(path, "rb") as file:
-        head = file.read(16)
-    return b"\x81" <= head[:1] <= b"\x8f" and head[1:].startswith(FIRST_KEYS)
+    return _msgpack_path(directory) is not None
 
 
 def read_architecture(directory) -> dict:
@@ -103,31 +99,35 @@ def read_architecture(directory) -> dict:
     is a gate and relu where there is none (a silu gate looks the same).
     Raises ValueError where the checkpoint is damaged or is no encoder-decoder T5.
     """
-    arrays = _index(directory)[1]
+    arrays = _index(directory)
     slots, _ = _slots(arrays)
 
-    def shape(path: str) -> tuple[int, ...]:
+    def refuse(what: str) -> ValueError:
+        why = f"{directory} has {what}: it is no T5 encoder-decoder of T5X, or incomplete"
+        return ValueError(f"{why}; its parameters are {_listed(sorted(arrays))}.")
+
+    def shape(path: str, *ranks: int) -> tuple[int, ...]:
         name, stacked = slots.get((path, 0)) or slots.get((path, None)) or (None, False)
-        if name is None:
-            raise ValueError(
-                f"{directory} has no parameter for {path}: it is no T5 encoder-decoder of T5X, or "
-                f"incomplete; its parameters are {_listed(sorted(arrays))}."
-            )
-        whole = arrays[name].shape
+        whole = arrays[name].shape if name else ()
+        if len(whole) - stacked not in ranks:
+            what = f"{name} of shape {list(whole)}" if name else "no parameter"
+            raise refuse(f"{what} for {path}")
         return whole[:1] + whole[2:] if stacked else whole
 
     block = "decoder/layers"
     per_layer = (f"{block}/relative/relative_bias", 0) in slots
     table = f"{block}/relative" if per_layer else "decoder/relative"
-    num_heads, buckets = shape(f"{table}/relative_bias")
-    width = lambda part: math.prod(shape(f"{block}/self_attention/{part}/kernel")[1:])
+    num_heads, buckets = shape(f"{table}/relative_bias", 2)
+    width = lambda part: math.prod(shape(f"{block}/self_attention/{part}/kernel", 2, 3)[1:])
     depth = lambda tower: sum(path == f"{tower}/layers/ff_norm/scale" for path, _ in slots)
+    if width("query") % num_heads:
+        raise refuse(f"{num_heads} heads, but queries of width {width('query')}")
     head_dim = width("query") // num_heads
-    vocab_size, d_model = shape("embed/embedding")
+    vocab_size, d_model = shape("embed/embedding", 2)
     return {
         "vocab_size": vocab_size,
         "d_model": d_model,
-        "d_ff": shape(f"{block}/feed_forward/down/kernel")[0],
+        "d_ff": shape(f"{block}/feed_forward/down/kernel", 2)[0],
         "num_heads": num_heads,
         "num_kv_heads": width("key") // head_dim,
         "head_dim": head_dim,
@@ -144,17 +144,18 @@ def read_architecture(directory) -> dict:
 def read_params(directory, config: transformer.ModelConfig) -> dict:
     """The parameters as a nested dict of numpy float32, in the layout of `transformer.shapes`.
 
-    Arrays are read one by one and the optimizer's state is passed over, so the peak of memory is
-    the result and one parameter. Raises ValueError, in a sentence, for a file that ends early, a
-    missing or broken zarr chunk, a shape that is not the config's, and, all in one, for the names
-    that the config has no use for and the parameters that no name fills.
+    They are filled in place, so the peak of memory is their own, and a few MiB or one zarr chunk,
+    as stored and decoded: T5X's have at most 64 MiB. The largest come first, while the rest of the
+    result, not yet touched, takes no memory.
+    Raises ValueError, in a sentence, for damage, a shape that is not the config's, and, all in one,
+    for the names that the config has no use for and the parameters that no name fills.
     """
-    file, arrays = _index(directory)
+    arrays = _index(directory)
     slots, unused = _slots(arrays)
     shapes = flax.traverse_util.flatten_dict(transformer.shapes(config), sep="/")
-    shapes = {path: leaf.shape for path, leaf in shapes.items()}
-    layers = lambda path: range(shapes[path][0]) if "/layers/" in path else (None,)
-    wanted = {(path, layer) for path in shapes for layer in layers(path)}
+    params = {path: checkpoints.empty(leaf.shape) for path, leaf in shapes.items()}
+    layers = lambda path: range(len(params[path])) if "/layers/" in path else (None,)
+    wanted = {(path, layer) for path in params for layer in layers(path)}
     unused += {name for key, (name, _) in slots.items() if key not in wanted}
     missing = [path if i is None else f"{path}[{i}]" for path, i in wanted - slots.keys()]
     if unused or missing:
@@ -163,18 +164,14 @@ def read_params(directory, config: transformer.ModelConfig) -> dict:
             f"{_listed(sorted(unused))}; missing of the model: {_listed(sorted(missing))}; "
             f"take the config from read_architecture."
         )
-    params = {}
-    for path, shape in shapes.items():
-        params[path], held = checkpoints.empty(shape), None
-        for layer in layers(path):
-            name, stacked = slots[path, layer]
-            if name != held:
-                one = shape if layer is None else shape[1:]
-                _check_shape(name, arrays[name].shape, one, shape[0] if stacked else None)
-                held, array = name, _read(file, name, arrays[name])
-            part = array[:, layer] if stacked else array
-            part = part.T if name.endswith("rel_embedding") else part
-            params[path][... if layer is None else layer] = part.reshape(one)
+    targets = {}
+    for (path, layer), (name, stacked) in slots.items():
+        ours = params[path] if stacked or layer is None else params[path][layer]
+        targets[name] = _in_their_axes(name, ours, arrays[name].shape, stacked)
+    chunk = lambda leaf: math.prod(side.step for side in leaf.grid) if isinstance(leaf, Zarr) else 0
+    for name in sorted(targets, key=lambda name: chunk(arrays[name]), reverse=True):
+        fill = _fill_from_zarr if isinstance(arrays[name], Zarr) else _fill_from_msgpack
+        fill(targets[name], arrays[name])
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -196,25 +193,25 @@ def _slots(arrays: dict) -> tuple[dict[tuple, tuple[str, bool]], list[str]]:
     return slots, unused
 
 
-def _check_shape(name: str, shape: tuple, wanted: tuple, depth: int | None) -> None:
-    """Refuse an array of T5X's that is not one layer of `wanted` shape, or `depth` of them.
+def _in_their_axes(name: str, ours: np.ndarray, shape: tuple, stacked: bool) -> np.ndarray:
+    """Our memory as a view of T5X's `shape`: of one layer, or of all, which T5X stacks on axis 1.
 
     T5X joins heads and head_dim in one axis (t5x/examples/t5/layers.py, `DenseGeneral`), or does
     not (scalable_t5/layers.py); its relative table is [N, buckets], ours [buckets, N].
     """
-    choices = [wanted[::-1] if name.endswith("rel_embedding") else wanted]
-    if len(wanted) == 3:
-        first, second, third = wanted
-        out = name.endswith("out/kernel")
-        choices.append((first * second, third) if out else (first, second * third))
-    if depth is not None:
-        choices = [(choice[0], depth, *choice[1:]) for choice in choices]
-    if shape not in choices:
-        raise ValueError(
-            f"{name} has shape {list(shape)}, the config wants "
-            f"{' or '.join(str(list(choice)) for choice in choices)}; "
-            f"take the config from read_architecture."
-        )
+    views = [ours.swapaxes(-1, -2) if name.endswith("rel_embedding") else ours]
+    if ours.ndim - stacked == 3:
+        *depth, a, b, c = ours.shape
+        joined = (a * b, c) if name.endswith("out/kernel") else (a, b * c)
+        views.append(ours.reshape(*depth, *joined))
+    views = [np.moveaxis(view, 0, 1) if stacked else view for view in views]
+    for view in views:
+        if view.shape == shape:
+            return view
+    wanted = " or ".join(str(list(view.shape)) for view in views)
+    raise ValueError(
+        f"{name} has shape {list(shape)}, the config wants {wanted}; use read_architecture."
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -225,53 +222,68 @@ def _listed(names: list[str]) -> str:
 def _msgpack_path(directory) -> pathlib.Path | None:
     path = pathlib.Path(directory)
     choices = (path, path / "checkpoint", path / "state" / "checkpoint")
-    return next((choice for choice in choices if choice.is_file()), None)
-
-
-def _index(directory) -> tuple[pathlib.Path, dict[str, Stored | Zarr | None]]:
-    """The msgpack file, and where each array of the target lies (None: what is no array)."""
-    if not found(directory):
-        raise ValueError(f"{directory} is no T5X checkpoint; name the step folder, checkpoint_N.")
-    path = _msgpack_path(directory)
+    if (path := next((choice for choice in choices if choice.is_file()), None)) is None:
+        return None
     with open(path, "rb") as file:
-        tree = _Msgpack(file, path).value()
-    tree = tree["optimizer"] if isinstance(tree.get("optimizer"), dict) else tree
-    if not (target := tree.get("target")):
-        raise ValueError(f"{path} holds no parameters: it has no `target`, or an empty one.")
-    arrays = {}
+        head = file.read(16)
+    return path if b"\x81" <= head[:1] <= b"\x8f" and head[1:].startswith(FIRST_KEYS) else None
 
-    def walk(node, name: str) -> None:
-        marks = {"__msgpack_chunked_array__", "kvstore"}
-        if not isinstance(node, dict) or marks & node.keys():
-            arrays[name] = _leaf(path, name, node)
-            return
-        for key, child in node.items():
-            walk(child, f"{name}/{key}" if name else key)
 
-    walk(target, "")
-    return path, arrays
+def _index(directory) -> dict[str, Stored | Zarr | None]:
+    """Where each array of the target lies, by its name; None for what is no array."""
+    if (path := _msgpack_path(directory)) is None:
+        raise ValueError(f"{directory} is no T5X checkpoint; name the step folder, checkpoint_N.")
+    try:
+        with open(path, "rb") as file:
+            tree = _Msgpack(file, path).value()
+        tree = tree["optimizer"] if isinstance(tree.get("optimizer"), dict) else tree
+        if not (isinstance(target := tree.get("target"), dict) and target):
+            raise ValueError(f"{path} holds no parameters: it has no `target`, or an empty one.")
+        marked = lambda _, node: node.keys() & MARKS
+        leaves = flax.traverse_util.flatten_dict(target, is_leaf=marked, sep="/")
+    except (RecursionError, TypeError) as error:  # nested without end; a name that is no string
+        raise ValueError(f"{path} is damaged: {error}; fetch it again.") from None
+    arrays = {name: _leaf(path, name, leaf) for name, leaf in leaves.items()}
+    folders = [leaf.folder for leaf in arrays.values() if isinstance(leaf, Zarr)]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"{path} names one folder for two arrays: it is damaged; fetch it again.")
+    return arrays
 
 
 def _leaf(path: pathlib.Path, name: str, node) -> Stored | Zarr | None:
-    """Where an array lies: what the msgpack file says of it, checked against the zarr folder."""
+    """Where an array lies, checked: its bytes against its shape, or the zarr folder's shape."""
     beside = lambda at: path.parent / pathlib.PurePosixPath(at).name  # wherever it was written
-    if isinstance(node, str) and node.startswith("PLACEHOLDER://"):
-        return _zarr(beside(node), name)
-    if isinstance(node, dict) and "kvstore" in node:
+    match node:
+        case str() if node.startswith("PLACEHOLDER://"):
+            return _zarr(beside(node), name)
         # "path" stands outside `kvstore` where tensorstore was older than 0.1.14
-        leaf = _zarr(beside(node.get("path") or node["kvstore"].get("path", "")), name)
-        said = tuple(node.get("metadata", {}).get("shape", leaf.shape))
-        if said != leaf.shape:
-            raise ValueError(
-                f"{name} has shape {list(leaf.shape)} in {leaf.folder} and {list(said)} in {path}: "
-                f"the files are of two checkpoints; fetch it again."
-            )
-        return leaf
-    if isinstance(node, dict):
-        ordered = lambda key: [node[key][str(i)] for i in range(len(node[key]))]
-        shape, chunks = ordered("shape"), ordered("chunks")
-        return Stored(tuple(shape), chunks[0].dtype, [chunk.places[0] for chunk in chunks])
-    return node if isinstance(node, Stored) else None
+        case {"kvstore": dict(), "path": str(at)} | {"kvstore": {"path": str(at)}}:
+            leaf, said = _zarr(beside(at), name), node.get("metadata")
+            said = said.get("shape") if isinstance(said, dict) else None
+            if said != list(leaf.shape):
+                raise ValueError(
+                    f"{name} has shape {list(leaf.shape)} in {leaf.folder} and {said} in {path}: "
+                    f"the files are of two checkpoints; fetch it again."
+                )
+            return leaf
+        case {"shape": dict(shape), "chunks": dict(chunks)} if "kvstore" not in node:
+            ordered = lambda table: [table.get(str(i)) for i in range(len(table))]
+            chunks = [chunk for chunk in ordered(chunks) if isinstance(chunk, Stored)]
+            dtype = ", ".join({chunk.dtype for chunk in chunks})
+            places = [place for chunk in chunks for place in chunk.places]
+            node = Stored(path, tuple(ordered(shape)), dtype, places)
+        case dict():
+            raise ValueError(f"{name} in {path} is damaged: it is no array; fetch it again.")
+    if not isinstance(node, Stored):
+        return None
+    size, lengths = np.dtype(FLOATS.get(node.dtype, "V0")).itemsize, [n for _, n in node.places]
+    sound = size and all(isinstance(n, int) and n > 0 for n in node.shape)
+    if not sound or any(n % size for n in lengths) or sum(lengths) != math.prod(node.shape) * size:
+        raise ValueError(
+            f"{name} in {path} has {sum(lengths)} bytes of {node.dtype}, shape {list(node.shape)}: "
+            f"not as many as the shape says, or not of {', '.join(FLOATS)}; fetch it again."
+        )
+    return node
 
 
 def _zarr(folder: pathlib.Path, name: str) -> Zarr:
@@ -282,56 +294,46 @@ def _zarr(folder: pathlib.Path, name: str) -> Zarr:
     """
     try:
         metadata = json.loads((folder / ".zarray").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{name} lies in {folder}, whose .zarray is missing or broken ({error}): "
-            f"the copy is incomplete; fetch the checkpoint again."
-        ) from error
-    shape, chunks = tuple(metadata["shape"]), metadata["chunks"]
-    grid = [range(-(-size // chunk)) for size, chunk in zip(shape, chunks, strict=True)]
-    dot = metadata.get("dimension_separator", ".")
-    keys = [dot.join(map(str, index)) or "0" for index in itertools.product(*grid)]
-    missing = [key for key in keys if not (folder / key).is_file()]
-    if missing:
-        raise ValueError(
-            f"{name} lies in {folder}, of whose {len(keys)} chunks {_listed(missing)} are missing: "
-            f"the copy is incomplete; fetch the checkpoint again."
-        )
-    return Zarr(shape, folder)
+        shape, chunks = metadata["shape"], metadata["chunks"]
+        grid = [range(0, size, chunk) for size, chunk in zip(shape, chunks, strict=True)]
+        dot = str(metadata.get("dimension_separator", "."))
+        numbers = itertools.product(*(range(len(side)) for side in grid))
+        keys = [dot.join(map(str, number)) or "0" for number in numbers]
+        missing = [key for key in keys if not (folder / key).is_file()]
+        if missing or not keys:
+            raise ValueError(f"of {len(keys)} chunks {_listed(missing)} are missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{name}'s {folder} is not whole ({error}); fetch it again.") from error
+    return Zarr(tuple(shape), folder, grid)
 
 
-def _read(file: pathlib.Path, name: str, leaf: Stored | Zarr) -> np.ndarray:
-    """The array of a leaf, float32."""
-    if isinstance(leaf, Zarr):
-        return _read_zarr(name, leaf)
-    dtype, sizes = FLOATS.get(leaf.dtype), [length for _, length in leaf.places]
-    if dtype is None or sum(sizes) != math.prod(leaf.shape) * np.dtype(dtype).itemsize:
-        raise ValueError(
-            f"{name} in {file} is {sum(sizes)} bytes of {leaf.dtype} for shape {list(leaf.shape)}; "
-            f"wanted is as many as the shape says, of {', '.join(FLOATS)}."
-        )
-    array, start = np.empty(math.prod(leaf.shape), np.float32), 0
-    for offset, size in leaf.places:
-        piece = np.fromfile(file, np.uint8, size, offset=offset).view(dtype)
-        array[start : start + piece.size] = piece
-        start += piece.size
-    return array.reshape(leaf.shape)
+def _fill_from_msgpack(target: np.ndarray, leaf: Stored) -> None:
+    """Write the leaf's numbers, some at a time, into an array of its shape."""
+    dtype, start = np.dtype(FLOATS[leaf.dtype]), 0
+    flat = target.reshape(-1) if target.flags.c_contiguous else target.flat
+    for offset, length in leaf.places:
+        for at in range(0, length, PIECE * dtype.itemsize):
+            count = min(PIECE * dtype.itemsize, length - at)
+            piece = np.fromfile(leaf.file, np.uint8, count, offset=offset + at).view(dtype)
+            flat[start : start + piece.size] = piece
+            start += piece.size
 
 
-def _read_zarr(name: str, leaf: Zarr) -> np.ndarray:
+def _fill_from_zarr(target: np.ndarray, leaf: Zarr) -> None:
+    """Write the leaf's numbers, chunk by chunk, into an array of its shape."""
     import tensorstore
 
     store = {"driver": "file", "path": str(leaf.folder.resolve())}
+    blocks = ([slice(i, min(i + s.step, s.stop)) for i in s] for s in leaf.grid)
     try:
         array = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
-        array = array.read().result()
-    except ValueError as error:
-        raise ValueError(f"{name} is damaged in {leaf.folder}; fetch it again: {error}") from error
-    if array.dtype == np.uint16:  # bfloat16 before version 3: t5x/checkpoint_importer.py
-        array = array.view(jnp.bfloat16)
-    if array.dtype.name not in FLOATS:
-        raise ValueError(f"{name} is of {array.dtype}; wanted is one of {', '.join(FLOATS)}.")
-    return array.astype(np.float32, copy=False)
+        dtype = (FLOATS | OLD_FLOATS).get(array.dtype.name)
+        if dtype is None:
+            raise ValueError(f"it is of {array.dtype.name}, not of {' or '.join(FLOATS)}")
+        for block in itertools.product(*blocks):
+            target[block] = array[block].read().result().view(dtype)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{leaf.folder} is damaged; fetch it again: {error}") from error
 
 
 class _Msgpack:
@@ -372,26 +374,25 @@ class _Msgpack:
             return self._take(length).decode(errors="replace")
         return self._pass_over(length) if kind <= 0xC6 else self._extension(length)
 
-    def _extension(self, length: int) -> Stored | None:
-        array, start = self._number("B") in (1, 3), self.file.tell()
-        parts = self.value() if array else None
-        self.file.seek(start)
-        self._pass_over(length)
-        return Stored(tuple(parts[0]), parts[1], [parts[2]]) if array else None
+    def _extension(self, length: int) -> Stored:
+        end = self.file.tell() + 1 + length
+        match self._number("B"), self.value():
+            case 1 | 3, [list(shape), str(dtype), tuple((int(), int()) as place)]:
+                if self.file.tell() == end:
+                    return Stored(self.path, tuple(shape), dtype, [place])
+        raise self._damaged("holds an array that is not (shape, dtype, numbers)")
 
     def _number(self, kind: str):
         return struct.unpack(f">{kind}", self._take(struct.calcsize(f">{kind}")))[0]
 
     def _take(self, length: int) -> bytes:
-        data = self.file.read(length)
-        if len(data) < length:
-            raise self._damaged("ends in the middle of a value")
-        return data
+        self.file.seek(self._pass_over(length)[0])
+        return self.file.read(length)
 
     def _pass_over(self, length: int) -> tuple[int, int]:
         start = self.file.tell()
         if start + length > self.size:
-            raise self._damaged("ends in the middle of an array")
+            raise self._damaged("ends in the middle of a value")
         self.file.seek(start + length)
         return start, length
 

@@ -11,11 +11,11 @@ import json
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import tqdm
 from flax import traverse_util
 
 from lm import checkpoints, choose, transformer
@@ -71,7 +71,8 @@ def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -
     places = names.places(family, {path: leaf.shape for path, leaf in shapes.items()})
     sources = _account(directory, family, tensors, places)
     leaves = {path: checkpoints.empty(leaf.shape) for path, leaf in shapes.items()}
-    for name, place in places.items():
+    bar = tqdm.tqdm(places.items(), "reading", unit="tensor", disable=None, leave=False)
+    for name, place in bar:
         leaf = leaves[place.path]
         into = (leaf if place.layer is None else leaf[place.layer]).transpose(place.order)
         for first, piece in _pieces(tensors[sources[name]], into.shape):
@@ -87,7 +88,7 @@ def write(
     directory: str | os.PathLike,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """A directory that AutoModelForSeq2SeqLM of transformers 4.57 and 5 loads: float32, whole.
+    """The files that AutoModelForSeq2SeqLM of transformers 4.57 and 5 loads, all float32.
 
     config.json, generation_config.json and model.safetensors, or shards of at most max_shard_bytes
     (a larger tensor has a shard to itself) with their index. Both versions then compute our logits,
@@ -95,11 +96,9 @@ def write(
     every umT5, also in one with an untied head, unless model.config.tie_word_embeddings is set to
     False after loading (in config.json it is overruled); and in local layers of T5Gemma's encoder
     it sees one token further on both sides than `window`.
-    Raises ValueError for a model that no family can express, or a directory that is not empty.
+    Raises ValueError for a model that no family can express.
     """
     directory = pathlib.Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} is not empty; export to a new directory.")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes={max_shard_bytes} is too small; use 1 or more.")
     family = names.family_of(config)
@@ -108,18 +107,12 @@ def write(
     _check_shapes(leaves, config)
     if config.head == "tied_unscaled" and family.model_type == "t5":  # 4.57 scales where it ties
         places[family.head] = places[family.copies[family.head]]._replace(name=family.head)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = directory.with_name(f".{directory.name}.{os.getpid()}")
-    draft.mkdir()
-    try:
-        theirs = names.their_config(config, family)
-        _write_json(draft / "config.json", theirs)
-        ids = {key: value for key, value in theirs.items() if key.endswith("_token_id")}
-        _write_json(draft / "generation_config.json", ids)
-        _write_shards(draft, leaves, places, max_shard_bytes)
-        draft.rename(directory)  # an empty directory gives way
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    theirs = names.their_config(config, family)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(directory / "config.json", theirs)
+    ids = {key: value for key, value in theirs.items() if key.endswith("_token_id")}
+    _write_json(directory / "generation_config.json", ids)
+    _write_shards(directory, leaves, places, max_shard_bytes)
 
 
 # Their words to ours.
@@ -165,7 +158,8 @@ def _gemma_fields(where: pathlib.Path, config: dict, family: names.Family) -> di
                 f"in the decoder; our towers have one such word, so it cannot be imported."
             )
     fits = lambda word: all(seen[t] == names.layer_types(word, depths[t]) for t in seen)
-    windows = [word for word in transformer.config.WINDOWS if fits(word)]
+    # Of words that say the same of so few layers, the one that all T5Gemma have.
+    windows = [word for word in ("alternating", *transformer.config.WINDOWS) if fits(word)]
     if not windows:
         known = ", ".join(transformer.config.WINDOWS)
         raise ValueError(f"{where} has layer_types {seen}; model.windows knows {known}.")
@@ -221,9 +215,12 @@ def _read_json(path: pathlib.Path) -> dict:
     if not path.exists():
         raise ValueError(f"{path.parent} has no {path.name}; give a directory of transformers.")
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); copy it again.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; copy it again.")
+    return content
 
 
 def _write_json(path: pathlib.Path, content: dict) -> None:
@@ -257,8 +254,8 @@ def _account(directory, family: names.Family, tensors: dict, places: dict) -> di
     wrong = "; ".join(f"{what}: {', '.join(found)}" for what, found in lists.items() if found)
     if wrong:
         raise ValueError(
-            f"The tensors of {directory} are not those of the model. {wrong}. Build the model of "
-            f"read_architecture, or repair the directory."
+            f"The tensors of {directory} are not those of its config.json. {wrong}. Save the whole "
+            f"model again, as one for conditional generation."
         )
     return sources
 

@@ -21,17 +21,23 @@ the `tokenizers` library has no means:
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import os
 import pathlib
 import re
+from collections.abc import Callable
 
 from lm import tokenizer
 
 SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType of sentencepiece_model.proto
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE_PIECE = 1, 2, 3, 4, 6  # SentencePiece.Type, there
+
+# What reading a JSON file provokes that is not shaped as transformers shapes it.
+ODD = (LookupError, TypeError, AttributeError, UnicodeError, json.JSONDecodeError, binascii.Error)
 
 # What SentencePiece does to spaces, as `tokenizers` says it; a text's own ▁ counts at its end only.
 REMOVED_SPACES = (("\\A +", ""), (" +", "▁"), ("▁+\\z", ""))
@@ -43,32 +49,36 @@ REMOVED_SPACES = (("\\A +", ""), (" +", "▁"), ("▁+\\z", ""))
 def read(directory: str | os.PathLike, out: str | os.PathLike) -> tokenizer.Tokenizer:
     """The tokenizer of a transformers directory, written as ours into `out`.
 
-    Sentinels are the tokens <extra_id_k>; other tokens added above the pieces are left out. For
-    ByT5 they are transformers' ids, 259 and up.
-    Raises ValueError if there is no vocabulary, it is damaged, of another kind, or has no pad 0.
+    Sentinels are the tokens <extra_id_k>. For ByT5 they are transformers' ids, 259 and up.
+    Raises ValueError if there is no vocabulary, it is damaged, of another kind, has no pad 0, or
+    has tokens of its own above the pieces.
     """
     directory = pathlib.Path(directory)
-    config = _json(directory / "tokenizer_config.json")
-    described = _json(directory / "tokenizer.json")
-    files = [directory / name for name in ("spiece.model", "tokenizer.model")]
+    described, settings = directory / "tokenizer.json", directory / "tokenizer_config.json"
+    added = _added_tokens(directory)
+    named = {int(m[1]): i for text, i in added.items() if (m := SENTINEL.fullmatch(text))}
+    name = _json(settings, lambda config: _as(str, config.get("tokenizer_class") or ""))
+    files = map(directory.joinpath, ("spiece.model", "tokenizer.model"))
     files = [path for path in files if path.exists()]
-    name = config.get("tokenizer_class", "")
     family = "T5" in name or not name and files and files[0].name == "spiece.model"
     order, usual = "descending", 100 if family else 0
     if name.startswith("ByT5"):
-        model, order, usual = tokenizer.byte_model(), "ascending", 125
+        model, usual = tokenizer.byte_model(), 125
+        order = "ascending" if named.get(0) in (None, tokenizer.BYTE_PIECES) else "descending"
     elif files:
         model = _parsed(files[0])
-    elif described:
-        model = _rebuilt(directory, described, config)
+    elif described.exists():
+        config = _json(settings, dict)
+        model = _json(described, lambda found: _rebuilt(directory, found, config))
     else:
         raise ValueError(
             f"there is no vocabulary in {directory}; it needs a spiece.model, a tokenizer.model, a "
             f"tokenizer.json, or a tokenizer_config.json that names the ByT5Tokenizer."
         )
     held = _take_sentinels(model)
-    named = _named_sentinels(config, described)
-    count = held or len(named) or config.get("extra_ids", usual)
+    _check_added(directory, added, {piece.piece for piece in model.pieces})
+    extra_ids = _json(settings, lambda config: _as(int, config.get("extra_ids", usual)))
+    count = held or len(named) or max(0, extra_ids)
     facts = {"pieces": len(model.pieces), "num_sentinels": count}
     facts["normalization"] = model.normalizer_spec.name or "identity"
     facts |= {"sentinel_order": order} if order != "descending" else {}
@@ -80,15 +90,40 @@ def read(directory: str | os.PathLike, out: str | os.PathLike) -> tokenizer.Toke
     return made
 
 
-def _json(path: pathlib.Path) -> dict:
-    """A JSON object; an empty one where there is no such file."""
+def _json(path: pathlib.Path, parse: Callable):
+    """What `parse` makes of a JSON object, empty without a file; ValueError where it stumbles."""
     try:
-        found = json.loads(path.read_bytes()) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it again.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it holds no JSON object); copy it again.")
-    return found
+        return parse(_as(dict, json.loads(path.read_bytes()) if path.exists() else {}))
+    except ODD as error:
+        raise ValueError(f"{path} is damaged ({error!r}); copy it again.") from error
+
+
+def _as(kind: type, value):
+    """The value; a TypeError if it is of another kind."""
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+    return value
+
+
+def _added_tokens(directory: pathlib.Path) -> dict[str, int | None]:
+    """{text: id} of all tokens that the files add or name; None where none of them says the id."""
+    files = ["special_tokens_map.json", "tokenizer_config.json", "tokenizer.json"]
+    pairs = [pair for name in files for pair in _json(directory / name, _tokens)]
+    pairs += _json(directory / "added_tokens.json", lambda by: [(t, _as(int, by[t])) for t in by])
+    return dict(sorted(pairs, key=lambda pair: pair[1] is not None))
+
+
+def _tokens(found: dict) -> list[tuple[str, int | None]]:
+    named = [found.get(f"{role}_token") for role in ROLES]
+    named += _as(list, found.get("additional_special_tokens") or [])
+    extra = found.get("extra_special_tokens") or []
+    named += extra.values() if isinstance(extra, dict) else _as(list, extra)
+    decoder = _as(dict, found.get("added_tokens_decoder", {}))
+    added = _as(list, found.get("added_tokens", []))
+    pairs = [(token, None) for token in named]
+    pairs += [(token, _as(int, json.loads(place))) for place, token in decoder.items()]
+    pairs += [(token, _as(int, token["id"])) for token in added]
+    return [(text, place) for token, place in pairs if (text := _content(token))]
 
 
 def _parsed(path: pathlib.Path):
@@ -109,9 +144,7 @@ def _check_model(directory: pathlib.Path, data: bytes) -> None:
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:
-        raise ValueError(
-            f"SentencePiece refuses the vocabulary in {directory} ({error}); copy it again."
-        ) from error
+        raise ValueError(f"SentencePiece refuses {directory} ({error}); copy it again.") from error
     if model.pad_id() != 0 or model.eos_id() < 0:
         raise ValueError(
             f"the vocabulary in {directory} has pad {model.pad_id()} and eos {model.eos_id()}; it "
@@ -124,32 +157,29 @@ def _take_sentinels(model) -> int:
 
     mT5's model and every tokenizer.json of a T5Tokenizer hold them.
     """
-    count = 0
-    while count < len(model.pieces):
-        found = SENTINEL.fullmatch(model.pieces[-1 - count].piece)
-        if not found or int(found[1]) != count:
-            break
-        count += 1
+    found = (SENTINEL.fullmatch(piece.piece) for piece in reversed(model.pieces))
+    others = (k for k, match in enumerate(found) if not match or int(match[1]) != k)
+    count = next(others, len(model.pieces))
     del model.pieces[len(model.pieces) - count :]
     return count
 
 
-def _named_sentinels(config: dict, described: dict) -> dict[int, int | None]:
-    """{k: id} of the tokens <extra_id_k> in the files; None where they do not say the id."""
-    names = [(None, token) for token in config.get("additional_special_tokens") or []]
-    names += [(None, token) for token in config.get("extra_special_tokens") or []]
-    names += [(int(place), t) for place, t in config.get("added_tokens_decoder", {}).items()]
-    names += [(token["id"], token) for token in described.get("added_tokens", [])]
-    found = {}
-    for place, token in names:
-        if match := SENTINEL.fullmatch(_content(token)):
-            found[int(match[1])] = place
-    return found
-
-
 def _content(token) -> str:
     """The text of a token that a file gives as its text or as an object; "" for none."""
-    return (token["content"] if isinstance(token, dict) else token) or ""
+    return _as(str, token["content"] if isinstance(token, dict) else token or "")
+
+
+def _check_added(directory, added: dict[str, int | None], pieces: set[str]) -> None:
+    """Refuse tokens above the pieces that are no sentinels: here their texts would be cut up."""
+    others = [pair for pair in added.items() if not SENTINEL.fullmatch(pair[0])]
+    above = [(t, i) for t, i in others if t not in pieces and (i is None or i >= len(pieces))]
+    if above:
+        shown = ", ".join(f"{t!r} ({'no id' if i is None else i})" for t, i in above[:5])
+        raise ValueError(
+            f"{directory} adds tokens to its {len(pieces)} pieces and the sentinels, {len(above)} "
+            f"in all: {shown}{', ..' * (len(above) > 5)}; name a directory without them, such as "
+            f"the original model's, by --config.tokenizer.dir=DIR (their rows then stay unused)."
+        )
 
 
 def _check_sentinels(directory, made: tokenizer.Tokenizer, named: dict[int, int | None]) -> None:
@@ -173,14 +203,14 @@ def _rebuilt(directory: pathlib.Path, described: dict, config: dict):
     Byte pieces mean byte fallback, though transformers' T5Tokenizer forgets it.
     Raises ValueError if the file's steps are not those of a T5 or Gemma tokenizer.
     """
-    vocabulary = described.get("model", {})
-    if vocabulary.get("type") not in ("Unigram", "BPE") or "vocab" not in vocabulary:
+    table = described.get("model", {})
+    kind = {"Unigram": UNIGRAM, "BPE": BPE}.get(table.get("type"))
+    if kind is None:
         raise ValueError(
             f"{directory} has no SentencePiece file, and its tokenizer.json is of kind "
-            f"{vocabulary.get('type')}, not Unigram or BPE; add the spiece.model."
+            f"{table.get('type')}, not Unigram or BPE; add the spiece.model."
         )
-    kind = UNIGRAM if vocabulary["type"] == "Unigram" else BPE
-    pieces = [tuple(p) for p in vocabulary["vocab"]] if kind == UNIGRAM else _bpe_scores(vocabulary)
+    pieces = [(p[0], 0.0 + p[1]) for p in table["vocab"]] if kind == UNIGRAM else _bpe_scores(table)
     names = {role: _content(config.get(f"{role}_token")) for role in ("pad", "eos", "unk", "bos")}
     names = {role: name for role, name in names.items() if name in dict(pieces)}
     model = tokenizer.blank(kind, names)
@@ -196,15 +226,15 @@ def _rebuilt(directory: pathlib.Path, described: dict, config: dict):
     return model
 
 
-def _bpe_scores(vocabulary: dict) -> list[tuple[str, float]]:
+def _bpe_scores(table: dict) -> list[tuple[str, float]]:
     """Pieces by id, each scored by the rank of the first merge that makes it; the others last."""
-    ranks = {}
-    for rank, merge in enumerate(vocabulary["merges"]):
+    ranks, last = {}, len(table["merges"])
+    for rank, merge in enumerate(table["merges"]):
         whole = "".join(merge.split(" ") if isinstance(merge, str) else merge)
         ranks.setdefault(whole, rank)
-    last = len(vocabulary["merges"])
-    names = sorted(vocabulary["vocab"], key=vocabulary["vocab"].get)
-    return [(name, -float(ranks.get(name, last))) for name in names]
+    names = {place: name for name, place in table["vocab"].items()}
+    ordered = [names[place] for place in range(len(table["vocab"]))]
+    return [(name, -float(ranks.get(name, last))) for name in ordered]
 
 
 def _type_of(name: str, special: dict[str, str], added: set[str]) -> int:
@@ -231,7 +261,7 @@ def _describe_rule(directory: pathlib.Path, spec, described: dict) -> None:
     for step in steps:
         match step:
             case {"type": "Precompiled", "precompiled_charsmap": charsmap}:
-                spec.precompiled_charsmap = base64.b64decode(charsmap)
+                spec.precompiled_charsmap = base64.b64decode(charsmap.encode(), validate=True)
                 spec.name = "precompiled"
             case {"type": "Metaspace"}:
                 spec.add_dummy_prefix = step.get("prepend_scheme", "always") != "never"
@@ -263,12 +293,12 @@ def write(source: str | os.PathLike, directory: str | os.PathLike) -> None:
     model = _parsed(tokens.directory / tokenizer.MODEL)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    sentinels = [f"<extra_id_{k}>" for k in range(tokens.num_sentinels)]
+    sentinels = tokens.names()[tokens.pieces :]
     config = _special_names(tokens, model) | {"additional_special_tokens": sentinels}
     files = {}
-    if [piece.piece for piece in model.pieces] == [
-        piece.piece for piece in tokenizer.byte_model().pieces
-    ]:
+    if model.pieces == tokenizer.byte_model().pieces:
+        placed = enumerate(sentinels, tokens.pieces)
+        config["added_tokens_decoder"] = {i: {"content": t, "special": True} for i, t in placed}
         config |= {"tokenizer_class": "ByT5Tokenizer", "extra_ids": tokens.num_sentinels}
     else:
         files["spiece.model"] = (tokens.directory / tokenizer.MODEL).read_bytes()
@@ -276,6 +306,7 @@ def write(source: str | os.PathLike, directory: str | os.PathLike) -> None:
         files["special_tokens_map.json"] = _encoded(config)
         config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
     config |= {"clean_up_tokenization_spaces": False, "model_max_length": 10**30}
+    config |= {"model_input_names": ["input_ids", "attention_mask"]}  # T5 has no token types
     for name, data in (files | {"tokenizer_config.json": _encoded(config)}).items():
         tokenizer.write_whole(directory / name, data)
 
@@ -308,8 +339,7 @@ def _backend(tokens: tokenizer.Tokenizer, model):
         )
     if trained.model_type == UNIGRAM:
         scores = [(piece.piece, piece.score) for piece in model.pieces]
-        options = dict(unk_id=tokens.unk, byte_fallback=trained.byte_fallback)
-        made = tokenizers.Tokenizer(models.Unigram(scores, **options))
+        made = tokenizers.Tokenizer(models.Unigram(scores, tokens.unk, trained.byte_fallback))
     else:
         ids = {piece.piece: place for place, piece in enumerate(model.pieces)}
         options = dict(unk_token=names["unk_token"], byte_fallback=trained.byte_fallback)

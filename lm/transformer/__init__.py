@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lm.transformer.config import FREE, SHARED, ModelConfig, Shape
+from lm.transformer.config import COMPUTED, SHARED, ModelConfig, Shape
 from lm.transformer.counts import forward_flops, parameter_count, shapes
 from lm.transformer.model import Cache, Transformer, example, take_rows
 
 __all__ = [
-    "FREE",
+    "COMPUTED",
     "SHARED",
     "Cache",
     "ModelConfig",

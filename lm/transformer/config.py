@@ -23,8 +23,9 @@ WORDS = {
     "layers": LAYERS,
     "remat": ("none", "dots", "full"),
 }
+COMPUTED = ("dropout_rate", "dtype", "layers", "remat")  # how it is computed, not what it is
 # Fields that two models with exchangeable layers may differ in: no parameter means another thing.
-FREE = ("dropout_rate", "dtype", "layers", "remat", "num_encoder_layers", "num_decoder_layers")
+FREE = (*COMPUTED, "num_encoder_layers", "num_decoder_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +105,11 @@ class ModelConfig:
         least = {"num_encoder_layers": 0, "start_id": 0, "attention_cap": 0, "logits_cap": 0}
         for field in dataclasses.fields(self):
             value, bound = getattr(self, field.name), least.get(field.name, 1)
+            whole = field.type != "int" or isinstance(value, int)
+            _check(whole, field.name, value, "is no whole number; use one.")
             if field.type == "int" or field.name in least:
                 _check(value >= bound, field.name, value, f"is too small; use {bound} or more.")
-        for field, bound in (("rotary_base", 1), ("attention_scale", 0)):
+        for field, bound in (("rotary_base", 1), ("attention_scale", 1e-4)):
             value = getattr(self, field)
             _check(value > bound, field, value, f"is too small; use more than {bound}.")
         for field, value in dataclasses.asdict(self.encoder).items():

@@ -66,7 +66,6 @@ class Block(nn.Module):
         config, deterministic, (cache, local) = self.config, self.deterministic, own
         self_attention = layers.Attention(config, name="self_attention")
         places = sight.positions if config.position == "rotary" else None
-        kept = []
 
         def see_own(x):
             keys, values = self_attention.keys_values(x, places)
@@ -75,43 +74,47 @@ class Block(nn.Module):
                     old, new, (0, sight.index, 0, 0)
                 )
                 keys, values = put(cache[0], keys), put(cache[1], values)
-            kept.extend((keys, values))
-            mask = sight.mask
+            mask, bias = sight.mask, sight.bias
             if config.windows != "global":
                 mask &= (jnp.abs(sight.distance) < config.window) | ~local
-            bias = sight.bias
             if config.position == "relative_per_layer":
                 bias = _relative_bias(config, self.causal)(sight.distance)
-            return self_attention(x, (keys, values), mask, bias, deterministic, places)
+            seen = keys, values
+            return self_attention(x, seen, mask, bias, deterministic, places), seen
 
         def see_encoder(x):
             cross_attention = layers.Attention(config, name="cross_attention")
-            seen = cache and cache[2:]
-            if sight.encoded is not None:
+            if sight.encoded is None:
+                seen = cache[2:]
+            else:
                 seen = cross_attention.keys_values(sight.encoded)
-            kept.extend(seen)
-            return cross_attention(x, seen, sight.cross_mask, None, deterministic)
+            return cross_attention(x, seen, sight.cross_mask, None, deterministic), seen
 
-        feed_forward = layers.FeedForward(config, name="feed_forward")
-        x = self.add(x, "self", see_own)
+        def feed(x):
+            return layers.FeedForward(config, name="feed_forward")(x, deterministic), None
+
+        x, kept = self.add(x, "self", see_own)
+        crossed = None, None
         if sight.cross_mask is not None:
-            x = self.add(x, "cross", see_encoder)
-        else:
-            kept.extend((None, None))
-        x = self.add(x, "ff", lambda x: feed_forward(x, deterministic))
-        return x, None if cache is None else tuple(kept)
+            x, crossed = self.add(x, "cross", see_encoder)
+        x, _ = self.add(x, "ff", feed)
+        return x, None if cache is None else (*kept, *crossed)
 
-    def add(self, x: Array, name: str, change) -> Array:
-        """x plus what a sub-layer makes of it, normed before, after, or on both sides."""
+    def add(self, x: Array, name: str, change) -> tuple:
+        """x plus what a sub-layer makes of it, normed before, after, or on both sides.
+
+        change: x -> (what it makes, what it saw). Returns the sum and what was seen.
+        """
         config = self.config
         norm = lambda end: layers.NORMS[config.norm](config.dtype, name=f"{name}_{end}")
         drop = lambda x: layers.Dropout(config.dropout_rate)(x, self.deterministic)
         if config.norm_placement == "post":
-            return norm("post_norm")(x + drop(change(x)))
-        changed = change(norm("norm")(x))
+            changed, seen = change(x)
+            return norm("post_norm")(x + drop(changed)), seen
+        changed, seen = change(norm("norm")(x))
         if config.norm_placement == "both":
             changed = norm("post_norm")(changed)
-        return x + drop(changed)
+        return x + drop(changed), seen
 
 
 def _relative_bias(config: ModelConfig, causal: bool) -> layers.RelativeBias:
@@ -174,9 +177,7 @@ class Transformer(nn.Module):
         if config.shared != "all":
             self.decoder = Tower(config, config.num_decoder_layers)
         if config.head == "untied":
-            # T5X's variance is 1, which starts half a nat above ln V: 5 % of it only from e^10 rows
-            # on. Smaller vocabularies take a quarter.
-            variance = 1.0 if config.vocab_size > np.exp(10) else 0.25
+            variance = layers.head_variance(config.vocab_size)
             init = nn.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
             self.head = self.param("head", init, (config.d_model, config.vocab_size))
 

@@ -197,9 +197,12 @@ def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens)
     command += ["--config.model.relative_limit=100"]  # neither shows in the shapes
     assert door.main(command) == 2  # T5X keeps no vocabulary
     assert not (tmp_path / "run").exists()
-    assert door.main([*command, f"--config.tokenizer.dir={tmp_path / 'vocabulary'}"]) == 0
-    this, read = params_of(tmp_path / "run")
-    equal(read, params)
+    for name, words in (("run", tmp_path / "vocabulary"), ("again", tiny_tokens.directory)):
+        command[2:3] = [f"--workdir={tmp_path / name}"]
+        assert door.main([*command, f"--config.tokenizer.dir={words}"]) == 0
+        this, read = params_of(tmp_path / name)
+        equal(read, params)
+        assert run.make_tokenizer(this).fingerprint == tiny_tokens.fingerprint
     assert this.data.input_length == 96  # the config's own
     assert (this.model.activation, this.model.relative_limit) == ("swiglu", 100)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-import tracemalloc
+import pathlib
+import re
+import subprocess
+import sys
 
 import flax.serialization
 import flax.traverse_util
@@ -15,6 +18,7 @@ import pytest
 from lm import batch, transformer
 from lm.interop import t5x
 
+ROOT = pathlib.Path(__file__).parents[1]
 VOCAB, D, F, HEADS, H, BUCKETS, DEPTHS = 24, 16, 28, 2, 6, 8, {"encoder": 2, "decoder": 3}
 SIZES = {"vocab_size": VOCAB, "d_model": D, "d_ff": F, "num_heads": HEADS, "num_kv_heads": HEADS}
 SIZES |= {"head_dim": H, "num_encoder_layers": 2, "num_decoder_layers": 3}
@@ -98,10 +102,10 @@ def write_msgpack(root, tree: dict, wrapped: bool = True):
 write_bare = functools.partial(write_msgpack, wrapped=False)
 
 
-def write_zarr(folder, array: np.ndarray, dtype: str, codec: str = "gzip"):
-    """One array as T5X writes it, in four chunks or so; returns the spec with its relative path."""
+def write_zarr(folder, array: np.ndarray, dtype: str, codec: str = "gzip", cuts: int = 2):
+    """One array as T5X writes it, each axis cut; returns the spec with its relative path."""
     tensorstore = pytest.importorskip("tensorstore")
-    chunks = [max(1, -(-size // 2)) for size in array.shape]
+    chunks = [max(1, -(-size // cuts)) for size in array.shape]
     metadata = {"compressor": {"id": codec}, "shape": array.shape, "chunks": chunks}
     spec = {"driver": "zarr", "dtype": dtype, "metadata": metadata}
     store = {"driver": "file", "path": str(folder)}
@@ -111,7 +115,7 @@ def write_zarr(folder, array: np.ndarray, dtype: str, codec: str = "gzip"):
     return base | {"kvstore": {"driver": "gfile", "path": folder.name}}
 
 
-def write_tensorstore(root, tree: dict, dtype: str = "float32"):
+def write_tensorstore(root, tree: dict, dtype: str = "float32", **zarr):
     """A step folder with zarr folders for the matrices; what is not partitioned is in the file."""
     folder = root / f"checkpoint_{dtype}"
     folder.mkdir()
@@ -120,7 +124,7 @@ def write_tensorstore(root, tree: dict, dtype: str = "float32"):
         path = folder / f"target.{name.replace('/', '.')}"
         target[name] = array.astype(jnp.dtype(dtype))
         if array.ndim > 1:
-            target[name] = write_zarr(path, array, dtype)
+            target[name] = write_zarr(path, array, dtype, **zarr)
     target = flax.traverse_util.unflatten_dict(target, "/")
     contents = {"version": 3, "optimizer": {"target": target, "state": {"step": np.int32(7)}}}
     (folder / "checkpoint").write_bytes(flax.serialization.msgpack_serialize(contents))
@@ -238,6 +242,23 @@ def test_arrays_that_flax_cut_in_chunks_are_put_together(tmp_path, monkeypatch):
     assert_same(whole, params(cut, T5_1_0))
 
 
+@pytest.mark.parametrize("words", [T5_1_1, UMT5], ids=["t5_1_1", "umt5"])
+def test_pieces_of_any_size_make_one_whole(tmp_path, monkeypatch, words):
+    tree = made_up_tree(words)
+    stack = scanned(tree, {"encoder": "encoder", "decoder": "decoder"}, "relpos_bias")
+    for name in ("cut", "stack", "stacked_zarr"):
+        (tmp_path / name).mkdir()
+    folders = [write_msgpack(tmp_path, tree), write_msgpack(tmp_path / "stack", stack)]
+    whole = params(folders[0], words)
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 200)
+    folders.append(write_msgpack(tmp_path / "cut", tree))
+    folders.append(write_tensorstore(tmp_path, tree, cuts=3))
+    folders.append(write_tensorstore(tmp_path / "stacked_zarr", stack, cuts=3))
+    monkeypatch.setattr(t5x, "PIECE", 7)
+    for folder in folders:
+        assert_same(whole, params(folder, words))
+
+
 def test_what_orbax_wrote_for_t5x_is_read_from_its_placeholders(tmp_path):
     tree = made_up_tree(T5_1_1)
     folder = tmp_path / "checkpoint_8" / "state"
@@ -301,7 +322,7 @@ def test_a_missing_chunk_is_refused_not_read_as_zeros(tmp_path, victim):
     array = folder / "target.decoder.layers_1.mlp.wo.kernel"
     for path in [array / victim] if victim else array.iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match=r"layers_1/mlp/wo/kernel lies in .* incomplete"):
+    with pytest.raises(ValueError, match="layers_1/mlp/wo/kernel's .* not whole .* fetch it again"):
         params(folder, T5_1_1)
 
 
@@ -309,7 +330,7 @@ def test_a_broken_chunk_is_refused(tmp_path):
     folder = write_tensorstore(tmp_path, made_up_tree(T5_1_1))
     chunk = folder / "target.decoder.layers_1.mlp.wo.kernel" / "1.0"
     chunk.write_bytes(chunk.read_bytes()[:-30])
-    with pytest.raises(ValueError, match="layers_1/mlp/wo/kernel is damaged in .* fetch it again"):
+    with pytest.raises(ValueError, match="layers_1.mlp.wo.kernel is damaged; fetch it again"):
         params(folder, T5_1_1)
 
 
@@ -361,25 +382,135 @@ def test_a_name_too_many_is_refused_and_so_is_one_too_few(tmp_path):
 )
 def test_a_shape_that_the_config_does_not_have_is_refused(tmp_path, changes):
     folder = write_msgpack(tmp_path, made_up_tree(T5_1_1))
-    with pytest.raises(ValueError, match=r"has shape \[.* the config wants \["):
+    with pytest.raises(ValueError, match=r"has shape \[.*, not \[.*; use read_architecture"):
         params(folder, T5_1_1 | changes)
 
 
-def test_the_peak_of_memory_is_the_parameters_and_one_more(tmp_path):
-    config = transformer.ModelConfig(**SIZES | T5_1_1 | {"vocab_size": 20_000, "d_ff": 20_000})
-    tree = made_up_tree(T5_1_1)
+MEASURE = """
+import sys
+import jax
+from lm import transformer
+from lm.interop import t5x
+
+def kilobytes(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+def imported(directory):
+    config = transformer.ModelConfig(**t5x.read_architecture(directory))
+    return jax.tree.map(jax.device_put, t5x.read_params(directory, config))
+
+small, big = sys.argv[1:]
+imported(small)  # all that the reading itself needs
+before = kilobytes("VmRSS")
+params = imported(big)
+print(kilobytes("VmHWM") - before)
+"""
+zarr_of = lambda **zarr: functools.partial(write_tensorstore, codec="zstd", **zarr)
+
+
+def write_scanned(root, tree: dict):
+    """The layers stacked as scalable_t5 does, in zarr folders."""
+    layers = {"encoder": "layers", "decoder": "layers"}
+    return zarr_of()(root, scanned(tree, layers, "relative_posemb"))
+
+
+FORMS = {  # how it is written, the words, the rows of the embedding, d_ff
+    "msgpack": (write_msgpack, T5_1_1, 1_100_000, 24_000),
+    "zarr": (zarr_of(), T5_1_1, 1_100_000, 24_000),
+    "bfloat16": (zarr_of(dtype="bfloat16"), T5_1_1, 1_100_000, 24_000),
+    "scanned": (write_scanned, T5_1_1, 1_100_000, 24_000),
+    "a chunk an array": (zarr_of(cuts=1), T5_1_0, 800_000, 200_000),
+}
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("form", FORMS)
+def test_the_peak_of_memory_is_the_parameters_and_little_more(tmp_path, form):
+    write, words, rows, d_ff = FORMS[form]
+    tree, rng = made_up_tree(words), np.random.default_rng(0)
+    (tmp_path / "small").mkdir()
+    small = write(tmp_path / "small", tree)
     for name, array in tree.items():
-        shape = [{VOCAB: 20_000, F: 20_000}.get(size, size) for size in array.shape]
-        tree[name] = np.ones(shape, np.float32)
-    folder = write_msgpack(tmp_path, tree)
-    transformer.shapes(config)
-    tracemalloc.start()
-    t5x.read_params(folder, config)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+        shape = [{VOCAB: rows, F: d_ff}.get(size, size) for size in array.shape]
+        tree[name] = rng.random(shape, np.float32)
     size = sum(array.nbytes for array in tree.values())
-    assert size < peak < 1.3 * size
-    assert (folder / "checkpoint").stat().st_size > 2.9 * size
+    share = tree["token_embedder/embedding"].nbytes / size
+    assert size > 160e6 and share > (0.42 if words["head"] == "untied" else 0.25)
+    command = [sys.executable, "-c", MEASURE, small, write(tmp_path, tree)]
+    del tree
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    peak = int(told.stdout) * 1024
+    assert 0.9 * size < peak < 1.3 * size, peak / size
+
+
+CURES = "fetch it again|choose one of|read_architecture|name the step|no parameters|no T5 enc"
+
+
+@pytest.mark.parametrize("form", ["msgpack", "chunks", "tensorstore"])
+def test_a_damaged_byte_of_a_header_is_refused_or_changes_nothing(tmp_path, monkeypatch, form):
+    tree, rng = made_up_tree(T5_1_0), np.random.default_rng(0)
+    if form == "chunks":
+        monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 1000)
+    monkeypatch.setattr(transformer, "shapes", functools.cache(transformer.shapes))
+    write = write_tensorstore if form == "tensorstore" else write_msgpack
+    file = write(tmp_path, tree) / "checkpoint"
+    whole, once = file.read_bytes(), params(file, T5_1_0)
+    header = np.ones(len(whole), bool)
+    for data in (array.tobytes() for array in tree.values()):
+        for start in range(0, len(data), 1000):
+            for found in re.finditer(re.escape(data[start : start + 1000]), whole):
+                header[slice(*found.span())] = False
+    refused = 0
+    for place in rng.choice(np.flatnonzero(header), 300, replace=False):
+        damaged = bytearray(whole)
+        damaged[place] ^= rng.integers(1, 256)
+        file.write_bytes(damaged)
+        try:
+            config = transformer.ModelConfig(**t5x.read_architecture(file))
+            assert_same(once, t5x.read_params(file, config))
+        except ValueError as error:
+            assert re.search(CURES, str(error)), str(error)
+            refused += 1
+    assert 30 < refused < 300
+
+
+ARRAY = {"__msgpack_chunked_array__": True, "shape": {"0": D}, "chunks": {"0": np.ones(D, "f4")}}
+GARBAGE = {
+    "another kind of number": np.ones(D, np.float16),
+    "no such path": {"kvstore": {"path": 7}, "metadata": {"shape": [D]}},
+    "no kvstore": {"kvstore": 7, "path": "target.encoder.encoder_norm.scale"},
+    "no file name": "PLACEHOLDER://\0",
+    "no chunks": ARRAY | {"chunks": {"0": D}},
+    "chunks by other names": ARRAY | {"chunks": {"1": np.ones(D, "f4")}},
+    "no sizes": ARRAY | {"shape": {"0": "many"}},
+    "a size less than nothing": ARRAY | {"shape": {"0": -D, "1": -1}},
+    "no array at all": [1, 2, 3],
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_what_is_no_array_is_refused(tmp_path, what):
+    tree = made_up_tree(T5_1_0) | {"encoder/encoder_norm/scale": ARRAY}
+    (tmp_path / "sound").mkdir()
+    target = lambda tree: {"target": flax.traverse_util.unflatten_dict(tree, "/")}
+    for root, leaf in ((tmp_path / "sound", ARRAY), (tmp_path, GARBAGE[what])):
+        tree["encoder/encoder_norm/scale"] = leaf
+        data = flax.serialization.msgpack_serialize(target(tree))
+        (root / "checkpoint").write_bytes(data)
+    assert params(tmp_path / "sound", T5_1_0)["encoder"]["norm"]["scale"].tolist() == [1.0] * D
+    with pytest.raises(ValueError, match=f"encoder/encoder_norm/scale.* ({CURES})"):
+        params(tmp_path, T5_1_0)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x91" * 10_000, b"\x81\x80\x01", b"\x81\x07\x01", b"\xc7\x05\x01abcde"]
+)
+def test_what_is_no_tree_of_names_is_refused(tmp_path, data):
+    (tmp_path / "checkpoint").write_bytes(b"\x81\xa6target" + data)
+    with pytest.raises(ValueError, match=f"checkpoint.* ({CURES})"):
+        t5x.read_architecture(tmp_path)
 
 
 def test_only_a_t5x_checkpoint_is_found(tmp_path):

@@ -38,7 +38,7 @@ def read(directory, workdir, config: dict) -> str:
     with _whole(workdir, "--workdir to import into") as draft:
         try:
             model, assumed = _architecture(reader, directory, config["model"])
-            vocabulary.read(_vocabulary_dir(directory, config), draft / "tokenizer")
+            _take_vocabulary(directory, config["tokenizer"]["dir"], draft / "tokenizer")
         except FOREIGN as error:
             raise _damaged(directory, error) from error
         tokens = tokenizer.Tokenizer(draft / "tokenizer")
@@ -82,9 +82,13 @@ def _damaged(directory: pathlib.Path, error: Exception) -> ValueError:
     )
 
 
-def _vocabulary_dir(directory: pathlib.Path, config: dict) -> pathlib.Path:
-    named = config["tokenizer"]["dir"]
-    return pathlib.Path(named).expanduser() if named else directory
+def _take_vocabulary(directory: pathlib.Path, named: str, out: pathlib.Path) -> None:
+    source = pathlib.Path(named).expanduser() if named else directory
+    facts = source / tokenizer.FACTS
+    if facts.exists() and b'"fingerprint"' in facts.read_bytes():  # made here
+        shutil.copytree(tokenizer.Tokenizer(source).directory, out)
+    else:
+        vocabulary.read(source, out)
 
 
 @contextlib.contextmanager

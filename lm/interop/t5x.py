@@ -11,24 +11,27 @@ the chunks of arrays above 1 GiB); google/orbax, orbax/checkpoint/utils.py (plac
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import math
 import pathlib
 import re
 import struct
+import sys
 from typing import NamedTuple
 
 import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from lm import checkpoints, transformer
+from lm import checkpoints, choose, transformer
 
 FLOATS = {"float32": np.float32, "bfloat16": jnp.bfloat16}
 OLD_FLOATS = {"uint16": jnp.bfloat16}  # in zarr before version 3: t5x/checkpoint_importer.py
 FIRST_KEYS = (b"\xa9optimizer", b"\xa6target", b"\xa5state", b"\xa7version", b"\xadflax_mutables")
 PIECE = 1 << 20  # numbers read at a time
+M_MMAP_THRESHOLD = -3  # malloc.h: so many bytes or more are given back as soon as they are freed
 MARKS = {"__msgpack_chunked_array__", "kvstore"}  # of a dict that stands for an array
 SHOWN = 12  # names in an error, of perhaps hundreds
 
@@ -87,9 +90,15 @@ class Zarr(NamedTuple):
     grid: list[range]
 
 
-def found(directory) -> bool:
-    """Whether this is a T5X checkpoint: a step folder, its `state` folder, or the msgpack file."""
-    return _msgpack_path(directory) is not None
+def found(directory) -> pathlib.Path | None:
+    """The msgpack file of a T5X checkpoint: of a step folder, its `state` folder, or this file."""
+    path = pathlib.Path(directory)
+    choices = (path, path / "checkpoint", path / "state" / "checkpoint")
+    if (path := next((choice for choice in choices if choice.is_file()), None)) is None:
+        return None
+    with open(path, "rb") as file:
+        head = file.read(16)
+    return path if b"\x81" <= head[:1] <= b"\x8f" and head[1:].startswith(FIRST_KEYS) else None
 
 
 def read_architecture(directory) -> dict:
@@ -100,11 +109,14 @@ def read_architecture(directory) -> dict:
     Raises ValueError where the checkpoint is damaged or is no encoder-decoder T5.
     """
     arrays = _index(directory)
-    slots, _ = _slots(arrays)
+    slots, unused = _slots(arrays)
 
     def refuse(what: str) -> ValueError:
         why = f"{directory} has {what}: it is no T5 encoder-decoder of T5X, or incomplete"
         return ValueError(f"{why}; its parameters are {_listed(sorted(arrays))}.")
+
+    if unused:
+        raise refuse(f"names that no T5 has, {_listed(sorted(unused))}")
 
     def shape(path: str, *ranks: int) -> tuple[int, ...]:
         name, stacked = slots.get((path, 0)) or slots.get((path, None)) or (None, False)
@@ -120,8 +132,6 @@ def read_architecture(directory) -> dict:
     num_heads, buckets = shape(f"{table}/relative_bias", 2)
     width = lambda part: math.prod(shape(f"{block}/self_attention/{part}/kernel", 2, 3)[1:])
     depth = lambda tower: sum(path == f"{tower}/layers/ff_norm/scale" for path, _ in slots)
-    if width("query") % num_heads:
-        raise refuse(f"{num_heads} heads, but queries of width {width('query')}")
     head_dim = width("query") // num_heads
     vocab_size, d_model = shape("embed/embedding", 2)
     return {
@@ -129,7 +139,7 @@ def read_architecture(directory) -> dict:
         "d_model": d_model,
         "d_ff": shape(f"{block}/feed_forward/down/kernel", 2)[0],
         "num_heads": num_heads,
-        "num_kv_heads": width("key") // head_dim,
+        "num_kv_heads": width("key") // max(1, head_dim),  # ModelConfig refuses a head_dim of 0
         "head_dim": head_dim,
         "num_encoder_layers": depth("encoder"),
         "num_decoder_layers": depth("decoder"),
@@ -209,9 +219,7 @@ def _in_their_axes(name: str, ours: np.ndarray, shape: tuple, stacked: bool) -> 
         if view.shape == shape:
             return view
     wanted = " or ".join(str(list(view.shape)) for view in views)
-    raise ValueError(
-        f"{name} has shape {list(shape)}, the config wants {wanted}; use read_architecture."
-    )
+    raise ValueError(f"{name} has shape {list(shape)}, not {wanted}; use read_architecture.")
 
 
 def _listed(names: list[str]) -> str:
@@ -219,19 +227,9 @@ def _listed(names: list[str]) -> str:
     return (", ".join(names[:SHOWN]) or "nothing") + more
 
 
-def _msgpack_path(directory) -> pathlib.Path | None:
-    path = pathlib.Path(directory)
-    choices = (path, path / "checkpoint", path / "state" / "checkpoint")
-    if (path := next((choice for choice in choices if choice.is_file()), None)) is None:
-        return None
-    with open(path, "rb") as file:
-        head = file.read(16)
-    return path if b"\x81" <= head[:1] <= b"\x8f" and head[1:].startswith(FIRST_KEYS) else None
-
-
 def _index(directory) -> dict[str, Stored | Zarr | None]:
     """Where each array of the target lies, by its name; None for what is no array."""
-    if (path := _msgpack_path(directory)) is None:
+    if (path := found(directory)) is None:
         raise ValueError(f"{directory} is no T5X checkpoint; name the step folder, checkpoint_N.")
     try:
         with open(path, "rb") as file:
@@ -276,12 +274,12 @@ def _leaf(path: pathlib.Path, name: str, node) -> Stored | Zarr | None:
             raise ValueError(f"{name} in {path} is damaged: it is no array; fetch it again.")
     if not isinstance(node, Stored):
         return None
-    size, lengths = np.dtype(FLOATS.get(node.dtype, "V0")).itemsize, [n for _, n in node.places]
-    sound = size and all(isinstance(n, int) and n > 0 for n in node.shape)
-    if not sound or any(n % size for n in lengths) or sum(lengths) != math.prod(node.shape) * size:
+    size = np.dtype(choose.choose(FLOATS, node.dtype, f"{path}: the dtype of {name}")).itemsize
+    lengths, sound = [n for _, n in node.places], all(type(n) is int and n > 0 for n in node.shape)
+    if any(n % size for n in lengths) or not sound or sum(lengths) != math.prod(node.shape) * size:
         raise ValueError(
-            f"{name} in {path} has {sum(lengths)} bytes of {node.dtype}, shape {list(node.shape)}: "
-            f"not as many as the shape says, or not of {', '.join(FLOATS)}; fetch it again."
+            f"{name} in {path} has {sum(lengths)} bytes of {node.dtype}, not as many as its shape "
+            f"{list(node.shape)}: it is damaged; fetch it again."
         )
     return node
 
@@ -323,13 +321,13 @@ def _fill_from_zarr(target: np.ndarray, leaf: Zarr) -> None:
     """Write the leaf's numbers, chunk by chunk, into an array of its shape."""
     import tensorstore
 
+    if sys.platform == "linux":  # else glibc keeps much of what tensorstore's threads free
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, PIECE)
     store = {"driver": "file", "path": str(leaf.folder.resolve())}
     blocks = ([slice(i, min(i + s.step, s.stop)) for i in s] for s in leaf.grid)
     try:
         array = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
-        dtype = (FLOATS | OLD_FLOATS).get(array.dtype.name)
-        if dtype is None:
-            raise ValueError(f"it is of {array.dtype.name}, not of {' or '.join(FLOATS)}")
+        dtype = choose.choose(FLOATS | OLD_FLOATS, array.dtype.name, "its dtype")
         for block in itertools.product(*blocks):
             target[block] = array[block].read().result().view(dtype)
     except (ValueError, OSError) as error:

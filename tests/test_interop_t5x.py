@@ -12,6 +12,7 @@ import flax.serialization
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
 
@@ -326,6 +327,15 @@ def test_a_missing_chunk_is_refused_not_read_as_zeros(tmp_path, victim):
         params(folder, T5_1_1)
 
 
+def test_two_arrays_in_one_folder_are_refused(tmp_path):
+    folder = write_tensorstore(tmp_path, made_up_tree(T5_1_1))
+    one, other = (f"target.decoder.layers_{i}.mlp.wo.kernel".encode() for i in (1, 2))
+    file = folder / "checkpoint"
+    file.write_bytes(file.read_bytes().replace(one, other))
+    with pytest.raises(ValueError, match="one folder for two arrays.* fetch it again"):
+        params(folder, T5_1_1)
+
+
 def test_a_broken_chunk_is_refused(tmp_path):
     folder = write_tensorstore(tmp_path, made_up_tree(T5_1_1))
     chunk = folder / "target.decoder.layers_1.mlp.wo.kernel" / "1.0"
@@ -442,7 +452,7 @@ def test_the_peak_of_memory_is_the_parameters_and_little_more(tmp_path, form):
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     peak = int(told.stdout) * 1024
-    assert 0.9 * size < peak < 1.3 * size, peak / size
+    assert 0.9 * size < peak < 1.2 * size, peak / size
 
 
 CURES = "fetch it again|choose one of|read_architecture|name the step|no parameters|no T5 enc"
@@ -484,6 +494,11 @@ GARBAGE = {
     "no file name": "PLACEHOLDER://\0",
     "no chunks": ARRAY | {"chunks": {"0": D}},
     "chunks by other names": ARRAY | {"chunks": {"1": np.ones(D, "f4")}},
+    "more bytes": msgpack.ExtType(1, msgpack.packb(([D], "float32", bytes(4 * D + 4)))),
+    "fewer bytes": msgpack.ExtType(1, msgpack.packb(([D], "float32", bytes(4 * D - 4)))),
+    "half a number": msgpack.ExtType(1, msgpack.packb(([D], "float32", bytes(4 * D - 1)))),
+    "no bytes": msgpack.ExtType(1, msgpack.packb(([D], "float32", D))),
+    "sizes by other names": ARRAY | {"shape": {"1": D}},
     "no sizes": ARRAY | {"shape": {"0": "many"}},
     "a size less than nothing": ARRAY | {"shape": {"0": -D, "1": -1}},
     "no array at all": [1, 2, 3],
@@ -500,7 +515,7 @@ def test_what_is_no_array_is_refused(tmp_path, what):
         data = flax.serialization.msgpack_serialize(target(tree))
         (root / "checkpoint").write_bytes(data)
     assert params(tmp_path / "sound", T5_1_0)["encoder"]["norm"]["scale"].tolist() == [1.0] * D
-    with pytest.raises(ValueError, match=f"encoder/encoder_norm/scale.* ({CURES})"):
+    with pytest.raises(ValueError, match="(checkpoint|_norm/scale).* (fetch it again|choose one)"):
         params(tmp_path, T5_1_0)
 
 

@@ -270,7 +270,7 @@ def _leaf(path: pathlib.Path, name: str, node) -> Stored | Zarr | None:
             dtype = ", ".join({chunk.dtype for chunk in chunks})
             places = [place for chunk in chunks for place in chunk.places]
             node = Stored(path, tuple(ordered(shape)), dtype, places)
-        case dict():
+        case dict() | list():
             raise ValueError(f"{name} in {path} is damaged: it is no array; fetch it again.")
     if not isinstance(node, Stored):
         return None
@@ -370,14 +370,12 @@ class _Msgpack:
             return [self.value() for _ in range(length)]
         if kind <= 0xBF or kind >= 0xD9:
             return self._take(length).decode(errors="replace")
-        return self._pass_over(length) if kind <= 0xC6 else self._extension(length)
+        return self._pass_over(length) if kind <= 0xC6 else self._extension()
 
-    def _extension(self, length: int) -> Stored:
-        end = self.file.tell() + 1 + length
+    def _extension(self) -> Stored:
         match self._number("B"), self.value():
             case 1 | 3, [list(shape), str(dtype), tuple((int(), int()) as place)]:
-                if self.file.tell() == end:
-                    return Stored(self.path, tuple(shape), dtype, [place])
+                return Stored(self.path, tuple(shape), dtype, [place])
         raise self._damaged("holds an array that is not (shape, dtype, numbers)")
 
     def _number(self, kind: str):

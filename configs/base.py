@@ -39,9 +39,7 @@ def get_config() -> ConfigDict:
     model.norm_placement = "pre"  # before a sub-layer; post: after the sum; both: before and after
     model.query_key_norm = "none"  # or rms
     model.activation = "geglu"  # relu, gelu, geglu, swiglu
-    model.attention_scale = (
-        1.0  # of scores; 1: the query's start has it (T5), else head_dim ** -0.5
-    )
+    model.attention_scale = 1.0  # of scores (T5: the query's start has it); or head_dim ** -0.5
     model.attention_cap = 0.0  # scores end at this many nats; 0: no cap
     model.logits_cap = 0.0  # the same of logits
     model.windows = "global"  # local, alternating (local first), five_local (to one global)

@@ -11,7 +11,8 @@ def get_config() -> ConfigDict:
     config.name = ""  # the run's role in reports; empty: the stage
     config.stage = "pretrain"  # pretrain, finetune, distill: chooses the loss
     config.seed = 0  # of parameters, order of data, masking and dropout
-    config.steps = 65_536  # updates
+    config.steps = 65_536  # updates; 0: duration says how many
+    config.duration = ""  # instead of steps: "3 epochs" or "34e9 tokens" (padding counted)
     config.init_from = ""  # workdir of a run whose newest parameters to start from
 
     config.model = model = ConfigDict()  # set by a preset of configs/models.py, after a colon
@@ -73,6 +74,7 @@ def get_config() -> ConfigDict:
     data.limit = 0  # rows that count at most for a task's share of a mixture (T5's K); 0: all
     data.temperature = 1.0  # shares are sizes ** (1 / temperature); large: all equal
     data.packing = "none"  # or first_fit: as many pairs to a row as fit; training only
+    data.max_bad_records = 0  # damaged records to leave out (their rows stay empty) before stopping
     data.workers = 0  # processes that make batches; 0: threads of this one. The order is the same
 
     config.objective = objective = ConfigDict()  # how running text becomes a pair; lm/objectives
@@ -94,15 +96,28 @@ def get_config() -> ConfigDict:
     loss.teacher_weight = 0.8  # the share of the teacher's loss (distill)
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adafactor"  # or adamw
+    optimizer.name = "adafactor"  # adamw, adamw_rms (nanoT5's), muon (with adamw), lion
     optimizer.peak = 1e-2  # learning rate
-    optimizer.schedule = "rsqrt"  # constant, linear, cosine, rsqrt
+    optimizer.schedule = "rsqrt"  # constant, linear, cosine, wsd (warm-up, stable, decay)
     optimizer.warmup = 10_000  # updates
-    optimizer.final = 0.0  # share of peak after the last update (linear, cosine)
+    optimizer.warmup_duration = ""  # instead of warmup: "2 percent", "0.5 epochs", "1e9 tokens"
+    optimizer.cooldown = 0  # updates of wsd's last, falling part
+    optimizer.cooldown_duration = ""  # instead of cooldown, in the same words
+    optimizer.final = 0.0  # share of peak after the last update (linear, cosine, wsd)
     optimizer.clip_norm = 1.0  # of the global gradient; 0: none
-    optimizer.weight_decay = 0.0
-    optimizer.beta1 = 0.9  # adamw
-    optimizer.beta2 = 0.98  # adamw
+    optimizer.weight_decay = 0.0  # times the learning rate
+    optimizer.decays = (
+        "(scale|bias)$=0"  # multipliers of weight_decay by a regular expression of the
+    )
+    # parameter's path, space between; the first match wins, no match is 1
+    optimizer.rates = ""  # multipliers of the learning rate, likewise: "encoder/=0.1 embed=none"
+    # (none freezes)
+    optimizer.beta1 = 0.9  # adamw, adamw_rms, muon, lion
+    optimizer.beta2 = 0.98  # the same
+    optimizer.average = (
+        0.0  # decay of a running average of the weights, which is what is evaluated,
+    )
+    # decoded, exported and started from; 0: none
 
     config.parallel = parallel = ConfigDict()
     parallel.strategy = "pmap"  # replicated; or mesh: sharded over data, fsdp and tensor
@@ -110,6 +125,8 @@ def get_config() -> ConfigDict:
     parallel.fsdp = 1  # devices that share parameters and optimizer state (mesh)
     parallel.tensor = 1  # devices that share heads, d_ff and vocabulary (mesh)
     parallel.micro_batches = 1  # parts a batch is taken in, to save memory
+    parallel.reduction = "fast"  # or fixed (pmap): the same bits on any number of devices
+    parallel.shards = 8  # parts that fixed adds in one order; devices must divide it; a power of 2
 
     config.teacher = teacher = ConfigDict()
     teacher.workdir = ""  # of the run that teaches (distill)
@@ -120,6 +137,14 @@ def get_config() -> ConfigDict:
     every.evaluate = 1000  # updates between held-out evaluations
     every.checkpoint = 1000  # updates between checkpoints
     config.keep = 2  # checkpoints kept, the newest
+    config.keep_every = 0  # and those at its multiples, in updates; 0: none
+    config.keep_best = ""  # and the best by this held-out figure, as nats; empty: none
+
+    config.guard = guard = ConfigDict()
+    guard.patience = 5  # updates in a row, not finite or spikes, after which it is rolled back
+    guard.rollbacks = 3  # as often; then training stops with a report
+    guard.spike = 6.0  # standard deviations above the mean of recent losses; 0: no loss is a spike
+    guard.hang = 1800.0  # seconds without an update's end after which the process ends; 0: never
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.examples = 2048  # held-out examples for the loss, from the first; 0: all

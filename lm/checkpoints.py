@@ -149,7 +149,8 @@ class Checkpoints:
             return None
         items, facts = found
         step = jnp.asarray(facts["step"], jnp.int32)
-        return type(state)(step, items["params"], items["opt_state"]), facts
+        skipped = jnp.asarray(facts.get("skipped", 0), jnp.int32)
+        return type(state)(step, items["params"], items["opt_state"], skipped), facts
 
     def restore_params(self, params):
         """(params, facts) of the newest step that verifies; other state is not read."""

@@ -18,12 +18,18 @@ class OptimizerConfig:
     name: str = "adafactor"
     peak: float = 1e-2
     schedule: str = "rsqrt"
-    warmup: int = 1000
+    warmup: int = 10_000
+    warmup_duration: str = ""
+    cooldown: int = 0
+    cooldown_duration: str = ""
     final: float = 0.0
     clip_norm: float = 1.0
     weight_decay: float = 0.0
+    decays: str = "(scale|bias)$=0"
+    rates: str = ""
     beta1: float = 0.9
     beta2: float = 0.98
+    average: float = 0.0
 
     def __post_init__(self):
         choose.choose(OPTIMIZERS, self.name, "optimizer.name")

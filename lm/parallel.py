@@ -38,6 +38,8 @@ class ParallelConfig:
     fsdp: int = 1
     tensor: int = 1
     micro_batches: int = 1
+    reduction: str = "fast"
+    shards: int = 8
 
     def __post_init__(self):
         choose.choose(STRATEGIES, self.strategy, "parallel.strategy")
@@ -164,7 +166,9 @@ class Mesh:
             return jax.tree_util.tree_map_with_path(rule, state)
         ruled = jax.tree_util.tree_map_with_path(rule, state.params)
         kept = jax.tree_util.tree_map_with_path(like, state.opt_state)
-        return type(state)(NamedSharding(self.mesh, PartitionSpec()), ruled, kept)
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        average = None if state.average is None else ruled
+        return type(state)(whole, ruled, kept, whole, average)
 
     def place_state(self, tree: Any) -> Any:
         """State or parameters, laid out by RULES."""

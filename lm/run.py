@@ -49,9 +49,11 @@ PLAIN_SECTIONS = {
     "teacher": ("workdir", "init"),
     "every": ("log", "evaluate", "checkpoint"),
     "evaluate": ("examples", "decode"),
+    "guard": ("patience", "rollbacks", "spike", "hang"),
 }
 OPERATIONAL = {"workers"}  # keys of data that a resumed run may change
-PLAIN_KEYS = ("name", "stage", "seed", "steps", "init_from", "keep")
+PLAIN_KEYS = ("name", "stage", "seed", "steps", "duration", "init_from")
+PLAIN_KEYS += ("keep", "keep_every", "keep_best")
 
 
 @dataclasses.dataclass(frozen=True)

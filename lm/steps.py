@@ -22,9 +22,25 @@ Loss = Callable[..., tuple[Array, Sums]]  # (params, examples, key, teacher) -> 
 class State(NamedTuple):
     """All that training changes."""
 
-    step: Array  # int32 [], the number of updates taken
+    step: Array  # int32 [], the number of batches taken
     params: Any
     opt_state: Any
+    skipped: Array  # int32 [], of them those left out: a loss or gradient was not finite
+    average: Any = None  # of the weights over updates, like params; None where there is none
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How an update is taken, whatever the loss.
+
+    shards: parts of the batch whose gradients are added in one fixed order; 0: in the fastest.
+    average: decay of the running average of the weights; 0: none is kept.
+    """
+
+    seed: int = 0
+    micro_batches: int = 1
+    shards: int = 0
+    average: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +121,12 @@ def first_params(model, seed: int) -> Any:
     return model.init(key_for(seed, 0, "init"), transformer.example())["params"]
 
 
-def init_state(model, optimizer, seed: int, params=None) -> State:
+def init_state(model, optimizer, plan: Plan, params=None) -> State:
     """A fresh state; `params`, where given, are where training starts from."""
-    params = first_params(model, seed) if params is None else params
-    return State(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+    params = first_params(model, plan.seed) if params is None else params
+    average = jax.tree.map(jnp.copy, params) if plan.average else None
+    zero = jnp.zeros([], jnp.int32)
+    return State(zero, params, optimizer.init(params), zero, average)
 
 
 def _split(examples: batch.Batch, parts: int) -> batch.Batch:
@@ -124,8 +142,7 @@ def train_step(
     *,
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    seed: int,
-    micro_batches: int = 1,
+    plan: Plan,
     axis: str | None = None,
 ) -> tuple[State, Sums]:
     """One update: gradients are summed over micro-batches and devices, then divided once.
@@ -133,7 +150,7 @@ def train_step(
     axis: the pmap axis, None under jit. Returns the new state and global sums, with the gradient's
     norm under "gradient_norm".
     """
-    key = key_for(seed, state.step, "dropout")
+    key, micro_batches = key_for(plan.seed, state.step, "dropout"), plan.micro_batches
     if axis is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))
 
@@ -161,7 +178,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     sums["gradient_norm"] = optax.tree.norm(grads)
-    return State(state.step + 1, params, opt_state), sums
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), sums
 
 
 def eval_step(params, examples: batch.Batch, *, loss: Loss, axis: str | None = None) -> Sums:

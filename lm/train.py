@@ -89,15 +89,15 @@ def train(this: run.Run, devices=None) -> dict[str, float]:
     text_bytes = tokens.piece_bytes(this.model.vocab_size)
     optimizer, rate = optimizers.make_optimizer(this.optimizer, this.config["steps"])
     loss = choose.choose(LOSSES, this.config["stage"], "stage")(this, text_bytes)
+    plan = steps.Plan(this.config["seed"], this.parallel.micro_batches)
     step = functools.partial(
         steps.train_step,
         loss=loss,
         optimizer=optimizer,
-        seed=this.config["seed"],
-        micro_batches=this.parallel.micro_batches,
+        plan=plan,
     )
     model = transformer.Transformer(this.model)
-    make_state = lambda params: steps.init_state(model, optimizer, this.config["seed"], params)
+    make_state = lambda params: steps.init_state(model, optimizer, plan, params)
     facts = {"config": run.settled(this.config), "tokenizer": tokens.fingerprint}
     facts["data"] = train_examples.files
     directory = this.workdir / "checkpoints"

@@ -37,7 +37,9 @@ def make_state(step: int, name: str = "adamw") -> steps.State:
     normal = lambda: {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
     params = jax.tree.map(jnp.asarray, normal())
     _, opt_state = updater(name)(normal(), params)
-    return steps.State(jnp.asarray(step, jnp.int32), {"tower": params}, opt_state)
+    return steps.State(
+        jnp.asarray(step, jnp.int32), {"tower": params}, opt_state, jnp.asarray(0, jnp.int32)
+    )
 
 
 def abstract(tree):
@@ -100,7 +102,9 @@ def test_every_kind_of_leaf_and_every_odd_number_is_restored_to_the_bit(tmp_path
         "odd": jnp.asarray([-0.0, 0.0, np.inf, -np.inf, np.nan, 1e-45], jnp.float32),
         "scalar": jnp.asarray(7, jnp.int32),
     }
-    state = steps.State(jnp.asarray(1, jnp.int32), leaves, {"same": leaves["bool"]})
+    state = steps.State(
+        jnp.asarray(1, jnp.int32), leaves, {"same": leaves["bool"]}, jnp.asarray(0, jnp.int32)
+    )
     save(tmp_path, state)
     assert bits(restore(tmp_path, abstract(state))[0]) == bits(state)
 
@@ -390,7 +394,9 @@ def test_a_sharded_state_is_restored_into_its_shardings(tmp_path):
     place = functools.partial(NamedSharding, mesh)
     x = np.random.default_rng(5).normal(size=(16, 24)).astype(np.float32)
     params = {"x": jax.device_put(x, place(PartitionSpec("a", "b")))}
-    state = steps.State(jnp.asarray(1, jnp.int32), params, {"count": jnp.asarray(1)})
+    state = steps.State(
+        jnp.asarray(1, jnp.int32), params, {"count": jnp.asarray(1)}, jnp.asarray(0, jnp.int32)
+    )
     save(tmp_path, state)
     for spec in (PartitionSpec("b", "a"), PartitionSpec()):
         like = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(spec))}
@@ -417,9 +423,13 @@ def test_a_device_takes_an_empty_array_over_without_copying_it():
 def test_parameters_alone_are_read_and_not_continued(tmp_path):
     params = {"a": jnp.arange(6.0), "b": {"c": jnp.ones((2, 3))}}
     with checkpoints.Checkpoints(tmp_path, background=False) as saved:
-        saved.save(steps.State(0, params, None), {"x": 1})
+        saved.save(steps.State(0, params, None, 0), {"x": 1})
         read, facts = saved.restore_params(params)
         jax.tree.map(np.testing.assert_array_equal, read, params)
         assert facts["x"] == 1 and facts["step"] == 0
         with pytest.raises(ValueError, match="opt_state .* is absent in checkpoint 0"):
-            saved.restore(steps.State(jnp.zeros([], jnp.int32), params, {"m": params["a"]}))
+            saved.restore(
+                steps.State(
+                    jnp.zeros([], jnp.int32), params, {"m": params["a"]}, jnp.asarray(0, jnp.int32)
+                )
+            )

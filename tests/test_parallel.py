@@ -76,7 +76,9 @@ def made():
     rng = np.random.default_rng(0)
     draw = lambda x: rng.normal(scale=0.3, size=x.shape).astype(np.float32)
     params = jax.tree.map(draw, transformer.shapes(MODEL))
-    state = steps.State(np.zeros([], np.int32), params, optimizer.init(params))
+    state = steps.State(
+        np.zeros([], np.int32), params, optimizer.init(params), np.zeros([], np.int32)
+    )
     return loss, optimizer, jax.device_get(state)
 
 
@@ -241,7 +243,9 @@ def test_the_optimizer_state_lies_like_its_parameter():
     # Adafactor's rows and columns are of another shape: whole on every device.
     optimizer, _ = optimizers.make_optimizer(optimizers.OptimizerConfig(name="adafactor"), 10)
     big = {"head": jnp.ones((128, 256))}
-    state = steps.State(jnp.zeros([], jnp.int32), big, optimizer.init(big))
+    state = steps.State(
+        jnp.zeros([], jnp.int32), big, optimizer.init(big), jnp.zeros([], jnp.int32)
+    )
     kept = shard_shapes(mesh(data=2, fsdp=2, tensor=2).place_state(state))
     assert kept["params/head"] == (64, 128)
     assert {(128,), (256,)} <= set(kept.values())

@@ -63,7 +63,9 @@ def step_of(loss=noiseless, seed=0, **options):
 
 
 def state_of(params, step=0):
-    return steps.State(jnp.asarray(step, jnp.int32), params, DESCENT.init(params))
+    return steps.State(
+        jnp.asarray(step, jnp.int32), params, DESCENT.init(params), jnp.zeros([], jnp.int32)
+    )
 
 
 def assert_same_update(ours, theirs):

@@ -53,7 +53,7 @@ def read(directory, workdir, config: dict) -> str:
             raise _damaged(directory, error) from error
         facts = {"config": run.settled(config), "tokenizer": tokens.fingerprint, "data": {}}
         with checkpoints.Checkpoints(draft / "checkpoints", background=False) as saved:
-            saved.save(steps.State(0, params, None), facts | {"position": {"next_index": 0}})
+            saved.save(steps.State(0, params, None, 0), facts | {"position": {"next_index": 0}})
         run.claim(this, tokens)
     return (
         f"{workdir}: {transformer.parameter_count(model):,} parameters, head {model.head}, "

@@ -30,12 +30,14 @@ class DataConfig:
     limit: int = 0
     temperature: float = 1.0
     packing: str = "none"
+    max_bad_records: int = 0
     workers: int = 0
 
     def __post_init__(self):
         mixed = tasks.mixture(self.task)
         choose.choose(PACKINGS, self.packing, "data.packing")
         least = dict(input_length=8, target_length=2, batch_size=1, limit=0, workers=0)
+        least |= dict(max_bad_records=0)
         for field, value in least.items():
             if getattr(self, field) < value:
                 raise ValueError(

@@ -99,25 +99,21 @@ def get_config() -> ConfigDict:
     optimizer.name = "adafactor"  # adamw, adamw_rms (nanoT5's), muon (with adamw), lion
     optimizer.peak = 1e-2  # learning rate
     optimizer.schedule = "rsqrt"  # constant, linear, cosine, wsd (warm-up, stable, decay)
-    optimizer.warmup = 10_000  # updates
-    optimizer.warmup_duration = ""  # instead of warmup: "2 percent", "0.5 epochs", "1e9 tokens"
-    optimizer.cooldown = 0  # updates of wsd's last, falling part
-    optimizer.cooldown_duration = ""  # instead of cooldown, in the same words
+    optimizer.warmup = 10_000  # updates; 0: none, or as warmup_duration says
+    optimizer.warmup_duration = ""  # "2 percent", "0.5 epochs", "1e9 tokens", "100 updates"
+    optimizer.cooldown = 0  # updates of wsd's last, falling part; 0: as cooldown_duration says
+    optimizer.cooldown_duration = ""  # in the same words
     optimizer.final = 0.0  # share of peak after the last update (linear, cosine, wsd)
-    optimizer.clip_norm = 1.0  # of the global gradient; 0: none
+    optimizer.clip_norm = 1.0  # of the gradient of all that is trained; 0: none
     optimizer.weight_decay = 0.0  # times the learning rate
-    optimizer.decays = (
-        "(scale|bias)$=0"  # multipliers of weight_decay by a regular expression of the
-    )
-    # parameter's path, space between; the first match wins, no match is 1
-    optimizer.rates = ""  # multipliers of the learning rate, likewise: "encoder/=0.1 embed=none"
-    # (none freezes)
-    optimizer.beta1 = 0.9  # adamw, adamw_rms, muon, lion
-    optimizer.beta2 = 0.98  # the same
-    optimizer.average = (
-        0.0  # decay of a running average of the weights, which is what is evaluated,
-    )
-    # decoded, exported and started from; 0: none
+    optimizer.decays = "(scale|bias)$=0"  # multipliers of weight_decay by a regular expression of
+    # the parameter's path, space between; the first match wins, no match is 1
+    optimizer.rates = ""  # multipliers of the learning rate (the decay's too), in the same words:
+    # "encoder/=0.1 embed=none"; none freezes
+    optimizer.beta1 = 0.9  # of the first moment or momentum; not read by adafactor
+    optimizer.beta2 = 0.98  # of the second moment (lion: the momentum); not read by adafactor
+    optimizer.average = 0.0  # decay of a running average of the weights, which is what is
+    # evaluated, decoded, exported and started from; 0: none
 
     config.parallel = parallel = ConfigDict()
     parallel.strategy = "pmap"  # replicated; or mesh: sharded over data, fsdp and tensor

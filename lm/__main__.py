@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable
 
@@ -16,6 +17,7 @@ from ml_collections import config_flags
 from lm import choose
 
 HELP = {"--help", "-h", "help"}
+UNFINISHED = 75  # exit code: run the same command again
 FLAGS = {  # name: (kind, default or None where it must be given, help)
     "config": ("config", None, "config file, a preset after a colon; keys as --config.steps=10"),
     "workdir": ("text", None, "directory of the run: config, logs, checkpoints, results"),
@@ -45,6 +47,16 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "temp": ("text", "", "folder that the runner's workers reach, as gs://bucket/folder"),
     "overlap": ("text", "", "build nothing; say what of these evaluation data --source has"),
     "ngram": ("integer", 13, "words of a run that --overlap compares"),
+    "step": ("text", "", "newest (empty), best or an update's number; show: the batch it takes"),
+    "allow_change": (
+        "text",
+        "",
+        "keys that a run may be continued with changed: optimizer.peak,..",
+    ),
+    "profile": ("text", "", "updates to trace into the workdir's folder profile, as 10:15"),
+    "coordinator": ("text", "", "address:port of host 0, where several hosts train one run"),
+    "hosts": ("integer", 0, "how many they are"),
+    "host": ("integer", -1, "which of them this one is, from 0"),
     "dry_run": ("flag", False, "check and print what would be done, then stop"),
 }
 
@@ -170,23 +182,59 @@ def tokenizer(values) -> None:
     logs.write_atomically(place, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
 
-def train(values) -> None:
-    """Train a run to its last update; continues where an earlier call was stopped."""
-    from lm import train
+def train(values) -> int:
+    """Train a run to its last update; continues where an earlier call was stopped.
+
+    Exit codes: 0 at the end; 2 a mistake, or what only you can cure; 3 training diverged (a report
+    is in the workdir); 75 unfinished: run the same command again.
+    """
+    from lm import parallel, train
 
     this = checked_run(values)
+    allow = tuple(filter(None, values.allow_change.split(",")))
+    profile = _traced(values.profile)
+    train.check(this, allow)
+    parallel.start(values.coordinator, values.hosts, values.host)
     if values.dry_run:
-        train.check(this)
+        train.layout(this)
         print(json.dumps(this.config, indent=2))
-        return
-    print(f"{this.name}: {json.dumps(train.train(this))}")
+        return 0
+    try:
+        figures = train.train(this, allow=allow, profile=profile)
+    except (train.Unfinished, train.Diverged) as stop:
+        print(f"lm: {stop}", file=sys.stderr)
+        return stop.code
+    except (ValueError, OSError) as error:
+        if parallel.hosts()[1] > 1:  # which would wait for this one
+            train.leave(" ".join(str(error).split()), 2)
+        raise
+    print(f"{this.name}: {json.dumps(figures)}")
+    return 0
+
+
+def _traced(text: str) -> tuple[int, int] | None:
+    """The first and last update of --profile=first:last."""
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(f"--profile={text} are no updates; write the first and last, as 10:15.")
+    return first, last
+
+
+def _chosen(step: str) -> str | int:
+    """What --step names: newest, best or an update's number."""
+    if step.isdecimal():
+        return int(step)
+    return choose.choose({"newest": "newest", "best": "best"}, step or "newest", "--step")
 
 
 def evaluate(values) -> None:
     """Held-out loss, unigram baselines and task scores of a run; writes evaluate.json."""
     from lm import evaluate
 
-    print(json.dumps(evaluate.evaluate(values.workdir), indent=2))
+    print(json.dumps(evaluate.evaluate(values.workdir, _chosen(values.step)), indent=2))
 
 
 def predict(values) -> None:
@@ -199,7 +247,7 @@ def predict(values) -> None:
         data = pathlib.Path(values.input).read_bytes() if values.input else sys.stdin.buffer.read()
         # Not splitlines(): it would also cut at U+2028 and form feeds inside a line.
         texts = data.decode("utf-8", "replace").removesuffix("\n").split("\n")
-    answers = evaluate.predict(values.workdir, texts)
+    answers = evaluate.predict(values.workdir, texts, _chosen(values.step))
     rows = [
         json.dumps({"inputs": text, "prediction": answer}, ensure_ascii=False) + "\n"
         for text, answer in zip(texts, answers, strict=True)
@@ -254,24 +302,25 @@ def import_checkpoint(values) -> None:
 
 
 def export_checkpoint(values) -> None:
-    """Write a run's newest parameters and tokenizer as a transformers checkpoint."""
+    """Write a run's parameters and tokenizer as a transformers checkpoint."""
     from lm import interop
 
-    print(interop.write(values.workdir, values.directory))
+    print(interop.write(values.workdir, values.directory, _chosen(values.step)))
 
 
 CORPUS = ("source", "out", "column", "unit", "data_dir", "rules", "dedupe", "heldout", "tokenizer")
 CORPUS += ("pieces", "shards", "workers", "runner", "runner_flags", "temp", "overlap", "ngram")
 CORPUS += ("dry_run", "config?", "workdir?")
+TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", "coordinator", "hosts", "host")
 COMMANDS = {
     "corpus": (corpus, CORPUS),
     "tokenizer": (tokenizer, ("config", "workdir")),
-    "train": (train, ("config", "workdir", "dry_run")),
-    "evaluate": (evaluate, ("workdir",)),
-    "predict": (predict, ("workdir", "text", "input", "out")),
+    "train": (train, TRAIN),
+    "evaluate": (evaluate, ("workdir", "step")),
+    "predict": (predict, ("workdir", "text", "input", "out", "step")),
     "show": (show, ("config", "workdir", "split", "rows", "model")),
     "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
-    "export": (export_checkpoint, ("workdir", "directory")),
+    "export": (export_checkpoint, ("workdir", "directory", "step")),
     "report": (report, ("runs", "out", "title")),
 }
 
@@ -284,7 +333,9 @@ def overview() -> str:
 
 
 def guarded(work: Callable[[], int | None]) -> int:
-    """Do the work: its exit code or 0; 2 with one sentence on stderr for a user's mistake."""
+    """Do the work: its exit code or 0; 2 with one sentence on stderr for a user's mistake, and 75
+    where it was interrupted.
+    """
     # Recompiling is the longest wait of a short run; orbax and tfds say much that is no news.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lm/jax"))
     logging.set_verbosity(logging.ERROR)
@@ -297,7 +348,7 @@ def guarded(work: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         print("\nlm: interrupted; run the same command again.", file=sys.stderr)
-        return 130
+        return UNFINISHED
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -307,13 +358,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(overview())
         return 0
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # where none saves first, as Ctrl-C
+
     def work():
         name, *rest = arguments
         function, takes = choose.choose(COMMANDS, name, "the command")
         if HELP & set(rest):
             print(usage(name))
-        else:
-            function(parse(name, takes, rest))
+            return 0
+        return function(parse(name, takes, rest))
 
     return guarded(work)
 

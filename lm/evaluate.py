@@ -15,6 +15,7 @@ import numpy as np
 import tqdm
 
 from lm import (
+    batch,
     checkpoints,
     choose,
     logs,
@@ -44,7 +45,7 @@ class HeldOut:
         self._seed, self._limit = this.config["seed"], this.config["evaluate"]["examples"]
 
     def batches(self) -> Iterator:
-        """The batches, the same at every call."""
+        """The batches, whole, the same at every call and on every host."""
         return pipeline.heldout_batches(self._examples, self._seed, self._limit)
 
     def of(self, part: pipeline.Part) -> HeldOut:
@@ -53,13 +54,19 @@ class HeldOut:
         alone._examples = pipeline.Examples((part,))
         return alone
 
-    def sums(self, params, label: str = "") -> dict[str, float]:
-        """Sums over all held-out examples, each counted once; params as placed."""
+    def sums(self, params, label: str = "", beat=lambda: None) -> dict[str, float]:
+        """Sums over all held-out examples, each counted once; params as placed.
+
+        Of several hosts each has its own rows. beat: called before each batch.
+        """
         total = pipeline.heldout_count(self._examples, self._limit)
         bar = tqdm.tqdm(self.batches(), total=total, desc=label, disable=None, leave=bool(label))
         added: dict[str, float] = {}
-        for batch in bar:
-            sums = self._step(params, self._strategy.place_batch(batch))
+        host, hosts = parallel.hosts()
+        for rows in bar:
+            beat()
+            own = batch.Batch(*(column[host::hosts] for column in rows))
+            sums = self._step(params, self._strategy.place_batch(own))
             for name, value in jax.device_get(self._strategy.fetch(sums)).items():
                 added[name] = added.get(name, 0.0) + float(value)
         return added
@@ -74,8 +81,8 @@ def unigram_baselines(heldout: HeldOut, train_counts: np.ndarray, text_bytes: np
     """
     size = len(text_bytes)
     found = np.zeros(size)
-    for batch in heldout.batches():
-        found += np.bincount(batch.targets[batch.targets_segment_ids > 0], minlength=size)
+    for rows in heldout.batches():
+        found += np.bincount(rows.targets[rows.targets_segment_ids > 0], minlength=size)
     text = text_bytes > 0
     found = found[text]
     known = np.pad(train_counts, (0, size - len(train_counts)))[text] + 1.0
@@ -87,10 +94,20 @@ def unigram_baselines(heldout: HeldOut, train_counts: np.ndarray, text_bytes: np
     }
 
 
-def read_params(this: run.Run, tokens) -> tuple[dict, int]:
-    """(parameters, step) of the run's newest good checkpoint, which must be of these tokens."""
-    with checkpoints.Checkpoints(this.workdir / "checkpoints", read_only=True) as saved:
-        params, facts = saved.restore_params(transformer.shapes(this.model))
+def open_checkpoints(this: run.Run, *, read_only: bool = False) -> checkpoints.Checkpoints:
+    """The checkpoints of a run, kept as its config says."""
+    kept = {key: this.config[key] for key in ("keep", "keep_every", "keep_best")}
+    return checkpoints.Checkpoints(this.workdir / "checkpoints", read_only=read_only, **kept)
+
+
+def read_params(this: run.Run, tokens, which: str | int = "newest") -> tuple[dict, int]:
+    """(parameters, step) of a good checkpoint of the run, which must be of these tokens.
+
+    The average of weights, where the run keeps one. which: "newest", "best" (by keep_best), or an
+    update's number.
+    """
+    with open_checkpoints(this, read_only=True) as saved:
+        params, facts = saved.restore_params(transformer.shapes(this.model), which)
     if facts["tokenizer"] != tokens.fingerprint:
         raise ValueError(
             f"{this.workdir} was trained with another tokenizer than {tokens.directory}; leave "
@@ -99,17 +116,19 @@ def read_params(this: run.Run, tokens) -> tuple[dict, int]:
     return params, facts["step"]
 
 
-def open_run(workdir):
+def open_run(workdir, which: str | int = "newest"):
     """(run, strategy, its tokenizer, placed parameters, step), over whatever devices are here.
 
-    The batch is made a multiple of the devices: a run may be read on another machine.
+    The batch is made a multiple of the devices: a run may be read on another machine. which: as in
+    read_params.
     """
     this = run.read_run(workdir)
-    strategy = parallel.make_strategy(dataclasses.replace(this.parallel, data=-1))
+    layout = dataclasses.replace(this.parallel, data=-1, reduction="fast")
+    strategy = parallel.make_strategy(layout)
     rows = -(-this.data.batch_size // strategy.shards) * strategy.shards
     this = dataclasses.replace(this, data=dataclasses.replace(this.data, batch_size=rows))
     tokens = run.make_tokenizer(this)
-    params, step = read_params(this, tokens)
+    params, step = read_params(this, tokens, which)
     return this, strategy, tokens, strategy.place_state(params), step
 
 
@@ -135,9 +154,9 @@ class Answers:
             logger.warning("%d of %d inputs cut to %d tokens", cut, len(texts), data.input_length)
         batches = pipeline.input_batches(texts, self._tokens, data.input_length, data.batch_size)
         total = -(-len(texts) // data.batch_size)
-        for batch in tqdm.tqdm(batches, total=total, desc="decoding", unit="batch", disable=None):
-            rows = self._step(self._params, self._strategy.place_batch(batch))
-            answers += [self._tokens.decode(row) for row in self._strategy.fetch_rows(rows)]
+        for rows in tqdm.tqdm(batches, total=total, desc="decoding", unit="batch", disable=None):
+            said = self._step(self._params, self._strategy.place_batch(rows))
+            answers += [self._tokens.decode(row) for row in self._strategy.fetch_rows(said)]
         return answers[: len(texts)]
 
 
@@ -178,14 +197,14 @@ def _losses(heldout: HeldOut, params, train: pipeline.Examples, text_bytes, labe
     return figures | unigram_baselines(heldout, train.frequencies, text_bytes)
 
 
-def evaluate(workdir) -> dict:
-    """Evaluate a run's newest checkpoint on its held-out split.
+def evaluate(workdir, which: str | int = "newest") -> dict:
+    """Evaluate a checkpoint of a run on its held-out split; which: as in read_params.
 
     Writes evaluate.json and, for tasks of pairs, predictions.jsonl into the workdir. Of several
     tasks, the figures of each stand under its name, and those of all together above. What an
     earlier call wrote for the same checkpoint is returned as it is.
     """
-    this, strategy, tokens, params, step = open_run(workdir)
+    this, strategy, tokens, params, step = open_run(workdir, which)
     path = this.workdir / "evaluate.json"
     if path.exists() and (done := json.loads(path.read_text()))["step"] == step:
         return done
@@ -208,14 +227,15 @@ def evaluate(workdir) -> dict:
         figures |= {"tasks": figures.get("tasks", {}) | {part.name: scores}} if several else scores
     if lines:
         logs.write_atomically(this.workdir / "predictions.jsonl", "".join(lines))
-    figures["command"] = f"python -m lm evaluate --workdir={workdir}"
+    chosen = "" if which == "newest" else f" --step={which}"
+    figures["command"] = f"python -m lm evaluate --workdir={workdir}{chosen}"
     if not math.isfinite(figures["nats"]):
         raise ValueError(f"the held-out loss of {workdir} at update {step} is not finite.")
     logs.write_atomically(path, json.dumps(figures, indent=2) + "\n")
     return figures
 
 
-def predict(workdir, texts: list[str]) -> list[str]:
-    """The answers of a run's newest checkpoint to these inputs, in order."""
-    this, strategy, tokens, params, _ = open_run(workdir)
+def predict(workdir, texts: list[str], which: str | int = "newest") -> list[str]:
+    """The answers of a checkpoint of a run to these inputs, in order; which: as in read_params."""
+    this, strategy, tokens, params, _ = open_run(workdir, which)
     return Answers(this, strategy, params, tokens)(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -129,10 +130,106 @@ def init_state(model, optimizer, plan: Plan, params=None) -> State:
     return State(zero, params, optimizer.init(params), zero, average)
 
 
+class Axis(NamedTuple):
+    """The devices that take an update together under pmap.
+
+    numbers: the data shard that each position along the axis holds: of D devices, i has rows i::D.
+    """
+
+    name: str
+    numbers: tuple[int, ...]
+
+
 def _split(examples: batch.Batch, parts: int) -> batch.Batch:
     """[B, ...] -> [parts, B/parts, ...]; part m takes rows m, m + parts, ... so shards stay put."""
     split = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
     return jax.tree.map(split, examples)
+
+
+def _added(tree: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.add, tree, other)
+
+
+def _over_micro_batches(gradients: Callable, examples: batch.Batch, key: Array, parts: int) -> Any:
+    """The sum of gradients(part, key) over parts of the batch, one after the other."""
+    if parts == 1:
+        return gradients(examples, key)
+    split = _split(examples, parts)
+    shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], split), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def accumulate(total, item):
+        index, part = item
+        return _added(total, gradients(part, jax.random.fold_in(key, index))), None
+
+    return jax.lax.scan(accumulate, zeros, (jnp.arange(parts), split))[0]
+
+
+def _folded(gradients: Callable, shards: Any, count: int) -> Any:
+    """The sum of gradients(shard) over the leading axis, folded in half: i and i + n/2 are added.
+
+    The last two to be added are the sums of the even and of the odd shards, and so on down.
+    """
+    if count == 1:
+        return gradients(jax.tree.map(lambda x: x[0], shards))
+    halves = _split(shards, 2)
+    both = jax.lax.map(lambda half: _folded(gradients, half, count // 2), halves)
+    return jax.tree.map(lambda x: x[0] + x[1], both)
+
+
+def _exchanged(tree: Any, axis: Axis) -> Any:
+    """The same fold over devices: each adds what its partner has, so all end with the same bits."""
+    place, half = axis.numbers.index, len(axis.numbers) // 2
+    while half:
+        pairs = [(place(i), place(i ^ half)) for i in range(len(axis.numbers))]
+        send = functools.partial(jax.lax.ppermute, axis_name=axis.name, perm=pairs)
+        tree, half = _added(tree, jax.tree.map(send, tree)), half // 2
+    return tree
+
+
+def _summed(gradients: Callable, examples: batch.Batch, key: Array, plan: Plan, axis: Axis | None):
+    """The sum of gradients(rows, key) over the whole batch, on every device.
+
+    With plan.shards S, shard s has rows s::S, keys follow from s, and the order of additions from S
+    alone: the bits are the same on any number of devices that divides S.
+    """
+    numbers = axis.numbers if axis else (0,)
+    own = jnp.array(numbers)[jax.lax.axis_index(axis.name)] if axis else 0
+    if not plan.shards:
+        key = jax.random.fold_in(key, own) if axis else key
+        added = _over_micro_batches(gradients, examples, key, plan.micro_batches)
+        return jax.lax.psum(added, axis.name) if axis else added
+
+    def of_shard(shard):
+        # The barriers keep what is around, a loop or none, from changing how this is compiled.
+        number, part = jax.lax.optimization_barrier(shard)
+        part_key = jax.random.fold_in(key, number)
+        found = _over_micro_batches(gradients, part, part_key, plan.micro_batches)
+        return jax.lax.optimization_barrier(found)
+
+    held = plan.shards // len(numbers)
+    shards = (own + len(numbers) * jnp.arange(held), _split(examples, held))
+    added = _folded(of_shard, shards, held)
+    return jax.lax.optimization_barrier(_exchanged(added, axis) if axis else added)
+
+
+def _norms(tree: Any) -> dict[str, Array]:
+    """The norm of each group of parameters: those whose path starts alike."""
+    squares: dict[str, Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        group = jax.tree_util.keystr(path[:1], simple=True)
+        squares[group] = squares.get(group, 0.0) + jnp.sum(jnp.square(leaf))
+    return {group: jnp.sqrt(square) for group, square in squares.items()}
+
+
+def _averaged(average: Any, params: Any, updates: Array, decay: float) -> Any:
+    """The running average after one more update; it starts as the first weights.
+
+    Early on it forgets faster, (1 + n) / (10 + n) after n updates, so that the start, which is
+    random, does not stay in it. Source: tf.train.ExponentialMovingAverage's num_updates.
+    """
+    kept = jnp.minimum(decay, (1 + updates) / (10 + updates))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
 
 
 def train_step(
@@ -143,48 +240,50 @@ def train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     plan: Plan,
-    axis: str | None = None,
+    axis: Axis | None = None,
 ) -> tuple[State, Sums]:
     """One update: gradients are summed over micro-batches and devices, then divided once.
 
-    axis: the pmap axis, None under jit. Returns the new state and global sums, with the gradient's
-    norm under "gradient_norm".
+    axis: None under jit. Returns the new state and global sums, equal on all devices. Beside the
+    loss's they have "gradient_norm", "finite" (1 or 0), "skipped" (so far), and of each group g of
+    parameters "gradient_norm/g", "weight_norm/g" and "update_ratio/g", the update's norm over the
+    weights'. Where the loss or the gradient is not finite the update is left out: step and skipped
+    count it, and all else in the state keeps its bits.
     """
-    key, micro_batches = key_for(plan.seed, state.step, "dropout"), plan.micro_batches
-    if axis is not None:
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
 
-    def gradients(part, part_key):
+    def gradients(part, key):
         grad = jax.value_and_grad(loss, has_aux=True)
-        (_, sums), grads = grad(state.params, part, part_key, teacher)
-        return sums, grads
+        (total, sums), grads = grad(state.params, part, key, teacher)
+        return total, sums, grads
 
-    if micro_batches == 1:
-        added = gradients(examples, key)
-    else:
-        parts = _split(examples, micro_batches)
-        shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], parts), key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-        def accumulate(total, item):
-            index, part = item
-            more = gradients(part, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, total, more), None
-
-        added, _ = jax.lax.scan(accumulate, zeros, (jnp.arange(micro_batches), parts))
-
-    sums, grads = added if axis is None else jax.lax.psum(added, axis)
+    key = key_for(plan.seed, state.step, "dropout")
+    total, sums, grads = _summed(gradients, examples, key, plan, axis)
     grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    sums["gradient_norm"] = optax.tree.norm(grads)
-    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), sums
+    params, average = optax.apply_updates(state.params, updates), state.average
+    if average is not None:
+        average = _averaged(average, params, state.step - state.skipped, plan.average)
+
+    of_grads, of_weights, of_updates = _norms(grads), _norms(state.params), _norms(updates)
+    norm = jnp.sqrt(sum(jnp.square(norm) for norm in of_grads.values()))
+    finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    skipped = state.skipped + (1 - finite.astype(jnp.int32))
+    new = State(state.step, params, opt_state, skipped, average)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    shown = {"gradient_norm": norm, "finite": finite, "skipped": skipped}
+    for group in of_grads:
+        shown[f"gradient_norm/{group}"] = of_grads[group]
+        shown[f"weight_norm/{group}"] = of_weights[group]
+        ratio = of_updates[group] / jnp.maximum(of_weights[group], 1e-30)
+        shown[f"update_ratio/{group}"] = ratio
+    shown = {name: jnp.asarray(value, jnp.float32) for name, value in shown.items()}
+    return state._replace(step=state.step + 1, skipped=skipped), sums | shown
 
 
-def eval_step(params, examples: batch.Batch, *, loss: Loss, axis: str | None = None) -> Sums:
+def eval_step(params, examples: batch.Batch, *, loss: Loss, axis: Axis | None = None) -> Sums:
     """The sums of a batch without dropout; equal on all devices."""
     _, sums = loss(params, examples)
-    return sums if axis is None else jax.lax.psum(sums, axis)
+    return sums if axis is None else jax.lax.psum(sums, axis.name)
 
 
 def decode_step(
@@ -195,7 +294,7 @@ def decode_step(
     length: int,
     eos: int,
     beam: decoding.BeamConfig | None = None,
-    axis: str | None = None,
+    axis: Axis | None = None,
 ) -> Array:
     """Answers to the inputs of a batch: int32 [B, length], pad after eos; greedy without a beam."""
     apply = lambda *args, method: model.apply({"params": params}, *args, method=method)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
-import logging
+import math
 import pathlib
 import shutil
 
@@ -14,57 +13,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lm import checkpoints, optimizers, steps
+from experiments import damage
+from lm import checkpoints, steps
+from tests.states import FACTS, abstract, bits, facts_of, files, make_state, names, restore, save
 
 # Orbax leaves readers unfinished where a file is damaged; Python says so when it collects them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-FACTS = {"config": {"steps": 3, "peak": 0.1}, "tokenizer": "é", "position": {"next_index": 2}}
-OPTIMIZERS = ("adafactor", "adamw")
-
-
-@functools.cache
-def updater(name: str):
-    optimizer, _ = optimizers.make_optimizer(optimizers.OptimizerConfig(name=name), 10)
-    return jax.jit(lambda grads, params: optimizer.update(grads, optimizer.init(params), params))
-
-
-@functools.cache
-def make_state(step: int, name: str = "adamw") -> steps.State:
-    """A state after `step` updates with random gradients; its bits depend on the step."""
-    rng = np.random.default_rng(step)
-    shapes = {"head": (130, 140), "scale": (7,), "layers": (2, 129, 3)}
-    normal = lambda: {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
-    params = jax.tree.map(jnp.asarray, normal())
-    _, opt_state = updater(name)(normal(), params)
-    return steps.State(
-        jnp.asarray(step, jnp.int32), {"tower": params}, opt_state, jnp.asarray(0, jnp.int32)
-    )
-
-
-def abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def bits(tree) -> list[tuple]:
-    """Structure and bits: equal for equal trees, -0.0 and every NaN told apart."""
-    leaves = [(x.dtype.name, x.shape, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
-    return [jax.tree.structure(tree), *leaves]
-
-
-def save(directory, *states, facts=FACTS) -> None:
-    with checkpoints.Checkpoints(directory) as saved:
-        for state in states:
-            saved.save(state, facts)
-
-
-def restore(directory, like=None, **options):
-    with checkpoints.Checkpoints(directory, **options) as saved:
-        return saved.restore(abstract(make_state(0)) if like is None else like)
-
-
-def names(directory) -> list[str]:
-    return sorted(path.name for path in pathlib.Path(directory).iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +35,13 @@ def copied(pair, tmp_path):
     return pathlib.Path(shutil.copytree(pair, tmp_path / "checkpoints"))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
 def test_what_was_saved_is_restored_to_the_bit(name, tmp_path):
     state = make_state(5, name)
     save(tmp_path, state)
     found, facts = restore(tmp_path, abstract(state))
     assert bits(found) == bits(state)
-    assert facts == FACTS | {"step": 5}
+    assert facts == facts_of(5)
 
 
 def test_every_kind_of_leaf_and_every_odd_number_is_restored_to_the_bit(tmp_path):
@@ -109,15 +63,6 @@ def test_every_kind_of_leaf_and_every_odd_number_is_restored_to_the_bit(tmp_path
     assert bits(restore(tmp_path, abstract(state))[0]) == bits(state)
 
 
-def test_the_newest_is_restored_and_only_the_newest_are_kept(tmp_path):
-    with checkpoints.Checkpoints(tmp_path, keep=2) as saved:
-        for step in (1, 2, 10, 9 + 2):
-            saved.save(make_state(step), FACTS)
-        saved.wait()
-        assert saved.steps() == [11, 10]
-    assert int(restore(tmp_path)[0].step) == 11
-
-
 def test_nothing_saved_is_nothing_restored(tmp_path):
     assert restore(tmp_path / "new") is None
     with (
@@ -131,160 +76,107 @@ def test_parameters_alone_are_restored_without_the_optimizer(copied):
     shutil.rmtree(copied / "2" / "opt_state")
     with checkpoints.Checkpoints(copied, read_only=True) as saved:
         params, facts = saved.restore_params(abstract(make_state(0).params))
-    assert bits(params) == bits(make_state(2).params)
+    assert bits(params) == bits(make_state(2).average)
     assert facts["step"] == 2
 
 
-# Damage. -------------------------------------------------------------------------------------
+# Which stay. ---------------------------------------------------------------------------------
 
 
-def flip(path: pathlib.Path, rng) -> None:
-    data = bytearray(path.read_bytes())
-    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
-    path.write_bytes(data)
+def run_of(directory, figures: dict, **options) -> list[int]:
+    """Save the steps of {step: held-out figures or None}, each in a session; those left."""
+    for step, had in figures.items():
+        with checkpoints.Checkpoints(directory, **options) as saved:
+            saved.save(make_state(step), FACTS, had)
+    return saved.steps()
 
 
-def truncate(path: pathlib.Path, rng) -> None:
-    path.write_bytes(path.read_bytes()[: rng.integers(path.stat().st_size)])
+def test_the_newest_is_restored_and_only_the_newest_are_kept(tmp_path):
+    assert run_of(tmp_path, dict.fromkeys([0, 1, 2, 10, 11]), keep=3) == [11, 10, 2]
+    assert int(restore(tmp_path)[0].step) == 11
+    assert run_of(tmp_path, {12: None}, keep=1) == [12, 11]  # one alone could be damaged
 
 
-def empty(path: pathlib.Path, rng) -> None:
-    path.write_bytes(b"")
+def test_multiples_are_kept_beside_the_newest(tmp_path):
+    steps = dict.fromkeys(range(0, 9, 2))
+    assert run_of(tmp_path, steps, keep=2, keep_every=4) == [8, 6, 4, 0]
 
 
-def zero(path: pathlib.Path, rng) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
+NATS = {1: 3.0, 2: 1.5, 3: None, 4: math.nan, 5: 1.5, 6: 2.0, 7: 9.0}
 
 
-def remove(path: pathlib.Path, rng) -> None:
-    path.unlink()
+@pytest.mark.parametrize(("figure", "best"), [("nats", 2), ("rougeL", 7)])
+def test_the_best_is_kept_over_restarts_and_found_again(figure, best, tmp_path):
+    figures = {step: None if x is None else {figure: x, "other": 0} for step, x in NATS.items()}
+    options = dict(keep=2, keep_best=figure)
+    assert run_of(tmp_path, figures, **options) == sorted({7, 6, best}, reverse=True)
+    assert run_of(tmp_path, {8: None, 9: {figure: 4.0}}, **options) == [9, 8, best]
+    params = abstract(make_state(0).params)
+    with checkpoints.Checkpoints(tmp_path, read_only=True, keep_best=figure) as saved:
+        for which, step in (("best", best), ("newest", 9), (8, 8)):
+            found, facts = saved.restore_params(params, which)
+            assert (bits(found), facts["step"]) == (bits(make_state(step).average), step)
+        with pytest.raises(ValueError, match=f"no checkpoint 5 in .* newest or one of {best}, 8"):
+            saved.restore_params(params, 5)
+    with (
+        checkpoints.Checkpoints(tmp_path, read_only=True) as saved,
+        pytest.raises(ValueError, match="no checkpoint has the figure keep_best='' in"),
+    ):
+        saved.restore_params(params, "best")
 
 
-def files(step: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a step, the greatest first."""
-    found = [path for path in step.rglob("*") if path.is_file()]
-    return sorted(found, key=lambda path: (-path.stat().st_size, str(path)))
+def test_a_figure_that_is_none_is_refused_at_the_first_evaluation(tmp_path):
+    with checkpoints.Checkpoints(tmp_path, keep_best="natz") as saved:
+        saved.save(make_state(0), FACTS)
+        with pytest.raises(
+            ValueError, match="keep_best='natz' is no held-out .* of loss, nats, or"
+        ):
+            saved.save(make_state(1), FACTS, {"nats": 1.0, "loss": 2.0})
+    assert names(tmp_path) == ["0"]
 
 
-def check_fallback(directory: pathlib.Path) -> bool:
-    """Restore after damage to step 2: True where it fell back, and then step 2 is saved anew."""
-    found, facts = restore(directory)
-    step = int(found.step)
-    assert bits(found) == bits(make_state(step)), f"silently wrong at step {step}"
-    assert facts == FACTS | {"step": step}
-    if step == 2:
-        assert names(directory) == ["1", "2"]
-        return False
-    aside, rest = names(directory)[1], names(directory)[:1]
-    assert rest == ["1"] and aside.startswith("2.corrupt-")
-    return True
+# Which is gone back to. ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trial", range(16))
-def test_a_flipped_bit_in_array_data_falls_back_to_the_step_before(trial, copied):
-    rng = np.random.default_rng(trial)
-    item = ("params", "opt_state")[trial % 2]
-    data = files(copied / "2" / item)[0]
-    assert data.parent.name == "d" and data.stat().st_size > 3000
-    flip(data, rng)
-    assert check_fallback(copied)
+def test_newer_steps_that_are_not_accepted_make_room(tmp_path):
+    save(tmp_path, *map(make_state, (1, 2, 3, 4)), keep=4)
+    damage.flip(files(tmp_path / "3")[0], np.random.default_rng(0))
+    asked = []
+
+    def accept(facts: dict) -> bool:
+        asked.append(facts["step"])
+        assert facts == facts_of(facts["step"])
+        return facts["step"] < 4
+
+    found, facts = restore(tmp_path, accept=accept, keep=4)
+    assert (bits(found), facts) == (bits(make_state(2)), facts_of(2))
+    assert asked == [4, 3, 2]
+    assert [name[:9] for name in names(tmp_path)] == ["1", "2", "3.corrupt"]
+    save(tmp_path, make_state(3), make_state(4), keep=4)
+    assert bits(restore(tmp_path)[0]) == bits(make_state(4))
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, empty, zero, remove], ids=lambda f: f.__name__)
-def test_no_damage_to_any_file_is_silently_wrong(damage, pair, tmp_path):
-    count = len(files(pair / "2"))
-    chosen = np.random.default_rng(count).permutation(count)[:5]
-    found = []
-    for index in [0, *chosen]:  # the array data, and five others
-        directory = tmp_path / str(index) / "checkpoints"
-        shutil.copytree(pair, directory, dirs_exist_ok=True)
-        damage(files(directory / "2")[index], np.random.default_rng(index))
-        # A step that lost its commit file is no longer a step: nothing is to be set aside.
-        if names(directory) == ["1", "2"] and not (directory / "2/commit_success.txt").exists():
-            assert int(restore(directory)[0].step) == 1
-        else:
-            found.append(check_fallback(directory))
-    assert found[0], "damage to the array data was not seen"
-
-
-@pytest.mark.parametrize("item", ["params", "opt_state", "facts"])
-def test_a_missing_item_falls_back(item, copied):
-    shutil.rmtree(copied / "2" / item)
-    assert check_fallback(copied)
-
-
-def test_after_a_fallback_the_bad_step_is_saved_again_and_again(copied):
-    for _ in range(3):
-        flip(files(copied / "2")[0], np.random.default_rng(0))
-        assert int(restore(copied)[0].step) == 1
-        save(copied, make_state(2))
-        assert bits(restore(copied)[0]) == bits(make_state(2))
-    assert sum(name.startswith("2.corrupt-") for name in names(copied)) == 3
-
-
-def facts_file(step: pathlib.Path) -> pathlib.Path:
-    (path,) = (p for p in (step / "facts").iterdir() if b"tokenizer" in p.read_bytes())
-    return path
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda facts: facts["position"].update(next_index=3),
-        lambda facts: facts["config"].update(peak=0.2),
-        lambda facts: facts.update(extra=1),
-        lambda facts: facts.pop("tokenizer"),
-        lambda facts: facts.pop("seal"),
-        lambda facts: facts["leaves"]["params"]["tower.scale"].update(sum=1),
-    ],
-)
-def test_altered_facts_are_found(change, copied):
-    path = facts_file(copied / "2")
-    facts = json.loads(path.read_text())
-    change(facts)
-    path.write_text(json.dumps(facts))
-    assert check_fallback(copied)
-
-
-def test_where_none_is_good_no_call_ever_starts_afresh(copied):
-    for step in ("1", "2"):
-        flip(files(copied / step)[0], np.random.default_rng(0))
-    for _ in range(2):  # a second try must not find an empty directory
-        with pytest.raises(ValueError, match=r"none of the checkpoints \[2, 1\] in .* can be read"):
-            restore(copied)
-
-
-def test_read_only_falls_back_with_a_warning_but_renames_nothing(copied, caplog):
-    flip(files(copied / "2")[0], np.random.default_rng(0))
-    before = {path: path.read_bytes() for path in files(copied)}
-    with caplog.at_level(logging.WARNING, "lm.checkpoints"):
-        found, _ = restore(copied, read_only=True)
-    assert "checkpoint 2 in" in caplog.text and "is damaged: checksum of" in caplog.text
-    assert bits(found) == bits(make_state(1))
+def test_where_none_is_accepted_nothing_is_lost(copied):
+    with pytest.raises(checkpoints.Mismatch, match=r"of the checkpoints \[2, 1\] .* to go back to"):
+        restore(copied, accept=lambda facts: False)
     assert names(copied) == ["1", "2"]
-    assert {path: path.read_bytes() for path in files(copied)} == before
+    assert bits(restore(copied)[0]) == bits(make_state(2))
 
 
-def test_what_is_no_checkpoint_is_not_taken_for_one(copied):
-    (copied / "9").mkdir()
-    shutil.copytree(copied / "2", copied / "8")
-    (copied / "8" / "commit_success.txt").unlink()  # killed before it was whole
-    (copied / "notes.txt").write_text("7")
-    with checkpoints.Checkpoints(copied, read_only=True) as saved:
-        assert saved.steps() == [2, 1]
-    found, _ = restore(copied)
-    assert bits(found) == bits(make_state(2))
-    assert not [name for name in names(copied) if "corrupt" in name]
-    save(copied, make_state(8), make_state(9))
-    assert bits(restore(copied)[0]) == bits(make_state(9))
+# The average of weights. ---------------------------------------------------------------------
 
 
-def test_a_copy_under_another_number_is_not_that_step(copied):
-    shutil.copytree(copied / "2", copied / "7")
-    found, _ = restore(copied)
-    assert bits(found) == bits(make_state(2))
-    save(copied, make_state(7))
-    assert bits(restore(copied)[0]) == bits(make_state(7))
+def test_a_first_average_starts_from_the_parameters_and_one_not_wanted_is_left(tmp_path):
+    without = make_state(1)._replace(average=None)
+    save(tmp_path, without, make_state(2))
+    found, _ = restore(tmp_path, abstract(without))
+    assert bits(found) == bits(make_state(2)._replace(average=None))
+    found, _ = restore(tmp_path, accept=lambda facts: facts["step"] == 1)
+    assert bits(found.average) == bits(found.params) == bits(without.params)
+    one, other = found.params["tower"]["head"], found.average["tower"]["head"]
+    assert one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer()  # both may be donated
+    with checkpoints.Checkpoints(tmp_path, read_only=True) as saved:
+        assert bits(saved.restore_params(abstract(without.params))[0]) == bits(without.params)
 
 
 # Another model. ------------------------------------------------------------------------------
@@ -307,6 +199,15 @@ def changed(**leaves) -> steps.State:
         ({"scale": jnp.zeros(8)}, r"tower.scale is float32 \[7\] .* but float32 \[8\] here"),
         ({"scale": jnp.zeros((7, 1))}, r"float32 \[7\] .* but float32 \[7, 1\] here"),
         ({"scale": None}, r"tower.scale is float32 \[7\] in checkpoint 2 .* but absent here"),
+        ({"layers": None}, r"tower.layers is float32 \[2, 129, 3\] .* but absent here"),
+        (
+            {"scale": None, "gain": jnp.zeros(7)},
+            r"tower.gain is absent in checkpoint 2 .* but float32 \[7\] here",
+        ),
+        (
+            {"teacher": {"head": jnp.zeros(2)}},
+            r"tower.teacher.head is absent .* float32 \[2\] here",
+        ),
         ({"bias": jnp.zeros(7)}, r"tower.bias is absent in checkpoint 2 .* but float32 \[7\] here"),
     ],
 )
@@ -315,6 +216,14 @@ def test_another_model_is_refused_by_leaf_and_costs_no_checkpoint(leaves, senten
         restore(copied, changed(**leaves))
     assert names(copied) == ["1", "2"]
     assert bits(restore(copied)[0]) == bits(make_state(2))
+
+
+def test_a_count_of_another_dtype_is_refused(copied):
+    spoiled = jax.tree.map(lambda x: x.astype(jnp.float32), make_state(0).opt_state)
+    with pytest.raises(
+        ValueError, match=r"opt_state .*count is int32 \[\] .* but float32 \[\] here"
+    ):
+        restore(copied, abstract(make_state(0)._replace(opt_state=spoiled)))
 
 
 def test_another_optimizer_is_refused(copied):
@@ -332,13 +241,13 @@ def test_what_happens_to_the_state_after_save_does_not_reach_the_disk(tmp_path):
     with checkpoints.Checkpoints(tmp_path) as saved:
         for step in (1, 2, 3):
             state = compute(make_state(step))
-            host = np.full(20_000, step, np.float32)
+            host = np.full(2_000_000, step, np.float32)  # still being written when it changes
             state = state._replace(params=state.params | {"host": host})
             saved.save(state, FACTS)
             host[:] = -1
             spoil((state.params["tower"], state.opt_state))
     expected = make_state(3)
-    params = expected.params | {"host": jnp.full(20_000, 3, jnp.float32)}
+    params = expected.params | {"host": jnp.full(2_000_000, 3, jnp.float32)}
     expected = expected._replace(params=params)
     assert bits(restore(tmp_path, abstract(expected))[0]) == bits(expected)
 

@@ -249,7 +249,7 @@ def test_dropped_records_are_counted_and_leave_no_trace(
 
 def test_a_missing_shard_is_named(shards):
     directory, manifest = shards
-    facts = {"sha256": "", "bytes": 5}
+    facts = {"sha256": "", "bytes": 5, "head": ""}
     wrong = manifest | {"files": {**manifest["files"], "shard-00009.array_record": facts}}
     with pytest.raises(ValueError, match=r"shard-00009.array_record has 0 bytes instead of 5; rem"):
         corpus.files_of(directory, wrong)

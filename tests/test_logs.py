@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 import types
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from lm import logs
+from lm.logs import rates
 
 
 class Clock:
@@ -170,7 +172,7 @@ def test_on_a_terminal_there_is_a_bar_that_starts_where_the_run_does(tmp_path, m
 
 
 def make_meter(clock):
-    return logs.Meter(flops_per_step=6e9, peak_flops=48e9, clock=clock)
+    return logs.Meter(flops_per_step=6e9, peak_flops=48e9, devices=4, clock=clock)
 
 
 def test_rates_are_those_of_the_interval_and_the_first_is_left_out():
@@ -179,7 +181,8 @@ def test_rates_are_those_of_the_interval_and_the_first_is_left_out():
     clock.now += 60  # compilation
     assert meter.rates(10, 5120) == {}
     clock.now += 5
-    assert meter.rates(30, 10240) == {"step_seconds": 0.25, "tokens_per_second": 2048.0, "mfu": 0.5}
+    found = {"step_seconds": 0.25, "tokens_per_second": 2048.0, "mfu": 0.5}
+    assert meter.rates(30, 10240) == found | {"tokens_per_second_per_device": 512.0}
     clock.now += 1
     assert meter.rates(31, 512)["step_seconds"] == 1.0
     assert meter.rates(31, 512) == {}
@@ -221,7 +224,7 @@ def test_known_devices_have_their_published_peak_and_add_up(kind, tera):
 
 
 def test_fake_cpu_devices_share_the_machine_and_processes_add_up(monkeypatch):
-    monkeypatch.setattr(logs, "measured_flops", lambda device: 1e9)
+    monkeypatch.setattr(rates, "measured_flops", lambda device: 1e9)
     assert logs.peak_flops([device("cpu", "cpu")] * 8) == 1e9
     two = [device("cpu", "cpu", process_index=i) for i in (0, 0, 1, 1)]
     assert logs.peak_flops(two) == 2e9
@@ -280,7 +283,7 @@ def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(logs.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         logs.write_atomically(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -71,7 +71,10 @@ def made():
     config = steps.LossConfig(z_loss=1e-3, smoothing=0.1)
     loss = steps.make_language_loss(model, config, text_bytes)
     optimizer, _ = optimizers.make_optimizer(
-        optimizers.OptimizerConfig(name="adamw", peak=1e-2, warmup=0, weight_decay=0.1), 10
+        optimizers.OptimizerConfig(name="adamw", peak=1e-2, warmup=0, weight_decay=0.1),
+        10,
+        transformer.shapes(MODEL),
+        optimizers.Pace(1.0, 1),
     )
     rng = np.random.default_rng(0)
     draw = lambda x: rng.normal(scale=0.3, size=x.shape).astype(np.float32)
@@ -241,8 +244,8 @@ def test_the_optimizer_state_lies_like_its_parameter():
         moments = [s for p, s in kept.items() if re.search(rf"/(mu|nu)/{path}$", p)]
         assert moments == [shape, shape], path
     # Adafactor's rows and columns are of another shape: whole on every device.
-    optimizer, _ = optimizers.make_optimizer(optimizers.OptimizerConfig(name="adafactor"), 10)
-    big = {"head": jnp.ones((128, 256))}
+    big, config = {"head": jnp.ones((128, 256))}, optimizers.OptimizerConfig(name="adafactor")
+    optimizer, _ = optimizers.make_optimizer(config, 10, big, optimizers.Pace(1.0, 1))
     state = steps.State(
         jnp.zeros([], jnp.int32), big, optimizer.init(big), jnp.zeros([], jnp.int32)
     )

@@ -85,7 +85,7 @@ from lm import corpus, objectives, pipeline
 from lm.pipeline import batches
 
 class Witness(pipeline.Examples):
-    def batch(self, numbers, addresses, seed):
+    def batch(self, numbers, addresses, seed, damaged):
         super().batch(numbers, addresses, seed)
         return "jax" in sys.modules, os.getpid()
 
@@ -98,7 +98,7 @@ if __name__ == "__main__":
     data = pipeline.DataConfig(input_length=64, batch_size=4, workers=2)
     part = pipeline.Part("t", str(out), manifest, data, objectives.ObjectiveConfig(), vocabulary)
     rows = [(np.arange(4), np.arange(4))] * 1000
-    for flag, pid in batches._by_workers(Witness((part,)), 0, rows):
+    for (flag, pid), _ in batches._by_workers(Witness((part,)), 0, rows):
         print(flag, pid, flush=True)
 """
 

@@ -74,8 +74,12 @@ def finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
 def last_checkpoint(workdir: pathlib.Path):
     """(state, facts) of the newest step."""
     this = run.read_run(workdir)
-    optimizer, _ = optimizers.make_optimizer(this.optimizer, STEPS)
-    make = functools.partial(steps.init_state, transformer.Transformer(this.model), optimizer, 0)
+    optimizer, _ = optimizers.make_optimizer(
+        this.optimizer, STEPS, transformer.shapes(this.model), optimizers.Pace(1.0, 1)
+    )
+    make = functools.partial(
+        steps.init_state, transformer.Transformer(this.model), optimizer, steps.Plan()
+    )
     shapes = jax.eval_shape(make, transformer.shapes(this.model))
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
         return saved.restore(shapes)

@@ -276,7 +276,9 @@ FAST_KEY = jax.random.key(0, impl="rbg")  # compiles in a fraction of the time
 def learn():
     """Batch -> (last state, losses per token) after UPDATES updates on it from seed 0."""
     config = optimizers.OptimizerConfig("adamw", peak=0.01, schedule="constant", warmup=0)
-    optimizer, _ = optimizers.make_optimizer(config, UPDATES)
+    optimizer, _ = optimizers.make_optimizer(
+        config, UPDATES, transformer.shapes(CONFIG), optimizers.Pace(1.0, 1)
+    )
     loss = steps.make_language_loss(MODEL, steps.LossConfig(), TEXT_BYTES)
     step = jax.jit(functools.partial(steps.train_step, loss=loss, optimizer=optimizer, seed=0))
     params = jax.jit(MODEL.init)(FAST_KEY, transformer.example())["params"]

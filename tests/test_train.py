@@ -91,20 +91,24 @@ def first(go, monkeypatch):
         def __init__(self, *arguments, **options):
             pass
 
-        def run(self, state, start, *rest):
-            assert start == 0
+        def run(self, state, facts, teacher):
+            assert facts["step"] == 0
             found.append(jax.tree.map(lambda x: x[0], state))
 
     found = []
-    monkeypatch.setattr(train, "Loop", Loop)
+    monkeypatch.setattr(train.loop, "Loop", Loop)
     return lambda **changes: go(**changes) and found.pop()
 
 
 def last(workdir: pathlib.Path):
     """(state, facts) of the newest checkpoint."""
     this = run.read_run(workdir)
-    optimizer, _ = optimizers.make_optimizer(this.optimizer, STEPS)
-    make = functools.partial(steps.init_state, transformer.Transformer(this.model), optimizer, 0)
+    optimizer, _ = optimizers.make_optimizer(
+        this.optimizer, STEPS, transformer.shapes(this.model), optimizers.Pace(1.0, 1)
+    )
+    make = functools.partial(
+        steps.init_state, transformer.Transformer(this.model), optimizer, steps.Plan()
+    )
     shapes = jax.eval_shape(make, transformer.shapes(this.model))
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
         return saved.restore(shapes)
@@ -151,8 +155,8 @@ def test_a_row_is_the_mean_over_all_updates_since_the_one_before(go, pretrained)
 
 def test_a_finished_run_is_left_as_it_is(go, pretrained, tiny_config, monkeypatch):
     before = contents(pretrained)
-    monkeypatch.setattr(train, "Loop", None)
-    monkeypatch.setattr(train, "first_params", None)
+    monkeypatch.setattr(train.loop, "Loop", None)
+    monkeypatch.setattr(train.start, "first_params", None)
     this = run.make_run(json.loads((pretrained / "config.json").read_text()), pretrained)
     figures = train.train(this, jax.devices()[:1])
     assert figures["nats"] == rows(pretrained, "heldout")[-1]["nats"]

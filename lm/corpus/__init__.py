@@ -5,6 +5,7 @@ from lm.corpus.finished import check_tokenizer, find, tokenizer_of
 from lm.corpus.shards import (
     COUNTS,
     MANIFEST,
+    Damaged,
     Pairs,
     Stream,
     Written,
@@ -19,6 +20,7 @@ from lm.corpus.shards import (
 __all__ = [
     "COUNTS",
     "MANIFEST",
+    "Damaged",
     "Form",
     "Pairs",
     "Stream",

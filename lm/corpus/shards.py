@@ -29,14 +29,29 @@ COUNTS = "counts.npy"  # int64 [ids]: how often each id is a target, for the uni
 # Of text, int32 [documents]: tokens of each, with the empty line behind it; of pairs, int32
 # [pairs, 2]: tokens of inputs and targets.
 LENGTHS = "lengths.npy"
+# Bytes of ArrayRecord's signature and of the first record's header, in which is the hash of that
+# record: files of equal size that were exchanged are known by them.
+HEAD = 104
 
 
 class Written(NamedTuple):
     """What a file holds: its facts for the manifest, how often it has each id, lengths."""
 
-    facts: dict  # tokens, documents or examples, bytes, sha256
+    facts: dict  # tokens, documents or examples, bytes, sha256, sha256 of the head
     frequencies: np.ndarray  # int64 [ids]
     lengths: np.ndarray  # what is saved as LENGTHS
+
+
+class Damaged(ValueError):
+    """A stored record that is not what was written: which, what is wrong with it, the cure."""
+
+    def __str__(self) -> str:
+        return "record {} {}; {}.".format(*self.args)
+
+    @property
+    def record(self) -> str:
+        """Which record it is: "3 of <the file>"."""
+        return self.args[0]
 
 
 def dtype_of(size: int) -> str:
@@ -117,7 +132,12 @@ def _writer(path) -> Iterator[Callable[[bytes], None]]:
 def _bytes_of(path) -> dict:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": pathlib.Path(path).stat().st_size, "sha256": digest}
+    return {"bytes": pathlib.Path(path).stat().st_size, "sha256": digest, "head": _head_of(path)}
+
+
+def _head_of(path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read(HEAD)).hexdigest()
 
 
 def finish(directory, identity: dict, files: dict[str, Written], counts: dict) -> dict:
@@ -160,7 +180,8 @@ def read_manifest(directory) -> dict | None:
         ) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("identity"), dict):
         return None
-    if "files" in manifest and "beside" not in manifest:
+    files = manifest.get("files", {}).values()
+    if "files" in manifest and ("beside" not in manifest or any("head" not in f for f in files)):
         raise ValueError(f"{directory} was written by an earlier version; {cure(directory)}.")
     return manifest
 
@@ -175,7 +196,7 @@ def cure(directory) -> str:
 
 
 def files_of(directory, manifest: dict) -> list[str]:
-    """The shard files in order; ValueError where one is missing or of another size."""
+    """The shard files in order; ValueError where one is missing, of another size, or another."""
     paths = [pathlib.Path(directory) / name for name in manifest["files"]]
     for path in paths:
         size, whole = path.stat().st_size if path.exists() else 0, manifest["files"][path.name]
@@ -183,6 +204,8 @@ def files_of(directory, manifest: dict) -> list[str]:
             raise ValueError(
                 f"{path} has {size} bytes instead of {whole['bytes']}; {cure(directory)}."
             )
+        if _head_of(path) != whole["head"]:
+            raise ValueError(f"{path} is not the file that was written; {cure(directory)}.")
     return [str(path) for path in paths]
 
 
@@ -206,7 +229,7 @@ class _File:
 
 @dataclasses.dataclass(frozen=True)
 class _Records:
-    """The records of all files of a directory by one index. Raises ValueError for damaged ones."""
+    """The records of all files of a directory by one index. Raises Damaged for damaged ones."""
 
     directory: str
     manifest: dict = dataclasses.field(repr=False)
@@ -232,10 +255,17 @@ class _Records:
         try:
             return self._source[index]
         except (RuntimeError, IndexError) as error:
-            raise ValueError(
-                f"record {index} of {self.directory} cannot be read ({error}); "
-                f"{cure(self.directory)}."
-            ) from error
+            raise self._damaged(index, f"cannot be read ({error})") from error
+
+    @functools.cached_property
+    def _first(self) -> list[int]:
+        """The index of the first record of each file, and the end."""
+        return [0, *itertools.accumulate(self.records)]
+
+    def _damaged(self, index: int, reason: str) -> Damaged:
+        file = bisect.bisect_right(self._first, index) - 1
+        path = pathlib.Path(self.directory) / list(self.manifest["files"])[file]
+        return Damaged(f"{index - self._first[file]} of {path}", reason, cure(self.directory))
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
@@ -250,7 +280,7 @@ class _Records:
 class Stream(_Records):
     """Running text as one stream of tokens: its length, and any part of it.
 
-    Raises ValueError where a file is missing, of another size, or damaged.
+    Raises ValueError where a file is missing, of another size, another, or damaged.
     """
 
     @functools.cached_property
@@ -258,10 +288,6 @@ class Stream(_Records):
         """The place in the stream where each file begins, and the end."""
         sizes = (file["tokens"] for file in self.manifest["files"].values())
         return [0, *itertools.accumulate(sizes)]
-
-    @functools.cached_property
-    def _first(self) -> list[int]:
-        return [0, *itertools.accumulate(self.records)]
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -277,10 +303,8 @@ class Stream(_Records):
             ids = np.frombuffer(self.record(self._first[file] + record), dtype)
             whole = min(size, self._starts[file + 1] - self._starts[file] - record * size)
             if len(ids) != whole:
-                raise ValueError(
-                    f"record {self._first[file] + record} of {self.directory} has {len(ids)} "
-                    f"tokens instead of {whole}; {cure(self.directory)}."
-                )
+                reason = f"has {len(ids)} tokens instead of {whole}"
+                raise self._damaged(self._first[file] + record, reason)
             parts.append(ids[skip : skip + stop - start])
             start += len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])

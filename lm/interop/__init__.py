@@ -109,8 +109,8 @@ def _whole(directory, what: str) -> Iterator[pathlib.Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write(workdir, directory) -> str:
-    """Write a run's newest parameters and tokenizer as a transformers checkpoint.
+def write(workdir, directory, which: str | int = "newest") -> str:
+    """Write a run's parameters and tokenizer as a transformers checkpoint; which: of what step.
 
     The directory appears whole or not at all; AutoModelForSeq2SeqLM and AutoTokenizer load it.
     Returns what was written, in a line. Raises ValueError for a model that no family of
@@ -119,7 +119,7 @@ def write(workdir, directory) -> str:
     with _whole(directory, "directory to export into") as draft:
         this = run.read_run(workdir)
         tokens = run.make_tokenizer(this)
-        params, step = evaluate.read_params(this, tokens)
+        params, step = evaluate.read_params(this, tokens, which)
         transformers.write(params, this.model, draft)
         vocabulary.write(tokens.directory, draft)
     return f"{directory}: update {step} of {workdir} as a transformers checkpoint"

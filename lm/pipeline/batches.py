@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -38,6 +38,7 @@ def train_batches(
     A row's masks are drawn from its place in the run, before the host's slice, so that batch t is
     the same set of rows whatever the number of hosts; each gets batch_size / hosts of them.
     data.workers processes make the batches, or threads of this one if 0: their order is the same.
+    Rows of damaged records are empty, up to data.max_bad_records of them; more raise ValueError.
     Raises what making a batch raises; ChildProcessError where a worker was killed; ValueError where
     the hosts cannot share a batch.
     """
@@ -57,9 +58,23 @@ def train_batches(
     own = own.batch(size // hosts, drop_remainder=True, batch_fn=np.array)
     own = own.map_with_index(with_places)[start:]
     if examples.data.workers:
-        return _by_workers(examples, seed, own)
-    made = own.map(lambda rows: examples.batch(*rows, seed))
-    return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)))
+        return _counted(examples, _by_workers(examples, seed, own))
+    made = own.map(lambda rows: _made(examples, rows, seed))
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
+    return _counted(examples, made.to_iter_dataset(options))
+
+
+def _made(examples: parts.Examples, rows, seed: int) -> tuple[batch.Batch, dict[str, str]]:
+    """A batch of rows (numbers, addresses), and the damaged records that it does without."""
+    damaged = {}
+    return examples.batch(*rows, seed, damaged), damaged
+
+
+def _counted(examples: parts.Examples, made: Iterable) -> Iterator[batch.Batch]:
+    """The batches alone; what they do without is counted here, where they come one by one."""
+    for rows, damaged in made:
+        examples.leave_out(damaged)
+        yield rows
 
 
 def _work(end, examples: parts.Examples, seed: int) -> None:
@@ -69,7 +84,7 @@ def _work(end, examples: parts.Examples, seed: int) -> None:
         while True:
             rows = end.recv()
             try:
-                made = examples.batch(*rows, seed)
+                made = _made(examples, rows, seed)
             except (ValueError, OSError) as error:
                 made = error
             end.send(made)
@@ -77,8 +92,8 @@ def _work(end, examples: parts.Examples, seed: int) -> None:
         return
 
 
-def _by_workers(examples: parts.Examples, seed: int, own) -> Iterator[batch.Batch]:
-    """The batches of `own`, made by worker processes in turns: batch t by worker t modulo workers.
+def _by_workers(examples: parts.Examples, seed: int, own) -> Iterator[tuple]:
+    """What `_made` gives of each of `own`, by worker processes in turns: t by t modulo workers.
 
     Not by grain's own workers: those import jax, which may hold the devices of this process.
     A worker has one batch in hand: it is asked for the next when that is taken, so that neither
@@ -124,7 +139,8 @@ def heldout_batches(examples: parts.Examples, seed: int, limit: int = 0) -> Iter
         end = min(end, first + limit) if limit else end
         for start in range(first, end, examples.data.batch_size):
             numbers = np.arange(start, min(end, start + examples.data.batch_size))
-            rows = examples.batch(numbers, numbers - first, seed)
+            rows, damaged = _made(examples, (numbers, numbers - first), seed)
+            examples.leave_out(damaged)
             yield pad_rows(rows, examples.data.batch_size)
 
 

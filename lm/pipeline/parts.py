@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -70,9 +71,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A split of the mixture: the rows of all its parts, numbered through."""
+    """A split of the mixture: the rows of all its parts, numbered through.
+
+    damaged: the records met so far that cannot be read, and what is wrong with each.
+    """
 
     parts: tuple[Part, ...]
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def data(self) -> config.DataConfig:
@@ -129,21 +134,53 @@ class Examples:
         part = bisect.bisect_right(self.starts, number) - 1
         return self.parts[part], number - self.starts[part]
 
-    def batch(self, numbers: np.ndarray, addresses: np.ndarray, seed: int) -> batch.Batch:
-        """The rows of these numbers, each masked by the generator of (seed, its address)."""
+    def batch(
+        self,
+        numbers: np.ndarray,
+        addresses: np.ndarray,
+        seed: int,
+        damaged: dict[str, str] | None = None,
+    ) -> batch.Batch:
+        """The rows of these numbers, each masked by the generator of (seed, its address).
+
+        damaged: takes up the damaged records among them, whose rows stay empty; without it, they
+        raise ValueError.
+        """
         shape = [(len(numbers), column) for column in np.repeat(self.columns, 2)]
         made = batch.Batch(*(np.zeros(size, np.int32) for size in shape))
         generators = _generators(seed, addresses.tolist())
         for place, (number, rng) in enumerate(zip(numbers.tolist(), generators, strict=True)):
             part, index = self.find(number)
+            try:
+                pairs = list(part.row(index, rng))
+            except corpus.Damaged as error:
+                if damaged is None:
+                    raise
+                damaged[error.record] = str(error)
+                continue
             used = [0, 0]
-            for segment, pair in enumerate(part.row(index, rng), 1):
+            for segment, pair in enumerate(pairs, 1):
                 for half, ids in enumerate(pair):
                     here = slice(used[half], used[half] + len(ids))
                     made[2 * half][place, here] = ids
                     made[2 * half + 1][place, here] = segment
                     used[half] = here.stop
         return made
+
+    def leave_out(self, damaged: dict[str, str]) -> None:
+        """Count these damaged records, each once, and say so.
+
+        Raises ValueError, with the cure, where they are now more than data.max_bad_records.
+        """
+        most = self.data.max_bad_records
+        for record, sentence in damaged.items():
+            if record in self.damaged:
+                continue
+            self.damaged[record], count = sentence, len(self.damaged) + 1
+            if count > most:
+                wrong = sentence.removesuffix(".")
+                raise ValueError(f"{wrong}, or set a data.max_bad_records above {most}.")
+            print(f"left out ({count} of at most {most}): {sentence}", file=sys.stderr, flush=True)
 
 
 def _generators(seed: int, addresses: Iterable[int]) -> Iterator[np.random.Generator]:

@@ -1,0 +1,95 @@
+"""Processes of `python -m lm`, each the leader of a group, forked from one that has the imports.
+
+The standard library's fork server imports what a run imports and makes no jax backend; its forks
+are as good as new processes in a fifth of the time. plain: a new interpreter instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from experiments.kill_drill import faults as inside
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["experiments.kill_drill.preloaded"])
+ROOT = pathlib.Path(__file__).parents[2]
+PATIENCE = 240.0  # seconds that any process may take; then it hangs
+
+
+def surroundings(home: pathlib.Path) -> dict[str, str]:
+    """The environment of all children, to be set before the first: CPU, one compilation cache."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "32",  # fewer and XLA's collectives deadlock on two cores
+        "OPENBLAS_NUM_THREADS": "1",  # a server of forks has one thread
+        "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+class Child:
+    """A process of the door, with its output appended to a log.
+
+    arguments: those of `python -m lm`. devices: fake ones. faults: {name of faults.FAULTS:
+    value}, done inside it; a plain child has none. cold: compiles everything anew.
+    """
+
+    def __init__(self, arguments, log, *, devices=1, faults=None, plain=False, cold=False):
+        self.start, self.log = time.time(), pathlib.Path(log)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        if plain:
+            if cold:
+                environment["JAX_COMPILATION_CACHE_DIR"] = ""
+            command = [sys.executable, "-m", "lm", *arguments]
+            with open(self.log, "a") as said:
+                self._process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env=os.environ | environment,
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,
+                )
+        else:
+            given = (list(arguments), str(self.log), environment, faults or {})
+            self._process = CONTEXT.Process(target=inside.live, args=given)
+            self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.poll()
+        return self._process.exitcode
+
+    def wait(self, seconds: float = PATIENCE) -> int | None:
+        """Its exit code, or None after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while (code := self.poll()) is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return code
+
+    def send(self, number: int) -> bool:
+        """Send a signal to the process; whether it still ran."""
+        if self.poll() is not None:
+            return False
+        os.kill(self.pid, number)
+        return True
+
+    def end(self) -> int | None:
+        """Kill whatever is left of its group; the exit code."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        return self.wait(10)
+
+    def said(self) -> str:
+        """All output so far of those with this log."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""

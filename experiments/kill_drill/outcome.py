@@ -1,0 +1,92 @@
+"""What a run's folder holds at its end, read without the code that is on trial."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+CLOCKS = ("time", "second", "mfu", "goodput", "memory")  # in names of a clock's
+ARRAYS = ("params", "opt_state", "average")
+LOCK = threading.Lock()
+
+
+class Outcome(NamedTuple):
+    """leaves: sha256 by path of the newest checkpoint; facts: its other half; rows: of the log,
+    without what a clock said; left: what should not be there."""
+
+    leaves: dict[str, str]
+    facts: dict
+    rows: list[dict]
+    left: list[str]
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+    """Committed steps, newest first."""
+    found = (workdir / "checkpoints").glob("*/commit_success.txt")
+    return sorted((int(p.parent.name) for p in found if p.parent.name.isdigit()), reverse=True)
+
+
+def leaves(step: pathlib.Path) -> dict[str, str]:
+    """{item/path: sha256 of dtype, shape and bytes} of a checkpoint on disk."""
+    found, as_numpy = {}, ocp.RestoreArgs(restore_type=np.ndarray)
+    for item in (item for item in ARRAYS if (step / item).exists()):
+        # One at a time: orbax runs each on an event loop of its own.
+        with LOCK, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            names = reader.metadata(step / item).item_metadata.tree
+            args = ocp.args.PyTreeRestore(restore_args=dict.fromkeys(names, as_numpy))
+            made = reader.restore(step / item, args=args)
+        for path, array in made.items():
+            form = f"{array.dtype} {array.shape} ".encode()
+            found[f"{item}/{path}"] = hashlib.sha256(form + array.tobytes()).hexdigest()
+    return found
+
+
+def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
+    """Rows of a JSONL file, but a torn last one."""
+    path = workdir / name
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def timeless(row: dict) -> dict:
+    """A row without what a clock said."""
+    return {k: v for k, v in row.items() if not any(word in k for word in CLOCKS)}
+
+
+def leftovers(workdir: pathlib.Path) -> list[str]:
+    """What no run leaves: unfinished checkpoints and files on their way to a name."""
+    names = [
+        path.name for path in (workdir / "checkpoints").iterdir() if ".corrupt-" not in path.name
+    ]
+    whole = {str(step) for step in steps(workdir)}
+    return sorted({*names} - whole) + sorted(path.name for path in workdir.rglob("*.tmp*"))
+
+
+def read(workdir: pathlib.Path) -> Outcome:
+    """The outcome of a run that has ended."""
+    newest = workdir / "checkpoints" / str(steps(workdir)[0])
+    facts = json.loads((newest / "facts" / "metadata").read_text())
+    facts = {k: v for k, v in facts.items() if k not in ("seal", "leaves")}
+    told = [timeless(row) for row in rows(workdir)]
+    return Outcome(leaves(newest), facts, told, leftovers(workdir))
+
+
+def differences(ours: Outcome, theirs: Outcome) -> list[str]:
+    """What differs between two outcomes, in words; [] where they are the same run."""
+    found = []
+    for what in ("leaves", "facts"):
+        a, b = getattr(ours, what), getattr(theirs, what)
+        found += [f"{what} {k}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+    if ours.rows != theirs.rows:
+        pairs = zip(ours.rows, theirs.rows, strict=False)
+        odd = next((a for a, b in pairs if a != b), {"step": "the last"})
+        found.append(f"log, {len(ours.rows)} rows of {len(theirs.rows)}, at {odd['step']}")
+    if ours.left != theirs.left:
+        found.append(f"left in the folder: {sorted(set(ours.left) ^ set(theirs.left))}")
+    return found

@@ -1,0 +1,18 @@
+"""Imports what a run imports, and nothing else: the fork server's only work."""
+
+import array_record.python.array_record_module
+import grain
+import jax
+import orbax.checkpoint
+import sentencepiece
+import tensorboardX
+import tensorflow_datasets
+import tqdm
+
+import lm.__main__
+import lm.evaluate
+import lm.interop
+import lm.train
+
+LOADED = (array_record, grain, jax, orbax, sentencepiece, tensorboardX, tensorflow_datasets, tqdm)
+LOADED += (lm.__main__, lm.evaluate, lm.interop, lm.train)

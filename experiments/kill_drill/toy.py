@@ -1,0 +1,52 @@
+"""The toy run of every stage: a hundred docstrings, 400 pieces, 0.1 M parameters, 30 updates."""
+
+from __future__ import annotations
+
+import pathlib
+
+from lm import __main__ as door
+
+STEPS, SAVE = 30, 4
+STAGES = ("pretrain", "finetune", "distill")
+SIZES = """
+    model.vocab_size=512 model.d_model=32 model.d_ff=64 model.num_heads=4 model.num_kv_heads=4
+    model.head_dim=8 model.num_encoder_layers=2 model.num_decoder_layers=2 model.layers=scanned
+    model.dropout_rate=0.1 tokenizer.pieces=400 tokenizer.num_sentinels=10
+    data.train=train[:120] data.heldout=validation[:16] data.input_length=32 data.target_length=16
+    data.batch_size=8 evaluate.examples=8 every.evaluate=10
+"""
+OWN = {  # of each stage: another optimizer, another rhythm of the log
+    "pretrain": "optimizer.name=adafactor optimizer.average=0.9 every.log=1",
+    "finetune": "optimizer.name=adamw optimizer.peak=1e-3 every.log=3",
+    "distill": "optimizer.name=adamw optimizer.peak=1e-3 every.log=1 model.num_encoder_layers=1",
+}
+LOG = {"pretrain": 1, "finetune": 3, "distill": 1}  # updates between rows
+
+
+def unbroken(home: pathlib.Path, stage: str) -> pathlib.Path:
+    """The workdir of a stage's unbroken run, which the next stage starts from."""
+    return home / "unbroken" / stage
+
+
+def flags(home: pathlib.Path, stage: str, changes: tuple[str, ...] = ()) -> list[str]:
+    """The config of a stage as flags of the door; changes: "key=value", which win."""
+    keys = [*SIZES.split(), *OWN[stage].split()]
+    keys += [f"steps={STEPS}", f"every.checkpoint={SAVE}", f"data.dir={home}/tfds"]
+    keys += [f"data.shards={home}/shards/{'text' if stage == 'pretrain' else 'pairs'}"]
+    if stage == "pretrain":
+        keys.append(f"tokenizer.dir={home}/made/tokenizer")
+    if stage == "finetune":
+        keys.append(f"init_from={unbroken(home, 'pretrain')}")
+    if stage == "distill":
+        keys.append(f"teacher.workdir={unbroken(home, 'finetune')}")
+    settled = dict(key.partition("=")[::2] for key in [*keys, *changes])
+    return [f"--config=configs/{stage}.py", *(f"--config.{k}={v}" for k, v in settled.items())]
+
+
+def make(home: pathlib.Path) -> None:
+    """Build the toy corpus and its tokenizer, unless they are there."""
+    if (home / "made" / "tokenizer" / "tokenizer.json").exists():
+        return
+    keys = flags(home, "pretrain", ("tokenizer.dir=",))
+    if door.main(["corpus", *keys, f"--workdir={home}/made"]):
+        raise ValueError(f"the toy corpus could not be made in {home}; see the line before.")

@@ -1,0 +1,12 @@
+"""Checkpoints that prove themselves: {state, data position, config} as one atomic step.
+
+Orbax commits a step whole or not at all, but neither checksums array data nor falls back to an
+older step; both are done here. Every leaf has an integer checksum of its bits, and restore takes
+the newest step that verifies and renames the others out of the way.
+"""
+
+from lm.checkpoints.folder import Checkpoints
+from lm.checkpoints.forms import Mismatch, flatten
+from lm.checkpoints.sums import checksums, empty, host_sum, leaf_sum
+
+__all__ = ["Checkpoints", "Mismatch", "checksums", "empty", "flatten", "host_sum", "leaf_sum"]

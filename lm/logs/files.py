@@ -1,0 +1,130 @@
+"""Rows of JSON on disk: every row legal, appended whole, a torn last line dropped.
+
+Numbers that are not finite are the strings "NaN", "Infinity" and "-Infinity", which `read` turns
+back into floats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+NAMES = ("NaN", "Infinity", "-Infinity")
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Replace the file by `text` (UTF-8): a reader sees the old or the new, never a part.
+
+    Raises OSError, naming the file, where it cannot be written.
+    """
+    path = pathlib.Path(path)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(fresh, "wb") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))  # a lone surrogate is not UTF-8
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _unwritable(path: pathlib.Path, error: OSError) -> OSError:
+    """The same error as a sentence with the cure."""
+    return OSError(
+        f"{path} cannot be written ({error.strerror}); see to the space and the permissions there, "
+        f"and run the same command again."
+    )
+
+
+def _legal(value):
+    """The value as JSON has it; a float that is not finite by its name."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _legal(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence):
+        return [_legal(inner) for inner in value]
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _restored(row: dict) -> dict:
+    return {key: float(value) if value in NAMES else value for key, value in row.items()}
+
+
+def line(row: Mapping) -> str:
+    """A row as one line of JSON."""
+    return json.dumps(_legal(row), allow_nan=False) + "\n"
+
+
+def read(path: str | os.PathLike) -> list[dict]:
+    """The rows of a JSONL file, in order; [] where there is no file.
+
+    A last line torn by a kill in mid-write is dropped.
+    Raises ValueError, naming the line, for any other line that is not a JSON object.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    # Not splitlines(): it would also cut at U+2028 and other characters inside a string.
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+    rows = []
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            rows.append(_restored(dict(json.loads(text))))
+        except (ValueError, TypeError):
+            if number == len(lines):  # nothing after it, not even its newline
+                break
+            message = f"{path} line {number} is not a JSON object; remove that line."
+            raise ValueError(message) from None
+    return rows
+
+
+class Appended:
+    """A file that grows: what is added is on disk (but for a power cut) when `add` returns.
+
+    No buffer: what a full disk refuses is not tried again at the close.
+    Raises OSError, naming the file, where it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = pathlib.Path(path)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by close)
+
+    def add(self, data: bytes) -> None:
+        """Append all of the bytes."""
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file; nothing is left to be written."""
+        self._file.close()
+
+
+class Rows(Appended):
+    """A JSONL file that grows by rows; it is opened without the torn last line of a kill.
+
+    kept: which of the rows that are there stay; they are in `found`, the others are dropped.
+    """
+
+    def __init__(self, path: str | os.PathLike, kept: Callable[[dict], bool] = lambda row: True):
+        self.found = [row for row in read(path) if kept(row)]
+        write_atomically(path, "".join(map(line, self.found)))
+        super().__init__(path)
+
+    def add_row(self, row: Mapping) -> None:
+        """Append a row."""
+        self.add(line(row).encode())

@@ -1,0 +1,27 @@
+"""How parameters follow their gradients: direction, size, decay and rate, each one link of a chain.
+
+  gradient -> clip -> direction -> + decay * weights -> * -rate(n) * multiplier -> update
+
+The direction is the optimizer's (Adafactor, AdamW, ..), the rate the schedule's. Which weights
+decay, which learn slower and which are frozen is said by regular expressions over their paths.
+"""
+
+from __future__ import annotations
+
+from lm.optimizers.chain import make_optimizer
+from lm.optimizers.config import OptimizerConfig
+from lm.optimizers.directions import OPTIMIZERS, adafactor
+from lm.optimizers.durations import Pace, updates
+from lm.optimizers.groups import multipliers
+from lm.optimizers.schedules import SCHEDULES
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "OptimizerConfig",
+    "Pace",
+    "adafactor",
+    "make_optimizer",
+    "multipliers",
+    "updates",
+]

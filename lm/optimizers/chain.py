@@ -1,0 +1,71 @@
+"""An optimizer put together from a config: clip, direction, decay, rate; frozen where it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm.optimizers import directions, durations, groups, schedules
+from lm.optimizers.config import OptimizerConfig
+
+
+def decay_weights(weight_decay: float, rules: groups.Rules) -> optax.GradientTransformation:
+    """Steps plus weight_decay * multiplier * weights, by path."""
+
+    def decayed(keys, step, x):
+        share = weight_decay * groups.multiplier(rules, keys)
+        return step + share * x if share else step
+
+    return optax.stateless(
+        lambda steps, params: jax.tree_util.tree_map_with_path(decayed, steps, params)
+    )
+
+
+def multiply_rates(rules: groups.Rules) -> optax.GradientTransformation:
+    """Steps times the multiplier of their parameter's path."""
+    times = lambda keys, step: step * groups.multiplier(rules, keys)
+    return optax.stateless(lambda steps, params: jax.tree_util.tree_map_with_path(times, steps))
+
+
+def freeze() -> optax.GradientTransformation:
+    """No step, whatever the gradient: -0.0, which added to any number leaves its bits."""
+    return optax.stateless(lambda steps, params: jax.tree.map(lambda x: -jnp.zeros_like(x), steps))
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps: int, params: Any, pace: durations.Pace
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """An optax transformation, and its learning rate as a function of the updates before.
+
+    steps: updates of the whole run. params: the tree of parameters, shapes suffice. Frozen ones
+    have no moments, no part in the norm that is clipped, and keep their bits.
+    Raises ValueError for patterns that fit no parameter or freeze all, and durations too long.
+    """
+    rates, decays = groups.parse(config.rates, "rates"), groups.parse(config.decays, "decays")
+    groups.check_used(rates, "rates", params)
+    if config.decays != OptimizerConfig.decays:
+        groups.check_used(decays, "decays", params)
+    rate = schedules.SCHEDULES[config.schedule](config.span(steps, pace))
+    links = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    links.append(directions.OPTIMIZERS[config.name](config))
+    if config.weight_decay:
+        links.append(decay_weights(config.weight_decay, decays))
+    if rates:
+        links.append(multiply_rates(rates))
+    optimizer = optax.chain(*links, optax.scale_by_learning_rate(rate))
+
+    def label(keys, leaf):
+        return "frozen" if groups.multiplier(rates, keys) is None else "trained"
+
+    labels = jax.tree_util.tree_map_with_path(label, params)
+    kinds = set(jax.tree.leaves(labels))
+    if "trained" not in kinds:
+        raise ValueError(
+            f"optimizer.rates={config.rates!r} freezes every parameter; leave one to be trained."
+        )
+    if "frozen" in kinds:
+        optimizer = optax.partition({"trained": optimizer, "frozen": freeze()}, labels)
+    return optimizer, rate

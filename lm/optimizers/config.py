@@ -1,0 +1,106 @@
+"""The optimizer's section of a config, and what of it contradicts itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from lm import choose
+from lm.optimizers import directions, durations, groups, schedules
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters follow their gradients; keys and units as in configs/base.py.
+
+    Raises ValueError for a value out of bounds, and for keys that contradict each other.
+    """
+
+    name: str = "adafactor"
+    peak: float = 1e-2
+    schedule: str = "rsqrt"
+    warmup: int = 10_000
+    warmup_duration: str = ""
+    cooldown: int = 0
+    cooldown_duration: str = ""
+    final: float = 0.0
+    clip_norm: float = 1.0
+    weight_decay: float = 0.0
+    decays: str = "(scale|bias)$=0"
+    rates: str = ""
+    beta1: float = 0.9
+    beta2: float = 0.98
+    average: float = 0.0
+
+    def __post_init__(self):
+        choose.choose(directions.OPTIMIZERS, self.name, "optimizer.name")
+        choose.choose(schedules.SCHEDULES, self.schedule, "optimizer.schedule")
+        bounds = {"peak": (0, 1e3), "final": (0, 1), "weight_decay": (0, 1), "clip_norm": (0, 1e9)}
+        # Not 1: Adam divides by 1 - beta^t.
+        bounds |= {"beta1": (0, 0.9999), "beta2": (0, 0.99999), "average": (0, 0.99999)}
+        bounds |= {"warmup": (0, durations.MOST), "cooldown": (0, durations.MOST)}
+        for field, (low, high) in bounds.items():
+            value = getattr(self, field)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(
+                    f"optimizer.{field}={value} is out of bounds; use {low} to {high:g}."
+                )
+        for field in ("warmup", "cooldown"):
+            text, number = getattr(self, f"{field}_duration"), getattr(self, field)
+            if text:
+                durations.parse(text)
+            if text and number:
+                raise ValueError(
+                    f"optimizer.{field}={number} and optimizer.{field}_duration={text!r} both say "
+                    f"how long; set {field}=0 or leave {field}_duration empty."
+                )
+        groups.parse(self.rates, "rates")
+        groups.parse(self.decays, "decays")
+        self._check_uses()
+
+    def _check_uses(self) -> None:
+        """Nothing is asked for that another key leaves without use."""
+        cools = self.cooldown or self.cooldown_duration
+        if self.schedule == "wsd" and not cools:
+            raise ValueError(
+                "optimizer.schedule='wsd' has no optimizer.cooldown, so its rate would never fall; "
+                "set cooldown or cooldown_duration, or use schedule='constant'."
+            )
+        schedule, name = f"schedule={self.schedule!r}", f"name={self.name!r}"
+        useless = {
+            "cooldown": (self.schedule != "wsd", schedule, "schedule='wsd'"),
+            "cooldown_duration": (self.schedule != "wsd", schedule, "schedule='wsd'"),
+            "final": (
+                self.schedule not in schedules.FALLING,
+                schedule,
+                "schedule='linear', 'cosine' or 'wsd'",
+            ),
+            "decays": (not self.weight_decay, "weight_decay=0.0", "a weight_decay"),
+            "beta1": (self.name == "adafactor", name, "another optimizer"),
+            "beta2": (self.name == "adafactor", name, "another optimizer"),
+        }
+        for field, (no_use, where, cure) in useless.items():
+            value, default = getattr(self, field), getattr(OptimizerConfig, field)
+            if no_use and value != default:
+                raise ValueError(
+                    f"optimizer.{field}={value!r} has no use with optimizer.{where}; leave it at "
+                    f"{default!r}, or use {cure}."
+                )
+
+    def span(self, steps: int, pace: durations.Pace) -> schedules.Span:
+        """The rate's course over a run of so many updates, its durations in updates.
+
+        Raises ValueError where wsd's warm-up and fall take more updates than there are.
+        """
+        length = {
+            field: durations.updates(text, steps, pace) if text else getattr(self, field)
+            for field in ("warmup", "cooldown")
+            for text in [getattr(self, f"{field}_duration")]
+        }
+        if self.schedule == "wsd" and sum(length.values()) > steps:
+            raise ValueError(
+                f"optimizer.warmup of {length['warmup']} updates and optimizer.cooldown of "
+                f"{length['cooldown']} are more than the {steps} of the run; shorten one, or "
+                f"raise steps to {sum(length.values())}."
+            )
+        return schedules.Span(self.peak, self.final, steps=steps, **length)

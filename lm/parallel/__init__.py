@@ -1,0 +1,38 @@
+"""Where state and batches lie, and how a step is compiled: replicated (pmap) or sharded (mesh).
+
+Both strategies have the same methods: place_state, place_batch, compile, fetch, fetch_rows, init,
+abstract, disagreement. Several hosts run the same program; each hands over its own rows of a batch.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from lm.parallel.cluster import agree, hosts, start
+from lm.parallel.config import ParallelConfig, check_batch
+from lm.parallel.mesh import Mesh
+from lm.parallel.pmap import Pmap
+from lm.parallel.rules import RULES, path_of, sharding_table
+
+__all__ = [
+    "RULES",
+    "Mesh",
+    "ParallelConfig",
+    "Pmap",
+    "agree",
+    "check_batch",
+    "hosts",
+    "make_strategy",
+    "path_of",
+    "sharding_table",
+    "start",
+]
+
+
+def make_strategy(config: ParallelConfig, devices=None) -> Pmap | Mesh:
+    """The strategy over these devices (by default all, those of the other hosts among them).
+
+    Raises ValueError where the devices do not suffice or the hosts cannot share them evenly.
+    """
+    strategy = {"pmap": Pmap, "mesh": Mesh}[config.strategy]
+    return strategy(config, devices or jax.devices())

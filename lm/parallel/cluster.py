@@ -1,0 +1,75 @@
+"""Several hosts as one: how they find each other, and what they agree on."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax._src import clusters
+from jax.experimental import multihost_utils
+
+HEARTBEAT = 30  # seconds without a sign of life after which a host counts as lost
+PATIENCE = 300  # seconds to wait for the other hosts at the start
+
+
+def start(coordinator: str = "", hosts: int = 0, host: int = -1, *, patience=PATIENCE) -> None:
+    """Join the other hosts, before any device is used; a machine by itself does nothing.
+
+    coordinator: address:port of host 0, the same on all; hosts: their number; host: this one's,
+    from 0. With none of them, what the environment says (TPU pods, SLURM, Open MPI); patience in
+    seconds. Raises ValueError for half-given words, and where the others are not found.
+    """
+    given = (bool(coordinator), hosts != 0, host != -1)
+    if any(given) and not all(given):
+        raise ValueError(
+            f"--coordinator={coordinator} --hosts={hosts or ''} --host={'' if host < 0 else host} "
+            f"say only in part who runs this; give all three, or none."
+        )
+    if all(given):
+        _check(coordinator, hosts, host)
+        if hosts == 1:
+            return
+        found = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
+        found["cluster_detection_method"] = "deactivate"
+    elif _clustered() > 1:
+        found = {}
+    else:
+        return
+    try:
+        jax.distributed.initialize(
+            **found, initialization_timeout=patience, heartbeat_timeout_seconds=HEARTBEAT
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the other hosts were not found within {patience} seconds ({reason}); start the same "
+            f"command on each, with the address of host 0."
+        ) from error
+
+
+def _check(coordinator: str, hosts: int, host: int) -> None:
+    _, colon, port = coordinator.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise ValueError(
+            f"--coordinator={coordinator} has no port; use address:port, as 10.0.0.1:8476."
+        )
+    if hosts < 1 or not 0 <= host < hosts:
+        raise ValueError(f"--host={host} is none of --hosts={hosts}; number them from 0.")
+
+
+def _clustered() -> int:
+    """How many processes the environment speaks of; 1 where it says nothing."""
+    known = clusters.ClusterEnv._cluster_types
+    ours = (kind for kind in known if not kind.opt_in_only_method and kind.is_env_present())
+    return next((kind.get_process_count() for kind in ours), 1)
+
+
+def hosts() -> tuple[int, int]:
+    """(this host's number from 0, the number of hosts)."""
+    return jax.process_index(), jax.process_count()
+
+
+def agree(flag: bool) -> bool:
+    """Whether any host says so; every host must ask, and all wait for the last."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

@@ -1,0 +1,63 @@
+"""The words of a layout, and what of them can be checked without a device."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lm import choose
+
+STRATEGIES = {"pmap": "a copy of the state on every device", "mesh": "its parts on each"}
+REDUCTIONS = {"fast": "in the order that is fastest", "fixed": "in one order on any devices"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """The strategy, the mesh's sizes (data=-1: all remaining devices), and how a batch is added up.
+
+    Keys as in configs/base.py.
+    """
+
+    strategy: str = "pmap"
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    micro_batches: int = 1
+    reduction: str = "fast"
+    shards: int = 8
+
+    def __post_init__(self):
+        choose.choose(STRATEGIES, self.strategy, "parallel.strategy")
+        choose.choose(REDUCTIONS, self.reduction, "parallel.reduction")
+        for field in ("fsdp", "tensor", "micro_batches", "shards"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"parallel.{field}={getattr(self, field)} is too small; use 1.")
+        if self.data < 1 and self.data != -1:
+            raise ValueError(f"parallel.data={self.data} is no size; use 1 or more, or -1 for all.")
+        if self.strategy == "pmap" and (self.fsdp, self.tensor) != (1, 1):
+            raise ValueError(
+                f"parallel.fsdp={self.fsdp} and parallel.tensor={self.tensor} shard parameters, "
+                f"which pmap replicates; use parallel.strategy='mesh'."
+            )
+        if self.reduction == "fixed" and self.strategy == "mesh":
+            raise ValueError(
+                "parallel.reduction='fixed' orders the sums of pmap, and those of a mesh are the "
+                "compiler's; use parallel.strategy='pmap', or parallel.reduction='fast'."
+            )
+        if self.shards & (self.shards - 1):
+            raise ValueError(
+                f"parallel.shards={self.shards} cannot be halved down to one; use a power of 2."
+            )
+
+    @property
+    def fixed_shards(self) -> int:
+        """Parts of a batch that are added in one order; 0 where the order is free."""
+        return self.shards if self.reduction == "fixed" else 0
+
+
+def check_batch(batch_size: int, shards: int, micro_batches: int) -> None:
+    """Raise ValueError unless a batch divides over data shards and micro-batches."""
+    if batch_size % (shards * micro_batches):
+        raise ValueError(
+            f"data.batch_size={batch_size} does not divide over {shards} shards x "
+            f"parallel.micro_batches={micro_batches}; use a multiple of {shards * micro_batches}."
+        )

@@ -1,0 +1,47 @@
+"""A run: a checked config and the workdir it claims; the tokenizer and examples they make.
+
+A workdir holds config.json, run.json, metrics.jsonl, events.jsonl, goodput.jsonl, checkpoints/,
+and, unless the config names other places, tokenizer/ and shards/.
+
+  record   the config as sections, its length and places
+  checks   a config to a run, or to the sentence that says what is wrong with it
+  workdir  whose it is, and what may change midway
+  data     tokenizer and examples
+"""
+
+from lm.run.checks import STAGES, make_run, read_run, tokenizer_dir
+from lm.run.data import Texts, make_examples, make_tokenizer, shards_of, splits
+from lm.run.record import PLAIN_SECTIONS, SECTIONS, Run, pace, total_updates
+from lm.run.workdir import (
+    check_workdir,
+    claim,
+    differences,
+    is_allowed,
+    is_claimed,
+    read_config,
+    settled,
+)
+
+__all__ = [
+    "PLAIN_SECTIONS",
+    "SECTIONS",
+    "STAGES",
+    "Run",
+    "Texts",
+    "check_workdir",
+    "claim",
+    "differences",
+    "is_allowed",
+    "is_claimed",
+    "make_examples",
+    "make_run",
+    "make_tokenizer",
+    "pace",
+    "read_config",
+    "read_run",
+    "settled",
+    "shards_of",
+    "splits",
+    "tokenizer_dir",
+    "total_updates",
+]

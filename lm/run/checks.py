@@ -1,0 +1,179 @@
+"""A config checked, before any device, file or minute is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from lm import choose, corpus, distill, objectives, origin, tasks, tokenizer
+from lm.run import record, workdir
+from lm.run.record import Run
+
+STAGES = {"pretrain": "masked language modelling", "finetune": "a task", "distill": "a teacher"}
+FIGURES = ("loss", "nats", "text_nats", "bits_per_byte", "accuracy")  # of held-out examples
+
+
+def make_run(config: dict, place) -> Run:
+    """Check a config, before any device, file or minute is spent.
+
+    config: nested dict, all keys of configs/base.py. place: the workdir.
+    Raises ValueError: one sentence with the value, the bound and the cure.
+    """
+    _check_keys(config)
+    sections = {name: make(**config[name]) for name, make in record.SECTIONS.items()}
+    run = Run(config, pathlib.Path(place), **sections)
+    choose.choose(STAGES, config["stage"], "stage")
+    choose.choose(tokenizer.KINDS, config["tokenizer"]["kind"], "tokenizer.kind")
+    for key, least in _least_values(config):
+        section, _, leaf = key.rpartition(".")
+        value = config[section][leaf] if section else config[key]
+        if not value >= least:  # NaN is not
+            raise ValueError(f"{key}={value} is too small; use {least} or more.")
+    _check_length(run)
+    _check_best(config)
+    if config["seed"] >= 1 << 32:
+        raise ValueError(f"seed={config['seed']} has more than 32 bits; use one below {1 << 32}.")
+    if config["stage"] == "distill" and not config["teacher"]["workdir"]:
+        raise ValueError("stage='distill' needs a teacher; set --config.teacher.workdir=<its run>.")
+    if config["stage"] != "distill" and config["teacher"]["workdir"]:
+        raise ValueError(
+            f"teacher.workdir={config['teacher']['workdir']!r} has no use in "
+            f"stage={config['stage']!r}; use stage='distill' or leave it empty."
+        )
+    if config["stage"] == "distill" and config["init_from"]:
+        raise ValueError(
+            f"init_from={config['init_from']!r} and teacher.init both say where the student "
+            f"starts; leave init_from empty."
+        )
+    _check_origin(run)
+    _check_vocabulary(run)
+    return run
+
+
+def read_run(place) -> Run:
+    """The run that a workdir holds, checked again."""
+    return make_run(workdir.read_config(place), place)
+
+
+def _check_keys(config: dict) -> None:
+    """The keys are those of configs/base.py, no more and no fewer."""
+    fields = lambda made: tuple(field.name for field in dataclasses.fields(made))
+    sections = {name: fields(made) for name, made in record.SECTIONS.items()}
+    sections |= record.PLAIN_SECTIONS
+    expected = {name: set(keys) for name, keys in sections.items()}
+    expected[""] = {*record.PLAIN_KEYS, *sections}
+    for section, keys in sorted(expected.items()):
+        found = config.get(section, {}) if section else config
+        odd = sorted(set(found) ^ keys)
+        if odd:
+            where = f"{section}.{odd[0]}" if section else odd[0]
+            what = "an unknown key" if odd[0] in found else "no key"
+            raise ValueError(
+                f"the config has {what} {where}{choose.nearest(odd[0], keys)}; a config of this "
+                f"package starts from configs/base.py, and a run is continued by the version of "
+                f"this package that began it."
+            )
+
+
+def _check_length(run: Run) -> None:
+    """Updates or a duration, not both; warm-up and cool-down fit in, where that is known."""
+    steps, duration = run.config["steps"], run.config["duration"]
+    if bool(steps) == bool(duration):
+        which = "both say how long" if steps else "say nothing of how long"
+        raise ValueError(
+            f"steps={steps} and duration={duration!r} {which} to train; set one of them, and leave "
+            f"the other at 0 or empty."
+        )
+    record.total_updates(run, run.data.batch_size)  # which says what is wrong with a duration
+    optimizer = run.optimizer
+    if steps and "epoch" not in optimizer.warmup_duration + optimizer.cooldown_duration:
+        optimizer.span(steps, record.pace(run, 0))
+
+
+def _check_best(config: dict) -> None:
+    """There is a figure of every checkpoint, to tell the best of them."""
+    if not config["keep_best"]:
+        return
+    choose.choose(dict.fromkeys(FIGURES), config["keep_best"], "keep_best")
+    every = config["every"]
+    if every["checkpoint"] % every["evaluate"]:
+        raise ValueError(
+            f"keep_best={config['keep_best']!r} needs an evaluation at each checkpoint, but "
+            f"every.checkpoint={every['checkpoint']} is no multiple of every.evaluate="
+            f"{every['evaluate']}; make it one."
+        )
+
+
+def _check_origin(run: Run) -> None:
+    """The model fits the run it starts from or learns from; a claimed workdir has passed this."""
+    taken = run.config["init_from"] or run.config["teacher"]["workdir"]
+    if not taken or workdir.is_claimed(run.workdir):
+        return
+    model = read_run(taken).model
+    if run.config["init_from"]:
+        origin.check_origin(run.model, model, taken)
+    else:
+        distill.check_student(run.config["teacher"]["init"], model, run.model)
+
+
+def _least_values(config: dict):
+    yield from (("steps", 0), ("seed", 0), ("keep", 2), ("keep_every", 0))
+    yield from (("guard.patience", 1), ("guard.rollbacks", 0), ("guard.spike", 0))
+    yield ("guard.hang", 0)
+    yield from ((f"every.{key}", 1) for key in config["every"])
+    yield from (("evaluate.examples", 0), ("evaluate.decode", 0), ("tokenizer.documents", 1))
+    yield from (("tokenizer.pieces", 1), ("tokenizer.num_sentinels", 0))
+
+
+def _check_vocabulary(run: Run) -> None:
+    """The tokenizer that is there, or that the config would make, fits model and objective."""
+    directory = tokenizer_dir(run)
+    own = directory.resolve() == (run.workdir / "tokenizer").resolve()
+    fresh = own and not workdir.is_claimed(run.workdir)
+    if (directory / tokenizer.FACTS).exists():
+        facts = tokenizer.read(directory)[1]
+        made = facts | facts.get("training", {})
+        for key in ("kind", "pieces", "num_sentinels", "normalization", "character_coverage"):
+            asked = run.config["tokenizer"][key]
+            if fresh and made.get(key, asked) != asked:
+                raise ValueError(
+                    f"tokenizer.{key}={asked!r} differs from the {made[key]!r} of the tokenizer "
+                    f"in {directory}; use that, or remove it."
+                )
+    elif fresh:
+        facts = run.config["tokenizer"]
+        choose.choose(tokenizer.NORMALIZATIONS, facts["normalization"], "tokenizer.normalization")
+        if facts["kind"] == "bytes" and facts["normalization"] != "identity":
+            raise ValueError(
+                f"tokenizer.normalization={facts['normalization']!r} has no use for bytes, which "
+                f"stand for the text as it is; with tokenizer.kind='bytes' use identity."
+            )
+        if facts["kind"] == "bytes" and facts["pieces"] != tokenizer.BYTE_PIECES:
+            raise ValueError(
+                f"tokenizer.pieces={facts['pieces']} is not the number of bytes and special ids; "
+                f"with tokenizer.kind='bytes' use {tokenizer.BYTE_PIECES}."
+            )
+    else:
+        facts = tokenizer.read(directory)[1]  # which says what is missing
+    pieces, sentinels = facts["pieces"], facts["num_sentinels"]
+    if run.model.vocab_size < pieces + sentinels:
+        raise ValueError(
+            f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {pieces} "
+            f"pieces + {sentinels} sentinels; use {tokenizer.padded_rows(pieces + sentinels)}."
+        )
+    if not all(tasks.task_named(name).pairs for name in run.data.names):
+        objectives.check_sentinels(run.objective, run.data.input_length, sentinels)
+
+
+def tokenizer_dir(run: Run) -> pathlib.Path:
+    """Where the run's tokenizer is or will be: its own copy, named, its origin's, or its own."""
+    own = run.workdir / "tokenizer"
+    if workdir.is_claimed(run.workdir):
+        return own
+    taken = run.config["init_from"] or run.config["teacher"]["workdir"]
+    if taken and not run.config["tokenizer"]["dir"]:
+        return tokenizer_dir(read_run(taken))
+    corpora = [name for name in run.data.names if tasks.is_corpus(name)]
+    if corpora and not run.config["tokenizer"]["dir"]:
+        return corpus.tokenizer_of(corpora[0])
+    return run.place("tokenizer.dir", "tokenizer")

@@ -1,0 +1,103 @@
+"""The tokenizer and the examples that a run makes, or finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+
+from lm import corpus, pipeline, sources, tasks, tokenizer
+from lm.corpus import overlap
+from lm.run import checks, workdir
+from lm.run.record import Run
+
+
+def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
+    """The splits to train on and to hold out, by task."""
+    train, heldout = {}, {}
+    for name in run.data.names:
+        named = run.data.train, run.data.heldout
+        if tasks.is_corpus(name):
+            for split in named:
+                corpus.find(name, split)
+            if len({*named}) == 1:
+                raise ValueError(
+                    f"data.train and data.heldout of {name} are both {named[0]!r}; leave them at "
+                    f"train and validation."
+                )
+        else:
+            named = sources.held_out(tasks.task_named(name).dataset, *named, run.data.dir)
+        train[name], heldout[name] = named
+    return train, heldout
+
+
+def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
+    """The run's tokenizer; before the workdir is claimed, trained where there is none yet."""
+    directory = checks.tokenizer_dir(run)
+    named = directory.resolve() != (run.workdir / "tokenizer").resolve()
+    if (directory / tokenizer.FACTS).exists() or named or workdir.is_claimed(run.workdir):
+        return tokenizer.Tokenizer(directory)
+    options = dict(run.config["tokenizer"])
+    if options["kind"] == "bytes":
+        return tokenizer.spell(directory, options["num_sentinels"])
+    options.pop("dir")
+    texts = Texts(run, splits(run)[0], options.pop("documents"))
+    return tokenizer.train(texts, directory, **options)
+
+
+class Texts:
+    """The texts of the first `most` records, as many of each task; with a length, so that reading
+    shows an ETA.
+
+    splits: by task. Raises ValueError, with the cure, where a dataset is absent.
+    """
+
+    def __init__(self, run: Run, splits: dict[str, str], most: int):
+        self.found = [_texts_of(run, name, split) for name, split in splits.items()]
+        self.most = -(-most // len(splits))
+
+    def __len__(self) -> int:
+        return sum(min(self.most, count) for count, _ in self.found)
+
+    def __iter__(self):
+        for _, records in self.found:
+            for text in itertools.islice(records(), self.most):
+                yield from text
+
+
+def _texts_of(run: Run, name: str, split: str):
+    """(records of a task's split, a function to the texts of each of them, one after the other)."""
+    task = tasks.task_named(name)
+    if tasks.is_corpus(name):
+        manifest, directory = corpus.find(name, split), pathlib.Path(name).expanduser()
+        parts = overlap.pieces_of(str(directory), split, "", "file", "")
+        documents = lambda: itertools.chain.from_iterable(
+            ((part.document(raw).text,) for raw in part.raw()) for part in parts
+        )
+        return manifest["counts"]["documents"], documents
+    records = sources.tfds_records(task.dataset, split, run.data.dir)
+    return len(records), lambda: (
+        (task.to_text(records[i]) or {}).values() for i in range(len(records))
+    )
+
+
+def make_examples(run: Run, tokens: tokenizer.Tokenizer) -> tuple[pipeline.Examples, ...]:
+    """(training examples, held-out examples), their shards prepared where they are not yet."""
+    whole = dataclasses.replace(run.data, packing="none")  # each held-out pair counts by itself
+    return tuple(
+        pipeline.make_examples(data, run.objective, tokens, by_task, shards_of(run, name, by_task))
+        for name, data, by_task in zip(
+            ("train", "heldout"), (run.data, whole), splits(run), strict=True
+        )
+    )
+
+
+def shards_of(run: Run, name: str, splits: dict[str, str]) -> dict[str, pathlib.Path]:
+    """Where the shards of "train" or "heldout" lie, by task: a corpus's own, or in data.shards."""
+    shards, found = run.place("data.shards", "shards"), {}
+    for task, split in splits.items():
+        if tasks.is_corpus(task):
+            found[task] = pathlib.Path(task).expanduser() / split
+        else:
+            found[task] = shards / task / name if len(splits) > 1 else shards / name
+    return found

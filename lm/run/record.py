@@ -1,0 +1,71 @@
+"""A config as a record: its sections and keys, lengths and places."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from lm import objectives, optimizers, parallel, pipeline, steps, transformer
+
+SECTIONS = {
+    "model": transformer.ModelConfig,
+    "data": pipeline.DataConfig,
+    "objective": objectives.ObjectiveConfig,
+    "loss": steps.LossConfig,
+    "optimizer": optimizers.OptimizerConfig,
+    "parallel": parallel.ParallelConfig,
+}
+PLAIN_SECTIONS = {
+    "tokenizer": (
+        *("dir", "kind", "pieces", "num_sentinels"),
+        *("normalization", "character_coverage", "documents"),
+    ),
+    "teacher": ("workdir", "init"),
+    "every": ("log", "evaluate", "checkpoint"),
+    "evaluate": ("examples", "decode"),
+    "guard": ("patience", "rollbacks", "spike", "hang"),
+}
+PLAIN_KEYS = ("name", "stage", "seed", "steps", "duration", "init_from")
+PLAIN_KEYS += ("keep", "keep_every", "keep_best")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A checked config, as plain values in `config` and as frozen dataclasses by section."""
+
+    config: dict
+    workdir: pathlib.Path
+    model: transformer.ModelConfig
+    data: pipeline.DataConfig
+    objective: objectives.ObjectiveConfig
+    loss: steps.LossConfig
+    optimizer: optimizers.OptimizerConfig
+    parallel: parallel.ParallelConfig
+
+    @property
+    def name(self) -> str:
+        """The run's role: config.name, or else its stage."""
+        return self.config["name"] or self.config["stage"]
+
+    def place(self, key: str, default: str) -> pathlib.Path:
+        """The directory that config key "section.key" names, or workdir/default."""
+        section, leaf = key.split(".")
+        named = self.config[section][leaf]
+        return pathlib.Path(named).expanduser() if named else self.workdir / default
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Columns of a batch's inputs and targets, in tokens."""
+        return self.data.lengths(self.objective)
+
+
+def pace(run: Run, examples: int) -> optimizers.Pace:
+    """How fast the run reads so many training examples, for durations in epochs and tokens."""
+    size = run.data.batch_size
+    return optimizers.Pace(examples / size, size * sum(run.lengths))
+
+
+def total_updates(run: Run, examples: int) -> int:
+    """Updates of the whole run: steps, or as many as its duration of so many examples takes."""
+    steps, duration = run.config["steps"], run.config["duration"]
+    return steps or optimizers.updates(duration, 0, pace(run, examples))

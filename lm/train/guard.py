@@ -1,0 +1,65 @@
+"""Which updates were bad, when to go back, when to give up; of numbers alone, on no device."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+RECENT = 128  # good updates whose losses tell what is usual
+ENOUGH = RECENT // 2  # of them, before any loss is a spike
+
+
+class Diverged(Exception):
+    """Training was given up after guard.rollbacks; diverged.json tells why. Exit code 3."""
+
+    code = 3
+
+
+class Guard:
+    """Judges updates in their order; what it remembers is plain JSON and travels in checkpoints.
+
+    config: the section guard of configs/base.py. memory: that of another guard, to go on from.
+    """
+
+    def __init__(self, config: dict, memory: dict | None = None):
+        memory = memory or {"recent": [], "row": [], "rollbacks": 0}
+        self._patience, self._spike = config["patience"], config["spike"]
+        self.allowed, self.rollbacks = config["rollbacks"], memory["rollbacks"]
+        self._recent, self.row = list(memory["recent"]), list(memory["row"])
+
+    @property
+    def memory(self) -> dict:
+        """All that later judgements depend on."""
+        return {"recent": self._recent, "row": self.row, "rollbacks": self.rollbacks}
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last guard.patience updates were all bad, so that it is time to go back."""
+        return len(self.row) >= self._patience
+
+    def judge(self, step: int, batch: int, loss: float, finite: bool) -> dict | None:
+        """An account of an update if it was bad, else None: {kind, step, batch, loss, ..}.
+
+        loss: per target token, in nats. kind: skipped (loss or gradient was not finite), or spike:
+        a loss more than guard.spike standard deviations above the mean of the last good ones.
+        """
+        bad = None if finite else {"kind": "skipped"}
+        if finite and self._spike and len(self._recent) >= ENOUGH:
+            mean, deviation = statistics.fmean(self._recent), statistics.pstdev(self._recent)
+            if loss > mean + self._spike * deviation:
+                bad = {"kind": "spike", "mean": mean, "deviation": deviation}
+        if bad is None:
+            self._recent, self.row = [*self._recent, loss][-RECENT:], []
+            return None
+        self.row = [*self.row, bad | {"step": step, "batch": batch, "loss": _said(loss)}]
+        return self.row[-1]
+
+    def go_back(self, memory: dict) -> int:
+        """Forget what came after that memory, but not how often one went back; how often it was."""
+        self._recent, self.row = list(memory["recent"]), list(memory["row"])
+        self.rollbacks += 1
+        return self.rollbacks
+
+
+def _said(loss: float) -> float | str:
+    return loss if math.isfinite(loss) else str(loss)  # JSON has no such numbers

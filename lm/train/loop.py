@@ -1,0 +1,307 @@
+"""The story of an update, and of what follows some of them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+
+import jax
+
+from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, run, steps
+from lm.train import guard, signals, watchdog
+
+IN_FLIGHT = 2  # updates that the devices may be behind, so that the end of each is known
+DIVERGED = "diverged.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What the updates of a run are made of; nothing of it changes on the way."""
+
+    make: Callable  # parameters, or None for random ones -> a fresh state
+    update: Callable  # (state, placed batch, teacher) -> (state, sums), compiled
+    rates: Callable  # updates before -> {"learning_rate": .., "learning_rate/<pattern>": ..}
+    heldout: evaluate.HeldOut
+    examples: pipeline.Examples
+    shapes: steps.State  # of the state, to restore it again
+    total: int  # updates
+    flops: int  # of one update, on all devices
+    facts: dict  # that every checkpoint has: the config, and what its numbers come from
+
+
+class Loop:
+    """Updates from one step to the last, with logs, held-out losses and checkpoints on the way.
+
+    The devices are waited for at log points alone; between them only the end of an update
+    IN_FLIGHT before is awaited. profile: the first and last update to trace, or None.
+    """
+
+    def __init__(self, this: run.Run, strategy, work: Work, saved, log, ledger, stop, profile):
+        self.this, self.strategy, self.work, self.saved = this, strategy, work, saved
+        self.log, self.ledger, self.stop, self.profile = log, ledger, stop, profile or (0, 0)
+        self.every, self.figures, self.flying = this.config["every"], {}, collections.deque()
+        self.host, self.hosts = parallel.hosts()
+
+    def run(self, state, facts: dict, teacher=None) -> dict[str, float]:
+        """Go on from a placed state with its facts; returns the last held-out figures.
+
+        facts: of the state's checkpoint; of a fresh one step and position alone. teacher: its
+        parameters as placed. The last state is on disk when this returns. Raises Unfinished after
+        a signal, or where copies of the state differ; Diverged where going back did not help.
+        """
+        self.state, self.teacher = state, teacher
+        self.saved_at = facts["step"] if "guard" in facts else None
+        self.guard = guard.Guard(self.this.config["guard"], facts.get("guard"))
+        self._go_on_from(facts)
+        peak = 1.0 if self.host else logs.peak_flops(self.strategy.devices)
+        devices = len(self.strategy.devices)
+        self.meter = logs.Meter(flops_per_step=self.work.flops, peak_flops=peak, devices=devices)
+        hang, tell = self.this.config["guard"]["hang"], lambda said: self._event("hang", said=said)
+        with watchdog.Watchdog(hang, self.this.workdir, tell) as self.watch:
+            try:
+                self._updates()
+            except jax.errors.JaxRuntimeError as error:
+                self._lost(error)
+        return self.figures
+
+    def _go_on_from(self, facts: dict) -> None:
+        # number: updates taken; index: of the next batch; unread: sums that no row has yet.
+        self.number, self.index = facts["step"], facts["position"]["next_index"]
+        self.unread = list(facts.get("unread", []))
+        self._read_batches()
+
+    def _read_batches(self) -> None:
+        dealt = {"start": self.index, "host": self.host, "hosts": self.hosts}
+        seed = self.this.config["seed"]
+        self.batches = pipeline.train_batches(self.work.examples, seed, **dealt)
+
+    def _updates(self) -> None:
+        self.ledger.row(self.number)
+        self.fresh = True
+        if self.saved_at is None:
+            self._save()
+        while self.number < self.work.total:
+            if self.stop.asked():
+                self._leave()
+            self._update()
+            due = self._due()
+            if "log" not in due:
+                if self.number % 10 == 0:
+                    self.log.advance(self.number)
+            elif self._judge():
+                self._follow(due)
+            else:
+                self._go_back()
+        self.ledger.turn("save")
+        self.saved.wait()
+
+    def _update(self) -> None:
+        """One update; it may still be under way when this returns."""
+        number = self.number + 1
+        if number == self.profile[0]:
+            jax.profiler.start_trace(str(self.this.workdir / "profile"))
+        self.ledger.turn("input")
+        self.watch.beat(f"update {number}", watchdog.ALLOWANCE if self.fresh else 1)
+        placed = self.strategy.place_batch(batch.Batch(*next(self.batches)))
+        self.ledger.turn("compile" if self.fresh else "step")
+        self.state, sums = self.work.update(self.state, placed, self.teacher)
+        self.ledger.turn("step")
+        self.unread.append({"step": number, "batch": self.index, "sums": sums})
+        self.number, self.index = number, self.index + 1
+        self.flying.append(sums["loss"])
+        if len(self.flying) > IN_FLIGHT:
+            jax.block_until_ready(self.flying.popleft())
+        if self.fresh:
+            jax.block_until_ready(self.state)
+            self.saved.wait()  # the first save has shown by now that there is room and permission
+            self.fresh = False
+        if number == self.profile[1]:
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+
+    def _due(self) -> set[str]:
+        """What follows this update: at its multiples, after the last, and a log after the first.
+
+        The same whether the run was resumed or not, so that its rows are the unbroken run's.
+        """
+        due = {what for what, every in self.every.items() if self.number % every == 0}
+        if self.number == self.work.total:
+            due = set(self.every)
+        if self.number == 1 or due:
+            due.add("log")
+        return due
+
+    def _follow(self, due: set[str]) -> None:
+        """What is due after good updates: a row, held-out figures, a checkpoint."""
+        self._write_row()
+        figures = None
+        if "evaluate" in due:
+            figures = self._evaluate()
+        if "checkpoint" in due:
+            self._save(figures)
+        if due - {"log"}:
+            self.meter.start(self.number)
+        self.ledger.turn("other")
+
+    # What the devices have to say. ------------------------------------------------------------
+
+    def _fetch(self) -> None:
+        """Numbers in place of arrays in the unread sums; the only wait for the devices."""
+        arrays = [row["sums"] for row in self.unread if isinstance(row["sums"]["loss"], jax.Array)]
+        self.watch.beat(f"update {self.number}")
+        fetched = jax.device_get(self.strategy.fetch(arrays))
+        self.flying.clear()
+        first = len(self.unread) - len(fetched)
+        for row, sums in zip(self.unread[first:], fetched, strict=True):
+            row["sums"] = {name: float(value) for name, value in sums.items()}
+
+    def _judge(self) -> bool:
+        """Whether to go on: the guard's word on every update since the last row."""
+        self._fetch()
+        for row in self.unread:
+            sums = row["sums"]
+            loss, finite = sums["loss"] / max(sums["weight"], 1.0), bool(sums["finite"])
+            bad = self.guard.judge(row["step"], row["batch"], loss, finite)
+            if bad:
+                self.log.event(bad["kind"], bad["step"], **_beside(bad), see=self._see(bad))
+            if self.guard.exhausted:
+                return False
+        return True
+
+    def _see(self, bad: dict) -> str:
+        """The command that prints the batch of a bad update."""
+        place = f"--config=... --workdir={self.this.workdir} --step={bad['batch'] + 1}"
+        return f"python -m lm show {place}"
+
+    def _write_row(self) -> None:
+        """The row of the updates since the last one; those left out count for nothing in it."""
+        self.ledger.turn("log")
+        kept = [row["sums"] for row in self.unread if row["sums"]["finite"]]
+        skipped = int(self.unread[-1]["sums"]["skipped"])
+        self.unread, figures, tokens = [], {"loss": math.nan}, 0.0
+        if kept:
+            last = kept[-1]
+            added = {name: float(sum(sums[name] for sums in kept)) for name in last}
+            figures, tokens = steps.ratios(added), added["inputs"] + added["weight"]
+            figures |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
+        figures |= {"skipped": skipped} | self.work.rates(self.number - 1 - skipped)
+        figures |= self.meter.rates(self.number, tokens) | logs.memory(self.strategy.devices)
+        figures["goodput"] = self.ledger.row(self.number)
+        self.log.write(self.number, "train", figures)
+        self.log.advance(self.number, figures)
+
+    def _evaluate(self) -> dict[str, float]:
+        self.ledger.turn("evaluate")
+        waiting = lambda: self.watch.beat(f"evaluation {self.number}", watchdog.ALLOWANCE)
+        self.figures = steps.ratios(self.work.heldout.sums(weights(self.state), beat=waiting))
+        self.log.write(self.number, "heldout", self.figures)
+        return self.figures
+
+    # What is kept, and the ways out. ----------------------------------------------------------
+
+    def _save(self, figures: dict[str, float] | None = None) -> None:
+        """Start to save; copies of the state that differ are never saved."""
+        self.watch.beat(f"checkpoint {self.number}", watchdog.ALLOWANCE)
+        self.ledger.turn("save")
+        odd = self.strategy.disagreement(self.state)
+        if odd:
+            said = f"copies of {odd} on different devices differ in their bits"
+            self._event("disagreement", said=said)
+            raise signals.Unfinished(
+                f"{said} after update {self.number}, as after an error of a device; run the same "
+                f"command again to continue from update {self.saved_at}, without that device if "
+                f"it happens again."
+            )
+        facts = {"position": {"next_index": self.index}, "unread": self.unread}
+        facts |= self.work.facts | {"guard": self.guard.memory}
+        self.saved.save(self.strategy.fetch(self.state), facts, figures)
+        self.saved_at = self.number
+
+    def _leave(self) -> None:
+        """Save what there is and stop, as a signal asked for."""
+        if self.saved_at != self.number:
+            self._fetch()
+            self._save()
+        self.saved.wait()
+        self._event("stopped", signal=self.stop.name)
+        self.ledger.row(self.number)
+        raise signals.Unfinished(
+            f"{self.stop.name} stopped the run after update {self.number} of {self.work.total}, "
+            f"which is saved; run the same command again to continue."
+        )
+
+    def _go_back(self) -> None:
+        """Restore what was before the bad updates in a row, and pass over all batches up to them.
+
+        Nothing is saved here: killed before the next checkpoint, the run decides the same again.
+        """
+        bad, index = self.guard.row, self.guard.row[-1]["batch"] + 1
+        if self.guard.rollbacks == self.guard.allowed:
+            self._give_up(bad, f"guard.rollbacks={self.guard.allowed} did not help")
+        self.ledger.turn("restore")
+        self.saved.wait()
+        self.state, self.unread, self.flying = None, [], collections.deque()
+        found = self._restore(bad[0]["step"])
+        if found is None:
+            self._give_up(bad, "no checkpoint from before them is left")
+        self.state, facts = self.strategy.place_state(found[0]), found[1]
+        times = self.guard.go_back(facts["guard"])
+        passed = (facts["position"]["next_index"], index - 1)
+        self._go_on_from(facts | {"position": {"next_index": index}})
+        self.saved_at = self.number
+        self.log.rewind(self.number)
+        self.ledger.row(self.number)
+        self._event("rollback", times=times, bad=[row["step"] for row in bad], passed_over=passed)
+        self.meter.start(self.number)
+
+    def _restore(self, bad: int):
+        """(state, facts) of the newest checkpoint from before an update, if there is one.
+
+        Preferably not one that a signal asked for: the unbroken run has none there.
+        """
+        before = lambda facts: facts["step"] < bad and not facts["guard"]["row"]
+        planned = lambda facts: before(facts) and facts["step"] % self.every["checkpoint"] == 0
+        for accept in (planned, before):
+            try:
+                return self.saved.restore(self.strategy.abstract(self.work.shapes), accept)
+            except checkpoints.Mismatch:
+                continue
+        return None
+
+    def _give_up(self, bad: list[dict], why: str) -> None:
+        peak = self.this.optimizer.peak
+        sentence = (
+            f"update {bad[-1]['step']} was the last of {len(bad)} in a row that were not finite or "
+            f"spikes, and {why}; look at their batches, named in {self.this.workdir / DIVERGED}, "
+            f"and lower optimizer.peak={peak} with --allow_change=optimizer.peak."
+        )
+        if not self.host:
+            rows = [row | {"see": self._see(row)} for row in bad]
+            report = {"what": sentence, "rollbacks": self.guard.rollbacks, "updates": rows}
+            text = json.dumps(report, indent=2) + "\n"
+            logs.write_atomically(self.this.workdir / DIVERGED, text)
+        self._event("gave up", rollbacks=self.guard.rollbacks, report=DIVERGED)
+        raise guard.Diverged(sentence)
+
+    def _lost(self, error: Exception) -> None:
+        """Another host is gone: what it would take part in cannot be waited for."""
+        if self.hosts == 1:
+            raise error
+        said = f"another host was lost at update {self.number}; start all again to continue"
+        self._event("lost host", said=" ".join(str(error).split())[:200])
+        watchdog.leave(f"{said} from update {self.saved_at}.")
+
+    def _event(self, kind: str, **facts) -> None:
+        self.log.event(kind, self.number, **facts)
+
+
+def _beside(bad: dict) -> dict:
+    return {name: value for name, value in bad.items() if name not in ("kind", "step")}
+
+
+def weights(state):
+    """What is evaluated, decoded and started from: the average of weights, where there is one."""
+    return state.params if state.average is None else state.average

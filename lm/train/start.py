@@ -1,0 +1,233 @@
+"""What a run begins with: checks, tokens, loss, optimizer, and the state to go on from."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import jax
+
+from lm import (
+    checkpoints,
+    choose,
+    distill,
+    evaluate,
+    logs,
+    optimizers,
+    origin,
+    parallel,
+    run,
+    steps,
+    transformer,
+)
+from lm.train import loop, signals
+
+
+def language_loss(this: run.Run, text_bytes):
+    """Cross-entropy; no teacher."""
+    return steps.make_language_loss(transformer.Transformer(this.model), this.loss, text_bytes)
+
+
+def distillation_loss(this: run.Run, text_bytes):
+    """Cross-entropy mixed with the teacher's distributions."""
+    teacher = transformer.Transformer(run.read_run(this.config["teacher"]["workdir"]).model)
+    model = transformer.Transformer(this.model)
+    return distill.make_distillation_loss(model, this.loss, text_bytes, teacher)
+
+
+LOSSES = {"pretrain": language_loss, "finetune": language_loss, "distill": distillation_loss}
+
+
+def first_params(this: run.Run, tokens, teacher: dict | None) -> dict | None:
+    """The parameters to start from, None for random ones. teacher: the teacher's, if any.
+
+    Of a run named by init_from all are taken, but where its vocabulary is another one, the rows of
+    the same pieces; what was taken is printed.
+    """
+    config = this.config
+    if teacher is not None:
+        theirs = run.read_run(config["teacher"]["workdir"]).model
+        return distill.init_student(config["teacher"]["init"], teacher, theirs, this.model)
+    if not config["init_from"]:
+        return None
+    taken = run.read_run(config["init_from"])
+    theirs = run.make_tokenizer(taken)
+    params, step = evaluate.read_params(taken, theirs)
+    same = theirs.fingerprint == tokens.fingerprint
+    account = "all parameters whole"
+    if not same or taken.model.vocab_size != this.model.vocab_size:
+        model = transformer.Transformer(this.model)
+        fresh = jax.jit(functools.partial(steps.first_params, model, config["seed"]))()
+        rows = origin.rows_by_name(tokens.names(), theirs.names(), this.model.vocab_size)
+        flat = [checkpoints.flatten(tree) for tree in (fresh, params)]
+        carried, account = origin.carry_over(*flat, rows)
+        params = jax.tree.unflatten(jax.tree.structure(fresh), list(carried.values()))
+    print(f"init_from {config['init_from']}, update {step}: {account}", file=sys.stderr)
+    return params
+
+
+def check(this: run.Run, allow: tuple[str, ...] = ()) -> None:
+    """Raise ValueError unless data and workdir are there for this config; no device is needed."""
+    run.check_workdir(this, allow)
+    run.splits(this)
+
+
+def layout(this: run.Run, devices=None):
+    """The strategy of the run, if its batch divides over these devices (all by default)."""
+    strategy = parallel.make_strategy(this.parallel, devices)
+    shards = max(strategy.shards, this.parallel.fixed_shards)
+    parallel.check_batch(this.data.batch_size, shards, this.parallel.micro_batches)
+    return strategy
+
+
+def train(this: run.Run, devices=None, *, allow=(), profile=None) -> dict[str, float]:
+    """Train a run to its last update, from its newest checkpoint if it has one.
+
+    devices: jax devices, all by default. allow: keys of the config, dotted, that may differ from
+    those the run was made with. profile: the first and last update of a trace, or None.
+    Returns the last held-out figures. Raises ValueError and OSError for what a user can cause,
+    Unfinished and Diverged as Loop.run.
+    """
+    check(this, allow)
+    strategy, first = layout(this, devices), parallel.hosts()[0] == 0
+    tokens, examples, heldout = _prepared(this)
+    work = make_work(this, strategy, tokens, examples, heldout)
+    ledger = logs.Ledger(this.workdir) if first else logs.Silent()
+    with signals.Signals() as stop, ledger, evaluate.open_checkpoints(this) as saved:
+        ledger.turn("restore")
+        found = saved.restore(strategy.abstract(work.shapes))
+        state, past = found or (None, {"step": 0, "position": {"next_index": 0}})
+        if found:
+            _check_facts(this, work.facts, past, allow)
+        if past["step"] >= work.total:
+            return _last_heldout(this)
+        ledger.turn("start")
+        taught_by = this.config["teacher"]["workdir"]
+        teacher = evaluate.read_params(run.read_run(taught_by), tokens)[0] if taught_by else None
+        if found:
+            state = strategy.place_state(state)
+        else:
+            state = strategy.init(work.make, first_params(this, tokens, teacher))
+        found = None
+        # The placed copies alone stay; the loop's first update uses up its own.
+        teacher = None if teacher is None else strategy.place_state(teacher)
+        with _log(this, work.total, past["step"]) as log:
+            if first:
+                _claim(this, tokens, work, strategy, log, past["step"])
+            updates = loop.Loop(this, strategy, work, saved, log, ledger, stop, profile)
+            return updates.run(state, past, teacher)
+
+
+def _prepared(this: run.Run):
+    # (tokens, training examples, held-out examples), made by the first host while others wait.
+    def prepare():
+        tokens = run.make_tokenizer(this)
+        return tokens, *run.make_examples(this, tokens)
+
+    first = parallel.hosts()[0] == 0
+    made = prepare() if first else None
+    parallel.agree(first)
+    return made or prepare()
+
+
+def make_work(this: run.Run, strategy, tokens, examples, heldout) -> loop.Work:
+    """What the updates of a run are made of. examples, heldout: pipeline.Examples of the splits."""
+    total, pace = run.total_updates(this, len(examples)), run.pace(this, len(examples))
+    optimizer, rate = optimizers.make_optimizer(
+        this.optimizer, total, transformer.shapes(this.model), pace
+    )
+    model, text_bytes = (
+        transformer.Transformer(this.model),
+        tokens.piece_bytes(this.model.vocab_size),
+    )
+    plan = steps.Plan(
+        this.config["seed"],
+        this.parallel.micro_batches,
+        this.parallel.fixed_shards,
+        this.optimizer.average,
+    )
+    loss = choose.choose(LOSSES, this.config["stage"], "stage")(this, text_bytes)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    make = functools.partial(steps.init_state, model, optimizer, plan)
+    times = {"": 1.0} | optimizers.multipliers(this.optimizer)
+
+    def rates(done: int) -> dict[str, float]:
+        now = float(rate(done))
+        return {f"learning_rate{name and '/'}{name}": now * part for name, part in times.items()}
+
+    facts = {"config": run.settled(this.config), "tokenizer": tokens.fingerprint}
+    return loop.Work(
+        make=make,
+        update=strategy.compile(step, donate=True),
+        rates=rates,
+        heldout=evaluate.HeldOut(this, strategy, heldout, tokens),
+        examples=examples,
+        shapes=jax.eval_shape(make, transformer.shapes(this.model)),
+        total=total,
+        flops=step_flops(this),
+        facts=facts | {"data": examples.files},
+    )
+
+
+def _check_facts(this: run.Run, ours: dict, stored: dict, allow) -> None:
+    odd = [key for key in ("tokenizer", "data") if ours[key] != stored[key]]
+    odd += run.differences(ours["config"], run.settled(stored["config"]))
+    odd = [word for word in odd if not run.is_allowed(word.split()[0], allow)]
+    if odd:
+        raise ValueError(
+            f"the checkpoints in {this.workdir} were made with another {', '.join(odd)}; continue "
+            f"them with the one they were made with, or use another --workdir."
+        )
+
+
+def _log(this: run.Run, total: int, step: int):
+    if parallel.hosts()[0]:
+        return logs.Silent()
+    return logs.Logs(this.workdir, total, name=this.name, resume_step=step)
+
+
+def _claim(this: run.Run, tokens, work: loop.Work, strategy, log, step: int) -> None:
+    """Make the workdir this config's, or say what of its config has changed."""
+    fresh = not run.is_claimed(this.workdir)
+    changed = [] if fresh else run.differences(this.config, run.read_config(this.workdir))
+    if fresh or changed:
+        run.claim(this, tokens)
+    if changed:
+        log.event("changed", step, keys=changed)
+    if fresh:
+        logs.write_manifest(this.workdir, _facts_of(this, tokens, work, strategy))
+
+
+def _facts_of(this: run.Run, tokens, work: loop.Work, strategy) -> dict:
+    return {
+        "stage": this.config["stage"],
+        "config": this.config,
+        "params": transformer.parameter_count(this.model),
+        "devices": [str(device.device_kind) for device in strategy.devices],
+        "data": work.examples.facts,
+        "files": work.examples.files,
+        "tokenizer": tokens.fingerprint,
+        "flops_per_step": work.flops,
+    } | planned(this, work.total)
+
+
+def planned(this: run.Run, total: int) -> dict[str, int]:
+    """What a run of so many updates takes: updates, tokens (padding counted), model FLOPs."""
+    tokens = total * run.pace(this, 0).tokens
+    flops = total * step_flops(this)
+    return {"planned_updates": total, "planned_tokens": tokens, "planned_flops": flops}
+
+
+def step_flops(this: run.Run) -> int:
+    """Model FLOPs of one update: forward and backward, and the teacher's forward pass."""
+    inputs, targets = this.lengths
+    flops = 3 * transformer.forward_flops(this.model, inputs, targets)
+    if this.config["stage"] == "distill":
+        teacher = run.read_run(this.config["teacher"]["workdir"]).model
+        flops += transformer.forward_flops(teacher, inputs, targets)
+    return flops * this.data.batch_size
+
+
+def _last_heldout(this: run.Run) -> dict[str, float]:
+    rows = logs.read(this.workdir / logs.METRICS)
+    return next((row for row in reversed(rows) if row["split"] == "heldout"), {})

@@ -1,0 +1,88 @@
+"""Laws of a full disk: a sentence, the checkpoints before it whole, and on it goes with room."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import resource
+import subprocess
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import checkpoints, steps
+from tests.states import FACTS, abstract, bits, names
+
+SENTENCE = "checkpoint 3 could not be written in .*: what was saved before is whole"
+
+
+def large_state(step: int) -> steps.State:
+    """A state of 3 MB."""
+    rng = np.random.default_rng(step)
+    big = lambda: {"a": jnp.asarray(rng.normal(size=(3, 2**17)).astype(np.float32))}
+    return steps.State(jnp.asarray(step, jnp.int32), big(), big(), jnp.asarray(0, jnp.int32))
+
+
+@contextlib.contextmanager
+def limited(size: int):
+    """No file may grow past `size` bytes in this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def filled(directory: pathlib.Path):
+    """No byte is left on the disk of a directory."""
+    ballast = directory / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 12 MB."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(tmp_path)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a disk of its own")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def check_full(directory, full, background: bool) -> None:
+    like = abstract(large_state(0))
+    with checkpoints.Checkpoints(directory, background=background) as saved:
+        for step in (1, 2):
+            saved.save(large_state(step), FACTS)
+        saved.wait()
+        for _ in range(2):
+            with full(), pytest.raises(OSError, match=SENTENCE):
+                saved.save(large_state(3), FACTS)
+                saved.wait()
+            assert names(directory) == ["1", "2"]  # what was begun takes no room
+            assert bits(saved.restore(like)[0]) == bits(large_state(2))
+        saved.wait()  # said once, and no more
+        saved.save(large_state(3), FACTS)
+    with checkpoints.Checkpoints(directory, read_only=True) as saved:
+        assert saved.steps() == [3, 2]
+        assert bits(saved.restore(like)[0]) == bits(large_state(3))
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_file_that_may_not_grow_is_a_sentence_and_saving_goes_on_with_room(background, tmp_path):
+    check_full(tmp_path / "checkpoints", lambda: limited(2**20), background)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_full_disk_is_a_sentence_and_saving_goes_on_with_room(background, small_disk):
+    check_full(small_disk / "checkpoints", lambda: filled(small_disk), background)

@@ -1,0 +1,231 @@
+"""Laws of what happens once: events only grow, a rewound log is that of a run that never went on,
+a full disk is a sentence, and a pipe sees plain lines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lm import logs
+from tests.test_logs import Clock, records
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def log_of(workdir, steps, **options) -> None:
+    with logs.Logs(workdir, 100, name="pretrain", **options) as log:
+        for step in steps:
+            log.write(step, "train", {"loss": float(step)})
+
+
+def test_events_are_rows_and_lines_in_the_order_of_time(tmp_path, capsys):
+    with logs.Logs(tmp_path, 50, name="x", clock=Clock(7.0)) as log:
+        log.event("skipped", 3, batch=3, why="the loss is nan", replay="lm show --step=3")
+        log.event("spike", 4, loss=np.float32(9.0), batches=[4, 5], nested={"a": math.inf})
+        log.event("restart", 0)
+        rows = logs.read(tmp_path / logs.EVENTS)  # before the close: each is flushed
+    assert [row["event"] for row in rows] == ["skipped", "spike", "restart"]
+    assert rows[0]["why"] == "the loss is nan" and rows[0]["step"] == 3
+    spike = {"loss": 9.0, "batches": [4, 5], "nested": {"a": "Infinity"}, "time": 7.0}
+    assert rows[1] == {"step": 4, "event": "spike"} | spike
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "step 3/50  skipped: batch 3, why the loss is nan, replay lm show --step=3"
+    assert len(said) == 3 and said[2] == "step 0/50  restart"
+
+
+def test_events_are_never_taken_back(tmp_path):
+    for resume in (0, 20, 0):
+        with logs.Logs(tmp_path, 50, name="x", resume_step=resume) as log:
+            log.event("start", resume)
+            log.event("far", 45)
+            log.rewind(resume)
+    assert [r["step"] for r in logs.read(tmp_path / logs.EVENTS)] == [0, 45, 20, 45, 0, 45]
+
+
+@pytest.mark.parametrize("torn", ['{"st', '{"step": 30, "event": ', "\0\0"])
+def test_a_torn_last_event_is_dropped_and_the_next_is_whole(tmp_path, torn):
+    with logs.Logs(tmp_path, 50, name="x") as log:
+        log.event("one", 1)
+    path = tmp_path / logs.EVENTS
+    path.write_text(path.read_text() + torn)
+    with logs.Logs(tmp_path, 50, name="x", resume_step=1) as log:
+        log.event("two", 2)
+    assert [row["event"] for row in logs.read(path)] == ["one", "two"]
+
+
+def test_a_rewound_log_is_that_of_a_run_that_never_went_further(tmp_path):
+    with logs.Logs(tmp_path, 100, name="x", clock=Clock()) as log:
+        for step in (10, 20, 30, 40):
+            log.write(step, "train", {"loss": 1.0})
+        log.rewind(20)
+        log.write(30, "train", {"loss": 3.0})
+    rows = [(row["step"], row["loss"]) for row in logs.read(tmp_path / logs.METRICS)]
+    assert rows == [(10, 1.0), (20, 1.0), (30, 3.0)]
+    (path,) = (tmp_path / logs.TENSORBOARD).iterdir()
+    from tensorboardX.proto import event_pb2
+
+    events = [event_pb2.Event.FromString(record) for record in records(path)]
+    assert events[0].file_version == "brain.Event:2"
+    restarts = [(i, e.step) for i, e in enumerate(events) if e.HasField("session_log")]
+    assert restarts == [(5, 21)]  # a reader forgets what came before of 21 and later
+
+
+def test_each_record_of_the_board_has_the_sums_that_readers_check(tmp_path):
+    """CRC-32C, masked: of "123456789" it is e3069283, and the mask is that of TFRecord files."""
+    log_of(tmp_path, [1])
+    (path,) = (tmp_path / logs.TENSORBOARD).iterdir()
+    data, at, count = path.read_bytes(), 0, 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        end = at + 12 + length
+        for start, stop in ((at, at + 8), (at + 12, end)):
+            found = int.from_bytes(data[stop : stop + 4], "little")
+            assert found == masked(data[start:stop])
+        at, count = end + 4, count + 1
+    assert (at, count) == (len(data), 2)
+    assert crc32c(b"123456789") == 0xE3069283
+
+
+def crc32c(data: bytes) -> int:
+    """Castagnoli's sum, bit by bit."""
+    rest = 0xFFFFFFFF
+    for byte in data:
+        rest ^= byte
+        for _ in range(8):
+            rest = rest >> 1 ^ (0x82F63B78 if rest & 1 else 0)
+    return rest ^ 0xFFFFFFFF
+
+
+def masked(data: bytes) -> int:
+    total = crc32c(data)
+    return ((total >> 15 | total << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def test_the_time_to_the_end_leaves_the_compilation_out_and_starts_anew_after_a_rewind(
+    tmp_path, capsys
+):
+    clock = Clock()
+    with logs.Logs(tmp_path, 1000, name="x", clock=clock) as log:
+        for step, seconds in ((1, 60.0), (11, 1.0), (21, 1.0), (11, 50.0), (21, 2.0), (31, 1.0)):
+            clock.now += seconds
+            if step == 11 and seconds == 50.0:
+                log.rewind(11)
+            else:
+                log.write(step, "train", {"loss": 1.0})
+    etas = [line.rpartition("eta ")[2] for line in capsys.readouterr().err.splitlines()]
+    # At 0.1 s an update the 989 that remain take 99 s; only the first row has nothing better.
+    assert etas == ["16:39:00", "0:01:39", "0:01:38", "0:03:16", "0:01:37"]
+
+
+def test_a_resumed_run_tells_an_eta_of_its_own_updates_alone(tmp_path, capsys):
+    clock = Clock()
+    with logs.Logs(tmp_path, 1000, name="x", resume_step=900, clock=clock) as log:
+        for step in (910, 920):
+            clock.now += 5.0
+            log.write(step, "train", {"loss": 1.0})
+        log.write(920, "heldout", {"nats": 1.0})
+    etas = [line.partition("eta ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert etas == ["0:00:45", "0:00:40", ""]
+
+
+SCRIPT = """
+import sys
+from lm import logs
+with logs.Logs(sys.argv[1], 30, name="x") as log:
+    for step in (10, 20, 30):
+        log.write(step, "train", {"loss": 1.0, "tokens_per_second": 5.0})
+        log.advance(step, {"loss": 1.0})
+        log.event("spike", step, text="two\\nlines")
+    log.rewind(10)
+    log.write(20, "heldout", {"nats": 2.0})
+"""
+
+
+def test_a_pipe_sees_plain_lines_one_a_row_and_event(tmp_path):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert said.stdout == b""
+    lines = said.stderr.decode().split("\n")
+    assert len(lines) == 3 + 3 + 1 + 1 and lines[-1] == ""
+    assert all(line.startswith("step ") and line.isprintable() for line in lines[:-1])
+
+
+def test_on_a_terminal_events_stand_above_the_bar(tmp_path):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, stderr=theirs, check=True)
+    os.close(theirs)
+    said = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert said.count("spike: text two lines\r\n") == 3
+    assert "x:" in said and "30/30" in said
+
+
+FULL = """
+import json, pathlib, resource, sys
+from lm import logs
+log = logs.Logs(sys.argv[1], 1000, name="x")
+ledger = logs.Ledger(sys.argv[1])
+ledger.row(0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+act = {"row": lambda n: log.write(n, "train", {"loss": 1.0 / 3}),
+       "event": lambda n: log.event("spike", n), "ledger": lambda n: ledger.row(n)}[sys.argv[2]]
+try:
+    for number in range(1000):
+        act(number)
+except OSError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log.close()  # nothing is tried again
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [("row", "metrics.jsonl|events.out"), ("event", "events.jsonl"), ("ledger", "goodput.jsonl")],
+)
+def test_a_full_disk_is_a_sentence_that_names_the_file_and_what_was_told_stays(
+    what, names, tmp_path
+):
+    """And no thread dies in secret, after which the next scalar would wait for ever."""
+    command = [sys.executable, "-c", FULL, str(tmp_path), what]
+    said = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert said.count("\n") == 1 and said.startswith(str(tmp_path))
+    assert any(name in said for name in names.split("|"))
+    assert "cannot be written (File too large); see to the space and the permissions" in said
+    log_of(tmp_path, [999], resume_step=998)
+    for path in tmp_path.glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            assert path.name == logs.GOODPUT or json.loads(line)
+    assert logs.read(tmp_path / logs.METRICS)[-1]["step"] == 999
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
+    with pytest.raises(OSError, match="gone/a.txt cannot be written .No such file or directory"):
+        logs.write_atomically(tmp_path / "gone" / "a.txt", "text")
+
+
+def test_memory_says_whose_it_is():
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    counted = [Device({"peak_bytes_in_use": n << 30}) for n in (3, 5)]
+    assert logs.memory(counted) == {"device_memory_peak_gib": 5.0}
+    for silent in ([Device(None)], [Device({})]):
+        ((name, used),) = logs.memory(silent).items()
+        assert name == "process_memory_peak_gib"
+        assert 0.02 < used < 64
+    held = np.ones(1 << 26)  # 0.5 GiB
+    assert logs.memory([Device(None)])["process_memory_peak_gib"] > used - 0.1 and held.any()

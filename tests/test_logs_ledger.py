@@ -1,0 +1,261 @@
+"""Laws of the ledger: each second of a run has one kind, whatever stalls, dies or is done again."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lm import logs
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self, now: float = 1000.0):
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def session(workdir, clock, first: int, stop: int, *, every=10, killed=False, **stalls):
+    """Updates first + 1 to stop of a run that began just now, 0.1 s each; a kind's stall is once.
+
+    Returns what `row` said last.
+    """
+    ledger = logs.Ledger(workdir, clock=clock, started=clock.now)
+    spend(ledger, clock, "start", stalls.get("start", 5.0))
+    spend(ledger, clock, "restore", stalls.get("restore", 0.0))
+    share = ledger.row(first)
+    spend(ledger, clock, "compile", stalls.get("compile", 20.0))
+    for step in range(first + 1, stop + 1):
+        spend(ledger, clock, "input", 0.01)
+        spend(ledger, clock, "step", 0.1)
+        if step % every == 0:
+            share = ledger.row(step)
+    for kind in ("input", "step", "save", "evaluate", "log", "other"):
+        spend(ledger, clock, kind, stalls.get(kind, 0.0))
+    if killed:
+        clock.now += killed
+    else:
+        ledger.__exit__(None, None, None)
+    return share
+
+
+def spend(ledger, clock, kind: str, seconds: float) -> None:
+    ledger.turn(kind)
+    clock.now += seconds
+
+
+def seconds_of(workdir) -> dict[str, float]:
+    found = logs.goodput(workdir)
+    assert sum(found["shares"].values()) == pytest.approx(1.0, abs=1e-12)
+    assert found["goodput"] == found["shares"]["step"]
+    return {kind: share * found["wall"] for kind, share in found["shares"].items()}
+
+
+def test_the_parts_sum_to_the_wall_time_and_each_is_what_passed(tmp_path):
+    clock = Clock()
+    session(tmp_path, clock, 0, 100, save=3.0, evaluate=7.0, log=0.5, other=0.25)
+    found = logs.goodput(tmp_path)
+    assert found["wall"] == pytest.approx(clock.now - 1000)
+    expected = {"start": 5, "compile": 20, "input": 1, "step": 10, "save": 3, "evaluate": 7}
+    expected |= {"log": 0.5, "other": 0.25, "restore": 0, "lost": 0, "down": 0}
+    assert seconds_of(tmp_path) == pytest.approx(expected)
+    assert found["sessions"] == 1
+
+
+@pytest.mark.parametrize("kind", ["start", "compile", "input", "step", "save", "evaluate", "other"])
+def test_a_stall_is_in_its_own_kind_and_in_no_other(kind, tmp_path):
+    clock = Clock()
+    session(tmp_path / "smooth", clock, 0, 20)
+    session(tmp_path / "stalled", clock, 0, 20, **{kind: 60.0})
+    smooth, stalled = seconds_of(tmp_path / "smooth"), seconds_of(tmp_path / "stalled")
+    usual = {"start": 5.0, "compile": 20.0}.get(kind, 0.0)
+    differing = {k: stalled[k] - smooth[k] for k in smooth if stalled[k] - smooth[k] > 1e-9}
+    assert differing == pytest.approx({kind: 60.0 - usual})
+
+
+def test_real_stalls_are_within_a_tenth_and_the_sum_within_a_fiftieth(tmp_path):
+    stalls, began = {"compile": 0.2, "input": 0.1, "save": 0.15, "evaluate": 0.12}, time.time()
+    with logs.Ledger(tmp_path, started=began) as ledger:
+        ledger.row(0)
+        for kind, seconds in stalls.items():
+            start = time.perf_counter()
+            ledger.turn(kind)
+            time.sleep(seconds)
+            stalls[kind] = time.perf_counter() - start  # sleeps are late on a busy machine
+        ledger.turn("step")
+    wall, found = time.time() - began, seconds_of(tmp_path)
+    assert sum(found.values()) == pytest.approx(wall, rel=0.02)
+    assert {kind: found[kind] for kind in stalls} == pytest.approx(stalls, rel=0.1)
+
+
+def test_an_unknown_kind_is_one_sentence(tmp_path):
+    with logs.Ledger(tmp_path) as ledger, pytest.raises(ValueError, match="'evaluate'"):
+        ledger.turn("evalute")
+
+
+def test_updates_that_are_taken_again_are_lost_and_the_gap_is_down(tmp_path):
+    clock = Clock()
+    session(tmp_path, clock, 0, 50, killed=4.0)  # the last checkpoint was of update 30
+    clock.now += 6.0
+    session(tmp_path, clock, 30, 60, restore=2.0)
+    found = seconds_of(tmp_path)
+    assert found["lost"] == pytest.approx(20 * 0.11)
+    assert found["step"] == pytest.approx(60 * 0.1)
+    assert found["input"] == pytest.approx(60 * 0.01)
+    assert found["down"] == pytest.approx(10.0)  # 4 s until the kill, of which nothing was told
+    assert (found["start"], found["compile"]) == pytest.approx((10.0, 40.0))
+    assert sum(found.values()) == pytest.approx(clock.now - 1000)
+    assert logs.goodput(tmp_path)["sessions"] == 2
+
+
+def test_a_restart_between_rows_loses_its_share_of_them(tmp_path):
+    clock = Clock()
+    session(tmp_path, clock, 0, 40, every=20, killed=1.0)
+    session(tmp_path, clock, 25, 40, every=20)
+    found = seconds_of(tmp_path)
+    assert found["lost"] == pytest.approx(15 * 0.11)
+    assert found["step"] == pytest.approx(40 * 0.1)
+
+
+def test_a_run_killed_before_its_first_checkpoint_has_lost_all_its_updates(tmp_path):
+    clock = Clock()
+    session(tmp_path, clock, 0, 30, killed=1.0)
+    session(tmp_path, clock, 0, 30, killed=1.0)
+    session(tmp_path, clock, 0, 30)
+    found = seconds_of(tmp_path)
+    assert found["step"] == pytest.approx(3.0)
+    assert found["lost"] == pytest.approx(2 * 30 * 0.11)
+
+
+def test_what_is_done_a_third_time_is_lost_twice_but_never_counted_twice(tmp_path):
+    clock = Clock()
+    session(tmp_path, clock, 0, 50, killed=1.0)
+    session(tmp_path, clock, 40, 70, killed=1.0)
+    session(tmp_path, clock, 20, 70)
+    found = seconds_of(tmp_path)
+    assert found["step"] == pytest.approx(70 * 0.1)
+    assert found["lost"] == pytest.approx((30 + 30) * 0.11)
+    assert sum(found.values()) == pytest.approx(clock.now - 1000)
+
+
+def test_a_roll_back_loses_the_updates_and_what_was_done_after_them(tmp_path):
+    clock = Clock()
+    with logs.Ledger(tmp_path, clock=clock, started=clock.now) as ledger:
+        ledger.row(0)
+        for step in range(1, 11):
+            spend(ledger, clock, "step", 1.0)
+            ledger.row(step)
+        spend(ledger, clock, "step", 0.5)  # the update that was too much
+        spend(ledger, clock, "restore", 3.0)
+        ledger.row(6)
+        spend(ledger, clock, "step", 1.0)
+        ledger.row(7)
+    assert seconds_of(tmp_path) == pytest.approx(
+        dict.fromkeys([*logs.KINDS, "down"], 0.0) | {"step": 7.0, "lost": 4.5, "restore": 3.0}
+    )
+
+
+def test_an_evaluation_of_updates_that_are_lost_is_lost_with_them(tmp_path):
+    clock = Clock()
+    session(tmp_path, clock, 0, 40, evaluate=9.0)
+    session(tmp_path, clock, 30, 40)
+    assert seconds_of(tmp_path)["lost"] == pytest.approx(10 * 0.11 + 9.0)
+
+
+def test_the_share_that_a_row_tells_is_that_of_the_file(tmp_path):
+    clock = Clock()
+    for start, stop in ((0, 50), (30, 60), (30, 90), (0, 20)):
+        told = session(tmp_path, clock, start, stop, killed=0.0, restore=1.0)
+        assert told == pytest.approx(logs.goodput(tmp_path)["goodput"], abs=1e-9)
+        clock.now += 3.0
+
+
+def test_a_run_without_rows_has_spent_nothing(tmp_path):
+    found = logs.goodput(tmp_path)
+    assert (found["wall"], found["goodput"], found["sessions"]) == (0.0, 0.0, 0)
+    with logs.Ledger(tmp_path):
+        pass  # stopped before it was known which update it goes on from
+    assert logs.goodput(tmp_path)["wall"] == 0.0
+
+
+@pytest.mark.parametrize("cut", [1, 7, 60])
+def test_a_torn_last_row_is_dropped_and_the_next_session_goes_on(cut, tmp_path):
+    clock = Clock()
+    session(tmp_path, clock, 0, 30, killed=1.0)
+    path = tmp_path / logs.GOODPUT
+    path.write_bytes(path.read_bytes()[:-cut])
+    session(tmp_path, clock, 20, 40)
+    rows = logs.read(path)
+    assert [row["session"] for row in rows] == sorted(row["session"] for row in rows)
+    assert sum(seconds_of(tmp_path).values()) == pytest.approx(clock.now - 1000)
+
+
+def test_two_runs_of_one_process_do_not_both_have_its_start(tmp_path):
+    clock = Clock()
+    session(tmp_path, clock, 0, 10)
+    with logs.Ledger(tmp_path, clock=clock, started=900.0) as ledger:  # long before the first
+        clock.now += 1.0
+        ledger.row(10)
+    found = seconds_of(tmp_path)
+    assert found["start"] == pytest.approx(6.0)
+    assert found["down"] == 0.0
+
+
+SCRIPT = """
+import sys, time
+time.sleep(0.4)
+from lm import logs
+with logs.Ledger(sys.argv[1]) as ledger:
+    ledger.row(0)
+"""
+
+
+def test_what_passes_before_the_ledger_is_made_counts_as_start(tmp_path):
+    began = time.time()
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], check=True)
+    row = logs.read(tmp_path / logs.GOODPUT)[0]
+    assert began - 0.05 < row["start"] < row["time"] - 0.4 < time.time() - 0.4
+    assert row["seconds"] == pytest.approx({"start": row["time"] - row["start"]})
+
+
+def test_without_proc_the_processor_time_stands_for_the_start(monkeypatch):
+    from lm.logs import ledger
+
+    monkeypatch.setattr(ledger.pathlib.Path, "read_text", lambda self: "no such thing")
+    monkeypatch.setattr(ledger.time, "process_time", lambda: 2.5)
+    assert ledger.process_start(100.0) == 97.5
+
+
+def test_the_null_form_takes_all_that_logs_and_ledger_do(tmp_path):
+    for made in (logs.Logs, logs.Ledger):
+        public = {name for name in vars(made) if not name.startswith("_")}
+        assert public <= set(dir(logs.Silent))
+    with logs.Silent() as silent:
+        silent.write(1, "train", {"loss": 1.0})
+        silent.event("spike", 1, loss=9.0)
+        silent.rewind(0)
+        silent.advance(1)
+        silent.turn("step")
+        assert silent.row(1) == 0.0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_are_cumulative_flushed_and_small(tmp_path):
+    clock = Clock()
+    session(tmp_path, clock, 0, 30, killed=1.0)  # no close: what was told is on disk
+    rows = [json.loads(text) for text in (tmp_path / logs.GOODPUT).read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 10, 20, 30]
+    for row in rows:
+        assert sum(row["seconds"].values()) == pytest.approx(row["time"] - row["start"])
+        assert len(json.dumps(row)) < 300
+    steps = [row["seconds"].get("step", 0.0) for row in rows]
+    assert steps == sorted(steps)

@@ -1,0 +1,127 @@
+"""Mistakes in a config or a flag: exit 2, one sentence with key, value and cure, and no device."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import pytest
+
+from lm import __main__ as door
+from lm import train as trained
+
+CURE = r"\b(use|set|choose|leave|give|did you mean|lower|raise|make|write|say|takes|needs?|must)\b"
+UNKNOWN = ["stepz=1", "model.d_modle=3", "optimizer.peek=1", "every.chekpoint=5", "teecher.init=x"]
+TYPES = [  # a text where a number belongs, a fraction where a count does, a value for a section
+    *("steps=many", "steps=1e3", "seed=0x1", "model.d_model=1.5", "model.dropout_rate=some"),
+    *("optimizer.peak=fast", "guard.spike=high", "keep=two", "data=pydocs", "every=5"),
+]
+BOUNDS = [
+    *("steps=-1", "seed=-1", "seed=4294967296", "keep=0", "keep_every=-1", "every.log=0"),
+    *("every.checkpoint=-5", "every.evaluate=0", "evaluate.examples=-1", "tokenizer.pieces=0"),
+    *("model.dropout_rate=1.5", "model.dropout_rate=-0.1", "model.dropout_rate=nan"),
+    *("model.d_model=0", "model.num_heads=-4", "model.relative_buckets=0", "model.logits_cap=-1"),
+    *("optimizer.peak=inf", "optimizer.peak=-1", "optimizer.clip_norm=-1", "optimizer.beta2=1.0"),
+    *("optimizer.clip_norm=nan", "optimizer.weight_decay=nan", "optimizer.average=1.0"),
+    *("optimizer.warmup=-1", "optimizer.final=2", "optimizer.average=-0.5", "optimizer.beta1=nan"),
+    *("loss.z_loss=-1", "loss.z_loss=inf", "loss.smoothing=1.5", "loss.temperature=0"),
+    *("loss.teacher_weight=2", "objective.noise_density=0", "objective.noise_density=1"),
+    *("objective.noise_density=nan", "objective.mean_span=0.5", "data.batch_size=0"),
+    *("data.batch_size=-8", "data.input_length=0", "data.target_length=0", "data.temperature=0"),
+    *("data.temperature=nan", "data.limit=-1", "data.workers=-1", "data.max_bad_records=-1"),
+    *("guard.patience=0", "guard.rollbacks=-1", "guard.spike=nan", "guard.spike=-1"),
+    *("guard.hang=-1", "guard.hang=nan", "parallel.data=0", "parallel.tensor=0"),
+    *("parallel.micro_batches=0", "parallel.shards=3", "tokenizer.character_coverage=2"),
+]
+WORDS = [
+    *("stage=training", "optimizer.name=adam", "optimizer.schedule=cosin", "model.dtype=fp16"),
+    *("parallel.strategy=ddp", "parallel.reduction=fats", "model.norm=rmss", "data.packing=first"),
+    *("data.task=wiki", "tokenizer.kind=unigrams", "objective.name=mask", "keep_best=nats!"),
+]
+PAIRS = {  # options that exclude each other, and the keys that the sentence names
+    "steps=10 duration=3_epochs": "steps duration",
+    "steps=0": "steps duration",
+    "steps=0 duration=3_eons": "duration",
+    "steps=0 duration=many_epochs": "duration",
+    "steps=0 duration=nan_epochs": "duration",
+    "optimizer.warmup=20 optimizer.warmup_duration=2_percent": "warmup warmup_duration",
+    "optimizer.warmup=0 optimizer.warmup_duration=200_percent": "warmup_duration",
+    "optimizer.schedule=cosine optimizer.cooldown=10": "cooldown wsd",
+    "optimizer.schedule=constant optimizer.final=0.5": "final",
+    "optimizer.decays=[=0": "decays",
+    "optimizer.rates=encoder=fast": "rates",
+    "parallel.fsdp=2": "parallel.fsdp mesh",
+    "parallel.reduction=fixed parallel.strategy=mesh": "reduction pmap",
+    "teacher.workdir=here": "teacher.workdir stage",
+    "stage=distill teacher.workdir=here init_from=there": "init_from teacher",
+}
+FLAGS = {
+    "--dryrun": "dryrun dry_run",
+    "--hosts=2": "hosts coordinator",
+    "--hosts=2 --host=2 --coordinator=localhost:1": "host=2",
+    "--hosts=2 --host=-1 --coordinator=localhost:1": "host=-1",
+    "--hosts=two": "hosts two",
+    "--coordinator=localhost:1": "coordinator hosts",
+    "--profile=15:10": "profile 15:10",
+    "--profile=ten": "profile ten",
+    "--profile=0:3": "profile 0:3",
+    "--allow_change=optimizer.peek": "optimizer.peek optimizer.peak",
+}
+KEYED = {line: line.partition("=")[0].rpartition(".")[2] for line in [*TYPES, *BOUNDS, *WORDS]}
+
+
+def sentence(arguments: list[str], capsys) -> str:
+    """What the door says of a mistake, which it must end with."""
+    assert door.main(arguments) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("lm: "), said
+    return said[0]
+
+
+@pytest.fixture(autouse=True)
+def no_device(monkeypatch):
+    """Whoever asks jax for a device, ends in an error that is no sentence."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("a device was asked for before the config was checked")
+
+    for name in ("devices", "local_devices", "device_count", "local_device_count"):
+        monkeypatch.setattr(jax, name, refuse)
+
+
+def train(tmp_path, *changes: str) -> list[str]:
+    assert trained.train, "imported before devices are refused"
+    flags = [f"--config.{change}" for change in (f"data.dir={tmp_path}", *changes)]
+    return ["train", "--config=configs/pretrain.py", *flags, f"--workdir={tmp_path / 'run'}"]
+
+
+@pytest.mark.parametrize("change", UNKNOWN)
+def test_an_unknown_key_is_told_the_nearest_one(change, tmp_path, capsys):
+    said = sentence(train(tmp_path, change), capsys)
+    assert re.search(r"no key '(\w+)'; did you mean '\w+'", said)[1] in change, said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", KEYED)
+def test_a_value_of_no_use_is_named_with_its_key_and_a_cure(change, tmp_path, capsys):
+    said = sentence(train(tmp_path, change), capsys)
+    value = change.partition("=")[2]
+    assert re.search(rf"\b{KEYED[change]}\b", said), said
+    assert value in said and re.search(CURE, said), said
+    assert "literal" not in said and "Traceback" not in said, said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes", PAIRS)
+def test_options_that_contradict_are_both_named(changes, tmp_path, capsys):
+    spaced = [re.sub("_(?=epochs|eons|percent)", " ", change) for change in changes.split()]
+    said = sentence(train(tmp_path, *spaced), capsys)
+    assert all(word in said for word in PAIRS[changes].split()), said
+    assert re.search(CURE, said), said
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_a_flag_of_no_use_is_named_with_a_cure(flags, tmp_path, capsys):
+    said = sentence([*train(tmp_path), *flags.split()], capsys)
+    assert all(word in said for word in FLAGS[flags].split()), said
+    assert not (tmp_path / "run").exists()

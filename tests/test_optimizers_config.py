@@ -1,0 +1,230 @@
+"""Laws of the optimizer's keys: bounds, contradictions, patterns; a default contradicts nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm import optimizers, transformer
+
+PACE = optimizers.Pace(epoch=10.0, tokens=64)
+PARAMS = {
+    "embed": {"embedding": jnp.ones((4, 3))},
+    "encoder": {"layers": {"up": {"kernel": jnp.ones((2, 3, 4))}}, "norm": {"scale": jnp.ones(3)}},
+    "head": jnp.full((3, 4), -0.0),
+}
+config_of = optimizers.OptimizerConfig
+
+
+def moved(rates="", decays=None, weight_decay=0.0, gradients=None, **fields):
+    """How far each parameter is moved by one update of rate 1 with gradients of 1."""
+    more = {} if decays is None else {"decays": decays}
+    config = dict(name="lion", peak=1.0, schedule="constant", warmup=0, clip_norm=0.0, rates=rates)
+    config = config_of(**config | fields, weight_decay=weight_decay, **more)
+    optimizer, _ = optimizers.make_optimizer(config, 10, PARAMS, PACE)
+    gradients = jax.tree.map(jnp.ones_like, PARAMS) if gradients is None else gradients
+    steps, state = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    return {path(keys): np.asarray(step) for keys, step in leaves(steps)}, state
+
+
+leaves = jax.tree_util.tree_leaves_with_path
+path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/")
+
+# Numbers and words. --------------------------------------------------------------------------
+
+BOUNDED = ["peak", "final", "weight_decay", "clip_norm", "beta1", "beta2", "warmup", "cooldown"]
+BOUNDED += ["average"]
+
+
+@pytest.mark.parametrize("field", BOUNDED)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e-9, 1e10])
+def test_a_number_out_of_bounds_is_refused_with_its_bounds(field, value):
+    with pytest.raises(ValueError, match=rf"optimizer.{field}={value} is out of bounds; use 0 to"):
+        config_of(**{field: value})
+
+
+def test_every_number_of_the_config_is_bounded():
+    fields = dataclasses.fields(config_of)
+    assert {f.name for f in fields if f.type in ("int", "float")} == set(BOUNDED)
+
+
+@pytest.mark.parametrize("field", ["beta1", "beta2"])
+@pytest.mark.parametrize("name", sorted(set(optimizers.OPTIMIZERS) - {"adafactor"}))
+def test_the_largest_beta_allowed_still_takes_finite_steps(name, field):
+    with pytest.raises(ValueError) as error:
+        config_of(**{field: 2.0})
+    largest = float(str(error.value).split(" to ")[1].rstrip("."))
+    for step in moved(name=name, **{field: largest})[0].values():
+        assert np.isfinite(step).all() and step.all()
+
+
+@pytest.mark.parametrize("field, near", [("name", "adafactor"), ("schedule", "cosine")])
+def test_an_unknown_word_is_refused_with_the_nearest(field, near):
+    with pytest.raises(ValueError, match=f"optimizer.{field}='{near}e' .* did you mean '{near}'"):
+        config_of(**{field: near + "e"})
+
+
+# Contradictions. -----------------------------------------------------------------------------
+
+WSD = dict(schedule="wsd", cooldown=5)
+CONTRADICTIONS = [
+    (dict(warmup=5, warmup_duration="1 epochs"), "warmup=5 and .* both say how long; set warmup=0"),
+    (dict(warmup_duration="1 epochs"), "warmup=10000 and .* set warmup=0"),
+    (dict(WSD, cooldown_duration="1 epochs"), "cooldown=5 and .* set cooldown=0"),
+    (dict(schedule="wsd"), "'wsd' has no optimizer.cooldown"),
+    (dict(schedule="cosine", cooldown=5), "cooldown=5 has no use with .*'cosine'; .* at 0, or"),
+    (dict(cooldown_duration="1 epochs"), "cooldown_duration='1 epochs' has no use with .*'rsqrt'"),
+    (dict(final=0.1), "final=0.1 has no use with .*'rsqrt'"),
+    (dict(schedule="constant", final=0.1), "final=0.1 has no use with .*'constant'"),
+    (dict(decays="bias=0"), "decays='bias=0' has no use with optimizer.weight_decay=0.0"),
+    (dict(beta1=0.8), "beta1=0.8 has no use with .*'adafactor'; leave it at 0.9"),
+    (dict(beta2=0.8), "beta2=0.8 has no use with .*'adafactor'"),
+]
+
+
+@pytest.mark.parametrize("fields, message", CONTRADICTIONS)
+def test_a_key_without_use_is_refused_with_what_makes_it_so(fields, message):
+    with pytest.raises(ValueError, match=message) as error:
+        config_of(**fields)
+    assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")
+
+
+AGREED = [
+    dict(warmup=0, warmup_duration="1 epochs"),
+    dict(schedule="wsd", cooldown_duration="1 epochs"),
+    *(dict(WSD, final=0.1), dict(schedule="cosine", final=0.1), dict(schedule="linear", final=1.0)),
+    dict(weight_decay=0.1, decays="bias=0"),
+    dict(name="lion", beta1=0.8, beta2=0.99),
+]
+
+
+@pytest.mark.parametrize("fields", AGREED, ids=str)
+def test_the_same_keys_where_they_have_a_use_are_taken(fields):
+    config_of(**fields)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
+def test_a_default_contradicts_nothing(name, schedule):
+    config = config_of(name=name, schedule=schedule, **{"cooldown": 5} if schedule == "wsd" else {})
+    assert config.warmup and config.beta1 and config.decays
+    optimizers.make_optimizer(config, 20_000, {"w": jnp.ones(2)}, PACE)
+
+
+# Patterns. -----------------------------------------------------------------------------------
+
+
+def test_a_multiplier_multiplies_the_whole_update_decay_and_all():
+    plain, half = (moved(rates, weight_decay=0.5)[0] for rates in ("", "encoder/=0.5"))
+    for name, step in plain.items():
+        share = 0.5 if name.startswith("encoder/") else 1
+        np.testing.assert_array_equal(half[name], share * step, err_msg=name)
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_rates_multiply_the_updates_of_every_optimizer(name):
+    plain, more = (moved(rates, name=name)[0] for rates in ("", "embed=3"))
+    np.testing.assert_allclose(more["embed/embedding"], 3 * plain["embed/embedding"], rtol=1e-6)
+    np.testing.assert_array_equal(more["head"], plain["head"])
+
+
+def test_the_first_match_wins():
+    steps, _ = moved("layers/=0.5 encoder/=0.25 .*=2")
+    sizes = {name: -step.ravel()[0] for name, step in steps.items()}
+    assert sizes == {
+        "embed/embedding": 2,
+        "encoder/layers/up/kernel": 0.5,
+        "encoder/norm/scale": 0.25,
+        "head": 2,
+    }
+    steps, _ = moved(decays="norm/=3 encoder/=1 .*=0", weight_decay=0.5, peak=0.5)
+    # Of 0.5, lion's sign is 0.5 and the decay of weights of 1 is 0.25 times the multiplier.
+    assert -steps["encoder/norm/scale"][0] == 0.5 + 0.75
+    assert -steps["encoder/layers/up/kernel"][0, 0, 0] == 0.5 + 0.25
+    assert -steps["embed/embedding"][0, 0] == 0.5
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_what_is_frozen_keeps_its_bits_and_has_no_moments(name):
+    gradients = jax.tree.map(jnp.ones_like, PARAMS) | {"head": jnp.full((3, 4), jnp.nan)}
+    fields = dict(name=name, weight_decay=0.5, clip_norm=1.0, gradients=gradients)
+    steps, state = moved("head=none encoder/norm=none", **fields)
+    kept = [path(keys) for keys, leaf in leaves(state) if leaf.ndim]
+    assert any("embed/embedding" in name for name in kept)
+    assert not any("head" in name or "encoder/norm" in name for name in kept), kept
+    for name in ("head", "encoder/norm/scale"):
+        before = PARAMS["head"] if name == "head" else PARAMS["encoder"]["norm"]["scale"]
+        after = jax.jit(optax.apply_updates)(before, steps.pop(name))
+        bits = lambda x: np.asarray(x).view(np.int32)
+        np.testing.assert_array_equal(bits(after), bits(before))  # -0.0 stays -0.0
+    assert all(np.isfinite(step).all() and step.all() for step in steps.values())
+
+
+def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
+    gradients = jax.tree.map(lambda x: 3e-3 * jnp.ones_like(x), PARAMS)
+    huge = gradients | {"head": jnp.full((3, 4), 1e9)}
+    # A step of Adam's beta2 near 1 shows the gradient's own size after another was seen; so does
+    # Adafactor's mean of squares.
+    for name in ("adamw", "adafactor"):
+        calm, loud = (
+            moved("head=none", name=name, clip_norm=1.0, gradients=g) for g in (gradients, huge)
+        )
+        jax.tree.map(np.testing.assert_array_equal, calm[1], loud[1])
+
+
+def test_named_rates_are_listed_for_the_log():
+    assert optimizers.multipliers(config_of()) == {}
+    config = config_of(rates="encoder/=0.1 embed=none")
+    assert optimizers.multipliers(config) == {"encoder/": 0.1, "embed": 0.0}
+
+
+BAD_WORDS = [
+    ("rates", "encoder", "'encoder', which is no pattern=multiplier"),
+    ("rates", "=0.1", "'=0.1', which is no pattern=multiplier"),
+    ("rates", "enc(oder=0.1", r"'enc\(oder', which is no regular expression \(missing \)"),
+    ("rates", "head=0", "a number above 0, up to 1000, or none"),
+    ("rates", "head=-1", "a number above 0"),
+    ("rates", "head=nan", "a number above 0"),
+    ("rates", "head=1e9", "a number above 0"),
+    ("rates", "head=None", "or none .frozen."),
+    ("decays", "head=none", "a number from 0 to 1000"),
+    ("decays", "head=-1", "a number from 0 to 1000"),
+    ("decays", "head=x", "optimizer.decays has 'head=x', whose multiplier must be"),
+]
+
+
+@pytest.mark.parametrize("field, text, message", BAD_WORDS)
+def test_what_is_no_pattern_or_no_multiplier_is_refused(field, text, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(weight_decay=0.1, **{field: text})
+
+
+@pytest.mark.parametrize("field", ["rates", "decays"])
+@pytest.mark.parametrize("text", ["heat=0.5", "embed=0.5 embedding=2", "head=0.5 head=0.5"])
+def test_a_pattern_that_decides_on_no_parameter_is_refused(field, text):
+    with pytest.raises(ValueError, match=f"optimizer.{field} has .* first match of no parameter"):
+        moved(weight_decay=0.1, **{field: text})
+
+
+def test_rates_that_freeze_everything_are_refused():
+    with pytest.raises(ValueError, match="'.*=none' freezes every parameter; leave one"):
+        moved(".*=none")
+
+
+def test_by_default_all_but_norms_and_relative_biases_decay_in_the_model():
+    config = transformer.ModelConfig(vocab_size=64, d_model=16, d_ff=16, head_dim=4, norm="layer")
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), transformer.shapes(config))
+    optimizer, _ = optimizers.make_optimizer(
+        config_of(name="lion", weight_decay=0.5, clip_norm=0.0), 10, params, PACE
+    )
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    steps, _ = optimizer.update(nothing, optimizer.init(params), params)
+    ends = lambda which: {keys[-1].key for keys, step in leaves(steps) if bool(step.any()) == which}
+    assert ends(False) == {"scale", "bias", "relative_bias"}
+    assert ends(True) == {"kernel", "embedding", "head"}

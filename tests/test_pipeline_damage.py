@@ -1,0 +1,219 @@
+"""Laws of damaged shards: no row is ever wrong; what is left out is counted; too much is too much.
+
+TRIALS of each kind of damage to text and to pairs; the more, the longer it takes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from lm import corpus, objectives, pipeline
+
+TRIALS, SIZE, FILES = 3, 400, 3
+VOCABULARY = objectives.Vocabulary(np.arange(390, 400), 1, np.arange(3, 300), np.zeros(400, bool))
+TASKS = {"text": "pydocs", "pairs": "docstring_summary"}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def stored(request, tmp_path_factory) -> pathlib.Path:
+    """Shards of text or of pairs, in files of equal sizes, as ArrayRecord's blocks make them."""
+    directory, rng = tmp_path_factory.mktemp(request.param), np.random.default_rng(0)
+    write, files = getattr(corpus, f"write_{request.param}"), {}
+    for number in range(FILES):
+        path = directory / f"shard-{number}.array_record"
+        ids = [rng.integers(3, SIZE - 10, rng.integers(20, 60)) for _ in range(300)]
+        if request.param == "text":
+            files[path.name] = write(path, ids, np.array([9]), SIZE)
+        else:
+            files[path.name] = write(path, [(one[:16], one[:8]) for one in ids[:100]], SIZE)
+    corpus.finish(directory, {"kind": request.param}, files, {})
+    assert len({path.stat().st_size for path in directory.glob("shard-*")}) == 1
+    return directory
+
+
+def examples_of(directory: pathlib.Path, most: int, **options) -> pipeline.Examples:
+    manifest = corpus.read_manifest(directory)
+    task = TASKS[manifest["identity"]["kind"]]
+    options |= {"task": task, "input_length": 64, "target_length": 16, "batch_size": 20}
+    data = pipeline.DataConfig(max_bad_records=most, **options)
+    objective = objectives.ObjectiveConfig()
+    part = pipeline.Part(task, str(directory), manifest, data, objective, VOCABULARY)
+    return pipeline.Examples((part,))
+
+
+def epoch(examples: pipeline.Examples) -> list[np.ndarray]:
+    """Each batch of an epoch and a bit, its four arrays side by side."""
+    batches = pipeline.train_batches(examples, seed=1)
+    count = len(examples) // 20 + 2
+    return [np.concatenate(rows, axis=1) for rows in itertools.islice(batches, count)]
+
+
+@pytest.fixture(scope="module")
+def expected(stored) -> list[np.ndarray]:
+    """The batches of the shards as they were written."""
+    return epoch(examples_of(stored, 0))
+
+
+def flip(files, rng):
+    data = bytearray(files[0].read_bytes())
+    for _ in range(8):
+        data[rng.integers(16_000)] ^= 1 << rng.integers(8)
+    files[0].write_bytes(data)
+
+
+def garble(files, rng):
+    data = bytearray(files[0].read_bytes())
+    start = rng.integers(len(data) - 5000)
+    data[start : start + 5000] = rng.bytes(5000)
+    files[0].write_bytes(data)
+
+
+def truncate(files, rng):
+    data = files[0].read_bytes()
+    files[0].write_bytes(data[: rng.integers(len(data))])
+
+
+def swap(files, rng):
+    one, other = (files[0].read_bytes(), files[1].read_bytes())
+    files[0].write_bytes(other)
+    files[1].write_bytes(one)
+
+
+KINDS = {
+    "flipped": flip,
+    "garbled": garble,
+    "truncated": truncate,
+    "missing": lambda files, rng: files[0].unlink(),
+    "appended": lambda files, rng: files[0].write_bytes(files[0].read_bytes() * 2),
+    "doubled": lambda files, rng: shutil.copy(files[1], files[0]),
+    "swapped": swap,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trial", range(TRIALS))
+def test_a_row_is_right_or_empty_or_reading_stops_with_the_file_and_the_cure(
+    kind, trial, stored, expected, tmp_path, capsys
+):
+    copy = pathlib.Path(shutil.copytree(stored, tmp_path / "copy"))
+    files = sorted(copy.glob("shard-*"))
+    np.random.default_rng(trial).shuffle(files)
+    KINDS[kind](files, np.random.default_rng(trial))
+    examples = examples_of(copy, 10**9)
+    try:
+        found = epoch(examples)
+    except ValueError as error:  # at the opening of the files
+        assert kind not in ("flipped", "garbled") or "is not the file that was" in str(error)
+        assert any(str(path) in str(error) for path in files)
+        assert f"remove {copy}" in str(error)
+        return
+    assert kind in ("flipped", "garbled")
+    empty = 0
+    for rows, right in zip(found, expected, strict=True):
+        whole = (rows == right).all(axis=1)
+        assert (rows[~whole] == 0).all(), "a row is wrong"
+        empty += (~whole).sum()
+    count = len(examples.damaged)
+    assert bool(empty) == bool(count)
+    assert capsys.readouterr().err.count("left out (") == count
+    if count:  # one fewer than there are is too few
+        with pytest.raises(ValueError, match=f"record .* a data.max_bad_records above {count - 1}"):
+            epoch(examples_of(copy, count - 1))
+
+
+def spoil(directory: pathlib.Path, tmp_path, *records: int) -> pathlib.Path:
+    """A copy in which these records of the first file cannot be read."""
+    copy = pathlib.Path(shutil.copytree(directory, tmp_path / "spoilt"))
+    path = copy / "shard-0.array_record"
+    data, numbers = bytearray(path.read_bytes()), []
+    manifest = corpus.read_manifest(copy)
+    kind = corpus.Pairs if manifest["kind"] == "pairs" else corpus.Stream
+    for record in records:
+        raw = kind(str(directory), manifest).record(record)
+        place = bytes(data).index(raw)
+        data[place + len(raw) // 2] ^= 1
+        numbers.append(place)
+    path.write_bytes(data)
+    assert len(set(numbers)) == len(records)
+    return copy
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_stops_at_once_with_the_record_and_both_cures(stored, workers, tmp_path):
+    copy = spoil(stored, tmp_path, 1)
+    path = copy / "shard-0.array_record"
+    with pytest.raises(ValueError) as caught:
+        epoch(examples_of(copy, 0, workers=workers))
+    said = str(caught.value)
+    assert said.startswith(f"record 1 of {path} cannot be read (")
+    cures = f"; remove {copy}, and it is made anew, or set a data.max_bad_records above 0."
+    assert said.endswith(cures)
+    assert said.count(". ") == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_as_many_as_allowed_are_left_out_counted_once_and_one_more_stops(
+    stored, expected, workers, tmp_path, capsys
+):
+    copy = spoil(stored, tmp_path, 0, 2)
+    examples = examples_of(copy, 2, workers=workers)
+    for _ in range(1 if workers else 2):  # what was met once is not counted again
+        found = epoch(examples)
+        assert {name.split(" of ")[0] for name in examples.damaged} == {"0", "2"}
+    assert capsys.readouterr().err.count("left out (") == 2
+    empty = 0
+    for rows, right in zip(found, expected, strict=True):
+        same = (rows == right).all(axis=1)
+        assert (rows[~same] == 0).all()
+        empty += (~same).sum()
+    assert 0 < empty < sum(map(len, expected)) / 2
+    with pytest.raises(ValueError, match="a data.max_bad_records above 1"):
+        epoch(examples_of(copy, 1, workers=workers))
+
+
+def test_held_out_damage_is_left_out_and_counted_as_well(stored, tmp_path):
+    copy = spoil(stored, tmp_path, 1)
+    examples = examples_of(copy, 1)
+    rows = [np.concatenate(b, axis=1) for b in pipeline.heldout_batches(examples, 0)]
+    right = [np.concatenate(b, axis=1) for b in pipeline.heldout_batches(examples_of(stored, 0), 0)]
+    differ = [(a != b).any(axis=1) for a, b in zip(rows, right, strict=True)]
+    assert sum(d.sum() for d in differ) > 0
+    assert all((a[d] == 0).all() for a, d in zip(rows, differ, strict=True))
+    assert len(examples.damaged) == 1
+    with pytest.raises(ValueError, match="record 1 of .* data.max_bad_records above 0"):
+        list(pipeline.heldout_batches(examples_of(copy, 0), 0))
+
+
+@pytest.mark.parametrize("stored", ["pairs"], indirect=True)
+def test_a_row_of_several_pairs_with_a_damaged_one_is_empty_as_a_whole(stored, tmp_path):
+    copy = spoil(stored, tmp_path, 1)
+    whole, broken = (examples_of(path, 1, packing="first_fit") for path in (stored, copy))
+    differing = [
+        (ours, theirs)
+        for batch, right in zip(epoch(broken), epoch(whole), strict=True)
+        for ours, theirs in zip(batch, right, strict=True)
+        if (ours != theirs).any()
+    ]
+    assert 1 <= len(differing) <= 2  # one row, which a second epoch may hold again
+    assert all((ours == 0).all() for ours, _ in differing)
+
+
+def test_shards_without_a_hash_of_each_head_are_of_an_earlier_version(stored, tmp_path):
+    copy = pathlib.Path(shutil.copytree(stored, tmp_path / "copy"))
+    manifest = json.loads((copy / corpus.MANIFEST).read_text())
+    for facts in manifest["files"].values():
+        del facts["head"]
+    (copy / corpus.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="was written by an earlier version; remove"):
+        corpus.read_manifest(copy)
+
+
+def test_a_limit_below_zero_is_a_sentence():
+    with pytest.raises(ValueError, match="data.max_bad_records=-1 is too small; use 0 or more"):
+        pipeline.DataConfig(max_bad_records=-1)

@@ -42,6 +42,7 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "shards": ("integer", 0, "files of each split; 0: one for 64 MiB of source"),
     "workers": ("integer", 0, "processes; 0: one a processor. The result is the same"),
     "model": ("flag", False, "print the table of parameters instead of a batch"),
+    "sharding": ("flag", False, "print what a device holds of each parameter instead of a batch"),
     "runner": ("text", "", "Apache Beam's, as DirectRunner; empty: local processes"),
     "runner_flags": ("text", "", "Beam's own flags in one word; examples in lm/corpus/beam.py"),
     "temp": ("text", "", "folder that the runner's workers reach, as gs://bucket/folder"),
@@ -59,6 +60,13 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "host": ("integer", -1, "which of them this one is, from 0"),
     "dry_run": ("flag", False, "check and print what would be done, then stop"),
 }
+
+
+WRONG_TYPES = (  # what absl, ml_collections and Python say of a flag's value, and what we do
+    (r"invalid literal for int.*", "is no whole number; write it in digits."),
+    (r"could not convert string to float.*", "is no number; write it as 0.5 or 1e-3."),
+    (r"Failed to parse .* as a ConfigDict.*", "is for a whole section; set one of its keys."),
+)
 
 
 def parse(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
@@ -109,7 +117,10 @@ def _sentence(error: Exception) -> str:
         names = re.findall(r"\w+", said.replace("\\n", " "))
         near = f"; did you mean {names[4]!r}?" if "Did" in names[:2] else "."
         said = f"the config has no key {names[0]!r}{near}"
-    return " ".join(said.split())
+    said = " ".join(said.split())
+    for pattern, cure in WRONG_TYPES:
+        said = re.sub(rf"flag (\S+): {pattern}", rf"\1 {cure}", said)
+    return said
 
 
 def usage(name: str) -> str:
@@ -193,11 +204,13 @@ def train(values) -> int:
     this = checked_run(values)
     allow = tuple(filter(None, values.allow_change.split(",")))
     profile = _traced(values.profile)
-    train.check(this, allow)
     parallel.start(values.coordinator, values.hosts, values.host)
+    train.check(this, allow)
     if values.dry_run:
         train.layout(this)
         print(json.dumps(this.config, indent=2))
+        if this.config["steps"]:
+            print(json.dumps(train.planned(this, this.config["steps"])), file=sys.stderr)
         return 0
     try:
         figures = train.train(this, allow=allow, profile=profile)
@@ -263,7 +276,13 @@ def show(values) -> None:
     from lm import show
 
     this = checked_run(values)
-    print(show.parameters(this) if values.model else show.rows(this, values.split, values.rows))
+    for asked, table in ((values.model, show.parameters), (values.sharding, show.sharding)):
+        if asked:
+            print(table(this))
+            return
+    if not re.fullmatch(r"\d*", values.step):
+        raise ValueError(f"--step={values.step} is no update's number; write it in digits.")
+    print(show.rows(this, values.split, values.rows, int(values.step or 1)))
 
 
 def report(values) -> None:
@@ -318,7 +337,7 @@ COMMANDS = {
     "train": (train, TRAIN),
     "evaluate": (evaluate, ("workdir", "step")),
     "predict": (predict, ("workdir", "text", "input", "out", "step")),
-    "show": (show, ("config", "workdir", "split", "rows", "model")),
+    "show": (show, ("config", "workdir", "split", "rows", "model", "sharding", "step")),
     "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
     "export": (export_checkpoint, ("workdir", "directory", "step")),
     "report": (report, ("runs", "out", "title")),

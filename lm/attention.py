@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+
+SMALL = 2**16  # scores of a row: fewer are not worth a loop
 
 
 def distance(queries: int, keys: int, start: int | Array = 0) -> Array:
@@ -84,27 +88,57 @@ def attend(
     value: Array,
     mask: Array,
     bias: Array | None = None,
+    keep: Array | None = None,
     *,
     scale: float = 1.0,
     cap: float = 0.0,
-    drop=lambda w: w,
 ) -> Array:
     """Sum of values, weighted by the softmax of scores: capped(scale * query . key + bias).
 
     query [B, T, N, H]; key and value [B, S, K, H], each serving N/K query heads; mask bool
-    [B, T, S]; bias [N, T, S] or [B, N, T, S]; cap is soft_cap's; drop is applied to the weights.
-    Returns [B, T, N, H].
+    [B, T, S]; bias [N, T, S] or [B, N, T, S]; keep float [B, K, N/K, 1, S], what dropout multiplies
+    the weights by; cap is soft_cap's. Returns [B, T, N, H].
     A query that sees nothing (padding) gets the mean of all values; its loss weight is 0.
     """
-    heads, groups = query.shape[2], key.shape[2]
+    length, heads, groups = *query.shape[1:3], key.shape[2]
     query = query.reshape(*query.shape[:2], groups, heads // groups, -1)
-    scores = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        bias = bias.reshape(*bias.shape[:-3], groups, heads // groups, *bias.shape[-2:])
+    alike = bias is None or bias.ndim == 4  # one bias for all rows
+    one = functools.partial(_attend_row, scale=scale, cap=cap)
+    at_once = jax.vmap(one, (0, 0, 0, 0, 0, None if alike else 0))
+    seen = query, key, value, mask, keep, bias
+    if heads * length * key.shape[1] < SMALL:
+        return at_once(*seen).reshape(*query.shape[:2], heads, -1)
+    in_turn = functools.partial(_in_turn, jax.checkpoint(one), alike)
+    summed = jax.lax.platform_dependent(*seen, cpu=in_turn, default=at_once)
+    return summed.reshape(*query.shape[:2], heads, -1)
+
+
+def _in_turn(one, alike, *seen):
+    # Row by row: a row's scores stay in a CPU's cache, and are computed again when going back.
+    *rows, bias = seen
+    if alike:
+        return jax.lax.map(lambda row: one(*row, bias), rows)
+    return jax.lax.map(lambda row: one(*row), seen)
+
+
+def _attend_row(query, key, value, mask, keep, bias, *, scale, cap):
+    # query [T, K, G, H], key and value [S, K, H], mask [T, S] -> [T, K, G, H]. The products have
+    # one batch axis, K, in front: with any other order XLA copies the scores to transpose them.
+    length, groups, shared, width = query.shape
+    query = jnp.transpose(query, (1, 2, 0, 3)).reshape(groups, shared * length, width)
+    key, value = jnp.swapaxes(key, 0, 1), jnp.swapaxes(value, 0, 1)
+    scores = jnp.einsum("kth,ksh->kts", query, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(groups, shared, length, -1)
     if scale != 1:
         scores *= scale
     if bias is not None:
-        scores += bias.reshape(*bias.shape[:-3], groups, heads // groups, *bias.shape[-2:])
-    scores = soft_cap(scores, cap)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = drop(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
-    summed = jnp.einsum("bkgts,bskh->btkgh", weights, value)
-    return summed.reshape(*summed.shape[:2], heads, -1)
+        scores += bias
+    scores = jnp.where(mask, soft_cap(scores, cap), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if keep is not None:
+        weights *= keep
+    weights = weights.astype(value.dtype).reshape(groups, shared * length, -1)
+    summed = jnp.einsum("kts,ksh->kth", weights, value)
+    return jnp.transpose(summed.reshape(groups, shared, length, -1), (2, 0, 1, 3))

@@ -24,8 +24,21 @@ def dense(features, axis, variance: float, name: str, dtype, distribution="norma
     """A matrix without bias; the initial variance is variance / fan-in, as in T5X."""
     init = nn.initializers.variance_scaling(variance, "fan_in", distribution)
     return nn.DenseGeneral(
-        features, axis=axis, use_bias=False, kernel_init=init, dtype=dtype, name=name
+        features, axis, use_bias=False, kernel_init=init, dtype=dtype, name=name, dot_general=flat
     )
+
+
+def flat(x: Array, kernel: Array, dimensions=(((-1,), (0,)), ((), ())), **kwargs) -> Array:
+    """x [.., I] times kernel [I, O ..] as a product of two matrices: [.., O ..].
+
+    I stands for one axis or, as dimensions (lax.dot_general's) tell, the last few of x and the
+    first few of the kernel. kwargs are jnp.dot's.
+    The gradient of a product of more axes is computed transposed, which costs a CPU copies.
+    """
+    count = len(dimensions[0][0])
+    rows, size = x.shape[: x.ndim - count], math.prod(kernel.shape[:count])
+    made = jnp.dot(x.reshape(-1, size), kernel.reshape(size, -1), **kwargs)
+    return made.reshape(*rows, *kernel.shape[count:])
 
 
 def head_variance(vocab_size: int) -> float:
@@ -161,11 +174,20 @@ class Attention(nn.Module):
             *keys_values,
             mask,
             bias,
+            self._keep(mask, deterministic),
             scale=config.attention_scale,
             cap=config.attention_cap,
-            drop=lambda weights: self.dropout(weights, deterministic),
         )
         return self.out(summed)
+
+    def _keep(self, mask, deterministic):
+        # What dropout multiplies weights by, the same for all queries of a row; None: by nothing.
+        config = self.config
+        if deterministic or not config.dropout_rate:
+            return None
+        groups, (rows, _, sources) = config.num_kv_heads, mask.shape
+        ones = jnp.ones((rows, groups, config.num_heads // groups, 1, sources))
+        return self.dropout(ones, deterministic)
 
 
 class FeedForward(nn.Module):

@@ -1,27 +1,43 @@
-"""A batch as text, and a model as a table of its parameters."""
+"""A batch as text, and a model as a table of its parameters or of where they lie."""
 
 from __future__ import annotations
 
 import math
 import re
 
-from lm import checkpoints, choose, layers, pipeline, run, transformer
+import jax
+
+from lm import (
+    checkpoints,
+    choose,
+    layers,
+    optimizers,
+    parallel,
+    pipeline,
+    run,
+    steps,
+    transformer,
+)
 
 
-def rows(this: run.Run, split: str, count: int) -> str:
+def rows(this: run.Run, split: str, count: int, step: int = 1) -> str:
     """The first rows of a split, at most `count` and one batch: what the encoder sees, what the
-    decoder must say. Of a mixture's held-out split, the first of each task.
+    decoder must say. Of a mixture's held-out split, the first of each task. step: of training, the
+    update that takes the batch, in a run that passes over none.
     """
     if count < 1:
         raise ValueError(f"--rows={count} shows nothing; use 1 or more.")
+    if step < 1 or (split != "train" and step > 1):
+        raise ValueError(f"--step={step} is no update of --split=train; use 1 or more there.")
     tokens = run.make_tokenizer(this)
     train, heldout = run.make_examples(this, tokens)
     seed = this.config["seed"]
     choose.choose({"train": train, "heldout": heldout}, split, "--split")
     if split == "train":
-        order = pipeline.order(train, seed)
-        names = [train.find(order[i])[0].name for i in range(min(count, this.data.batch_size))]
-        shown = [(names, next(iter(pipeline.train_batches(train, seed))))]
+        order, size = pipeline.order(train, seed), this.data.batch_size
+        first = (step - 1) * size
+        names = [train.find(order[first + i])[0].name for i in range(min(count, size))]
+        shown = [(names, next(iter(pipeline.train_batches(train, seed, start=step - 1))))]
     else:
         alone = [pipeline.Examples((part,)) for part in heldout.parts]
         firsts = [next(pipeline.heldout_batches(part, seed, count)) for part in alone]
@@ -105,3 +121,17 @@ def parameters(this: run.Run) -> str:
         f"and {targets} target tokens ({flops:,}); a training step takes 3 times that."
     )
     return "\n".join(said)
+
+
+def sharding(this: run.Run) -> str:
+    """The table of what a device holds: of each parameter, and of what the optimizer keeps of it.
+
+    For the config's own parallel.* sizes, of which data=-1 counts as 1; no device is needed.
+    """
+    shapes = transformer.shapes(this.model)
+    endless = optimizers.Pace(1.0, 2**31)  # no shape follows from a duration
+    optimizer, _ = optimizers.make_optimizer(this.optimizer, 2**31 - 1, shapes, endless)
+    plan = steps.Plan(average=this.optimizer.average)
+    model = transformer.Transformer(this.model)
+    state = jax.eval_shape(lambda tree: steps.init_state(model, optimizer, plan, tree), shapes)
+    return parallel.sharding_table(this.parallel, state)

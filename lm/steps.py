@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import layout
 
 from lm import batch, decoding, losses, transformer
 
@@ -187,6 +188,15 @@ def _exchanged(tree: Any, axis: Axis) -> Any:
     return tree
 
 
+def _fenced(tree: Any) -> Any:
+    """The same values, so that what is before has no say in how what is after is compiled.
+
+    Neither by fusion nor by layout, which decides the order of a later sum over all elements.
+    """
+    plain = lambda x: layout.with_layout_constraint(x, layout.Layout(tuple(range(x.ndim))))
+    return jax.lax.optimization_barrier(jax.tree.map(plain, tree))
+
+
 def _summed(gradients: Callable, examples: batch.Batch, key: Array, plan: Plan, axis: Axis | None):
     """The sum of gradients(rows, key) over the whole batch, on every device.
 
@@ -201,16 +211,14 @@ def _summed(gradients: Callable, examples: batch.Batch, key: Array, plan: Plan, 
         return jax.lax.psum(added, axis.name) if axis else added
 
     def of_shard(shard):
-        # The barriers keep what is around, a loop or none, from changing how this is compiled.
-        number, part = jax.lax.optimization_barrier(shard)
+        number, part = _fenced(shard)
         part_key = jax.random.fold_in(key, number)
-        found = _over_micro_batches(gradients, part, part_key, plan.micro_batches)
-        return jax.lax.optimization_barrier(found)
+        return _fenced(_over_micro_batches(gradients, part, part_key, plan.micro_batches))
 
     held = plan.shards // len(numbers)
     shards = (own + len(numbers) * jnp.arange(held), _split(examples, held))
     added = _folded(of_shard, shards, held)
-    return jax.lax.optimization_barrier(_exchanged(added, axis) if axis else added)
+    return _exchanged(added, axis) if axis else added
 
 
 def _norms(tree: Any) -> dict[str, Array]:
@@ -258,7 +266,10 @@ def train_step(
 
     key = key_for(plan.seed, state.step, "dropout")
     total, sums, grads = _summed(gradients, examples, key, plan, axis)
-    grads = jax.tree.map(lambda g: g / jnp.maximum(sums["weight"], 1.0), grads)
+    # Times the inverse: the compiler makes that of some divisions and not of others.
+    share = 1.0 / jnp.maximum(sums["weight"], 1.0)
+    grads = jax.tree.map(lambda g: g * share, grads)
+    grads = _fenced(grads) if plan.shards else grads
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params, average = optax.apply_updates(state.params, updates), state.average
     if average is not None:

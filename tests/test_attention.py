@@ -99,6 +99,16 @@ def test_buckets_are_the_same_compiled_and_not(bidirectional):
 # The weighted sum. ---------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[2**30, 0], ids=["at once", "row by row"])
+def form(request, monkeypatch):
+    """How a CPU computes it: all rows together, or one after another."""
+    monkeypatch.setattr(attention, "SMALL", request.param)
+
+
+each_form = pytest.mark.usefixtures("form")
+
+
+@each_form
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_attend_is_the_softmax_sum_in_float64(groups):
     args = problem(groups)
@@ -114,6 +124,7 @@ def test_grouped_query_is_multi_head_with_repeated_keys(groups):
     np.testing.assert_allclose(grouped, repeated, rtol=1e-6, atol=1e-6)
 
 
+@each_form
 def test_what_is_not_seen_has_no_influence_to_the_bit():
     query, key, value, mask, bias = problem(2)
     hidden = np.arange(key.shape[1]) % 2 == 1
@@ -149,6 +160,7 @@ def test_the_order_of_keys_does_not_matter():
     np.testing.assert_allclose(mixed, straight, rtol=1e-5, atol=1e-6)
 
 
+@each_form
 def test_a_query_that_sees_nothing_gets_the_mean_and_no_nan():
     query, key, value, mask, bias = problem(4)
     blind = attention.attend(query, key, value, np.zeros_like(mask), bias)
@@ -156,6 +168,7 @@ def test_a_query_that_sees_nothing_gets_the_mean_and_no_nan():
     np.testing.assert_allclose(blind, expected, rtol=1e-5, atol=1e-6)
 
 
+@each_form
 def test_the_gradient_reaches_the_bias_and_is_that_of_finite_differences():
     query, key, value, mask, bias = problem(2)
     aim = np.random.default_rng(2).normal(size=query.shape)
@@ -171,6 +184,7 @@ def test_the_gradient_reaches_the_bias_and_is_that_of_finite_differences():
     assert (grad[np.broadcast_to(~mask.any(0), grad.shape)] == 0).all()
 
 
+@each_form
 def test_the_softmax_is_taken_in_float32_of_bfloat16_scores():
     wide = problem(2, queries=6, keys=9, width=8)
     query, key, value = (x.astype(jnp.bfloat16) for x in (4 * wide[0], *wide[1:3]))
@@ -182,14 +196,42 @@ def test_the_softmax_is_taken_in_float32_of_bfloat16_scores():
     assert np.abs(np.asarray(ours, np.float64) - expected).max() < bound
 
 
-def test_drop_is_applied_to_weights_that_sum_to_one():
+@each_form
+def test_weights_that_sum_to_one_are_multiplied_by_what_is_kept():
+    """By the share of the head's own keys, the same for all queries of a row."""
     query, key, value, mask, bias = problem(2)
-    seen = []
-    attention.attend(query, key, value, mask, bias, drop=lambda w: seen.append(w) or w)
-    np.testing.assert_allclose(seen[0].sum(-1), 1, rtol=1e-6)
-    halved = attention.attend(query, key, value, mask, bias, drop=lambda w: w / 2)
-    whole = attention.attend(query, key, value, mask, bias)
-    np.testing.assert_allclose(2 * halved, whole, rtol=1e-6)
+    (rows, sources, groups, _), heads = key.shape, query.shape[2]
+    keep = np.random.default_rng(1).uniform(size=(rows, groups, heads // groups, 1, sources))
+    eye = jnp.broadcast_to(jnp.eye(sources)[:, None], (rows, sources, groups, sources))
+    weights = attention.attend(query, key, eye, mask, bias)  # [B, T, N, S]
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    ours = attention.attend(query, key, value, mask, bias, jnp.asarray(keep, jnp.float32))
+    kept = weights * keep.reshape(rows, 1, heads, sources)
+    wide = np.repeat(value, heads // groups, axis=2)
+    np.testing.assert_allclose(ours, np.einsum("btns,bsnh->btnh", kept, wide), atol=1e-6)
+
+
+@pytest.mark.parametrize("of", ["no bias", "all rows", "each row"])
+def test_row_by_row_is_at_once_and_so_are_its_gradients(of, monkeypatch):
+    query, key, value, mask, bias = problem(2)
+    bias = {"no bias": None, "all rows": bias, "each row": jnp.stack([bias, bias[::-1]])}[of]
+    aim = np.random.default_rng(2).normal(size=query.shape)
+    found = []
+    for small in (2**30, 0):
+        monkeypatch.setattr(attention, "SMALL", small)
+        loss = lambda *seen: jnp.sum(attention.attend(*seen[:3], mask, *seen[3:]) * aim)
+        found.append(jax.value_and_grad(loss, (0, 1, 2, 3))(query, key, value, bias))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
+
+def test_a_cpu_never_holds_the_scores_of_all_rows_and_other_devices_take_no_turns():
+    query, key, value, mask, bias = problem(2, rows=16, queries=128, keys=128)
+    loss = lambda *seen: jnp.sum(attention.attend(*seen, mask, bias) ** 2)
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(query, key, value)
+    held = traced.lower().compile().memory_analysis().temp_size_in_bytes
+    assert held < mask.size * query.shape[2] * 4 / 2  # of the bytes of all scores in float32
+    assert "while" in traced.lower().as_text()
+    assert "while" not in traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
 # Positions. ----------------------------------------------------------------------------------

@@ -8,12 +8,16 @@ import pathlib
 import resource
 import subprocess
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import checkpoints, steps
+from lm import checkpoints, evaluate, logs, run, steps, train
 from tests.states import FACTS, abstract, bits, names
+
+# Orbax leaves writers unfinished where a disk is full; Python says so when it collects them.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SENTENCE = "checkpoint 3 could not be written in .*: what was saved before is whole"
 
@@ -37,16 +41,28 @@ def limited(size: int):
 
 
 @contextlib.contextmanager
-def filled(directory: pathlib.Path):
-    """No byte is left on the disk of a directory."""
+def filled(directory: pathlib.Path, leave: int = 0):
+    """So many bytes are left on the disk of a directory."""
     ballast = directory / "ballast"
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(2**16))
+    with ballast.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(2**16))
+        file.truncate(file.tell() - leave)
     try:
         yield
     finally:
         ballast.unlink()
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_config, tmp_path_factory):
+    """A tiny run that saved at every update, trained to its end where there is room."""
+    folder = tmp_path_factory.mktemp("whole")
+    changes = {"steps": 4, "every.checkpoint": 1, "data.shards": str(folder / "shards")}
+    made = run.make_run(tiny_config(**changes), folder / "run")
+    train.train(made, jax.devices()[:1])
+    return made
 
 
 @pytest.fixture
@@ -86,3 +102,23 @@ def test_a_file_that_may_not_grow_is_a_sentence_and_saving_goes_on_with_room(bac
 @pytest.mark.parametrize("background", [True, False])
 def test_a_full_disk_is_a_sentence_and_saving_goes_on_with_room(background, small_disk):
     check_full(small_disk / "checkpoints", lambda: filled(small_disk), background)
+
+
+def params_of(workdir) -> list:
+    this = run.read_run(workdir)
+    return bits(evaluate.read_params(this, run.make_tokenizer(this))[0])
+
+
+@pytest.mark.parametrize("share", [1.7])
+def test_a_run_whose_disk_fills_up_ends_in_a_sentence_and_with_room_as_if_it_never_had(
+    share, whole_run, small_disk
+):
+    made, workdir = whole_run, small_disk / "run"
+    one = sum(path.stat().st_size for path in (made.workdir / "checkpoints" / "4").rglob("*"))
+    this = run.make_run(made.config, workdir)
+    with filled(small_disk, int(share * one)), pytest.raises(OSError, match="room|space"):
+        train.train(this, jax.devices()[:1])
+    train.train(this, jax.devices()[:1])
+    assert params_of(workdir) == params_of(made.workdir)
+    rows = [logs.read(folder / logs.METRICS) for folder in (workdir, made.workdir)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]

@@ -34,6 +34,21 @@ def table(preset: str) -> str:
     return show.parameters(run.make_run(config.to_dict(), "nowhere")) + "\n"
 
 
+LAYOUTS = {  # name: (preset, keys of parallel)
+    "sharding_pmap": ("t5_1_1_small", {}),
+    "sharding_fsdp": ("t5_1_1_large", {"strategy": "mesh", "fsdp": 8}),
+    "sharding_mesh": ("umt5_xl", {"strategy": "mesh", "data": 2, "fsdp": 4, "tensor": 4}),
+}
+
+
+def sharding(name: str) -> str:
+    """What a device holds of a preset under a layout."""
+    preset, keys = LAYOUTS[name]
+    config = models.apply(base.get_config(), preset)
+    config.parallel.update(keys)
+    return show.sharding(run.make_run(config.to_dict(), "nowhere")) + "\n"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_config_is_what_we_last_agreed(name):
     golden = (GOLDEN / f"{name}.json").read_text()
@@ -44,6 +59,12 @@ def test_config_is_what_we_last_agreed(name):
 def test_parameters_are_what_we_last_agreed(preset):
     golden = (GOLDEN / f"{preset}.txt").read_text()
     assert table(preset) == golden, f"{preset} changed; if that is meant, run `make golden`"
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_parameters_lie_where_we_last_agreed(name):
+    golden = (GOLDEN / f"{name}.txt").read_text()
+    assert sharding(name) == golden, f"{name} changed; if that is meant, run `make golden`"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("demo", "t5_tables")])
@@ -72,3 +93,5 @@ if __name__ == "__main__":
         (GOLDEN / f"{name}.json").write_text(resolved(name))
     for preset in models.PRESETS:
         (GOLDEN / f"{preset}.txt").write_text(table(preset))
+    for name in LAYOUTS:
+        (GOLDEN / f"{name}.txt").write_text(sharding(name))

@@ -155,9 +155,9 @@ def test_a_roll_back_loses_the_updates_and_what_was_done_after_them(tmp_path):
             ledger.row(step)
         spend(ledger, clock, "step", 0.5)  # the update that was too much
         spend(ledger, clock, "restore", 3.0)
-        ledger.row(6)
+        assert ledger.row(6) == pytest.approx(logs.goodput(tmp_path)["goodput"])
         spend(ledger, clock, "step", 1.0)
-        ledger.row(7)
+        assert ledger.row(7) == pytest.approx(7 / 14.5)
     assert seconds_of(tmp_path) == pytest.approx(
         dict.fromkeys([*logs.KINDS, "down"], 0.0) | {"step": 7.0, "lost": 4.5, "restore": 3.0}
     )
@@ -181,9 +181,10 @@ def test_the_share_that_a_row_tells_is_that_of_the_file(tmp_path):
 def test_a_run_without_rows_has_spent_nothing(tmp_path):
     found = logs.goodput(tmp_path)
     assert (found["wall"], found["goodput"], found["sessions"]) == (0.0, 0.0, 0)
-    with logs.Ledger(tmp_path):
-        pass  # stopped before it was known which update it goes on from
-    assert logs.goodput(tmp_path)["wall"] == 0.0
+    with pytest.raises(ValueError, match="another config"), logs.Ledger(tmp_path / "new") as ledger:
+        ledger.turn("restore")
+        raise ValueError("another config")  # a run that is refused
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("cut", [1, 7, 60])
@@ -232,7 +233,7 @@ def test_without_proc_the_processor_time_stands_for_the_start(monkeypatch):
 
     monkeypatch.setattr(ledger.pathlib.Path, "read_text", lambda self: "no such thing")
     monkeypatch.setattr(ledger.time, "process_time", lambda: 2.5)
-    assert ledger.process_start(100.0) == 97.5
+    assert ledger.start_of_process(100.0) == 97.5
 
 
 def test_the_null_form_takes_all_that_logs_and_ledger_do(tmp_path):

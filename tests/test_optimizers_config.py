@@ -49,6 +49,12 @@ def test_a_number_out_of_bounds_is_refused_with_its_bounds(field, value):
         config_of(**{field: value})
 
 
+@pytest.mark.parametrize("field", ["beta1", "beta2", "average"])
+def test_a_mean_that_would_never_move_is_refused(field):
+    with pytest.raises(ValueError, match=f"optimizer.{field}=1.0 is out of bounds; use 0 to 0.99"):
+        config_of(name="adamw", **{field: 1.0})
+
+
 def test_every_number_of_the_config_is_bounded():
     fields = dataclasses.fields(config_of)
     assert {f.name for f in fields if f.type in ("int", "float")} == set(BOUNDED)
@@ -192,10 +198,10 @@ BAD_WORDS = [
     ("rates", "head=-1", "a number above 0"),
     ("rates", "head=nan", "a number above 0"),
     ("rates", "head=1e9", "a number above 0"),
-    ("rates", "head=None", "or none .frozen."),
+    ("rates", "head=None", "use a number above 0, up to 1000, or none"),
     ("decays", "head=none", "a number from 0 to 1000"),
     ("decays", "head=-1", "a number from 0 to 1000"),
-    ("decays", "head=x", "optimizer.decays has 'head=x', whose multiplier must be"),
+    ("decays", "head=x", "optimizer.decays has 'head=x', whose multiplier is out of bounds; use"),
 ]
 
 

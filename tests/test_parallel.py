@@ -36,6 +36,9 @@ LAYOUTS = {  # name: (devices, ParallelConfig)
     "data 2, fsdp 2, tensor 2": (8, MESH | {"fsdp": 2, "tensor": 2}),
     "data 2, tensor 4, 2 parts": (8, MESH | {"tensor": 4, "micro_batches": 2}),
 }
+TAKEN = [(name, "adamw") for name in LAYOUTS]
+TAKEN += [("pmap 4", "adafactor"), ("data 2, fsdp 2, tensor 2", "adafactor")]
+AVERAGE = 0.9
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,14 +67,14 @@ BATCHES = [ragged_batch(seed) for seed in range(UPDATES)]
 
 
 @functools.cache
-def made():
-    """(loss, optimizer, first state) of the tiny model, with all that a loss can hold."""
+def made(name: str = "adamw"):
+    """(loss, optimizer, first state) of the tiny model, with all that a loss and state can hold."""
     model = transformer.Transformer(MODEL)
     text_bytes = np.arange(MODEL.vocab_size) % 5
     config = steps.LossConfig(z_loss=1e-3, smoothing=0.1)
     loss = steps.make_language_loss(model, config, text_bytes)
     optimizer, _ = optimizers.make_optimizer(
-        optimizers.OptimizerConfig(name="adamw", peak=1e-2, warmup=0, weight_decay=0.1),
+        optimizers.OptimizerConfig(name=name, peak=1e-2, warmup=0, weight_decay=0.1),
         10,
         transformer.shapes(MODEL),
         optimizers.Pace(1.0, 1),
@@ -79,16 +82,15 @@ def made():
     rng = np.random.default_rng(0)
     draw = lambda x: rng.normal(scale=0.3, size=x.shape).astype(np.float32)
     params = jax.tree.map(draw, transformer.shapes(MODEL))
-    state = steps.State(
-        np.zeros([], np.int32), params, optimizer.init(params), np.zeros([], np.int32)
-    )
+    zero = np.zeros([], np.int32)
+    state = steps.State(zero, params, optimizer.init(params), zero, params)
     return loss, optimizer, jax.device_get(state)
 
 
-def step_of(micro_batches: int = 1):
-    loss, optimizer, _ = made()
-    options = {"loss": loss, "optimizer": optimizer, "seed": 0, "micro_batches": micro_batches}
-    return functools.partial(steps.train_step, **options)
+def step_of(plan: steps.Plan, optimizer: str = "adamw"):
+    """The update of the tiny model."""
+    loss, optimizer, _ = made(optimizer)
+    return functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
 
 
 def make(name: str) -> parallel.Pmap | parallel.Mesh:
@@ -101,24 +103,24 @@ def mesh(**sizes) -> parallel.Mesh:
     return parallel.make_strategy(config, jax.devices()[:8])
 
 
-@pytest.fixture(scope="module")
-def plain():
+@functools.cache
+def plain(optimizer: str):
     """(last state, sums of each update) on one device, by jit alone."""
-    state, found = made()[2], []
-    step = jax.jit(step_of())
+    state, found = made(optimizer)[2], []
+    step = jax.jit(step_of(steps.Plan(average=AVERAGE), optimizer))
     for examples in BATCHES:
         state, sums = step(state, examples)
         found.append(jax.device_get(sums))
     return jax.device_get(state), found
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_takes_the_step_of_one_device(name, plain):
+@pytest.mark.parametrize("name, optimizer", TAKEN, ids=str)
+def test_every_layout_takes_the_step_of_one_device(name, optimizer):
     strategy = make(name)
-    micro_batches = LAYOUTS[name][1].get("micro_batches", 1)
-    step = strategy.compile(step_of(micro_batches), donate=True)
-    state = first = strategy.place_state(made()[2])
-    for examples, expected in zip(BATCHES, plain[1], strict=True):
+    plan = steps.Plan(0, LAYOUTS[name][1].get("micro_batches", 1), average=AVERAGE)
+    step = strategy.compile(step_of(plan, optimizer), donate=True)
+    state = first = strategy.place_state(made(optimizer)[2])
+    for examples, expected in zip(BATCHES, plain(optimizer)[1], strict=True):
         state, sums = step(state, strategy.place_batch(examples))
         found = jax.device_get(strategy.fetch(sums))
         assert found.keys() == expected.keys()
@@ -126,10 +128,12 @@ def test_every_layout_takes_the_step_of_one_device(name, plain):
             np.testing.assert_allclose(found[key], expected[key], rtol=2e-5, err_msg=key)
     ours = jax.device_get(strategy.fetch(state))
     assert int(ours.step) == UPDATES
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=5e-4), ours, plain[0])
+    close = functools.partial(np.testing.assert_allclose, atol=5e-4)
+    jax.tree.map(close, ours, plain(optimizer)[0])
+    assert strategy.disagreement(state) is None
     # The old state is used up, and the new one lies as it did.
     assert any(x.is_deleted() for x in jax.tree.leaves(first))
-    placed = strategy.place_state(made()[2])
+    placed = strategy.place_state(made(optimizer)[2])
     same = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, placed)
     assert all(jax.tree.leaves(same))
 
@@ -186,6 +190,9 @@ def test_rows_are_dealt_over_the_data_shards_and_to_no_one_twice(name):
     held = {tuple(np.unique(shard.data)) for shard in placed.addressable_shards}
     assert len(held) == strategy.shards
     assert sorted(x for rows in held for x in rows) == list(range(ROWS * 3))
+    if isinstance(strategy, parallel.Pmap):  # like cards, so that hosts and devices may change
+        for device, rows in enumerate(np.asarray(placed)):
+            np.testing.assert_array_equal(rows, numbers[device :: strategy.shards])
 
 
 @pytest.mark.parametrize("name", ["pmap 4", "data 2, fsdp 2, tensor 2"])
@@ -243,7 +250,7 @@ def test_the_optimizer_state_lies_like_its_parameter():
     for path, shape in params.items():
         moments = [s for p, s in kept.items() if re.search(rf"/(mu|nu)/{path}$", p)]
         assert moments == [shape, shape], path
-    # Adafactor's rows and columns are of another shape: whole on every device.
+    # Adafactor's rows and columns lie like the axes that they keep.
     big, config = {"head": jnp.ones((128, 256))}, optimizers.OptimizerConfig(name="adafactor")
     optimizer, _ = optimizers.make_optimizer(config, 10, big, optimizers.Pace(1.0, 1))
     state = steps.State(
@@ -251,7 +258,7 @@ def test_the_optimizer_state_lies_like_its_parameter():
     )
     kept = shard_shapes(mesh(data=2, fsdp=2, tensor=2).place_state(state))
     assert kept["params/head"] == (64, 128)
-    assert {(128,), (256,)} <= set(kept.values())
+    assert {(64,), (128,)} <= set(kept.values())  # of 128 rows over fsdp, 256 columns over tensor
 
 
 VARIANTS = {
@@ -282,7 +289,7 @@ def test_no_rule_is_dead_and_none_is_hidden_by_one_before():
     for pattern, spec in parallel.RULES:
         matched = [path for path in paths if re.search(pattern, path)]
         assert matched, pattern
-        assert all(parallel._spec(path) == spec for path in matched)
+        assert all(parallel.rules.spec_of(path) == spec for path in matched)
 
 
 def test_an_uncovered_parameter_is_an_error_that_names_it():
@@ -308,6 +315,44 @@ def test_a_size_that_does_not_divide_is_a_sentence(sizes, change, sentence):
         mesh(**sizes).shardings(transformer.shapes(dataclasses.replace(MODEL, **change)))
 
 
+@pytest.mark.parametrize("name", ["pmap 4", "data 2, fsdp 2, tensor 2"])
+def test_a_state_is_made_where_it_lies_and_as_on_one_device(name):
+    strategy, params = make(name), made()[2].params
+    fresh = lambda _: {"head": jax.random.normal(jax.random.key(0), (16, 32))}
+    random = strategy.init(fresh, None)
+    expected = jax.jit(fresh)(None)["head"]
+    np.testing.assert_array_equal(strategy.fetch(random)["head"], expected)
+    doubled = strategy.init(lambda tree: jax.tree.map(lambda x: 2 * x, tree), params)
+    placed = strategy.place_state(params)
+    for ours, theirs in zip(jax.tree.leaves(doubled), jax.tree.leaves(placed), strict=True):
+        assert ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
+        np.testing.assert_array_equal(ours, 2 * theirs)
+
+
+def flipped(placed, device: int):
+    """The array with the lowest bit of its last element turned in the copy of one device."""
+    parts = [np.array(shard.data) for shard in placed.addressable_shards]
+    parts[device].view(np.uint32).reshape(-1)[-1] ^= 1
+    devices = [shard.device for shard in placed.addressable_shards]
+    parts = [jax.device_put(part, device) for part, device in zip(parts, devices, strict=True)]
+    return jax.make_array_from_single_device_arrays(placed.shape, placed.sharding, parts)
+
+
+@pytest.mark.parametrize("device", [0, 3])
+@pytest.mark.parametrize("name", ["pmap 4", "data 2, fsdp 2, tensor 2"])
+def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
+    strategy = make(name)
+    state = strategy.place_state(made()[2])
+    assert strategy.disagreement(state) is None
+    for leaf in ("head", "embed/embedding"):
+        params = dict(state.params)
+        if leaf == "head":
+            params["head"] = flipped(params["head"], device)
+        else:
+            params["embed"] = {"embedding": flipped(params["embed"]["embedding"], device)}
+        assert strategy.disagreement(state._replace(params=params)) == f"params/{leaf}"
+
+
 # What cannot be laid out. --------------------------------------------------------------------
 
 
@@ -328,6 +373,12 @@ def test_a_size_that_does_not_divide_is_a_sentence(sizes, change, sentence):
         ),
         (4, {"strategy": "mesh", "tensor": 8}, "= -1 x 1 x 8 does not fit on 4 devices"),
         (8, {"strategy": "mash"}, "parallel.strategy='mash' is unknown; choose one of mesh, pmap"),
+        (8, {"reduction": "fix"}, "parallel.reduction='fix' is unknown; choose one of fast, fixed"),
+        (8, {"shards": 6}, "parallel.shards=6 cannot be halved down to one; use a power of 2"),
+        (8, {"shards": 0}, "parallel.shards=0 is too small; use 1"),
+        (8, {"reduction": "fixed", "shards": 4}, "parallel.shards=4 do not divide over 8 devices"),
+        (6, {"reduction": "fixed"}, "parallel.shards=8 do not divide over 6 devices; use a power"),
+        (8, MESH | {"reduction": "fixed"}, "'fixed' orders .* use parallel.strategy='pmap', or"),
     ],
 )
 def test_an_impossible_layout_is_a_sentence(count, options, sentence):

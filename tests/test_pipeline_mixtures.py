@@ -345,7 +345,7 @@ def test_evaluate_reports_each_task_by_itself_and_all_together(
             keys = ("loss", "nats", "hits", "weight", "text_nats", "text_weight", "bytes")
             return dict.fromkeys(keys, count)
 
-    monkeypatch.setattr(evaluate, "open_run", lambda _: (this, None, tiny_tokens, None, 7))
+    monkeypatch.setattr(evaluate, "open_run", lambda *_: (this, None, tiny_tokens, None, 7))
     monkeypatch.setattr(evaluate, "HeldOut", HeldOut)
     monkeypatch.setattr(evaluate, "Answers", lambda *_: lambda texts: [t.upper() for t in texts])
     figures = evaluate.evaluate(tmp_path)

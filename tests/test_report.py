@@ -306,7 +306,7 @@ def test_what_does_not_hold_is_said_on_the_page_with_its_figures(out):
         for seed, nats in enumerate(losses)
     ]
     page = page_of(folders, out)
-    claims = page[page.index("<section id=claims>") : page.index("<section id=loss>")]
+    claims = page[page.index("<section id=claims>") : page.index("<section id=curves>")]
     assert "<strong>does not hold (in 0 of 2 seeds)</strong>" in claims
     assert 'class="claim fails"' in claims
     values = [float(value) for value in re.findall(r'<data value="(.*?)"', claims)]
@@ -329,3 +329,57 @@ def test_runs_that_share_role_and_seed_are_told_apart_and_claim_nothing(out):
     assert len({run.label for run in runs}) == 2
     assert report.demo_claims(runs) == []
     assert len(cells(page_of(folders, out))) == 3
+
+
+def kept_account(out, name, **more):
+    """A run that was killed once and rolled back nothing: its ledger and its events."""
+    folder = run_folder(out, name, **more)
+    rows = [
+        dict(session=0, step=0, start=100.0, time=104.0, seconds={"start": 4.0}),
+        dict(session=0, step=20, start=100.0, time=124.0, seconds={"start": 4.0, "step": 20.0}),
+        dict(session=1, step=10, start=130.0, time=134.0, seconds={"restore": 4.0}),
+        dict(session=1, step=20, start=130.0, time=140.0, seconds={"restore": 4.0, "step": 6.0}),
+    ]
+    events = [dict(step=i, event="spike", loss=9.5, time=1.0) for i in range(30)]
+    events += [dict(step=7, event=HOSTILE, note=HOSTILE, time=2.0)]
+    for file, lines in (("goodput.jsonl", rows), ("events.jsonl", events)):
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return folder
+
+
+def test_the_page_says_where_the_time_went_and_all_of_it(out):
+    page = page_of([kept_account(out, "a"), run_folder(out, "b", seed=1)], out)
+    Parsed(page)
+    section = page[page.index("<section id=time>") : page.index("<section id=events>")]
+    heads = re.findall(r"<th scope=col>(.*?)</th>", section)
+    assert heads == ["run", "wall time", "sessions", "start", "step", "restore", "lost", "down"]
+    shares = [float(value) for value in re.findall(r'<data value="(.*?)"', section)]
+    # Of 40 s: 4 to start, 10 of the first 20 updates that count and 6 of others, 4, 10 lost, 6.
+    assert shares == pytest.approx([0.1, 0.4, 0.1, 0.25, 0.15])
+    assert "<td>0:00:40</td><td>2</td>" in section and section.count("<th scope=row>") == 1
+    assert '<data value="0.25">25.0%</data>' in section
+
+
+def test_the_page_counts_the_events_and_shows_the_last_as_text(out):
+    page = page_of([kept_account(out, "a")], out)
+    section = page[page.index("<section id=events>") : page.index("<section id=rows>")]
+    assert section.count("<li>") == 20
+    assert "spike 30" in section and "update 29: spike, loss 9.5" in section
+    assert "<script" not in page
+    quiet = page_of([run_folder(out, "b")], out)
+    assert "<section id=events>" not in quiet and "<section id=time>" not in quiet
+
+
+def test_rates_and_norms_are_drawn_where_they_were_logged(out):
+    rows = [
+        {"step": s, "split": "train", "nats": 4.0, "learning_rate": 0.1 / s, "gradient_norm": 1.0}
+        for s in (1, 2, 3)
+    ]
+    page = page_of([run_folder(out, "a", rows=rows), run_folder(out, "b", role="distill")], out)
+    assert re.findall(r'aria-label="(.*?) by update"', page) == [
+        "Pre-training: loss",
+        "Distillation: loss",
+        "Pre-training: learning rate",
+        "Pre-training: gradient norm",
+    ]
+    assert page.count("<svg") == 4

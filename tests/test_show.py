@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import base, models
-from lm import objectives, pipeline, run, show, transformer
+from lm import objectives, optimizers, parallel, pipeline, run, show, steps, transformer
 
 PRESETS = ("tiny", "t5_small", "umt5_small", "t5gemma_9b_2b")
 
@@ -89,6 +91,55 @@ def test_flops_per_token_are_those_of_a_row_over_its_tokens(preset):
 def test_a_parameter_of_unknown_start_is_an_error_that_names_it():
     with pytest.raises(ValueError, match="no initial std is known for parameter decoder/odd"):
         show.initial_std(transformer.ModelConfig(), "decoder.odd", (3,))
+
+
+LAYOUTS = {
+    "adamw": {"data": 2, "fsdp": 2, "tensor": 2},
+    "adafactor": {"fsdp": 4, "tensor": 2},
+}
+
+
+@pytest.mark.parametrize("optimizer", LAYOUTS)
+def test_the_sharding_table_is_what_a_device_then_holds(optimizer, tiny_config):
+    """Against the arrays themselves, laid out on eight devices."""
+    keys = {f"parallel.{axis}": size for axis, size in LAYOUTS[optimizer].items()}
+    keys |= {"parallel.strategy": "mesh", "optimizer.name": optimizer, "optimizer.average": 0.9}
+    made = run.make_run(tiny_config(**keys), "nowhere")
+    title, head, *lines, total = show.sharding(made).splitlines()
+    strategy = parallel.make_strategy(made.parallel)
+    pace = optimizers.Pace(1.0, 1)
+    shapes = transformer.shapes(made.model)
+    optimizer, _ = optimizers.make_optimizer(made.optimizer, 6, shapes, pace)
+    model, plan = transformer.Transformer(made.model), steps.Plan(average=0.9)
+    make = lambda: steps.init_state(model, optimizer, plan, jax.tree.map(jnp.zeros_like, shapes))
+    state = strategy.init(make)
+    held = lambda x: x.addressable_shards[0].data
+    placed = {
+        parallel.path_of(path): (leaf.shape, held(leaf).shape, held(leaf).nbytes)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+    }
+    assert len(lines) == len(placed) and "mesh" in title and head.startswith("parameter")
+    for line in lines:
+        path, *words, own, _ = line.split()
+        numbers = [int(word) for word in words if word.isdecimal()]
+        whole, part, size = placed[path]
+        assert numbers == [*whole, *part] and own == f"{size / 2**20:.3f}"
+    own, kept = (float(word) for word in total.split()[1:])
+    assert own == pytest.approx(sum(size for *_, size in placed.values()) / 2**20, abs=6e-4)
+    both = jax.tree.leaves((state.opt_state, state.average))
+    assert kept == pytest.approx(sum(held(x).nbytes for x in both) / 2**20, abs=6e-4)
+
+
+def test_the_sharding_table_needs_no_device_but_sizes_that_divide(tiny_config):
+    keys = {
+        "parallel.strategy": "mesh",
+        "parallel.fsdp": 16,
+        "optimizer.warmup_duration": "9 epochs",
+    }
+    said = show.sharding(run.make_run(tiny_config(**keys), "nowhere"))
+    assert said.startswith("mesh: data 1 x fsdp 16 x tensor 1 = 16 devices\n")
+    with pytest.raises(ValueError, match="axis of 16 does not divide over fsdp=32"):
+        show.sharding(run.make_run(tiny_config(**keys | {"parallel.fsdp": 32}), "nowhere"))
 
 
 def test_no_rows_are_a_sentence(tiny_config, tmp_path):

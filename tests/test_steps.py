@@ -56,16 +56,21 @@ LOSS = steps.LossConfig(z_loss=0.01, smoothing=0.1)
 DESCENT = optax.sgd(0.5)  # the step is half the gradient
 
 
-def step_of(loss=noiseless, seed=0, **options):
+def step_of(loss=noiseless, optimizer=DESCENT, axis=None, **plan):
     """The update by plain descent, compiled unless it lies on a device axis."""
-    step = functools.partial(steps.train_step, loss=loss, optimizer=DESCENT, seed=seed, **options)
-    return step if "axis" in options else jax.jit(step)
+    options = dict(loss=loss, optimizer=optimizer, plan=steps.Plan(**plan), axis=axis)
+    step = functools.partial(steps.train_step, **options)
+    return step if axis else jax.jit(step)
 
 
-def state_of(params, step=0):
-    return steps.State(
-        jnp.asarray(step, jnp.int32), params, DESCENT.init(params), jnp.zeros([], jnp.int32)
-    )
+def rows(devices):
+    """The axis of a pmap over so many devices."""
+    return steps.Axis("rows", tuple(range(devices)))
+
+
+def state_of(params, step=0, optimizer=DESCENT, average=None):
+    count = lambda number: jnp.asarray(number, jnp.int32)
+    return steps.State(count(step), params, optimizer.init(params), count(0), average)
 
 
 def assert_same_update(ours, theirs):
@@ -100,7 +105,7 @@ def test_micro_batches_take_the_step_of_the_whole_ragged_batch(parts):
 def test_devices_take_the_step_of_the_whole_ragged_batch(devices, parts):
     examples, state = ragged(), state_of(table())
     split = jax.tree.map(lambda x: x.reshape(devices, -1, LENGTH), examples)
-    step = step_of(axis="rows", micro_batches=parts)
+    step = step_of(axis=rows(devices), micro_batches=parts)
     many = jax.pmap(step, axis_name="rows", in_axes=(None, 0), devices=jax.devices()[:devices])(
         state, split
     )
@@ -113,7 +118,9 @@ def test_a_batch_of_padding_changes_nothing():
     params = table()
     state, sums = step_of()(state_of(params), ragged((0, 0, 0, 0)))
     np.testing.assert_array_equal(state.params["table"], params["table"])
-    assert all(value == 0 for value in sums.values())
+    shown = {"finite": 1, "weight_norm/table": np.linalg.norm(params["table"])}
+    for name, value in sums.items():
+        np.testing.assert_allclose(value, shown.get(name, 0), rtol=1e-6, err_msg=name)
 
 
 def test_evaluation_sums_what_training_sums_and_adds_up_over_devices():
@@ -121,11 +128,102 @@ def test_evaluation_sums_what_training_sums_and_adds_up_over_devices():
     _, trained = step_of()(state_of(params), examples)
     sums = jax.jit(functools.partial(steps.eval_step, loss=noiseless))(params, examples)
     split = jax.tree.map(lambda x: x.reshape(2, -1, LENGTH), examples)
-    evaluate = functools.partial(steps.eval_step, loss=noiseless, axis="rows")
+    evaluate = functools.partial(steps.eval_step, loss=noiseless, axis=rows(2))
     many = jax.pmap(evaluate, "rows", in_axes=(None, 0), devices=jax.devices()[:2])(params, split)
     for name, value in sums.items():
         np.testing.assert_allclose(trained[name], value, rtol=1e-6)
         np.testing.assert_allclose(many[name], [value, value], rtol=1e-6)
+
+
+# What is added to the sums, and what is left out. ---------------------------------------------
+
+ADAM = optax.adam(0.1)
+
+
+def grouped(params, examples, key=None, teacher=None):
+    """A loss of two groups of parameters, of which the update's norms are easily written down."""
+    total = jnp.sum(params["a"]["x"] * 3 + params["a"]["y"] * 4) + jnp.sum(params["b"] * 12)
+    return total, {"weight": jnp.asarray(2.0)}
+
+
+def test_norms_are_reported_of_the_whole_and_of_each_group():
+    params = {"a": {"x": jnp.ones(4), "y": jnp.zeros(4)}, "b": jnp.full(4, -3.0)}
+    state, sums = step_of(grouped)(state_of(params), ragged())
+    expected = {  # a gradient of 3 / 2, 4 / 2 and 12 / 2 in each of four elements
+        "gradient_norm": 13.0,
+        "gradient_norm/a": 5.0,
+        "gradient_norm/b": 12.0,
+        "weight_norm/a": 2.0,
+        "weight_norm/b": 6.0,
+        "update_ratio/a": 2.5 / 2,
+        "update_ratio/b": 6.0 / 6,  # descent by half the gradient
+        "finite": 1.0,
+        "skipped": 0.0,
+        "weight": 2.0,
+    }
+    assert sums.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-6, err_msg=name)
+        assert sums[name].dtype == jnp.float32 and sums[name].shape == ()
+
+
+def poisoned(params, examples, key, teacher):
+    """The gradient or the loss is NaN or infinite, as the teacher says."""
+    total, sums = noiseless(params, examples)
+    spoilt = params["table"][0, 0]
+    nothing = jnp.where(teacher["gradient"] == 0, 0.0, spoilt * teacher["gradient"])
+    return total + nothing + teacher["loss"], sums
+
+
+FAULTS = [("loss", jnp.nan), ("loss", jnp.inf), ("gradient", jnp.nan), ("gradient", -jnp.inf)]
+
+
+@pytest.fixture(scope="module")
+def fragile():
+    """The update of `poisoned` with all that a state can hold."""
+    return step_of(poisoned, ADAM, average=0.9)
+
+
+@pytest.mark.parametrize("where, value", FAULTS)
+def test_an_update_that_is_not_finite_leaves_every_bit_but_the_counters(fragile, where, value):
+    sound = {"loss": 0.0, "gradient": 0.0}
+    before, sums = fragile(state_of(table(), 7, ADAM, table(1)), ragged(), sound)
+    assert sums["finite"] == 1 and sums["skipped"] == 0
+    after, sums = fragile(before, ragged(), sound | {where: value})
+    assert sums["finite"] == 0 and sums["skipped"] == 1
+    assert (after.step, after.skipped) == (9, 1)
+    for kept in ("params", "opt_state", "average"):
+        found, expected = getattr(after, kept), getattr(before, kept)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    healed, sums = fragile(after, ragged(), sound)
+    assert sums["finite"] == 1 and sums["skipped"] == healed.skipped == 1 and healed.step == 10
+    expected, _ = fragile(before, ragged(), sound)
+    jax.tree.map(np.testing.assert_array_equal, healed.params, expected.params)
+
+
+def test_one_sick_device_stops_the_update_on_all():
+    examples, params = ragged(), table()
+    split = jax.tree.map(lambda x: x.reshape(2, -1, LENGTH), examples)
+    teacher = {"loss": jnp.array([0.0, jnp.nan]), "gradient": jnp.zeros(2)}
+    step = jax.pmap(
+        step_of(poisoned, axis=rows(2)), "rows", in_axes=(None, 0, 0), devices=jax.devices()[:2]
+    )
+    state, sums = step(state_of(params), split, teacher)
+    assert sums["finite"].tolist() == [0, 0] and state.skipped.tolist() == [1, 1]
+    for device in range(2):
+        np.testing.assert_array_equal(state.params["table"][device], params["table"])
+
+
+def test_the_average_forgets_by_its_decay_and_faster_at_the_start():
+    step, decay = step_of(average=0.25), 0.25
+    state = state_of(table(), average=table())
+    expected = np.asarray(state.average["table"])
+    for number in range(5):
+        state, _ = step(state, ragged())
+        kept = min(decay, (1 + number) / (10 + number))
+        expected = kept * expected + (1 - kept) * np.asarray(state.params["table"])
+        np.testing.assert_allclose(state.average["table"], expected, rtol=1e-5, atol=1e-6)
+    assert [min(decay, (1 + n) / (10 + n)) == decay for n in range(5)] == [False] * 2 + [True] * 3
 
 
 # Randomness. ---------------------------------------------------------------------------------
@@ -179,7 +277,7 @@ def test_each_device_has_its_own_dropout():
             seen.append(jax.random.key_data(key))
             return params["table"].sum(), {"weight": jnp.ones(())}
 
-        step_of(loss, axis="rows")(state_of(table()), ragged())
+        step_of(loss, axis=rows(4))(state_of(table()), ragged())
         return seen[0]
 
     keys = jax.vmap(key_of, axis_name="rows")(jnp.arange(4))
@@ -187,7 +285,7 @@ def test_each_device_has_its_own_dropout():
 
 
 def test_the_seed_alone_decides_where_training_starts():
-    start = lambda seed: steps.init_state(Table(), DESCENT, seed)
+    start = lambda seed: steps.init_state(Table(), DESCENT, steps.Plan(seed))
     np.testing.assert_array_equal(start(3).params["table"], start(3).params["table"])
     assert (start(3).params["table"] != start(4).params["table"]).all()
     assert start(3).step == 0
@@ -195,8 +293,10 @@ def test_the_seed_alone_decides_where_training_starts():
 
 def test_training_starts_from_the_parameters_it_is_given():
     given = table(5)
-    state = steps.init_state(Table(), DESCENT, 0, given)
-    assert state.params is given and state.step == 0
+    state = steps.init_state(Table(), DESCENT, steps.Plan(average=0.9), given)
+    assert state.params is given and state.step == state.skipped == 0
+    np.testing.assert_array_equal(state.average["table"], given["table"])
+    assert steps.init_state(Table(), DESCENT, steps.Plan(), given).average is None
 
 
 # Figures. ------------------------------------------------------------------------------------
@@ -280,11 +380,11 @@ def learn():
         config, UPDATES, transformer.shapes(CONFIG), optimizers.Pace(1.0, 1)
     )
     loss = steps.make_language_loss(MODEL, steps.LossConfig(), TEXT_BYTES)
-    step = jax.jit(functools.partial(steps.train_step, loss=loss, optimizer=optimizer, seed=0))
+    step = step_of(loss, optimizer)
     params = jax.jit(MODEL.init)(FAST_KEY, transformer.example())["params"]
 
     def run(examples):
-        state, curve = steps.init_state(MODEL, optimizer, 0, params), []
+        state, curve = steps.init_state(MODEL, optimizer, steps.Plan(), params), []
         for _ in range(UPDATES):
             state, sums = step(state, examples)
             curve.append(float(sums["loss"] / sums["weight"]))

@@ -26,6 +26,7 @@ from lm import (
     transformer,
 )
 
+ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 6
 T5 = {"objective.placement": "t5"}  # all examples have as many targets
 # Pairs of the shape that span corruption gives, so that one program serves both stages.
@@ -100,18 +101,17 @@ def first(go, monkeypatch):
     return lambda **changes: go(**changes) and found.pop()
 
 
-def last(workdir: pathlib.Path):
-    """(state, facts) of the newest checkpoint."""
+def last(workdir: pathlib.Path, accept=lambda facts: True):
+    """(state, facts) of the newest checkpoint, of those that are accepted."""
     this = run.read_run(workdir)
     optimizer, _ = optimizers.make_optimizer(
         this.optimizer, STEPS, transformer.shapes(this.model), optimizers.Pace(1.0, 1)
     )
-    make = functools.partial(
-        steps.init_state, transformer.Transformer(this.model), optimizer, steps.Plan()
-    )
+    plan = steps.Plan(average=this.optimizer.average)
+    make = functools.partial(steps.init_state, transformer.Transformer(this.model), optimizer, plan)
     shapes = jax.eval_shape(make, transformer.shapes(this.model))
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
-        return saved.restore(shapes)
+        return saved.restore(shapes, accept)
 
 
 def assert_same_bits(ours, theirs) -> None:
@@ -320,14 +320,3 @@ def test_layers_are_copied_evenly_from_the_first_to_the_last():
             assert ours == 1 or chosen[-1] == theirs - 1
             gaps = np.diff(chosen)
             assert ours == 1 or gaps.max() - gaps.min() <= 1
-
-
-def test_a_loss_that_is_no_number_stops_with_the_cure_and_is_never_saved(go, tmp_path):
-    wild = {"optimizer.name": "adafactor", "optimizer.peak": 1000.0, "optimizer.warmup": 0}
-    wild |= {"optimizer.clip_norm": 0.0, "steps": 60, "every.checkpoint": 1, "every.evaluate": 60}
-    with pytest.raises(ValueError, match=r"lower optimizer.peak=1000.0 or raise optimizer.warmup"):
-        go(tmp_path / "run", **wild)
-    state, facts = last(tmp_path / "run")
-    assert 0 < facts["step"] < 60
-    for leaf in jax.tree.leaves((state.params, state.opt_state)):
-        assert np.isfinite(np.asarray(leaf)).all()

@@ -101,6 +101,22 @@ class Drill:
                 self._known[case] = second
             return self._known[case]
 
+    def known(self) -> dict[Case, Unbroken]:
+        """All unbroken runs made so far."""
+        return dict(self._known)
+
+    def points(self, case: Case) -> list[str]:
+        """The changes of the file system that an unbroken run of a case makes, in order."""
+        workdir = self.fresh("points", case.stage)
+        record = workdir.with_suffix(".points.log")
+        (child,) = self.start(case, workdir, faults={"watch": (str(workdir), 0, str(record))})
+        if code := child.wait():
+            raise Broken(f"watched, {case} ended with {code}: {child.said()[-1500:]}")
+        found = record.read_text().splitlines()
+        record.unlink()
+        shutil.rmtree(workdir)
+        return found
+
     def _whole(self, case: Case, workdir: pathlib.Path) -> Unbroken:
         shutil.rmtree(workdir, ignore_errors=True)
         start = time.time()
@@ -149,6 +165,12 @@ class Trial:
         self.record["faults"] += 1
         self._logged = max(self._logged or 0, self.logged())
 
+    def await_update(self, child: children.Child, step: int) -> None:
+        """Wait until the log tells of an update, or the process has ended."""
+        deadline = time.monotonic() + children.PATIENCE
+        while child.poll() is None and self.logged() < step and time.monotonic() < deadline:
+            time.sleep(0.02)
+
     def finish(self, **how) -> dict:
         """Run again until the end, compare, and clean up what is right; the record."""
         for _ in range(4):
@@ -164,8 +186,15 @@ class Trial:
 
     def judge(self) -> dict:
         """The record, with what differs from the unbroken run; a right run's folder is removed."""
+        if self._logged is not None:  # its end was saved before the fault: nothing was left to do
+            self.record["lost"].append(toy.STEPS - self._logged)
+            self._logged = None
         wrong = outcome.differences(outcome.read(self.workdir), self.expected.outcome)
         return self.fail("; ".join(wrong)) if wrong else self.close()
+
+    def ended_badly(self, child: children.Child) -> dict:
+        """The record of a process that ended with a code of its own."""
+        return self.fail(f"it ended with {child.poll()}: {child.said()[-1500:]}")
 
     def fail(self, why: str) -> dict:
         """The record of a broken law; the folder stays."""

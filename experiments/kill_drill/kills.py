@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pathlib
 import shutil
 import signal
 import time
 
-from experiments.kill_drill import children, drill, toy
+import numpy as np
+
+from experiments import damage
+from experiments.kill_drill import children, drill, outcome, toy
 
 KILLS = 3  # a run
 PROMISE = 10.0  # seconds from SIGTERM to the end
+PATIENCE = 5  # updates in a row, not finite, after which a run goes back: guard.patience's default
 
 
 def phase(trial: drill.Trial) -> str:
@@ -18,7 +24,7 @@ def phase(trial: drill.Trial) -> str:
     folder = trial.workdir / "checkpoints"
     if any(folder.glob("*.orbax-checkpoint-tmp*")):
         return "save"
-    return "step" if trial.logged() else "start"
+    return "step" if trial.resumed() is not None else "start"
 
 
 def rest(trial: drill.Trial) -> float:
@@ -27,59 +33,204 @@ def rest(trial: drill.Trial) -> float:
 
 
 def kill(of: drill.Drill, number: int) -> dict:
-    """R1: SIGKILL at uniformly random moments, three a run; every fifth run in plain processes,
-    one of them with an empty compilation cache; every fourth with saves that block."""
+    """SIGKILL at uniformly random moments, three a run; every fifth run in plain processes, the
+    first of them with an empty compilation cache; every fourth with saves that block."""
     rng = of.random("kill", number)
     case = drill.Case(toy.STAGES[number % 3])
     trial = drill.Trial(of, case, of.fresh("kill", number))
-    plain, blocking = number % 5 == 4, number % 4 == 3
-    faults = {"blocking_saves": ()} if blocking and not plain else {}
+    plain = number % 5 == 4
+    faults = {"blocking_saves": ()} if number % 4 == 3 and not plain else {}
     trial.record |= {"plain": plain, "blocking": bool(faults), "phases": []}
     while trial.record["faults"] < KILLS:
         cold = plain and trial.record["faults"] == 0
-        (child,) = trial.start(plain=plain, cold=cold, faults={} if plain else faults)
-        time.sleep(rng.uniform(0, rest(trial) + (6 if plain else 0) + (8 if cold else 0)))
+        (child,) = trial.start(plain=plain, cold=cold, faults=faults)
+        time.sleep(rng.uniform(0, rest(trial) + 6 * plain + 8 * cold))
         if drill.killed(child):
             trial.record["phases"].append(phase(trial))
             trial.hurt()
         elif child.wait() == 0:  # too late: the run is whole, and the next one is to be hurt
             trial.account()
-            if not trial.judge()["identical"]:
-                return trial.judge()
-            shutil.rmtree(trial.workdir, ignore_errors=True)
+            if not (record := trial.judge())["identical"]:
+                return record
         else:
-            return trial.fail(f"it ended with {child.wait()}: {child.said()[-1500:]}")
+            return trial.ended_badly(child)
     return trial.finish(plain=plain)
 
 
-def points(of: drill.Drill, trial: drill.Trial, record: pathlib.Path) -> list[str]:
-    """The changes of the file system that one process of the trial makes, in order."""
-    record.unlink(missing_ok=True)
-    (child,) = trial.start(faults={"watch": (str(trial.workdir), 0, str(record))})
-    if code := child.wait():
-        raise drill.Broken(f"watched, it ended with {code}: {child.said()[-1500:]}")
-    return record.read_text().splitlines()
-
-
 def point(of: drill.Drill, number: int) -> dict:
-    """R2: SIGKILL right before one change of the file system, in a first process and in the next.
-
-    Every third trial damages the newest checkpoint in between: the next puts it out of the way.
-    """
+    """SIGKILL right before one change of the file system, in a first process and in the next;
+    every third time the newest checkpoint is damaged in between, so that it is put away."""
     rng = of.random("point", number)
     trial = drill.Trial(of, drill.Case(toy.STAGES[number % 3]), of.fresh("point", number))
     record = trial.workdir.with_suffix(".points.log")
-    known = len(points(of, trial, record))
-    shutil.rmtree(trial.workdir)
-    record.unlink()
+    known = len(of.points(trial.case))
     trial.record["points"] = []
-    for last in (rng.randint(1, known), rng.randint(1, 30)):
-        watched = {"watch": (str(trial.workdir), last, str(record))}
-        (child,) = trial.start(faults=watched)
+    for last in (rng.randint(1, known), rng.randint(1, 40)):
+        (child,) = trial.start(faults={"watch": (str(trial.workdir), last, str(record))})
         code = child.wait()
         if code == -signal.SIGKILL:
             trial.record["points"].append(record.read_text().splitlines()[-1])
             trial.hurt()
         elif code:
-            return trial.fail(f"it ended with {code}: {child.said()[-1500:]}")
+            return trial.ended_badly(child)
+        committed = outcome.steps(trial.workdir)
+        if len(committed) > 1 and number % 3 == 2:
+            newest = trial.workdir / "checkpoints" / str(committed[0])
+            damage.damage(newest, np.random.default_rng(number), "facts", "truncate")
     return trial.finish()
+
+
+def export(of: drill.Drill, number: int) -> dict:
+    """SIGKILL right before one change of the file system of `python -m lm export`; run again, it
+    writes the same bytes."""
+    rng = of.random("export", number)
+    of.unbroken(drill.Case())
+    out = of.fresh("export", number)
+    arguments = ["export", f"--workdir={toy.unbroken(of.home, 'pretrain')}", f"--directory={out}"]
+    log, record = out.with_suffix(".log"), out.with_suffix(".points.log")
+    child = children.Child(arguments, log, faults={"watch": (str(out), 0, str(record))})
+    code, whole = child.wait(), hashes(out)
+    known = len(record.read_text().splitlines()) if record.exists() else 0
+    shutil.rmtree(out, ignore_errors=True)
+    last = rng.randint(1, max(known, 1))
+    killed = children.Child(arguments, log, faults={"watch": (str(out), last, str(record))}).wait()
+    again = children.Child(arguments, log).wait()
+    right = (code, killed, again) == (0, -signal.SIGKILL, 0) and hashes(out) == whole
+    made = {"stage": "pretrain", "faults": 1, "lost": [], "resume_seconds": []}
+    made |= {"point": last, "identical": right}
+    if right:
+        shutil.rmtree(out)
+        return made
+    said = log.read_text()[-1000:]
+    return made | {"wrong": f"exit codes {code}, {killed}, {again}: {said}", "kept": out.name}
+
+
+def hashes(folder: pathlib.Path) -> dict[str, str]:
+    """sha256 of every file below a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    return {str(path.relative_to(folder)): digest(path) for path in files}
+
+
+def term(of: drill.Drill, number: int, again: bool = False) -> dict:
+    """SIGTERM at a random moment of training: exit 75 within 10 s, the last update saved, none
+    lost."""
+    rng = of.random("double_term" if again else "term", number)
+    case = drill.Case(toy.STAGES[number % 3])
+    trial = drill.Trial(of, case, of.fresh("double_term" if again else "term", number))
+    trial.record["stop_seconds"] = []
+    (child,) = trial.start()
+    time.sleep(rng.uniform(0, rest(trial)))
+    at_work, asked = trial.resumed() is not None, time.monotonic()
+    if not child.send(signal.SIGTERM):
+        return trial.finish()
+    if again:
+        time.sleep(0.2)
+        child.send(signal.SIGTERM)
+    code = child.wait(3 * PROMISE)
+    trial.record["stop_seconds"].append(round(time.monotonic() - asked, 2))
+    trial.hurt()
+    early = code == -signal.SIGTERM and not at_work
+    if code == drill.UNFINISHED:
+        stopped = outcome.rows(trial.workdir, "events.jsonl")[-1]
+        saved = outcome.steps(trial.workdir)[0]
+        if stopped["event"] != "stopped" or stopped["step"] != saved or saved < trial.logged():
+            return trial.fail(f"saved {saved}, logged {trial.logged()}, but stopped: {stopped}")
+    elif not (code == 0 or early):
+        return trial.fail(f"SIGTERM ended it with {code}: {child.said()[-1000:]}")
+    if trial.record["stop_seconds"][-1] > PROMISE:
+        return trial.fail(f"it took {trial.record['stop_seconds'][-1]} s to stop")
+    record = trial.finish()
+    return record if not any(record["lost"]) else trial.fail("updates were lost")
+
+
+def double_term(of: drill.Drill, number: int) -> dict:
+    """The same, and SIGTERM once more 0.2 s later, which changes nothing."""
+    return term(of, number, again=True)
+
+
+def nan(of: drill.Drill, number: int) -> dict:
+    """Batches whose loss is not a number: a few are left out, five in a row are passed over after
+    a roll-back; killed once on the way, the run is the one that was not."""
+    rng = of.random("nan", number)
+    many = (1, 2, PATIENCE)[number % 3]
+    first = (9, 14, 22)[number // 3 % 3]  # few programs: each is compiled once
+    case = drill.Case(toy.STAGES[number % 3], faults=(("spoilt_batches", (first, many)),))
+    trial = drill.Trial(of, case, of.fresh("nan", number))
+    skipped = trial.expected.outcome.facts["skipped"]
+    trial.record |= {"spoilt": [first, many], "skipped": skipped}
+    (child,) = trial.start()
+    time.sleep(rng.uniform(0, rest(trial)))
+    if drill.killed(child):
+        trial.hurt()
+    trial.record["faults"] += many
+    if skipped != many % PATIENCE:
+        return trial.fail(f"{skipped} updates were left out in the unbroken run, not {many}")
+    return trial.finish()
+
+
+def diverged(of: drill.Drill, number: int) -> dict:
+    """No batch from one on gives a number: roll-backs, then exit code 3, a report, a sentence."""
+    case = drill.Case(toy.STAGES[number % 3])
+    first = of.random("diverged", number).randint(1, toy.STEPS - PATIENCE)
+    trial = drill.Trial(of, case, of.fresh("diverged", number))
+    (child,) = trial.start(faults={"spoilt_batches": (first, 10**6)})
+    code = child.wait()
+    trial.record["faults"] += 1
+    sentence = child.said().strip().splitlines()[-1]
+    if code != 3 or not (trial.workdir / "diverged.json").exists() or sentence[:4] != "lm: ":
+        return trial.fail(f"it ended with {code} and: {sentence}")
+    return trial.close()
+
+
+def flip(of: drill.Drill, number: int) -> dict:
+    """One bit of a parameter flips on one of two devices: exit 75 before it is saved, none lost to
+    it but those since the last checkpoint."""
+    case = drill.Case(toy.STAGES[number % 3], devices=2)
+    trial = drill.Trial(of, case, of.fresh("flip", number))
+    step = (3, 13, 26)[number // 3 % 3]
+    (child,) = trial.start(faults={"flipped_bit": (step,)})
+    code = child.wait()
+    trial.record["step"] = step
+    trial.hurt()
+    if code != drill.UNFINISHED or "differ" not in child.said():
+        return trial.fail(f"it ended with {code}: {child.said()[-1000:]}")
+    return trial.finish()
+
+
+def worker(of: drill.Drill, number: int) -> dict:
+    """SIGKILL one of two processes that make batches: the run ends within 5 s with a sentence, and
+    run again is the run without such processes."""
+    rng = of.random("worker", number)
+    case = drill.Case(toy.STAGES[number % 2])
+    trial = drill.Trial(of, case, of.fresh("worker", number))
+    trial.case = drill.Case(case.stage, ("data.workers=2",))
+    (child,) = trial.start(plain=True)
+    trial.await_update(child, rng.randint(1, toy.STEPS // 2))
+    helpers = helpers_of(child.pid)
+    if not helpers:
+        return trial.fail("no process makes batches")
+    os.kill(rng.choice(helpers), signal.SIGKILL)
+    asked = time.monotonic()
+    code = child.wait(60)
+    trial.record["stop_seconds"] = [round(time.monotonic() - asked, 2)]
+    trial.hurt()
+    child.end()
+    sentence = child.said().strip().splitlines()[-1]
+    if code not in (0, 2, drill.UNFINISHED) or (code and not sentence.startswith("lm: ")):
+        return trial.fail(f"it ended with {code} and: {sentence}")
+    return trial.finish(plain=True)
+
+
+def helpers_of(pid: int) -> list[int]:
+    """Processes that make batches for a run."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = path.read_text().rpartition(")")[2].split()
+            line = (path.parent / "cmdline").read_bytes()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(words[1]) == pid and b"resource_tracker" not in line:
+            found.append(int(path.parent.name))
+    return sorted(found)

@@ -254,7 +254,10 @@ class Checkpoints:
         return (whole, facts), None
 
     def _facts(self, step: int) -> dict:
-        facts = forms.unseal(json.loads((self.directory / str(step) / "facts" / FACTS).read_text()))
+        path = self.directory / str(step) / "facts" / FACTS
+        if not path.is_file():  # a pipe or a device would be read for ever
+            raise ValueError("it has no file of facts")
+        facts = forms.unseal(json.loads(path.read_text()))
         if facts["step"] != step:
             raise ValueError(f"it holds step {facts['step']}")
         if lacking := {"skipped", "figures", "leaves"} - facts.keys():

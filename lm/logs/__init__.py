@@ -10,7 +10,7 @@ manifest  run.json: what made the run
 
 from lm.logs.board import TENSORBOARD
 from lm.logs.files import Appended, read, write_atomically
-from lm.logs.ledger import GOODPUT, KINDS, Ledger, goodput
+from lm.logs.ledger import GOODPUT, KINDS, OUTSIDE, Ledger, goodput
 from lm.logs.manifest import MANIFEST, command, commit, versions, write_manifest
 from lm.logs.rates import Meter, measured_flops, memory, peak_flops
 from lm.logs.scalars import EVENTS, METRICS, Logs, Silent
@@ -21,6 +21,7 @@ __all__ = [
     "KINDS",
     "MANIFEST",
     "METRICS",
+    "OUTSIDE",
     "TENSORBOARD",
     "Appended",
     "Ledger",

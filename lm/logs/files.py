@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,8 @@ def _legal(value):
     """The value as JSON has it; a float that is not finite by its name."""
     if value is None or isinstance(value, str | int):
         return value
+    if isinstance(value, numbers.Integral):  # numpy's
+        return int(value)
     if isinstance(value, Mapping):
         return {str(key): _legal(inner) for key, inner in value.items()}
     if isinstance(value, Sequence):
@@ -117,12 +120,11 @@ class Appended:
 class Rows(Appended):
     """A JSONL file that grows by rows; it is opened without the torn last line of a kill.
 
-    kept: which of the rows that are there stay; they are in `found`, the others are dropped.
+    kept: which of the rows that are there stay; the others are dropped.
     """
 
     def __init__(self, path: str | os.PathLike, kept: Callable[[dict], bool] = lambda row: True):
-        self.found = [row for row in read(path) if kept(row)]
-        write_atomically(path, "".join(map(line, self.found)))
+        write_atomically(path, "".join(line(row) for row in read(path) if kept(row)))
         super().__init__(path)
 
     def add_row(self, row: Mapping) -> None:

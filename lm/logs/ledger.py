@@ -34,7 +34,7 @@ OUTSIDE = {
 REPEATED = ("input", "step", "save", "evaluate", "log", "other")  # kinds that may be lost
 
 
-def process_start(now: float) -> float:
+def start_of_process(now: float) -> float:
     """When this process started, in Unix seconds; without Linux's /proc, from its CPU time."""
     try:
         words = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -61,24 +61,25 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         started: float | None = None,
     ):
-        self._workdir = pathlib.Path(workdir)
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        self._file = files.Rows(self._workdir / GOODPUT)
-        self._clock, now, before = clock, clock(), self._file.found[-1:]
-        started = process_start(now) if started is None else started
+        self._workdir, self._file = pathlib.Path(workdir), None
+        before = files.read(self._workdir / GOODPUT)[-1:]
+        self._clock, now = clock, clock()
+        started = start_of_process(now) if started is None else started
         # Two runs of one process share its start; the seconds of the first are its own.
         self._start = min(now, max([started, *(row["time"] for row in before)]))
         self._session = before[0]["session"] + 1 if before else 0
         self._seconds, self._kind, self._since = dict.fromkeys(KINDS, 0.0), "start", self._start
+        # The last row's updates; of the run, useful seconds of other sessions, and its first start.
         self._step, self._others, self._first = None, 0.0, self._start
 
     def __enter__(self) -> Ledger:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self._step is not None and not isinstance(error, OSError):
+        if self._file and not isinstance(error, OSError):
             self.row(self._step)
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def turn(self, kind: str) -> None:
         """From now on time is of this kind; what has passed is of the former one.
@@ -99,6 +100,9 @@ class Ledger:
         self.turn(self._kind)
         seconds = {kind: value for kind, value in self._seconds.items() if value}
         row = {"session": self._session, "step": step, "start": self._start, "time": self._since}
+        if self._file is None:  # not before: a run that is refused leaves nothing
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._file = files.Rows(self._workdir / GOODPUT)
         self._file.add_row(row | {"seconds": seconds})
         if self._step is None or step < self._step:  # something may be lost: count anew
             spent = goodput(self._workdir)
@@ -140,4 +144,4 @@ def _lost(start: int, stop: int, kept: int) -> float:
     """The share of updates (start, stop] past `kept`; of no update, whether it is past it."""
     if stop <= start:
         return float(start > kept)
-    return min(1.0, max(0, stop - max(start, kept)) / (stop - start))
+    return min(1.0, max(0, stop - kept) / (stop - start))

@@ -104,10 +104,14 @@ def measured_flops(device) -> float:
 
 
 def memory(devices: Sequence) -> dict[str, float]:
-    """The most memory used so far, in GiB: "device_memory_peak_gib", of the fullest of these jax
-    devices, where they count it (GPU, TPU), else "process_memory_peak_gib", of this process.
+    """The most memory used so far, in GiB: "device_memory_peak_gib", of the fullest of those of
+    these jax devices that are this process's, where they count it (GPU, TPU), or else
+    "process_memory_peak_gib", resident, of the process.
     """
-    found = [device.memory_stats() or {} for device in devices]
+    import jax
+
+    here = jax.process_index()
+    found = [device.memory_stats() or {} for device in devices if device.process_index == here]
     peaks = [stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats]
     if peaks:
         return {"device_memory_peak_gib": max(peaks) / 2**30}

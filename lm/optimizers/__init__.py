@@ -12,7 +12,7 @@ from lm.optimizers.chain import make_optimizer
 from lm.optimizers.config import OptimizerConfig
 from lm.optimizers.directions import OPTIMIZERS, adafactor
 from lm.optimizers.durations import Pace, updates
-from lm.optimizers.groups import multipliers
+from lm.optimizers.groups import check_groups, multipliers
 from lm.optimizers.schedules import SCHEDULES
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "OptimizerConfig",
     "Pace",
     "adafactor",
+    "check_groups",
     "make_optimizer",
     "multipliers",
     "updates",

@@ -44,10 +44,8 @@ def make_optimizer(
     have no moments, no part in the norm that is clipped, and keep their bits.
     Raises ValueError for patterns that fit no parameter or freeze all, and durations too long.
     """
+    groups.check_groups(config, params)
     rates, decays = groups.parse(config.rates, "rates"), groups.parse(config.decays, "decays")
-    groups.check_used(rates, "rates", params)
-    if config.decays != OptimizerConfig.decays:
-        groups.check_used(decays, "decays", params)
     rate = schedules.SCHEDULES[config.schedule](config.span(steps, pace))
     links = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     links.append(directions.OPTIMIZERS[config.name](config))
@@ -61,11 +59,6 @@ def make_optimizer(
         return "frozen" if groups.multiplier(rates, keys) is None else "trained"
 
     labels = jax.tree_util.tree_map_with_path(label, params)
-    kinds = set(jax.tree.leaves(labels))
-    if "trained" not in kinds:
-        raise ValueError(
-            f"optimizer.rates={config.rates!r} freezes every parameter; leave one to be trained."
-        )
-    if "frozen" in kinds:
+    if "frozen" in jax.tree.leaves(labels):
         optimizer = optax.partition({"trained": optimizer, "frozen": freeze()}, labels)
     return optimizer, rate

@@ -18,7 +18,7 @@ def path_of(keys) -> str:
 
 
 def parse(text: str, field: str) -> Rules:
-    """ "encoder/=0.1 embed=none" as rules. field: the key's name in errors; only rates freeze.
+    """Text like "encoder/=0.1 embed=none" as rules; field, the key it is of: only rates freeze.
 
     Raises ValueError for what is no regular expression or no multiplier.
     """
@@ -50,12 +50,11 @@ def _multiplier(value: str, word: str, field: str, freezes: bool) -> float | Non
     except ValueError:
         number = math.nan
     if not 0 <= number <= MOST or (freezes and number == 0):
-        bounds = (
-            f"a number above 0, up to {MOST:g}, or none (frozen)"
-            if freezes
-            else (f"a number from 0 to {MOST:g}")
+        bounds = ("a number above 0, up to", ", or none") if freezes else ("a number from 0 to", "")
+        raise ValueError(
+            f"optimizer.{field} has {word!r}, whose multiplier is out of bounds; use "
+            f"{bounds[0]} {MOST:g}{bounds[1]}."
         )
-        raise ValueError(f"optimizer.{field} has {word!r}, whose multiplier must be {bounds}.")
     return number
 
 
@@ -65,16 +64,25 @@ def multiplier(rules: Rules, keys) -> float | None:
     return next((value for pattern, value in rules if re.search(pattern, path)), 1.0)
 
 
-def check_used(rules: Rules, field: str, params: Any) -> None:
-    """Raise ValueError for a rule that is the first match of no parameter."""
+def check_groups(config, params: Any) -> None:
+    """Raise ValueError for a pattern that decides on no parameter, and for rates that freeze all.
+
+    config: an OptimizerConfig. params: the tree of parameters, shapes suffice.
+    """
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
-    first = lambda path: next((rule for rule in rules if re.search(rule[0], path)), None)
-    used = {first(path) for path in paths}
-    for rule in rules:
-        if rule not in used or rules.count(rule) > 1:
+    for field in ("rates", "decays"):
+        text = getattr(config, field)
+        rules = parse(text, field)
+        first = [next((i for i, (p, _) in enumerate(rules) if re.search(p, q)), -1) for q in paths]
+        idle = sorted(set(range(len(rules))) - set(first))
+        if idle and text != getattr(type(config), field):
             raise ValueError(
-                f"optimizer.{field} has {rule[0]!r}, which is the first match of no parameter; "
-                f"remove it, or match a path like {paths[0]}."
+                f"optimizer.{field} has {rules[idle[0]][0]!r}, which is the first match of no "
+                f"parameter; remove it, or match a path like {paths[0]}."
+            )
+        if all(i >= 0 and rules[i][1] is None for i in first):
+            raise ValueError(
+                f"optimizer.{field}={text!r} freezes every parameter; leave one to be trained."
             )
 
 

@@ -40,6 +40,8 @@ class Run:
     rows: list[dict]  # of metrics.jsonl
     scores: dict  # of evaluate.json; {} where there is none
     samples: list[dict]  # of predictions.jsonl
+    events: list[dict] = dataclasses.field(default_factory=list)  # of events.jsonl
+    spent: dict = dataclasses.field(default_factory=dict)  # what its wall time went to, by the logs
 
     @property
     def seed(self) -> int:
@@ -110,6 +112,8 @@ def read_run(path: str | os.PathLike) -> Run:
         rows=logs.read(path / logs.METRICS),
         scores=_object(path / "evaluate.json"),
         samples=logs.read(path / "predictions.jsonl"),
+        events=logs.read(path / logs.EVENTS),
+        spent=logs.goodput(path),
     )
 
 

@@ -10,6 +10,7 @@ import collections
 import datetime
 import html
 import io
+import itertools
 import json
 import math
 import os
@@ -22,7 +23,13 @@ from lm import logs
 from . import folders, verdicts
 
 SAMPLES, ABRIDGED = 5, 420  # samples a group of models; characters of a text shown
+EVENTS = 20  # the last events of a run that are shown
 COLOURS = 6
+CURVES = {  # a scalar that is drawn over the updates: its name, and what stands below it
+    "nats": ("loss", "nats per token"),
+    "learning_rate": ("learning rate", "learning rate"),
+    "gradient_norm": ("gradient norm", "norm of the gradient"),
+}
 WIDTH, HEIGHT = 5, 3  # of a drawing, in inches: its letters are legible on a phone
 
 
@@ -41,8 +48,10 @@ def write(
     claims = verdicts.demo_claims(runs) if claims is None else claims
     sections = (
         ("claims", "Claims", "".join(map(_claim, claims))),
-        ("loss", "Loss", "".join(_panels(runs))),
+        ("curves", "Curves", "".join(_panels(runs))),
         ("results", "Results", _table(runs)),
+        ("time", "Where the time went", _times(runs)),
+        ("events", "Events", "".join(map(_events, runs))),
         ("samples", "Samples", "".join(_samples(runs))),
         ("rows", "What made each row", "".join(map(_origin, runs))),
     )
@@ -105,22 +114,24 @@ def _panel(run: folders.Run) -> str:
 
 
 def _panels(runs: Sequence[folders.Run]) -> Iterable[str]:
-    """A figure for each panel that has points: all its runs, a colour a role."""
-    for panel in dict.fromkeys(map(_panel, runs)):
-        drawn = [r for r in runs if _panel(r) == panel and any("nats" in row for row in r.rows)]
+    """A figure for each panel and curve that has points: all its runs, a colour a role."""
+    panels = dict.fromkeys(map(_panel, runs))
+    for (name, (what, below)), panel in itertools.product(CURVES.items(), panels):
+        drawn = [r for r in runs if _panel(r) == panel and any(name in row for row in r.rows)]
         if not drawn:
             continue
         colours = {role: i % COLOURS for i, role in enumerate(dict.fromkeys(r.role for r in drawn))}
         key = "".join(f"<b class=c{i}>{_text(role)}</b> " for role, i in colours.items())
+        note = "<span>(dots: held out; thin: training)</span>" if name == "nats" else ""
         yield (
-            f'<figure><div role=img aria-label="{panel}: loss by update">'
-            f"{_curves(drawn, colours)}</div><figcaption>{panel}, nats per token: {key}"
-            "<span>(dots: held out; thin: training)</span></figcaption></figure>"
+            f'<figure><div role=img aria-label="{panel}: {what} by update">'
+            f"{_curves(drawn, colours, name)}</div><figcaption>{panel}, {below}: {key}{note}"
+            "</figcaption></figure>"
         )
 
 
-def _curves(runs: Sequence[folders.Run], colours: dict[str, int]) -> str:
-    """The loss of some runs over updates, as SVG whose colours are the page's variables."""
+def _curves(runs: Sequence[folders.Run], colours: dict[str, int], name: str) -> str:
+    """A scalar of some runs over updates, as SVG whose colours are the page's variables."""
     import matplotlib
     from matplotlib import figure
 
@@ -136,8 +147,8 @@ def _curves(runs: Sequence[folders.Run], colours: dict[str, int]) -> str:
         axes = canvas.subplots()
         for run in runs:
             colour = names[colours[run.role]]
-            axes.plot(*run.series("train", "nats"), color=colour, linewidth=0.8, alpha=0.5)
-            axes.plot(*run.series("heldout", "nats"), "o-", color=colour, linewidth=1.6, ms=3)
+            axes.plot(*run.series("train", name), color=colour, linewidth=0.8, alpha=0.5)
+            axes.plot(*run.series("heldout", name), "o-", color=colour, linewidth=1.6, ms=3)
         axes.set_xlabel("updates")
         axes.grid(axis="y", alpha=0.15)
         drawing = io.StringIO()
@@ -195,6 +206,37 @@ def _baselines(runs: Sequence[folders.Run]) -> list[tuple[str, dict]]:
                 roles = found.setdefault((name, *scores.items()), (scores, {}))[1]
                 roles[run.role] = True
     return [(f"{k[0]} ({', '.join(roles)})", scores) for k, (scores, roles) in found.items()]
+
+
+def _times(runs: Sequence[folders.Run]) -> str:
+    """A row a run that kept account: its wall time, and the share of each kind of time in it."""
+    told = [run for run in runs if run.spent.get("wall")]
+    kinds = [k for k in (*logs.KINDS, *logs.OUTSIDE) if any(r.spent["shares"][k] for r in told)]
+    body = ""
+    for run in told:
+        wall = str(datetime.timedelta(seconds=round(run.spent["wall"])))
+        shares = "".join(f"<td>{_number(run.spent['shares'][k], '.1%')}</td>" for k in kinds)
+        cells = f"<td>{wall}</td><td>{run.spent['sessions']}</td>{shares}"
+        body += f"<tr><th scope=row>{_text(run.label)}</th>{cells}</tr>\n"
+    heads = "".join(f"<th scope=col>{k}</th>" for k in ("run", "wall time", "sessions", *kinds))
+    words = "; ".join(f"{k}: {(logs.KINDS | logs.OUTSIDE)[k]}" for k in kinds)
+    table = f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table>"
+    note = "Every second of wall time, from the first start to the last row, has one kind"
+    return f"<div class=wide>{table}</div><p class=note>{note}. {words}.</p>" if told else ""
+
+
+def _events(run: folders.Run) -> str:
+    """How often each kind of event came, and the last of them."""
+    if not run.events:
+        return ""
+    counts = collections.Counter(row["event"] for row in run.events)
+    told = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+    items = ""
+    for row in run.events[-EVENTS:]:
+        facts = {k: v for k, v in row.items() if k not in ("step", "event", "time")}
+        said = ", ".join([row["event"], *(f"{k} {v}" for k, v in facts.items())])
+        items += f"<li>update {row['step']}: {_text(_abridged(said))}</li>"
+    return f"<h3>{_text(run.label)}</h3><p>{_text(told)}</p><ul class=note>{items}</ul>"
 
 
 def _samples(runs: Sequence[folders.Run]) -> Iterable[str]:
@@ -265,9 +307,9 @@ h2 { font-size: 1.2rem; margin: 2.8rem 0 1rem; padding-bottom: .3rem;
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem }
 h4, dt, th { font-size: .8rem; font-weight: 600; color: var(--soft); margin: 0 }
 .note { font-size: .85rem; color: var(--soft); margin: .4rem 0 }
-#claims, #loss { display: grid; gap: 1rem;
+#claims, #curves { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)) }
-#claims h2, #loss h2 { grid-column: 1 / -1; margin-bottom: 0 }
+#claims h2, #curves h2 { grid-column: 1 / -1; margin-bottom: 0 }
 .claim, .sample { background: var(--sheet); border-radius: 6px; padding: 1rem 1.2rem }
 .claim { border-left: 4px solid var(--bad) }
 .claim p { margin: 0 }

@@ -29,6 +29,11 @@ def make_run(config: dict, place) -> Run:
         value = config[section][leaf] if section else config[key]
         if not value >= least:  # NaN is not
             raise ValueError(f"{key}={value} is too small; use {least} or more.")
+    coverage = config["tokenizer"]["character_coverage"]
+    if not 0.98 <= coverage <= 1:
+        raise ValueError(
+            f"tokenizer.character_coverage={coverage} is no share of all; use 0.98 to 1."
+        )
     _check_length(run)
     _check_best(config)
     if config["seed"] >= 1 << 32:

@@ -68,4 +68,7 @@ def pace(run: Run, examples: int) -> optimizers.Pace:
 def total_updates(run: Run, examples: int) -> int:
     """Updates of the whole run: steps, or as many as its duration of so many examples takes."""
     steps, duration = run.config["steps"], run.config["duration"]
-    return steps or optimizers.updates(duration, 0, pace(run, examples))
+    try:
+        return steps or optimizers.updates(duration, 0, pace(run, examples))
+    except ValueError as error:
+        raise ValueError(f"duration={error}") from None

@@ -76,6 +76,7 @@ def read(directory: pathlib.Path) -> tuple[bytes, dict]:
         model = (directory / MODEL).read_bytes()
         facts = json.loads((directory / FACTS).read_bytes())
         sound = fingerprint(model, facts) == facts["fingerprint"]
+        sound = sound and {"pieces", "normalization"} <= facts.keys()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"there is no tokenizer in {directory}; {CURE}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -61,10 +61,13 @@ class Loop:
         self.meter = logs.Meter(flops_per_step=self.work.flops, peak_flops=peak, devices=devices)
         hang, tell = self.this.config["guard"]["hang"], lambda said: self._event("hang", said=said)
         with watchdog.Watchdog(hang, self.this.workdir, tell) as self.watch:
+            kept = watchdog.on_abort(self._lost) if self.hosts > 1 else None
             try:
                 self._updates()
-            except jax.errors.JaxRuntimeError as error:
-                self._lost(error)
+            except jax.errors.JaxRuntimeError:
+                if not kept:
+                    raise
+                self._lost()
         return self.figures
 
     def _go_on_from(self, facts: dict) -> None:
@@ -79,10 +82,13 @@ class Loop:
         self.batches = pipeline.train_batches(self.work.examples, seed, **dealt)
 
     def _updates(self) -> None:
+        """To the last update, from wherever one is."""
         self.ledger.row(self.number)
         self.fresh = True
         if self.saved_at is None:
             self._save()
+        else:
+            self._event("resumed", batch=self.index)
         while self.number < self.work.total:
             if self.stop.asked():
                 self._leave()
@@ -140,10 +146,12 @@ class Loop:
         figures = None
         if "evaluate" in due:
             figures = self._evaluate()
-        if "checkpoint" in due:
+        # With bad updates pending none is saved, so that one to go back to stays.
+        if "checkpoint" in due and not (self.guard.row and self.number < self.work.total):
             self._save(figures)
         if due - {"log"}:
             self.meter.start(self.number)
+            self.ledger.row(self.number)  # what is due after an update is lost only with it
         self.ledger.turn("other")
 
     # What the devices have to say. ------------------------------------------------------------
@@ -189,6 +197,8 @@ class Loop:
             figures |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
         figures |= {"skipped": skipped} | self.work.rates(self.number - 1 - skipped)
         figures |= self.meter.rates(self.number, tokens) | logs.memory(self.strategy.devices)
+        if self.this.data.max_bad_records:
+            figures["bad_records"] = len(self.work.examples.damaged)
         figures["goodput"] = self.ledger.row(self.number)
         self.log.write(self.number, "train", figures)
         self.log.advance(self.number, figures)
@@ -286,13 +296,13 @@ class Loop:
         self._event("gave up", rollbacks=self.guard.rollbacks, report=DIVERGED)
         raise guard.Diverged(sentence)
 
-    def _lost(self, error: Exception) -> None:
+    def _lost(self) -> None:
         """Another host is gone: what it would take part in cannot be waited for."""
-        if self.hosts == 1:
-            raise error
-        said = f"another host was lost at update {self.number}; start all again to continue"
-        self._event("lost host", said=" ".join(str(error).split())[:200])
-        watchdog.leave(f"{said} from update {self.saved_at}.")
+        self._event("lost host")
+        watchdog.leave(
+            f"another host was lost at update {self.number}; start them all again to continue from "
+            f"update {self.saved_at}."
+        )
 
     def _event(self, kind: str, **facts) -> None:
         self.log.event(kind, self.number, **facts)

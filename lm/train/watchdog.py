@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -24,6 +26,17 @@ def leave(sentence: str, code: int = signals.Unfinished.code) -> None:
     print(f"lm: {sentence}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
+
+
+def on_abort(tell: Callable[[], None]) -> Callable:
+    """From now on, where C++ code aborts this process, `tell` is called, which should `leave`.
+
+    So jax ends the process of a host when another is gone: by abort(), from a thread that is not
+    Python's, and with no word to Python. Keep what is returned: it is the handler itself.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: tell())
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
+    return handler
 
 
 class Watchdog:

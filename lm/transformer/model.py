@@ -188,7 +188,7 @@ class Transformer(nn.Module):
             x = x * config.d_model**-0.5
         kernel = self.head if config.head == "untied" else self.embed.embedding.T
         kernel = kernel.astype(config.dtype)
-        logits = jnp.einsum("btd,dv->btv", x, kernel, preferred_element_type=jnp.float32)
+        logits = layers.flat(x, kernel, preferred_element_type=jnp.float32)
         return attention.soft_cap(logits, config.logits_cap)
 
     def tokens(self, ids: Array, positions: Array, side: str = "decoder") -> Array:

@@ -1,0 +1,161 @@
+"""Trials of the disk: damaged checkpoints, restored by the hundred in one process; a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+
+from experiments.kill_drill import children, drill, outcome, toy
+
+CHUNK = 25  # damaged checkpoints a process
+
+
+def damaged(of: drill.Drill, number: int) -> dict:
+    """One fault to one file of the newest of two checkpoints, 25 times: what is restored is the
+    newest or the one before, to the bit, and saving goes on past it; every sixth time without a
+    fault, as a control."""
+    stage = toy.STAGES[number % 3]
+    of.unbroken(drill.Case(stage))
+    folder = of.fresh("damaged", number)
+    folder.mkdir()
+    out, log = folder / "found.jsonl", folder.with_suffix(".log")
+    source = toy.unbroken(of.home, stage)
+    given = (str(source), str(folder), of.seed * 10**6 + number, CHUNK, str(out), str(log))
+    child = children.CONTEXT.Process(target=restore_damaged, args=given)
+    child.start()
+    child.join()
+    found = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    wrong = [row for row in found if row["wrong"]]
+    record = {"stage": stage, "faults": sum(row["fault"] != "" for row in found)}
+    record |= {"lost": [], "resume_seconds": [], "found": found}
+    record["controls"] = sum(row["fault"] == "" for row in found)
+    if wrong or child.exitcode or len(found) < CHUNK:
+        said = f"exit code {child.exitcode}: {log.read_text()[-1000:]} {wrong[:3]}"
+        return record | {"identical": False, "wrong": said, "kept": folder.name}
+    shutil.rmtree(folder)
+    log.unlink()
+    return record | {"identical": True}
+
+
+def restore_damaged(source, folder, seed: int, count: int, out, log) -> None:
+    """In a process of its own: copy, damage, restore, save, again and again; a row each."""
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    import numpy as np
+
+    from experiments import damage
+    from lm import evaluate, run
+
+    os.environ["XLA_FLAGS"] = ""
+    this, rng = run.read_run(pathlib.Path(source)), np.random.default_rng(seed)
+    shapes = state_shapes(this)
+    newest, before = outcome.steps(this.workdir)[:2]
+    right = {n: outcome.leaves(this.workdir / "checkpoints" / str(n)) for n in (newest, before)}
+    for number in range(count):
+        place = pathlib.Path(folder) / str(number)
+        shutil.copytree(this.workdir / "checkpoints", place / "checkpoints")
+        row = {"kind": "", "fault": "", "wrong": ""}
+        if number % 6 != 5:
+            done = damage.damage(place / "checkpoints" / str(newest), rng)
+            row |= {"kind": done.kind, "fault": done.fault}
+        with evaluate.open_checkpoints(run.make_run(this.config, place)) as saved:
+            state, facts = saved.restore(shapes)
+            row["step"] = facts["step"]
+            if facts["step"] not in right or not same(state, right[facts["step"]]):
+                row["wrong"] = "silent"
+            if facts["step"] == before:
+                saved.save(state._replace(step=np.int32(newest)), facts)
+                saved.wait()
+        after = outcome.steps(place)
+        if after[0] != newest or (not row["fault"] and facts["step"] != newest):
+            row["wrong"] = row["wrong"] or f"restored {facts['step']}, then there are {after}"
+        shutil.rmtree(place)
+        with open(out, "a") as rows:
+            rows.write(json.dumps(row) + "\n")
+
+
+def state_shapes(this):
+    """The shapes of a run's state, to restore into."""
+    import functools
+
+    import jax
+
+    from lm import optimizers, steps, transformer
+
+    params = transformer.shapes(this.model)
+    pace = optimizers.Pace(1.0, 1)
+    optimizer, _ = optimizers.make_optimizer(this.optimizer, this.config["steps"], params, pace)
+    plan = steps.Plan(average=this.optimizer.average)
+    model = transformer.Transformer(this.model)
+    return jax.eval_shape(functools.partial(steps.init_state, model, optimizer, plan), params)
+
+
+def same(state, right: dict[str, str]) -> bool:
+    """Whether a restored state has the bits of a checkpoint on disk."""
+    import hashlib
+
+    import jax
+    import numpy as np
+
+    found = {}
+    for item in outcome.ARRAYS:
+        flat = jax.tree_util.tree_leaves_with_path(getattr(state, item))
+        for path, leaf in flat:
+            name, array = jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
+            form = f"{array.dtype} {array.shape} ".encode()
+            found[f"{item}/{name}"] = hashlib.sha256(form + array.tobytes()).hexdigest()
+    return found == right
+
+
+def full(of: drill.Drill, number: int) -> dict:
+    """The disk is full: exit 2 with a sentence, what was saved before is whole, and when there is
+    room again the run goes on. By turns a small tmpfs (as root) and a limit on files' size."""
+    rng = of.random("full", number)
+    trial = drill.Trial(of, drill.Case(toy.STAGES[number % 3]), of.fresh("full", number))
+    disk = mounted(trial.workdir, 64) if number % 2 == 0 else False
+    trial.record["disk"] = "tmpfs" if disk else "limit"
+    try:
+        (child,) = trial.start()
+        trial.await_update(child, rng.randint(5, 20))
+        child.send(signal.SIGTERM)
+        child.wait()
+        steps = outcome.steps(trial.workdir)
+        kept = outcome.leaves(trial.workdir / "checkpoints" / str(steps[0]))
+        if disk:
+            used = sum(p.stat().st_blocks * 512 for p in trial.workdir.rglob("*")) >> 10
+            resized(trial.workdir, f"{used + rng.randint(40, 500)}k")
+        faults = {} if disk else {"small_files": (rng.randint(20_000, 100_000),)}
+        (child,) = trial.start(faults=faults)
+        code = child.wait()
+        trial.hurt()
+        said = child.said().strip().splitlines()
+        if code != 2 or not said[-1].startswith("lm: "):
+            return trial.fail(f"full, it ended with {code}: {said[-8:]}")
+        trial.record["sentence"] = said[-1]
+        if outcome.leaves(trial.workdir / "checkpoints" / str(steps[0])) != kept:
+            return trial.fail(f"checkpoint {steps[0]} from before is not what it was")
+        if disk:
+            resized(trial.workdir, "64m")
+        return trial.finish()
+    finally:
+        if disk:
+            subprocess.run(["umount", "--lazy", str(trial.workdir)], check=True)
+            shutil.rmtree(trial.workdir, ignore_errors=True)
+
+
+def mounted(folder: pathlib.Path, megabytes: int) -> bool:
+    """Mount a small disk in memory there; False where this user cannot."""
+    folder.mkdir(parents=True)
+    size = f"size={megabytes}m"
+    line = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(line, capture_output=True).returncode == 0
+
+
+def resized(folder: pathlib.Path, size: str) -> None:
+    """Give a mounted disk another size."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)

@@ -1,0 +1,130 @@
+"""What does saving a checkpoint cost the loop, in the background and not?  Answer: save_cost.md.
+
+python -m experiments.save_cost
+
+A state of about 10 million parameters with AdamW's two moments, on one CPU device; saves and
+updates in turns in one run. Rows of the table are medians; every repeat is in save_cost.jsonl.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from lm import batch, checkpoints, logs, optimizers, steps, transformer
+
+HERE = pathlib.Path(__file__).parent
+REPEATS = 5
+ROWS, INPUTS, TARGETS = 8, 256, 64
+MODEL = transformer.ModelConfig(
+    vocab_size=8192,
+    d_model=256,
+    d_ff=1024,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=64,
+    num_encoder_layers=3,
+    num_decoder_layers=3,
+)
+
+
+def seconds(work: Callable, *arguments) -> float:
+    """The wall time of a call."""
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
+
+
+def make_update():
+    """(first state, update), state -> state, of random tokens."""
+    config = optimizers.OptimizerConfig(name="adamw")
+    pace = optimizers.Pace(100.0, ROWS * (INPUTS + TARGETS))
+    optimizer, _ = optimizers.make_optimizer(config, 100, transformer.shapes(MODEL), pace)
+    model, plan = transformer.Transformer(MODEL), steps.Plan()
+    text_bytes = np.ones(MODEL.vocab_size, np.float32)
+    loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
+    rng = np.random.default_rng(0)
+    rows = lambda length: rng.integers(3, MODEL.vocab_size, (ROWS, length)).astype(np.int32)
+    ones = lambda length: np.ones((ROWS, length), np.int32)
+    examples = batch.Batch(rows(INPUTS), ones(INPUTS), rows(TARGETS), ones(TARGETS))
+    take = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    update = jax.jit(lambda state: take(state, examples)[0], donate_argnums=0)
+    return jax.jit(lambda: steps.init_state(model, optimizer, plan))(), update
+
+
+def measure() -> list[dict]:
+    """Rows of the table: what, seconds of every repeat."""
+    state, update = make_update()
+    state = update(state)
+    found: dict[str, list[float]] = {}
+    summed = lambda trees: jax.device_get(checkpoints.checksums(trees))
+    summed({"params": state.params, "opt_state": state.opt_state})
+    for _ in range(REPEATS):
+        for background in (True, False):
+            name = "in the background" if background else "not in the background"
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                checkpoints.Checkpoints(folder, background=background) as saved,
+            ):
+                saved.save(state, {})  # compiles the checksums, makes the threads
+                saved.wait()
+                state = jax.block_until_ready(update(state))
+                took = {f"save, {name}: the loop waits": seconds(saved.save, state, {})}
+                took[f"save, {name}: then until it is on disk"] = seconds(saved.wait)
+            for what, value in took.items():
+                found.setdefault(what, []).append(value)
+        trees = {"params": state.params, "opt_state": state.opt_state}
+        took = {"of it the checksums on the device": seconds(summed, trees)}
+        start = time.perf_counter()
+        state = jax.block_until_ready(update(state))
+        took["an update"] = time.perf_counter() - start
+        for what, value in took.items():
+            found.setdefault(what, []).append(value)
+    return [{"what": what, "seconds": values} for what, values in found.items()]
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as the page shows them."""
+    update = statistics.median(next(r for r in rows if r["what"] == "an update")["seconds"])
+    lines = ["| what | seconds | lowest .. highest | updates |", "|" + " --- |" * 4]
+    for row in rows:
+        middle, low, high = statistics.median(row["seconds"]), *_ends(row["seconds"])
+        lines.append(
+            f"| {row['what']} | {middle:.3f} | {low:.3f} .. {high:.3f} | {middle / update:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _ends(values: list[float]) -> tuple[float, float]:
+    return min(values), max(values)
+
+
+def main() -> None:
+    """Measure, print the table, and keep it beside this file."""
+    rows = measure()
+    stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), jax=jax.__version__)
+    stamp |= dict(python=platform.python_version(), cores=os.cpu_count())
+    stamp["load"] = os.getloadavg()[0]  # of whatever else ran meanwhile
+    stamp["parameters"] = transformer.parameter_count(MODEL)
+    lines = "".join(json.dumps(row | stamp) + "\n" for row in rows)
+    logs.write_atomically(HERE / "save_cost.jsonl", lines)
+    page = HERE / "save_cost.md"
+    before, mark, after = page.read_text().partition("<!-- table -->\n")
+    _, end, rest = after.partition("<!-- end of table -->\n")
+    logs.write_atomically(page, before + mark + table(rows) + "\n" + end + rest)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""How many sequences a second does a training step take, ours and transformers'?  step_speed.md.
+
+  python -m experiments.step_speed [--sizes=small,base,large] [--batch=8] [--repeats=3]
+                                   [--arms=ours,eager,compiled] [--seconds=15]
+
+T5 1.1 at 512 input and 114 target tokens, AdamW, the same precision: float32 on CPU, bfloat16
+products and float32 parameters on a GPU. Each turn of an arm is a process of its own; arms take
+turns, so a machine that slows down slows all of them; ratios are taken turn by turn. Rows of the
+table are medians; every turn is in step_speed.jsonl. Sizes not asked for keep their rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tqdm
+
+from configs import models
+from lm import batch, choose, logs, optimizers, steps, transformer
+
+HERE = pathlib.Path(__file__).parent
+INPUTS, TARGETS = 512, 114  # tokens of a row
+BATCHES = {"small": 8, "base": 4, "large": 2}  # rows of a step: a CPU takes seconds for it
+RATE, DECAY, CLIP, BETAS = 1e-3, 0.01, 1.0, (0.9, 0.98)  # of AdamW
+
+
+def rows(count: int) -> batch.Batch:
+    """A batch of made-up tokens without padding, as numpy arrays."""
+    rng = np.random.default_rng(0)
+    ids = lambda length: rng.integers(3, 32_000, (count, length), dtype=np.int32)
+    ones = lambda length: np.ones((count, length), np.int32)
+    return batch.Batch(ids(INPUTS), ones(INPUTS), ids(TARGETS), ones(TARGETS))
+
+
+def paced(step: Callable[[], None], seconds: float) -> list[float]:
+    """Seconds of each step: 2 or more, until they fill `seconds`; the first step is left out."""
+    step()
+    taken = []
+    while len(taken) < 2 or sum(taken) < seconds:
+        start = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+# The arms. ---------------------------------------------------------------------------------------
+
+
+def model_config(size: str, **words) -> transformer.ModelConfig:
+    """T5 1.1 of a size, as the preset has it, without dropout (as it was pre-trained)."""
+    _, _, keys = choose.choose(models.PRESETS, f"t5_1_1_{size}", "the preset")
+    return transformer.ModelConfig(**keys, **words)
+
+
+def ours(size: str, count: int, seconds: float) -> dict:
+    """A turn of lm's own training step: steps.train_step with optimizers' AdamW."""
+    import jax
+
+    on_cpu = jax.default_backend() == "cpu"
+    config = model_config(size, dtype="float32" if on_cpu else "bfloat16")
+    model, plan = transformer.Transformer(config), steps.Plan()
+    made = dict(name="adamw", peak=RATE, schedule="constant", warmup=0, clip_norm=CLIP)
+    made |= dict(weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1])
+    pace = optimizers.Pace(1.0, count * (INPUTS + TARGETS))
+    settings = optimizers.OptimizerConfig(**made)
+    optimizer, _ = optimizers.make_optimizer(settings, 1000, transformer.shapes(config), pace)
+    state = jax.jit(lambda: steps.init_state(model, optimizer, plan))()
+    text_bytes = np.ones(config.vocab_size, np.int32)
+    loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
+    take = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    examples = jax.device_put(rows(count))
+
+    start = time.perf_counter()
+    take = jax.jit(take, donate_argnums=0).lower(state, examples).compile()
+    compiling = time.perf_counter() - start
+
+    def step():
+        nonlocal state
+        state, sums = take(state, examples)
+        jax.block_until_ready((state, sums))
+
+    taken = paced(step, seconds)
+    (memory,) = logs.memory(jax.devices()).values()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    found = dict(seconds=taken, compile_seconds=compiling, memory_gib=memory, parameters=parameters)
+    return found | dict(device=jax.devices()[0].device_kind)
+
+
+def theirs(size: str, count: int, seconds: float, compiled: bool) -> dict:
+    """A turn of transformers' T5, of the same sizes, in PyTorch's usual training step."""
+    import torch
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = their_model(size).to(device).train()
+    adamw = dict(lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), **adamw)
+    forward = torch.compile(model) if compiled else model
+    wide = device == "cpu"
+    tensors = [torch.tensor(part, dtype=torch.int64, device=device) for part in rows(count)]
+    given = dict(input_ids=tensors[0], attention_mask=tensors[1], labels=tensors[2])
+
+    def step():
+        with torch.autocast(device, torch.bfloat16, enabled=not wide):
+            loss = forward(**given).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        if not wide:
+            torch.cuda.synchronize()
+
+    start = time.perf_counter()
+    step()
+    first = time.perf_counter() - start
+    taken = paced(step, seconds)
+    (memory,) = logs.memory([]).values() if wide else (torch.cuda.max_memory_allocated() / 2**30,)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    found = dict(seconds=taken, memory_gib=memory, parameters=parameters)
+    found |= dict(compile_seconds=first - statistics.median(taken) if compiled else 0.0)
+    return found | dict(torch=torch.__version__, transformers=transformers.__version__)
+
+
+def their_model(size: str):
+    """transformers' T5 with the sizes of ours and a head of its own."""
+    import transformers
+
+    ours = model_config(size)
+    sizes = dict(d_model=ours.d_model, d_ff=ours.d_ff, num_heads=ours.num_heads)
+    sizes |= dict(d_kv=ours.head_dim, num_layers=ours.num_encoder_layers)
+    sizes |= dict(num_decoder_layers=ours.num_decoder_layers, vocab_size=ours.vocab_size)
+    words = dict(feed_forward_proj="gated-gelu", dropout_rate=0.0, decoder_start_token_id=0)
+    words |= dict(tie_word_embeddings=False, use_cache=False)
+    config = transformers.T5Config(**sizes, **words)
+    config.tie_word_embeddings = False  # version 5 ties whatever it is told
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def matmul(size: str, count: int, seconds: float) -> dict:
+    """FLOP/s of this machine's matrix products: XLA's, and PyTorch's in the same precision."""
+    import jax
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    width, dtype = (1024, torch.float32) if on_cpu else (8192, torch.bfloat16)
+    square = torch.ones((width, width), dtype=dtype, device="cpu" if on_cpu else "cuda")
+
+    def step():
+        square @ square
+        if not on_cpu:
+            torch.cuda.synchronize()
+
+    fastest = 2 * width**3 / statistics.median(paced(step, 0.3))
+    return dict(xla=logs.measured_flops(jax.devices()[0]), torch=fastest)
+
+
+ARMS = {
+    "ours": ours,
+    "eager": functools.partial(theirs, compiled=False),
+    "compiled": functools.partial(theirs, compiled=True),
+}  # name -> a turn: (size, rows of a step, seconds to measure) -> its figures
+
+
+# The program. ------------------------------------------------------------------------------------
+
+
+def turn(arm: str, size: str, count: int, seconds: float, cache: str) -> dict:
+    """The figures of one turn, taken in a process of its own."""
+    asked = dict(arm=arm, size=size, count=count, seconds=seconds)
+    kept = dict(JAX_COMPILATION_CACHE_DIR=f"{cache}/jax", TORCHINDUCTOR_CACHE_DIR=f"{cache}/torch")
+    command = [sys.executable, "-m", "experiments.step_speed", "--turn", json.dumps(asked)]
+    done = subprocess.run(command, env=os.environ | kept, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the turn {asked} failed:\n{done.stderr}")
+    return asked | json.loads(done.stdout.splitlines()[-1])
+
+
+def summary(size: str, count: int, turns: list[dict], peak: float) -> list[dict]:
+    """A row an arm of one size: medians over its turns, and ours over it turn by turn."""
+    flops = 3 * count * transformer.forward_flops(model_config(size), INPUTS, TARGETS)
+    of = {arm: [t for t in turns if t["arm"] == arm] for arm in ARMS}
+    rate = lambda turn: count / statistics.median(turn["seconds"])
+    found = []
+    for arm, taken in of.items():
+        if not taken:
+            continue
+        rates = [rate(one) for one in taken]
+        row = dict(size=size, arm=arm, batch=count, sequences_per_second=statistics.median(rates))
+        row["mfu"] = row["sequences_per_second"] / count * flops / peak
+        row["memory_gib"] = max(one["memory_gib"] for one in taken)
+        row["compile_seconds"] = taken[0]["compile_seconds"]  # the later ones find it cached
+        row["ratios"] = [rate(one) / his for one, his in zip(of["ours"], rates, strict=False)]
+        found.append(row | dict(peak_flops=peak, parameters=taken[0]["parameters"], turns=taken))
+    return found
+
+
+def measure(size: str, count: int, names: list[str], repeats: int, seconds: float) -> list[dict]:
+    """The rows of one size: `repeats` turns of every arm, in turns."""
+    turns, peaks = [], []
+    with tempfile.TemporaryDirectory() as cache:
+        order = [(repeat, arm) for repeat in range(repeats) for arm in ("matmul", *names)]
+        for _, arm in tqdm.tqdm(order, desc=size, unit="turn", mininterval=0):
+            found = turn(arm, size, count, seconds, cache)
+            (peaks if arm == "matmul" else turns).append(found)
+    peak = statistics.median([max(one["xla"], one["torch"]) for one in peaks])
+    rows = summary(size, count, turns, peak)
+    return [row | dict(matmul=peaks) for row in rows]
+
+
+def table(rows: list[dict]) -> str:
+    """The rows of all sizes, as the page shows them."""
+    names = dict(ours="ours", eager="transformers, eager", compiled="transformers, torch.compile")
+    lines = [
+        "| T5 1.1 | batch | arm | sequences/s | ours / it (lowest .. highest) | MFU | GiB | s |"
+    ]
+    lines.append("|" + " --- |" * 8)
+    for row in rows:
+        ratios, size = row["ratios"], f"{row['size']}, {row['parameters'] / 1e6:.0f} M"
+        shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
+        cells = [size, row["batch"], names[row["arm"]], f"{row['sequences_per_second']:.3g}"]
+        cells += ["" if row["arm"] == "ours" or not ratios else shown, f"{row['mfu']:.1%}"]
+        cells += [f"{row['memory_gib']:.1f}", f"{row['compile_seconds']:.0f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def write(rows: list[dict]) -> None:
+    """Keep the rows beside this file, with those of other sizes, and put the table on the page."""
+    record, page = HERE / "step_speed.jsonl", HERE / "step_speed.md"
+    measured = {row["size"] for row in rows}
+    kept = [row for row in logs.read(record) if row["size"] not in measured] + rows
+    kept.sort(key=lambda row: list(BATCHES).index(row["size"]))
+    before, mark, after = page.read_text().partition("<!-- table -->\n")
+    _, end, rest = after.partition("<!-- end of table -->\n")
+    logs.write_atomically(page, before + mark + table(kept) + "\n" + end + rest)
+    logs.write_atomically(record, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def main() -> None:
+    """Measure the sizes asked for; print their table, and keep it beside this file."""
+    known = argparse.ArgumentParser(prog="python -m experiments.step_speed")
+    listed = lambda text: text.split(",")
+    known.add_argument("--sizes", type=listed, default=list(BATCHES))
+    known.add_argument("--arms", type=listed, default=list(ARMS))
+    known.add_argument("--batch", type=int, default=0, help="rows of a step; 0: by size")
+    known.add_argument("--repeats", type=int, default=3, help="turns of every arm")
+    known.add_argument("--seconds", type=float, default=15, help="to measure in a turn, at least")
+    known.add_argument("--turn", type=json.loads, help=argparse.SUPPRESS)
+    asked = known.parse_args()
+    if asked.turn:
+        arm = asked.turn.pop("arm")
+        print(json.dumps((ARMS | {"matmul": matmul})[arm](**asked.turn)))
+        return
+    stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), machine=platform.machine())
+    stamp |= dict(cores=os.cpu_count(), versions=logs.versions())
+    for size in asked.sizes:
+        count = asked.batch or choose.choose(BATCHES, size, "--sizes")
+        names = [arm for arm in asked.arms if choose.choose(ARMS, arm, "--arms")]
+        found = measure(size, count, names, asked.repeats, asked.seconds)
+        write([row | stamp for row in found])
+        print(table(found))
+
+
+if __name__ == "__main__":
+    main()

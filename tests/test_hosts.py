@@ -1,0 +1,124 @@
+"""Laws of several hosts, in real processes through the door: one run, one writer, one end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+
+from experiments.kill_drill import children, drill, outcome
+from lm import run
+
+STEPS, SAVE = 16, 4
+CONFIG = """
+import json, pathlib
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(json.loads(pathlib.Path(__file__).with_suffix(".json").read_text()))
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config, tiny_tokens, tmp_path_factory):
+    """A file for --config of a tiny run with dropout, its shards made."""
+    path = tmp_path_factory.mktemp("hosts") / "config.py"
+    changes = {"steps": STEPS, "every.checkpoint": SAVE, "every.log": 1, "every.evaluate": 8}
+    changes |= {"model.dropout_rate": 0.1, "evaluate.examples": 8}
+    made = tiny_config(**changes | {"data.shards": str(path.parent / "shards")})
+    path.write_text(CONFIG)
+    path.with_suffix(".json").write_text(json.dumps(made))
+    run.make_examples(run.make_run(made, path.parent / "made"), tiny_tokens)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a server of forks has one thread
+    return path
+
+
+def start(config, workdir, hosts: int, devices: int) -> list[children.Child]:
+    """So many processes of one run, with so many devices each."""
+    flags, port = ["train", f"--config={config}", f"--workdir={workdir}"], drill.free_port()
+    together = [f"--coordinator=127.0.0.1:{port}", f"--hosts={hosts}"] * (hosts > 1)
+    return [
+        children.Child(
+            [*flags, *together, *([f"--host={host}"] * (hosts > 1))],
+            workdir.with_name(f"{workdir.name}.{host}.log"),
+            devices=devices,
+        )
+        for host in range(hosts)
+    ]
+
+
+def ends(started: list[children.Child]) -> list[int | None]:
+    """The exit codes; whoever hangs is killed."""
+    codes = [child.wait(150) for child in started]
+    for child in started:
+        child.end()
+    return codes
+
+
+def reach(workdir: pathlib.Path, step: int, child: children.Child) -> None:
+    """Wait for the row of an update."""
+    deadline = time.monotonic() + 150
+    while not any(row["step"] >= step for row in outcome.rows(workdir)):
+        assert child.poll() is None and time.monotonic() < deadline, child.said()
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def alone(config):
+    """The run of one process with two devices."""
+    (child,) = start(config, config.parent / "alone", 1, 2)
+    assert ends([child]) == [0], child.said()
+    return outcome.read(config.parent / "alone")
+
+
+@pytest.fixture(scope="module")
+def pair(config, alone):
+    """The run of two processes with a device each, and what they printed."""
+    both = start(config, config.parent / "pair", 2, 1)
+    assert ends(both) == [0, 0], both[0].said() + both[1].said()
+    return outcome.read(config.parent / "pair"), [child.said() for child in both]
+
+
+def test_two_processes_train_as_one_with_the_same_devices(alone, pair):
+    ours, theirs = pair[0].rows, alone.rows
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for row, expected in zip(ours, theirs, strict=True):
+        for name in ("loss", "nats", "gradient_norm", "accuracy"):
+            if name in expected:
+                assert row[name] == pytest.approx(expected[name], rel=1e-5), (row["step"], name)
+    assert pair[0].facts["position"] == alone.facts["position"] == {"next_index": STEPS}
+
+
+def test_one_of_them_writes(pair):
+    first, second = pair[1]
+    assert f"step {STEPS}/{STEPS}" in first and "step" not in second
+    trained = [row["step"] for row in pair[0].rows if row["split"] == "train"]
+    assert trained == list(range(1, STEPS + 1))
+    assert pair[0].left == []
+
+
+def test_stopped_or_killed_in_part_they_go_on_as_if_never(config, pair):
+    workdir = config.parent / "hurt"
+    both = start(config, workdir, 2, 1)
+    reach(workdir, 5, both[0])
+    both[1].send(signal.SIGTERM)
+    assert ends(both) == [drill.UNFINISHED] * 2, both[0].said() + both[1].said()
+    stopped = outcome.rows(workdir, "events.jsonl")[-1]
+    assert stopped["event"] == "stopped" and stopped["step"] == outcome.steps(workdir)[0] >= 5
+    assert max(row["step"] for row in outcome.rows(workdir)) == stopped["step"]
+
+    both = start(config, workdir, 2, 1)
+    reach(workdir, stopped["step"] + 2, both[0])
+    killed = time.monotonic()
+    assert both[1].send(signal.SIGKILL)
+    assert both[0].wait(90) == drill.UNFINISHED, both[0].said()
+    assert time.monotonic() - killed < 60
+    assert "lm: another host was lost" in both[0].said().splitlines()[-1]
+
+    both = start(config, workdir, 2, 1)
+    assert ends(both) == [0, 0], both[0].said() + both[1].said()
+    assert outcome.differences(outcome.read(workdir), pair[0]) == []

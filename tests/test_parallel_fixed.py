@@ -1,0 +1,95 @@
+"""Laws of the fixed reduction: the bits of a run follow from its shards, not from its devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import optimizers, parallel, steps, transformer
+from tests import test_parallel
+
+MODEL = dataclasses.replace(
+    test_parallel.MODEL, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.2
+)
+KINDS = {  # (optimizer, micro-batches, the devices it is tried on)
+    "adamw, 2 parts": ("adamw", 2, (1, 2, 4, 8)),
+    "adafactor": ("adafactor", 1, (1, 8)),
+}
+BATCHES = test_parallel.BATCHES
+
+
+@functools.cache
+def update(optimizer: str, micro_batches: int, devices: int, reduction: str = "fixed"):
+    """(strategy, compiled update, first state), with dropout and all that a state can hold."""
+    config = parallel.ParallelConfig(reduction=reduction, micro_batches=micro_batches)
+    strategy = parallel.make_strategy(config, jax.devices()[:devices])
+    shapes, model = transformer.shapes(MODEL), transformer.Transformer(MODEL)
+    chosen = optimizers.OptimizerConfig(name=optimizer, peak=1e-2, warmup=0, weight_decay=0.1)
+    made, _ = optimizers.make_optimizer(chosen, 10, shapes, optimizers.Pace(1.0, 1))
+    loss = steps.make_language_loss(model, steps.LossConfig(), np.arange(MODEL.vocab_size) % 5)
+    plan = steps.Plan(0, micro_batches, config.fixed_shards, average=0.9)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=made, plan=plan)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+    state = jax.device_get(steps.init_state(model, made, plan, params))
+    return strategy, strategy.compile(step), state
+
+
+def bits(tree) -> str:
+    """A hash of every bit of a tree."""
+    leaves = jax.tree.leaves(jax.device_get(tree))
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
+
+
+def run(kind, devices: list[int], reduction: str = "fixed") -> str:
+    """The bits of state and sums after an update a batch, each on so many devices."""
+    state = update(*kind, devices[0], reduction)[2]
+    for count, examples in zip(devices, BATCHES, strict=True):
+        strategy, step, _ = update(*kind, count, reduction)
+        state, sums = step(strategy.place_state(state), strategy.place_batch(examples))
+        state, sums = jax.device_get(strategy.fetch((state, sums)))
+    return bits((state, sums))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_bits_of_a_run_are_the_same_on_any_number_of_devices(name):
+    *kind, counts = KINDS[name]
+    found = {devices: run(kind, [devices] * len(BATCHES)) for devices in counts}
+    assert len(set(found.values())) == 1, found
+    # and where the number changes on the way
+    assert run(kind, [counts[-1], counts[0]]) == found[1] == run(kind, [counts[0], counts[-1]])
+
+
+def test_the_fast_reduction_has_other_bits_on_other_devices():
+    """So that the law above is no accident of small numbers."""
+    assert len({run(("adamw", 1), [devices] * 2, "fast") for devices in (1, 2)}) == 2
+
+
+def folded(shards: int, devices: int, seed: int = 0) -> np.ndarray:
+    """The sum of one number a row, [shards], as the update adds it on so many devices."""
+    rows = np.random.default_rng(seed).normal(size=shards).astype(np.float32)
+    rows *= 10.0 ** np.random.default_rng(seed).integers(-6, 7, shards).astype(np.float32)
+    strategy = parallel.make_strategy(parallel.ParallelConfig(), jax.devices()[:devices])
+    plan = steps.Plan(shards=shards)
+
+    def add(_, placed, *, axis):
+        return steps._summed(lambda part, key: jnp.sum(part), placed, jax.random.key(0), plan, axis)
+
+    placed = strategy.place_batch(rows)
+    return rows, np.asarray(strategy.compile(add)(placed, placed))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("shards", [8, 16])
+def test_shards_are_added_by_folding_in_half(shards, devices):
+    rows, found = folded(shards, devices)
+    while len(rows) > 1:
+        half = len(rows) // 2
+        rows = rows[:half] + rows[half:]
+    np.testing.assert_array_equal(found, np.repeat(rows, devices))

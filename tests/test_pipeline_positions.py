@@ -1,0 +1,60 @@
+"""Law of the position: through JSON, at 251 steps, of every pipeline, on 1, 2, 4 and 8 hosts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from lm import corpus, objectives, pipeline
+
+SIZE, GAP, POSITIONS, HOSTS, AHEAD = 400, np.array([9]), 251, (1, 2, 4, 8), 4
+VOCABULARY = objectives.Vocabulary(np.arange(390, 400), 1, np.arange(3, 300), np.zeros(400, bool))
+PIPELINES = {  # tasks, packing
+    "text": (("pydocs",), "none"),
+    "pairs": (("docstring_summary",), "none"),
+    "packed": (("docstring_summary",), "first_fit"),
+    "mixture": (("pydocs", "docstring_summary"), "first_fit"),
+}
+
+
+def part_of(task: str, directory: pathlib.Path, data: pipeline.DataConfig) -> pipeline.Part:
+    """A part of made-up ids, several times read in POSITIONS batches."""
+    rng, path = np.random.default_rng(0), directory / task
+    path.mkdir()
+    ids = [rng.integers(3, SIZE - 10, rng.integers(4, 14)) for _ in range(450)]
+    if task == "pydocs":
+        file = corpus.write_text(path / "file", ids, GAP, SIZE)
+    else:
+        file = corpus.write_pairs(path / "file", [(one, one[:4]) for one in ids], SIZE)
+    manifest = corpus.finish(path, {}, {"file": file}, {})
+    return pipeline.Part(task, str(path), manifest, data, objectives.ObjectiveConfig(), VOCABULARY)
+
+
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_a_position_is_exact_at_every_step_on_any_number_of_hosts(kind, tmp_path, monkeypatch):
+    import grain
+
+    plain = grain.ReadOptions(num_threads=0)  # 16 batches ahead at each step would be slow
+    monkeypatch.setattr(grain, "ReadOptions", lambda **_: plain)
+    tasks, packing = PIPELINES[kind]
+    shape = dict(input_length=24, target_length=16, batch_size=8)
+    data = pipeline.DataConfig(task=",".join(tasks), packing=packing, **shape)
+    examples = pipeline.Examples(tuple(part_of(task, tmp_path, data) for task in tasks))
+
+    def following(count: int, **where) -> list[np.ndarray]:
+        batches = pipeline.train_batches(examples, 5, **where)
+        return [np.concatenate(rows, axis=1) for rows in itertools.islice(batches, count)]
+
+    unbroken = following(POSITIONS + AHEAD)
+    assert len(examples) < POSITIONS * 8 / 3  # several epochs
+    for step in range(POSITIONS):
+        hosts = HOSTS[step % 4]
+        host = step // 4 % hosts
+        position = json.loads(json.dumps({"next_index": step}))
+        found = following(AHEAD, start=position["next_index"], host=host, hosts=hosts)
+        for rows, whole in zip(found, unbroken[step:][:AHEAD], strict=True):
+            np.testing.assert_array_equal(rows, whole[host::hosts])

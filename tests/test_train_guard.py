@@ -1,0 +1,207 @@
+"""Laws of the guard: bad updates change nothing, are told and gone back from, alike each time."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import logs, pipeline, run, steps, train
+from lm.train import guard
+from tests.test_train import T5, assert_same_bits, go, in_less_time, last, rows  # noqa: F401
+
+CONFIG = {"patience": 3, "rollbacks": 2, "spike": 6.0}
+BATCHES = (4, 5, 6)  # that are bad, in runs of 12 updates
+LONG = {"steps": 12, "every.log": 4, "every.evaluate": 12, "guard.patience": 3}
+
+
+def judged(losses, **changes) -> tuple[guard.Guard, list]:
+    made = guard.Guard(CONFIG | changes)
+    return made, [made.judge(n + 1, n, loss, math.isfinite(loss)) for n, loss in enumerate(losses)]
+
+
+def usual(count: int, seed: int = 0) -> list[float]:
+    rng = random.Random(seed)
+    return [rng.gauss(3.0, 0.1) for _ in range(count)]
+
+
+def test_a_loss_is_a_spike_above_the_mean_and_so_many_deviations_of_the_last_good_ones():
+    losses = usual(guard.RECENT)
+    bound = np.mean(losses) + 6 * np.std(losses)
+    for loss, kind in ((bound + 1e-6, "spike"), (bound - 1e-6, None)):
+        _, found = judged([*losses, loss])
+        assert (found[-1] and found[-1]["kind"]) == kind
+        assert not any(found[:-1])
+
+
+def test_the_first_losses_are_no_spikes_nor_is_any_where_none_is_looked_for():
+    wild = [*usual(guard.ENOUGH - 1), 1e9]
+    assert not any(judged(wild)[1])
+    assert not any(judged([*usual(200), 1e9], spike=0.0)[1])
+
+
+def test_what_is_usual_is_told_by_good_updates_of_late_alone():
+    early, late = usual(300), [loss - 2 for loss in usual(guard.RECENT)]
+    assert judged([*early, *late, 3.0])[1][-1]["kind"] == "spike"
+    again = [*usual(200), 50.0, 50.0, 50.0, 50.0]
+    assert [bad["kind"] for bad in judged(again, patience=9)[1][-4:]] == ["spike"] * 4
+
+
+def test_only_bad_updates_in_a_row_exhaust_the_patience():
+    assert judged([math.nan] * 2)[0].exhausted is False
+    assert judged([math.nan] * 3)[0].exhausted
+    assert judged([*usual(100), math.inf, 99.0, math.nan])[0].exhausted
+    assert not judged([math.nan, math.nan, 3.0, math.nan, math.nan])[0].exhausted
+
+
+def test_a_guard_that_goes_on_from_a_memory_judges_as_the_one_that_never_stopped():
+    losses = usual(150) + [99.0, math.nan, 3.0, 99.0, 99.0, math.nan, 3.1]
+    whole, expected = judged(losses, patience=9)
+    for cut in (0, 1, 70, 151, 155):
+        memory = json.loads(json.dumps(judged(losses[:cut], patience=9)[0].memory))
+        rest = guard.Guard(CONFIG | {"patience": 9}, memory)
+        found = [
+            rest.judge(n + 1, n, losses[n], math.isfinite(losses[n]))
+            for n in range(cut, len(losses))
+        ]
+        assert found == expected[cut:]
+        assert rest.memory == whole.memory
+
+
+# In the loop. --------------------------------------------------------------------------------
+
+
+def poisoned(patch, where) -> None:
+    """Updates from now on have a loss that is no number where(state, examples)."""
+    whole = steps.train_step
+
+    def step(state, examples, teacher=None, *, loss, **options):
+        def bad(params, part, *rest):
+            total, sums = loss(params, part, *rest)
+            times = jnp.where(where(state, examples), jnp.nan, 1.0)
+            return total * times, sums | {"loss": sums["loss"] * times}
+
+        return whole(state, examples, teacher, loss=bad, **options)
+
+    patch.setattr(steps, "train_step", step)
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    return functools.partial(poisoned, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def is_bad(tiny_config, tmp_path_factory):
+    """(state, examples) -> whether they are a batch of BATCHES."""
+    this = run.make_run(tiny_config(**T5), tmp_path_factory.mktemp("marks"))
+    examples = run.make_examples(this, run.make_tokenizer(this))[0]
+    made = list(itertools.islice(pipeline.train_batches(examples, 0), 20))
+    marks = [int(rows.inputs.astype(np.int64).sum()) for rows in made]  # noqa: F402
+    assert len(set(marks)) == len(marks)
+    chosen = np.array([marks[index] for index in BATCHES])
+    return lambda state, examples: jnp.isin(jnp.sum(examples.inputs), chosen)
+
+
+def events(workdir) -> list[dict]:
+    return logs.read(workdir / logs.EVENTS)
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_is_told_with_its_batch(go, poison):  # noqa: F811
+    poison(lambda state, examples: state.step == 5)
+    workdir = go(**{"every.checkpoint": 5})
+    state, facts = last(workdir)
+    before = last(workdir, lambda facts: facts["step"] == 5)[0]
+    assert (facts["step"], facts["skipped"], int(state.skipped)) == (6, 1, 1)
+    for ours, theirs in ((state.params, before.params), (state.opt_state, before.opt_state)):
+        assert_same_bits(ours, theirs)
+    (told,) = [row for row in events(workdir) if row["event"] == "skipped"]
+    assert (told["step"], told["batch"]) == (6, 5)
+    assert "show" in told["see"] and "--step=6" in told["see"]
+    final = rows(workdir, "train")[-1]
+    assert math.isnan(final["loss"]) and final["skipped"] == 1
+    assert all(math.isfinite(row["loss"]) for row in rows(workdir, "train")[:-1])
+
+
+def test_a_row_leaves_out_skipped_updates_and_the_rate_waits_for_them(go, poison):  # noqa: F811
+    poison(lambda state, examples: state.step == 1)
+    final = rows(go(**{"every.log": 3, "steps": 3, "every.checkpoint": 3}), "train")[-1]
+    assert final["step"] == 3 and math.isfinite(final["loss"])
+    # A warm-up of 2 updates to 0.01: of the third, one was skipped.
+    np.testing.assert_allclose(final["learning_rate"], 0.005, rtol=1e-6)
+
+
+def without_them(monkeypatch):
+    whole = pipeline.train_batches
+
+    def batches(*arguments, start=0, **options):
+        for index, rows in enumerate(whole(*arguments, **options)):  # noqa: F402
+            if index >= start and index not in BATCHES:
+                yield rows
+
+    monkeypatch.setattr(pipeline, "train_batches", batches)
+
+
+@pytest.fixture(scope="module")
+def spared(go, is_bad):  # noqa: F811
+    """A run that never met the bad batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_them(patch)
+        poisoned(patch, is_bad)  # the same program
+        return go(**LONG)
+
+
+@pytest.mark.parametrize("stopped", [(), (6,), (8, 3)], ids=str)
+def test_bad_batches_in_a_row_are_passed_over_as_if_they_had_never_been(
+    stopped,
+    spared,
+    go,  # noqa: F811
+    is_bad,
+    poison,
+    tmp_path,
+    monkeypatch,
+):
+    """stopped: at which question of each session a signal has come."""
+    poison(is_bad)
+    workdir = tmp_path / "run"
+    for question in stopped:
+        asked = iter(range(1, 99))
+        with monkeypatch.context() as patch, pytest.raises(train.Unfinished):
+            patch.setattr(train.Signals, "asked", lambda self, q=question: next(asked) == q)  # noqa: B023
+            go(workdir, **LONG)
+    go(workdir, **LONG)
+    (state, facts), (expected, _) = last(workdir), last(spared)
+    assert_same_bits(state, expected)
+    assert facts["position"] == {"next_index": 15} and facts["guard"]["rollbacks"] == 1
+    told = [row for row in events(workdir) if row["event"] == "rollback"]
+    assert [(row["step"], row["bad"], row["passed_over"]) for row in told] == [
+        (4, [5, 6, 7], [4, 6])
+    ]
+    ours, theirs = rows(workdir, "train"), rows(spared, "train")
+    assert [(row["step"], row["loss"]) for row in ours] == [
+        (row["step"], row["loss"]) for row in theirs
+    ]
+
+
+def test_where_going_back_does_not_help_it_is_given_up_with_a_report(go, poison, tmp_path):  # noqa: F811
+    poison(lambda state, examples: state.step >= 3)
+    changes = LONG | {"every.log": 1, "every.checkpoint": 1, "guard.rollbacks": 2}
+    with pytest.raises(train.Diverged, match=r"guard.rollbacks=2 did not help; .*--allow_change"):
+        go(tmp_path / "run", **changes)
+    report = json.loads((tmp_path / "run" / "diverged.json").read_text())
+    # From update 3, three were bad three times, each time of later batches.
+    assert [row["step"] for row in report["updates"]] == [4, 5, 6]
+    assert [row["batch"] for row in report["updates"]] == [9, 10, 11]
+    assert report["rollbacks"] == 2
+    state, facts = last(tmp_path / "run")
+    assert facts["step"] == 3 and not facts["guard"]["row"]
+    for leaf in jax.tree.leaves((state.params, state.opt_state)):
+        assert np.isfinite(np.asarray(leaf)).all()
+    assert train.Diverged.code == 3

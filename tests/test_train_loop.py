@@ -1,0 +1,220 @@
+"""Laws of the loop itself: what it waits for, what it saves, how it ends, where it goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lm import evaluate, logs, run, steps, train
+from lm.train import watchdog
+from tests.test_train import (  # noqa: F401
+    ROOT,
+    T5,
+    assert_same_bits,
+    go,
+    in_less_time,
+    interrupted,
+    last,
+    pretrained,
+    rows,
+)
+
+
+def test_between_log_points_nothing_is_transferred_and_nothing_compiled(go, monkeypatch):  # noqa: F811
+    from jax._src import array
+
+    moved, compiled, now = [], [], [0]
+    whole, value = train.Loop._update, array.ArrayImpl._value
+
+    def update(self):
+        now[0] = self.number + 1
+        whole(self)
+        now[0] = 0
+
+    def spy(self):
+        moved.append(now[0])
+        return value.fget(self)
+
+    def count(event, seconds, **facts):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(now[0])
+
+    monkeypatch.setattr(array.ArrayImpl, "_value", property(spy))
+    monkeypatch.setattr(train.Loop, "_update", update)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    go(**{"every.log": 3, "every.checkpoint": 3, "steps": 7, "model.dropout_rate": 0.05})
+    assert moved and compiled, "the spies see what there is"
+    assert not [step for step in moved if step], "an update itself moves nothing to the host"
+    assert set(compiled) <= {0, 1}, "later updates compile nothing"
+
+
+def test_copies_of_the_state_that_differ_are_never_saved(tiny_config, tmp_path, monkeypatch):
+    whole = steps.train_step
+
+    def drifting(state, *arguments, axis, **options):
+        state, sums = whole(state, *arguments, axis=axis, **options)
+        one = (jax.lax.axis_index(axis.name) == 1) & (state.step == 4)
+        wrong = jax.tree.map(lambda leaf: leaf * (1 + 1e-6 * one), state.params)
+        return state._replace(params=wrong), sums
+
+    monkeypatch.setattr(steps, "train_step", drifting)
+    config = tiny_config(**T5, **{"every.checkpoint": 2, "evaluate.examples": 8})
+    this = run.make_run(config, tmp_path / "run")
+    with pytest.raises(train.Unfinished, match=r"copies of params/.* differ .* from update 2"):
+        train.train(this, jax.devices()[:2])
+    assert last(tmp_path / "run")[1]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parallel.strategy": "mesh", "parallel.fsdp": 2, "every.log": 2},
+        {"model.dtype": "bfloat16", "model.layers": "unrolled", "model.remat": "full"},
+    ],
+    ids=["mesh", "bfloat16"],
+)
+def test_a_run_goes_on_over_other_devices_and_in_another_dtype(
+    changes,
+    interrupted,  # noqa: F811
+    pretrained,  # noqa: F811
+    tiny_config,
+    tmp_path,
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(interrupted, workdir)
+    made = {"every.checkpoint": 2, "evaluate.examples": 16} | T5 | changes
+    train.train(run.make_run(tiny_config(**made), workdir), jax.devices()[:4])
+    facts = last(workdir)[1]
+    assert facts["step"] == 6 and facts["position"] == {"next_index": 6}
+    expected = rows(pretrained, "heldout")[-1]["nats"]
+    np.testing.assert_allclose(rows(workdir, "heldout")[-1]["nats"], expected, rtol=5e-3)
+    assert json.loads((workdir / "config.json").read_text()) == tiny_config(**made)
+    told = logs.read(workdir / logs.EVENTS)
+    (changed,) = [row for row in told if row["event"] == "changed"]
+    assert {line.split()[0] for line in changed["keys"]} == set(changes)
+    assert [row["step"] for row in told if row["event"] == "resumed"] == [4]
+
+
+def test_a_change_that_is_allowed_is_made_midway_and_no_other(
+    interrupted,  # noqa: F811
+    tiny_config,
+    tmp_path,
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(interrupted, workdir)
+    changes = {"optimizer.peak": 0.5, "loss.z_loss": 0.1}
+    made = tiny_config(**{"every.checkpoint": 2, "evaluate.examples": 16}, **T5, **changes)
+    this, allow = run.make_run(made, workdir), ("optimizer.peak", "loss")
+    with pytest.raises(ValueError, match=r"loss.z_loss .*--allow_change=loss.z_loss\."):
+        train.train(this, jax.devices()[:1], allow=allow[:1])
+    train.train(this, jax.devices()[:1], allow=allow)
+    assert rows(workdir, "train")[-1]["learning_rate"] == pytest.approx(0.5)
+    train.train(this, jax.devices()[:1])  # it is the run's config now
+
+
+def test_a_duration_is_as_many_updates_and_the_average_is_what_is_evaluated(go):  # noqa: F811
+    tokens = 3 * 8 * (32 + 16)  # of three updates
+    change = {"steps": 0, "duration": f"{tokens} tokens", "optimizer.average": 0.5}
+    workdir = go(**change)
+    state, facts = last(workdir)
+    assert facts["step"] == 3
+    this = run.read_run(workdir)
+    params, _ = evaluate.read_params(this, run.make_tokenizer(this))
+    assert_same_bits(params, state.average)
+    with pytest.raises(AssertionError):
+        assert_same_bits(params, state.params)
+    found = evaluate.evaluate(workdir)["nats"]
+    assert found == pytest.approx(rows(workdir, "heldout")[-1]["nats"], rel=1e-6)
+
+
+def test_the_log_alone_changes_no_bit_of_a_run_and_the_seed_every_one(go, pretrained):  # noqa: F811
+    state = last(pretrained)[0]
+    assert_same_bits(last(go(**{"every.log": 5, "every.evaluate": 6}))[0], state)
+    other = last(go(seed=1))[0]
+    for ours, theirs in zip(*map(jax.tree.leaves, (state.params, other.params)), strict=True):
+        assert np.any(np.asarray(ours) != np.asarray(theirs))
+
+
+def test_the_manifest_tells_what_is_planned(pretrained):  # noqa: F811
+    told = json.loads((pretrained / "run.json").read_text())
+    this = run.read_run(pretrained)
+    assert told["planned_updates"] == 6
+    assert told["planned_tokens"] == 6 * this.data.batch_size * sum(this.lengths)
+    assert told["planned_flops"] == 6 * train.step_flops(this)
+    assert told["config"] == this.config
+    assert told["tokenizer"] == run.make_tokenizer(this).fingerprint
+
+
+def test_a_trace_is_written_of_the_updates_asked_for(tiny_config, tmp_path):
+    made = tiny_config(**T5, **{"steps": 3, "evaluate.examples": 8})
+    train.train(run.make_run(made, tmp_path / "run"), jax.devices()[:1], profile=(2, 3))
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+# Hangs and lost hosts. -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """The sentences with which the process would have been left, and an event when it is."""
+    said, fired = [], threading.Event()
+    monkeypatch.setattr(watchdog, "leave", lambda sentence: (said.append(sentence), fired.set()))
+    return said, fired
+
+
+def test_the_watchdog_is_quiet_as_long_as_something_ends(left, tmp_path):
+    said, fired = left
+    with train.Watchdog(0.5, tmp_path, said.append) as watch:
+        watch.beat("what compiles", 4)
+        time.sleep(1.0)
+        for number in range(5):
+            watch.beat(f"update {number}")
+            time.sleep(0.1)
+    assert not fired.wait(1.0) and not said
+    with train.Watchdog(0.0, tmp_path, said.append):
+        time.sleep(0.2)
+    assert not said
+
+
+def test_an_update_that_never_ends_is_named_and_left_but_not_a_long_compilation(
+    left,
+    go,  # noqa: F811
+    monkeypatch,
+    tmp_path,
+):
+    said, fired = left
+    whole = steps.train_step
+
+    def stuck(step):
+        if step == 4:
+            fired.wait(60)
+
+    def slow(state, *arguments, **options):
+        time.sleep(3)  # longer than guard.hang, while it is traced
+        jax.debug.callback(stuck, state.step)
+        return whole(state, *arguments, **options)
+
+    monkeypatch.setattr(steps, "train_step", slow)
+    go(tmp_path / "run", **{"guard.hang": 2.0})
+    assert len(said) == 1 and "update 5" in said[0] or "update 6" in said[0], said
+    stacks = (tmp_path / "run" / "stacks.txt").read_text()
+    assert "Thread" in stacks and "loop.py" in stacks
+    told = [row for row in logs.read(tmp_path / "run" / logs.EVENTS) if row["event"] == "hang"]
+    assert len(told) == 1
+
+
+def test_an_abort_of_foreign_code_is_a_sentence_and_the_code_to_run_again():
+    code = (
+        "import os; from lm.train import watchdog as w; kept = w.on_abort(lambda: w.leave('gone'))"
+    )
+    command = [sys.executable, "-c", code + "; os.abort()"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (75, "lm: gone")

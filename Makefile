@@ -1,4 +1,4 @@
-# make demo | test | fast | lint | golden | beam | claims | parity; each makes its own environment in .venv first.
+# make demo | test | fast | lint | golden | beam | claims | parity | drill | speed; each makes its own environment in .venv first.
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
@@ -6,8 +6,10 @@ BEAM   := $(VENV)/beam/bin/python
 CUT    ?= full
 JOBS   ?= 2
 RUNS   ?= runs/demo
+TRIALS ?= 300
+OUT    ?= experiments/kill_drill
 
-.PHONY: env demo test fast lint golden beam claims parity
+.PHONY: env demo test fast lint golden beam claims parity speed drill
 
 env: $(VENV)/.ready
 
@@ -57,3 +59,9 @@ claims: env  ## the demo's claims over three seeds; about 40 minutes on two core
 
 parity: $(VENV)/.hf  ## logits and ids against transformers 4.57 and 5; experiments/parity.md
 	$(RUN) -m experiments.parity
+
+drill: env  ## kills, signals, damage and lost hosts; about 40 minutes on two cores; experiments/kill_drill.md
+	$(RUN) -m experiments.kill_drill --trials=$(TRIALS) --out=$(OUT)
+
+speed: $(VENV)/.hf  ## sequences a second of a training step, ours and transformers'; experiments/step_speed.md
+	$(RUN) -m experiments.step_speed

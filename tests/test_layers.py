@@ -136,6 +136,31 @@ def test_feed_forward_is_its_formula(name):
     np.testing.assert_allclose(ours, hidden @ p["down"], atol=2e-3 if "ge" in name else 1e-5)
 
 
+def test_a_product_over_several_axes_is_one_over_their_product_and_keeps_its_kernel():
+    x, kernel = draw(2, 5, 4, 6), draw(4, 6, 3, 7)
+    dimensions = ((2, 3), (0, 1)), ((), ())
+    ours = layers.flat(x, kernel, dimensions)
+    exact = np.einsum("btnh,nhkw->btkw", *as_float64((x, kernel)))
+    np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5)
+    for features, axis in ((8, -1), ((2, 4), -1), (8, (-2, -1))):
+        dense = layers.dense(features, axis, 1.0, None, "float32")
+        theirs = dense.clone(dot_general=None)
+        start = dense.init(jax.random.key(0), x)
+        jax.tree.map(np.testing.assert_array_equal, start, theirs.init(jax.random.key(0), x))
+        both = dense.apply(start, x), theirs.apply(start, x)
+        np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
+
+
+def test_going_back_through_products_transposes_no_activations():
+    module, x = layers.FeedForward(config_of(d_model=64, d_ff=96)), draw(4, 32, 64)
+    start = module.init(jax.random.key(0), x, True)
+    loss = lambda start, x: jnp.sum(module.apply(start, x, True) ** 2)
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(start, x).compile().as_text()
+    assert "f32[96,64]" in compiled  # that is how shapes are written: the gradient of `down`
+    for width in (64, 96):
+        assert f"= f32[{width},{4 * 32}]" not in compiled
+
+
 def test_gelu_is_the_tanh_form_of_t5():
     x = np.linspace(-4, 4, 101)
     tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))

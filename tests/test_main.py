@@ -62,6 +62,16 @@ def test_evaluation_repeats_the_last_held_out_loss_of_training(pretrained):
     assert scores["nats"] == pytest.approx(last["nats"], rel=1e-6)
 
 
+def test_any_checkpoint_that_is_kept_can_be_evaluated(pretrained, tmp_path, capsys):
+    copy = shutil.copytree(pretrained, tmp_path / "run")
+    for step, found in {"3": 3, "newest": 6}.items():
+        assert lm("evaluate", f"--workdir={copy}", f"--step={step}") == 0
+        assert json.loads(capsys.readouterr().out)["step"] == found
+    for step, sentence in {"4": "there is no checkpoint 4 .* 3, 6", "bets": "mean 'best'"}.items():
+        assert lm("evaluate", f"--workdir={copy}", f"--step={step}") == 2
+        assert re.search(sentence, capsys.readouterr().err)
+
+
 def test_answers_keep_the_order_and_number_of_inputs(finetuned, tmp_path, capsys):
     source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
     inputs = [f"summarize: kilo lima {i}" for i in range(11)]
@@ -142,8 +152,25 @@ def test_dry_run_prints_the_config_and_writes_nothing(tiny_config, tmp_path, cap
     flags = flat(tiny_config(steps=7))
     workdir = tmp_path / "dry"
     assert lm("train", "--config=configs/base.py", *flags, f"--workdir={workdir}", "--dry_run") == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 7
+    said = capsys.readouterr()
+    assert json.loads(said.out)["steps"] == 7
+    assert json.loads(said.err)["planned_updates"] == 7
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(("name", "code"), [("Unfinished", 75), ("Diverged", 3)])
+def test_an_end_that_is_none_has_its_sentence_and_exit_code(
+    name, code, tiny_config, tmp_path, capsys, monkeypatch
+):
+    from lm import train
+
+    def ends(*arguments, **options):
+        raise getattr(train, name)("so it ended.")
+
+    monkeypatch.setattr(train, "train", ends)
+    flags = flat(tiny_config())
+    assert lm("train", "--config=configs/base.py", *flags, f"--workdir={tmp_path}") == code
+    assert capsys.readouterr().err == "lm: so it ended.\n"
 
 
 PRETRAIN = "train --config=configs/pretrain.py --workdir={w}"
@@ -153,17 +180,20 @@ MISTAKES = {
     "train --config=configs/nothing.py --workdir={w}": "No such file .*configs/nothing.py",
     "train --config=configs/pretrain.py:tny --workdir={w}": "'tny' is unknown; .* 'tiny'",
     f"{PRETRAIN} --config.model.num_head=3": "no key 'num_head'; did you mean 'num_heads'?",
-    f"{PRETRAIN} --config.steps=1.5": "--config.steps=1.5",
+    f"{PRETRAIN} --config.steps=1.5": "--config.steps=1.5 is no whole number; write it in digits",
+    f"{PRETRAIN} --config.every=5": "--config.every=5 is for a whole section; set one of its keys",
+    f"{PRETRAIN} --profile=9:3": "--profile=9:3 are no updates; write the first and last",
+    f"{PRETRAIN} --hosts=2": "give all three, or none",
     f"{PRETRAIN} --workdri=x": "'workdri'. Did you mean: workdir",
     f"{PRETRAIN} stray": "does not take 'stray'",
     f"{PRETRAIN} --config.model.num_kv_heads=3": "num_heads=4 is not a multiple of .*=3; use",
     f"{PRETRAIN} --config.model.vocab_size=300": "300 is smaller than .* 3968 .* use 4096",
     f"{PRETRAIN} --config.tokenizer.num_sentinels=3": "needs \\d+ sentinels, .* num_sentinels=3",
     f"{PRETRAIN} --config.optimizer.peak=nan": "optimizer.peak=nan is out of bounds; use 0 to",
-    f"{PRETRAIN} --config.steps=0": "steps=0 is too small; use 1 or more",
+    f"{PRETRAIN} --config.steps=0": "steps=0 and duration='' say nothing",
     f"{PRETRAIN} --config.objective.name=mlm": "'mlm' is unknown; choose one of deshuffling",
     f"{PRETRAIN} --config.parallel.fsdp=2": "use parallel.strategy='mesh'",
-    f"{PRETRAIN} --config.data.batch_size=3": "batch_size=3 does not divide over 8 devices",
+    f"{PRETRAIN} --config.data.batch_size=3": "batch_size=3 does not divide over 8 shards",
     f"{PRETRAIN} --config.data.dir={{w}}": "pydocs is not in .*python -m lm corpus",
     "train --config=configs/distill.py --workdir={w}": "needs a teacher; set --config.teacher",
     "train --config=configs/finetune.py --workdir={w} --config.init_from={w}": "holds no run",

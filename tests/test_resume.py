@@ -55,13 +55,18 @@ def start(config: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
 
 
-def kill_at(process: subprocess.Popen, workdir: pathlib.Path, step: int, seconds: float) -> None:
-    """SIGKILL so many seconds after the log has a row of this step."""
+def wait_for(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+    """Until the log has a row of this step."""
     deadline = time.monotonic() + 120
     while not any(row["step"] >= step for row in logs.read(workdir / logs.METRICS)):
         assert process.poll() is None, workdir.with_suffix(".log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def kill_at(process: subprocess.Popen, workdir: pathlib.Path, step: int, seconds: float) -> None:
+    """SIGKILL so many seconds after the log has a row of this step."""
+    wait_for(process, workdir, step)
     time.sleep(seconds)
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL, "it had ended before it was killed"
@@ -87,14 +92,31 @@ def last_checkpoint(workdir: pathlib.Path):
 
 def figures(workdir: pathlib.Path) -> list[dict]:
     """The rows of the log without what a clock said."""
-    clocks = {"time", "step_seconds", "tokens_per_second", "mfu"}
+    clocks = {"time", "step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu"}
+    clocks |= {"goodput", "process_memory_peak_gib"}
     rows = logs.read(workdir / logs.METRICS)
     return [{key: row[key] for key in row.keys() - clocks} for row in rows]
 
 
+def stop_at(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+    """SIGTERM after the row of this step, and again at once; it saves and says how to go on."""
+    wait_for(process, workdir, step)
+    asked = time.monotonic()
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert process.wait(timeout=60) == 75, workdir.with_suffix(".log").read_text()
+    assert time.monotonic() - asked < 10
+    said = workdir.with_suffix(".log").read_text().splitlines()[-1]
+    stopped = [row for row in logs.read(workdir / logs.EVENTS) if row["event"] == "stopped"][-1]
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert said.startswith(f"lm: SIGTERM stopped the run after update {saved} of {STEPS}, which is")
+    assert stopped["step"] == saved >= step and stopped["signal"] == "SIGTERM"
+
+
 @pytest.fixture(scope="module")
 def arms(config, tmp_path_factory):
-    """Workdirs of two runs of one config: never killed, and killed twice."""
+    """Workdirs of two runs of one config: never killed, and killed and stopped in turns."""
     root = tmp_path_factory.mktemp("runs")
     unbroken, broken = root / "unbroken", root / "broken"
     # The row of a step with a checkpoint comes right before its save: it is under way.
@@ -102,6 +124,7 @@ def arms(config, tmp_path_factory):
     witness = start(config, unbroken)  # not before, so that it is compiled once
     try:
         kill_at(start(config, broken), broken, 4 * CHECKPOINT, 0.04)
+        stop_at(start(config, broken), broken, 5 * CHECKPOINT)
         finish(start(config, broken), broken)
         finish(witness, unbroken)
     finally:
@@ -109,7 +132,7 @@ def arms(config, tmp_path_factory):
     return unbroken, broken
 
 
-def test_a_run_killed_twice_ends_with_the_bits_of_one_never_killed(arms):
+def test_a_run_killed_and_stopped_ends_with_the_bits_of_one_never_killed(arms):
     (state, facts), (expected, expected_facts) = (last_checkpoint(arm) for arm in arms)
     assert int(state.step) == STEPS
     assert facts == expected_facts

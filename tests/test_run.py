@@ -42,7 +42,18 @@ IMPOSSIBLE = [
         "parallel.strategy='pjit' is unknown; choose one of mesh",
     ),
     # Numbers out of bounds, those that are none among them.
-    ({"steps": 0}, "steps=0 is too small; use 1 or more"),
+    ({"steps": 0}, "steps=0 and duration='' say nothing of how long to train; set one"),
+    ({"steps": 5, "duration": "2 epochs"}, "steps=5 and duration='2 epochs' both say how long"),
+    ({"steps": 0, "duration": "2 eons"}, "duration='2 eons'|duration=.*'eons' is unknown"),
+    ({"steps": 0, "duration": "5 percent"}, "duration='5 percent' of a run is no length"),
+    ({"steps": -1}, "steps=-1 is too small; use 0 or more"),
+    ({"keep_every": -1}, "keep_every=-1 is too small; use 0 or more"),
+    ({"keep_best": "nat"}, "keep_best='nat' is unknown; .* did you mean 'nats'"),
+    ({"keep_best": "nats", "every.checkpoint": 4}, "every.checkpoint=4 is no multiple of .*=3"),
+    ({"guard.patience": 0}, "guard.patience=0 is too small; use 1 or more"),
+    ({"guard.rollbacks": -1}, "guard.rollbacks=-1 is too small; use 0 or more"),
+    ({"guard.hang": -1.0}, "guard.hang=-1.0 is too small; use 0 or more"),
+    ({"tokenizer.character_coverage": 2.0}, "character_coverage=2.0 is no share.*use 0.98 to 1"),
     ({"seed": -1}, "seed=-1 is too small; use 0 or more"),
     ({"seed": 1 << 32}, "seed=4294967296 has more than 32 bits; use one below 4294967296"),
     ({"keep": 1}, "keep=1 is too small; use 2 or more"),
@@ -115,8 +126,7 @@ def test_every_number_of_a_config_has_a_bound(tiny_config, tmp_path):
                     taken.append(prefix + key)
 
     check(tiny_config(), "")
-    # The coverage is checked where the tokenizer is trained; this one has its tokenizer already.
-    assert taken == ["tokenizer.character_coverage"]
+    assert not taken
 
 
 @pytest.mark.parametrize(
@@ -133,7 +143,7 @@ def test_a_batch_that_does_not_divide_stops_before_the_workdir_is_made(
 ):
     this = run.make_run(tiny_config(**changes), tmp_path / "run")
     product = shards * changes.get("parallel.micro_batches", 1)
-    sentence = f"data.batch_size={changes['data.batch_size']} does not divide over {shards} devices"
+    sentence = f"data.batch_size={changes['data.batch_size']} does not divide over {shards} shards"
     with pytest.raises(ValueError, match=f"{sentence} .* use a multiple of {product}"):
         train.train(this, devices=jax.devices()[:count])
     assert not (tmp_path / "run").exists()
@@ -181,6 +191,78 @@ def test_a_workdir_is_its_own_config_again_and_names_the_keys_of_another(tiny_co
     assert "another --workdir" in sentence
     assert sentence.count("(here ") == 2
     assert (workdir / "config.json").read_bytes() == before
+
+
+NUMBERS = {  # of twelve fields that decide a run's numbers, other values
+    "seed": 5,
+    "steps": 7,
+    "data.batch_size": 16,
+    "data.input_length": 40,
+    "stage": "finetune",
+    "optimizer.peak": 0.5,
+    "optimizer.name": "lion",
+    "loss.z_loss": 0.5,
+    "guard.spike": 3.0,
+    "objective.mean_span": 4.0,
+    "model.dropout_rate": 0.1,
+    "data.train": "train[:50%]",
+}
+FREE = {  # of those that do not
+    "parallel.data": 2,
+    "parallel.micro_batches": 2,
+    "every.log": 5,
+    "keep": 3,
+    "keep_every": 9,
+    "evaluate.examples": 4,
+    "guard.hang": 60.0,
+    "model.dtype": "bfloat16",
+    "data.workers": 1,
+    "model.remat": "full",
+    "model.layers": "unrolled",
+    "data.max_bad_records": 2,
+}
+
+
+@pytest.fixture
+def claimed(tiny_config, tmp_path):
+    this = run.make_run(tiny_config(), tmp_path / "run")
+    run.claim(this, run.make_tokenizer(this))
+    return this.workdir
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_key_that_decides_numbers_is_changed_midway_only_where_it_is_allowed(
+    key, claimed, tiny_config
+):
+    changed = run.make_run(tiny_config(**{key: NUMBERS[key]}), claimed)
+    others = tuple(other for other in NUMBERS if other != key)
+    for allow in ((), others):
+        with pytest.raises(ValueError, match=rf"{key} \(here .*--allow_change={key}\."):
+            run.check_workdir(changed, allow)
+    run.check_workdir(changed, (key,))
+    run.check_workdir(changed, (key.partition(".")[0],))
+
+
+def test_keys_that_decide_no_number_are_changed_freely(claimed, tiny_config):
+    run.check_workdir(run.make_run(tiny_config(**FREE), claimed))
+    settled = run.settled(tiny_config(**FREE))
+    assert settled == run.settled(tiny_config()) != run.settled(tiny_config(seed=1))
+
+
+def test_what_is_allowed_must_be_a_key(claimed, tiny_config):
+    this = run.make_run(tiny_config(), claimed)
+    with pytest.raises(ValueError, match="optimizer.peek is no key .*mean 'optimizer.peak'"):
+        run.check_workdir(this, ("optimizer.peek",))
+
+
+def test_a_duration_is_counted_in_batches_of_the_run(tiny_config, tmp_path):
+    total = lambda text, examples: run.total_updates(
+        run.make_run(tiny_config(steps=0, duration=text), tmp_path), examples
+    )
+    assert total("3 epochs", 80) == 30 and total("0.5 epochs", 80) == 5
+    this = run.make_run(tiny_config(), tmp_path)
+    assert total(f"{10 * 8 * sum(this.lengths)} tokens", 1) == 10
+    assert run.total_updates(this, 80) == 6
 
 
 def test_differences_are_the_keys_that_differ_and_no_others():

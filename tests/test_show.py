@@ -134,7 +134,7 @@ def test_the_sharding_table_needs_no_device_but_sizes_that_divide(tiny_config):
     keys = {
         "parallel.strategy": "mesh",
         "parallel.fsdp": 16,
-        "optimizer.warmup_duration": "9 epochs",
+        "optimizer.average": 0.5,
     }
     said = show.sharding(run.make_run(tiny_config(**keys), "nowhere"))
     assert said.startswith("mesh: data 1 x fsdp 16 x tensor 1 = 16 devices\n")

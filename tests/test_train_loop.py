@@ -120,8 +120,8 @@ def test_a_change_that_is_allowed_is_made_midway_and_no_other(
     train.train(this, jax.devices()[:1])  # it is the run's config now
 
 
-def test_a_duration_is_as_many_updates_and_the_average_is_what_is_evaluated(go):  # noqa: F811
-    tokens = 3 * 8 * (32 + 16)  # of three updates
+def test_a_duration_is_as_many_updates_and_the_average_is_what_is_evaluated(go, pretrained):  # noqa: F811
+    tokens = 3 * 8 * sum(run.read_run(pretrained).lengths)  # of three updates, padding counted
     change = {"steps": 0, "duration": f"{tokens} tokens", "optimizer.average": 0.5}
     workdir = go(**change)
     state, facts = last(workdir)
@@ -203,8 +203,10 @@ def test_an_update_that_never_ends_is_named_and_left_but_not_a_long_compilation(
         return whole(state, *arguments, **options)
 
     monkeypatch.setattr(steps, "train_step", slow)
+    monkeypatch.setattr(watchdog, "ALLOWANCE", 60)  # for machines that have much else to do
     go(tmp_path / "run", **{"guard.hang": 2.0})
-    assert len(said) == 1 and "update 5" in said[0] or "update 6" in said[0], said
+    # Of the last updates under way, which are two or three, the newest.
+    assert len(said) == 1 and said[0].startswith(("update 5", "update 6")), said
     stacks = (tmp_path / "run" / "stacks.txt").read_text()
     assert "Thread" in stacks and "loop.py" in stacks
     told = [row for row in logs.read(tmp_path / "run" / logs.EVENTS) if row["event"] == "hang"]

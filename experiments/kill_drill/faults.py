@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import pathlib
+import re
 import resource
 import signal
 import sys
@@ -20,10 +21,11 @@ def below(event: str, arguments: tuple) -> str:
     return os.readlink(f"/proc/self/fd/{arguments[1]}") if relative else os.getcwd()
 
 
-def watch(folder: str, last: int, record: str) -> None:
-    """Write every change of the file system below a folder to a record; die before the last-th.
+def watch(folder: str, last: int | str, record: str) -> None:
+    """Write every change of the file system below a folder to a record; die before one of them.
 
-    last=0: never; so a first run says what points there are.
+    last: its number from 1 (0: none, so that a first run says what there are), or a regular
+    expression of its line in the record.
     """
     out, count = open(record, "a", buffering=1), 0  # noqa: SIM115  (it lives as long as we do)
 
@@ -34,11 +36,12 @@ def watch(folder: str, last: int, record: str) -> None:
         if event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return
         place = os.path.join(below(event, arguments), os.fspath(arguments[0]))
-        if not place.startswith(folder):
+        if not place.startswith(folder + os.sep):
             return
         count += 1
-        out.write(f"{event} {os.path.relpath(place, folder)}\n")
-        if count == last:
+        line = f"{event} {os.path.relpath(place, folder)}"
+        out.write(line + "\n")
+        if count == last or (isinstance(last, str) and re.match(last, line)):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)

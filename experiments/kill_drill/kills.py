@@ -121,7 +121,7 @@ def term(of: drill.Drill, number: int, again: bool = False) -> dict:
     trial.record["stop_seconds"] = []
     (child,) = trial.start()
     time.sleep(rng.uniform(0, rest(trial)))
-    at_work, asked = trial.resumed() is not None, time.monotonic()
+    asked = time.monotonic()
     if not child.send(signal.SIGTERM):
         return trial.finish()
     if again:
@@ -130,13 +130,12 @@ def term(of: drill.Drill, number: int, again: bool = False) -> dict:
     code = child.wait(3 * PROMISE)
     trial.record["stop_seconds"].append(round(time.monotonic() - asked, 2))
     trial.hurt()
-    early = code == -signal.SIGTERM and not at_work
-    if code == drill.UNFINISHED:
+    if code == drill.UNFINISHED and trial.logged():
         stopped = outcome.rows(trial.workdir, "events.jsonl")[-1]
         saved = outcome.steps(trial.workdir)[0]
         if stopped["event"] != "stopped" or stopped["step"] != saved or saved < trial.logged():
             return trial.fail(f"saved {saved}, logged {trial.logged()}, but stopped: {stopped}")
-    elif not (code == 0 or early):
+    elif code not in (0, drill.UNFINISHED):
         return trial.fail(f"SIGTERM ended it with {code}: {child.said()[-1000:]}")
     if trial.record["stop_seconds"][-1] > PROMISE:
         return trial.fail(f"it took {trial.record['stop_seconds'][-1]} s to stop")
@@ -207,10 +206,10 @@ def worker(of: drill.Drill, number: int) -> dict:
     trial.case = drill.Case(case.stage, ("data.workers=2",))
     (child,) = trial.start(plain=True)
     trial.await_update(child, rng.randint(1, toy.STEPS // 2))
-    helpers = helpers_of(child.pid)
-    if not helpers:
+    makers = batch_makers(child.pid)
+    if not makers:
         return trial.fail("no process makes batches")
-    os.kill(rng.choice(helpers), signal.SIGKILL)
+    os.kill(rng.choice(makers), signal.SIGKILL)
     asked = time.monotonic()
     code = child.wait(60)
     trial.record["stop_seconds"] = [round(time.monotonic() - asked, 2)]
@@ -222,7 +221,7 @@ def worker(of: drill.Drill, number: int) -> dict:
     return trial.finish(plain=True)
 
 
-def helpers_of(pid: int) -> list[int]:
+def batch_makers(pid: int) -> list[int]:
     """Processes that make batches for a run."""
     found = []
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):

@@ -1,0 +1,128 @@
+"""What does parallel.reduction="fixed" cost an update?  Answer: reduction_cost.md.
+
+python -m experiments.reduction_cost [rounds]
+
+Both reductions take updates of the same model in turns, in one process, on 1 and on 2 devices that
+share this machine's cores. The table has medians; every time is in reduction_cost.jsonl.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("NPROC", "32")  # fewer and XLA's collectives deadlock on two cores
+
+import functools
+import json
+import pathlib
+import platform
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+from lm import batch, optimizers, parallel, steps, transformer
+
+HERE = pathlib.Path(__file__).parent
+ROUNDS, ROWS, INPUTS, TARGETS = 10, 16, 128, 32
+MODEL = transformer.ModelConfig(
+    vocab_size=4096,
+    d_model=128,
+    d_ff=512,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=32,
+    num_encoder_layers=4,
+    num_decoder_layers=4,
+    dropout_rate=0.1,
+)
+
+
+def update(devices: int, reduction: str):
+    """A function that takes one update and waits for it, compiled and warm."""
+    config = parallel.ParallelConfig(reduction=reduction)
+    strategy = parallel.make_strategy(config, jax.devices()[:devices])
+    shapes, model = transformer.shapes(MODEL), transformer.Transformer(MODEL)
+    optimizer, _ = optimizers.make_optimizer(
+        optimizers.OptimizerConfig(name="adamw", peak=1e-3, warmup=0),
+        1000,
+        shapes,
+        optimizers.Pace(1.0, 1),
+    )
+    text_bytes = np.ones(MODEL.vocab_size, np.int32)
+    loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
+    plan = steps.Plan(shards=config.fixed_shards)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    compiled = strategy.compile(step, donate=True)
+    state = [strategy.init(lambda: steps.init_state(model, optimizer, plan))]
+    rng = np.random.default_rng(0)
+    side = lambda columns: (
+        rng.integers(3, MODEL.vocab_size, (ROWS, columns)).astype(np.int32),
+        np.ones((ROWS, columns), np.int32),
+    )
+    placed = strategy.place_batch(batch.Batch(*side(INPUTS), *side(TARGETS)))
+
+    def take() -> None:
+        state[0], sums = compiled(state[0], placed)
+        jax.block_until_ready(sums)
+
+    take()
+    return take
+
+
+def measure(rounds: int) -> list[dict]:
+    """A row for each number of devices and reduction: seconds of each update, in turns."""
+    arms = [(devices, kind) for devices in (1, 2) for kind in ("fast", "fixed")]
+    updates = {arm: update(*arm) for arm in arms}
+    seconds: dict = {arm: [] for arm in arms}
+    for _ in range(rounds):
+        for arm, take in updates.items():
+            start = time.perf_counter()
+            take()
+            seconds[arm].append(time.perf_counter() - start)
+    return [
+        {"devices": devices, "reduction": kind, "seconds": seconds[devices, kind]}
+        for devices, kind in arms
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """The medians as Markdown, and how much longer fixed takes."""
+    median = {(r["devices"], r["reduction"]): statistics.median(r["seconds"]) for r in rows}
+    said = ["| devices | fast, ms | fixed, ms | fixed / fast |", "|---|---|---|---|"]
+    for devices in (1, 2):
+        fast, fixed = median[devices, "fast"], median[devices, "fixed"]
+        said.append(f"| {devices} | {1e3 * fast:.0f} | {1e3 * fixed:.0f} | {fixed / fast:.2f} |")
+    return "\n".join(said)
+
+
+def main(rounds: int) -> None:
+    """Measure, and write the answer and its records."""
+    rows = measure(rounds)
+    where = {"machine": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__}
+    lines = [json.dumps(where | row) for row in rows]
+    (HERE / "reduction_cost.jsonl").write_text("\n".join(lines) + "\n")
+    count = transformer.parameter_count(MODEL)
+    text = f"""# What does `parallel.reduction="fixed"` cost an update?
+
+`python -m experiments.reduction_cost {rounds}`: {rounds} updates of each kind in turns, {count:,}
+parameters, {ROWS} rows of {INPUTS} + {TARGETS} tokens, 8 shards, {os.cpu_count()} cores, jax
+{jax.__version__}, {jax.devices()[0].device_kind}. Medians:
+
+{table(rows)}
+
+Fixed takes its 8 shards of 2 rows one after the other on a device, so that its products are small,
+where fast takes all rows of a device at once; with more rows a shard the difference shrinks. It
+holds two gradients more for each halving of a device's shards: six with one device, none with 8.
+The compiler fuses less around its fences. In return the bits of a run do not depend on the number
+of devices.
+"""
+    (HERE / "reduction_cost.md").write_text(text)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)

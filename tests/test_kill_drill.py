@@ -112,6 +112,20 @@ def test_whatever_is_changed_in_an_outcome_is_told(unbroken):
     assert starts == ["leaves", "facts", "log,", "log,", "left"]
 
 
+def test_held_out_figures_alone_may_be_a_little_apart(unbroken):
+    def moved(split: str, factor: float) -> outcome.Outcome:
+        (last,) = [row for row in unbroken.rows if row["step"] == STEPS and row["split"] == split]
+        rows = [
+            row | {"loss": row["loss"] * factor} if row == last else row for row in unbroken.rows
+        ]
+        return outcome.evened(unbroken._replace(rows=rows), unbroken)
+
+    assert outcome.differences(moved("heldout", 1 + 1e-6), unbroken) == []
+    for split, factor in (("heldout", 1.001), ("train", 1 + 1e-6)):
+        (said,) = outcome.differences(moved(split, factor), unbroken)
+        assert said.endswith(f"at {STEPS} {split}: loss"), said
+
+
 ROW = {"faults": 3, "right": True, "identical": True}
 
 

@@ -193,7 +193,6 @@ MISTAKES = {
     f"{PRETRAIN} --config.steps=0": "steps=0 and duration='' say nothing",
     f"{PRETRAIN} --config.objective.name=mlm": "'mlm' is unknown; choose one of deshuffling",
     f"{PRETRAIN} --config.parallel.fsdp=2": "use parallel.strategy='mesh'",
-    f"{PRETRAIN} --config.data.batch_size=3": "batch_size=3 does not divide over 8 shards",
     f"{PRETRAIN} --config.data.dir={{w}}": "pydocs is not in .*python -m lm corpus",
     "train --config=configs/distill.py --workdir={w}": "needs a teacher; set --config.teacher",
     "train --config=configs/finetune.py --workdir={w} --config.init_from={w}": "holds no run",

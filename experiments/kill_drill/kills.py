@@ -85,24 +85,28 @@ def export(of: drill.Drill, number: int) -> dict:
     writes the same bytes."""
     rng = of.random("export", number)
     of.unbroken(drill.Case())
-    out = of.fresh("export", number)
+    place = of.fresh("export", number)
+    place.mkdir()
+    out = place / "model"
     arguments = ["export", f"--workdir={toy.unbroken(of.home, 'pretrain')}", f"--directory={out}"]
-    log, record = out.with_suffix(".log"), out.with_suffix(".points.log")
-    child = children.Child(arguments, log, faults={"watch": (str(out), 0, str(record))})
+    log, record = place.with_suffix(".log"), place.with_suffix(".points.log")
+    child = children.Child(arguments, log, faults={"watch": (str(place), 0, str(record))})
     code, whole = child.wait(), hashes(out)
     known = len(record.read_text().splitlines()) if record.exists() else 0
     shutil.rmtree(out, ignore_errors=True)
     last = rng.randint(1, max(known, 1))
-    killed = children.Child(arguments, log, faults={"watch": (str(out), last, str(record))}).wait()
+    killed = children.Child(
+        arguments, log, faults={"watch": (str(place), last, str(record))}
+    ).wait()
     again = children.Child(arguments, log).wait()
     right = (code, killed, again) == (0, -signal.SIGKILL, 0) and hashes(out) == whole
     made = {"stage": "pretrain", "faults": 1, "lost": [], "resume_seconds": []}
     made |= {"point": last, "identical": right}
     if right:
-        shutil.rmtree(out)
+        shutil.rmtree(place)
         return made
     said = log.read_text()[-1000:]
-    return made | {"wrong": f"exit codes {code}, {killed}, {again}: {said}", "kept": out.name}
+    return made | {"wrong": f"exit codes {code}, {killed}, {again}: {said}", "kept": place.name}
 
 
 def hashes(folder: pathlib.Path) -> dict[str, str]:

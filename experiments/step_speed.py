@@ -145,8 +145,10 @@ def their_model(size: str):
     words = dict(feed_forward_proj="gated-gelu", dropout_rate=0.0, decoder_start_token_id=0)
     words |= dict(tie_word_embeddings=False, use_cache=False)
     config = transformers.T5Config(**sizes, **words)
-    config.tie_word_embeddings = False  # version 5 ties whatever it is told
-    return transformers.T5ForConditionalGeneration(config)
+    config.tie_word_embeddings = False  # version 5 ties all or nothing, whatever it is told
+    model = transformers.T5ForConditionalGeneration(config)
+    model.set_input_embeddings(model.shared)  # one table for both towers, as in T5 1.1
+    return model
 
 
 def matmul(size: str, count: int, seconds: float) -> dict:

@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"  # of activations; bfloat16 on accelerators
     model.layers = "unrolled"  # or scanned: compiles in constant time; the parameters are the same
     model.remat = "none"  # save memory, compute again: dots (keeps their results), full (nothing)
+    model.attention = "rows"  # on a CPU, one after the other; or whole, as always on accelerators
 
     config.tokenizer = tokenizer = ConfigDict()
     tokenizer.dir = ""  # empty: that of init_from or of the teacher, else {workdir}/tokenizer
@@ -121,7 +122,8 @@ def get_config() -> ConfigDict:
     parallel.fsdp = 1  # devices that share parameters and optimizer state (mesh)
     parallel.tensor = 1  # devices that share heads, d_ff and vocabulary (mesh)
     parallel.micro_batches = 1  # parts a batch is taken in, to save memory
-    parallel.reduction = "fast"  # or fixed (pmap): the same bits on any number of devices
+    parallel.reduction = "fast"  # or fixed (pmap): the same bits on any number of CPU devices; it
+    # makes attention whole
     parallel.shards = 8  # parts that fixed adds in one order; devices must divide it; a power of 2
 
     config.teacher = teacher = ConfigDict()
@@ -139,7 +141,7 @@ def get_config() -> ConfigDict:
     config.guard = guard = ConfigDict()
     guard.patience = 5  # updates in a row, not finite or spikes, after which it is rolled back
     guard.rollbacks = 3  # as often; then training stops with a report
-    guard.spike = 6.0  # standard deviations above the mean of recent losses; 0: no loss is a spike
+    guard.spike = 6.0  # robust deviations above the median of recent losses; 0: no loss is a spike
     guard.hang = 1800.0  # seconds without an update's end after which the process ends; 0: never
 
     config.evaluate = evaluate = ConfigDict()

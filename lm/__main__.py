@@ -199,20 +199,20 @@ def train(values) -> int:
     Exit codes: 0 at the end; 2 a mistake, or what only you can cure; 3 training diverged (a report
     is in the workdir); 75 unfinished: run the same command again.
     """
-    from lm import parallel, train
+    from lm import parallel, run, train
 
     this = checked_run(values)
     allow = tuple(filter(None, values.allow_change.split(",")))
     profile = _traced(values.profile)
     parallel.start(values.coordinator, values.hosts, values.host)
-    train.check(this, allow)
-    if values.dry_run:
-        train.layout(this)
-        print(json.dumps(this.config, indent=2))
-        if this.config["steps"]:
-            print(json.dumps(train.planned(this, this.config["steps"])), file=sys.stderr)
-        return 0
     try:
+        if values.dry_run:
+            train.check(this, allow)
+            train.layout(this)
+            print(json.dumps(this.config, indent=2))
+            if "epoch" not in this.config["duration"]:  # which needs the data
+                print(json.dumps(train.planned(this, run.total_updates(this, 0))), file=sys.stderr)
+            return 0
         figures = train.train(this, allow=allow, profile=profile)
     except (train.Unfinished, train.Diverged) as stop:
         print(f"lm: {stop}", file=sys.stderr)
@@ -272,16 +272,20 @@ def predict(values) -> None:
 
 
 def show(values) -> None:
-    """Print a batch as text, what goes in and must come out; or the model's parameters."""
-    from lm import show
+    """Print a batch as text, what goes in and must come out; or the model's parameters.
 
-    this = checked_run(values)
+    Of a workdir that a run has claimed, its own config is taken where none is given.
+    """
+    from lm import run, show
+
+    this = run.read_run(values.workdir) if values.config is None else checked_run(values)
     for asked, table in ((values.model, show.parameters), (values.sharding, show.sharding)):
         if asked:
             print(table(this))
             return
     if not re.fullmatch(r"\d*", values.step):
         raise ValueError(f"--step={values.step} is no update's number; write it in digits.")
+    run.check_workdir(this)
     print(show.rows(this, values.split, values.rows, int(values.step or 1)))
 
 
@@ -337,7 +341,7 @@ COMMANDS = {
     "train": (train, TRAIN),
     "evaluate": (evaluate, ("workdir", "step")),
     "predict": (predict, ("workdir", "text", "input", "out", "step")),
-    "show": (show, ("config", "workdir", "split", "rows", "model", "sharding", "step")),
+    "show": (show, ("config?", "workdir", "split", "rows", "model", "sharding", "step")),
     "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
     "export": (export_checkpoint, ("workdir", "directory", "step")),
     "report": (report, ("runs", "out", "title")),

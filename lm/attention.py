@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,17 @@ def relative_bucket(distance: Array, *, bidirectional: bool, buckets: int, limit
     return base + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
 
 
+class Scores(NamedTuple):
+    """How scores are made: times `scale`, then capped as by soft_cap.
+
+    by_rows lets a CPU take long rows one after the other, in less time and memory.
+    """
+
+    scale: float = 1.0
+    cap: float = 0.0
+    by_rows: bool = True
+
+
 def attend(
     query: Array,
     key: Array,
@@ -89,15 +101,13 @@ def attend(
     mask: Array,
     bias: Array | None = None,
     keep: Array | None = None,
-    *,
-    scale: float = 1.0,
-    cap: float = 0.0,
+    how: Scores = Scores(),  # noqa: B008  (it cannot change)
 ) -> Array:
     """Sum of values, weighted by the softmax of scores: capped(scale * query . key + bias).
 
     query [B, T, N, H]; key and value [B, S, K, H], each serving N/K query heads; mask bool
     [B, T, S]; bias [N, T, S] or [B, N, T, S]; keep float [B, K, N/K, 1, S], what dropout multiplies
-    the weights by; cap is soft_cap's. Returns [B, T, N, H].
+    the weights by. Returns [B, T, N, H].
     A query that sees nothing (padding) gets the mean of all values; its loss weight is 0.
     """
     length, heads, groups = *query.shape[1:3], key.shape[2]
@@ -105,10 +115,10 @@ def attend(
     if bias is not None:
         bias = bias.reshape(*bias.shape[:-3], groups, heads // groups, *bias.shape[-2:])
     alike = bias is None or bias.ndim == 4  # one bias for all rows
-    one = functools.partial(_attend_row, scale=scale, cap=cap)
+    one = functools.partial(_attend_row, scale=how.scale, cap=how.cap)
     at_once = jax.vmap(one, (0, 0, 0, 0, 0, None if alike else 0))
     seen = query, key, value, mask, keep, bias
-    if heads * length * key.shape[1] < SMALL:
+    if not how.by_rows or heads * length * key.shape[1] < SMALL:
         return at_once(*seen).reshape(*query.shape[:2], heads, -1)
     in_turn = functools.partial(_in_turn, jax.checkpoint(one), alike)
     summed = jax.lax.platform_dependent(*seen, cpu=in_turn, default=at_once)

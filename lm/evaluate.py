@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 import tqdm
 
@@ -67,7 +66,7 @@ class HeldOut:
             beat()
             own = batch.Batch(*(column[host::hosts] for column in rows))
             sums = self._step(params, self._strategy.place_batch(own))
-            for name, value in jax.device_get(self._strategy.fetch(sums)).items():
+            for name, value in self._strategy.fetch_numbers(sums).items():
                 added[name] = added.get(name, 0.0) + float(value)
         return added
 
@@ -100,14 +99,19 @@ def open_checkpoints(this: run.Run, *, read_only: bool = False) -> checkpoints.C
     return checkpoints.Checkpoints(this.workdir / "checkpoints", read_only=read_only, **kept)
 
 
-def read_params(this: run.Run, tokens, which: str | int = "newest") -> tuple[dict, int]:
+def read_params(
+    this: run.Run, tokens, which: str | int = "newest", strategy=None
+) -> tuple[dict, int]:
     """(parameters, step) of a good checkpoint of the run, which must be of these tokens.
 
     The average of weights, where the run keeps one. which: "newest", "best" (by keep_best), or an
-    update's number.
+    update's number. strategy: who will place them; under mesh no device then reads more than its
+    part.
     """
+    shapes = transformer.shapes(this.model)
+    shapes = strategy.abstract(shapes) if strategy else shapes
     with open_checkpoints(this, read_only=True) as saved:
-        params, facts = saved.restore_params(transformer.shapes(this.model), which)
+        params, facts = saved.restore_params(shapes, which)
     if facts["tokenizer"] != tokens.fingerprint:
         raise ValueError(
             f"{this.workdir} was trained with another tokenizer than {tokens.directory}; leave "
@@ -123,12 +127,11 @@ def open_run(workdir, which: str | int = "newest"):
     read_params.
     """
     this = run.read_run(workdir)
-    layout = dataclasses.replace(this.parallel, data=-1, reduction="fast")
-    strategy = parallel.make_strategy(layout)
+    strategy = parallel.reading_strategy(this.parallel)
     rows = -(-this.data.batch_size // strategy.shards) * strategy.shards
     this = dataclasses.replace(this, data=dataclasses.replace(this.data, batch_size=rows))
     tokens = run.make_tokenizer(this)
-    params, step = read_params(this, tokens, which)
+    params, step = read_params(this, tokens, which, strategy)
     return this, strategy, tokens, strategy.place_state(params), step
 
 
@@ -202,17 +205,18 @@ def evaluate(workdir, which: str | int = "newest") -> dict:
 
     Writes evaluate.json and, for tasks of pairs, predictions.jsonl into the workdir. Of several
     tasks, the figures of each stand under its name, and those of all together above. What an
-    earlier call wrote for the same checkpoint is returned as it is.
+    earlier call wrote for the same checkpoint and limits is returned as it is.
     """
     this, strategy, tokens, params, step = open_run(workdir, which)
     path = this.workdir / "evaluate.json"
-    if path.exists() and (done := json.loads(path.read_text()))["step"] == step:
+    made_of = {"step": step, "limits": this.config["evaluate"]}
+    if path.exists() and (done := json.loads(path.read_text())) | made_of == done:
         return done
     train, examples = run.make_examples(this, tokens)
     heldout = HeldOut(this, strategy, examples, tokens)
     text_bytes = tokens.piece_bytes(this.model.vocab_size)
     label = f"held-out loss of {this.name}"
-    figures = {"step": step} | _losses(heldout, params, train, text_bytes, label)
+    figures = made_of | _losses(heldout, params, train, text_bytes, label)
     several, lines, answer = len(examples.parts) > 1, [], Answers(this, strategy, params, tokens)
     for part, learnt in zip(examples.parts, train.parts, strict=True):
         scores = {}

@@ -175,8 +175,9 @@ class Attention(nn.Module):
             mask,
             bias,
             self._keep(mask, deterministic),
-            scale=config.attention_scale,
-            cap=config.attention_cap,
+            attention.Scores(
+                config.attention_scale, config.attention_cap, config.attention == "rows"
+            ),
         )
         return self.out(summed)
 

@@ -237,7 +237,8 @@ def _averaged(average: Any, params: Any, updates: Array, decay: float) -> Any:
     random, does not stay in it. Source: tf.train.ExponentialMovingAverage's num_updates.
     """
     kept = jnp.minimum(decay, (1 + updates) / (10 + updates))
-    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
+    # So written, a weight that stays keeps its bits.
+    return jax.tree.map(lambda old, new: old + (1 - kept) * (new - old), average, params)
 
 
 def train_step(

@@ -9,6 +9,7 @@ import copy
 import os
 import pathlib
 import random
+import sys
 
 import pytest
 
@@ -68,6 +69,14 @@ def made_up_documents(seed: int, count: int) -> list[dict[str, str]]:
         made = rng.choices(words, weights, k=rng.randint(30, 90))
         rows.append({"title": f"Made-up {seed}.{index}", "text": " ".join(made).capitalize()})
     return rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """What a module compiled is dropped behind it: thousands of programs take gigabytes."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -311,7 +311,7 @@ def test_a_cap_of_zero_is_none():
 
 def test_scores_are_scaled_then_biased_then_capped():
     query, key, value, mask, bias = problem(2)
-    ours = attention.attend(query, key, value, mask, bias, scale=0.3, cap=0.7)
+    ours = attention.attend(query, key, value, mask, bias, how=attention.Scores(0.3, 0.7))
     repeat = lambda x: np.repeat(np.asarray(x, np.float64), 2, axis=2)
     scores = 0.3 * np.einsum("btnh,bsnh->bnts", query, repeat(key)) + np.asarray(bias)
     weights = np.exp(0.7 * np.tanh(scores / 0.7)) * mask[:, None]

@@ -37,9 +37,10 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     return path
 
 
-def start(config, workdir, hosts: int, devices: int) -> list[children.Child]:
-    """So many processes of one run, with so many devices each."""
+def start(config, workdir, hosts: int, devices: int, *changes: str) -> list[children.Child]:
+    """So many processes of one run, with so many devices each. changes: of keys, as flags."""
     flags, port = ["train", f"--config={config}", f"--workdir={workdir}"], drill.free_port()
+    flags += changes
     together = [f"--coordinator=127.0.0.1:{port}", f"--hosts={hosts}"] * (hosts > 1)
     return [
         children.Child(
@@ -99,6 +100,14 @@ def test_one_of_them_writes(pair):
     trained = [row["step"] for row in pair[0].rows if row["split"] == "train"]
     assert trained == list(range(1, STEPS + 1))
     assert pair[0].left == []
+
+
+def test_a_mistake_that_one_host_finds_is_a_sentence_on_all(config):
+    workdir = config.parent / "mistaken"
+    both = start(config, workdir, 2, 1, f"--config.data.shards={config}/no/folder")
+    assert ends(both) == [2, drill.UNFINISHED], both[0].said() + both[1].said()
+    assert "lm: another host was lost before the first update" in both[1].said()
+    assert not any("Traceback" in child.said() for child in both)
 
 
 def test_stopped_or_killed_in_part_they_go_on_as_if_never(config, pair):

@@ -53,6 +53,18 @@ def test_a_run_is_evaluated_once_for_a_checkpoint(pretrained, capsys):
     assert (pretrained / "evaluate.json").stat().st_mtime_ns == written
 
 
+def test_a_run_is_evaluated_anew_on_more_examples(pretrained, tmp_path, capsys):
+    copy = shutil.copytree(pretrained, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    tokens = []
+    for examples in (8, 16):
+        config["evaluate"]["examples"] = examples
+        (copy / "config.json").write_text(json.dumps(config))
+        assert lm("evaluate", f"--workdir={copy}") == 0
+        tokens.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert tokens[0] < tokens[1]
+
+
 def test_evaluation_repeats_the_last_held_out_loss_of_training(pretrained):
     lm("evaluate", f"--workdir={pretrained}")
     rows = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
@@ -139,6 +151,18 @@ def test_show_prints_both_sides_and_they_fill_each_other(tiny_config, tmp_path, 
     assert blanks and blanks == re.findall(r"<extra_id_\d+>", decoder)
 
 
+def test_show_takes_the_config_of_a_claimed_workdir_and_refuses_another(
+    pretrained, tiny_config, capsys
+):
+    assert lm("show", f"--workdir={pretrained}", "--step=2", "--rows=1") == 0
+    said = capsys.readouterr().out
+    command = ["show", "--config=configs/base.py", f"--workdir={pretrained}", "--step=2"]
+    assert lm(*command, "--rows=1", *flat(tiny_config(**{"parallel.data": 1}))) == 0
+    assert capsys.readouterr().out == said and "encoder sees" in said
+    assert lm(*command, *flat(tiny_config(seed=5))) == 2
+    assert "seed (here 5, there 0)" in capsys.readouterr().err
+
+
 def test_show_model_adds_up(tiny_config, tmp_path, capsys):
     flags = flat(tiny_config())
     lm("show", "--config=configs/base.py", *flags, f"--workdir={tmp_path}", "--model")
@@ -148,13 +172,20 @@ def test_show_model_adds_up(tiny_config, tmp_path, capsys):
     assert sum(counts) == int(total[1].replace(",", ""))
 
 
-def test_dry_run_prints_the_config_and_writes_nothing(tiny_config, tmp_path, capsys):
-    flags = flat(tiny_config(steps=7))
+@pytest.mark.parametrize(
+    ("length", "plan"),
+    [(dict(steps=7), 7), ({"steps": 0, "duration": "9 updates"}, 9), ({"duration": "2 epochs"}, 0)],
+    ids=str,
+)
+def test_dry_run_prints_the_config_and_the_plan_and_writes_nothing(
+    length, plan, tiny_config, tmp_path, capsys
+):
+    flags = flat(tiny_config(**{"steps": 0} | length))
     workdir = tmp_path / "dry"
     assert lm("train", "--config=configs/base.py", *flags, f"--workdir={workdir}", "--dry_run") == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["steps"] == 7
-    assert json.loads(said.err)["planned_updates"] == 7
+    assert json.loads(said.out)["steps"] == length.get("steps", 0)
+    assert json.loads(said.err or '{"planned_updates": 0}')["planned_updates"] == plan
     assert not workdir.exists()
 
 

@@ -398,6 +398,14 @@ def test_a_batch_passes_exactly_when_it_divides(shards, parts):
                 parallel.check_batch(size, shards, parts)
 
 
+def test_a_run_is_read_in_its_own_layout_where_that_fits_and_by_pmap_elsewhere():
+    read = lambda **sizes: parallel.reading_strategy(parallel.ParallelConfig("mesh", **sizes))
+    assert read(fsdp=2, tensor=2).mesh.shape == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert isinstance(read(fsdp=3), parallel.Pmap)
+    fixed = parallel.reading_strategy(parallel.ParallelConfig(reduction="fixed", data=1))
+    assert fixed.shards == len(jax.devices())
+
+
 def test_fewer_devices_than_there_are_may_be_named():
     devices = jax.devices()[:8]
     for options in ({"data": 2}, {"strategy": "mesh", "data": 2}):

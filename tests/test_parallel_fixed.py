@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import optimizers, parallel, steps, transformer
+from lm import attention, batch, optimizers, parallel, steps, transformer
 from tests import test_parallel
 
 MODEL = dataclasses.replace(
@@ -22,18 +22,22 @@ KINDS = {  # (optimizer, micro-batches, the devices it is tried on)
     "adafactor": ("adafactor", 1, (1, 8)),
 }
 BATCHES = test_parallel.BATCHES
+LONG = 128  # inputs of a row that attention would take by itself, were it not whole
 
 
 @functools.cache
-def update(optimizer: str, micro_batches: int, devices: int, reduction: str = "fixed"):
+def update(
+    optimizer: str, micro_batches: int, devices: int, reduction: str = "fixed", attention="rows"
+):
     """(strategy, compiled update, first state), with dropout and all that a state can hold."""
-    config = parallel.ParallelConfig(reduction=reduction, micro_batches=micro_batches)
-    strategy = parallel.make_strategy(config, jax.devices()[:devices])
-    shapes, model = transformer.shapes(MODEL), transformer.Transformer(MODEL)
+    config = dataclasses.replace(MODEL, attention=attention)
+    layout = parallel.ParallelConfig(reduction=reduction, micro_batches=micro_batches)
+    strategy = parallel.make_strategy(layout, jax.devices()[:devices])
+    shapes, model = transformer.shapes(config), transformer.Transformer(config)
     chosen = optimizers.OptimizerConfig(name=optimizer, peak=1e-2, warmup=0, weight_decay=0.1)
     made, _ = optimizers.make_optimizer(chosen, 10, shapes, optimizers.Pace(1.0, 1))
     loss = steps.make_language_loss(model, steps.LossConfig(), np.arange(MODEL.vocab_size) % 5)
-    plan = steps.Plan(0, micro_batches, config.fixed_shards, average=0.9)
+    plan = steps.Plan(0, micro_batches, layout.fixed_shards, average=0.9)
     step = functools.partial(steps.train_step, loss=loss, optimizer=made, plan=plan)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
@@ -64,6 +68,20 @@ def test_the_bits_of_a_run_are_the_same_on_any_number_of_devices(name):
     assert len(set(found.values())) == 1, found
     # and where the number changes on the way
     assert run(kind, [counts[-1], counts[0]]) == found[1] == run(kind, [counts[0], counts[-1]])
+
+
+def test_so_are_those_of_long_rows_where_attention_is_whole():
+    rng, rows = np.random.default_rng(0), test_parallel.ROWS
+    draw = lambda length: rng.integers(3, 90, (rows, length)).astype(np.int32)
+    ones = lambda length: np.ones((rows, length), np.int32)
+    long = batch.Batch(draw(LONG), ones(LONG), draw(16), ones(16))
+    assert MODEL.num_heads * LONG**2 >= attention.SMALL
+    found = []
+    for devices in (1, 2):
+        strategy, step, state = update("adafactor", 1, devices, attention="whole")
+        done = step(strategy.place_state(state), strategy.place_batch(long))
+        found.append(bits(strategy.fetch(done)))
+    assert found[0] == found[1]
 
 
 def test_the_fast_reduction_has_other_bits_on_other_devices():

@@ -69,6 +69,20 @@ def test_a_killed_worker_is_missed_at_once_and_the_others_end(made):
         assert worker.exitcode is not None
 
 
+def test_a_signal_to_all_processes_leaves_the_workers_to_their_parent(made):
+    others = multiprocessing.active_children()
+    batches = pipeline.train_batches(with_workers(made, 2), seed=0)
+    take(batches, 3)
+    workers = [child for child in multiprocessing.active_children() if child not in others]
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(take(batches, 5))) == 5
+    batches.close()
+    for worker in workers:
+        worker.join(timeout=10)
+        assert worker.exitcode == 0
+
+
 def test_what_a_worker_raises_is_raised_here(made, tmp_path):
     (text, _) = made.parts
     gone = dataclasses.replace(text, directory=str(tmp_path / "gone"))
@@ -98,9 +112,20 @@ if __name__ == "__main__":
     data = pipeline.DataConfig(input_length=64, batch_size=4, workers=2)
     part = pipeline.Part("t", str(out), manifest, data, objectives.ObjectiveConfig(), vocabulary)
     rows = [(np.arange(4), np.arange(4))] * 1000
-    for (flag, pid), _ in batches._by_workers(Witness((part,)), 0, rows):
+    made = batches._by_workers(Witness((part,)), 0, rows)
+    for (flag, pid), _ in itertools.islice(made, int(sys.argv[2])):
         print(flag, pid, flush=True)
 """
+
+
+def test_a_process_that_holds_batches_ends_when_it_is_done(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command, environment = [sys.executable, script, tmp_path, "4"], {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, timeout=60, check=False
+    )
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 4
 
 
 def test_workers_import_no_jax_and_end_with_their_parent_even_if_it_is_killed(tmp_path):
@@ -108,7 +133,7 @@ def test_workers_import_no_jax_and_end_with_their_parent_even_if_it_is_killed(tm
     script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], env=environment, stdout=subprocess.PIPE
+        [sys.executable, str(script), str(tmp_path), "999"], env=environment, stdout=subprocess.PIPE
     )
     said = [process.stdout.readline().split() for _ in range(4)]
     process.kill()

@@ -218,6 +218,7 @@ FREE = {  # of those that do not
     "model.dtype": "bfloat16",
     "data.workers": 1,
     "model.remat": "full",
+    "model.attention": "whole",
     "model.layers": "unrolled",
     "data.max_bad_records": 2,
 }

@@ -434,3 +434,11 @@ def test_dropout_changes_training_and_not_evaluation(learnt, lesson):
     real = lesson.targets_segment_ids > 0
     for changed in (first - plain, first - other):
         assert np.abs(changed).max(-1)[real].min() > 1e-3
+
+
+def test_the_average_of_a_weight_that_stays_keeps_its_bits():
+    weights = np.random.default_rng(0).normal(size=10_000).astype(np.float32)
+    average = weights
+    for updates in range(100):
+        average = steps._averaged(average, weights, jnp.asarray(updates), 0.999)
+    np.testing.assert_array_equal(average, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import evaluate, logs, run, steps, train
+from lm import evaluate, logs, parallel, run, steps, train
 from lm.train import watchdog
 from tests.test_train import (  # noqa: F401
     ROOT,
@@ -100,7 +101,10 @@ def test_a_run_goes_on_over_other_devices_and_in_another_dtype(
     told = logs.read(workdir / logs.EVENTS)
     (changed,) = [row for row in told if row["event"] == "changed"]
     assert {line.split()[0] for line in changed["keys"]} == set(changes)
-    assert [row["step"] for row in told if row["event"] == "resumed"] == [4]
+    (resumed,) = [row for row in told if row["event"] == "resumed"]
+    assert resumed["step"] == 4 and len(resumed["devices"]) == 4
+    assert resumed["versions"] == logs.versions() and resumed["command"] == logs.command()
+    assert "commit" in resumed
 
 
 def test_a_change_that_is_allowed_is_made_midway_and_no_other(
@@ -153,9 +157,26 @@ def test_the_manifest_tells_what_is_planned(pretrained):  # noqa: F811
     assert told["tokenizer"] == run.make_tokenizer(this).fingerprint
 
 
-def test_a_trace_is_written_of_the_updates_asked_for(tiny_config, tmp_path):
-    made = tiny_config(**T5, **{"steps": 3, "evaluate.examples": 8})
-    train.train(run.make_run(made, tmp_path / "run"), jax.devices()[:1], profile=(2, 3))
+@pytest.mark.parametrize("profile", [(2, 5), (6, 99), (2, 4), (7, 9)], ids=str)
+def test_a_trace_is_written_of_the_updates_asked_for_or_why_there_is_none(
+    profile,
+    interrupted,  # noqa: F811
+    go,  # noqa: F811
+    tmp_path,
+):
+    workdir = shutil.copytree(interrupted, tmp_path / "run")  # after update 4 of 6
+    go(workdir, profile=profile)
+    traced = list((workdir / "profile").rglob("*.xplane.pb"))
+    told = [row["said"] for row in logs.read(workdir / logs.EVENTS) if row["event"] == "no trace"]
+    none = ["--profile={}:{} is no update still to come".format(*profile)]
+    assert (len(traced), told) == ((1, []) if profile in ((2, 5), (6, 99)) else (0, none))
+
+
+def test_a_trace_of_a_run_that_ends_in_it_is_kept(go, tmp_path, monkeypatch):  # noqa: F811
+    asked = iter(range(1, 99))
+    monkeypatch.setattr(train.Signals, "asked", lambda self: next(asked) == 4)
+    with pytest.raises(train.Unfinished):
+        go(tmp_path / "run", profile=(2, 9))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
@@ -213,10 +234,45 @@ def test_an_update_that_never_ends_is_named_and_left_but_not_a_long_compilation(
     assert len(told) == 1
 
 
+def test_the_watchdog_ends_the_process_though_nothing_can_be_written(left, tmp_path):
+    def tell(sentence):
+        raise OSError("no space left")
+
+    said, fired = left
+    with contextlib.suppress(OSError), train.Watchdog(0.2, tmp_path / "gone", tell):
+        assert fired.wait(30)
+    assert len(said) == 1 and said[0].startswith("the start has not ended")
+
+
+def test_each_host_has_its_own_file_of_stacks(left, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "hosts", lambda: (1, 2))
+    with train.Watchdog(0.2, tmp_path, left[0].append):
+        assert left[1].wait(30)
+    assert [path.name for path in tmp_path.iterdir()] == ["stacks.1.txt"]
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_loss(
+    hosts, monkeypatch
+):
+    monkeypatch.setattr(parallel, "hosts", lambda: (0, hosts))
+    monkeypatch.setattr(watchdog, "on_abort", lambda tell: None)
+    cures = {
+        "RESOURCE_EXHAUSTED: 9 GiB": r"9 GiB.* data.batch_size, .*micro_batches, .*model.remat",
+        "INVALID_ARGUMENT: a shape": "refuse this .*a shape",
+    }
+    lost = []
+    for text, cure in cures.items():
+        with pytest.raises(ValueError, match=cure), watchdog.company(lost.append):
+            raise jax.errors.JaxRuntimeError(text)
+    alone = pytest.raises(jax.errors.JaxRuntimeError) if hosts == 1 else contextlib.nullcontext()
+    with alone, watchdog.company(lost.append):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: no\nanswer")
+    assert lost == ["UNAVAILABLE: no answer"] * (hosts - 1)
+
+
 def test_an_abort_of_foreign_code_is_a_sentence_and_the_code_to_run_again():
-    code = (
-        "import os; from lm.train import watchdog as w; kept = w.on_abort(lambda: w.leave('gone'))"
-    )
+    code = "import os; from lm.train import watchdog as w; w.on_abort(lambda: w.leave('gone'))"
     command = [sys.executable, "-c", code + "; os.abort()"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (75, "lm: gone")

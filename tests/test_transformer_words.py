@@ -53,7 +53,7 @@ WORDS = {
     "t5_1_1": {},
     "t5_1_0": dict(activation="relu", head="tied", layers="scanned"),
     "umt5": dict(position="relative_per_layer", layers="scanned"),
-    "byt5": dict(num_encoder_layers=3, num_decoder_layers=1, remat="full"),
+    "byt5": dict(num_encoder_layers=3, num_decoder_layers=1, remat="full", attention="whole"),
     "ul2": dict(activation="swiglu", num_kv_heads=2, remat="dots", start_id=3),
     "t5gemma": T5GEMMA,
     "t5gemma_unequal": T5GEMMA | dict(encoder=OTHER_SHAPE, num_encoder_layers=1),

@@ -1,14 +1,17 @@
 """Where state and batches lie, and how a step is compiled: replicated (pmap) or sharded (mesh).
 
-Both strategies have the same methods: place_state, place_batch, compile, fetch, fetch_rows, init,
-abstract, disagreement. Several hosts run the same program; each hands over its own rows of a batch.
+Both strategies have the same methods: place_state, place_batch, compile, fetch, fetch_numbers,
+fetch_rows, init, abstract, disagreement. Several hosts run the same program; each hands over its
+own rows of a batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 
-from lm.parallel.cluster import agree, hosts, start
+from lm.parallel.cluster import hosts, meet, start
 from lm.parallel.config import ParallelConfig, check_batch
 from lm.parallel.mesh import Mesh
 from lm.parallel.pmap import Pmap
@@ -19,11 +22,12 @@ __all__ = [
     "Mesh",
     "ParallelConfig",
     "Pmap",
-    "agree",
     "check_batch",
     "hosts",
     "make_strategy",
+    "meet",
     "path_of",
+    "reading_strategy",
     "sharding_table",
     "start",
 ]
@@ -36,3 +40,10 @@ def make_strategy(config: ParallelConfig, devices=None) -> Pmap | Mesh:
     """
     strategy = {"pmap": Pmap, "mesh": Mesh}[config.strategy]
     return strategy(config, devices or jax.devices())
+
+
+def reading_strategy(config: ParallelConfig) -> Pmap | Mesh:
+    """The strategy to read a run with on all devices here: its own where it fits, else pmap."""
+    if len(jax.devices()) % (config.fsdp * config.tensor):
+        return make_strategy(ParallelConfig())
+    return make_strategy(dataclasses.replace(config, data=-1, reduction="fast"))

@@ -1,14 +1,13 @@
-"""Several hosts as one: how they find each other, and what they agree on."""
+"""Several hosts as one: how they find each other, and wait for each other."""
 
 from __future__ import annotations
 
 import jax
-import numpy as np
-from jax._src import clusters
-from jax.experimental import multihost_utils
+from jax._src import clusters, distributed
 
 HEARTBEAT = 30  # seconds without a sign of life after which a host counts as lost
 PATIENCE = 300  # seconds to wait for the other hosts at the start
+DAY = 24 * 60 * 60 * 1000  # milliseconds
 
 
 def start(coordinator: str = "", hosts: int = 0, host: int = -1, *, patience=PATIENCE) -> None:
@@ -68,8 +67,9 @@ def hosts() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def agree(flag: bool) -> bool:
-    """Whether any host says so; every host must ask, and all wait for the last."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+def meet(name: str) -> None:
+    """Wait until every host has come to the meeting of this name, a day at most; no device takes
+    part. Raises JaxRuntimeError where a host is lost.
+    """
+    if distributed.global_state.client is not None:
+        distributed.global_state.client.wait_at_barrier(name, DAY)

@@ -78,6 +78,11 @@ class Pmap:
         """The state, or any result that is equal on all devices, as one copy on the first."""
         return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
 
+    def fetch_numbers(self, tree: Any) -> Any:
+        """What `fetch` gives, as numpy: nothing runs on a device for it."""
+        whole = jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree))
+        return jax.tree.map(lambda x: x[0], whole)
+
     def fetch_rows(self, tree: Any) -> Any:
         """A batch, or any result that has its rows, as numpy: the inverse of place_batch."""
         gather = lambda x: np.asarray(x).swapaxes(0, 1).reshape(-1, *x.shape[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import multiprocessing
 import signal
@@ -79,7 +80,8 @@ def _counted(examples: parts.Examples, made: Iterable) -> Iterator[batch.Batch]:
 
 def _work(end, examples: parts.Examples, seed: int) -> None:
     """A worker process: row numbers come in, batches go out, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's business
+        signal.signal(number, signal.SIG_IGN)
     try:
         while True:
             rows = end.recv()
@@ -108,6 +110,7 @@ def _by_workers(examples: parts.Examples, seed: int, own) -> Iterator[tuple]:
             process.start()
             theirs.close()
             workers.append((process, ours))
+            atexit.register(ours.close)  # before multiprocessing waits for it to end
             ours.send(own[first])
         for step in itertools.count(len(workers)):
             process, end = workers[step % len(workers)]
@@ -127,6 +130,7 @@ def _by_workers(examples: parts.Examples, seed: int, own) -> Iterator[tuple]:
     finally:
         for _, end in workers:
             end.close()
+            atexit.unregister(end.close)
 
 
 def heldout_batches(examples: parts.Examples, seed: int, limit: int = 0) -> Iterator[batch.Batch]:

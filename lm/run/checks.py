@@ -21,6 +21,8 @@ def make_run(config: dict, place) -> Run:
     """
     _check_keys(config)
     sections = {name: make(**config[name]) for name, make in record.SECTIONS.items()}
+    if sections["parallel"].fixed_shards:  # rows in turn have other bits on one device
+        sections["model"] = dataclasses.replace(sections["model"], attention="whole")
     run = Run(config, pathlib.Path(place), **sections)
     choose.choose(STAGES, config["stage"], "stage")
     choose.choose(tokenizer.KINDS, config["tokenizer"]["kind"], "tokenizer.kind")

@@ -12,7 +12,7 @@ from lm.run.record import Run
 # What a continued run may change, for it decides no number but how exactly they are computed.
 OPERATIONAL = ("parallel", "every", "evaluate", "keep", "keep_every", "keep_best", "guard.hang")
 OPERATIONAL += ("data.workers", "data.max_bad_records", "model.dtype", "model.layers")
-OPERATIONAL += ("model.remat",)
+OPERATIONAL += ("model.remat", "model.attention")
 
 
 def is_claimed(workdir) -> bool:

@@ -7,6 +7,8 @@ import statistics
 
 RECENT = 128  # good updates whose losses tell what is usual
 ENOUGH = RECENT // 2  # of them, before any loss is a spike
+NORMAL = 1.4826  # standard deviations in a median absolute deviation, of a normal distribution
+LEAST = 1e-3  # of the median, that a deviation is at least: equal losses make no spike of the next
 
 
 class Diverged(Exception):
@@ -41,13 +43,15 @@ class Guard:
         """An account of an update if it was bad, else None: {kind, step, batch, loss, ..}.
 
         loss: per target token, in nats. kind: skipped (loss or gradient was not finite), or spike:
-        a loss more than guard.spike standard deviations above the mean of the last good ones.
+        a loss more than guard.spike deviations above the median of the last good ones.
         """
         bad = None if finite else {"kind": "skipped"}
         if finite and self._spike and len(self._recent) >= ENOUGH:
-            mean, deviation = statistics.fmean(self._recent), statistics.pstdev(self._recent)
-            if loss > mean + self._spike * deviation:
-                bad = {"kind": "spike", "mean": mean, "deviation": deviation}
+            median = statistics.median(self._recent)
+            spread = statistics.median(abs(one - median) for one in self._recent)
+            deviation = max(NORMAL * spread, LEAST * abs(median))
+            if loss > median + self._spike * deviation:
+                bad = {"kind": "spike", "median": median, "deviation": deviation}
         if bad is None:
             self._recent, self.row = [*self._recent, loss][-RECENT:], []
             return None
@@ -62,4 +66,7 @@ class Guard:
 
 
 def _said(loss: float) -> float | str:
-    return loss if math.isfinite(loss) else str(loss)  # JSON has no such numbers
+    """As a log spells it: JSON has no numbers that are not finite."""
+    if math.isfinite(loss):
+        return loss
+    return "NaN" if math.isnan(loss) else "Infinity" if loss > 0 else "-Infinity"

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 import math
+import shlex
 from collections.abc import Callable
 
 import jax
@@ -36,12 +37,14 @@ class Loop:
     """Updates from one step to the last, with logs, held-out losses and checkpoints on the way.
 
     The devices are waited for at log points alone; between them only the end of an update
-    IN_FLIGHT before is awaited. profile: the first and last update to trace, or None.
+    IN_FLIGHT before is awaited. profile: the first and last update to trace, or None; the trace of
+    what was taken of them is kept, however the run ends.
     """
 
     def __init__(self, this: run.Run, strategy, work: Work, saved, log, ledger, stop, profile):
         self.this, self.strategy, self.work, self.saved = this, strategy, work, saved
-        self.log, self.ledger, self.stop, self.profile = log, ledger, stop, profile or (0, 0)
+        self.log, self.ledger, self.stop, self.profile = log, ledger, stop, profile
+        self.tracing = False
         self.every, self.figures, self.flying = this.config["every"], {}, collections.deque()
         self.host, self.hosts = parallel.hosts()
 
@@ -50,24 +53,26 @@ class Loop:
 
         facts: of the state's checkpoint; of a fresh one step and position alone. teacher: its
         parameters as placed. The last state is on disk when this returns. Raises Unfinished after
-        a signal, or where copies of the state differ; Diverged where going back did not help.
+        a signal, or where copies of the state differ; Diverged where going back did not help;
+        ValueError for what the devices refuse.
         """
         self.state, self.teacher = state, teacher
         self.saved_at = facts["step"] if "guard" in facts else None
-        self.guard = guard.Guard(self.this.config["guard"], facts.get("guard"))
+        memory = facts.get("guard")
+        if memory and run.differences(self.work.facts["config"], run.settled(facts["config"])):
+            memory = memory | {"rollbacks": 0}  # what was changed may have been the cure
+        self.guard = guard.Guard(self.this.config["guard"], memory)
         self._go_on_from(facts)
         peak = 1.0 if self.host else logs.peak_flops(self.strategy.devices)
         devices = len(self.strategy.devices)
         self.meter = logs.Meter(flops_per_step=self.work.flops, peak_flops=peak, devices=devices)
         hang, tell = self.this.config["guard"]["hang"], lambda said: self._event("hang", said=said)
-        with watchdog.Watchdog(hang, self.this.workdir, tell) as self.watch:
-            kept = watchdog.on_abort(self._lost) if self.hosts > 1 else None
+        dog = watchdog.Watchdog(hang, self.this.workdir, tell)
+        with dog as self.watch, watchdog.company(self._lost):
             try:
                 self._updates()
-            except jax.errors.JaxRuntimeError:
-                if not kept:
-                    raise
-                self._lost()
+            finally:
+                self._trace(False)
         return self.figures
 
     def _go_on_from(self, facts: dict) -> None:
@@ -88,7 +93,12 @@ class Loop:
         if self.saved_at is None:
             self._save()
         else:
-            self._event("resumed", batch=self.index)
+            devices = [str(device.device_kind) for device in self.strategy.devices]
+            made_by = {"commit": logs.commit(), "versions": logs.versions(), "devices": devices}
+            self._event("resumed", batch=self.index, command=logs.command(), **made_by)
+        first, last = self.profile or (1, self.work.total)
+        if first > self.work.total or last <= self.number:
+            self._event("no trace", said=f"--profile={first}:{last} is no update still to come")
         while self.number < self.work.total:
             if self.stop.asked():
                 self._leave()
@@ -107,8 +117,8 @@ class Loop:
     def _update(self) -> None:
         """One update; it may still be under way when this returns."""
         number = self.number + 1
-        if number == self.profile[0]:
-            jax.profiler.start_trace(str(self.this.workdir / "profile"))
+        if self.profile and self.profile[0] <= number <= self.profile[1]:
+            self._trace(True)
         self.ledger.turn("input")
         self.watch.beat(f"update {number}", watchdog.ALLOWANCE if self.fresh else 1)
         placed = self.strategy.place_batch(batch.Batch(*next(self.batches)))
@@ -122,11 +132,27 @@ class Loop:
             jax.block_until_ready(self.flying.popleft())
         if self.fresh:
             jax.block_until_ready(self.state)
+            self.ledger.turn("save")
             self.saved.wait()  # the first save has shown by now that there is room and permission
+            self.ledger.turn("step")
             self.fresh = False
-        if number == self.profile[1]:
+        if self.tracing and number == self.profile[1]:
             jax.block_until_ready(self.state)
+            self._trace(False)
+
+    def _trace(self, on: bool) -> None:
+        """Begin the trace, or end it and write it, where that is not so yet."""
+        if on == self.tracing:
+            return
+        self.tracing = on
+        if on:
+            jax.profiler.start_trace(str(self.this.workdir / "profile"))
+            return
+        self.watch.beat("the trace", watchdog.ALLOWANCE)
+        try:
             jax.profiler.stop_trace()
+        except jax.errors.JaxRuntimeError as error:  # a full disk, which is no end of a run
+            self._event("no trace", said=watchdog.short(error))
 
     def _due(self) -> set[str]:
         """What follows this update: at its multiples, after the last, and a log after the first.
@@ -160,7 +186,9 @@ class Loop:
         """Numbers in place of arrays in the unread sums; the only wait for the devices."""
         arrays = [row["sums"] for row in self.unread if isinstance(row["sums"]["loss"], jax.Array)]
         self.watch.beat(f"update {self.number}")
-        fetched = jax.device_get(self.strategy.fetch(arrays))
+        jax.block_until_ready(arrays[-1:])
+        self.ledger.turn("log")
+        fetched = self.strategy.fetch_numbers(arrays)
         self.flying.clear()
         first = len(self.unread) - len(fetched)
         for row, sums in zip(self.unread[first:], fetched, strict=True):
@@ -181,8 +209,8 @@ class Loop:
 
     def _see(self, bad: dict) -> str:
         """The command that prints the batch of a bad update."""
-        place = f"--config=... --workdir={self.this.workdir} --step={bad['batch'] + 1}"
-        return f"python -m lm show {place}"
+        workdir = shlex.quote(str(self.this.workdir))
+        return f"python -m lm show --workdir={workdir} --step={bad['batch'] + 1}"
 
     def _write_row(self) -> None:
         """The row of the updates since the last one; those left out count for nothing in it."""
@@ -195,7 +223,7 @@ class Loop:
             added = {name: float(sum(sums[name] for sums in kept)) for name in last}
             figures, tokens = steps.ratios(added), added["inputs"] + added["weight"]
             figures |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
-        figures |= {"skipped": skipped} | self.work.rates(self.number - 1 - skipped)
+        figures |= {"skipped": skipped} | self.work.rates(max(0, self.number - 1 - skipped))
         figures |= self.meter.rates(self.number, tokens) | logs.memory(self.strategy.devices)
         if self.this.data.max_bad_records:
             figures["bad_records"] = len(self.work.examples.damaged)
@@ -249,8 +277,9 @@ class Loop:
         Nothing is saved here: killed before the next checkpoint, the run decides the same again.
         """
         bad, index = self.guard.row, self.guard.row[-1]["batch"] + 1
-        if self.guard.rollbacks == self.guard.allowed:
+        if self.guard.rollbacks >= self.guard.allowed:
             self._give_up(bad, f"guard.rollbacks={self.guard.allowed} did not help")
+        self.watch.beat(f"the return from update {self.number}", watchdog.ALLOWANCE)
         self.ledger.turn("restore")
         self.saved.wait()
         self.state, self.unread, self.flying = None, [], collections.deque()
@@ -296,13 +325,15 @@ class Loop:
         self._event("gave up", rollbacks=self.guard.rollbacks, report=DIVERGED)
         raise guard.Diverged(sentence)
 
-    def _lost(self) -> None:
+    def _lost(self, said: str) -> None:
         """Another host is gone: what it would take part in cannot be waited for."""
-        self._event("lost host")
-        watchdog.leave(
-            f"another host was lost at update {self.number}; start them all again to continue from "
-            f"update {self.saved_at}."
-        )
+        try:
+            self._event("lost host", said=said)
+        finally:  # the log may be closed
+            watchdog.leave(
+                f"another host was lost at update {self.number}{said and f' ({said})'}; start them "
+                f"all again to continue from update {self.saved_at}."
+            )
 
     def _event(self, kind: str, **facts) -> None:
         self.log.event(kind, self.number, **facts)

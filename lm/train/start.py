@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 
@@ -20,7 +21,7 @@ from lm import (
     steps,
     transformer,
 )
-from lm.train import loop, signals
+from lm.train import loop, signals, watchdog
 
 
 def language_loss(this: run.Run, text_bytes):
@@ -30,7 +31,9 @@ def language_loss(this: run.Run, text_bytes):
 
 def distillation_loss(this: run.Run, text_bytes):
     """Cross-entropy mixed with the teacher's distributions."""
-    teacher = transformer.Transformer(run.read_run(this.config["teacher"]["workdir"]).model)
+    theirs = run.read_run(this.config["teacher"]["workdir"]).model
+    theirs = dataclasses.replace(theirs, attention=this.model.attention)
+    teacher = transformer.Transformer(theirs)
     model = transformer.Transformer(this.model)
     return distill.make_distillation_loss(model, this.loss, text_bytes, teacher)
 
@@ -88,6 +91,18 @@ def train(this: run.Run, devices=None, *, allow=(), profile=None) -> dict[str, f
     Returns the last held-out figures. Raises ValueError and OSError for what a user can cause,
     Unfinished and Diverged as Loop.run.
     """
+    with watchdog.company(_lost):
+        return _train(this, devices, allow, profile)
+
+
+def _lost(said: str) -> None:
+    watchdog.leave(
+        f"another host was lost before the first update{said and f' ({said})'}; see to what it "
+        f"said, and start them all again."
+    )
+
+
+def _train(this: run.Run, devices, allow, profile) -> dict[str, float]:
     check(this, allow)
     strategy, first = layout(this, devices), parallel.hosts()[0] == 0
     tokens, examples, heldout = _prepared(this)
@@ -103,7 +118,10 @@ def train(this: run.Run, devices=None, *, allow=(), profile=None) -> dict[str, f
             return _last_heldout(this)
         ledger.turn("start")
         taught_by = this.config["teacher"]["workdir"]
-        teacher = evaluate.read_params(run.read_run(taught_by), tokens)[0] if taught_by else None
+        teacher = None
+        if taught_by:
+            theirs = run.read_run(taught_by)
+            teacher = evaluate.read_params(theirs, tokens, strategy=strategy)[0]
         if found:
             state = strategy.place_state(state)
         else:
@@ -126,7 +144,7 @@ def _prepared(this: run.Run):
 
     first = parallel.hosts()[0] == 0
     made = prepare() if first else None
-    parallel.agree(first)
+    parallel.meet("tokenizer and examples")
     return made or prepare()
 
 
@@ -174,9 +192,11 @@ def _check_facts(this: run.Run, ours: dict, stored: dict, allow) -> None:
     odd += run.differences(ours["config"], run.settled(stored["config"]))
     odd = [word for word in odd if not run.is_allowed(word.split()[0], allow)]
     if odd:
+        keys = ",".join(word.split()[0] for word in odd)
         raise ValueError(
             f"the checkpoints in {this.workdir} were made with another {', '.join(odd)}; continue "
-            f"them with the one they were made with, or use another --workdir."
+            f"them with the one they were made with, use another --workdir, or, to change it "
+            f"midway, --allow_change={keys}."
         )
 
 

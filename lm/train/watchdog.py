@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -10,12 +11,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jax
+
+from lm import parallel
 from lm.train import signals
 
-STACKS = "stacks.txt"
+STACKS = "stacks.txt"  # of host 0; stacks.1.txt of host 1, and so on
 ALLOWANCE = 4  # times as long for what compiles or writes
+GRACE = 30  # seconds that telling may take before the end
+HANDLERS = []  # of SIGABRT, which C++ code may call as long as there is this process
 
 
 def leave(sentence: str, code: int = signals.Unfinished.code) -> None:
@@ -28,26 +34,58 @@ def leave(sentence: str, code: int = signals.Unfinished.code) -> None:
     os._exit(code)
 
 
-def on_abort(tell: Callable[[], None]) -> Callable:
+def on_abort(tell: Callable[[], None]) -> None:
     """From now on, where C++ code aborts this process, `tell` is called, which should `leave`.
 
     So jax ends the process of a host when another is gone: by abort(), from a thread that is not
-    Python's, and with no word to Python. Keep what is returned: it is the handler itself.
+    Python's, and with no word to Python.
     """
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: tell())
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
-    return handler
+    HANDLERS.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: tell()))
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), HANDLERS[-1])
+
+
+def short(error: jax.errors.JaxRuntimeError) -> str:
+    """The beginning of an error's own text, in one line."""
+    return " ".join(str(error).split())[:200]
+
+
+@contextlib.contextmanager
+def company(lost: Callable[[str], None]) -> Iterator[None]:
+    """Within it an error of jax on several hosts is the loss of another, of which `lost` is told.
+
+    lost: takes the error's short text, empty after an abort, and should `leave`. Raises ValueError,
+    on one host as well, for what the devices of this one refuse.
+    """
+    several = parallel.hosts()[1] > 1
+    if several:
+        on_abort(lambda: lost(""))
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        said = short(error)
+        if said.startswith("RESOURCE_EXHAUSTED"):
+            raise ValueError(
+                f"the devices have no room for this ({said}); lower data.batch_size, raise "
+                f"parallel.micro_batches, or set model.remat='full'."
+            ) from error
+        if said.startswith("INVALID_ARGUMENT"):
+            raise ValueError(f"the devices refuse this ({said}); see to their drivers.") from error
+        if not several:
+            raise
+        lost(said)
 
 
 class Watchdog:
     """A thread that ends the process where nothing has ended for `seconds`; 0: it never does.
 
     A context manager. The stacks of all threads go to stderr and workdir/stacks.txt.
-    tell: called with the sentence before the end, which is `leave`.
+    tell: called with the sentence before the end, which is `leave`, whatever becomes of telling.
     """
 
     def __init__(self, seconds: float, workdir, tell: Callable[[str], None]):
-        self._seconds, self._path, self._tell = seconds, pathlib.Path(workdir) / STACKS, tell
+        host, path = parallel.hosts()[0], pathlib.Path(workdir) / STACKS
+        self._path = path.with_suffix(f".{host}.txt") if host else path
+        self._seconds, self._tell = seconds, tell
         self._what, self._deadline, self._over = "the start", 0.0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.beat(self._what, ALLOWANCE)
@@ -72,10 +110,16 @@ class Watchdog:
             f"{self._what} has not ended for guard.hang={self._seconds:g} seconds or more; where "
             f"each thread stood is in {self._path}; run the same command again to continue."
         )
-        with open(self._path, "w") as file:
-            file.write(sentence + "\n\n")
-            file.flush()
-            for place in (file, sys.__stderr__):
-                faulthandler.dump_traceback(file=place, all_threads=True)
-        self._tell(sentence)
-        leave(sentence)
+        end = threading.Timer(GRACE, leave, [sentence])  # a disk may hang as well
+        end.daemon = True
+        end.start()
+        try:
+            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            with contextlib.suppress(OSError), open(self._path, "w") as file:
+                file.write(sentence + "\n\n")
+                file.flush()
+                faulthandler.dump_traceback(file=file, all_threads=True)
+            with contextlib.suppress(OSError):
+                self._tell(sentence)
+        finally:
+            leave(sentence)

@@ -22,8 +22,10 @@ WORDS = {
     "dtype": ("float32", "bfloat16"),
     "layers": LAYERS,
     "remat": ("none", "dots", "full"),
+    "attention": ("rows", "whole"),
 }
-COMPUTED = ("dropout_rate", "dtype", "layers", "remat")  # how it is computed, not what it is
+# How it is computed, not what it is.
+COMPUTED = ("dropout_rate", "dtype", "layers", "remat", "attention")
 # Fields that two models with exchangeable layers may differ in: no parameter means another thing.
 FREE = (*COMPUTED, "num_encoder_layers", "num_decoder_layers")
 
@@ -77,6 +79,7 @@ class ModelConfig:
     dtype: str = "float32"
     layers: str = "unrolled"
     remat: str = "none"
+    attention: str = "rows"
 
     def __post_init__(self):
         if not isinstance(self.encoder, Shape):

@@ -182,3 +182,12 @@ def test_what_is_no_checkpoint_is_not_taken_for_one_and_not_in_the_way(what, cop
     assert kept == whole | marked | (set(before) - numbers)
     elsewhere = copied.parent / "elsewhere"
     assert not elsewhere.exists() or names(elsewhere) == ["mine"]
+
+
+def test_what_a_kill_in_the_middle_of_a_deletion_left_is_gone_after_a_restore(copied):
+    (copied / "1" / "commit_success.txt").unlink()
+    shutil.rmtree(copied / "1" / "params")
+    assert int(restore(copied, read_only=True)[0].step) == 2
+    assert names(copied) == ["1", "2"]
+    assert int(restore(copied)[0].step) == 2
+    assert names(copied) == ["2"]

@@ -178,6 +178,8 @@ class Checkpoints:
             self._check_nothing_lost()
             return None
         items, facts = self._first_sound(steps, wanted, accept)
+        if not self.read_only:
+            self._clear()  # what a kill in the middle of a deletion left
         step = jnp.asarray(facts["step"], jnp.int32)
         skipped = jnp.asarray(facts["skipped"], jnp.int32)
         return state._replace(step=step, skipped=skipped, **items), facts

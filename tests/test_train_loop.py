@@ -269,6 +269,15 @@ def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_lo
     with alone, watchdog.company(lost.append):
         raise jax.errors.JaxRuntimeError("UNAVAILABLE: no\nanswer")
     assert lost == ["UNAVAILABLE: no answer"] * (hosts - 1)
+    # jax says it in a ValueError as well, and it may lie inside the sentence of a failed save.
+    gone, lost[:] = ValueError("UNKNOWN: Gloo AllGather failed"), []
+    with pytest.raises(ValueError, match="Gloo"), watchdog.company(lost.append):
+        raise gone
+    with pytest.raises(OSError, match="room"), watchdog.company(lost.append):
+        raise OSError("make room") from gone
+    with pytest.raises(ValueError, match="use 1"), watchdog.company(lost.append):
+        raise ValueError("keep=0 is too small; use 1.")
+    assert lost == [str(gone)] * 2 * (hosts - 1)
 
 
 def test_an_abort_of_foreign_code_is_a_sentence_and_the_code_to_run_again():

@@ -7,6 +7,7 @@ import ctypes
 import faulthandler
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -44,7 +45,12 @@ def on_abort(tell: Callable[[], None]) -> None:
     ctypes.CDLL(None).signal(int(signal.SIGABRT), HANDLERS[-1])
 
 
-def short(error: jax.errors.JaxRuntimeError) -> str:
+# How an error begins that tells of another host. Some come as a ValueError of jax, or inside one
+# of a save that could not be written.
+LOST = re.compile("UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED")
+
+
+def short(error: BaseException) -> str:
     """The beginning of an error's own text, in one line."""
     return " ".join(str(error).split())[:200]
 
@@ -61,6 +67,11 @@ def company(lost: Callable[[str], None]) -> Iterator[None]:
         on_abort(lambda: lost(""))
     try:
         yield
+    except (ValueError, OSError) as error:
+        said = short(error.__cause__ or error)
+        if several and LOST.match(said):
+            lost(said)
+        raise
     except jax.errors.JaxRuntimeError as error:
         said = short(error)
         if said.startswith("RESOURCE_EXHAUSTED"):

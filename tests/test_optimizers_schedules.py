@@ -169,11 +169,3 @@ def test_wsd_whose_ends_are_longer_than_the_run_is_refused_with_the_length_it_ne
     with pytest.raises(ValueError, match="warmup of 40 updates"):
         rate_of("wsd", warmup_duration="80 percent", cooldown=0, cooldown_duration="20 updates")
     rate_of("wsd", warmup=30)
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_a_rate_that_would_never_fall_is_refused(schedule):
-    config = optimizers.OptimizerConfig(schedule=schedule, warmup=10)
-    assert config.span(11, optimizers.Pace(1.0, 1)).warmup == 10
-    with pytest.raises(ValueError, match=f"leaves none of the run.s 10 .*{schedule}"):
-        config.span(10, optimizers.Pace(1.0, 1))

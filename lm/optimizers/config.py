@@ -90,7 +90,7 @@ class OptimizerConfig:
     def span(self, steps: int, pace: durations.Pace) -> schedules.Span:
         """The rate's course over a run of so many updates, its durations in updates.
 
-        Raises ValueError where warm-up and fall take more updates than there are.
+        Raises ValueError where wsd's warm-up and fall take more updates than there are.
         """
         length = {
             field: durations.updates(text, steps, pace) if text else getattr(self, field)
@@ -102,10 +102,5 @@ class OptimizerConfig:
                 f"optimizer.warmup of {length['warmup']} updates and optimizer.cooldown of "
                 f"{length['cooldown']} are more than the {steps} of the run; shorten one, or "
                 f"raise steps to {sum(length.values())}."
-            )
-        if self.schedule in ("linear", "cosine") and length["warmup"] >= steps:
-            raise ValueError(
-                f"optimizer.warmup of {length['warmup']} updates leaves none of the run's {steps} "
-                f"for schedule={self.schedule!r} to fall in; shorten it, or use another schedule."
             )
         return schedules.Span(self.peak, self.final, steps=steps, **length)

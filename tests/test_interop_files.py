@@ -68,6 +68,7 @@ NO_PART = {  # the fields that the function of such a model does not depend on
     "relative_per_layer": {"window", "rotary_base", "embedding_scale"},
     "rotary": {"relative_buckets", "relative_limit"},
 }
+COMPUTED = {"dtype", "layers", "remat", "attention"}  # how a model is computed, not what
 WITH = {"arrangement": dict(num_encoder_layers=0, shared="embeddings")}
 WITH |= {"shared": dict(num_encoder_layers=2)}
 
@@ -77,8 +78,8 @@ def test_every_field_of_the_model_is_written_or_refused(position):
     plain = parity.OURS_GEMMA if position == "rotary" else parity.OURS | dict(position=position)
     config = transformer.ModelConfig(**plain)
     written = names.their_config(config, names.family_of(config))
-    fields = {field.name for field in dataclasses.fields(config)} - {"dtype", "layers", "remat"}
-    assert fields == set(OTHER)  # those three are how it is computed, not what
+    fields = {field.name for field in dataclasses.fields(config)} - COMPUTED
+    assert fields == set(OTHER)
     for field in fields - NO_PART[position]:
         other = dataclasses.replace(config, **{field: OTHER[field]} | WITH.get(field, {}))
         try:

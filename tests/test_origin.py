@@ -105,7 +105,7 @@ def test_a_model_of_other_words_is_refused_and_of_another_dtype_or_vocabulary_is
         theirs = dataclasses.replace(CONFIG, start_id=2)
     else:
         theirs = dataclasses.replace(CONFIG, **{field: value})
-    if field in ("vocab_size", "dropout_rate", "dtype", "layers", "remat"):
+    if field in ("vocab_size", "dropout_rate", "dtype", "layers", "remat", "attention"):
         origin.check_origin(CONFIG, theirs, "runs/x")
     else:
         cure = r"use .*, or the folder as the config's preset"

@@ -1,4 +1,4 @@
-# make demo | test | fast | lint | golden | beam | claims | parity | drill | speed; each makes its own environment in .venv first.
+# make demo | test | fast | lint | golden | beam | tpu-compiler | claims | parity | drill | speed; each makes its own environment in .venv first.
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
@@ -9,7 +9,7 @@ RUNS   ?= runs/demo
 TRIALS ?= 300
 OUT    ?= experiments/kill_drill
 
-.PHONY: env demo test fast lint golden beam claims parity speed drill
+.PHONY: env demo test fast lint golden beam tpu-compiler claims parity speed drill
 
 env: $(VENV)/.ready
 
@@ -35,17 +35,24 @@ $(VENV)/beam/.ready: requirements-beam.txt $(VENV)/.ready
 	$(BEAM) -m pip install --quiet --no-deps --editable .
 	touch $@
 
+# The TPU compiler that the installed jax names. Beside site-packages: there every start of jax would look for a TPU.
+$(VENV)/libtpu/.ready: $(VENV)/.ready
+	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/libtpu "$$($(RUN) -c 'from lm.preflight import compiler; print(compiler.requirement())')"
+	touch $@
+
 demo: env  ## text to a distilled student, and runs/demo/report.html; CUT=minute for a short one
 	$(RUN) -m experiments.demo --config=configs/demo.py:$(CUT) --config.workdir=$(RUNS)
 
 test: $(VENV)/.hf
-	-$(MAKE) beam  # where Beam cannot be installed its tests are skipped
+	-$(MAKE) --keep-going beam tpu-compiler  # where these cannot be installed their tests are skipped
 	$(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile
 
 fast: lint  ## seconds: lint, floors, house rules, goldens
 	$(RUN) -m pytest tests/test_house.py tests/test_golden.py
 
 beam: $(VENV)/beam/.ready  ## the environment of `python -m lm corpus --runner=...`: $(VENV)/beam/bin/python
+
+tpu-compiler: $(VENV)/libtpu/.ready  ## what `python -m lm preflight` compiles with; 660 MB
 
 lint: env
 	$(VENV)/bin/ruff check .

@@ -15,6 +15,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from lm import choose
+from lm.sources import places
 
 HELP = {"--help", "-h", "help"}
 UNFINISHED = 75  # exit code: run the same command again
@@ -49,16 +50,16 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "overlap": ("text", "", "build nothing; say what of these evaluation data --source has"),
     "ngram": ("integer", 13, "words of a run that --overlap compares"),
     "step": ("text", "", "newest (empty), best or an update's number; show: the batch it takes"),
-    "allow_change": (
-        "text",
-        "",
-        "keys that a run may be continued with changed: optimizer.peak,..",
-    ),
+    "allow_change": ("text", "", "keys that may differ from the run's own: optimizer.peak,.."),
     "profile": ("text", "", "updates to trace into the workdir's folder profile, as 10:15"),
     "coordinator": ("text", "", "address:port of host 0, where several hosts train one run"),
     "hosts": ("integer", 0, "how many they are"),
     "host": ("integer", -1, "which of them this one is, from 0"),
     "dry_run": ("flag", False, "check and print what would be done, then stop"),
+    "slice": ("text", None, "TPU slice as Cloud names it (v5e-8, v5p-128), local, or h100-8"),
+    "price": ("number", None, "of one chip for an hour, in any currency"),
+    "json": ("flag", False, "print one JSON object instead of a page"),
+    "search": ("flag", False, "rank layouts of the run on the slice by their predicted step"),
 }
 
 
@@ -203,7 +204,7 @@ def train(values) -> int:
 
     this = checked_run(values)
     allow = tuple(filter(None, values.allow_change.split(",")))
-    profile = _traced(values.profile)
+    profile = train.traced(values.profile)
     parallel.start(values.coordinator, values.hosts, values.host)
     try:
         if values.dry_run:
@@ -223,17 +224,6 @@ def train(values) -> int:
         raise
     print(f"{this.name}: {json.dumps(figures)}")
     return 0
-
-
-def _traced(text: str) -> tuple[int, int] | None:
-    """The first and last update of --profile=first:last."""
-    if not text:
-        return None
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    first, last = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= first <= last:
-        raise ValueError(f"--profile={text} are no updates; write the first and last, as 10:15.")
-    return first, last
 
 
 def _chosen(step: str) -> str | int:
@@ -291,18 +281,27 @@ def show(values) -> None:
 
 def report(values) -> None:
     """Turn run folders into one self-contained page of claims, curves, tables and samples."""
-    import glob
-
     from lm import report
 
     patterns = values.runs.split(",")
-    folders = [folder for pattern in patterns for folder in sorted(glob.glob(pattern))]
-    runs = [folder for folder in folders if os.path.exists(f"{folder}/config.json")]
+    folders = [folder for pattern in patterns for folder in places.matching(pattern)]
+    runs = [folder for folder in folders if places.place(f"{folder}/config.json").exists()]
     if not runs:
         raise ValueError(f"--runs={values.runs} names no run folder (none has a config.json).")
     out = values.out or f"{runs[0]}/report.html"
     report.write(runs, out, title=values.title)
     print(out)
+
+
+def preflight(values) -> int:
+    """Compile a run's step for chips that are not here: does it fit, how fast is it, what it costs.
+
+    Needs no data; `make tpu-compiler` installs the TPU compiler. Of GPUs only memory is known, from
+    shapes; local means this machine's devices. Exit codes: 0 it fits; 1 it does not; 2 a mistake.
+    """
+    from lm.preflight import command
+
+    return command.preflight(values.flag_values_dict())
 
 
 def import_checkpoint(values) -> None:
@@ -345,6 +344,7 @@ COMMANDS = {
     "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
     "export": (export_checkpoint, ("workdir", "directory", "step")),
     "report": (report, ("runs", "out", "title")),
+    "preflight": (preflight, ("config", "slice", "workdir?", "price?", "json", "search")),
 }
 
 
@@ -361,8 +361,9 @@ def guarded(work: Callable[[], int | None]) -> int:
     """
     # Recompiling is the longest wait of a short run; orbax and tfds say much that is no news.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lm/jax"))
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     try:
+        places.place(os.environ["JAX_COMPILATION_CACHE_DIR"])  # of gs://, as all else reaches it
         return work() or 0
     except (ValueError, OSError) as error:
         if os.environ.get("LM_TRACEBACK"):  # for whoever looks for the place, not the cure

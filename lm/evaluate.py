@@ -35,7 +35,7 @@ class HeldOut:
     """The held-out loss of any parameters: compiled once, called as often as one likes."""
 
     def __init__(self, this: run.Run, strategy, examples: pipeline.Examples, tokens):
-        model = transformer.Transformer(this.model)
+        model = transformer.Transformer(this.model, strategy.place_rows)
         text_bytes = tokens.piece_bytes(this.model.vocab_size)
         plain = steps.LossConfig(z_loss=0.0, smoothing=0.0)
         loss = steps.make_language_loss(model, plain, text_bytes)
@@ -143,7 +143,7 @@ class Answers:
         self._step = strategy.compile(
             functools.partial(
                 steps.decode_step,
-                model=transformer.Transformer(this.model),
+                model=transformer.Transformer(this.model, strategy.place_rows),
                 length=this.lengths[1],
                 eos=tokens.eos,
             )

@@ -135,3 +135,26 @@ def tiny_config(tiny_tfds, tiny_tokens):
         return made.to_dict()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def store():
+    """A stand-in for Google Cloud Storage with the bucket lm-test."""
+    from tests import gcs
+
+    running = gcs.Store("lm-test")
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(store, tmp_path_factory):
+    """gs://lm-test/<an empty folder>; what is copied of it to a disk lies in a home of its own."""
+    pytest.importorskip("gcsfs")
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("STORAGE_EMULATOR_HOST", store.address)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", store.address)
+        yield f"gs://lm-test/{home.name}"

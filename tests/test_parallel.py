@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from lm import batch, layers, optimizers, parallel, steps, transformer
+from lm.preflight import hlo
 
 MODEL = transformer.ModelConfig(
     vocab_size=96,
@@ -69,10 +70,6 @@ BATCHES = [ragged_batch(seed) for seed in range(UPDATES)]
 @functools.cache
 def made(name: str = "adamw"):
     """(loss, optimizer, first state) of the tiny model, with all that a loss and state can hold."""
-    model = transformer.Transformer(MODEL)
-    text_bytes = np.arange(MODEL.vocab_size) % 5
-    config = steps.LossConfig(z_loss=1e-3, smoothing=0.1)
-    loss = steps.make_language_loss(model, config, text_bytes)
     optimizer, _ = optimizers.make_optimizer(
         optimizers.OptimizerConfig(name=name, peak=1e-2, warmup=0, weight_decay=0.1),
         10,
@@ -84,13 +81,20 @@ def made(name: str = "adamw"):
     params = jax.tree.map(draw, transformer.shapes(MODEL))
     zero = np.zeros([], np.int32)
     state = steps.State(zero, params, optimizer.init(params), zero, params)
-    return loss, optimizer, jax.device_get(state)
+    return loss_of(), optimizer, jax.device_get(state)
 
 
-def step_of(plan: steps.Plan, optimizer: str = "adamw"):
+def loss_of(place=transformer.anywhere):
+    """The loss of the tiny model, its activations placed so."""
+    model = transformer.Transformer(MODEL, place)
+    config = steps.LossConfig(z_loss=1e-3, smoothing=0.1)
+    return steps.make_language_loss(model, config, np.arange(MODEL.vocab_size) % 5)
+
+
+def step_of(plan: steps.Plan, optimizer: str = "adamw", place=transformer.anywhere):
     """The update of the tiny model."""
-    loss, optimizer, _ = made(optimizer)
-    return functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    optimizer = made(optimizer)[1]
+    return functools.partial(steps.train_step, loss=loss_of(place), optimizer=optimizer, plan=plan)
 
 
 def make(name: str) -> parallel.Pmap | parallel.Mesh:
@@ -118,7 +122,7 @@ def plain(optimizer: str):
 def test_every_layout_takes_the_step_of_one_device(name, optimizer):
     strategy = make(name)
     plan = steps.Plan(0, LAYOUTS[name][1].get("micro_batches", 1), average=AVERAGE)
-    step = strategy.compile(step_of(plan, optimizer), donate=True)
+    step = strategy.compile(step_of(plan, optimizer, strategy.place_rows), donate=True)
     state = first = strategy.place_state(made(optimizer)[2])
     for examples, expected in zip(BATCHES, plain(optimizer)[1], strict=True):
         state, sums = step(state, strategy.place_batch(examples))
@@ -415,3 +419,17 @@ def test_fewer_devices_than_there_are_may_be_named():
     assert mesh(fsdp=2, tensor=2).place_batch(np.ones((8, 1))).sharding.spec == PartitionSpec(
         ("data", "fsdp")
     )
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2}], ids=str)
+def test_what_is_sent_between_devices_does_not_grow_with_the_batch(sizes):
+    strategy = mesh(**sizes)
+    step = step_of(steps.Plan(), place=strategy.place_rows)
+    state = jax.eval_shape(lambda: made()[2])
+
+    def sent(rows: int) -> int:
+        given = strategy.placed(state, jax.eval_shape(lambda: transformer.example(64, 32, rows)))
+        compiled = strategy.compile(step, donate=True).lower(*given).compile()
+        return hlo.traffic(compiled.as_text()).network_bytes
+
+    assert sent(64) < 1.05 * sent(8)

@@ -39,13 +39,17 @@ class Child:
     """A process of the door, with its output appended to a log.
 
     arguments: those of `python -m lm`. devices: fake ones. faults: {name of faults.FAULTS:
-    value}, done inside it; a plain child has none. cold: compiles everything anew.
+    value}, done inside it; a plain child has none. cold: compiles everything anew. environment:
+    variables beside those of all.
     """
 
-    def __init__(self, arguments, log, *, devices=1, faults=None, plain=False, cold=False):
+    def __init__(
+        self, arguments, log, *, devices=1, faults=None, plain=False, cold=False, environment=None
+    ):
         self.start, self.log = time.time(), pathlib.Path(log)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        fake = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        environment = fake | (environment or {})
         if plain:
             if cold:
                 environment["JAX_COMPILATION_CACHE_DIR"] = ""

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import time
 
 from experiments.kill_drill import children, drill, outcome, toy
 
@@ -132,6 +133,7 @@ def full(of: drill.Drill, number: int) -> dict:
         faults = {} if disk else {"small_files": (rng.randint(20_000, 100_000),)}
         (child,) = trial.start(faults=faults)
         code = child.wait()
+        time.sleep(0.5)  # for what copies its last words
         trial.hurt()
         said = child.said().strip().splitlines()
         if code != 2 or not said[-1].startswith("lm: "):

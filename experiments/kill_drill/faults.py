@@ -8,6 +8,7 @@ import pathlib
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 
@@ -48,7 +49,10 @@ def watch(folder: str, last: int | str, record: str) -> None:
 
 
 def small_files(size: int) -> None:
-    """No file may grow past so many bytes, as on a disk that is full."""
+    """No file may grow past so many bytes, as on a disk that is full; but for the log."""
+    copier = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=1)
+    for output in (1, 2):
+        os.dup2(copier.stdin.fileno(), output)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 

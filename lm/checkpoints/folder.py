@@ -7,7 +7,6 @@ import json
 import logging
 import pathlib
 import re
-import shutil
 import time
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from lm.checkpoints import forms, hosts, keeping, sums
 from lm.checkpoints.forms import Mismatch
+from lm.sources import places
 
 logger = logging.getLogger(__name__)
 COMMITTED = "commit_success.txt"  # Orbax's mark of a step that is whole
@@ -36,9 +36,11 @@ class Checkpoints:
     def __init__(
         self, directory, *, keep=2, keep_every=0, keep_best="", read_only=False, background=True
     ):
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = places.place(directory).absolute()
         self.read_only, self.background, self.keep_best = read_only, background, keep_best
         self._figures: dict[int, dict[str, float]] = {}
+        if not read_only:
+            places.check_deletable(self.directory)
         best = keeping.Best(keep_best, self._figures_of) if keep_best else None
         self._policy = keeping.policy(keep, keep_every, best)
         # Floats hardly compress, and compressing them takes as much memory again.
@@ -160,7 +162,7 @@ class Checkpoints:
 
     def _clear(self) -> None:
         for path in self._unfinished() if hosts.is_first() else ():
-            path.unlink() if path.is_symlink() else shutil.rmtree(path)
+            places.remove(path)
 
     def restore(self, state, accept: Callable[[dict], bool] = lambda facts: True):
         """(state, facts) of the newest step that verifies, or None where nothing was ever saved.
@@ -295,10 +297,10 @@ class Checkpoints:
             return
         for step in damaged if hosts.is_first() else ():
             aside = f"{step}.corrupt-{time.time_ns()}"
-            (self.directory / str(step)).rename(self.directory / aside)
+            places.move(self.directory / str(step), self.directory / aside, COMMITTED)
         for step in refused if hosts.is_first() else ():
             (self.directory / str(step) / COMMITTED).unlink()  # at once it is no step any more
-            shutil.rmtree(self.directory / str(step))
+            places.remove(self.directory / str(step))
         hosts.meet("checkpoints put away")
         self._manager.reload()
         for step in damaged + refused:

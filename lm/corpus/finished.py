@@ -6,13 +6,14 @@ import pathlib
 
 from lm import tokenizer
 from lm.corpus import shards
+from lm.sources import places
 
 SPLITS = ("train", "validation")  # directories of a finished corpus
 
 
 def _folder(directory) -> pathlib.Path:
     """The folder of a finished corpus; ValueError where it is none."""
-    directory = pathlib.Path(directory).expanduser()
+    directory = places.place(directory).expanduser()
     if shards.read_manifest(directory) is None:
         raise ValueError(
             f"{directory} holds no finished corpus (no {shards.MANIFEST}); make one with "

@@ -17,7 +17,6 @@ import hashlib
 import heapq
 import itertools
 import json
-import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -25,6 +24,7 @@ import tqdm
 
 from lm import sources, tokenizer
 from lm.corpus import dedupe, finished, processes, rules, shards
+from lm.sources import places
 
 BATCH = 64  # documents that a worker is handed at once
 BLOCK = 1 << 16  # tokens of a corpus read at once, unless a document has more
@@ -128,15 +128,15 @@ def pieces_of(source: str, split: str, column: str, unit: str, data_dir: str) ->
     split: "train" or "validation". The others: as in sources.parts_of, whose errors these are, or
     of finished.find.
     """
-    directory = pathlib.Path(source.strip()).expanduser()
+    directory = places.place(source.strip()).expanduser()
     if shards.read_manifest(directory) is None:
         return sources.parts_of(source, column=column, unit=unit, data_dir=data_dir)
     manifest = finished.find(directory, split)
     numbers = (file["documents"] for file in manifest["files"].values())
     ends = itertools.accumulate(numbers, initial=0)
-    tokens, split = str(directory / "tokenizer"), str(directory / split)
+    tokens, split = str(directory / "tokenizer"), places.here(directory / split, shards.MANIFEST)
     bounds = zip(manifest["files"], itertools.pairwise(ends), strict=True)
-    return [Shard(f"{split}/{name}", split, tokens, *span) for name, span in bounds]
+    return [Shard(f"{split}/{name}", str(split), tokens, *span) for name, span in bounds]
 
 
 # The comparison. ---------------------------------------------------------------------------------
@@ -177,8 +177,8 @@ def search(pieces: list, table: np.ndarray, n: int, workers: int = 1) -> tuple[n
     """
     found, counts = np.zeros(len(table), bool), {}
     progress = tqdm.tqdm(_batches(pieces), desc="training data", unit=f"x{BATCH}", disable=None)
-    for places, more in processes.ordered(_find, progress, workers, (table, n)):
-        found[places] = True
+    for seen, more in processes.ordered(_find, progress, workers, (table, n)):
+        found[seen] = True
         counts = {key: counts.get(key, 0) + more[key] for key in more}
     return found, counts
 

@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm.sources import places
+
 RECORD = 4096  # tokens; with no compression, the fastest to read at random
 BLOCK = 64 * RECORD  # tokens in memory before they are written
 MANIFEST = "manifest.json"
@@ -168,7 +170,7 @@ def read_manifest(directory) -> dict | None:
 
     Raises ValueError if it is damaged or an earlier version's.
     """
-    path = pathlib.Path(directory) / MANIFEST
+    path = places.place(directory) / MANIFEST
     if not path.exists():
         return None
     try:
@@ -188,9 +190,9 @@ def read_manifest(directory) -> dict | None:
 
 def cure(directory) -> str:
     """What to do about a damaged directory of shards, of which a finished corpus has several."""
-    directory = pathlib.Path(directory)
+    directory = places.place(directory)
     above = directory.parent / MANIFEST
-    if above.exists() and '"splits"' in above.read_text(errors="replace"):
+    if above.exists() and b'"splits"' in above.read_bytes():
         return f"remove {directory.parent}, and make that corpus anew"
     return f"remove {directory}, and it is made anew"
 

@@ -17,6 +17,7 @@ import jax
 
 from lm import checkpoints, choose, evaluate, layers, run, steps, tokenizer, transformer
 from lm.interop import t5x, transformers, vocabulary
+from lm.sources import places
 
 FOREIGN = (AttributeError, IndexError, KeyError, TypeError)  # what files of other kinds provoke
 
@@ -83,26 +84,33 @@ def _damaged(directory: pathlib.Path, error: Exception) -> ValueError:
 
 
 def _take_vocabulary(directory: pathlib.Path, named: str, out: pathlib.Path) -> None:
-    source = pathlib.Path(named).expanduser() if named else directory
+    source = places.place(named).expanduser() if named else directory
     facts = source / tokenizer.FACTS
     if facts.exists() and b'"fingerprint"' in facts.read_bytes():  # made here
-        shutil.copytree(tokenizer.Tokenizer(source).directory, out)
+        places.copy(tokenizer.Tokenizer(source).directory, out, tokenizer.FACTS)
     else:
         vocabulary.read(source, out)
 
 
 @contextlib.contextmanager
 def _whole(directory, what: str) -> Iterator[pathlib.Path]:
-    """A draft beside `directory` that takes its name when the work is done, or goes if it fails."""
-    directory = pathlib.Path(directory).expanduser().absolute()
+    """A draft beside `directory` that takes its name when the work is done, or goes if it fails.
+
+    Of a bucket's it is on a disk, and sent there then.
+    """
+    directory = places.place(directory).expanduser().absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} is not empty; give a new {what}.")
     if directory == pathlib.Path.cwd():
         raise ValueError(f"{directory} is where you are; give a new {what}, by its name.")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    beside = None if places.is_remote(directory) else directory.parent
+    draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=beside))
     try:
         yield draft
+        if places.is_remote(directory):
+            places.send(draft, directory)
+            return
         draft.chmod(0o755)
         draft.rename(directory)  # an empty directory gives way
     finally:

@@ -308,7 +308,7 @@ def write(source: str | os.PathLike, directory: str | os.PathLike) -> None:
     config |= {"clean_up_tokenization_spaces": False, "model_max_length": 10**30}
     config |= {"model_input_names": ["input_ids", "attention_mask"]}  # T5 has no token types
     for name, data in (files | {"tokenizer_config.json": _encoded(config)}).items():
-        tokenizer.write_whole(directory / name, data)
+        (directory / name).write_bytes(data)
 
 
 def _encoded(value: dict) -> bytes:

@@ -7,13 +7,13 @@ queue fills up, and the next scalar waits for ever.
 from __future__ import annotations
 
 import os
-import pathlib
 import socket
 import struct
 import time
 from collections.abc import Mapping
 
 from lm.logs import files
+from lm.sources import places
 
 TENSORBOARD = "tensorboard"
 
@@ -25,7 +25,7 @@ class Board:
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
-        directory = pathlib.Path(workdir) / TENSORBOARD
+        directory = places.place(workdir) / TENSORBOARD
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{step}"
         self._file = files.Appended(directory / name)
@@ -57,6 +57,10 @@ class Board:
         length, total = struct.pack("<Q", len(event)), record_writer.masked_crc32c
         sums = [struct.pack("<I", total(part)) for part in (length, event)]
         self._file.add(length + sums[0] + event + sums[1])
+
+    def flush(self) -> None:
+        """Have all that was added in its place."""
+        self._file.flush()
 
     def close(self) -> None:
         """Close the file."""

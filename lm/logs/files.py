@@ -10,8 +10,9 @@ import json
 import math
 import numbers
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
+
+from lm.sources import places
 
 NAMES = ("NaN", "Infinity", "-Infinity")
 
@@ -21,25 +22,17 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 
     Raises OSError, naming the file, where it cannot be written.
     """
-    path = pathlib.Path(path)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(fresh, "wb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))  # a lone surrogate is not UTF-8
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        places.write(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate is no UTF-8
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
-def _unwritable(path: pathlib.Path, error: OSError) -> OSError:
+def _unwritable(path: str | os.PathLike, error: OSError) -> OSError:
     """The same error as a sentence with the cure."""
     return OSError(
-        f"{path} cannot be written ({error.strerror}); see to the space and the permissions there, "
-        f"and run the same command again."
+        f"{path} cannot be written ({error.strerror or error}); see to the space and the "
+        f"permissions there, and run the same command again."
     )
 
 
@@ -74,7 +67,7 @@ def read(path: str | os.PathLike) -> list[dict]:
     A last line torn by a kill in mid-write is dropped.
     Raises ValueError, naming the line, for any other line that is not a JSON object.
     """
-    path = pathlib.Path(path)
+    path = places.place(path)
     if not path.exists():
         return []
     # Not splitlines(): it would also cut at U+2028 and other characters inside a string.
@@ -96,13 +89,14 @@ def read(path: str | os.PathLike) -> list[dict]:
 class Appended:
     """A file that grows: what is added is on disk (but for a power cut) when `add` returns.
 
-    No buffer: what a full disk refuses is not tried again at the close.
+    In a bucket it is there when `flush` or `close` returns. No buffer on a disk: what a full one
+    refuses is not tried again at the close.
     Raises OSError, naming the file, where it cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike):
-        self._path = pathlib.Path(path)
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (closed by close)
+        self._path = path
+        self._file = places.growing(path)
 
     def add(self, data: bytes) -> None:
         """Append all of the bytes."""
@@ -112,9 +106,19 @@ class Appended:
         except OSError as error:
             raise _unwritable(self._path, error) from error
 
+    def flush(self) -> None:
+        """Have all that was added in its place, a bucket's as well."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
     def close(self) -> None:
         """Close the file; nothing is left to be written."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
 
 
 class Rows(Appended):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from lm import choose
 from lm.logs import files
+from lm.sources import places
 
 GOODPUT = "goodput.jsonl"
 KINDS = {
@@ -61,7 +62,7 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         started: float | None = None,
     ):
-        self._workdir, self._file = pathlib.Path(workdir), None
+        self._workdir, self._file = places.place(workdir), None
         before = files.read(self._workdir / GOODPUT)[-1:]
         self._clock, now = clock, clock()
         started = start_of_process(now) if started is None else started
@@ -91,6 +92,11 @@ class Ledger:
         self._seconds[self._kind] += now - self._since
         self._kind, self._since = kind, now
 
+    def flush(self) -> None:
+        """Have all rows in their place, a bucket's as well."""
+        if self._file:
+            self._file.flush()
+
     def row(self, step: int) -> float:
         """Put the account on disk, `step` updates being done; of the wall time of the whole run,
         returns the share spent on updates that still count.
@@ -118,7 +124,7 @@ def goodput(workdir: str | os.PathLike) -> dict:
     Returns {"wall": seconds, "sessions": their number, "goodput": the share of updates that count,
     "shares": {a key of KINDS or OUTSIDE: share}}; the shares sum to 1. All 0 where there is no row.
     """
-    rows = files.read(pathlib.Path(workdir) / GOODPUT)
+    rows = files.read(places.place(workdir) / GOODPUT)
     spent = dict.fromkeys((*KINDS, *OUTSIDE), 0.0)
     # From each row on, the fewest updates that the run goes on from: what is past them is lost.
     least = list(itertools.accumulate((row["step"] for row in reversed(rows)), min))[::-1]

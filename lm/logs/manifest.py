@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from lm.logs import files
+from lm.sources import places
 
 MANIFEST = "run.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -63,6 +64,6 @@ def write_manifest(workdir: str | os.PathLike, facts: Mapping) -> None:
         "platform": platform.platform(),
         "versions": versions(),
     }
-    workdir = pathlib.Path(workdir)
+    workdir = places.place(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_atomically(workdir / MANIFEST, json.dumps({**made_by, **facts}, indent=2) + "\n")

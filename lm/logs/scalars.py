@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import tqdm
 
 from lm import choose
 from lm.logs import board, files
+from lm.sources import places
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 SPLITS = {"train": "", "heldout": "held-out "}  # the split and what a printed line calls it
@@ -45,7 +45,7 @@ class Logs:
         resume_step: int = 0,
         clock: Callable[[], float] = time.time,
     ):
-        self._workdir = pathlib.Path(workdir)
+        self._workdir = places.place(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._events = files.Rows(self._workdir / EVENTS)
         self._rows = files.Rows(self._workdir / METRICS, _until(resume_step))
@@ -61,6 +61,11 @@ class Logs:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+    def flush(self) -> None:
+        """Have all rows in their place, a bucket's as well."""
+        for part in (self._board, self._rows, self._events):
+            part.flush()
 
     def close(self) -> None:
         """Close the files and the bar."""
@@ -89,6 +94,7 @@ class Logs:
         "event" or "time".
         """
         self._events.add_row({"step": step, "event": kind, **facts, "time": self._clock()})
+        self._events.flush()
         told = ", ".join(f"{name} {_short(value)}" for name, value in facts.items())
         self._say(f"step {step}/{self._total}  {kind}{told and ': '}{told}")
 
@@ -144,6 +150,9 @@ class Silent:
 
     def __exit__(self, *exception) -> None:
         """Nothing is open."""
+
+    def flush(self) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""

@@ -1,8 +1,8 @@
 """Where state and batches lie, and how a step is compiled: replicated (pmap) or sharded (mesh).
 
-Both strategies have the same methods: place_state, place_batch, compile, fetch, fetch_numbers,
-fetch_rows, init, abstract, disagreement. Several hosts run the same program; each hands over its
-own rows of a batch.
+Both strategies have the same methods: place_state, place_batch, place_rows, compile, fetch,
+fetch_numbers, fetch_rows, init, abstract, placed, disagreement. Several hosts run the same program;
+each hands over its own rows of a batch.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ __all__ = [
 ]
 
 
-def make_strategy(config: ParallelConfig, devices=None) -> Pmap | Mesh:
+def make_strategy(config: ParallelConfig, devices=None, hosts=None) -> Pmap | Mesh:
     """The strategy over these devices (by default all, those of the other hosts among them).
 
+    hosts: (this host's number, their number) of devices that are not here; by default as `hosts`.
     Raises ValueError where the devices do not suffice or the hosts cannot share them evenly.
     """
     strategy = {"pmap": Pmap, "mesh": Mesh}[config.strategy]
-    return strategy(config, devices or jax.devices())
+    return strategy(config, devices or jax.devices(), hosts)
 
 
 def reading_strategy(config: ParallelConfig) -> Pmap | Mesh:

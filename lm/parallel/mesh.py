@@ -21,8 +21,8 @@ class Mesh:
     shards: parts that a batch is cut into, data x fsdp.
     """
 
-    def __init__(self, config: ParallelConfig, devices):
-        devices, (_, count) = list(devices), cluster.hosts()
+    def __init__(self, config: ParallelConfig, devices, hosts: tuple[int, int] | None = None):
+        devices, (_, count) = list(devices), hosts or cluster.hosts()
         rest = config.fsdp * config.tensor
         data = len(devices) // rest if config.data == -1 else config.data
         idle = len(devices) % rest if config.data == -1 else 0
@@ -83,17 +83,34 @@ class Mesh:
         place = lambda x: jax.make_array_from_process_local_data(self._rows, np.asarray(x))
         return jax.tree.map(place, tree)
 
+    def place_rows(self, x: jax.Array) -> jax.Array:
+        """Activations inside a program, [B, ...]: rows over data and fsdp, all else whole.
+
+        Untold, the compiler may cut them as it finds parameters cut, and move them between devices
+        in every layer instead of the parameters.
+        """
+        return jax.lax.with_sharding_constraint(x, self._rows)
+
     def compile(self, step: Callable, *, donate: bool = False) -> Callable:
-        """step(state, batch, ...) as one program; with donate, state is used up."""
+        """step(state, batch, ...) as one program; with donate, state is used up.
+
+        As what jax.pmap gives, it has a method lower of the same arguments, or their shapes.
+        """
+        if not donate:
+            return jax.jit(step)
         compiled = {}
 
-        def run(state, *rest):
+        def program(state):
             if "step" not in compiled:
                 layout = jax.tree.map(lambda x: x.sharding, state)
                 options = {"donate_argnums": (0,), "out_shardings": (layout, None)}
-                compiled["step"] = jax.jit(step, **(options if donate else {}))
-            return compiled["step"](state, *rest)
+                compiled["step"] = jax.jit(step, **options)
+            return compiled["step"]
 
+        def run(state, *rest):
+            return program(state)(state, *rest)
+
+        run.lower = lambda state, *rest: program(state).lower(state, *rest)
         return run
 
     def fetch(self, tree: Any) -> Any:
@@ -118,6 +135,11 @@ class Mesh:
         """Shapes, dtypes and shardings of the state, to restore into."""
         shaped = lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s)
         return jax.tree.map(shaped, tree, self.shardings(tree))
+
+    def placed(self, state: Any, rows: Any) -> tuple[Any, Any]:
+        """Shapes of what all hosts together place of a state and of a batch, given as shapes."""
+        deal = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._rows)
+        return self.abstract(state), jax.tree.map(deal, rows)
 
     def disagreement(self, state: Any) -> str | None:
         """The path of a leaf whose copies on all hosts' devices differ in a bit, else None."""

@@ -24,8 +24,8 @@ class Pmap:
 
     name = "devices"
 
-    def __init__(self, config: ParallelConfig, devices):
-        host, count = cluster.hosts()
+    def __init__(self, config: ParallelConfig, devices, hosts: tuple[int, int] | None = None):
+        host, count = hosts or cluster.hosts()
         by_host = [[d for d in devices if d.process_index == h] for h in range(count)]
         self.shards = sum(map(len, by_host)) if config.data == -1 else config.data
         if self.shards > sum(map(len, by_host)):
@@ -68,6 +68,10 @@ class Pmap:
         deal = lambda x: np.asarray(x).reshape(-1, self._held, *np.shape(x)[1:]).swapaxes(0, 1)
         return jax.tree.map(lambda x: jax.device_put(deal(x), self._sharding), tree)
 
+    def place_rows(self, x: jax.Array) -> jax.Array:
+        """Activations inside a program, as they are: they have this device's rows alone."""
+        return x
+
     def compile(self, step: Callable, *, donate: bool = False) -> Callable:
         """step(state, batch, ...) as one program on all devices; with donate, state is used up."""
         step = functools.partial(step, axis=self.axis)
@@ -91,6 +95,13 @@ class Pmap:
     def abstract(self, tree: Any) -> Any:
         """Shapes and dtypes of `fetch(state)`, to restore into."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
+
+    def placed(self, state: Any, rows: Any) -> tuple[Any, Any]:
+        """Shapes of what all hosts together place of a state and of a batch, given as shapes."""
+        count = self.shards
+        stack = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)
+        deal = lambda x: jax.ShapeDtypeStruct((count, len(x) // count, *x.shape[1:]), x.dtype)
+        return jax.tree.map(stack, state), jax.tree.map(deal, rows)
 
     def disagreement(self, state: Any) -> str | None:
         """The path of a leaf whose copies on all hosts' devices differ in a bit, else None."""

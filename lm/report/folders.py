@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterable
 
 from lm import logs
+from lm.sources import places
 
 ROLES = {  # a run's role, and what the page calls the panel that it is drawn in
     "pretrain": "Pre-training",
@@ -100,7 +101,7 @@ def read_run(path: str | os.PathLike) -> Run:
 
     Raises ValueError where it has no config.json or a file in it is damaged.
     """
-    path = pathlib.Path(path)
+    path = places.place(path)
     config = _object(path / "config.json")
     if not config:
         raise ValueError(f"{path} has no config.json, so it is no run folder; give a --workdir.")
@@ -124,7 +125,7 @@ def read_runs(rundirs: Iterable[str | os.PathLike]) -> list[Run]:
     and no claim is made of it.
     Raises ValueError where there is no folder, or one is no run folder.
     """
-    folders = [path for path in map(pathlib.Path, rundirs) if not path.is_file()]
+    folders = [path for path in map(places.place, rundirs) if not path.is_file()]
     if not folders:
         raise ValueError("no run folder to report on; give some with --runs=runs/demo/*")
     runs = [read_run(path) for path in folders]

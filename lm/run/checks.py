@@ -8,6 +8,7 @@ import pathlib
 from lm import choose, corpus, distill, objectives, origin, tasks, tokenizer
 from lm.run import record, workdir
 from lm.run.record import Run
+from lm.sources import places
 
 STAGES = {"pretrain": "masked language modelling", "finetune": "a task", "distill": "a teacher"}
 FIGURES = ("loss", "nats", "text_nats", "bits_per_byte", "accuracy")  # of held-out examples
@@ -23,7 +24,7 @@ def make_run(config: dict, place) -> Run:
     sections = {name: make(**config[name]) for name, make in record.SECTIONS.items()}
     if sections["parallel"].fixed_shards:  # rows in turn have other bits on one device
         sections["model"] = dataclasses.replace(sections["model"], attention="whole")
-    run = Run(config, pathlib.Path(place), **sections)
+    run = Run(config, places.place(place), **sections)
     choose.choose(STAGES, config["stage"], "stage")
     choose.choose(tokenizer.KINDS, config["tokenizer"]["kind"], "tokenizer.kind")
     for key, least in _least_values(config):

@@ -10,6 +10,7 @@ from lm import corpus, pipeline, sources, tasks, tokenizer
 from lm.corpus import overlap
 from lm.run import checks, workdir
 from lm.run.record import Run
+from lm.sources import places
 
 
 def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
@@ -69,7 +70,7 @@ def _texts_of(run: Run, name: str, split: str):
     """(records of a task's split, a function to the texts of each of them, one after the other)."""
     task = tasks.task_named(name)
     if tasks.is_corpus(name):
-        manifest, directory = corpus.find(name, split), pathlib.Path(name).expanduser()
+        manifest, directory = corpus.find(name, split), places.place(name).expanduser()
         parts = overlap.pieces_of(str(directory), split, "", "file", "")
         documents = lambda: itertools.chain.from_iterable(
             ((part.document(raw).text,) for raw in part.raw()) for part in parts
@@ -82,14 +83,22 @@ def _texts_of(run: Run, name: str, split: str):
 
 
 def make_examples(run: Run, tokens: tokenizer.Tokenizer) -> tuple[pipeline.Examples, ...]:
-    """(training examples, held-out examples), their shards prepared where they are not yet."""
+    """(training examples, held-out examples), their shards prepared where they are not yet.
+
+    Those of a bucket are read from copies on this machine's disk, and prepared there first.
+    """
     whole = dataclasses.replace(run.data, packing="none")  # each held-out pair counts by itself
-    return tuple(
-        pipeline.make_examples(data, run.objective, tokens, by_task, shards_of(run, name, by_task))
-        for name, data, by_task in zip(
-            ("train", "heldout"), (run.data, whole), splits(run), strict=True
-        )
-    )
+    made = []
+    for name, data, by_task in zip(
+        ("train", "heldout"), (run.data, whole), splits(run), strict=True
+    ):
+        lying = shards_of(run, name, by_task)
+        on_disk = {task: places.here(at, corpus.MANIFEST) for task, at in lying.items()}
+        made.append(pipeline.make_examples(data, run.objective, tokens, by_task, on_disk))
+        for task, at in lying.items():
+            if places.is_remote(at):
+                places.copy(on_disk[task], at, corpus.MANIFEST)
+    return tuple(made)
 
 
 def shards_of(run: Run, name: str, splits: dict[str, str]) -> dict[str, pathlib.Path]:
@@ -97,7 +106,7 @@ def shards_of(run: Run, name: str, splits: dict[str, str]) -> dict[str, pathlib.
     shards, found = run.place("data.shards", "shards"), {}
     for task, split in splits.items():
         if tasks.is_corpus(task):
-            found[task] = pathlib.Path(task).expanduser() / split
+            found[task] = places.place(task).expanduser() / split
         else:
             found[task] = shards / task / name if len(splits) > 1 else shards / name
     return found

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 
 from lm import objectives, optimizers, parallel, pipeline, steps, transformer
+from lm.sources import places
 
 SECTIONS = {
     "model": transformer.ModelConfig,
@@ -51,7 +52,7 @@ class Run:
         """The directory that config key "section.key" names, or workdir/default."""
         section, leaf = key.split(".")
         named = self.config[section][leaf]
-        return pathlib.Path(named).expanduser() if named else self.workdir / default
+        return places.place(named).expanduser() if named else self.workdir / default
 
     @property
     def lengths(self) -> tuple[int, int]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import pathlib
-import shutil
 
 from lm import choose, logs, tokenizer
 from lm.run.record import Run
+from lm.sources import places
 
 # What a continued run may change, for it decides no number but how exactly they are computed.
 OPERATIONAL = ("parallel", "every", "evaluate", "keep", "keep_every", "keep_best", "guard.hang")
@@ -17,12 +16,12 @@ OPERATIONAL += ("model.remat", "model.attention")
 
 def is_claimed(workdir) -> bool:
     """Whether a run's training has begun there."""
-    return (pathlib.Path(workdir) / "config.json").exists()
+    return (places.place(workdir) / "config.json").exists()
 
 
 def read_config(workdir) -> dict:
     """The config of a claimed workdir. Raises ValueError where there is none, or it is damaged."""
-    path = pathlib.Path(workdir) / "config.json"
+    path = places.place(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run (no config.json); train one there first.")
     try:
@@ -105,5 +104,5 @@ def claim(run: Run, tokens: tokenizer.Tokenizer) -> None:
     """Make the workdir this config's, with a copy of its tokenizer, so that it stands by itself."""
     own = run.workdir / "tokenizer"
     if own.resolve() != tokens.directory.resolve():
-        shutil.copytree(tokens.directory, own, dirs_exist_ok=True)
+        places.copy(tokens.directory, own, tokenizer.FACTS)
     logs.write_atomically(run.workdir / "config.json", json.dumps(run.config, indent=2) + "\n")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm import choose
+from lm.sources import places
 
 EMBEDDED = {"pydocs"}  # datasets that this package builds itself
 
@@ -46,8 +47,13 @@ def data_root(data_dir: str = ""):
     """The TFDS directory: data_dir, or where it is "", $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     from etils import epath
 
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    return epath.Path(data_dir or default).expanduser().resolve()
+    root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    if places.is_remote(root):
+        raise ValueError(
+            f"the TFDS directory {root} is in a bucket, and is read from a disk alone; copy it to "
+            f"one, or make a corpus of it with `python -m lm corpus`, which may lie in a bucket."
+        )
+    return epath.Path(root).expanduser().resolve()
 
 
 def tfds_splits(name: str, data_dir: str = "") -> dict[str, int]:

@@ -37,7 +37,6 @@ from lm.tokenizer.model import (
     read,
     spell,
     write,
-    write_whole,
 )
 from lm.tokenizer.report import REPORTED, measure, numbers, table
 from lm.tokenizer.training import (
@@ -76,5 +75,4 @@ __all__ = [
     "table",
     "train",
     "write",
-    "write_whole",
 ]

@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from lm import objectives
+from lm.sources import places
 
 PAD, EOS, UNK = 0, 1, 2
 BYTE_PIECES = 3 + 256
@@ -45,14 +46,14 @@ def write(directory: str | os.PathLike, model: bytes, facts: dict) -> Tokenizer:
     facts: JSON, with pieces, num_sentinels, normalization, and sentinel_order where it is not
     "descending"; size, rows and the fingerprint are added.
     """
-    directory = pathlib.Path(directory)
+    directory = places.place(directory)
     directory.mkdir(parents=True, exist_ok=True)
     size = facts["pieces"] + facts["num_sentinels"]
     facts = facts | {"size": size, "rows": padded_rows(size)}
     facts["fingerprint"] = fingerprint(model, facts)
     # The facts come last and hold the fingerprint: a crash in between is found when loading.
-    write_whole(directory / MODEL, model)
-    write_whole(directory / FACTS, json.dumps(facts, indent=2).encode() + b"\n")
+    places.write(directory / MODEL, model)
+    places.write(directory / FACTS, json.dumps(facts, indent=2).encode() + b"\n")
     return Tokenizer(directory)
 
 
@@ -61,13 +62,6 @@ def fingerprint(model: bytes, facts: dict) -> str:
     order = facts.get("sentinel_order", "descending")
     ids = b"%d" % facts["num_sentinels"] + (b"" if order == "descending" else order.encode())
     return hashlib.sha256(model + ids).hexdigest()
-
-
-def write_whole(path: pathlib.Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def read(directory: pathlib.Path) -> tuple[bytes, dict]:
@@ -142,7 +136,7 @@ class Tokenizer:
     def __init__(self, directory: str | os.PathLike):
         import sentencepiece
 
-        self.directory = pathlib.Path(directory).absolute()
+        self.directory = places.place(directory).absolute()
         model, facts = read(self.directory)
         self._spm = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pad, self.eos, self.unk = self._spm.pad_id(), self._spm.eos_id(), self._spm.unk_id()

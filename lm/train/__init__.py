@@ -12,12 +12,15 @@ from lm.train.loop import Loop, Work
 from lm.train.signals import Signals, Unfinished
 from lm.train.start import (
     LOSSES,
+    Update,
     check,
     first_params,
     layout,
+    make_update,
     make_work,
     planned,
     step_flops,
+    traced,
     train,
 )
 from lm.train.watchdog import Watchdog, leave
@@ -29,14 +32,17 @@ __all__ = [
     "Loop",
     "Signals",
     "Unfinished",
+    "Update",
     "Watchdog",
     "Work",
     "check",
     "first_params",
     "layout",
     "leave",
+    "make_update",
     "make_work",
     "planned",
     "step_flops",
+    "traced",
     "train",
 ]

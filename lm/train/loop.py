@@ -6,12 +6,15 @@ import collections
 import dataclasses
 import json
 import math
+import pathlib
 import shlex
+import tempfile
 from collections.abc import Callable
 
 import jax
 
 from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, run, steps
+from lm.sources import places
 from lm.train import guard, signals, watchdog
 
 IN_FLIGHT = 2  # updates that the devices may be behind, so that the end of each is known
@@ -146,12 +149,18 @@ class Loop:
             return
         self.tracing = on
         if on:
-            jax.profiler.start_trace(str(self.this.workdir / "profile"))
+            self.traced = self.this.workdir / "profile"
+            if places.is_remote(self.traced):  # which the profiler cannot write to
+                self.traced = pathlib.Path(tempfile.mkdtemp())
+            jax.profiler.start_trace(str(self.traced))
             return
         self.watch.beat("the trace", watchdog.ALLOWANCE)
         try:
             jax.profiler.stop_trace()
-        except jax.errors.JaxRuntimeError as error:  # a full disk, which is no end of a run
+            if places.is_remote(self.this.workdir):
+                places.send(self.traced, self.this.workdir / "profile")
+                places.remove(self.traced)
+        except (jax.errors.JaxRuntimeError, OSError) as error:  # a full disk, no end of a run
             self._event("no trace", said=watchdog.short(error))
 
     def _due(self) -> set[str]:
@@ -255,6 +264,8 @@ class Loop:
             )
         facts = {"position": {"next_index": self.index}, "unread": self.unread}
         facts |= self.work.facts | {"guard": self.guard.memory}
+        for rows in (self.log, self.ledger):  # a run that goes on from here keeps its rows so far
+            rows.flush()
         self.saved.save(self.strategy.fetch(self.state), facts, figures)
         self.saved_at = self.number
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -24,17 +26,18 @@ from lm import (
 from lm.train import loop, signals, watchdog
 
 
-def language_loss(this: run.Run, text_bytes):
-    """Cross-entropy; no teacher."""
-    return steps.make_language_loss(transformer.Transformer(this.model), this.loss, text_bytes)
+def language_loss(this: run.Run, text_bytes, place):
+    """Cross-entropy; no teacher. place: as of transformer.Transformer."""
+    model = transformer.Transformer(this.model, place)
+    return steps.make_language_loss(model, this.loss, text_bytes)
 
 
-def distillation_loss(this: run.Run, text_bytes):
+def distillation_loss(this: run.Run, text_bytes, place):
     """Cross-entropy mixed with the teacher's distributions."""
     theirs = run.read_run(this.config["teacher"]["workdir"]).model
     theirs = dataclasses.replace(theirs, attention=this.model.attention)
-    teacher = transformer.Transformer(theirs)
-    model = transformer.Transformer(this.model)
+    teacher = transformer.Transformer(theirs, place)
+    model = transformer.Transformer(this.model, place)
     return distill.make_distillation_loss(model, this.loss, text_bytes, teacher)
 
 
@@ -75,9 +78,12 @@ def check(this: run.Run, allow: tuple[str, ...] = ()) -> None:
     run.splits(this)
 
 
-def layout(this: run.Run, devices=None):
-    """The strategy of the run, if its batch divides over these devices (all by default)."""
-    strategy = parallel.make_strategy(this.parallel, devices)
+def layout(this: run.Run, devices=None, hosts=None):
+    """The strategy of the run, if its batch divides over these devices (all by default).
+
+    hosts: as of parallel.make_strategy.
+    """
+    strategy = parallel.make_strategy(this.parallel, devices, hosts)
     shards = max(strategy.shards, this.parallel.fixed_shards)
     parallel.check_batch(this.data.batch_size, shards, this.parallel.micro_batches)
     return strategy
@@ -93,6 +99,20 @@ def train(this: run.Run, devices=None, *, allow=(), profile=None) -> dict[str, f
     """
     with watchdog.company(_lost):
         return _train(this, devices, allow, profile)
+
+
+def traced(text: str) -> tuple[int, int] | None:
+    """The first and last update of --profile=first:last; None where it is empty.
+
+    Raises ValueError where it says neither.
+    """
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise ValueError(f"--profile={text} are no updates; write the first and last, as 10:15.")
+    return first, last
 
 
 def _lost(said: str) -> None:
@@ -148,39 +168,55 @@ def _prepared(this: run.Run):
     return made or prepare()
 
 
-def make_work(this: run.Run, strategy, tokens, examples, heldout) -> loop.Work:
-    """What the updates of a run are made of. examples, heldout: pipeline.Examples of the splits."""
-    total, pace = run.total_updates(this, len(examples)), run.pace(this, len(examples))
-    optimizer, rate = optimizers.make_optimizer(
-        this.optimizer, total, transformer.shapes(this.model), pace
-    )
-    model, text_bytes = (
-        transformer.Transformer(this.model),
-        tokens.piece_bytes(this.model.vocab_size),
-    )
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """An update of a run, whatever its data hold: what every strategy compiles."""
+
+    make: Callable  # parameters, or None for random ones -> a fresh state
+    step: Callable  # steps.train_step of (state, batch, teacher)
+    rate: Callable  # updates before -> the learning rate
+    shapes: steps.State
+
+
+def make_update(
+    this: run.Run, text_bytes, total: int, pace: optimizers.Pace, place=transformer.anywhere
+) -> Update:
+    """The update of a run of so many. text_bytes: int [V], as Tokenizer.piece_bytes gives them;
+    place: as of transformer.Transformer.
+    """
+    model, shapes = transformer.Transformer(this.model), transformer.shapes(this.model)
+    optimizer, rate = optimizers.make_optimizer(this.optimizer, total, shapes, pace)
     plan = steps.Plan(
         this.config["seed"],
         this.parallel.micro_batches,
         this.parallel.fixed_shards,
         this.optimizer.average,
     )
-    loss = choose.choose(LOSSES, this.config["stage"], "stage")(this, text_bytes)
+    loss = choose.choose(LOSSES, this.config["stage"], "stage")(this, text_bytes, place)
     step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
     make = functools.partial(steps.init_state, model, optimizer, plan)
+    return Update(make, step, rate, jax.eval_shape(make, shapes))
+
+
+def make_work(this: run.Run, strategy, tokens, examples, heldout) -> loop.Work:
+    """What the updates of a run are made of. examples, heldout: pipeline.Examples of the splits."""
+    total, pace = run.total_updates(this, len(examples)), run.pace(this, len(examples))
+    text_bytes = tokens.piece_bytes(this.model.vocab_size)
+    update = make_update(this, text_bytes, total, pace, strategy.place_rows)
     times = {"": 1.0} | optimizers.multipliers(this.optimizer)
 
     def rates(done: int) -> dict[str, float]:
-        now = float(rate(done))
+        now = float(update.rate(done))
         return {f"learning_rate{name and '/'}{name}": now * part for name, part in times.items()}
 
     facts = {"config": run.settled(this.config), "tokenizer": tokens.fingerprint}
     return loop.Work(
-        make=make,
-        update=strategy.compile(step, donate=True),
+        make=update.make,
+        update=strategy.compile(update.step, donate=True),
         rates=rates,
         heldout=evaluate.HeldOut(this, strategy, heldout, tokens),
         examples=examples,
-        shapes=jax.eval_shape(make, transformer.shapes(this.model)),
+        shapes=update.shapes,
         total=total,
         flops=step_flops(this),
         facts=facts | {"data": examples.files},

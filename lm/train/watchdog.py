@@ -6,10 +6,10 @@ import contextlib
 import ctypes
 import faulthandler
 import os
-import pathlib
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from lm import parallel
+from lm.sources import places
 from lm.train import signals
 
 STACKS = "stacks.txt"  # of host 0; stacks.1.txt of host 1, and so on
@@ -94,7 +95,7 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float, workdir, tell: Callable[[str], None]):
-        host, path = parallel.hosts()[0], pathlib.Path(workdir) / STACKS
+        host, path = parallel.hosts()[0], places.place(workdir) / STACKS
         self._path = path.with_suffix(f".{host}.txt") if host else path
         self._seconds, self._tell = seconds, tell
         self._what, self._deadline, self._over = "the start", 0.0, threading.Event()
@@ -126,10 +127,12 @@ class Watchdog:
         end.start()
         try:
             faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-            with contextlib.suppress(OSError), open(self._path, "w") as file:
-                file.write(sentence + "\n\n")
+            with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
+                file.write(sentence.encode() + b"\n\n")
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)
+                file.seek(0)
+                places.write(self._path, file.read())
             with contextlib.suppress(OSError):
                 self._tell(sentence)
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lm.transformer.config import COMPUTED, SHARED, ModelConfig, Shape
 from lm.transformer.counts import forward_flops, parameter_count, shapes
-from lm.transformer.model import Cache, Transformer, example, take_rows
+from lm.transformer.model import Cache, Transformer, anywhere, example, take_rows
 
 __all__ = [
     "COMPUTED",
@@ -13,6 +13,7 @@ __all__ = [
     "ModelConfig",
     "Shape",
     "Transformer",
+    "anywhere",
     "example",
     "forward_flops",
     "parameter_count",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,6 +19,11 @@ REMAT = {  # what the backward pass finds instead of computing it again
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def anywhere(x: Array) -> Array:
+    """Activations as they are: on one device, or where each has rows of its own."""
+    return x
 
 
 class Cache(NamedTuple):
@@ -56,6 +62,7 @@ class Block(nn.Module):
     config: ModelConfig  # the tower's
     causal: bool
     deterministic: bool
+    place: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x: Array, own, sight: Sight):
@@ -93,7 +100,7 @@ class Block(nn.Module):
         def feed(x):
             return layers.FeedForward(config, name="feed_forward")(x, deterministic), None
 
-        x, kept = self.add(x, "self", see_own)
+        x, kept = self.add(self.place(x), "self", see_own)
         crossed = None, None
         if sight.cross_mask is not None:
             x, crossed = self.add(x, "cross", see_encoder)
@@ -129,6 +136,7 @@ class Tower(nn.Module):
 
     config: ModelConfig  # the tower's
     depth: int
+    place: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x: Array, sight: Sight, causal: bool, deterministic: bool, cache=None):
@@ -151,8 +159,9 @@ class Tower(nn.Module):
             in_axes=(0, nn.broadcast),
             length=self.depth,
             unroll=self.depth if LAYERS[config.layers] else 1,
-        )(config, causal, deterministic, name="layers")
+        )(config, causal, deterministic, self.place, name="layers")
         x, layer_cache = blocks(drop(x, deterministic), (cache, jnp.array(local)), sight)
+        x = self.place(x)
         if config.norm_placement != "post":
             x = layers.NORMS[config.norm](config.dtype, name="norm")(x)
         return drop(x, deterministic), layer_cache
@@ -162,10 +171,12 @@ class Transformer(nn.Module):
     """Batch to logits: `__call__` for training; `encode`, `start`, `decode_step` to decode.
 
     With model.arrangement prefix_lm or language_model there is no encoder: the decoder reads the
-    inputs and then the targets, and only the latter's logits are returned.
+    inputs and then the targets, and only the latter's logits are returned. place: x [B, T, D] -> x,
+    says of activations between blocks where their rows lie; a mesh's compiler is to be told.
     """
 
     config: ModelConfig
+    place: Callable[[Array], Array] = anywhere
 
     def setup(self):
         config, ours = self.config, self.config.side("encoder")
@@ -173,9 +184,9 @@ class Transformer(nn.Module):
         if config.shared == "nothing":
             self.encoder_embed = _embedding(ours)
         if config.arrangement == "encoder_decoder":
-            self.encoder = Tower(ours, config.num_encoder_layers)
+            self.encoder = Tower(ours, config.num_encoder_layers, self.place)
         if config.shared != "all":
-            self.decoder = Tower(config, config.num_decoder_layers)
+            self.decoder = Tower(config, config.num_decoder_layers, self.place)
         if config.head == "untied":
             variance = layers.head_variance(config.vocab_size)
             init = nn.initializers.variance_scaling(variance, "fan_in", "truncated_normal")

@@ -1,0 +1,91 @@
+"""What is to be run, and where: checked before anything is paid for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from lm.preflight import slices
+
+UNFINISHED = 75  # run the same command again
+FINAL = (0, 2, 3)  # finished, a mistake, diverged: starting again changes nothing
+OURS = ("--coordinator", "--hosts", "--host", "--dry_run")  # of train, what a launcher decides
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run and the machines for it.
+
+    arguments: those of `python -m lm`. environment: NAME=VALUE of each process. extra: words for
+    the command that asks for the machines (gcloud .. create, kubectl apply, sbatch). port: where
+    host 0 of local processes listens. per_node: GPUs of a SLURM node.
+    """
+
+    arguments: tuple[str, ...]
+    slice: str
+    name: str = "lm"
+    zone: str = ""
+    project: str = ""
+    image: str = ""
+    service_account: str = ""
+    slices: int = 1
+    spot: bool = False
+    keep: bool = False
+    environment: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    port: int = 8476
+    per_node: int = 8
+
+    @property
+    def tpus(self) -> slices.Slice:
+        """The TPU slice of that name. Raises ValueError where it is none."""
+        return slices.slice_named(self.slice)
+
+    def flag(self, name: str) -> str:
+        """The value of a flag --name=value of the command, "" where it is not given."""
+        start = f"--{name}="
+        return next((one[len(start) :] for one in self.arguments if one.startswith(start)), "")
+
+
+def check(job: Job) -> None:
+    """Raise ValueError, in one sentence, where a job could not run on any target."""
+    if job.arguments[:1] != ("train",):
+        given = repr(job.arguments[0]) if job.arguments else "nothing"
+        raise ValueError(
+            f"after -- there is {given}, which trains nothing; end the command with "
+            f"-- train --config=... --workdir=..."
+        )
+    for name in ("config", "workdir"):
+        if not job.flag(name):
+            raise ValueError(f"the command behind -- has no --{name}=...; add it to `train`.")
+    for one in job.arguments:
+        if one.partition("=")[0] in OURS:
+            raise ValueError(f"{one} behind -- is the launcher's to say; leave it out.")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", job.name):
+        raise ValueError(
+            f"--name={job.name} is no name for Cloud; use at most 40 small letters, digits and "
+            f"hyphens, a letter first."
+        )
+    for one in job.environment:
+        if not re.fullmatch(r"[A-Za-z_]\w*=.*", one):
+            raise ValueError(f"--env={one} sets nothing; write it as --env=NAME=VALUE.")
+    if job.slices < 1:
+        raise ValueError(f"--slices={job.slices} is no number of slices; use 1 or more.")
+
+
+def check_cloud(job: Job) -> None:
+    """Raise ValueError where a job could not run on hosts that share no disk."""
+    job.tpus  # noqa: B018  (raises where there is no such slice)
+    if not job.flag("workdir").startswith("gs://"):
+        raise ValueError(
+            f"--workdir={job.flag('workdir')} is a disk of this machine, and the hosts of "
+            f"{job.slice} share none; use a bucket, as --workdir=gs://bucket/run."
+        )
+
+
+def decides(codes: list[int]) -> int:
+    """The exit code of a run from those of its hosts: the smallest that is not 0, else 0.
+
+    A host that finds a mistake ends with 2, and the others, which lost it, with 75.
+    """
+    return min((code for code in codes if code), default=0)

@@ -1,0 +1,112 @@
+"""Buckets of Google Cloud Storage: paths with pathlib's methods, and errors that are sentences.
+
+etils, Orbax and jax's compilation cache reach gs:// through fsspec, so through the one file system
+that is made known to it here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import aiohttp
+import fsspec
+import google.auth.exceptions
+import requests
+from etils import epath
+from fsspec import asyn
+from gcsfs import core, retry
+
+# What gcsfs raises once it has tried again in vain, beside OSError.
+# Source: gcsfs/retry.py, validate_response and retry_request.
+FAILED = (retry.HttpError, retry.ChecksumError, aiohttp.ClientError)
+FAILED += (requests.exceptions.RequestException, google.auth.exceptions.GoogleAuthError)
+RIGHTS = (
+    "log in with `gcloud auth application-default login`, or grant the account of this machine "
+    "the roles Storage Object User and Storage Legacy Bucket Reader on the bucket"
+)
+
+
+class Buckets(core.GCSFileSystem):
+    """gcsfs, but each request is asked anew, and no failure means that a file is absent.
+
+    Other hosts and TensorStore write as well, so that no listing is kept.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **{"use_listings_cache": False} | named)
+
+    async def _call(self, method, path, *arguments, **named):
+        try:
+            return await super()._call(method, path, *arguments, **named)
+        except FAILED as error:
+            raise _unreachable(arguments, error) from error
+        except OSError as error:
+            if not str(error).startswith("Forbidden"):
+                raise
+            raise _unreachable(arguments, error) from error
+
+    call = asyn.sync_wrapper(_call)
+
+    async def _isdir(self, path):
+        try:
+            return (await self._info(path))["type"] == "directory"
+        except FileNotFoundError:
+            return False
+
+    async def _mkdir(self, path, *arguments, **named) -> None:
+        """Nothing: a bucket has no folders, and none is made by writing to it."""
+
+    async def _makedirs(self, path, exist_ok=False) -> None:
+        """Nothing, as _mkdir."""
+
+
+def _unreachable(arguments: tuple, error: Exception) -> OSError:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    where = "/".join(map(str, arguments)) or "the bucket"
+    return OSError(f"gs://{where} cannot be reached ({said}); see to the network, or {RIGHTS}.")
+
+
+class Path(type(epath.Path("gs://bucket"))):
+    """etils' path, with what it lacks of pathlib's where there is no working folder and no link."""
+
+    def absolute(self) -> Path:
+        """Itself."""
+        return self
+
+    def resolve(self, strict: bool = False) -> Path:
+        """Itself."""
+        return self
+
+    def is_symlink(self) -> bool:
+        """Never."""
+        return False
+
+
+def path(address: str) -> Path:
+    """The path of gs://bucket/...; ValueError where there is no such bucket."""
+    made = Path(address)
+    check(address.removeprefix("gs://").partition("/")[0])
+    return made
+
+
+@functools.cache
+def check(bucket: str) -> None:
+    """Raise ValueError where there is no such bucket, OSError where it may not be read."""
+    try:
+        files().call("GET", "b/{}/o", bucket, maxResults=1)
+    except (FileNotFoundError, ValueError) as error:  # a name that none may have is a bad request
+        raise ValueError(
+            f"there is no bucket gs://{bucket}; make it with `gcloud storage buckets create "
+            f"gs://{bucket} --location=...`, in the region of the machines."
+        ) from error
+
+
+@functools.cache
+def files() -> Buckets:
+    """The file system, from now on that of every gs:// in this process."""
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a trace for each failure
+    for scheme in ("gs", "gcs"):
+        fsspec.register_implementation(scheme, Buckets, clobber=True)
+    return fsspec.filesystem("gcs", finalize_on_close=True)  # as etils asks for it

@@ -1,0 +1,257 @@
+"""Laws of gs://: a run in a bucket is the run on a disk, file by file and bit by bit."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments.kill_drill import outcome
+from lm import evaluate, interop, logs, pipeline, report, run, show, train
+from lm.sources import buckets, places
+
+CHANGES = {"model.dropout_rate": 0.1, "every.checkpoint": 2, "keep": 2}
+
+
+def fetched(address: str, folder: pathlib.Path) -> pathlib.Path:
+    """A copy on disk of all that is below an address."""
+    for name in buckets.files().find(address):
+        path = folder / f"gs://{name}".removeprefix(f"{address}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buckets.files().cat_file(name))
+    return folder
+
+
+def names(folder: pathlib.Path) -> set[str]:
+    """The files of a run, but of arrays, which have names of their own each time."""
+    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return {name.partition("tfevents")[0] for name in found if "/d/" not in name}
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    return tiny_config(**CHANGES)
+
+
+@pytest.fixture(scope="module")
+def on_disk(config, tmp_path_factory):
+    """The run on a disk."""
+    workdir = tmp_path_factory.mktemp("disk") / "run"
+    train.train(run.make_run(config, workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def in_bucket(config, bucket):
+    """The same run in a bucket."""
+    train.train(run.make_run(config, f"{bucket}/run"))
+    return f"{bucket}/run"
+
+
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(on_disk, in_bucket, tmp_path):
+    copy = fetched(in_bucket, tmp_path)
+    assert outcome.differences(outcome.read(copy), outcome.read(on_disk)) == []
+    assert names(copy) == names(on_disk)
+    same = ["config.json", "tokenizer/tokenizer.model", "tokenizer/tokenizer.json"]
+    same += [f"shards/{split}/shard-00000.array_record" for split in ("train", "heldout")]
+    for name in same:
+        assert (copy / name).read_bytes() == (on_disk / name).read_bytes(), name
+    (ours, theirs) = (next((at / "tensorboard").iterdir()) for at in (copy, on_disk))
+    assert ours.stat().st_size == theirs.stat().st_size
+
+
+def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
+    without = lambda figures: {k: v for k, v in figures.items() if k != "command"}
+    ours, theirs = (evaluate.evaluate(at) for at in (in_bucket, on_disk))
+    assert without(ours) == without(theirs) and ours["nats"] > 0
+    assert evaluate.evaluate(in_bucket) == ours  # as it was written there
+    assert evaluate.predict(in_bucket, ["a b"]) == evaluate.predict(on_disk, ["a b"])
+    read = [run.read_run(at) for at in (in_bucket, on_disk)]
+    assert show.rows(read[0], "train", 3) == show.rows(read[1], "train", 3)
+    pages = [report.read_runs([at])[0] for at in (in_bucket, on_disk)]
+    for what in ("loss", "nats"):
+        assert pages[0].series("heldout", what) == pages[1].series("heldout", what)
+    report.write([in_bucket], f"{in_bucket}/report.html", title="lm")
+    assert places.place(f"{in_bucket}/report.html").read_text().startswith("<!")
+    for at, out in ((in_bucket, "ours"), (on_disk, "theirs")):
+        interop.write(at, tmp_path / out)
+    exported = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert len(exported) > 3
+    for name in exported:
+        ours, theirs = (tmp_path / out / name for out in ("ours", "theirs"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def test_an_export_into_a_bucket_is_the_one_on_a_disk(on_disk, bucket, tmp_path):
+    interop.write(on_disk, f"{bucket}/exported")
+    interop.write(on_disk, tmp_path / "exported")
+    copy = fetched(f"{bucket}/exported", tmp_path / "copy")
+    for path in (tmp_path / "exported").iterdir():
+        assert (copy / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(ValueError, match="is not empty"):
+        interop.write(on_disk, f"{bucket}/exported")
+
+
+def test_a_run_starts_from_one_in_a_bucket(config, in_bucket, on_disk, tmp_path):
+    params = []
+    for origin in (in_bucket, str(on_disk)):
+        made = config | {"init_from": origin, "tokenizer": config["tokenizer"] | {"dir": ""}}
+        this = run.make_run(made, tmp_path / "next")
+        tokens = run.make_tokenizer(this)
+        params.append(train.start.first_params(this, tokens, None))
+    leaves = [np.asarray(leaf) for tree in params for leaf in _leaves(tree)]
+    half = len(leaves) // 2
+    assert half > 5
+    assert all(np.array_equal(a, b) for a, b in zip(leaves[:half], leaves[half:], strict=True))
+
+
+def _leaves(tree) -> list:
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used(
+    config, bucket, on_disk, in_bucket, store, caplog, tmp_path
+):
+    prefix = in_bucket.removeprefix("gs://lm-test/")
+    there = store.buckets["lm-test"]
+    for name in [name for name in there if name.startswith(f"{prefix}/")]:
+        store.put("lm-test", name.replace(prefix, f"{prefix}-hurt", 1), there[name][0])
+    arrays = [n for n in there if n.startswith(f"{prefix}-hurt/checkpoints/6/params/d/")]
+    worst = max(arrays, key=lambda name: len(there[name][0]))
+    data = bytearray(there[worst][0])
+    data[len(data) // 2] ^= 1
+    store.put("lm-test", worst, bytes(data))
+
+    train.train(run.make_run(config, f"{in_bucket}-hurt"))
+    assert "checkpoint 6" in caplog.text and "is damaged" in caplog.text
+    aside = {name.split("/")[3] for name in there if f"{prefix}-hurt/checkpoints/6." in name}
+    assert len(aside) == 1 and aside.pop().startswith("6.corrupt-")
+    copy = fetched(f"{in_bucket}-hurt", tmp_path)
+    events = [row["event"] for row in outcome.rows(copy, "events.jsonl")]
+    assert "resumed" in events
+    assert outcome.differences(outcome.read(copy), outcome.read(on_disk)) == []
+
+
+def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_path):
+    from lm.corpus import build, documents
+    from tests.conftest import made_up_documents
+
+    text = "\n".join(row["text"] for row in made_up_documents(5, 60))
+    (tmp_path / "text.txt").write_text(text)
+    asked = dict(tokenizer="bytes", unit="line", rules="none", heldout=0.2, shards=2)
+    recipe = documents.Recipe(source=str(tmp_path / "text.txt"), **asked)
+    build.build(recipe, tmp_path / "corpus", workers=1)
+    places.send(tmp_path / "corpus", places.place(f"{bucket}/corpus"))
+    seen = []
+    for place in (f"{bucket}/corpus", str(tmp_path / "corpus")):
+        changes = {"data.task": place, "tokenizer.dir": "", "tokenizer.kind": "bytes"}
+        this = run.make_run(tiny_config(**changes), f"{bucket}/unused")
+        tokens = run.make_tokenizer(this)
+        train_examples, heldout = run.make_examples(this, tokens)
+        batches = pipeline.train_batches(train_examples, 0, start=0)
+        rows = [next(batches) for _ in range(3)] + list(pipeline.heldout_batches(heldout, 0, 8))
+        seen.append([np.asarray(column) for batch in rows for column in batch])
+        assert len(list(run.Texts(this, run.splits(this)[1], 5))) == 5
+    assert len(seen[0]) == len(seen[1]) > 12
+    assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(places.time, "monotonic", lambda: clock[0])
+    with logs.Logs(f"{bucket}/log", 9, name="x") as log:
+        there = lambda: [row["step"] for row in logs.read(f"{bucket}/log/metrics.jsonl")]
+        log.write(1, "train", {"loss": 1.0})
+        log.write(2, "train", {"loss": 1.0})
+        assert there() == [1]  # not each row writes all of the object anew
+        clock[0] += places.PERIOD
+        log.write(3, "train", {"loss": 1.0})
+        assert there() == [1, 2, 3]
+        log.write(4, "train", {"loss": 1.0})
+        for kind in ("odd", "odder"):
+            log.event(kind, 4)
+            assert logs.read(f"{bucket}/log/events.jsonl")[-1]["event"] == kind
+        assert there() == [1, 2, 3]
+        log.flush()
+        assert there() == [1, 2, 3, 4]
+        log.rewind(2)
+        log.write(3, "train", {"loss": 2.0})
+    assert [row["loss"] for row in logs.read(f"{bucket}/log/metrics.jsonl")] == [1, 1, 2]
+
+
+def test_what_may_not_be_read_is_a_sentence_and_never_absent(bucket, store, config, monkeypatch):
+    monkeypatch.setattr(store, "refused", lambda write, name: True)
+    for ask in (run.is_claimed, run.read_config, lambda at: places.place(at).is_dir()):
+        with pytest.raises(OSError, match="cannot be reached .*does not have storage.*gcloud auth"):
+            ask(f"{bucket}/run")
+    buckets.check.cache_clear()
+    with pytest.raises(OSError, match="cannot be reached"):
+        run.make_run(config, f"{bucket}/run")
+
+
+def test_what_may_not_be_written_is_a_sentence(bucket, store, config, monkeypatch):
+    monkeypatch.setattr(store, "refused", lambda write, name: write)
+    with pytest.raises(OSError, match=r"gs://.*cannot be (written|reached|copied)"):
+        train.train(run.make_run(config, f"{bucket}/refused"))
+    monkeypatch.setattr(store, "refused", lambda write, name: write and "/checkpoints/2" in name)
+    with pytest.raises(OSError, match=r"checkpoint 2 could not be written in gs://"):
+        train.train(run.make_run(config, f"{bucket}/later"))
+
+
+def test_an_account_that_could_not_delete_is_told_at_the_start(bucket, store, config, monkeypatch):
+    monkeypatch.setattr(store, "refused", lambda write, name: name == "b/lm-test")
+    this = run.make_run(config, f"{bucket}/no-deletion")
+    with pytest.raises(OSError, match="gs://lm-test cannot be reached .*Legacy Bucket Reader"):
+        evaluate.open_checkpoints(this)
+    evaluate.open_checkpoints(this, read_only=True)
+
+
+def test_a_bucket_that_is_not_there_and_a_package_that_is_not(bucket, config, monkeypatch):
+    with pytest.raises(ValueError, match="no bucket gs://lm-none; make it with `gcloud storage"):
+        run.make_run(config, "gs://lm-none/run")
+    with pytest.raises(ValueError, match="no bucket gs://a; make it"):
+        run.make_run(config | {"init_from": "gs://a/run"}, bucket)
+    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    monkeypatch.delitem(__import__("sys").modules, "lm.sources.buckets")
+    monkeypatch.delattr("lm.sources.buckets")
+    with pytest.raises(ValueError, match="pip install gcsfs"):
+        run.make_run(config, f"{bucket}/run")
+
+
+def test_the_datasets_of_tfds_are_not_looked_for_in_a_bucket(config, bucket, tmp_path):
+    made = config | {"data": config["data"] | {"dir": f"{bucket}/tfds"}}
+    with pytest.raises(ValueError, match="is in a bucket, and is read from a disk alone"):
+        train.check(run.make_run(made, tmp_path))
+
+
+def test_what_was_compiled_is_kept_in_a_bucket(bucket, monkeypatch):
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    from lm import __main__ as door
+
+    hits = []
+    count = lambda event, **said: hits.append(event) if event.endswith("/cache_hits") else None
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{bucket}/cache")
+    jax.monitoring.register_event_listener(count)
+    try:
+        assert (
+            door.guarded(lambda: jax.config.update("jax_compilation_cache_dir", f"{bucket}/cache"))
+            == 0
+        )
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        for seen in (0, 1):
+            compilation_cache.reset_cache()
+            jax.clear_caches()
+            assert jax.jit(lambda x: x * 3 + 2)(jax.numpy.arange(5)).tolist() == [2, 5, 8, 11, 14]
+            assert bool(hits) == bool(seen)
+        assert buckets.files().find(f"{bucket}/cache")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        compilation_cache.reset_cache()
+        jax.monitoring.unregister_event_listener(count)

@@ -1,0 +1,71 @@
+"""Laws of gs:// in real processes through the door: two hosts share a bucket and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+
+from experiments.kill_drill import children, drill, outcome
+from lm import run
+from lm.sources import places
+from tests import test_gs, test_hosts
+
+STEPS, SAVE = 8, 3
+VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config, tiny_tokens, bucket, tmp_path_factory):
+    """A file for --config of a tiny run with dropout, its shards made, one copy in the bucket."""
+    path = tmp_path_factory.mktemp("hosts") / "config.py"
+    changes = {"steps": STEPS, "every.checkpoint": SAVE, "every.evaluate": 4, "keep": 2}
+    made = tiny_config(**changes, **{"model.dropout_rate": 0.1, "evaluate.examples": 8})
+    path.write_text(test_hosts.CONFIG)
+    path.with_suffix(".json").write_text(json.dumps(made))
+    with pytest.MonkeyPatch.context() as patch:
+        cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+        for key, value in children.surroundings(cache).items():
+            patch.setenv(key, value)
+        yield path
+
+
+def start(config, workdir, name: str) -> list[children.Child]:
+    """Two processes of one run with a device each, and a home each, as on two machines."""
+    port, started = drill.free_port(), []
+    for host in range(2):
+        flags = ["train", f"--config={config}", f"--workdir={workdir}", "--hosts=2"]
+        flags += [f"--coordinator=127.0.0.1:{port}", f"--host={host}"]
+        given = {key: os.environ[key] for key in VARIABLES}
+        given["HOME"] = str(config.parent / f"home{host}")
+        log = config.parent / f"{name}.{host}.log"
+        started.append(children.Child(flags, log, environment=given))
+    return started
+
+
+def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
+    config, bucket, tmp_path
+):
+    on_disk = start(config, tmp_path / "disk", "disk")
+    assert test_hosts.ends(on_disk) == [0, 0], on_disk[0].said() + on_disk[1].said()
+
+    workdir = places.place(f"{bucket}/pair")
+    both = start(config, workdir, "killed")
+    mark = workdir / "checkpoints" / str(SAVE) / "commit_success.txt"
+    deadline = time.monotonic() + 150
+    while not mark.exists():
+        assert time.monotonic() < deadline and both[0].poll() is None, both[0].said()
+        time.sleep(0.02)
+    killed = [child.send(signal.SIGKILL) for child in both]
+    assert all(killed) and test_hosts.ends(both) == [-signal.SIGKILL] * 2
+    assert any(row["step"] == SAVE for row in outcome.rows(workdir)) and run.is_claimed(workdir)
+
+    both = start(config, workdir, "again")
+    assert test_hosts.ends(both) == [0, 0], both[0].said() + both[1].said()
+    copy = test_gs.fetched(f"{bucket}/pair", tmp_path / "copy")
+    assert outcome.differences(outcome.read(copy), outcome.read(tmp_path / "disk")) == []
+    assert "resumed" in [row["event"] for row in outcome.rows(copy, "events.jsonl")]

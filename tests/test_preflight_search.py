@@ -1,0 +1,342 @@
+"""Advice and search: what is proposed divides and fits, is ranked by time, and is found quickly."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import pytest
+
+from lm import __main__ as door
+from lm import parallel, run, train
+from lm.preflight import compiler, layouts, program, search, slices
+
+ROW = 300_000  # bytes that a row takes in the made-up compiler's programs
+BIG = {"model.d_model": 512, "data.input_length": 16}  # much state, few activations
+SAVED = {"none": 1.0, "dots": 0.5, "full": 0.2}  # of them by remat
+
+
+class FakeCompiler:
+    """Memory as one would expect: rows of a micro-batch, and the state cut by fsdp and tensor.
+
+    refuses: layouts (fsdp, tensor) that it says are a mistake, as a real one may.
+    """
+
+    def __init__(self, state: int, refuses=()):
+        self.state, self.refuses, self.asked = state, refuses, []
+
+    def needed(self, config: dict, chips: int) -> int:
+        words = config["parallel"]
+        data = chips // (words["fsdp"] * words["tensor"])
+        rows = config["data"]["batch_size"] / (data * words["fsdp"] * words["micro_batches"])
+        whole = 1 if words["strategy"] == "pmap" else words["fsdp"] * words["tensor"]
+        kept = ROW * rows * SAVED[config["model"]["remat"]] / words["tensor"]
+        return int(self.state / whole + kept)
+
+    def __call__(self, config, target, workdir, *, label=""):
+        self.asked.append((config, target.name))
+        words, memory = config["parallel"], target.chip.memory
+        if (words["fsdp"], words["tensor"]) in self.refuses:
+            raise ValueError("the hosts do not get whole rows; change parallel.tensor.")
+        needed = self.needed(config, target.chips)
+        again = 4 / 3 if config["model"]["remat"] == "full" else 1
+        figures = dict(executed_flops=int(1e12 * again), model_flops=int(1e12), seconds=1.5)
+        figures |= dict(memory_bytes=10**7 * words["micro_batches"])
+        sent = 10**6 * words["fsdp"] * words["micro_batches"] * (target.chips > 1)
+        figures |= dict(collectives={"all-gather": sent})
+        figures |= dict(target=target.name, chips=target.chips, hosts=target.hosts)
+        figures |= dict(
+            chip=target.chip, sizes={"gradients": 0}, fits=needed <= memory, needed=needed
+        )
+        return compiler.Compiled(**figures)
+
+
+@pytest.fixture
+def chip_of(monkeypatch):
+    """(bytes) -> slice_named, where the chips v5e have so little memory."""
+
+    def make(memory: int):
+        small = dataclasses.replace(slices.CHIPS["v5e"], memory=memory)
+        monkeypatch.setitem(slices.CHIPS, "v5e", small)
+        return slices.slice_named
+
+    return make
+
+
+@pytest.fixture
+def made(tiny_config, tmp_path):
+    """(**changes) -> the tiny run of 32 rows, scanned."""
+    return lambda **changes: run.make_run(
+        tiny_config(**{"data.batch_size": 32} | changes), tmp_path / "none"
+    )
+
+
+def whole_bytes(this) -> int:
+    """State and gradients of a run, uncut."""
+    state = program.state(this)
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return size(state) + size(state.params)
+
+
+def words_of(layout) -> tuple:
+    return (layout.strategy, layout.fsdp, layout.tensor, layout.micro_batches, layout.remat)
+
+
+# Layouts. ----------------------------------------------------------------------------------------
+
+
+def test_a_layout_is_allowed_exactly_where_training_accepts_it(made):
+    this, target = made(**{"data.batch_size": 16}), slices.slice_named("v5e-8")
+    state, sizes = program.state(this), (1, 2, 3, 4, 8)
+    shapes = layouts.Shapes(this, state, target)
+    accepted = set()
+    for fsdp, tensor, micro in itertools.product(sizes, sizes, (1, 2, 4, 8, 16)):
+        strategy = "pmap" if fsdp * tensor == 1 else "mesh"
+        layout = layouts.Layout(strategy, -1, fsdp, tensor, micro)
+        try:
+            laid = train.layout(layouts.laid_out(this, layout), jax.devices())
+            laid.abstract(state)
+        except ValueError:
+            continue
+        accepted.add(layout)
+    allowed = list(shapes.allowed())
+    assert {layout for layout in allowed if layout.remat == "none"} == accepted
+    assert len(allowed) == 3 * len(accepted) == len(set(allowed))
+    assert all((shapes.refusal(layout) is None) for layout in allowed)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_the_least_is_what_training_places_and_its_gradients(made, optimizer):
+    this, target = made(**{"optimizer.name": optimizer}), slices.slice_named("v5e-8")
+    shapes = layouts.Shapes(this, program.state(this), target)
+    size = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for fsdp, tensor in ((8, 1), (2, 4), (1, 2)):
+        layout = layouts.Layout("mesh", -1, fsdp, tensor)
+        strategy = train.layout(layouts.laid_out(this, layout), jax.devices())
+        state = strategy.abstract(program.state(this))
+        placed = sum(map(size, jax.tree.leaves((state, state.params))))
+        assert shapes.least(layout) == placed
+    assert shapes.least(layouts.Layout()) == whole_bytes(this)
+
+
+def test_a_tensor_axis_stays_within_a_host(made):
+    this, target = made(), slices.slice_named("v5e-16")  # four hosts of four
+    shapes = layouts.Shapes(this, program.state(this), target)
+    assert {layout.tensor for layout in shapes.allowed()} == {1, 2, 4}
+    assert "host" in shapes.refusal(layouts.Layout("mesh", -1, 1, 16))
+
+
+def test_the_fixed_order_of_sums_is_kept_so_no_mesh_is_proposed(made):
+    this = made(**{"parallel.reduction": "fixed"})
+    shapes = layouts.Shapes(this, program.state(this), slices.slice_named("v5e-8"))
+    assert {layout.strategy for layout in shapes.allowed()} == {"pmap"}
+
+
+def test_flags_make_of_the_config_what_was_compiled(tmp_path):
+    given = ["--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}"]
+    config = door.parse("show", ("config", "workdir"), given).config.to_dict()
+    layout = layouts.Layout("mesh", -1, 4, 2, 2, "full")
+    flags = layouts.flags(config, layout)
+    again = door.parse("show", ("config", "workdir"), given + flags).config.to_dict()
+    assert again == layouts.changed(config, layout) != config
+    assert layouts.layout_of(again) == layout and not layouts.flags(again, layout)
+
+
+def test_smaller_steps_come_first(made):
+    this, target = made(), slices.slice_named("v5e-8")
+    kinds = search.ladders(this, layouts.Layout(), target)
+    assert [len(kind) for kind in kinds] == [5, 2, 3]  # 2..32 rows, dots and full, 2 4 8
+    both = search.changes(layouts.Layout(), kinds[:2])
+    assert [(one.micro_batches, one.remat) for one in both[:3]] == [
+        *[(2, "dots"), (2, "full"), (4, "dots")]
+    ]
+    assert search.changes(layouts.Layout(), ()) == [layouts.Layout()]
+
+
+# Advice. -----------------------------------------------------------------------------------------
+
+
+def advised(this, target, **more):
+    """(the advice, the made-up compiler) of a run that does not fit."""
+    fake = FakeCompiler(whole_bytes(this), **more)
+    first = fake(this.config, target, "")
+    fake.asked.clear()
+    assert not first.fits
+    return search.advice(this, target, first, compile=fake), fake
+
+
+def test_each_kind_of_change_is_advised_by_its_smallest_step_that_fits(made, chip_of):
+    this = made()
+    target = chip_of(int(whole_bytes(this) + 1.3 * ROW))("v5e-8")  # 4 rows a chip do not fit
+    advice, fake = advised(this, target)
+    assert advice.here and advice.compiled == len(fake.asked) <= search.ADVICE_TRIES
+    found = [words_of(trial.layout) for trial in advice.trials]
+    assert ("pmap", 1, 1, 4, "none") in found and ("pmap", 1, 1, 2, "none") not in found
+    assert ("pmap", 1, 1, 1, "full") in found and ("pmap", 1, 1, 1, "dots") not in found
+    for trial in advice.trials:
+        config = layouts.changed(this.config, trial.layout)
+        assert trial.fits and trial.proven and trial.slice == "v5e-8"
+        assert trial.peak == fake.needed(config, 8) <= target.chip.memory
+        assert trial.flags == tuple(layouts.flags(this.config, trial.layout))
+
+
+def test_the_number_of_rows_decides_no_more_than_it_must(made, chip_of):
+    this = made(**{"data.batch_size": 256})
+    for rows in (2, 8):  # of 32 a chip; as many fit
+        target = chip_of(int(whole_bytes(this) + (rows + 0.5) * ROW))("v5e-8")
+        advice, _ = advised(this, target)
+        assert advice.trials[0].layout == layouts.Layout(micro_batches=32 // rows)
+        assert advice.trials[0].flags == (f"--config.parallel.micro_batches={32 // rows}",)
+
+
+def test_two_changes_are_advised_only_where_one_is_not_enough(made, chip_of):
+    this = made(**{"data.batch_size": 8})  # a row a chip: micro-batches divide no more
+    target = chip_of(whole_bytes(this) // 2 + ROW // 4)("v5e-8")
+    advice, _ = advised(this, target)
+    assert advice.here and advice.trials
+    for trial in advice.trials:
+        assert trial.layout.strategy == "mesh" and trial.layout.remat != "none"
+
+
+def test_what_cannot_fit_by_its_shapes_is_never_compiled(made, chip_of):
+    this = made(**BIG)
+    target = chip_of(whole_bytes(this) // 3)("v5e-1")
+    advice, fake = advised(this, target)
+    assert not advice.here
+    assert {name for _, name in fake.asked} == {"v5e-4"}
+    (trial,) = advice.trials
+    assert (trial.slice, trial.layout.strategy, trial.layout.fsdp) == ("v5e-4", "mesh", 4)
+    assert trial.fits and trial.proven
+
+
+def test_without_compiling_the_answer_is_said_to_be_a_guess(made, chip_of):
+    this = made(**BIG)
+    target = chip_of(whole_bytes(this) // 3)("v5e-1")
+    advice = search.advice(this, target, tries=0, compile=None)
+    (trial,) = advice.trials
+    assert not trial.proven and not advice.here and advice.compiled == 0
+    assert trial.slice == "v5e-4" and trial.peak <= target.chip.memory
+
+
+def test_deep_unrolled_layers_are_not_compiled_for_a_larger_slice(made, chip_of):
+    changes = {"model.layers": "unrolled", "model.num_encoder_layers": 6}
+    this = made(**BIG | changes | {"model.num_decoder_layers": 6})
+    advice = search.advice(this, chip_of(whole_bytes(this) // 3)("v5e-1"), compile=None)
+    assert advice.compiled == 0 and not advice.trials[0].proven
+
+
+def test_advice_compiles_no_more_than_its_bound(made, chip_of):
+    this = made()
+    target = chip_of(int(whole_bytes(this) * 1.01 + ROW // 8))("v5e-8")
+    for tries in (1, 3):
+        fake = FakeCompiler(whole_bytes(this))
+        advice = search.advice(this, target, compile=fake, tries=tries)
+        assert advice.compiled == len(fake.asked) <= tries
+
+
+def test_the_smallest_slice_is_the_first_that_any_change_fits(made, chip_of):
+    this = made(**BIG | {"data.batch_size": 64})
+    named = chip_of(whole_bytes(this) // 5)
+    fake = FakeCompiler(whole_bytes(this))
+    found = search.smallest(this, slices.sizes("v5e"), compile=fake)
+    assert found.slice == "v5e-8" and found.fits and found.layout.fsdp == 8
+    assert named("v5e-8").chips == 8
+    nowhere = chip_of(1000) and search.smallest(this, slices.sizes("v5e"), compile=fake)
+    assert nowhere is None
+
+
+# Search. -----------------------------------------------------------------------------------------
+
+
+def test_layouts_are_ranked_by_time_among_those_that_fit(made, chip_of):
+    this = made()
+    target = chip_of(int(whole_bytes(this) / 2 + 2.1 * ROW))("v5e-8")
+    fake = FakeCompiler(whole_bytes(this), refuses={(2, 4)})
+    trials = search.search(this, target, tries=9, compile=fake)
+    assert len(trials) == len(fake.asked) <= 9
+    fitting = [trial for trial in trials if trial.fits]
+    assert trials[: len(fitting)] == fitting and len(fitting) > 2
+    assert [one.step_s for one in fitting] == sorted(one.step_s for one in fitting)
+    assert all(0 < trial.mfu < 1 + 1e-9 for trial in fitting)  # rounded
+    shapes = layouts.Shapes(this, program.state(this), target)
+    for trial in trials:
+        assert shapes.refusal(trial.layout) is None
+        config = layouts.changed(this.config, trial.layout)
+        needed = fake.needed(config, 8)
+        assert trial.fits == (needed <= target.chip.memory and not trial.error)
+    assert len({trial.layout for trial in trials}) == len(trials)
+
+
+def test_the_runs_own_layout_is_among_them(made):
+    this = made(**{"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.micro_batches": 4})
+    fake = FakeCompiler(1000)
+    trials = search.search(this, slices.slice_named("v5e-8"), tries=2, compile=fake)
+    assert () in [trial.flags for trial in trials]
+
+
+def test_what_a_program_settles_is_not_compiled_again(made, chip_of):
+    this = made()
+    target = chip_of(int(whole_bytes(this) + 1.3 * ROW))("v5e-1")  # 1 row of 32
+    fake = FakeCompiler(whole_bytes(this))
+    trials = search.search(this, target, tries=18, compile=fake)
+    saves = lambda c: (c["parallel"]["micro_batches"], layouts.REMATS.index(c["model"]["remat"]))
+    fits = lambda config: fake.needed(config, 1) <= target.chip.memory
+    below = lambda a, b: all(x <= y for x, y in zip(saves(a), saves(b), strict=True))
+    for (a, _), (b, _) in itertools.combinations(fake.asked, 2):  # b after a
+        assert not (below(a, b) if fits(a) else below(b, a)), "known from the one before"
+    assert trials[0].fits and 3 < len(trials) < 18
+
+
+def test_a_layout_that_the_compiler_refuses_is_said_to_be_refused(made):
+    this, target = made(), slices.slice_named("v5e-4")
+    fake = FakeCompiler(1000, refuses={(4, 1), (2, 2), (2, 1), (1, 2), (1, 4)})
+    trials = search.search(this, target, tries=6, compile=fake)
+    assert trials[0].fits and trials[0].layout.strategy == "pmap"
+    assert all("whole rows" in trial.error for trial in trials if not trial.fits)
+    text = search.table(trials, target.chips)
+    assert "refused" in text and "pmap 4x1x1" in text.splitlines()[1]
+    assert len({len(line.rstrip()) >= 40 for line in text.splitlines()}) == 1
+
+
+def test_where_every_layout_is_a_mistake_the_mistake_is_raised(made):
+    fake = FakeCompiler(1000, refuses={(1, 1)})
+    with pytest.raises(ValueError, match="whole rows"):
+        search.search(made(), slices.slice_named("v5e-1"), compile=fake)
+
+
+def test_a_run_without_any_layout_is_told_so_in_a_sentence(made, chip_of):
+    with pytest.raises(ValueError, match=r"v5e-8 has no layout .* larger slice"):
+        search.search(made(), chip_of(1000)("v5e-8"), compile=None)
+
+
+def test_parallel_words_that_a_layout_sets_are_those_of_the_config(made):
+    names = {field.name for field in dataclasses.fields(parallel.ParallelConfig)}
+    of = {section: key for section, key in layouts.KEYS.values() if section == "parallel"}
+    assert set(of.values()) <= names
+    laid = layouts.laid_out(made(), layouts.Layout("mesh", -1, 2, 2, 4, "dots"))
+    config = parallel.ParallelConfig(**laid.config["parallel"])
+    assert laid.parallel == config and laid.model.remat == laid.config["model"]["remat"]
+
+
+# The real compiler. ------------------------------------------------------------------------------
+
+
+def test_what_is_advised_fits_when_it_is_compiled(made):
+    try:
+        compiler.library()
+    except ValueError as error:
+        pytest.skip(str(error))
+    this = made(**{"data.batch_size": 1 << 17, "model.layers": "scanned"})
+    target = slices.slice_named("v5e-1")
+    asked = functools.partial(compiler.compile_for, timeout=600)
+    first = asked(this.config, target, this.workdir)
+    assert first.fits is False and first.needed > target.chip.memory
+    advice = search.advice(this, target, first, tries=1, compile=asked)
+    (trial,) = advice.trials
+    again = asked(layouts.changed(this.config, trial.layout), target, this.workdir)
+    assert advice.here and trial.layout.micro_batches > 1
+    assert again.fits and again.needed == trial.peak < target.chip.memory
+    assert 0 < trial.step_s < 60 and 0 < trial.mfu < 1

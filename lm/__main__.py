@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -247,7 +246,7 @@ def predict(values) -> None:
     if values.text:
         texts = [values.text]
     else:
-        data = pathlib.Path(values.input).read_bytes() if values.input else sys.stdin.buffer.read()
+        data = places.place(values.input).read_bytes() if values.input else sys.stdin.buffer.read()
         # Not splitlines(): it would also cut at U+2028 and form feeds inside a line.
         texts = data.decode("utf-8", "replace").removesuffix("\n").split("\n")
     answers = evaluate.predict(values.workdir, texts, _chosen(values.step))
@@ -356,8 +355,8 @@ def overview() -> str:
 
 
 def guarded(work: Callable[[], int | None]) -> int:
-    """Do the work: its exit code or 0; 2 with one sentence on stderr for a user's mistake, and 75
-    where it was interrupted.
+    """Do the work: its exit code or 0; 2 with one sentence on stderr for a user's mistake, 75 where
+    it was interrupted or has waited in vain.
     """
     # Recompiling is the longest wait of a short run; orbax and tfds say much that is no news.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lm/jax"))
@@ -369,7 +368,7 @@ def guarded(work: Callable[[], int | None]) -> int:
         if os.environ.get("LM_TRACEBACK"):  # for whoever looks for the place, not the cure
             raise
         print(f"lm: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return UNFINISHED if isinstance(error, TimeoutError) else 2
     except KeyboardInterrupt:
         print("\nlm: interrupted; run the same command again.", file=sys.stderr)
         return UNFINISHED

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import pathlib
+import types
 
 import numpy as np
 import pytest
 
 from experiments.kill_drill import outcome
+from lm import __main__ as door
 from lm import evaluate, interop, logs, pipeline, report, run, show, train
 from lm.sources import buckets, places
 
@@ -50,15 +54,15 @@ def in_bucket(config, bucket):
 
 
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(on_disk, in_bucket, tmp_path):
-    copy = fetched(in_bucket, tmp_path)
-    assert outcome.differences(outcome.read(copy), outcome.read(on_disk)) == []
-    assert names(copy) == names(on_disk)
+    ours = fetched(in_bucket, tmp_path)
+    assert outcome.differences(outcome.read(ours), outcome.read(on_disk)) == []
+    assert names(ours) == names(on_disk)
     same = ["config.json", "tokenizer/tokenizer.model", "tokenizer/tokenizer.json"]
     same += [f"shards/{split}/shard-00000.array_record" for split in ("train", "heldout")]
     for name in same:
-        assert (copy / name).read_bytes() == (on_disk / name).read_bytes(), name
-    (ours, theirs) = (next((at / "tensorboard").iterdir()) for at in (copy, on_disk))
-    assert ours.stat().st_size == theirs.stat().st_size
+        assert (ours / name).read_bytes() == (on_disk / name).read_bytes(), name
+    boards = [next((at / "tensorboard").iterdir()) for at in (ours, on_disk)]
+    assert boards[0].stat().st_size == boards[1].stat().st_size
 
 
 def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
@@ -86,9 +90,9 @@ def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
 def test_an_export_into_a_bucket_is_the_one_on_a_disk(on_disk, bucket, tmp_path):
     interop.write(on_disk, f"{bucket}/exported")
     interop.write(on_disk, tmp_path / "exported")
-    copy = fetched(f"{bucket}/exported", tmp_path / "copy")
+    ours = fetched(f"{bucket}/exported", tmp_path / "copy")
     for path in (tmp_path / "exported").iterdir():
-        assert (copy / path.name).read_bytes() == path.read_bytes()
+        assert (ours / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(ValueError, match="is not empty"):
         interop.write(on_disk, f"{bucket}/exported")
 
@@ -112,6 +116,35 @@ def _leaves(tree) -> list:
     return jax.tree.leaves(tree)
 
 
+def test_teacher_tokenizer_trace_and_import_may_lie_in_a_bucket(
+    config, bucket, in_bucket, on_disk, tmp_path
+):
+    flags = [f"--config=configs/distill.py:{in_bucket}", f"--workdir={bucket}/student"]
+    named = door.parse("train", door.TRAIN, flags).config
+    assert named.teacher.workdir == in_bucket
+    made = copy.deepcopy(config) | {
+        "stage": "distill",
+        "teacher": named.teacher.to_dict(),
+        "steps": 2,
+    }
+    made["tokenizer"]["dir"] = f"{in_bucket}/tokenizer"
+    train.train(run.make_run(made, f"{bucket}/student"), profile=(2, 2))
+    rows = logs.read(f"{bucket}/student/metrics.jsonl")
+    assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2]
+    assert "no trace" not in [row["event"] for row in logs.read(f"{bucket}/student/events.jsonl")]
+    traced = buckets.files().find(f"{bucket}/student/profile")
+    assert any(name.endswith(".xplane.pb") for name in traced)
+
+    interop.write(on_disk, tmp_path / "exported")
+    interop.read(tmp_path / "exported", f"{bucket}/imported", copy.deepcopy(config))
+    read = [run.read_run(at) for at in (f"{bucket}/imported", on_disk)]
+    params = [_leaves(evaluate.read_params(at, run.make_tokenizer(at))[0]) for at in read]
+    assert len(params[0]) > 5
+    assert all(np.array_equal(a, b) for a, b in zip(*params, strict=True))
+    with pytest.raises(ValueError, match="is in a bucket, and .* read from a disk alone; copy it"):
+        interop.read(in_bucket, tmp_path / "never", config)
+
+
 def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used(
     config, bucket, on_disk, in_bucket, store, caplog, tmp_path
 ):
@@ -129,10 +162,10 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used(
     assert "checkpoint 6" in caplog.text and "is damaged" in caplog.text
     aside = {name.split("/")[3] for name in there if f"{prefix}-hurt/checkpoints/6." in name}
     assert len(aside) == 1 and aside.pop().startswith("6.corrupt-")
-    copy = fetched(f"{in_bucket}-hurt", tmp_path)
-    events = [row["event"] for row in outcome.rows(copy, "events.jsonl")]
+    ours = fetched(f"{in_bucket}-hurt", tmp_path)
+    events = [row["event"] for row in outcome.rows(ours, "events.jsonl")]
     assert "resumed" in events
-    assert outcome.differences(outcome.read(copy), outcome.read(on_disk)) == []
+    assert outcome.differences(outcome.read(ours), outcome.read(on_disk)) == []
 
 
 def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_path):
@@ -144,7 +177,7 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
     asked = dict(tokenizer="bytes", unit="line", rules="none", heldout=0.2, shards=2)
     recipe = documents.Recipe(source=str(tmp_path / "text.txt"), **asked)
     build.build(recipe, tmp_path / "corpus", workers=1)
-    places.send(tmp_path / "corpus", places.place(f"{bucket}/corpus"))
+    places.copy(tmp_path / "corpus", places.place(f"{bucket}/corpus"))
     seen = []
     for place in (f"{bucket}/corpus", str(tmp_path / "corpus")):
         changes = {"data.task": place, "tokenizer.dir": "", "tokenizer.kind": "bytes"}
@@ -157,6 +190,36 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
         assert len(list(run.Texts(this, run.splits(this)[1], 5))) == 5
     assert len(seen[0]) == len(seen[1]) > 12
     assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+def test_a_folder_is_copied_whole_and_the_file_that_tells_of_it_last(bucket, store, tmp_path):
+    prefix, folder = bucket.removeprefix("gs://lm-test/"), places.place(f"{bucket}/folder")
+    for name in ("", "deep/", "deep/x", "mark"):  # the first two as the Cloud console makes them
+        store.put("lm-test", f"{prefix}/folder/{name}", name.encode())
+    copied = lambda: {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")}
+    refused = lambda write, name: name.endswith("deep/x") and not write
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="cannot be copied"):
+        patch.setattr(store, "refused", refused)
+        places.copy(folder, tmp_path / "on", "mark")
+    assert "on/mark" not in copied()
+    places.copy(folder, tmp_path / "on", "mark")
+    assert copied() >= {"on/mark", "on/deep/x"} and "on/deep/" not in copied()
+    places.copy(tmp_path / "on", places.place(f"{bucket}/back"), "mark")
+    assert (places.place(bucket) / "back/deep/x").read_text() == "deep/x"
+    assert places.matching(f"{bucket}/ba*") == [f"{bucket}/back"]
+
+
+def test_what_is_away_and_what_is_not_there_are_told_apart(bucket, monkeypatch):
+    at_once = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0))
+    monkeypatch.setattr(buckets.retry, "asyncio", at_once)  # it tries six times in 34 seconds
+    away = buckets.Buckets(endpoint_url="http://127.0.0.1:9", token="anon")
+    for ask in (away.cat_file, away.exists):
+        with pytest.raises(OSError, match="gs://b/x y cannot be reached .*see to the network"):
+            ask("b/x y")
+    with pytest.raises(FileNotFoundError, match=f"{bucket}/x y is not there"):
+        places.place(f"{bucket}/x y").read_bytes()
+    with pytest.raises(ValueError, match="names no bucket"):
+        places.place("gs:///run")
 
 
 def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
@@ -230,8 +293,6 @@ def test_the_datasets_of_tfds_are_not_looked_for_in_a_bucket(config, bucket, tmp
 def test_what_was_compiled_is_kept_in_a_bucket(bucket, monkeypatch):
     import jax
     from jax.experimental.compilation_cache import compilation_cache
-
-    from lm import __main__ as door
 
     hits = []
     count = lambda event, **said: hits.append(event) if event.endswith("/cache_hits") else None

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import signal
-import time
 
 import pytest
 
@@ -15,7 +14,7 @@ from lm import run
 from lm.sources import places
 from tests import test_gs, test_hosts
 
-STEPS, SAVE = 8, 3
+STEPS, SAVE = 4, 2
 VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
 
 
@@ -23,7 +22,7 @@ VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
 def config(tiny_config, tiny_tokens, bucket, tmp_path_factory):
     """A file for --config of a tiny run with dropout, its shards made, one copy in the bucket."""
     path = tmp_path_factory.mktemp("hosts") / "config.py"
-    changes = {"steps": STEPS, "every.checkpoint": SAVE, "every.evaluate": 4, "keep": 2}
+    changes = {"steps": STEPS, "every.checkpoint": SAVE, "every.evaluate": STEPS, "keep": 2}
     made = tiny_config(**changes, **{"model.dropout_rate": 0.1, "evaluate.examples": 8})
     path.write_text(test_hosts.CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
@@ -48,21 +47,25 @@ def start(config, workdir, name: str) -> list[children.Child]:
 
 
 def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
-    config, bucket, tmp_path
+    config, bucket, store, tmp_path, monkeypatch
 ):
     on_disk = start(config, tmp_path / "disk", "disk")
     assert test_hosts.ends(on_disk) == [0, 0], on_disk[0].said() + on_disk[1].said()
 
-    workdir = places.place(f"{bucket}/pair")
+    workdir, killed = places.place(f"{bucket}/pair"), []
+
+    def kill(write: bool, name: str) -> bool:  # in the midst of the last save
+        if write and f"/pair/checkpoints/{STEPS}" in name and not killed:
+            killed.extend(child.send(signal.SIGKILL) for child in both)
+        return False
+
+    monkeypatch.setattr(store, "refused", kill)
     both = start(config, workdir, "killed")
-    mark = workdir / "checkpoints" / str(SAVE) / "commit_success.txt"
-    deadline = time.monotonic() + 150
-    while not mark.exists():
-        assert time.monotonic() < deadline and both[0].poll() is None, both[0].said()
-        time.sleep(0.02)
-    killed = [child.send(signal.SIGKILL) for child in both]
-    assert all(killed) and test_hosts.ends(both) == [-signal.SIGKILL] * 2
-    assert any(row["step"] == SAVE for row in outcome.rows(workdir)) and run.is_claimed(workdir)
+    codes = test_hosts.ends(both)
+    assert codes == [-signal.SIGKILL] * 2 and all(killed), both[0].said() + both[1].said()
+    saved = [workdir / "checkpoints" / str(at) / "commit_success.txt" for at in (SAVE, STEPS)]
+    assert [mark.exists() for mark in saved] == [True, False]
+    assert run.is_claimed(workdir)
 
     both = start(config, workdir, "again")
     assert test_hosts.ends(both) == [0, 0], both[0].said() + both[1].said()

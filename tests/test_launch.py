@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,13 +13,11 @@ import time
 
 import pytest
 
-from experiments.kill_drill import drill, outcome
 from experiments.launch import __main__ as launch
 from experiments.launch import job as jobs
 from experiments.launch import local, slurm, steps
 from lm import __main__ as door
 from tests.cloud import cloud  # noqa: F401  (a fixture)
-from tests.test_hosts import config  # noqa: F401  (a fixture)
 
 TRAIN = ["--", "train", "--config=configs/pretrain_wikipedia.py:t5_1_1_small"]
 BUCKET, DISK = "--workdir=gs://bucket/run", "--workdir=/shared/run"
@@ -77,6 +76,7 @@ def test_what_a_dry_run_prints_is_what_runs(cloud, capsys, name):  # noqa: F811
         (["--on=gke", "--slice=v5e-8", *TRAIN, BUCKET], "--image is missing"),
         ([*TPU, *TRAIN, DISK], "use a bucket"),
         ([*GKE, *TRAIN, "--workdir=runs/x"], "use a bucket"),
+        ([*TPU, *TRAIN, BUCKET, "--config.data.task=lm/train"], "--config.data.task=gs://bucket"),
         ([*TPU, *TRAIN], "no --workdir="),
         ([*TPU, "--", "train", BUCKET], "no --config="),
         ([*TPU, "--", "evaluate", BUCKET], "'evaluate', which trains nothing"),
@@ -108,6 +108,12 @@ def test_what_does_not_fit_is_not_asked_for(cloud, capfd, words):  # noqa: F811
     assert "nothing was asked for" in capfd.readouterr().err
     cloud.plot(python=[1])
     assert launch.main(["--no-preflight", *words]) == 0
+
+
+def test_of_several_slices_it_says_that_none_is_compiled_first(cloud, capfd):  # noqa: F811
+    assert launch.main([*COMMANDS["gke"], "--slices=2"]) == 0
+    assert [call["words"][0] for call in cloud.calls()] == ["kubectl"]
+    assert "nothing is compiled for --slices=2" in capfd.readouterr().err
 
 
 def test_a_program_that_is_not_there_is_named_with_its_cure(cloud):  # noqa: F811
@@ -190,6 +196,22 @@ def test_a_batch_job_is_queued_again_after_75_alone(tmp_path, codes, restarts, e
     assert not list(tmp_path.glob(".lm.*")), "it leaves nothing behind"
 
 
+def test_what_is_told_to_save_has_the_time_for_it(tmp_path):
+    """SLURM signals each process of a task, the shell around Python among them."""
+    made = made_script("--on=slurm", "--slice=gpu-2")
+    task = shlex.split(made[made.index("bash -c") : made.index("python -m lm")])
+    python = "import signal, sys, time; end = lambda *_: (time.sleep(0.3), sys.exit(75));"
+    python += "signal.signal(15, end); print(flush=True); time.sleep(60)"
+    (tmp_path / "codes").mkdir()
+    command = [*task[:3], tmp_path / "codes", sys.executable, "-S", "-c", python]
+    options = {"env": {"SLURM_PROCID": "1"} | os.environ, "start_new_session": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGTERM)
+    assert process.returncode == jobs.UNFINISHED
+    assert (tmp_path / "codes/1").read_text() == "75\n"
+
+
 # Local processes. --------------------------------------------------------------------------------
 
 
@@ -234,18 +256,15 @@ def test_a_signal_comes_to_each_host_once(script):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_two_launched_processes_train_one_run(config, tmp_path):  # noqa: F811
-    workdir = tmp_path / "run"
-    words = ["--on=local", "--slice=local-2", f"--port={drill.free_port()}", "--"]
-    words += ["train", f"--config={config}", f"--workdir={workdir}", "--config.steps=2"]
-    words += ["--config.every.checkpoint=2"]
-    around = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+def test_launched_processes_are_those_of_the_door_and_a_mistake_is_theirs(tmp_path):
+    """The flags by which they find each other are those with which tests/test_hosts.py trains."""
+    words = ["--on=local", "--slice=local-2", "--", "train", f"--workdir={tmp_path / 'run'}"]
+    words += ["--config=configs/pretrain_wikipedia.py:tiny", f"--config.data.dir={tmp_path}"]
     command = [sys.executable, "-m", "experiments.launch", *words]
-    done = subprocess.run(command, env=around, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    trained = [row["step"] for row in outcome.rows(workdir) if row["split"] == "train"]
-    assert trained == [1, 2], "one of them writes"
-    assert any(line.startswith("[0] ") for line in done.stdout.splitlines())
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    first, second = sorted(done.stdout.splitlines())
+    assert first.startswith("[0] lm: wikipedia/") and second.startswith("[1] lm: wikipedia/")
 
 
 def test_a_step_that_is_left_is_told_to_end():

@@ -122,6 +122,12 @@ def test_an_answerless_call_is_repeated_and_then_a_sentence(cloud, verb):  # noq
         launch.main(WORDS)
 
 
+def test_an_end_behind_half_a_line_is_an_end(cloud, capfd):  # noqa: F811
+    (cloud.home / "trainer").write_text("#!/bin/bash\nprintf 'half a line'; exit 0\n")
+    assert launch.main(WORDS) == 0
+    assert cloud.verbs() == [*ONCE, "delete"] and capfd.readouterr().out == "half a line"
+
+
 def test_what_will_not_change_is_not_repeated(cloud):  # noqa: F811
     cloud.plot(errors_create=["PERMISSION_DENIED: no quota"] * 9)
     with pytest.raises(ValueError, match="no quota"):

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 
+from lm import __main__ as door
 from lm import batch, parallel, steps
 from tests import test_parallel
 
@@ -169,6 +170,16 @@ def test_hosts_that_do_not_come_are_a_sentence(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(ValueError, match="not found within 300 seconds .DEADLINE_EXCEEDED.; start"):
         parallel.start("here:80", 2, 0)
+    for name, value in (SLURM | {"NTASKS": "2"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    late = r"not found within 300 seconds .DEADLINE_EXCEEDED.; run the same command again"
+    with pytest.raises(TimeoutError, match=late) as caught:
+        parallel.start()
+
+    def work():
+        raise caught.value
+
+    assert door.guarded(work) == door.UNFINISHED, "a late node is no mistake: launchers try again"
 
 
 if __name__ == "__main__":

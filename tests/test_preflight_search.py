@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 
@@ -51,6 +50,7 @@ class FakeCompiler:
         figures |= dict(
             chip=target.chip, sizes={"gradients": 0}, fits=needed <= memory, needed=needed
         )
+        figures |= dict(error="" if needed <= memory else "it takes more.")
         return compiler.Compiled(**figures)
 
 
@@ -108,9 +108,8 @@ def test_a_layout_is_allowed_exactly_where_training_accepts_it(made):
     assert all((shapes.refusal(layout) is None) for layout in allowed)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_the_least_is_what_training_places_and_its_gradients(made, optimizer):
-    this, target = made(**{"optimizer.name": optimizer}), slices.slice_named("v5e-8")
+def test_the_least_is_what_training_places_and_its_gradients(made):
+    this, target = made(**{"optimizer.name": "adafactor"}), slices.slice_named("v5e-8")
     shapes = layouts.Shapes(this, program.state(this), target)
     size = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for fsdp, tensor in ((8, 1), (2, 4), (1, 2)):
@@ -221,11 +220,39 @@ def test_without_compiling_the_answer_is_said_to_be_a_guess(made, chip_of):
     assert trial.slice == "v5e-4" and trial.peak <= target.chip.memory
 
 
-def test_deep_unrolled_layers_are_not_compiled_for_a_larger_slice(made, chip_of):
-    changes = {"model.layers": "unrolled", "model.num_encoder_layers": 6}
-    this = made(**BIG | changes | {"model.num_decoder_layers": 6})
-    advice = search.advice(this, chip_of(whole_bytes(this) // 3)("v5e-1"), compile=None)
-    assert advice.compiled == 0 and not advice.trials[0].proven
+def test_many_layers_are_scanned_in_what_is_compiled_and_in_its_flags(made, chip_of):
+    for depth, flag in ((6, ["--config.model.layers=scanned"]), (2, [])):
+        changes = {"model.layers": "unrolled", "model.num_encoder_layers": depth}
+        this = made(**BIG | changes | {"model.num_decoder_layers": depth})
+        target, fake = chip_of(whole_bytes(this) // 3)("v5e-1"), FakeCompiler(whole_bytes(this))
+        (trial,) = search.advice(this, target, compile=fake).trials
+        ranked = search.search(this, slices.slice_named("v5e-4"), tries=2, compile=fake)
+        for one in (trial, *ranked):
+            assert one.proven and [word for word in one.flags if "layers" in word] == flag
+        words = "scanned" if flag else "unrolled"
+        assert {config["model"]["layers"] for config, _ in fake.asked} == {words}
+
+
+def test_where_programs_do_not_fit_a_larger_slice_is_still_proven(made, chip_of):
+    this = made(**BIG | {"data.batch_size": 64})
+    target = chip_of(int(whole_bytes(this) / 3.5))("v5e-4")
+    fake = FakeCompiler(whole_bytes(this) * 1.25)  # more than the shapes tell
+    advice = search.advice(this, target, tries=2, compile=fake)
+    asked = [name for _, name in fake.asked]
+    assert not advice.here and advice.trials[0].proven and advice.trials[0].slice == "v5e-8"
+    assert asked.count("v5e-4") == 2 and 0 < asked.count("v5e-8") <= 2
+
+
+def test_what_the_compiler_could_not_compile_teaches_nothing_of_memory(made):
+    this, own = made(), layouts.Layout()
+    fake = FakeCompiler(whole_bytes(this))
+    trials = search.Trials(this, slices.slice_named("v5e-1"), fake, 4)
+    found, before = fake(this.config, trials.target, ""), trials.guess(own)
+    sizes = {"params": found.needed}
+    trials.learn(own, dataclasses.replace(found, fits=False, error="a crash", sizes=sizes))
+    assert trials.guess(own) == before
+    trials.learn(own, found)
+    assert trials.guess(own) == pytest.approx(found.needed, abs=2)
 
 
 def test_advice_compiles_no_more_than_its_bound(made, chip_of):
@@ -234,7 +261,7 @@ def test_advice_compiles_no_more_than_its_bound(made, chip_of):
     for tries in (1, 3):
         fake = FakeCompiler(whole_bytes(this))
         advice = search.advice(this, target, compile=fake, tries=tries)
-        assert advice.compiled == len(fake.asked) <= tries
+        assert advice.compiled == len(fake.asked) <= 2 * tries
 
 
 def test_the_smallest_slice_is_the_first_that_any_change_fits(made, chip_of):
@@ -275,6 +302,10 @@ def test_the_runs_own_layout_is_among_them(made):
     fake = FakeCompiler(1000)
     trials = search.search(this, slices.slice_named("v5e-8"), tries=2, compile=fake)
     assert () in [trial.flags for trial in trials]
+    for odd in ({"parallel.strategy": "mesh"}, {"parallel.micro_batches": 3}):  # rarely proposed
+        this = made(**{"data.batch_size": 24} | odd)
+        trials = search.search(this, slices.slice_named("v5e-8"), tries=1, compile=fake)
+        assert [trial.flags for trial in trials] == [()]
 
 
 def test_what_a_program_settles_is_not_compiled_again(made, chip_of):
@@ -296,9 +327,17 @@ def test_a_layout_that_the_compiler_refuses_is_said_to_be_refused(made):
     trials = search.search(this, target, tries=6, compile=fake)
     assert trials[0].fits and trials[0].layout.strategy == "pmap"
     assert all("whole rows" in trial.error for trial in trials if not trial.fits)
-    text = search.table(trials, target.chips)
-    assert "refused" in text and "pmap 4x1x1" in text.splitlines()[1]
-    assert len({len(line.rstrip()) >= 40 for line in text.splitlines()}) == 1
+    text = search.table(trials, target)
+    assert "pmap 4x1x1" in text.splitlines()[1] and text.count("refused: the hosts") == 1
+
+
+def test_the_table_says_which_fit_and_which_are_too_large(made, chip_of):
+    this = made()
+    target = chip_of(int(whole_bytes(this) + 4.3 * ROW))("v5e-4")
+    trials = search.search(this, target, tries=8, compile=FakeCompiler(whole_bytes(this)))
+    cells = [line.split() for line in search.table(trials, target).splitlines()[1:]]
+    assert [cell[-1] for cell in cells] == ["yes" if one.fits else "no" for one in trials]
+    assert {cell[-1] for cell in cells} == {"yes", "no"}
 
 
 def test_where_every_layout_is_a_mistake_the_mistake_is_raised(made):
@@ -319,24 +358,3 @@ def test_parallel_words_that_a_layout_sets_are_those_of_the_config(made):
     laid = layouts.laid_out(made(), layouts.Layout("mesh", -1, 2, 2, 4, "dots"))
     config = parallel.ParallelConfig(**laid.config["parallel"])
     assert laid.parallel == config and laid.model.remat == laid.config["model"]["remat"]
-
-
-# The real compiler. ------------------------------------------------------------------------------
-
-
-def test_what_is_advised_fits_when_it_is_compiled(made):
-    try:
-        compiler.library()
-    except ValueError as error:
-        pytest.skip(str(error))
-    this = made(**{"data.batch_size": 1 << 17, "model.layers": "scanned"})
-    target = slices.slice_named("v5e-1")
-    asked = functools.partial(compiler.compile_for, timeout=600)
-    first = asked(this.config, target, this.workdir)
-    assert first.fits is False and first.needed > target.chip.memory
-    advice = search.advice(this, target, first, tries=1, compile=asked)
-    (trial,) = advice.trials
-    again = asked(layouts.changed(this.config, trial.layout), target, this.workdir)
-    assert advice.here and trial.layout.micro_batches > 1
-    assert again.fits and again.needed == trial.peak < target.chip.memory
-    assert 0 < trial.step_s < 60 and 0 < trial.mfu < 1

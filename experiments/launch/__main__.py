@@ -26,7 +26,7 @@ FLAGS = {  # name: (the targets that know it, help)
     "service-account": (CLOUD, "that reads and writes the bucket; gke: Kubernetes' name of it"),
     "per-node": (("slurm",), "GPUs of a node"),
     "port": (("local",), "where host 0 listens"),
-    "env": (TARGETS, "NAME=VALUE in each process's environment; may be repeated"),
+    "env": (TARGETS, "NAME=VALUE in each process's environment, for all to see; may be repeated"),
     "extra": ((*CLOUD, "slurm"), "words for gcloud .. create, kubectl apply or sbatch, in one"),
     "no-preflight": (CLOUD, "do not compile it for the slice before asking for one"),
     "dry-run": (TARGETS, "print the commands, as a shell script, and run none"),
@@ -98,16 +98,17 @@ def preflight(job: jobs.Job) -> steps.Step:
 def main(words: list[str]) -> int:
     """Launch, or print what would be run; the exit code of the run."""
     target, job, switches = asked(words)
-    # The compiler knows one slice; of several, each sees a part of the batch.
-    first = [] if "no_preflight" in switches or target not in CLOUD or job.slices > 1 else [job]
+    wanted = target in CLOUD and "no_preflight" not in switches
+    first = [preflight(job)] if wanted and job.slices == 1 else []
     if "dry_run" in switches:
-        print(steps.shown([*map(preflight, first), *TARGETS[target].plan(job)]))
+        print(steps.shown([*first, *TARGETS[target].plan(job)]))
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for one in first:
-        if code := steps.run(preflight(one)):
-            steps.say("preflight refused it, nothing was asked for; --no-preflight launches anyway")
-            return code
+    if wanted and not first:  # of several slices, each sees a part of the batch
+        steps.say(f"preflight knows one slice: nothing is compiled for --slices={job.slices}")
+    if any(code := steps.run(step) for step in first):
+        steps.say("preflight refused it, nothing was asked for; --no-preflight launches anyway")
+        return code
     return TARGETS[target].launch(job)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 
 from lm.preflight import slices
@@ -76,11 +77,14 @@ def check(job: Job) -> None:
 def check_cloud(job: Job) -> None:
     """Raise ValueError where a job could not run on hosts that share no disk."""
     job.tpus  # noqa: B018  (raises where there is no such slice)
-    if not job.flag("workdir").startswith("gs://"):
-        raise ValueError(
-            f"--workdir={job.flag('workdir')} is a disk of this machine, and the hosts of "
-            f"{job.slice} share none; use a bucket, as --workdir=gs://bucket/run."
-        )
+    for one in job.arguments:
+        flag, _, value = one.partition("=")
+        ours = "/" in value and os.path.isdir(value)  # a corpus, a tokenizer, a run
+        if ours or flag == "--workdir" and not value.startswith("gs://"):
+            raise ValueError(
+                f"{one} is on a disk of this machine, and the hosts of {job.slice} share none; use "
+                f"a bucket, as {flag}=gs://bucket/run."
+            )
 
 
 def decides(codes: list[int]) -> int:

@@ -13,7 +13,8 @@ RESTARTS = 100  # starts after which a job gives up
 NOTICE = 300  # seconds before the time limit at which the processes are told to save and stop
 
 # A process a GPU: jax takes SLURM_LOCALID for the number of its only device (slurm_cluster.py).
-# TERM@: to the processes, not to this script (man sbatch, --signal). srun's exit code is the
+# TERM@: to every process of the tasks, not to this script (man sbatch, --signal). A task's shell
+# must outlive it (trap): its end would cut short Python, which saves. srun's exit code is the
 # largest of the tasks', which hides a 2 behind the others' 75, so each failure is kept in a file.
 SCRIPT = """\
 #!/bin/bash
@@ -29,7 +30,8 @@ SCRIPT = """\
 codes="$PWD/.{name}.$SLURM_JOB_ID.codes"
 rm -rf "$codes" && mkdir "$codes" || exit 2
 # shellcheck disable=SC2016  # expanded by each task
-srun bash -c '"$@" || {{ code=$?; echo "$code" > "$0/$SLURM_PROCID"; exit "$code"; }}' "$codes" \\
+srun bash -c 'trap : TERM
+  "$@" || {{ code=$?; echo "$code" > "$0/$SLURM_PROCID"; exit "$code"; }}' "$codes" \\
   {train}
 all=$?
 code="$(find "$codes" -type f -exec cat {{}} + | sort -n | head -n 1)"

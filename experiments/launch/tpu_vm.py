@@ -52,7 +52,7 @@ fi
 tail --pid="$(cat lm-run/pid)" --lines=+1 --follow lm-run/log 2> /dev/null
 echo "lm-run ended with exit code $(cat lm-run/code)"
 """
-ENDED = re.compile(r"lm-run ended with exit code (\d+)\s*")
+ENDED = re.compile(r"lm-run ended with exit code (\d+)\n")  # maybe behind half a line of a host
 
 
 def check(job: jobs.Job) -> None:
@@ -188,10 +188,8 @@ def watch(step: steps.Step) -> list[int]:
     codes = []
     with steps.running(step, stdout=subprocess.PIPE, errors="replace") as process:
         for line in process.stdout:
-            if found := ENDED.fullmatch(line):
-                codes.append(int(found[1]))
-            else:
-                print(line, end="", flush=True)
+            codes += map(int, ENDED.findall(line))
+            print(ENDED.sub("", line), end="", flush=True)
         process.wait()
     return codes
 

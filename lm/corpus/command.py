@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 from lm import logs, sources
 from lm.corpus import beam, build, documents, folder, overlap, rules
+from lm.sources import places
 
 FIELDS = tuple(field.name for field in dataclasses.fields(documents.Recipe))
 TAKES = {  # what each of the three things that `corpus` does has a use for
@@ -69,8 +69,9 @@ def _compared(flags: dict[str, Any]) -> str:
     """What --overlap asks for: a table, and with --out the whole report as JSON."""
     if not flags["source"]:
         raise ValueError("--overlap needs --source=..., the training data.")
-    out = pathlib.Path(flags["out"]).expanduser()
-    if flags["out"] and (out.is_dir() or not out.parent.is_dir()):
+    out = places.place(flags["out"]).expanduser()
+    there = places.is_remote(out) or out.parent.is_dir()
+    if flags["out"] and (out.is_dir() or not there):
         raise ValueError(f"--out={out} is to be a file, in a folder that is there; name another.")
     where = {name: flags[name] for name in ("column", "unit", "data_dir", "workers")}
     report = overlap.compare(flags["source"], flags["overlap"], n=flags["ngram"], **where)

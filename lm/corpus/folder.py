@@ -27,6 +27,7 @@ import tqdm
 
 from lm import choose, sources, tokenizer
 from lm.corpus import documents, rules, shards
+from lm.sources import places
 
 QUARANTINE = "quarantine.jsonl"
 PACKAGES = ("array_record", "sentencepiece", "mwparserfromhell")  # which decide the bytes
@@ -42,13 +43,13 @@ def identity_of(recipe: documents.Recipe, parts: list[sources.Part]) -> dict:
     del said["source"], said["data_dir"], said["column"]
     said["shards"] = recipe.shard_count(parts)
     if recipe.tokenizer not in tokenizer.KINDS:
-        if not os.path.isdir(recipe.tokenizer):
+        if not places.place(recipe.tokenizer).is_dir():
             hint = choose.nearest(recipe.tokenizer, tokenizer.KINDS) or "."
             raise ValueError(
                 f"--tokenizer={recipe.tokenizer!r} is neither a directory with a tokenizer nor one "
                 f"of {', '.join(tokenizer.KINDS)}{hint}"
             )
-        said["tokenizer"] = tokenizer.read(pathlib.Path(recipe.tokenizer))[1]["fingerprint"]
+        said["tokenizer"] = tokenizer.read(places.place(recipe.tokenizer))[1]["fingerprint"]
     if recipe.tokenizer not in tokenizer.FITTED:
         del said["pieces"]
     progress = tqdm.tqdm(parts, desc="hashing", unit=" parts", disable=None)
@@ -176,7 +177,7 @@ def make_tokenizer(
     if recipe.tokenizer == "bytes":
         return tokenizer.spell(directory, 100)
     if recipe.tokenizer not in tokenizer.FITTED:
-        return tokenizer.write(directory, *tokenizer.read(pathlib.Path(recipe.tokenizer)))
+        return tokenizer.write(directory, *tokenizer.read(places.place(recipe.tokenizer)))
     try:
         return tokenizer.train(texts, directory, kind=recipe.tokenizer, pieces=recipe.pieces)
     except ValueError as error:

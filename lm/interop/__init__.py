@@ -32,6 +32,11 @@ def read(directory, workdir, config: dict) -> str:
     The folder appears whole or not at all. Returns what was read, in a line.
     Raises ValueError for what cannot be read, and where something is already.
     """
+    if places.is_remote(directory):
+        raise ValueError(
+            f"{directory} is in a bucket, and a checkpoint to import is read from a disk alone; "
+            f"copy it to one with `gcloud storage cp --recursive`."
+        )
     directory, config = pathlib.Path(directory).expanduser(), copy.deepcopy(config)
     if not directory.exists():
         raise ValueError(f"{directory} does not exist; give the directory of the checkpoint.")
@@ -109,7 +114,7 @@ def _whole(directory, what: str) -> Iterator[pathlib.Path]:
     try:
         yield draft
         if places.is_remote(directory):
-            places.send(draft, directory)
+            places.copy(draft, directory, "config.json")  # without which it is neither kind
             return
         draft.chmod(0o755)
         draft.rename(directory)  # an empty directory gives way

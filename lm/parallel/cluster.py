@@ -15,7 +15,8 @@ def start(coordinator: str = "", hosts: int = 0, host: int = -1, *, patience=PAT
 
     coordinator: address:port of host 0, the same on all; hosts: their number; host: this one's,
     from 0. With none of them, what the environment says (TPU pods, SLURM, Open MPI); patience in
-    seconds. Raises ValueError for half-given words, and where the others are not found.
+    seconds. Raises ValueError for half-given words, and where the others of given words are not
+    found; TimeoutError where those of the environment are not, which may only be late.
     """
     given = (bool(coordinator), hosts != 0, host != -1)
     if any(given) and not all(given):
@@ -39,9 +40,11 @@ def start(coordinator: str = "", hosts: int = 0, host: int = -1, *, patience=PAT
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
+        missed = f"the other hosts were not found within {patience} seconds ({reason})"
+        if not all(given):  # nobody's mistake: a pod or a node is late
+            raise TimeoutError(f"{missed}; run the same command again.") from error
         raise ValueError(
-            f"the other hosts were not found within {patience} seconds ({reason}); start the same "
-            f"command on each, with the address of host 0."
+            f"{missed}; start the same command on each, with the address of host 0."
         ) from error
 
 

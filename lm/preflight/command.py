@@ -24,11 +24,17 @@ def preflight(given: dict[str, Any]) -> int:
     if given["search"]:
         return _search(this, chips, given)
     label = f"compiling {this.name} for {given['slice']}"
+    label += ", layer by layer (--config.model.layers=scanned is quicker)" * search.slow(this)
     compiled = compiler.compile_for(this.config, target, place, label=label)
-    refused = compiled.fits is False
-    advice = search.advice(this, chips, compiled) if refused and chips else None
-    facts = page.facts(this, compiled, given["price"], advice)
-    print(json.dumps(facts) if given["json"] else page.text(facts))
+    facts, refused = page.facts(this, compiled, given["price"]), compiled.fits is False
+    if not given["json"]:
+        print(page.text(facts), flush=True)  # advice takes minutes
+    if refused and chips:
+        facts["advice"] = page.advised(search.advice(this, chips, compiled))
+    if given["json"]:
+        print(json.dumps(facts))
+    elif facts["advice"]:
+        print("\n" + page.advice_text(facts["advice"]))
     return int(refused)
 
 

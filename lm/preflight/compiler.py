@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from lm.preflight import slices
+from lm.preflight import roofline, slices
 
 LIBRARY = "libtpu.so"
 NOWHERE = "workdir-of-preflight"  # a workdir that no run has claimed
@@ -70,6 +70,17 @@ class Compiled:
     def network_bytes(self) -> int:
         """Bytes that a chip sends to others, of all kinds."""
         return sum(self.collectives.values())
+
+    @property
+    def prediction(self) -> roofline.Prediction:
+        """The seconds of an update, from what each chip does in it."""
+        return roofline.predict(
+            self.chip,
+            flops=self.executed_flops / self.chips,
+            memory_bytes=self.memory_bytes,
+            network=self.network_bytes,
+            alone=self.alone_bytes,
+        )
 
     @property
     def activations(self) -> int:
@@ -280,12 +291,10 @@ def _compiled(known: Compiled, program) -> Compiled:
 def _refused(known: Compiled, said: str, seconds: float) -> Compiled:
     """What does not fit, with the bytes that the compiler names, or what it does not compile."""
     found = [int(float(number) * UNITS[unit]) for number, unit in NEEDED.findall(said)]
-    if "RESOURCE_EXHAUSTED" in said:
-        needed = max([known.needed, *found])
-        error = _excess(needed, known.chip) if found else " ".join(said.split())[:300]
-        needed = needed if found else 0
-    else:
-        needed, error = known.needed, f"the compiler refuses it: {' '.join(said.split())[:300]}"
+    needed, error = known.needed, f"the compiler refuses it: {' '.join(said.split())[:300]}"
+    if "RESOURCE_EXHAUSTED" in said and found:
+        needed = max(needed, *found)
+        error = _excess(needed, known.chip)
     return dataclasses.replace(known, fits=False, needed=needed, error=error, seconds=seconds)
 
 

@@ -20,6 +20,7 @@ KEYS = {  # field of a Layout: (section of the config, key)
     "tensor": ("parallel", "tensor"),
     "micro_batches": ("parallel", "micro_batches"),
     "remat": ("model", "remat"),
+    "layers": ("model", "layers"),
 }
 REMATS = ("none", "dots", "full")  # from the fastest to the smallest
 STATE_PASSES = 3  # times that an update reads or writes what it keeps: gradients, old, new
@@ -37,6 +38,7 @@ class Layout:
     tensor: int = 1
     micro_batches: int = 1
     remat: str = "none"
+    layers: str = "scanned"
 
     def sizes(self, chips: int) -> dict[str, int]:
         """Chips along each axis of the mesh."""
@@ -73,14 +75,14 @@ def flags(config: dict, layout: Layout) -> list[str]:
 
 def laid_out(this: run.Run, layout: Layout) -> run.Run:
     """The run with this layout. Raises ValueError where its words exclude each other."""
-    words = {
-        field: getattr(layout, field) for field, (name, _) in KEYS.items() if name == "parallel"
+    of = lambda section: {
+        field: getattr(layout, field) for field, (name, _) in KEYS.items() if name == section
     }
     return dataclasses.replace(
         this,
         config=changed(this.config, layout),
-        parallel=dataclasses.replace(this.parallel, **words),
-        model=dataclasses.replace(this.model, remat=layout.remat),
+        parallel=dataclasses.replace(this.parallel, **of("parallel")),
+        model=dataclasses.replace(this.model, **of("model")),
     )
 
 
@@ -121,7 +123,7 @@ class Shapes:
         found = self._by_axes(layout)
         return found if isinstance(found, str) else None
 
-    def allowed(self) -> Iterator[Layout]:
+    def allowed(self, layers: str = "scanned") -> Iterator[Layout]:
         """Every layout that nothing speaks against: data x fsdp x tensor, micro-batches by
         doubling, words of remat. Without fsdp and tensor it is pmap.
         """
@@ -129,7 +131,7 @@ class Shapes:
             for tensor in divisors(self.target.chips // fsdp):
                 strategy = "pmap" if fsdp * tensor == 1 else "mesh"
                 for micro in doublings(self.this.data.batch_size):
-                    made = Layout(strategy, -1, fsdp, tensor, micro)
+                    made = Layout(strategy, -1, fsdp, tensor, micro, layers=layers)
                     if self.refusal(made) is None:
                         yield from (dataclasses.replace(made, remat=word) for word in REMATS)
 

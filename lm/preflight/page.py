@@ -8,7 +8,6 @@ from typing import Any
 from lm import run
 from lm.preflight import compiler, program, roofline, search, slices
 
-QUICK_LAYERS = 8  # of both towers; with more of them unrolled, compiling takes long
 MEMORY = {  # the rows of the page, by key of facts()["memory"]
     "params": "parameters",
     "optimizer": "optimizer state",
@@ -22,16 +21,12 @@ MEMORY = {  # the rows of the page, by key of facts()["memory"]
 }
 
 
-def facts(
-    this: run.Run,
-    compiled: compiler.Compiled,
-    price: float | None = None,
-    advice: search.Advice | None = None,
-) -> dict[str, Any]:
+def facts(this: run.Run, compiled: compiler.Compiled, price: float | None = None) -> dict[str, Any]:
     """The report as JSON: bytes, seconds and FLOPs; those of memory and traffic are a chip's.
 
     price: of a chip for an hour. "step" and "run" are None where the program is not known, "run"
-    also where only the data tell how many updates there are, and a time where the speed is not.
+    also where only the data tell how many updates there are, and a time where the speed is not;
+    "advice" until there is some.
     """
     made = {
         "target": compiled.target,
@@ -48,7 +43,7 @@ def facts(
         "step": None,
         "run": None,
         "hints": hints(this, compiled),
-        "advice": None if advice is None else _advised(advice),
+        "advice": None,
     }
     if compiled.memory_bytes:
         made |= _times(this, compiled, price)
@@ -68,19 +63,8 @@ def memory(compiled: compiler.Compiled) -> dict[str, int]:
     return kinds | {"needed": compiled.needed, "chip": compiled.chip.memory}
 
 
-def predicted(this: run.Run, compiled: compiler.Compiled) -> roofline.Prediction:
-    """The seconds of an update, from what each chip does in it."""
-    return roofline.predict(
-        compiled.chip,
-        flops=compiled.executed_flops / compiled.chips,
-        memory_bytes=compiled.memory_bytes,
-        network=compiled.network_bytes,
-        alone=compiled.alone_bytes,
-    )
-
-
 def _times(this: run.Run, compiled: compiler.Compiled, price: float | None) -> dict[str, dict]:
-    prediction, updates = predicted(this, compiled), program.total_updates(this)
+    prediction, updates = compiled.prediction, program.total_updates(this)
     tokens, chip = run.pace(this, 0).tokens, compiled.chip
     plan = roofline.plan(
         prediction,
@@ -112,7 +96,8 @@ def _times(this: run.Run, compiled: compiler.Compiled, price: float | None) -> d
     return {"step": step, "run": whole if updates else None}
 
 
-def _advised(advice: search.Advice) -> dict[str, Any]:
+def advised(advice: search.Advice) -> dict[str, Any]:
+    """The changes that fit, as JSON; here: on the slice itself."""
     changes = [
         {"slice": one.slice, "flags": list(one.flags), "compiled": one.proven, "peak": one.peak}
         | {"step_seconds": one.step_s or None}
@@ -123,11 +108,11 @@ def _advised(advice: search.Advice) -> dict[str, Any]:
 
 def hints(this: run.Run, compiled: compiler.Compiled) -> list[str]:
     """What of the config an accelerator would like otherwise, each a sentence with its flag."""
-    depth, said = this.model.num_encoder_layers + this.model.num_decoder_layers, []
-    if this.model.layers == "unrolled" and depth > QUICK_LAYERS:
+    said = []
+    if search.slow(this):
         said.append(
-            f"{depth} layers are compiled one by one; --config.model.layers=scanned compiles in "
-            f"constant time, and trains the same parameters."
+            "the layers are compiled one by one; --config.model.layers=scanned compiles in "
+            "constant time, and trains the same parameters."
         )
     if this.model.dtype == "float32" and compiled.chip.device_kind != "cpu":
         said.append("activations are float32; --config.model.dtype=bfloat16 halves them.")
@@ -146,8 +131,6 @@ def text(found: dict[str, Any]) -> str:
     said += ["", *_memory_rows(found), "", *_work_rows(found)]
     if found["step"]:
         said += ["", *_time_rows(found["step"], found["run"])]
-    if found["advice"]:
-        said += ["", *_advice_rows(found["advice"])]
     said += [f"hint: {one}" for one in found["hints"]]
     return "\n".join(said)
 
@@ -205,11 +188,10 @@ def _time_rows(step: dict, whole: dict | None) -> list[str]:
     return rows
 
 
-def _advice_rows(advice: dict) -> list[str]:
+def advice_text(advice: dict[str, Any]) -> str:
+    """The page of facts()["advice"]."""
     if not advice["changes"]:
-        return [
-            "no change of layout fits, on this slice or a larger one; use another chip or model."
-        ]
+        return "no change of layout fits, on this slice or a larger one; use another chip or model."
     rows = ["the nearest changes that fit:"]
     if not advice["here"]:
         rows = ["no change of layout is enough on this slice; the smallest that does:"]
@@ -220,14 +202,14 @@ def _advice_rows(advice: dict) -> list[str]:
             known.append(f"step {1e3 * one['step_seconds']:.1f} ms at best")
         known += [] if one["compiled"] else ["from shapes, not compiled"]
         rows.append(f"  {' '.join([*flags, *one['flags']])}  ({', '.join(known)})")
-    return rows
+    return "\n".join(rows)
 
 
 def ranked(target: slices.Slice, trials: list[search.Trial]) -> str:
     """The page of `ranking`, with the flags of the best."""
     best = " ".join(trials[0].flags) or "those of the config as it is"
     last = f"the flags of the best: {best}" if trials[0].fits else "none of them fits."
-    return "\n".join([search.table(trials, target.chips), "", last])
+    return "\n".join([search.table(trials, target), "", last])
 
 
 def ranking(target: slices.Slice, trials: list[search.Trial]) -> dict[str, Any]:

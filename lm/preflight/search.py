@@ -14,10 +14,11 @@ from lm.preflight import compiler, layouts, program, roofline, slices
 TRIES = 8  # programs that a search compiles
 ADVICE_TRIES = 6  # and that advice does
 PER_KIND = 2  # of those, programs of one kind of change
+PER_SLICE = 3  # and of a larger slice, for the next one to be proven as well
 FIRST_SCALE = 1.6  # of the guess of activations: what T5 1.1 small takes on v5e, over it
 LEAST_SCALE = 0.1
 SLACK = 0.5  # share of the guess at which the largest step of a kind is still worth a try
-QUICK_DEPTH = 8  # unrolled layers that compile in little time
+QUICK_DEPTH = 8  # layers of both towers that compile in little time one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Trials:
         state = after.shapes.state if after else program.state(this)
         self.shapes = layouts.Shapes(this, state, target)
         self.done: list[Trial] = after.done if after else []
+        self._before = len(self.done)
         self._compile, self._flops = compile, train.step_flops(this)
         self._scale = after._scale if after else FIRST_SCALE
         self.guessing = tries == 0  # whether what is not compiled is an answer too
@@ -75,6 +77,11 @@ class Trials:
     def left(self) -> int:
         """Programs that may still be compiled."""
         return self.tries - len(self.done)
+
+    @property
+    def here(self) -> int:
+        """Programs that were compiled for this slice."""
+        return len(self.done) - self._before
 
     def possible(self, layout: layouts.Layout) -> bool:
         """Whether no rule speaks against it, and the chip holds at least what it must."""
@@ -93,11 +100,14 @@ class Trials:
         """Whether it should fit, by that guess."""
         return self.guess(layout, share) <= self.target.chip.memory
 
-    def learn(self, layout: layouts.Layout, peak: int) -> None:
-        """Guess better from now on: this layout takes `peak` bytes of a chip."""
-        kept = peak - self.shapes.least(layout)
-        # What was refused for another reason comes with the least alone, and teaches nothing.
-        self._scale = max(kept / self.shapes.activations(layout), LEAST_SCALE)
+    def learn(self, layout: layouts.Layout, found: compiler.Compiled) -> None:
+        """Guess better from now on: this layout takes so many bytes of a chip.
+
+        What was refused for another reason than memory comes with its sizes alone: no lesson.
+        """
+        if found.needed > sum(found.sizes.values()):
+            kept = found.needed - self.shapes.least(layout)
+            self._scale = max(kept / self.shapes.activations(layout), LEAST_SCALE)
 
     def order(self, layout: layouts.Layout) -> tuple:
         """A key that sorts by what should fit, then by what should be fast, then simple ones."""
@@ -114,8 +124,9 @@ class Trials:
         """Compile one; a layout that is refused takes no memory. label: as of compile_for."""
         config, place = layouts.changed(self.this.config, layout), str(self.this.workdir)
         try:
-            made = self._trial(layout, self._compile(config, self.target, place, label=label))
-            self.learn(layout, made.peak)
+            found = self._compile(config, self.target, place, label=label)
+            made = self._trial(layout, found)
+            self.learn(layout, found)
         except ValueError as error:
             made = dataclasses.replace(self.guessed(layout), fits=False, peak=0, error=str(error))
         self.done.append(made)
@@ -134,15 +145,9 @@ class Trials:
         )
         if not found.fits:
             return made
-        times = roofline.predict(
-            self.target.chip,
-            flops=found.executed_flops / found.chips,
-            memory_bytes=found.memory_bytes,
-            network=found.network_bytes,
-            alone=found.alone_bytes,
-        )
-        whole = self.target.chip.flops * found.chips * times.step_s
-        return dataclasses.replace(made, step_s=times.step_s, mfu=found.model_flops / whole)
+        step_s = found.prediction.step_s
+        whole = self.target.chip.flops * found.chips * step_s
+        return dataclasses.replace(made, step_s=step_s, mfu=found.model_flops / whole)
 
 
 # Advice. -----------------------------------------------------------------------------------------
@@ -160,16 +165,18 @@ def advice(
 
     first: what the compiler said of the run as it is. One change is tried before two: micro-batches
     by doubling, remat, fsdp; of each kind the smallest that fits. With none on this slice, the
-    smallest larger one of the same chip. tries: programs to compile at most; 0: from shapes alone.
+    smallest larger one of the same chip. Many layers are scanned, so that each takes little time.
+    tries: programs to compile at most, and as many for larger slices; 0: from shapes alone.
     """
     trials, own = Trials(this, target, compile, tries), _own(this)
     if first is not None and trials.possible(own):
-        trials.learn(own, first.needed)
+        trials.learn(own, first)
     for count in (1, 2, 3):
         found = list(_fitting(trials, own, count))
         if found:
             return Advice(tuple(found), True, len(trials.done))
     larger = [one for one in slices.sizes(target.chip.name) if one.chips > target.chips]
+    tries += len(trials.done)
     found = smallest(this, larger, tries=tries, compile=compile, after=trials)
     return Advice((found,) if found else (), False, len(trials.done))
 
@@ -185,12 +192,11 @@ def smallest(
     """The run on the first of these slices that it fits, with as few changes as it takes there.
 
     after: trials that went before, whose programs count among `tries` and teach. When these are
-    used up, or the layers are many and unrolled, the answer is from shapes. None where it fits
-    none of them.
+    used up, the answer is from shapes; of a slice, PER_SLICE at most. None where it fits none.
     """
-    own, quick = _own(this), this.model.layers == "scanned" or _depth(this) <= QUICK_DEPTH
+    own = _own(this)
     for target in offered:
-        after = Trials(this, target, compile, tries if quick else 0, after)
+        after = Trials(this, target, compile, tries, after)
         after.guessing = True
         for count in range(4):
             found = next(_fitting(after, own, count), None)
@@ -200,12 +206,15 @@ def smallest(
 
 
 def _own(this: run.Run) -> layouts.Layout:
-    # The run's layout, over all chips.
-    return dataclasses.replace(layouts.layout_of(this.config), data=-1)
+    # The run's layout, over all chips; many layers scanned.
+    layers = "scanned" if slow(this) else this.model.layers
+    return dataclasses.replace(layouts.layout_of(this.config), data=-1, layers=layers)
 
 
-def _depth(this: run.Run) -> int:
-    return this.model.num_encoder_layers + this.model.num_decoder_layers
+def slow(this: run.Run) -> bool:
+    """Whether a run has so many layers, compiled one by one, that this takes minutes."""
+    depth = this.model.num_encoder_layers + this.model.num_decoder_layers
+    return this.model.layers == "unrolled" and depth > QUICK_DEPTH
 
 
 def ladders(this: run.Run, own: layouts.Layout, target: slices.Slice) -> list[list[dict]]:
@@ -245,10 +254,10 @@ def _nearest(trials: Trials, options: list[layouts.Layout]) -> Trial | None:
             continue
         if trials.left <= 0:
             return trials.guessed(layout) if trials.guessing else None
-        if taken == PER_KIND:
+        if taken == PER_KIND or (trials.guessing and trials.here == PER_SLICE):
             return None
         words = " ".join(layouts.flags(trials.this.config, layout))
-        made, taken = trials.take(layout, f"{trials.target.name} {words}".strip()), taken + 1
+        made, taken = trials.take(layout, f"trying {trials.target.name} {words}".strip()), taken + 1
         if made.fits:
             return made
     return None
@@ -271,7 +280,8 @@ def search(
     micro-batches or remat where fewer fit, fewer where more do not.
     """
     trials, own = Trials(this, target, compile, tries), _own(this)
-    waiting = [one for one in trials.shapes.allowed() if trials.possible(one)]
+    every = dict.fromkeys([own, *trials.shapes.allowed(own.layers)])
+    waiting = [one for one in every if trials.possible(one)]
     if not waiting:
         raise ValueError(
             f"{target.name} has no layout for this run: its state and gradients alone, cut into "
@@ -306,13 +316,15 @@ def _settled(other: layouts.Layout, made: Trial) -> bool:
 # Text. -------------------------------------------------------------------------------------------
 
 
-def table(trials: list[Trial], chips: int) -> str:
-    """The trials as lines of text, the best first."""
+def table(trials: list[Trial], target: slices.Slice) -> str:
+    """The trials as lines of text, the best first, and why some are refused."""
     head = ("layout", "micro-batches", "remat", "peak GiB", "step ms", "MFU", "fits")
-    rows = [head, *(_cells(one, chips) for one in trials)]
+    rows = [head, *(_cells(one, target) for one in trials)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     line = lambda cells: "  ".join(cell.ljust(n) for cell, n in zip(cells, widths, strict=True))
-    return "\n".join(line(cells).rstrip() for cells in rows)
+    why = dict.fromkeys(one.error for one in trials if _fitness(one, target) == "refused")
+    lines = [*(line(cells).rstrip() for cells in rows), *(f"refused: {error}" for error in why)]
+    return "\n".join(lines)
 
 
 def name_of(layout: layouts.Layout, chips: int) -> str:
@@ -321,9 +333,13 @@ def name_of(layout: layouts.Layout, chips: int) -> str:
     return f"{layout.strategy} {sizes}"
 
 
-def _cells(one: Trial, chips: int) -> list[str]:
+def _cells(one: Trial, target: slices.Slice) -> list[str]:
     layout, known = one.layout, one.step_s > 0
-    cells = [name_of(layout, chips), str(layout.micro_batches), layout.remat]
+    cells = [name_of(layout, target.chips), str(layout.micro_batches), layout.remat]
     cells += [f"{one.peak / 2**30:.2f}" if one.peak else "?"]
     cells += [f"{one.step_s * 1e3:.1f}" if known else "?", f"{one.mfu:.1%}" if known else "?"]
-    return [*cells, "yes" if one.fits else "refused" if one.error else "no"]
+    return [*cells, _fitness(one, target)]
+
+
+def _fitness(one: Trial, target: slices.Slice) -> str:
+    return "yes" if one.fits else "no" if one.peak > target.chip.memory else "refused"

@@ -2,7 +2,8 @@
 
 tfds: datasets stored as ArrayRecord. parts: a source in words, to its files and splits, to raw
 records, to documents; formats: how each kind of file is read; documents: bytes to text;
-wikipedia, wikitext: a dump to prose.
+wikipedia, wikitext: a dump to prose. places, buckets: where the files of every run lie, on a disk
+or in a bucket; what a user writes becomes a path by places.place.
 """
 
 from __future__ import annotations

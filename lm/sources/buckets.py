@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
+import urllib.parse
 from typing import Any
 
 import aiohttp
@@ -40,12 +42,14 @@ class Buckets(core.GCSFileSystem):
     async def _call(self, method, path, *arguments, **named):
         try:
             return await super()._call(method, path, *arguments, **named)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{_named(path, arguments)} is not there.") from error
         except FAILED as error:
-            raise _unreachable(arguments, error) from error
+            raise _unreachable(path, arguments, error) from error
         except OSError as error:
             if not str(error).startswith("Forbidden"):
                 raise
-            raise _unreachable(arguments, error) from error
+            raise _unreachable(path, arguments, error) from error
 
     call = asyn.sync_wrapper(_call)
 
@@ -62,10 +66,18 @@ class Buckets(core.GCSFileSystem):
         """Nothing, as _mkdir."""
 
 
-def _unreachable(arguments: tuple, error: Exception) -> OSError:
+def _named(path: str, arguments: tuple) -> str:
+    """The address that a request is about, whose path is a form for the arguments or a URL."""
+    found = re.search(r"/b/([^/?]+)/o(?:/([^?]+))?", path)
+    parts = arguments or map(urllib.parse.unquote, filter(None, found.groups() if found else ()))
+    return "gs://" + "/".join(map(str, parts))
+
+
+def _unreachable(path: str, arguments: tuple, error: Exception) -> OSError:
     said = " ".join(str(error).split())[:200] or type(error).__name__
-    where = "/".join(map(str, arguments)) or "the bucket"
-    return OSError(f"gs://{where} cannot be reached ({said}); see to the network, or {RIGHTS}.")
+    return OSError(
+        f"{_named(path, arguments)} cannot be reached ({said}); see to the network, or {RIGHTS}."
+    )
 
 
 class Path(type(epath.Path("gs://bucket"))):
@@ -86,9 +98,11 @@ class Path(type(epath.Path("gs://bucket"))):
 
 def path(address: str) -> Path:
     """The path of gs://bucket/...; ValueError where there is no such bucket."""
-    made = Path(address)
-    check(address.removeprefix("gs://").partition("/")[0])
-    return made
+    bucket = address.removeprefix("gs://").partition("/")[0]
+    if not bucket:
+        raise ValueError(f"{address} names no bucket; write gs://bucket/folder.")
+    check(bucket)
+    return Path(address)
 
 
 @functools.cache

@@ -124,25 +124,26 @@ class _Growing:
         self.flush()
 
 
-def copy(source: pathlib.Path, target: pathlib.Path, last: str) -> None:
-    """Copy a folder. Between a bucket and a disk, of files alone: `last`, which tells what the
-    others are, comes last, and where the target has the same one, nothing is copied.
+def copy(source: pathlib.Path, target: pathlib.Path, last: str = "") -> None:
+    """Copy a folder with all that is in it. To and from a bucket the file `last`, which tells what
+    the others are, comes last; where the target has the same one, nothing is copied.
 
     Raises OSError, naming both folders, where it cannot be done.
     """
     if not is_remote(source) and not is_remote(target):
         shutil.copytree(source, target, dirs_exist_ok=True)
         return
-    mark, there = (source / last).read_bytes(), target / last
-    if there.exists() and there.read_bytes() == mark:
-        return
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        there.unlink(missing_ok=True)
-        names = [path.name for path in source.iterdir() if path.name != last]
+        if last:
+            mark, there = (source / last).read_bytes(), target / last
+            if there.exists() and there.read_bytes() == mark:
+                return
+            there.unlink(missing_ok=True)
+        names = [name for name in _below(source) if name != last]
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda name: _copy_file(source / name, target / name), names))
-        write(there, mark)
+        if last:
+            _copy_file(source / last, there)
     except OSError as error:
         raise OSError(
             f"{source} cannot be copied to {target} ({error.strerror or error}); see to the space "
@@ -150,8 +151,22 @@ def copy(source: pathlib.Path, target: pathlib.Path, last: str) -> None:
         ) from error
 
 
+def _below(folder: pathlib.Path) -> list[str]:
+    """The files in a folder, however deep, by their paths from there."""
+    if not is_remote(folder):
+        return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    from lm.sources import buckets
+
+    above = f"{os.fspath(folder).removeprefix(SCHEME)}/"
+    found = buckets.files().find(above)  # an empty object of a folder's own name is none of them
+    return [name.removeprefix(above) for name in found if not name.endswith("/")]
+
+
 def _copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
-    fresh = target if is_remote(target) else target.with_name(f".{target.name}.{os.getpid()}")
+    fresh = target
+    if not is_remote(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.{os.getpid()}")
     with source.open("rb") as read, fresh.open("wb") as written:
         shutil.copyfileobj(read, written, PIECE)
     if fresh != target:
@@ -194,13 +209,6 @@ def move(folder: pathlib.Path, target: pathlib.Path, mark: str) -> None:
     from lm.sources import buckets
 
     (folder / mark).unlink()
-    above = os.fspath(folder).removeprefix(SCHEME)
-    for name in buckets.files().find(above):  # copied where they are, not through this machine
-        buckets.files().cp_file(name, f"{target}{name.removeprefix(above)}")
+    for name in _below(folder):  # copied where they are, not through this machine
+        buckets.files().cp_file(f"{folder}/{name}", f"{target}/{name}")
     folder.rmtree()
-
-
-def send(folder: pathlib.Path, target: pathlib.Path) -> None:
-    """Copy all files of a folder on a disk, however deep, to one of a bucket."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _copy_file(path, target / path.relative_to(folder).as_posix())

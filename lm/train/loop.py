@@ -158,7 +158,7 @@ class Loop:
         try:
             jax.profiler.stop_trace()
             if places.is_remote(self.this.workdir):
-                places.send(self.traced, self.this.workdir / "profile")
+                places.copy(self.traced, self.this.workdir / "profile")
                 places.remove(self.traced)
         except (jax.errors.JaxRuntimeError, OSError) as error:  # a full disk, no end of a run
             self._event("no trace", said=watchdog.short(error))

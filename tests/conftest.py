@@ -9,6 +9,7 @@ import copy
 import os
 import pathlib
 import random
+import signal
 import sys
 
 import pytest
@@ -158,3 +159,11 @@ def bucket(store, tmp_path_factory):
         patch.setenv("STORAGE_EMULATOR_HOST", store.address)
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", store.address)
         yield f"gs://lm-test/{home.name}"
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C reaches the test: a worker of pytest-xdist ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -141,7 +141,7 @@ def test_a_request_that_keeps_failing_is_given_up(cloud):  # noqa: F811
         launch.main(WORDS)
 
 
-def test_looking_on_ends_without_the_run_and_begins_again(cloud, capfd):  # noqa: F811
+def test_looking_on_ends_without_the_run_and_begins_again(cloud, capfd, interruptible):  # noqa: F811
     """The run is another session's: it outlives the connection, and is found again."""
     trainer = cloud.home / "trainer"
     trainer.write_text(

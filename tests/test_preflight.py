@@ -363,7 +363,7 @@ def test_one_that_takes_too_long_is_stopped(child, tiny_config, tmp_path):
     assert "took more than 1 s" in made.error and time.monotonic() - start < 20
 
 
-def test_ctrl_c_leaves_no_compiler_behind(child, tiny_config, tmp_path):
+def test_ctrl_c_leaves_no_compiler_behind(interruptible, child, tiny_config, tmp_path):
     child(f"echo $$ > {tmp_path}/pid; exec sleep 60")
 
     def press():

@@ -60,10 +60,10 @@ CHIPS = {
     )
 }
 
-# flops: as logs.PEAK_FLOPS. HBM bytes/s, SXM, the a100 of 80 GB: as third parties quote NVIDIA's data
-# sheets (modal.com/gpu-glossary/perf/memory-bandwidth). NVLink in one direction: half of the 900
-# GB/s of NVIDIA's MLPerf system files (h100, h200); the a100's 300 GB/s was not checked. memory:
-# three quarters, which is what jax takes if it is not told otherwise
+# flops: as logs.PEAK_FLOPS. HBM bytes/s, SXM, the a100 of 80 GB: as third parties quote NVIDIA's
+# data sheets (modal.com/gpu-glossary/perf/memory-bandwidth). NVLink in one direction: half of the
+# 900 GB/s of NVIDIA's MLPerf system files (h100, h200); the a100's 300 GB/s was not checked.
+# memory: three quarters, which is what jax takes if it is not told otherwise
 # (docs.jax.dev/en/latest/gpu_memory_allocation.html).
 GPUS = {
     chip.name: chip

@@ -14,8 +14,7 @@ import pathlib
 import sys
 
 from experiments import demo
-from lm import __main__ as door
-from lm import logs, report
+from lm import door, logs, report
 
 SEEDS = (0, 1, 2)
 ARMS = {  # the other objective, at the density of configs/pretrain.py

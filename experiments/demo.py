@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 
-from lm import __main__ as door
+from lm import door
 
 RUNS = ("pretrain", "finetune", "scratch", "distill", "alone")
 SUMMARY = "--config=configs/finetune.py"
@@ -52,7 +52,7 @@ def run(todo: list[list[str]]) -> int:
         minutes = (time.monotonic() - start) / 60
         line = shlex.join(["python", "-m", "lm", *arguments])
         print(f"\n[{number}/{len(todo)}, {minutes:.1f} min] {line}", file=sys.stderr, flush=True)
-        sys.argv[0] = door.__file__  # so that each run records the command that repeats it
+        sys.argv[0] = door.PROGRAM  # so that each run records the command that repeats it
         if code := door.main(arguments):
             return code
     minutes = (time.monotonic() - start) / 60

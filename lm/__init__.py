@@ -7,5 +7,5 @@ decoding metrics evaluate                                    model -> text -> sc
 parallel checkpoints logs run train show report              the loop and what it stands on
 interop                                                      checkpoints of others, in and out
 
-batch holds the legend of axes, choose the one lookup, __main__ the commands.
+batch holds the legend of axes, choose the one lookup, door the commands.
 """

@@ -139,7 +139,7 @@ def test_no_name_is_used_before_it_is_said():
 
 
 def test_what_it_speaks_of_is_there():
-    from lm import __main__ as door
+    from lm import door
 
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?\bmake ([a-z-]+)", GUIDE):

@@ -18,7 +18,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from lm import __main__ as door
+from lm import door
 from lm.corpus import beam, build, dedupe, documents, exchange, runners
 from tests import dump
 
@@ -42,7 +42,7 @@ def run(*commands: list[str]) -> list[tuple[int, str, str]]:
         "import contextlib, io, json, os, sys\n"
         "from apache_beam.runners.portability import prism_runner\n"
         "prism_runner.PrismRunner = lambda *_: os._exit(9)\n"  # it would be downloaded
-        "from lm import __main__ as door\n"
+        "from lm import door\n"
         "for command in json.loads(sys.argv[1]):\n"
         "    out, err = io.StringIO(), io.StringIO()\n"
         "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"

@@ -20,8 +20,7 @@ import time
 import numpy as np
 import pytest
 
-from lm import __main__ as door
-from lm import corpus, sources, tokenizer
+from lm import corpus, door, sources, tokenizer
 from lm.corpus import build, command, dedupe, documents, folder, processes, rules
 
 RULES = "min_characters=20,max_characters=3000"

@@ -11,8 +11,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lm import __main__ as door
-from lm import corpus, sources, tokenizer
+from lm import corpus, door, sources, tokenizer
 from lm.corpus import build, documents, overlap
 
 N = 5

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.kill_drill import outcome
-from lm import __main__ as door
-from lm import evaluate, interop, logs, pipeline, report, run, show, train
+from lm import door, evaluate, interop, logs, pipeline, report, run, show, train
 from lm.sources import buckets, places
 
 CHANGES = {"model.dropout_rate": 0.1, "every.checkpoint": 2, "keep": 2}

@@ -11,8 +11,7 @@ import sys
 import pytest
 
 from experiments import flips, parity
-from lm import __main__ as door
-from lm import logs, transformer
+from lm import door, logs, transformer
 from lm.interop import transformers, vocabulary
 
 ROOT = pathlib.Path(__file__).parents[1]

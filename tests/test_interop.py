@@ -14,8 +14,7 @@ import pytest
 
 from configs import base, distill, finetune, models, pretrain
 from experiments import parity
-from lm import __main__ as door
-from lm import checkpoints, evaluate, interop, run, tokenizer, train, transformer
+from lm import checkpoints, door, evaluate, interop, run, tokenizer, train, transformer
 from lm.interop import t5x, transformers, vocabulary
 
 WORDS = dict(vocab_size=512, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=8)
@@ -209,7 +208,7 @@ def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens)
 
 MEASURE = """
 import sys
-from lm import __main__ as door
+from lm import door
 
 def kilobytes(key):
     lines = open("/proc/self/status").read().splitlines()

@@ -16,7 +16,7 @@ import pytest
 from experiments.launch import __main__ as launch
 from experiments.launch import job as jobs
 from experiments.launch import local, slurm, steps
-from lm import __main__ as door
+from lm import door
 from tests.cloud import cloud  # noqa: F401  (a fixture)
 
 TRAIN = ["--", "train", "--config=configs/pretrain_wikipedia.py:t5_1_1_small"]

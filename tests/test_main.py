@@ -9,7 +9,7 @@ import shutil
 import jax
 import pytest
 
-from lm import __main__ as door
+from lm import door
 
 
 def flat(config: dict, prefix: str = "--config.") -> list[str]:

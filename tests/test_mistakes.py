@@ -7,7 +7,7 @@ import re
 import jax
 import pytest
 
-from lm import __main__ as door
+from lm import door
 from lm import train as trained
 
 CURE = r"\b(use|set|choose|leave|give|did you mean|lower|raise|make|write|say|takes|needs?|must)\b"

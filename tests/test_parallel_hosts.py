@@ -18,8 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import __main__ as door
-from lm import batch, parallel, steps
+from lm import batch, door, parallel, steps
 from tests import test_parallel
 
 LAYOUTS = {

@@ -18,8 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import __main__ as door
-from lm import pipeline, run, train
+from lm import door, pipeline, run, train
 from lm.preflight import compiler, page, program, search, slices
 from tests import test_main
 

@@ -9,8 +9,7 @@ import math
 import jax
 import pytest
 
-from lm import __main__ as door
-from lm import parallel, run, train
+from lm import door, parallel, run, train
 from lm.preflight import compiler, layouts, program, search, slices
 
 ROW = 300_000  # bytes that a row takes in the made-up compiler's programs

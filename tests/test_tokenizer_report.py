@@ -9,8 +9,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from lm import __main__ as door
-from lm import run, tokenizer
+from lm import door, run, tokenizer
 from tests.test_main import flat
 from tests.test_tokenizer import corpus
 

@@ -150,9 +150,9 @@ def live(arguments: list[str], log: str, environment: dict[str, str], faults: di
     os.dup2(out, 2)
     os.environ.update(environment)
     os.chdir(pathlib.Path(__file__).parents[2])
-    from lm import __main__ as door
+    from lm import door
 
-    sys.argv[0] = door.__file__
+    sys.argv[0] = door.PROGRAM
     for name, given in faults.items():
         FAULTS[name](*given)
     code = door.main(arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from lm import __main__ as door
+from lm import door
 
 STEPS, SAVE = 30, 4
 STAGES = ("pretrain", "finetune", "distill")

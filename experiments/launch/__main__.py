@@ -9,8 +9,7 @@ import sys
 
 from experiments.launch import gke, local, slurm, steps, tpu_vm
 from experiments.launch import job as jobs
-from lm import __main__ as door
-from lm import choose
+from lm import choose, door
 
 TARGETS = {"local": local, "tpu-vm": tpu_vm, "gke": gke, "slurm": slurm}
 CLOUD = ("tpu-vm", "gke")

@@ -1,0 +1,219 @@
+"""The commands: each takes the values of its flags, and returns an exit code or None for 0."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+from lm import choose
+from lm.sources import places
+
+
+def checked_run(values):
+    """The checked run of --config and --workdir."""
+    from lm import run
+
+    return run.make_run(values.config.to_dict(), values.workdir)
+
+
+def corpus(values) -> None:
+    """Build a corpus of any text (--source, --out), or what a config's training reads (--config).
+
+    The folder --out holds the stored tokens of its splits, their tokenizer, quarantine.jsonl with
+    what could not be read, and manifest.json. It appears whole or not at all; a run reads it with
+    --config.data.task=DIRECTORY. With --config and --workdir, the embedded dataset, the tokenizer
+    and the token shards of that run are made. With --overlap, runs of words common to training and
+    evaluation data are counted; both are sources or finished corpora, and --out is a JSON file.
+    """
+    from lm.corpus import command
+
+    given = [flag.rstrip("?") for flag in CORPUS if values[flag.rstrip("?")].present]
+    texts = values.source or values.out or values.overlap
+    if texts or None in (values.config, values.workdir):
+        print(command.command(values.flag_values_dict(), given))
+        return
+    command.check_given("config", given)
+    from lm import run, sources, tasks
+
+    this = checked_run(values)
+    if {tasks.task_named(name).dataset for name in this.data.names} & sources.EMBEDDED:
+        from lm import pydocs
+
+        print(pydocs.build(str(sources.data_root(this.data.dir))))
+    tokens = run.make_tokenizer(this)
+    for examples in run.make_examples(this, tokens):
+        for part in examples.parts:
+            print(part.directory, json.dumps(part.manifest["counts"]))
+
+
+def tokenizer(values) -> None:
+    """Train the config's tokenizer on its training split, or find it; report on held-out texts.
+
+    The report is printed, and written to tokenizer_report.json in the workdir.
+    """
+    from lm import logs, run, tokenizer
+
+    this = checked_run(values)
+    texts = run.Texts(this, run.splits(this)[1], tokenizer.REPORTED)
+    made = run.make_tokenizer(this)
+    print(f"{made.directory}: {tokenizer.numbers(made, this.model.vocab_size)}")
+    found = tokenizer.measure(made, texts)
+    print(tokenizer.table(found))
+    place = this.workdir / "tokenizer_report.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    logs.write_atomically(place, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+
+def train(values) -> int:
+    """Train a run to its last update; continues where an earlier call was stopped.
+
+    Exit codes: 0 at the end; 2 a mistake, or what only you can cure; 3 training diverged (a report
+    is in the workdir); 75 unfinished: run the same command again.
+    """
+    from lm import parallel, run, train
+
+    this = checked_run(values)
+    allow = tuple(filter(None, values.allow_change.split(",")))
+    profile = train.traced(values.profile)
+    parallel.start(values.coordinator, values.hosts, values.host)
+    try:
+        if values.dry_run:
+            train.check(this, allow)
+            train.layout(this)
+            print(json.dumps(this.config, indent=2))
+            if "epoch" not in this.config["duration"]:  # which needs the data
+                print(json.dumps(train.planned(this, run.total_updates(this, 0))), file=sys.stderr)
+            return 0
+        figures = train.train(this, allow=allow, profile=profile)
+    except (train.Unfinished, train.Diverged) as stop:
+        print(f"lm: {stop}", file=sys.stderr)
+        return stop.code
+    except (ValueError, OSError) as error:
+        if parallel.hosts()[1] > 1:  # which would wait for this one
+            train.leave(" ".join(str(error).split()), 2)
+        raise
+    print(f"{this.name}: {json.dumps(figures)}")
+    return 0
+
+
+def _chosen(step: str) -> str | int:
+    """What --step names: newest, best or an update's number."""
+    if step.isdecimal():
+        return int(step)
+    return choose.choose({"newest": "newest", "best": "best"}, step or "newest", "--step")
+
+
+def evaluate(values) -> None:
+    """Held-out loss, unigram baselines and task scores of a run; writes evaluate.json."""
+    from lm import evaluate
+
+    print(json.dumps(evaluate.evaluate(values.workdir, _chosen(values.step)), indent=2))
+
+
+def predict(values) -> None:
+    """Answer inputs with a run's model: one JSON line each, in order."""
+    from lm import evaluate, logs
+
+    if values.text:
+        texts = [values.text]
+    else:
+        data = places.place(values.input).read_bytes() if values.input else sys.stdin.buffer.read()
+        # Not splitlines(): it would also cut at U+2028 and form feeds inside a line.
+        texts = data.decode("utf-8", "replace").removesuffix("\n").split("\n")
+    answers = evaluate.predict(values.workdir, texts, _chosen(values.step))
+    rows = [
+        json.dumps({"inputs": text, "prediction": answer}, ensure_ascii=False) + "\n"
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+    if values.out:
+        logs.write_atomically(values.out, "".join(rows))
+    else:
+        sys.stdout.writelines(rows)
+
+
+def show(values) -> None:
+    """Print a batch as text, what goes in and must come out; or the model's parameters.
+
+    Of a workdir that a run has claimed, its own config is taken where none is given.
+    """
+    from lm import run, show
+
+    this = run.read_run(values.workdir) if values.config is None else checked_run(values)
+    for asked, table in ((values.model, show.parameters), (values.sharding, show.sharding)):
+        if asked:
+            print(table(this))
+            return
+    if not re.fullmatch(r"\d*", values.step):
+        raise ValueError(f"--step={values.step} is no update's number; write it in digits.")
+    run.check_workdir(this)
+    print(show.rows(this, values.split, values.rows, int(values.step or 1)))
+
+
+def report(values) -> None:
+    """Turn run folders into one self-contained page of claims, curves, tables and samples."""
+    from lm import report
+
+    patterns = values.runs.split(",")
+    folders = [folder for pattern in patterns for folder in places.matching(pattern)]
+    runs = [folder for folder in folders if places.place(f"{folder}/config.json").exists()]
+    if not runs:
+        raise ValueError(f"--runs={values.runs} names no run folder (none has a config.json).")
+    out = values.out or f"{runs[0]}/report.html"
+    report.write(runs, out, title=values.title)
+    print(out)
+
+
+def preflight(values) -> int:
+    """Compile a run's step for chips that are not here: does it fit, how fast is it, what it costs.
+
+    Needs no data; `make tpu-compiler` installs the TPU compiler. Of GPUs only memory is known, from
+    shapes; local means this machine's devices. Exit codes: 0 it fits; 1 it does not; 2 a mistake.
+    """
+    from lm.preflight import command
+
+    return command.preflight(values.flag_values_dict())
+
+
+def import_checkpoint(values) -> None:
+    """Turn a checkpoint of transformers or T5X into a run's folder, to use or start from.
+
+    The model and tokenizer of --config give way to the checkpoint's; of T5X, which keeps no
+    tokenizer, --config.tokenizer.dir names a directory with one. Without a config: configs/base.py,
+    of a fine-tuning run.
+    """
+    from lm import interop
+
+    if values.config is None:
+        from configs import base
+
+        config = base.get_config().to_dict()
+        config["stage"], config["data"]["task"] = "finetune", "docstring_summary"
+    else:
+        config = values.config.to_dict()
+    print(interop.read(values.checkpoint, values.workdir, config | {"name": "imported"}))
+
+
+def export_checkpoint(values) -> None:
+    """Write a run's parameters and tokenizer as a transformers checkpoint."""
+    from lm import interop
+
+    print(interop.write(values.workdir, values.directory, _chosen(values.step)))
+
+
+CORPUS = ("source", "out", "column", "unit", "data_dir", "rules", "dedupe", "heldout", "tokenizer")
+CORPUS += ("pieces", "shards", "workers", "runner", "runner_flags", "temp", "overlap", "ngram")
+CORPUS += ("dry_run", "config?", "workdir?")
+TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", "coordinator", "hosts", "host")
+COMMANDS = {
+    "corpus": (corpus, CORPUS),
+    "tokenizer": (tokenizer, ("config", "workdir")),
+    "train": (train, TRAIN),
+    "evaluate": (evaluate, ("workdir", "step")),
+    "predict": (predict, ("workdir", "text", "input", "out", "step")),
+    "show": (show, ("config?", "workdir", "split", "rows", "model", "sharding", "step")),
+    "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
+    "export": (export_checkpoint, ("workdir", "directory", "step")),
+    "report": (report, ("runs", "out", "title")),
+    "preflight": (preflight, ("config", "slice", "workdir?", "price?", "json", "search")),
+}

@@ -1,0 +1,49 @@
+"""A finished run, or one under way, opened to be read: its checkpoints, parameters, tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lm import checkpoints, parallel, run, transformer
+
+
+def open_checkpoints(this: run.Run, *, read_only: bool = False) -> checkpoints.Checkpoints:
+    """The checkpoints of a run, kept as its config says."""
+    kept = {key: this.config[key] for key in ("keep", "keep_every", "keep_best")}
+    return checkpoints.Checkpoints(this.workdir / "checkpoints", read_only=read_only, **kept)
+
+
+def read_params(
+    this: run.Run, tokens, which: str | int = "newest", strategy=None
+) -> tuple[dict, int]:
+    """(parameters, step) of a good checkpoint of the run, which must be of these tokens.
+
+    The average of weights, where the run keeps one. which: "newest", "best" (by keep_best), or an
+    update's number. strategy: who will place them; under mesh no device then reads more than its
+    part.
+    """
+    shapes = transformer.shapes(this.model)
+    shapes = strategy.abstract(shapes) if strategy else shapes
+    with open_checkpoints(this, read_only=True) as saved:
+        params, facts = saved.restore_params(shapes, which)
+    if facts["tokenizer"] != tokens.fingerprint:
+        raise ValueError(
+            f"{this.workdir} was trained with another tokenizer than {tokens.directory}; leave "
+            f"--config.tokenizer.dir empty to use its own, or restore that from a copy."
+        )
+    return params, facts["step"]
+
+
+def open_run(workdir, which: str | int = "newest"):
+    """(run, strategy, its tokenizer, placed parameters, step), over whatever devices are here.
+
+    The batch is made a multiple of the devices: a run may be read on another machine. which: as in
+    read_params.
+    """
+    this = run.read_run(workdir)
+    strategy = parallel.reading_strategy(this.parallel)
+    rows = -(-this.data.batch_size // strategy.shards) * strategy.shards
+    this = dataclasses.replace(this, data=dataclasses.replace(this.data, batch_size=rows))
+    tokens = run.make_tokenizer(this)
+    params, step = read_params(this, tokens, which, strategy)
+    return this, strategy, tokens, strategy.place_state(params), step

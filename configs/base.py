@@ -13,7 +13,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of parameters, order of data, masking and dropout
     config.steps = 65_536  # updates; 0: duration says how many
     config.duration = ""  # instead of steps: "3 epochs" or "34e9 tokens" (padding counted)
-    config.init_from = ""  # workdir of a run whose newest parameters to start from
+    config.init_from = ""  # workdir of a run to start from: its newest parameters; at the end @best
+    # (by its keep_best) or @1200: those of that update
 
     config.model = model = ConfigDict()  # set by a preset of configs/models.py, after a colon
     model.vocab_size = 32_128  # rows of the embedding: pieces + sentinels + padding
@@ -64,7 +65,9 @@ def get_config() -> ConfigDict:
     tokenizer.documents = 200_000  # of the training split, from the first, to learn from
 
     config.data = data = ConfigDict()
-    data.task = "pydocs"  # of lm/tasks.py; a corpus's directory with a slash; a,b or a=3,b=1: mixed
+    data.task = "pydocs"  # of lm/tasks; a corpus's directory with a slash; a,b or a=3,b=1: mixed
+    data.tasks = ConfigDict()  # your own, by name, in the words of lm/tasks/task.py; an example:
+    # configs/own_task.py
     data.dir = ""  # TFDS directory; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
     data.shards = ""  # where token shards lie; empty: {workdir}/shards
     data.train = "train"  # TFDS split, slices allowed; a corpus has train and validation, whole
@@ -95,6 +98,11 @@ def get_config() -> ConfigDict:
     loss.smoothing = 0.0  # label smoothing, a share
     loss.temperature = 2.0  # of teacher and student (distill)
     loss.teacher_weight = 0.8  # the share of the teacher's loss (distill)
+
+    config.lora = lora = ConfigDict()  # train two thin factors of some kernels, nothing else
+    lora.rank = 0  # of the factors' product; 0: no LoRA
+    lora.alpha = 16.0  # the product counts alpha / rank times
+    lora.match = "attention/(query|value)/kernel$"  # a regular expression of the kernels' paths
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adafactor"  # adamw, adamw_rms (nanoT5's), muon (with adamw), lion
@@ -136,7 +144,9 @@ def get_config() -> ConfigDict:
     every.checkpoint = 1000  # updates between checkpoints
     config.keep = 2  # checkpoints kept, the newest
     config.keep_every = 0  # and those at its multiples, in updates; 0: none
-    config.keep_best = ""  # and the best by this held-out figure, as nats; empty: none
+    config.keep_best = ""  # and the best by this held-out figure, as nats, or score of the task, as
+    # bleu (of several tasks: task/bleu); empty: none
+    config.early_stop = 0  # evaluations in a row without a better keep_best that end it; 0: none do
 
     config.guard = guard = ConfigDict()
     guard.patience = 5  # updates in a row, not finite or spikes, after which it is rolled back
@@ -147,4 +157,5 @@ def get_config() -> ConfigDict:
     config.evaluate = evaluate = ConfigDict()
     evaluate.examples = 2048  # held-out examples for the loss, from the first; 0: all
     evaluate.decode = 512  # held-out examples to decode and score; 0: all
+    evaluate.decoding = "greedy"  # or "beam width=4 alpha=0.6", "sample top_p=0.9"; lm/decoding
     return config.lock()

@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 OLD = pathlib.Path(sys.prefix) / "transformers-4.57"
 VERSIONS = ("4.57", "5")
 LENGTH = 8  # tokens to generate
-BEAM = decoding.BeamConfig(width=4, alpha=0.6)
+BEAM = decoding.parse("beam width=4 alpha=0.6 penalty=power")  # as theirs
 
 # What a version of transformers is asked to do, in a process of its own: make random models and
 # save them, load what we exported, and write down what both compute.
@@ -228,11 +228,12 @@ def agreement(version: str, root: pathlib.Path, name: str, model, params) -> Agr
     brief = [np.int32(data[key][:, :5]) for key in ("short_ids", "short_mask")]
     examples = batch.Batch(*brief, examples.targets, examples.targets_segment_ids)
     same = {}
-    for what, beam in (("ids", None), ("best", BEAM)):
+    for what, how in (("ids", decoding.Decoding()), ("best", BEAM)):
         decode = functools.partial(
-            steps.decode_step, model=model, length=LENGTH, eos=names.EOS, beam=beam
+            steps.decode_step, model=model, length=LENGTH, eos=names.EOS, how=how
         )
-        same[what] = np.array_equal(jax.jit(decode)(params, examples), _ended(seen[what]))
+        ids = jax.jit(decode)(params, examples).ids[:, 0]
+        same[what] = np.array_equal(ids, _ended(seen[what]))
     delta = float(np.abs(logits - seen["logits"][real]).max())
     return Agreement(delta, float(np.ptp(logits)), same["ids"], same["best"])
 

@@ -164,22 +164,26 @@ class Attention(nn.Module):
         return key, self.value(source)
 
     def __call__(self, x, keys_values, mask, bias, deterministic, positions=None) -> Array:
+        query, keep = self._query(x, positions), self._keep(mask, deterministic)
+        return self.out(attention.attend(query, *keys_values, mask, bias, keep, self._scores()))
+
+    def by_heads(self, x, keys_values, mask, bias, positions=None) -> Array:
+        """The same without dropout, of keys and values as a cache has them: each [B, K, S, H]."""
+        query = self._query(x, positions)
+        return self.out(attention.attend_by_heads(query, *keys_values, mask, bias, self._scores()))
+
+    def _query(self, x, positions):
         config, query = self.config, self.query(x)
         if config.query_key_norm != "none":
             query = self.query_norm(query)
         if positions is not None:
             query = attention.rotate(query, positions, config.rotary_base)
-        summed = attention.attend(
-            query,
-            *keys_values,
-            mask,
-            bias,
-            self._keep(mask, deterministic),
-            attention.Scores(
-                config.attention_scale, config.attention_cap, config.attention == "rows"
-            ),
-        )
-        return self.out(summed)
+        return query
+
+    def _scores(self):
+        config = self.config
+        by_rows = config.attention == "rows"
+        return attention.Scores(config.attention_scale, config.attention_cap, by_rows)
 
     def _keep(self, mask, deterministic):
         # What dropout multiplies weights by, the same for all queries of a row; None: by nothing.

@@ -72,6 +72,8 @@ def _row(row: list, task: str, tokens) -> list[str]:
 # config: of the parameter's tower; shape: its own; fan_in: the product of the axes it sums over.
 STARTS = (
     (r"norm/(scale|bias)$", lambda config, fan_in, shape: 0.0),
+    (r"kernel/a$", lambda config, fan_in, shape: (3 * math.prod(shape[1:-1])) ** -0.5),
+    (r"kernel/b$", lambda config, fan_in, shape: 0.0),
     (r"relative_bias$", lambda config, fan_in, shape: (2 / sum(shape[-2:])) ** 0.5),
     (r"embedding$", lambda config, fan_in, shape: _embedding_std(config)),
     (r"query/kernel$", lambda config, fan_in, shape: _query_start(config) * fan_in**-0.5),
@@ -107,13 +109,17 @@ def initial_std(model: transformer.ModelConfig, path: str, shape: tuple[int, ...
 
 def parameters(this: run.Run) -> str:
     """The table of parameters: path, shape, count, initial std, share; and FLOPs per token."""
-    total = transformer.parameter_count(this.model)
+    shapes = this.shapes
+    total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     row = "{:<48} {:>20} {:>15} {:>11} {:>8}".format
     said = [row("parameter", "shape", "count", "initial std", "share")]
-    for path, leaf in checkpoints.flatten(transformer.shapes(this.model)).items():
+    for path, leaf in checkpoints.flatten(shapes).items():
         shape, std = " ".join(map(str, leaf.shape)), initial_std(this.model, path, leaf.shape)
         said.append(row(path, shape, f"{leaf.size:,}", f"{std:.5f}", f"{leaf.size / total:.2%}"))
     said.append(row("total", "", f"{total:,}", "", "100.00%"))
+    trained = optimizers.trained_count(this.trained, shapes)
+    if trained < total:
+        said.append(f"trained: {trained:,} ({trained / total:.2%}); frozen: {total - trained:,}")
     inputs, targets = this.lengths
     flops = transformer.forward_flops(this.model, inputs, targets)
     said.append(
@@ -128,9 +134,9 @@ def sharding(this: run.Run) -> str:
 
     For the config's own parallel.* sizes, of which data=-1 counts as 1; no device is needed.
     """
-    shapes = transformer.shapes(this.model)
+    shapes = this.shapes
     endless = optimizers.Pace(1.0, 2**31)  # no shape follows from a duration
-    optimizer, _ = optimizers.make_optimizer(this.optimizer, 2**31 - 1, shapes, endless)
+    optimizer, _ = optimizers.make_optimizer(this.trained, 2**31 - 1, shapes, endless)
     plan = steps.Plan(average=this.optimizer.average)
     model = transformer.Transformer(this.model)
     state = jax.eval_shape(lambda tree: steps.init_state(model, optimizer, plan, tree), shapes)

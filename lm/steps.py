@@ -109,11 +109,11 @@ def make_language_loss(model, config: LossConfig, text_bytes: Array) -> Loss:
 
 
 def ratios(sums: dict[str, float]) -> dict[str, float]:
-    """Sums to figures: loss and nats per target token, bits per byte of text, accuracy."""
+    """Sums to figures: loss and nats per target token, bits per byte of text, token_accuracy."""
     weight = max(sums["weight"], 1.0)
     figures = {name: sums[name] / weight for name in ("loss", "nats", "kl") if name in sums}
     figures["bits_per_byte"] = sums["nats"] / math.log(2) / max(sums["bytes"], 1.0)
-    figures["accuracy"] = sums["hits"] / weight
+    figures["token_accuracy"] = sums["hits"] / weight
     figures["text_nats"] = sums["text_nats"] / max(sums["text_weight"], 1.0)
     return figures
 
@@ -298,22 +298,50 @@ def eval_step(params, examples: batch.Batch, *, loss: Loss, axis: Axis | None = 
     return sums if axis is None else jax.lax.psum(sums, axis.name)
 
 
+def _opened(params, examples, addresses, model, room) -> tuple:
+    """What every search begins with: (step, cache, start, keys)."""
+    apply = lambda *args, method: model.apply({"params": params}, *args, method=method)
+    step = lambda token, cache: apply(token, cache, method="decode_step")
+    cache = apply(examples.inputs, examples.inputs_segment_ids, room, method="start")
+    asked = jnp.any(examples.inputs_segment_ids > 0, axis=1)
+    start = jnp.where(asked, model.config.start_id, -1)
+    key = jax.vmap(lambda address: key_for(address[0], address[1], "decoding"))
+    return step, cache, start, None if addresses is None else key(addresses)
+
+
+def decode_begin(
+    params,
+    examples: batch.Batch,
+    addresses: Array | None = None,
+    *,
+    model,
+    length: int,
+    how: decoding.Decoding,
+) -> decoding.Walk:
+    """Where decode_step stands before its first token, for decoding.advance; not for beams."""
+    room, take = how.room(length), transformer.take_rows
+    _, cache, start, keys = _opened(params, examples, addresses, model, room)
+    return decoding.begin(cache, start, take, how, length=room, keys=keys)
+
+
 def decode_step(
     params,
     examples: batch.Batch,
+    addresses: Array | None = None,
     *,
     model,
     length: int,
     eos: int,
-    beam: decoding.BeamConfig | None = None,
+    how: decoding.Decoding,
     axis: Axis | None = None,
-) -> Array:
-    """Answers to the inputs of a batch: int32 [B, length], pad after eos; greedy without a beam."""
-    apply = lambda *args, method: model.apply({"params": params}, *args, method=method)
-    cache = apply(examples.inputs, examples.inputs_segment_ids, length, method="start")
-    step = lambda token, cache: apply(token, cache, method="decode_step")
-    start = jnp.full(examples.inputs.shape[0], model.config.start_id, jnp.int32)
-    if beam is None:
-        return decoding.greedy(step, cache, start, length=length, eos=eos)
-    take = transformer.take_rows
-    return decoding.beam(step, cache, start, take, beam, length=length, eos=eos).ids[:, 0]
+) -> decoding.Hypotheses:
+    """Answers to the inputs of a batch: ids int32 [B, n, length] and scores [B, n].
+
+    length: the most tokens of an answer where `how` says none. addresses: int32 [B, 2], a seed and
+    the row's own number, all that its draws follow from, whatever the batch and the devices; None
+    where nothing is drawn. A row without inputs, which fills up a batch, has an answer of nothing
+    but pad, and no other row waits for it.
+    """
+    room, take = how.room(length), transformer.take_rows
+    step, cache, start, keys = _opened(params, examples, addresses, model, room)
+    return decoding.search(step, cache, start, take, how, length=room, eos=eos, keys=keys)

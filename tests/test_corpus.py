@@ -7,6 +7,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,20 +17,21 @@ from lm.corpus import encoding, folder, processes
 from tests import conftest
 
 PAIR = corpus.Form(inputs=32, targets=16)
+WIKIPEDIA, SUMMARY = tasks.TASKS["wikipedia"], tasks.TASKS["docstring_summary"]
 
 
 @pytest.fixture(scope="module")
 def shards(tiny_tfds, tiny_tokens, tmp_path_factory):
     """(directory, manifest) of the text of the tiny training split."""
     out = tmp_path_factory.mktemp("shards") / "train"
-    return out, corpus.prepare("wikipedia", "train", str(tiny_tfds), tiny_tokens, None, out)
+    return out, corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
 
 
 @pytest.fixture(scope="module")
 def pairs(tiny_tfds, tiny_tokens, tmp_path_factory):
     """(directory, manifest) of the pairs of the tiny training split."""
     out = tmp_path_factory.mktemp("pairs") / "train"
-    form = ("docstring_summary", "train", str(tiny_tfds), tiny_tokens, PAIR)
+    form = (SUMMARY, "train", str(tiny_tfds), tiny_tokens, PAIR)
     return out, corpus.prepare(*form, out)
 
 
@@ -42,10 +44,24 @@ def contents(directory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def texts(task: str, root) -> list[dict]:
-    records = sources.tfds_records(tasks.task_named(task).dataset, "train", str(root))
-    made = (tasks.task_named(task).to_text(records[i]) for i in range(len(records)))
-    return [text for text in made if text]
+def texts(name: str, root) -> list[dict]:
+    task = tasks.TASKS[name]
+    records = sources.records(task.source, "train", str(root))
+    return [text for i in range(len(records)) for text in task.to_texts(records[i])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(tasks.Task):
+    """The task of Wikipedia, but that `watch` decides of each record whether it is one."""
+
+    watch: Callable = lambda record: True
+
+    def to_texts(self, record):
+        return super().to_texts(record) if self.watch(record) else []
+
+
+def watched(watch) -> Watched:
+    return Watched(WIKIPEDIA.source, watch=watch)
 
 
 def test_the_stream_is_the_documents_each_followed_by_an_empty_line(shards, tiny_tfds, tiny_tokens):
@@ -81,12 +97,22 @@ def test_a_pair_is_its_texts_cut_and_only_an_uncut_target_ends_with_eos(
     assert 0 < cut == manifest["counts"]["truncated"] < len(stored)
 
 
+class Codes:
+    """A tokenizer whose ids are the code points."""
+
+    eos = 1
+
+    def encode(self, text):
+        return np.array([ord(letter) for letter in text], np.int32)
+
+
 @pytest.mark.parametrize("length", [14, 15, 16, 17])
 def test_a_target_is_truncated_exactly_when_its_eos_does_not_fit(length):
-    counts, ids = {"truncated": 0}, np.arange(100, 100 + length)
-    ((_, targets),) = encoding._pairs([(ids[:3], ids)], PAIR, 1, counts)
-    fits = length + 1 <= PAIR.targets
-    assert (targets[-1] == 1) == fits == (counts["truncated"] == 0)
+    text = {"inputs": "summarize: x", "targets": "t" * length}
+    pair = encoding._pair(Codes(), SUMMARY, PAIR, text)
+    whole = [ord("t")] * length + [Codes.eos]
+    np.testing.assert_array_equal(pair.targets, whole[: PAIR.targets])
+    assert pair.cut == (False, length + 1 > PAIR.targets)
 
 
 @pytest.mark.parametrize("kind", ["shards", "pairs"])
@@ -107,16 +133,16 @@ def test_the_same_inputs_give_the_same_bytes_in_any_number_of_processes(
     monkeypatch.setattr(encoding, "SERIAL", 5)  # the other 55 documents by worker processes
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {0, 1})
     again = tmp_path / "train"
-    corpus.prepare("wikipedia", "train", str(tiny_tfds), tiny_tokens, None, again)
+    corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, again)
     assert contents(again) == contents(shards[0])
 
 
 def test_workers_keep_the_order_of_texts_that_take_unequal_time(tiny_tokens, monkeypatch):
     monkeypatch.setattr(encoding, "SERIAL", 5)
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {0, 1})
-    texts = [(f"{i} " + "ab cd " * (200_000 if i == 10 else 1),) for i in range(400)]
-    encoded = [tuple(map(list, ids)) for ids in encoding._encode(texts, tiny_tokens)]
-    assert encoded == [(list(tiny_tokens.encode(text)),) for (text,) in texts]
+    made = [f"{i} " + "ab cd " * (200_000 if i == 10 else 1) for i in range(400)]
+    encoded = encoding._encode(({"text": text} for text in made), WIKIPEDIA, None, tiny_tokens)
+    assert [list(ids) for ids in encoded] == [list(tiny_tokens.encode(text)) for text in made]
 
 
 @pytest.mark.parametrize(("most", "files"), [(1, 60), (1000, 6), (10**6, 1)])
@@ -125,7 +151,7 @@ def test_files_hold_whole_documents_and_their_stream_is_the_same(
 ):
     monkeypatch.setattr(encoding, "SHARD_TOKENS", most)
     out = tmp_path / "train"
-    manifest = corpus.prepare("wikipedia", "train", str(tiny_tfds), tiny_tokens, None, out)
+    manifest = corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
     assert len(manifest["files"]) == files
     assert manifest["counts"] == shards[1]["counts"]
     np.testing.assert_array_equal(whole(out, manifest), whole(*shards))
@@ -141,7 +167,7 @@ def test_files_of_pairs_are_cut_at_their_size_and_read_in_order(
 ):
     monkeypatch.setattr(encoding, "SHARD_EXAMPLES", 25)
     out = tmp_path / "train"
-    task = ("docstring_summary", "train", str(tiny_tfds), tiny_tokens, PAIR)
+    task = (SUMMARY, "train", str(tiny_tfds), tiny_tokens, PAIR)
     manifest = corpus.prepare(*task, out)
     assert [file["examples"] for file in manifest["files"].values()] == [25, 25, 10]
     ours, theirs = corpus.Pairs(str(out), manifest), corpus.Pairs(str(pairs[0]), pairs[1])
@@ -154,8 +180,8 @@ def test_shards_that_are_there_are_found_without_reading_a_record(
     shards, tiny_tfds, tiny_tokens, monkeypatch
 ):
     before = contents(shards[0])
-    monkeypatch.setattr(sources, "tfds_records", None)
-    found = corpus.prepare("wikipedia", "train", str(tiny_tfds), tiny_tokens, None, shards[0])
+    monkeypatch.setattr(sources, "records", None)
+    found = corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, shards[0])
     assert found == shards[1]
     assert contents(shards[0]) == before
 
@@ -171,28 +197,26 @@ def test_shards_that_another_process_finished_meanwhile_are_taken(
         return real(place)
 
     monkeypatch.setattr(folder, "workshop", late)
-    found = corpus.prepare("wikipedia", "train", str(tiny_tfds), tiny_tokens, None, out)
+    found = corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
     assert found == shards[1] and contents(out) == contents(shards[0])
 
 
 @pytest.mark.parametrize("document", [1, 30, 59])
 def test_an_interrupted_preparation_leaves_nothing_that_reads_as_finished(
-    document, shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
+    document, shards, tiny_tfds, tiny_tokens, tmp_path
 ):
-    task, seen = tasks.TASKS["wikipedia"], []
+    seen = []
 
-    def to_text(record):
+    def watch(record):
         seen.append(record)
         if len(seen) > document:
             raise KeyboardInterrupt
-        return task.to_text(record)
+        return True
 
     out = tmp_path / "train"
-    arguments = ("wikipedia", "train", str(tiny_tfds), tiny_tokens, None, out)
-    with monkeypatch.context() as patch:
-        patch.setitem(tasks.TASKS, "wikipedia", dataclasses.replace(task, to_text=to_text))
-        with pytest.raises(KeyboardInterrupt):
-            corpus.prepare(*arguments)
+    arguments = (WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
+    with pytest.raises(KeyboardInterrupt):
+        corpus.prepare(watched(watch), *arguments[1:])
     assert not out.exists()
     assert not list(tmp_path.rglob(corpus.MANIFEST))
     corpus.prepare(*arguments)
@@ -213,11 +237,11 @@ def test_shards_of_something_else_are_refused_by_name(
         num_sentinels=10,
     )
     wrong = {
-        "form": ("wikipedia", "train", data, tiny_tokens, PAIR),
-        "tokenizer": ("wikipedia", "train", data, other, None),
-        "split": ("wikipedia", "validation", data, tiny_tokens, None),
-        "task": ("pydocs", "train", data, tiny_tokens, None),
-        "dataset": ("wikipedia", "train", str(elsewhere), tiny_tokens, None),
+        "form": (WIKIPEDIA, "train", data, tiny_tokens, PAIR),
+        "tokenizer": (WIKIPEDIA, "train", data, other, None),
+        "split": (WIKIPEDIA, "validation", data, tiny_tokens, None),
+        "task": (tasks.TASKS["pydocs"], "train", data, tiny_tokens, None),
+        "dataset": (WIKIPEDIA, "train", str(elsewhere), tiny_tokens, None),
     }
     for key, arguments in wrong.items():
         with pytest.raises(ValueError, match=f"shards of another {key} .*remove it or set"):
@@ -225,22 +249,16 @@ def test_shards_of_something_else_are_refused_by_name(
     assert contents(out) == before
 
 
-def test_a_split_without_text_is_a_sentence(tiny_tfds, tiny_tokens, tmp_path, monkeypatch):
-    drop = dataclasses.replace(tasks.TASKS["wikipedia"], to_text=lambda record: None)
-    monkeypatch.setitem(tasks.TASKS, "wikipedia", drop)
+def test_a_split_without_text_is_a_sentence(tiny_tfds, tiny_tokens, tmp_path):
+    none = watched(lambda record: False)
     with pytest.raises(ValueError, match=r"\(60 records\) holds no text; use a wider split"):
-        corpus.prepare("wikipedia", "train", str(tiny_tfds), tiny_tokens, None, tmp_path / "out")
+        corpus.prepare(none, "train", str(tiny_tfds), tiny_tokens, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_dropped_records_are_counted_and_leave_no_trace(
-    shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
-):
-    task = tasks.TASKS["wikipedia"]
-    keep = lambda record: None if len(record["text"]) % 2 else task.to_text(record)
-    monkeypatch.setitem(tasks.TASKS, "wikipedia", dataclasses.replace(task, to_text=keep))
-    out = tmp_path / "train"
-    manifest = corpus.prepare("wikipedia", "train", str(tiny_tfds), tiny_tokens, None, out)
+def test_dropped_records_are_counted_and_leave_no_trace(tiny_tfds, tiny_tokens, tmp_path):
+    even, out = watched(lambda record: len(record["text"]) % 2 == 0), tmp_path / "train"
+    manifest = corpus.prepare(even, "train", str(tiny_tfds), tiny_tokens, None, out)
     odd = [row["text"] for row in texts("pydocs", tiny_tfds) if len(row["text"]) % 2]
     assert manifest["counts"]["dropped"] == len(odd) > 0
     text = tiny_tokens.decode(whole(out, manifest))
@@ -266,7 +284,7 @@ def test_a_truncated_shard_is_named(shards, tmp_path):
 
 def test_shards_do_not_care_where_their_dataset_lies(shards, tiny_tfds, tiny_tokens, tmp_path):
     moved = shutil.copytree(tiny_tfds, tmp_path / "moved")
-    arguments = ("wikipedia", "train", str(moved), tiny_tokens, None, shards[0])
+    arguments = (WIKIPEDIA, "train", str(moved), tiny_tokens, None, shards[0])
     assert corpus.prepare(*arguments) == shards[1]
 
 

@@ -88,7 +88,7 @@ def test_two_processes_train_as_one_with_the_same_devices(alone, pair):
     ours, theirs = pair[0].rows, alone.rows
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for row, expected in zip(ours, theirs, strict=True):
-        for name in ("loss", "nats", "gradient_norm", "accuracy"):
+        for name in ("loss", "nats", "gradient_norm", "token_accuracy"):
             if name in expected:
                 assert row[name] == pytest.approx(expected[name], rel=1e-5), (row["step"], name)
     assert pair[0].facts["position"] == alone.facts["position"] == {"next_index": STEPS}

@@ -256,7 +256,8 @@ def finished(tiny_tfds, tiny_tokens, tmp_path_factory):
     """The directory of a finished corpus: the tiny wikipedia's text, with the tiny tokenizer."""
     out = tmp_path_factory.mktemp("finished") / "corpus"
     for split in ("train", "validation"):
-        corpus.prepare("wikipedia", split, str(tiny_tfds), tiny_tokens, None, out / split)
+        task = tasks.TASKS["wikipedia"]
+        corpus.prepare(task, split, str(tiny_tfds), tiny_tokens, None, out / split)
     shutil.copytree(tiny_tokens.directory, out / "tokenizer")
     (out / corpus.MANIFEST).write_text(json.dumps({"identity": {}}))
     return out

@@ -13,7 +13,7 @@ import optax
 import pytest
 import scipy.special
 
-from lm import batch, optimizers, steps, transformer
+from lm import batch, decoding, optimizers, steps, transformer
 
 EOS, VOCAB, ROWS, LENGTH, SENTINELS = 1, 24, 4, 6, 4
 # Bytes of each id: nothing for pad, eos and unk, nothing for the last four ids, the sentinels.
@@ -334,7 +334,7 @@ def test_ratios_divide_each_sum_by_what_it_is_about():
             "loss": 3.0,
             "nats": 2.0,
             "kl": 0.5,
-            "accuracy": 0.4,
+            "token_accuracy": 0.4,
             "bits_per_byte": 20 / math.log(2) / 40,
             "text_nats": 1.5,
         }
@@ -410,8 +410,9 @@ def test_a_batch_is_learnt_by_heart_in_thirty_updates(learnt):
 
 
 def test_what_is_learnt_by_heart_is_decoded_without_a_fault(learnt, lesson):
-    decode = functools.partial(steps.decode_step, model=MODEL, length=LENGTH + 2, eos=EOS)
-    answers = np.asarray(jax.jit(decode)(learnt[0].params, lesson))
+    greedy = dict(model=MODEL, length=LENGTH + 2, eos=EOS, how=decoding.Decoding())
+    decode = functools.partial(steps.decode_step, **greedy)
+    answers = np.asarray(jax.jit(decode)(learnt[0].params, lesson).ids[:, 0])
     np.testing.assert_array_equal(answers[:, :LENGTH], lesson.targets)
     assert not answers[:, LENGTH:].any()
 

@@ -106,11 +106,11 @@ def last(workdir: pathlib.Path, accept=lambda facts: True):
     """(state, facts) of the newest checkpoint, of those that are accepted."""
     this = run.read_run(workdir)
     optimizer, _ = optimizers.make_optimizer(
-        this.optimizer, STEPS, transformer.shapes(this.model), optimizers.Pace(1.0, 1)
+        this.trained, STEPS, this.shapes, optimizers.Pace(1.0, 1)
     )
     plan = steps.Plan(average=this.optimizer.average)
     make = functools.partial(steps.init_state, transformer.Transformer(this.model), optimizer, plan)
-    shapes = jax.eval_shape(make, transformer.shapes(this.model))
+    shapes = jax.eval_shape(make, this.shapes)
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
         return saved.restore(shapes, accept)
 

@@ -86,21 +86,51 @@ def spoilt(config):
 
 @words.every_word
 def test_decoding_step_by_step_gives_the_logits_of_all_at_once(name):
-    """With the inputs read once; also of rows taken, repeated and reordered half way."""
+    """With the inputs read once; also of beams that part, change places, die and go on alone."""
     config = words.model_of(name)
     ragged = words.laid_out(words.ONE_A_ROW, late=(1, 4))[0]
     targets = np.random.default_rng(3).integers(2, VOCAB, ragged.targets.shape, dtype=np.int32)
-    ragged = batch.Batch(*ragged[:2], targets, np.ones_like(targets))
-    expected = words.outcome(config, ragged)[1]
-    fed = jnp.asarray(batch.shift_right(targets, ragged[3], config.start_id))
+    other = np.concatenate([targets[:, :4], 2 + (targets[:, 4:] + 3) % (VOCAB - 2)], axis=1)
+    both = [batch.Batch(*ragged[:2], each, np.ones_like(each)) for each in (targets, other)]
+    expected = np.stack([words.outcome(config, each)[1] for each in both], axis=1)  # [B, 2, t, V]
+    fed = [batch.shift_right(each.targets, each[3], config.start_id) for each in both]
+    fed = np.stack(fed, axis=1)
     start, steps = decoder(config)
     cache, params = start(words.drawn(config), *ragged[:2]), spoilt(config)
-    cache, early = steps(params, cache, fed[:, :5])
-    _, late = steps(params, cache, fed[:, 5:])
-    words.close(np.concatenate([early, late], axis=1), expected)
-    rows = np.array([2, 0, 0, 5, 1, 2])
-    _, taken = steps(params, transformer.take_rows(cache, rows), fed[rows, 5:])
-    words.close(taken, late[rows], part=1e-6)
+    cache, early = steps(params, cache, fed[:, 0, :5])
+    _, late = steps(params, cache, fed[:, 0, 5:])
+    words.close(np.concatenate([early, late], axis=1), expected[:, 0])
+
+    kept, first = [0], 5
+    for parents, last in (([0, 0], 7), ([1, 0], 9)):
+        cache = transformer.take_rows(cache, children(len(fed), len(kept), parents))
+        kept = [0, 1] if first == 5 else [kept[parent] for parent in parents]
+        given = fed[:, kept, first:last].reshape(-1, last - first)
+        cache, taken = steps(params, cache, given)
+        words.close(taken, expected[:, kept, first:last].reshape(taken.shape))
+        first = last
+
+
+def children(rows, width, parents):
+    """The rows to take, so that each row's beams, `width` so far, become these of its beams."""
+    return (np.arange(rows)[:, None] * width + np.array(parents)).reshape(-1)
+
+
+def test_beams_may_become_fewer_and_more_again():
+    config = words.model_of("language_umt5")
+    inputs = words.laid_out(words.ONE_A_ROW)[0][:2]
+    fed = np.random.default_rng(3).integers(2, VOCAB, (len(inputs[0]), 3, 6), dtype=np.int32)
+    start, steps = decoder(config)
+    empty, params = start(words.drawn(config), *inputs), words.drawn(config)
+    width, cache = 1, empty
+    for first, last, parents in ((0, 3, [0, 0, 0]), (3, 4, [2, 0]), (4, 5, [1, 0]), (5, 6, [1, 1])):
+        cache = transformer.take_rows(cache, children(len(fed), width, parents))
+        width = len(parents)
+        given = fed[:, :width, first:last].reshape(-1, last - first)
+        cache, logits = steps(params, cache, given)
+    # The last of the second beams, and, going back: 1, 0, and three times 2.
+    alone = np.stack([fed[:, beam, place] for place, beam in enumerate([2, 2, 2, 0, 1, 1])], axis=1)
+    words.close(logits[1::2, -1], steps(params, empty, alone)[1][:, -1])
 
 
 # One model, however it is compiled. ----------------------------------------------------------

@@ -7,6 +7,16 @@ the newest step that verifies and renames the others out of the way.
 
 from lm.checkpoints.folder import Checkpoints
 from lm.checkpoints.forms import Mismatch, flatten
+from lm.checkpoints.keeping import ranked
 from lm.checkpoints.sums import checksums, empty, host_sum, leaf_sum
 
-__all__ = ["Checkpoints", "Mismatch", "checksums", "empty", "flatten", "host_sum", "leaf_sum"]
+__all__ = [
+    "Checkpoints",
+    "Mismatch",
+    "checksums",
+    "empty",
+    "flatten",
+    "host_sum",
+    "leaf_sum",
+    "ranked",
+]

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import tqdm
@@ -28,34 +29,38 @@ class Form:
 
 
 def prepare(
-    task_name: str, split: str, data_dir: str, tokens: tokenizer.Tokenizer, form: Form | None, out
+    task: tasks.Task, split: str, data_dir: str, tokens: tokenizer.Tokenizer, form: Form | None, out
 ) -> dict:
     """Write the shards of one split into directory `out`, or find them there; returns the manifest.
 
     form: of pairs; None for running text, which is stored uncut. Raises ValueError where `out`
-    holds shards of another task, split, tokenizer or form.
+    holds shards of another task, split, tokenizer or form, and for records without the task's
+    columns.
     """
     out = pathlib.Path(out)
-    task = tasks.task_named(task_name)
-    identity = {"task": task_name, "split": split, "tokenizer": tokens.fingerprint}
+    made_of = {key: getattr(task, key) for key in ("source", "inputs", "targets", "turns")}
+    identity = {"task": made_of | {"labels": list(task.labels)}, "split": split}
+    identity |= {"tokenizer": tokens.fingerprint}
     identity |= {"form": dataclasses.asdict(form) if form else {"record": shards.RECORD}}
-    identity["dataset"] = sources.fingerprint(task.dataset, data_dir)
+    identity["dataset"] = sources.source_fingerprint(task.source, split, data_dir)
     if manifest := _found(out, identity):
         return manifest
-    records = sources.tfds_records(task.dataset, split, data_dir)
+    records = sources.records(task.source, split, data_dir)
     counts = {"records": len(records), "dropped": 0}
-    encoded = _encode(_texts(task, records, counts, f"encoding {task_name} {split}"), tokens)
+    encoded = _encode(
+        _texts(task, records, counts, f"encoding {split} of {task.source}"), task, form, tokens
+    )
     with folder.workshop(out) as room:
         if manifest := _found(out, identity):  # by another process, since we looked
             return manifest
         if task.pairs:
-            counts["truncated"] = 0
-            files = _write_pairs(room, _pairs(encoded, form, tokens.eos, counts), tokens)
+            counts |= {"truncated": 0, "inputs_cut": 0}
+            files = _write_pairs(room, _pairs(encoded, counts), tokens)
         else:
-            files = _write_text(room, (ids for (ids,) in encoded), tokens)
+            files = _write_text(room, encoded, tokens)
         if not files:
             raise ValueError(
-                f"{task.dataset} {split} ({len(records)} records) holds no text; use a wider split."
+                f"{task.source} {split} ({len(records)} records) holds no text; use a wider split."
             )
         manifest = shards.finish(room, identity, files, counts)
         room.replace(out)
@@ -78,34 +83,49 @@ def _found(out: pathlib.Path, identity: dict) -> dict | None:
     return manifest
 
 
-def _texts(task: tasks.Task, records, counts: dict, label: str) -> Iterator[tuple[str, ...]]:
+def _texts(task: tasks.Task, records, counts: dict, label: str) -> Iterator[tasks.Text]:
     progress = tqdm.tqdm(range(len(records)), desc=label, unit="doc", disable=None)
     for index in progress:
-        text = task.to_text(records[index])
-        if text is None:
-            counts["dropped"] += 1
-        else:
-            yield (text["inputs"], text["targets"]) if task.pairs else (text["text"],)
+        texts = task.to_texts(records[index])
+        counts["dropped"] += not texts
+        yield from texts
 
 
-def _encode_all(tokens: tokenizer.Tokenizer, batch: list[tuple[str, ...]]) -> list:
-    return [tuple(tokens.encode(text) for text in texts) for texts in batch]
+class Pair(NamedTuple):
+    """A pair within its form, and which of the two had to be cut."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    cut: tuple[bool, bool]
 
 
-def _encode(texts: Iterable[tuple[str, ...]], tokens) -> Iterator[tuple[np.ndarray, ...]]:
-    """Token ids of each tuple of texts, in order; by worker processes once there are many."""
-    texts = iter(texts)
-    yield from _encode_all(tokens, itertools.islice(texts, SERIAL))
+def _encode_all(tokens, task: tasks.Task, form: Form | None, batch: list[tasks.Text]) -> list:
+    if form is None:
+        return [tokens.encode(text["text"]) for text in batch]
+    return [_pair(tokens, task, form, text) for text in batch]
+
+
+def _pair(tokens, task: tasks.Task, form: Form, text: tasks.Text) -> Pair:
+    """Inputs and targets, each ended by eos; not a cut target, which must not teach to stop."""
+    inputs, shorter = tasks.fitted(task, text["inputs"], form.inputs, tokens)
+    targets = np.append(tokens.encode(text["targets"]), tokens.eos)
+    return Pair(inputs, targets[: form.targets], (shorter, len(targets) > form.targets))
+
+
+def _encode(texts: Iterable[tasks.Text], task, form: Form | None, tokens) -> Iterator:
+    """Token ids of each text, or its Pair, in order; by worker processes once there are many."""
+    texts, common = iter(texts), (tokens, task, form)
+    yield from _encode_all(*common, list(itertools.islice(texts, SERIAL)))
     batches = iter(lambda: list(itertools.islice(texts, BATCH)), [])
-    for batch in processes.ordered(_encode_all, batches, 0, (tokens,)):
+    for batch in processes.ordered(_encode_all, batches, 0, common):
         yield from batch
 
 
-def _pairs(encoded, form: Form, eos: int, counts: dict) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets, each ended by eos unless cut: a cut target must not teach to stop."""
-    for inputs, targets in encoded:
-        counts["truncated"] += len(targets) >= form.targets
-        yield np.append(inputs[: form.inputs - 1], eos), np.append(targets, eos)[: form.targets]
+def _pairs(encoded: Iterable[Pair], counts: dict) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for inputs, targets, (shorter, truncated) in encoded:
+        counts["inputs_cut"] += shorter
+        counts["truncated"] += truncated
+        yield inputs, targets
 
 
 def _write_text(directory: pathlib.Path, documents, tokens) -> dict[str, shards.Written]:

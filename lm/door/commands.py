@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import tempfile
 
 from lm import choose
 from lm.sources import places
@@ -34,10 +36,11 @@ def corpus(values) -> None:
         print(command.command(values.flag_values_dict(), given))
         return
     command.check_given("config", given)
-    from lm import run, sources, tasks
+    from lm import run, sources
 
     this = checked_run(values)
-    if {tasks.task_named(name).dataset for name in this.data.names} & sources.EMBEDDED:
+    read = {this.data.task_named(name).source.removeprefix("tfds:") for name in this.data.names}
+    if read & sources.EMBEDDED:
         from lm import pydocs
 
         print(pydocs.build(str(sources.data_root(this.data.dir))))
@@ -105,31 +108,60 @@ def _chosen(step: str) -> str | int:
 
 
 def evaluate(values) -> None:
-    """Held-out loss, unigram baselines and task scores of a run; writes evaluate.json."""
-    from lm import evaluate
+    """Held-out loss, baselines and task scores of a run, with 95 % intervals, into its workdir.
 
-    print(json.dumps(evaluate.evaluate(values.workdir, _chosen(values.step)), indent=2))
+    evaluate.json and predictions.jsonl are of what the run holds out; those of --split=test have
+    -test in their names. Several checkpoints, as --step=all or 1000,2000: their scores by update,
+    in evaluate.jsonl and curve.png.
+    """
+    from lm import evaluate, parallel, train
+
+    chosen = {"split": values.split, "how": values.decoding}
+    numbers = values.step.split(",")
+    several = values.step == "all" or len(numbers) > 1
+    if several and values.step != "all" and not all(map(str.isdecimal, numbers)):
+        raise ValueError(f"--step={values.step} are no updates' numbers; write them as 1000,2000.")
+    parallel.start(values.coordinator, values.hosts, values.host)
+    try:
+        if several:
+            steps = [] if values.step == "all" else list(map(int, numbers))
+            found = evaluate.evaluate_all(values.workdir, steps, **chosen)
+        else:
+            found = evaluate.evaluate(values.workdir, _chosen(values.step), **chosen)
+    except (ValueError, OSError) as error:
+        if parallel.hosts()[1] > 1:  # which would wait for this one
+            train.leave(" ".join(str(error).split()), 2)
+        raise
+    if not parallel.hosts()[0]:
+        print(json.dumps(found, indent=2))
 
 
 def predict(values) -> None:
-    """Answer inputs with a run's model: one JSON line each, in order."""
-    from lm import evaluate, logs
+    """Answer inputs with a run's model: one JSON line each, in order.
 
-    if values.text:
-        texts = [values.text]
-    else:
-        data = places.place(values.input).read_bytes() if values.input else sys.stdin.buffer.read()
-        # Not splitlines(): it would also cut at U+2028 and form feeds inside a line.
-        texts = data.decode("utf-8", "replace").removesuffix("\n").split("\n")
-    answers = evaluate.predict(values.workdir, texts, _chosen(values.step))
-    rows = [
-        json.dumps({"inputs": text, "prediction": answer}, ensure_ascii=False) + "\n"
-        for text, answer in zip(texts, answers, strict=True)
-    ]
-    if values.out:
-        logs.write_atomically(values.out, "".join(rows))
-    else:
-        sys.stdout.writelines(rows)
+    A line of text, --text and a row with "inputs" are asked as they stand, the task's words before
+    them included. Of any other row of JSONL or TSV the run's task makes the input from its columns;
+    columns are passed on. What is interrupted goes on where it was when the same command is run
+    again, from OUT.part. On a terminal, without --input and --text, lines are asked as they are
+    typed: the task's words are put before them, and a dialogue has a history.
+    """
+    from lm import evaluate
+
+    chosen = {"which": _chosen(values.step), "how": values.decoding, "seed": values.seed}
+    given = [flag for flag in ("text", "input", "interactive") if values[flag].value]
+    if len(given) > 1:
+        raise ValueError(f"--{given[0]} and --{given[1]} cannot both be; leave one out.")
+    if values.interactive or not given and sys.stdin.isatty():
+        evaluate.interactive(values.workdir, **chosen)
+        return
+    with tempfile.NamedTemporaryFile(suffix=".txt") as file:
+        rows = evaluate.Inputs(values.input or file.name)
+        if values.text:
+            rows = [{"inputs": values.text}]
+        elif not values.input:
+            shutil.copyfileobj(sys.stdin.buffer, file)  # to be read twice
+            file.flush()
+        evaluate.predict(values.workdir, rows, values.out, strict=values.strict, **chosen)
 
 
 def show(values) -> None:
@@ -147,7 +179,7 @@ def show(values) -> None:
     if not re.fullmatch(r"\d*", values.step):
         raise ValueError(f"--step={values.step} is no update's number; write it in digits.")
     run.check_workdir(this)
-    print(show.rows(this, values.split, values.rows, int(values.step or 1)))
+    print(show.rows(this, values.split or "train", values.rows, int(values.step or 1)))
 
 
 def report(values) -> None:
@@ -195,25 +227,31 @@ def import_checkpoint(values) -> None:
 
 
 def export_checkpoint(values) -> None:
-    """Write a run's parameters and tokenizer as a transformers checkpoint."""
+    """Write a run's parameters and tokenizer as a transformers checkpoint.
+
+    What LoRA has learnt is merged into them; with --adapters it alone is written, for peft.
+    """
     from lm import interop
 
-    print(interop.write(values.workdir, values.directory, _chosen(values.step)))
+    which = _chosen(values.step)
+    print(interop.write(values.workdir, values.directory, which, values.adapters))
 
 
 CORPUS = ("source", "out", "column", "unit", "data_dir", "rules", "dedupe", "heldout", "tokenizer")
 CORPUS += ("pieces", "shards", "workers", "runner", "runner_flags", "temp", "overlap", "ngram")
 CORPUS += ("dry_run", "config?", "workdir?")
 TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", "coordinator", "hosts", "host")
+EVALUATE = ("workdir", "split", "step", "decoding", "coordinator", "hosts", "host")
+PREDICT = ("workdir", "input", "out", "text", "decoding", "seed", "strict", "step", "interactive")
 COMMANDS = {
     "corpus": (corpus, CORPUS),
     "tokenizer": (tokenizer, ("config", "workdir")),
     "train": (train, TRAIN),
-    "evaluate": (evaluate, ("workdir", "step")),
-    "predict": (predict, ("workdir", "text", "input", "out", "step")),
+    "evaluate": (evaluate, EVALUATE),
+    "predict": (predict, PREDICT),
     "show": (show, ("config?", "workdir", "split", "rows", "model", "sharding", "step")),
     "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
-    "export": (export_checkpoint, ("workdir", "directory", "step")),
+    "export": (export_checkpoint, ("workdir", "directory", "step", "adapters")),
     "report": (report, ("runs", "out", "title")),
     "preflight": (preflight, ("config", "slice", "workdir?", "price?", "json", "search")),
 }

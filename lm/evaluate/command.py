@@ -2,54 +2,177 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
+import pathlib
+from collections.abc import Sequence
 
-from lm import logs, pipeline, run, steps, tasks
-from lm.evaluate import answers, heldout, reading, scores
+from lm import decoding, logs, parallel, pipeline, run
+from lm.evaluate import curve, heldout, reading, scores
 
-
-def _losses(losses: heldout.HeldOut, params, train: pipeline.Examples, text_bytes, label) -> dict:
-    sums = losses.sums(params, label)
-    figures = steps.ratios(sums) | {"tokens": int(sums["weight"])}
-    return figures | heldout.unigram_baselines(losses, train.frequencies, text_bytes)
+FILE_NAMES = str.maketrans({"[": "-", "]": "", ":": "to", "%": "percent", "+": "-and-", " ": ""})
 
 
-def evaluate(workdir, which: str | int = "newest") -> dict:
-    """Evaluate a checkpoint of a run on its held-out split; which: as in read_params.
+def evaluate(workdir, which: str | int = "newest", *, split: str = "", how: str = "") -> dict:
+    """Evaluate a checkpoint of a run; which: as in read_params.
 
-    Writes evaluate.json and, for tasks of pairs, predictions.jsonl into the workdir. Of several
+    split: of the tasks' sources; empty: what the run holds out. how: in the words of lm.decoding;
+    empty: evaluate.decoding of the run. Writes evaluate.json and, for tasks of pairs,
+    predictions.jsonl into the workdir; of the split test, evaluate-test.json and so on. Of several
     tasks, the figures of each stand under its name, and those of all together above. What an
-    earlier call wrote for the same checkpoint and limits is returned as it is.
+    earlier call wrote for the same checkpoint, limits and decoding is returned as it is.
+    Of several hosts all call this and the first writes.
+    Raises ValueError for a split that is not there, and for a loss that is not finite.
     """
-    this, strategy, tokens, params, step = reading.open_run(workdir, which)
-    path = this.workdir / "evaluate.json"
-    made_of = {"step": step, "limits": this.config["evaluate"]}
-    if path.exists() and (done := json.loads(path.read_text())) | made_of == done:
+    asked = Evaluation(workdir, split, how)
+    params, step = asked.read(which)
+    path = asked.path("evaluate", ".json")
+    if path.exists() and (done := json.loads(path.read_text())) | asked.made_of(step) == done:
         return done
-    train, examples = run.make_examples(this, tokens)
-    losses = heldout.HeldOut(this, strategy, examples, tokens)
-    text_bytes = tokens.piece_bytes(this.model.vocab_size)
-    label = f"held-out loss of {this.name}"
-    figures = made_of | _losses(losses, params, train, text_bytes, label)
-    several, lines = len(examples.parts) > 1, []
-    answer = answers.Answers(this, strategy, params, tokens)
-    for part, learnt in zip(examples.parts, train.parts, strict=True):
-        found = {}
-        if several:
-            own, alone = pipeline.Examples((learnt,)), losses.of(part)
-            found = _losses(alone, params, own, text_bytes, f"{label}: {part.name}")
-        if tasks.task_named(part.name).pairs:
-            judged, rows = scores.score(this, answer, part.name)
-            found |= judged
-            named = {"task": part.name} if several else {}
-            lines += [json.dumps(named | row, ensure_ascii=False) + "\n" for row in rows]
-        figures |= {"tasks": figures.get("tasks", {}) | {part.name: found}} if several else found
-    if lines:
-        logs.write_atomically(this.workdir / "predictions.jsonl", "".join(lines))
-    chosen = "" if which == "newest" else f" --step={which}"
-    figures["command"] = f"python -m lm evaluate --workdir={workdir}{chosen}"
-    if not math.isfinite(figures["nats"]):
-        raise ValueError(f"the held-out loss of {workdir} at update {step} is not finite.")
-    logs.write_atomically(path, json.dumps(figures, indent=2) + "\n")
+    figures, rows = asked.figures(params, step)
+    figures["command"] = asked.command(which)
+    if rows:
+        _write(asked.path("predictions", ".jsonl"), rows)
+    if not parallel.hosts()[0]:
+        logs.write_atomically(path, json.dumps(figures, indent=2) + "\n")
     return figures
+
+
+def evaluate_all(
+    workdir, steps: Sequence[int] = (), *, split: str = "", how: str = ""
+) -> list[dict]:
+    """Evaluate these checkpoints of a run, by default all that it keeps: a row each, by step.
+
+    split, how, errors: as of evaluate. Writes evaluate.jsonl after each of them, and at the end
+    curve.png: every score over the updates. Rows that are there already stay, those of checkpoints
+    since deleted among them, if they are of the same split, limits and decoding.
+    """
+    asked = Evaluation(workdir, split, how)
+    path, same = asked.path("evaluate", ".jsonl"), asked.made_of(0)
+    rows = {row["step"]: row for row in logs.read(path) if row | same | {"step": row["step"]} == row}
+    if not steps:
+        with reading.open_checkpoints(asked.this, read_only=True) as saved:
+            steps = saved.steps()
+    for step in sorted(set(steps) - rows.keys()):
+        rows[step] = asked.figures(*asked.read(step))[0]
+        rows[step]["command"] = asked.command(step)
+        _write(path, [rows[step] for step in sorted(rows)])
+    found = [rows[step] for step in sorted(rows)]
+    if found and not parallel.hosts()[0]:
+        curve.draw(found, asked.path("curve", ".png"), asked.this.name)
+    return found
+
+
+def _write(path: pathlib.Path, rows: Sequence[dict]) -> None:
+    """A JSONL file of these rows, by the first host."""
+    if not parallel.hosts()[0]:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        logs.write_atomically(path, text)
+
+
+class Evaluation:
+    """What is the same for all checkpoints of a run on a split; read and compiled when needed.
+
+    split, how: as of evaluate.
+    """
+
+    def __init__(self, workdir, split: str = "", how: str = ""):
+        this, self.strategy, self.tokens = reading.open_workdir(workdir)
+        limits = this.config["evaluate"] | ({"decoding": how} if how else {})
+        decoding.parse(limits["decoding"])  # before any time is spent
+        self.this = dataclasses.replace(this, config=this.config | {"evaluate": limits})
+        self.split = this.data.heldout if split in ("", "heldout") else split
+        self._flags = {"workdir": workdir, "decoding": how and f'"{how}"'}
+        self._flags |= {"split": "" if self._is_heldout else split}
+
+    @property
+    def _is_heldout(self) -> bool:
+        return self.split == self.this.data.heldout
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, str]:
+        held = run.splits(self.this)[1] if self._is_heldout else {}
+        return held or dict.fromkeys(self.this.data.names, self.split)
+
+    def path(self, stem: str, suffix: str) -> pathlib.Path:
+        """Where a result of this split lies: those of the held-out split have the plain names."""
+        named = "" if self._is_heldout else "-" + self.split.translate(FILE_NAMES)
+        return self.this.workdir / f"{stem}{named}{suffix}"
+
+    def made_of(self, step: int) -> dict:
+        """What the figures of a checkpoint follow from."""
+        return {"step": step, "split": self.split, "limits": self.this.config["evaluate"]}
+
+    def command(self, which: str | int) -> str:
+        """The command line that makes these figures."""
+        flags = self._flags | {"step": "" if which == "newest" else which}
+        said = (f"--{name}={value}" for name, value in flags.items() if value != "")
+        return " ".join(["python -m lm evaluate", *said])
+
+    def read(self, which: str | int):
+        """(placed parameters, step) of a checkpoint."""
+        params, step = reading.read_params(self.this, self.tokens, which, self.strategy)
+        return self.strategy.place_state(params), step
+
+    @functools.cached_property
+    def _examples(self) -> tuple[pipeline.Examples, pipeline.Examples]:
+        # (training examples, those of the split), made by the first host while others wait.
+        def prepare():
+            train, held = run.make_examples(self.this, self.tokens)
+            if self._is_heldout:
+                return train, held
+            folder = self.split.translate(FILE_NAMES)
+            return train, run.make_split(self.this, self.tokens, self._splits, folder)
+
+        made = None if parallel.hosts()[0] else prepare()
+        parallel.meet("examples to evaluate")
+        return made or prepare()
+
+    @functools.cached_property
+    def _losses(self) -> heldout.HeldOut:
+        return heldout.HeldOut(self.this, self.strategy, self._examples[1], self.tokens)
+
+    @functools.cached_property
+    def _judge(self) -> scores.Judge:
+        return scores.Judge(self.this, self.strategy, self.tokens, self._splits)
+
+    @functools.cached_property
+    def _baselines(self) -> dict[str, dict]:
+        # By task, and under "" those of all together.
+        train, held = self._examples
+        text_bytes = self.tokens.piece_bytes(self.this.model.vocab_size)
+        known = {"": (self._losses, train.frequencies)} if len(held.parts) > 1 else {}
+        for part, learnt in zip(held.parts, train.parts, strict=True):
+            own = pipeline.Examples((learnt,)).frequencies
+            known[part.name] = self._losses.of(part), own
+        return {name: heldout.unigram_baselines(*of, text_bytes) for name, of in known.items()}
+
+    def figures(self, params, step: int) -> tuple[dict, list[dict]]:
+        """(all figures of placed parameters as JSON has them, the rows of predictions.jsonl)."""
+        by_task, rows, label = {}, [], f"loss of {self.this.name} at {step}"
+        several = len(self.this.data.names) > 1
+        parts = self._examples[1].parts
+        each = {part.name: self._losses.of(part).by_example(params, label) for part in parts}
+        whole = scores.joined(list(each.values()))
+        if not math.isfinite(whole["nats"].sum()):
+            raise ValueError(
+                f"the loss of {self.this.workdir} at update {step} on {self.split} is not finite; "
+                f"choose another checkpoint by --step, or train with a lower optimizer.peak."
+            )
+        for name, examples in each.items():
+            found = scores.score_losses(examples) | self._baselines[name]
+            if name in self._judge.tasks:
+                pairs, given = self._judge.pairs[name], self._judge.answers(params, name)
+                said = [answer.texts[0] for answer in given]
+                judged = scores.score_answers(self._judge.tasks[name], pairs, said)
+                cut = {"inputs_cut": sum(answer.cut for answer in given)}
+                surest = {"intervals": found["intervals"] | judged["intervals"]}
+                found |= judged | cut | surest
+                named = {"task": name} if several else {}
+                rows += [named | row for row in scores.rows(pairs, given)]
+            by_task[name] = found
+        if several:
+            found = scores.score_losses(whole) | self._baselines[""] | {"tasks": by_task}
+        return json.loads(json.dumps(self.made_of(step) | found)), rows

@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import tqdm
 
@@ -21,6 +22,9 @@ class HeldOut:
         plain = steps.LossConfig(z_loss=0.0, smoothing=0.0)
         loss = steps.make_language_loss(model, plain, text_bytes)
         self._step = strategy.compile(functools.partial(steps.eval_step, loss=loss))
+        self._by_row = strategy.compile(
+            functools.partial(row_sums, model=model, text_bytes=text_bytes)
+        )
         self._strategy, self._examples = strategy, examples
         self._seed, self._limit = this.config["seed"], this.config["evaluate"]["examples"]
 
@@ -34,22 +38,47 @@ class HeldOut:
         alone._examples = pipeline.Examples((part,))
         return alone
 
+    def _placed(self, label: str, beat) -> Iterator:
+        """The batches as they lie on the devices; of several hosts each has its own rows."""
+        total = pipeline.heldout_count(self._examples, self._limit)
+        bar = tqdm.tqdm(self.batches(), total=total, desc=label, disable=None, leave=bool(label))
+        for rows in bar:
+            beat()
+            yield self._strategy.place_batch(parallel.own_rows(rows))
+
     def sums(self, params, label: str = "", beat=lambda: None) -> dict[str, float]:
         """Sums over all held-out examples, each counted once; params as placed.
 
-        Of several hosts each has its own rows. beat: called before each batch.
+        beat: called before each batch.
         """
-        total = pipeline.heldout_count(self._examples, self._limit)
-        bar = tqdm.tqdm(self.batches(), total=total, desc=label, disable=None, leave=bool(label))
         added: dict[str, float] = {}
-        host, hosts = parallel.hosts()
-        for rows in bar:
-            beat()
-            own = batch.Batch(*(column[host::hosts] for column in rows))
-            sums = self._step(params, self._strategy.place_batch(own))
-            for name, value in self._strategy.fetch_numbers(sums).items():
+        for rows in self._placed(label, beat):
+            for name, value in self._strategy.fetch_numbers(self._step(params, rows)).items():
                 added[name] = added.get(name, 0.0) + float(value)
         return added
+
+    def by_example(self, params, label: str = "") -> dict[str, np.ndarray]:
+        """The same sums of each example by itself, but the loss: {name: float64 [examples]}.
+
+        In order, and on every host those of all; rows without a target are no examples.
+        """
+        found = []
+        for rows in self._placed(label, lambda: None):
+            own = self._strategy.fetch_rows(self._by_row(params, rows))
+            found.append(parallel.all_rows(own))
+        whole = jax.tree.map(lambda *parts: np.concatenate(parts).astype(np.float64), *found)
+        return {name: sums[whole["weight"] > 0] for name, sums in whole.items()}
+
+
+def row_sums(params, examples: batch.Batch, *, model, text_bytes, axis=None) -> steps.Sums:
+    """What steps.measure gives of each row of a batch by itself: {name: float32 [B]}."""
+    logits = steps.predict(model, params, examples, None)
+
+    def measured(logits, row):
+        alone = jax.tree.map(lambda x: x[None], row)
+        return steps.measure(logits[None], alone, text_bytes)
+
+    return jax.vmap(measured)(logits, examples)
 
 
 def unigram_baselines(heldout: HeldOut, train_counts: np.ndarray, text_bytes: np.ndarray) -> dict:

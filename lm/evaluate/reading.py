@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
-from lm import checkpoints, parallel, run, transformer
+import jax
+
+from lm import checkpoints, parallel, run
+from lm.transformer import adapters
 
 
 def open_checkpoints(this: run.Run, *, read_only: bool = False) -> checkpoints.Checkpoints:
@@ -20,10 +24,19 @@ def read_params(
 
     The average of weights, where the run keeps one. which: "newest", "best" (by keep_best), or an
     update's number. strategy: who will place them; under mesh no device then reads more than its
-    part.
+    part. What LoRA has learnt is merged into the kernels.
     """
-    shapes = transformer.shapes(this.model)
-    shapes = strategy.abstract(shapes) if strategy else shapes
+    params, step = read_trained(this, tokens, which, strategy)
+    if this.lora.rank:
+        params = jax.jit(functools.partial(adapters.merged, this.lora))(params)
+    return params, step
+
+
+def read_trained(
+    this: run.Run, tokens, which: str | int = "newest", strategy=None
+) -> tuple[dict, int]:
+    """What read_params gives as training holds it: LoRA's factors beside the kernels."""
+    shapes = strategy.abstract(this.shapes) if strategy else this.shapes
     with open_checkpoints(this, read_only=True) as saved:
         params, facts = saved.restore_params(shapes, which)
     if facts["tokenizer"] != tokens.fingerprint:
@@ -34,16 +47,20 @@ def read_params(
     return params, facts["step"]
 
 
-def open_run(workdir, which: str | int = "newest"):
-    """(run, strategy, its tokenizer, placed parameters, step), over whatever devices are here.
+def open_workdir(workdir):
+    """(run, strategy, its tokenizer) over whatever devices are here, those of all hosts.
 
-    The batch is made a multiple of the devices: a run may be read on another machine. which: as in
-    read_params.
+    The batch is made a multiple of the devices: a run may be read on another machine.
     """
     this = run.read_run(workdir)
     strategy = parallel.reading_strategy(this.parallel)
     rows = -(-this.data.batch_size // strategy.shards) * strategy.shards
     this = dataclasses.replace(this, data=dataclasses.replace(this.data, batch_size=rows))
-    tokens = run.make_tokenizer(this)
+    return this, strategy, run.make_tokenizer(this)
+
+
+def open_run(workdir, which: str | int = "newest"):
+    """(run, strategy, its tokenizer, placed parameters, step). which: as in read_params."""
+    this, strategy, tokens = open_workdir(workdir)
     params, step = read_params(this, tokens, which, strategy)
     return this, strategy, tokens, strategy.place_state(params), step

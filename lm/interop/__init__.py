@@ -1,6 +1,7 @@
 """Checkpoints and vocabularies of other codebases, in and out: transformers both ways, T5X in.
 
-names, transformers: weights and config.json; vocabulary: tokenizer files; t5x: T5X's weights.
+names, transformers: weights and config.json; vocabulary: tokenizer files; t5x: T5X's weights;
+peft: what LoRA has learnt.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 import jax
 
 from lm import checkpoints, choose, evaluate, layers, run, steps, tokenizer, transformer
-from lm.interop import t5x, transformers, vocabulary
+from lm.interop import peft, t5x, transformers, vocabulary
 from lm.sources import places
 
 FOREIGN = (AttributeError, IndexError, KeyError, TypeError)  # what files of other kinds provoke
@@ -114,7 +115,8 @@ def _whole(directory, what: str) -> Iterator[pathlib.Path]:
     try:
         yield draft
         if places.is_remote(directory):
-            places.copy(draft, directory, "config.json")  # without which it is neither kind
+            mark = peft.CONFIG if (draft / peft.CONFIG).exists() else "config.json"
+            places.copy(draft, directory, mark)  # without which it is of no kind
             return
         draft.chmod(0o755)
         draft.rename(directory)  # an empty directory gives way
@@ -122,17 +124,32 @@ def _whole(directory, what: str) -> Iterator[pathlib.Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write(workdir, directory, which: str | int = "newest") -> str:
+def write(workdir, directory, which: str | int = "newest", adapters: bool = False) -> str:
     """Write a run's parameters and tokenizer as a transformers checkpoint; which: of what step.
 
     The directory appears whole or not at all; AutoModelForSeq2SeqLM and AutoTokenizer load it.
+    What LoRA has learnt is merged into the kernels, or with `adapters` written alone, for peft.
     Returns what was written, in a line. Raises ValueError for a model that no family of
-    transformers can express, and where the directory is not empty.
+    transformers can express, without LoRA for `adapters`, and where the directory is not empty.
     """
     with _whole(directory, "directory to export into") as draft:
         this = run.read_run(workdir)
         tokens = run.make_tokenizer(this)
+        if adapters:
+            return _write_adapters(this, tokens, which, draft, directory)
         params, step = evaluate.read_params(this, tokens, which)
         transformers.write(params, this.model, draft)
         vocabulary.write(tokens.directory, draft)
     return f"{directory}: update {step} of {workdir} as a transformers checkpoint"
+
+
+def _write_adapters(this: run.Run, tokens, which, draft: pathlib.Path, directory) -> str:
+    if not this.lora.rank:
+        raise ValueError(f"{this.workdir} has no adapters (lora.rank=0); leave out --adapters.")
+    params, step = evaluate.read_trained(this, tokens, which)
+    peft.write(params, this.model, this.lora, draft)
+    taken = this.config["init_from"] or this.config["teacher"]["workdir"]
+    return (
+        f"{directory}: the adapters of update {step} of {this.workdir}, for peft; their model is "
+        f"what `python -m lm export` makes of {taken}"
+    )

@@ -109,9 +109,9 @@ def write(
         places[family.head] = places[family.copies[family.head]]._replace(name=family.head)
     theirs = names.their_config(config, family)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "config.json", theirs)
+    write_json(directory / "config.json", theirs)
     ids = {key: value for key, value in theirs.items() if key.endswith("_token_id")}
-    _write_json(directory / "generation_config.json", ids)
+    write_json(directory / "generation_config.json", ids)
     _write_shards(directory, leaves, places, max_shard_bytes)
 
 
@@ -223,7 +223,8 @@ def _read_json(path: pathlib.Path) -> dict:
     return content
 
 
-def _write_json(path: pathlib.Path, content: dict) -> None:
+def write_json(path: pathlib.Path, content: dict) -> None:
+    """An object as their configs have it, its keys in order."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -359,12 +360,13 @@ def _write_shards(directory: pathlib.Path, leaves: dict, places: dict, most: int
         files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
         index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         total = 4 * sum(math.prod(place.theirs) for place in places.values())
-        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
     for file, shard in zip(files, shards, strict=True):
-        _write_tensors(directory / file, leaves, [places[name] for name in shard])
+        write_tensors(directory / file, leaves, [places[name] for name in shard])
 
 
-def _write_tensors(path: pathlib.Path, leaves: dict, places: list[names.Place]) -> None:
+def write_tensors(path: pathlib.Path, leaves: dict, places: list[names.Place]) -> None:
+    """A safetensors file of these places; leaves: ours, by their path."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for place in places:
         first, end = end, end + 4 * math.prod(place.theirs)

@@ -12,7 +12,7 @@ from lm.optimizers.chain import make_optimizer
 from lm.optimizers.config import OptimizerConfig
 from lm.optimizers.directions import OPTIMIZERS, adafactor
 from lm.optimizers.durations import Pace, updates
-from lm.optimizers.groups import check_groups, multipliers
+from lm.optimizers.groups import check_groups, multipliers, trained_count
 from lm.optimizers.schedules import SCHEDULES
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "check_groups",
     "make_optimizer",
     "multipliers",
+    "trained_count",
     "updates",
 ]

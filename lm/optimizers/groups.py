@@ -91,14 +91,21 @@ def multipliers(config) -> dict[str, float]:
     return {pattern: value or 0.0 for pattern, value in parse(config.rates, "rates")}
 
 
+def trained_count(config, params: Any) -> int:
+    """How many numbers of a tree are trained: those that no rate freezes. Shapes suffice."""
+    rules, leaves = parse(config.rates, "rates"), jax.tree_util.tree_leaves_with_path(params)
+    return sum(leaf.size for keys, leaf in leaves if multiplier(rules, keys) is not None)
+
+
 def matrix(keys, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """A parameter's axes as those of the rows and columns of T5's matrix, for each layer.
 
     A tower's stacked layers [L, ...] are as many parameters, so axis 0 is neither. Attention
-    kernels are [D, N*H] and [N*H, D]. A vector's only axis is its columns'; it has no rows.
+    kernels are [D, N*H] and [N*H, D], their factors of LoRA alike. A vector's only axis is its
+    columns'; it has no rows.
     """
     path = path_of(keys)
     axes = tuple(range(ndim))["layers" in path.split("/") :]
     last = max(len(axes) - 1, 0)
-    cut = last if path.endswith("out/kernel") else min(last, 1)
+    cut = last if path.endswith(("out/kernel", "out/kernel/a")) else min(last, 1)
     return axes[:cut], axes[cut:]

@@ -11,7 +11,7 @@ import dataclasses
 
 import jax
 
-from lm.parallel.cluster import hosts, meet, start
+from lm.parallel.cluster import all_rows, hosts, meet, own_rows, start
 from lm.parallel.config import ParallelConfig, check_batch
 from lm.parallel.mesh import Mesh
 from lm.parallel.pmap import Pmap
@@ -22,10 +22,12 @@ __all__ = [
     "Mesh",
     "ParallelConfig",
     "Pmap",
+    "all_rows",
     "check_batch",
     "hosts",
     "make_strategy",
     "meet",
+    "own_rows",
     "path_of",
     "reading_strategy",
     "sharding_table",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax._src import clusters, distributed
+from jax.experimental import multihost_utils
 
 HEARTBEAT = 30  # seconds without a sign of life after which a host counts as lost
 PATIENCE = 300  # seconds to wait for the other hosts at the start
@@ -76,3 +79,21 @@ def meet(name: str) -> None:
     """
     if distributed.global_state.client is not None:
         distributed.global_state.client.wait_at_barrier(name, DAY)
+
+
+def own_rows(rows: Any) -> Any:
+    """This host's rows of arrays that all hosts have: of H hosts, host h has rows h, h + H, .."""
+    host, count = hosts()
+    return jax.tree.map(lambda x: x[host::count], rows)
+
+
+def all_rows(own: Any) -> Any:
+    """The rows of all hosts on every host, as numpy: undoes own_rows. Every host must call this."""
+    if hosts()[1] == 1:
+        return own
+
+    def gathered(x):
+        by_host = multihost_utils.process_allgather(x)
+        return by_host.swapaxes(0, 1).reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(gathered, own)

@@ -19,6 +19,15 @@ RULES = (
     (r"down/kernel$", (None, "tensor", "fsdp")),  # L F D
     (r"head$", ("fsdp", "tensor")),  # D V
     (r"(scale|bias)$", ()),
+    (
+        r"(query|key|value|gate|up)/kernel/a$",
+        (None, "fsdp", None),
+    ),  # L D r; LoRA's, as their kernel
+    (r"(query|key|value)/kernel/b$", (None, None, "tensor", None)),  # L r N H
+    (r"(gate|up)/kernel/b$", (None, None, "tensor")),  # L r F
+    (r"out/kernel/a$", (None, "tensor", None, None)),  # L N H r
+    (r"down/kernel/a$", (None, "tensor", None)),  # L F r
+    (r"(out|down)/kernel/b$", (None, None, "fsdp")),  # L r D
 )
 AXES = ("data", "fsdp", "tensor")
 

@@ -10,6 +10,7 @@ iterator state exists, and seeking takes constant time.
 """
 
 from lm.pipeline.batches import (
+    bucket,
     heldout_batches,
     heldout_count,
     input_batches,
@@ -25,6 +26,7 @@ __all__ = [
     "DataConfig",
     "Examples",
     "Part",
+    "bucket",
     "first_fit",
     "heldout_batches",
     "heldout_count",

@@ -6,12 +6,14 @@ import atexit
 import itertools
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from lm import batch, tokenizer
+from lm import batch
 from lm.pipeline import parts
+
+LEAST = 16  # columns of the narrowest bucket of inputs
 
 
 def order(examples: parts.Examples, seed: int):
@@ -160,16 +162,29 @@ def heldout_count(examples: parts.Examples, limit: int = 0) -> int:
     return sum(-(-size // examples.data.batch_size) for size in sizes)
 
 
+def bucket(length: int, most: int) -> int:
+    """The columns of a batch whose longest input has `length` tokens: 16, 32, 64, .. and `most`."""
+    columns = LEAST
+    while columns < length:
+        columns *= 2
+    return min(columns, most)
+
+
 def input_batches(
-    texts: list[str], tokens: tokenizer.Tokenizer, input_length: int, batch_size: int
-) -> Iterator[batch.Batch]:
-    """Batches to decode: inputs cut to input_length with eos, no targets, the last padded."""
-    for start in range(0, len(texts), batch_size):
-        some = texts[start : start + batch_size]
-        shapes = [(len(some), input_length)] * 2 + [(len(some), 1)] * 2
+    asked: Sequence[np.ndarray], batch_size: int, most: int
+) -> Iterator[tuple[np.ndarray, batch.Batch]]:
+    """(which inputs, their batch to decode), the longest first, without targets.
+
+    asked: the ids of each input, at most `most`. A batch is as wide as the bucket of its longest,
+    so that there are few shapes; the last is padded with empty rows.
+    """
+    order = np.argsort([-len(ids) for ids in asked], kind="stable")
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        columns = bucket(len(asked[numbers[0]]), most)
+        shapes = [(len(numbers), columns)] * 2 + [(len(numbers), 1)] * 2
         rows = batch.Batch(*(np.zeros(shape, np.int32) for shape in shapes))
-        for place, text in enumerate(some):
-            ids = np.append(tokens.encode(text)[: input_length - 1], tokens.eos)
+        for place, ids in enumerate(asked[number] for number in numbers):
             rows.inputs[place, : len(ids)] = ids
             rows.inputs_segment_ids[place, : len(ids)] = 1
-        yield pad_rows(rows, batch_size)
+        yield numbers, pad_rows(rows, batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lm import choose, corpus, objectives, tasks
 
@@ -32,9 +32,12 @@ class DataConfig:
     packing: str = "none"
     max_bad_records: int = 0
     workers: int = 0
+    tasks: Mapping = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        mixed = tasks.mixture(self.task)
+        for name, spec in self.tasks.items():
+            tasks.made(name, spec)
+        mixed = self.mixture
         choose.choose(PACKINGS, self.packing, "data.packing")
         least = dict(input_length=8, target_length=2, batch_size=1, limit=0, workers=0)
         least |= dict(max_bad_records=0)
@@ -50,7 +53,7 @@ class DataConfig:
                 f"data.temperature={self.temperature} is not a finite number above 0; use 1.0 for "
                 f"rates proportional to the numbers of examples, 2.0 to favour small tasks."
             )
-        if self.packing != "none" and not any(tasks.task_named(name).pairs for name in mixed):
+        if self.packing != "none" and not any(self.task_named(name).pairs for name in mixed):
             raise ValueError(
                 f"data.packing={self.packing!r} has no use for data.task={self.task!r}, which is "
                 f"running text and fills its rows by itself; use none."
@@ -69,11 +72,20 @@ class DataConfig:
     @property
     def names(self) -> tuple[str, ...]:
         """The tasks of the mixture, in order."""
-        return tuple(tasks.mixture(self.task))
+        return tuple(self.mixture)
+
+    @property
+    def mixture(self) -> dict[str, float | None]:
+        """The tasks of the mixture, each with its fixed rate or None."""
+        return tasks.mixture(self.task, self.tasks)
+
+    def task_named(self, name: str) -> tasks.Task:
+        """The task of this name: the user's own, built in, or a finished corpus."""
+        return tasks.task_named(name, self.tasks)
 
     def form(self, name: str) -> corpus.Form | None:
         """What a task's pairs are cut to; None for running text, which is stored uncut."""
-        if tasks.task_named(name).pairs:
+        if self.task_named(name).pairs:
             return corpus.Form(self.input_length, self.target_length)
         return None
 

@@ -97,7 +97,7 @@ class Examples:
     @functools.cached_property
     def rates(self) -> list[int]:
         """How often each part is drawn, in hundredths of the rarest."""
-        fixed = tasks.mixture(self.data.task)
+        fixed = self.data.mixture
         return config.rates(
             [len(part) for part in self.parts],
             [fixed[part.name] for part in self.parts],
@@ -211,7 +211,8 @@ def make_examples(
             manifest = corpus.find(name, split)
             corpus.check_tokenizer(name, tokens)
         else:
-            manifest = corpus.prepare(name, split, data.dir, tokens, data.form(name), out)
+            task, form = data.task_named(name), data.form(name)
+            manifest = corpus.prepare(task, split, data.dir, tokens, form, out)
         part = Part(name, str(out), manifest, data, objective, tokens.vocabulary)
         if not len(part):
             raise ValueError(

@@ -9,8 +9,8 @@ and, unless the config names other places, tokenizer/ and shards/.
   data     tokenizer and examples
 """
 
-from lm.run.checks import STAGES, make_run, read_run, tokenizer_dir
-from lm.run.data import Texts, make_examples, make_tokenizer, shards_of, splits
+from lm.run.checks import FIGURES, STAGES, make_run, origin_of, read_run, tokenizer_dir
+from lm.run.data import Texts, make_examples, make_split, make_tokenizer, shards_of, splits
 from lm.run.record import PLAIN_SECTIONS, SECTIONS, Run, pace, total_updates
 from lm.run.workdir import (
     check_workdir,
@@ -23,6 +23,7 @@ from lm.run.workdir import (
 )
 
 __all__ = [
+    "FIGURES",
     "PLAIN_SECTIONS",
     "SECTIONS",
     "STAGES",
@@ -35,7 +36,9 @@ __all__ = [
     "is_claimed",
     "make_examples",
     "make_run",
+    "make_split",
     "make_tokenizer",
+    "origin_of",
     "pace",
     "read_config",
     "read_run",

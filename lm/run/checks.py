@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
+import re
 
-from lm import choose, corpus, distill, objectives, origin, tasks, tokenizer
+from lm import choose, corpus, decoding, distill, metrics, objectives, origin, tasks, tokenizer
 from lm.run import record, workdir
 from lm.run.record import Run
 from lm.sources import places
 
 STAGES = {"pretrain": "masked language modelling", "finetune": "a task", "distill": "a teacher"}
-FIGURES = ("loss", "nats", "text_nats", "bits_per_byte", "accuracy")  # of held-out examples
+FIGURES = ("loss", "nats", "text_nats", "bits_per_byte", "token_accuracy")  # of held-out examples
 
 
 def make_run(config: dict, place) -> Run:
@@ -20,6 +22,7 @@ def make_run(config: dict, place) -> Run:
     config: nested dict, all keys of configs/base.py. place: the workdir.
     Raises ValueError: one sentence with the value, the bound and the cure.
     """
+    config = json.loads(json.dumps(config))  # as it is read back: lists for tuples
     _check_keys(config)
     sections = {name: make(**config[name]) for name, make in record.SECTIONS.items()}
     if sections["parallel"].fixed_shards:  # rows in turn have other bits on one device
@@ -37,8 +40,10 @@ def make_run(config: dict, place) -> Run:
         raise ValueError(
             f"tokenizer.character_coverage={coverage} is no share of all; use 0.98 to 1."
         )
+    decoding.parse(config["evaluate"]["decoding"])
     _check_length(run)
-    _check_best(config)
+    _check_best(run)
+    _check_lora(run)
     if config["seed"] >= 1 << 32:
         raise ValueError(f"seed={config['seed']} has more than 32 bits; use one below {1 << 32}.")
     if config["stage"] == "distill" and not config["teacher"]["workdir"]:
@@ -98,11 +103,28 @@ def _check_length(run: Run) -> None:
         optimizer.span(steps, record.pace(run, 0))
 
 
-def _check_best(config: dict) -> None:
+def score_names(run: Run) -> list[str]:
+    """The scores of the run's tasks, of several tasks as task/score, that keep_best may name."""
+    names, several = [], len(run.data.names) > 1
+    for name in run.data.names:
+        task = run.data.task_named(name)
+        words = [score for word in task.metrics for score in metrics.METRICS[word].names]
+        names += [f"{name}/{word}" if several else word for word in words if task.pairs]
+    return names
+
+
+def _check_best(run: Run) -> None:
     """There is a figure of every checkpoint, to tell the best of them."""
+    config = run.config
     if not config["keep_best"]:
+        if config["early_stop"]:
+            raise ValueError(
+                f"early_stop={config['early_stop']} has no figure to go by; set keep_best as well, "
+                f"to nats or a score of the task."
+            )
         return
-    choose.choose(dict.fromkeys(FIGURES), config["keep_best"], "keep_best")
+    known = dict.fromkeys((*FIGURES, *score_names(run)))
+    choose.choose(known, config["keep_best"], "keep_best")
     every = config["every"]
     if every["checkpoint"] % every["evaluate"]:
         raise ValueError(
@@ -112,9 +134,32 @@ def _check_best(config: dict) -> None:
         )
 
 
+def _check_lora(run: Run) -> None:
+    """The adapters have kernels to adapt, which have learnt something."""
+    if not run.lora.rank:
+        return
+    config = run.config
+    from_teacher = config["stage"] == "distill" and config["teacher"]["init"] != "random"
+    if not (config["init_from"] or from_teacher):
+        raise ValueError(
+            f"lora.rank={run.lora.rank} would leave random parameters as they are; set init_from "
+            f"to the run to start from, or lora.rank=0."
+        )
+    _ = run.shapes  # which says what is wrong with rank and match
+
+
+def origin_of(run: Run) -> tuple[str, str | int]:
+    """What init_from names: a workdir, and which of its checkpoints, as of read_params."""
+    named = re.fullmatch(r"(.+)@(newest|best|\d+)", run.config["init_from"])
+    if not named:
+        return run.config["init_from"], "newest"
+    which = named[2]
+    return named[1], int(which) if which.isdecimal() else which
+
+
 def _check_origin(run: Run) -> None:
     """The model fits the run it starts from or learns from; a claimed workdir has passed this."""
-    taken = run.config["init_from"] or run.config["teacher"]["workdir"]
+    taken = origin_of(run)[0] or run.config["teacher"]["workdir"]
     if not taken or workdir.is_claimed(run.workdir):
         return
     model = read_run(taken).model
@@ -126,6 +171,7 @@ def _check_origin(run: Run) -> None:
 
 def _least_values(config: dict):
     yield from (("steps", 0), ("seed", 0), ("keep", 2), ("keep_every", 0))
+    yield ("early_stop", 0)
     yield from (("guard.patience", 1), ("guard.rollbacks", 0), ("guard.spike", 0))
     yield ("guard.hang", 0)
     yield from ((f"every.{key}", 1) for key in config["every"])
@@ -169,7 +215,7 @@ def _check_vocabulary(run: Run) -> None:
             f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {pieces} "
             f"pieces + {sentinels} sentinels; use {tokenizer.padded_rows(pieces + sentinels)}."
         )
-    if not all(tasks.task_named(name).pairs for name in run.data.names):
+    if not all(run.data.task_named(name).pairs for name in run.data.names):
         objectives.check_sentinels(run.objective, run.data.input_length, sentinels)
 
 
@@ -178,7 +224,7 @@ def tokenizer_dir(run: Run) -> pathlib.Path:
     own = run.workdir / "tokenizer"
     if workdir.is_claimed(run.workdir):
         return own
-    taken = run.config["init_from"] or run.config["teacher"]["workdir"]
+    taken = origin_of(run)[0] or run.config["teacher"]["workdir"]
     if taken and not run.config["tokenizer"]["dir"]:
         return tokenizer_dir(read_run(taken))
     corpora = [name for name in run.data.names if tasks.is_corpus(name)]

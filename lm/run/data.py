@@ -27,7 +27,7 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
                     f"train and validation."
                 )
         else:
-            named = sources.held_out(tasks.task_named(name).dataset, *named, run.data.dir)
+            named = sources.splits_held_out(run.data.task_named(name).source, *named, run.data.dir)
         train[name], heldout[name] = named
     return train, heldout
 
@@ -68,7 +68,6 @@ class Texts:
 
 def _texts_of(run: Run, name: str, split: str):
     """(records of a task's split, a function to the texts of each of them, one after the other)."""
-    task = tasks.task_named(name)
     if tasks.is_corpus(name):
         manifest, directory = corpus.find(name, split), places.place(name).expanduser()
         parts = overlap.pieces_of(str(directory), split, "", "file", "")
@@ -76,9 +75,12 @@ def _texts_of(run: Run, name: str, split: str):
             ((part.document(raw).text,) for raw in part.raw()) for part in parts
         )
         return manifest["counts"]["documents"], documents
-    records = sources.tfds_records(task.dataset, split, run.data.dir)
+    task = run.data.task_named(name)
+    records = sources.records(task.source, split, run.data.dir)
+    fields = ("inputs", "targets") if task.pairs else ("text",)
     return len(records), lambda: (
-        (task.to_text(records[i]) or {}).values() for i in range(len(records))
+        [text[field] for text in task.to_texts(records[i]) for field in fields]
+        for i in range(len(records))
     )
 
 
@@ -87,22 +89,36 @@ def make_examples(run: Run, tokens: tokenizer.Tokenizer) -> tuple[pipeline.Examp
 
     Those of a bucket are read from copies on this machine's disk, and prepared there first.
     """
-    whole = dataclasses.replace(run.data, packing="none")  # each held-out pair counts by itself
-    made = []
-    for name, data, by_task in zip(
-        ("train", "heldout"), (run.data, whole), splits(run), strict=True
-    ):
-        lying = shards_of(run, name, by_task)
-        on_disk = {task: places.here(at, corpus.MANIFEST) for task, at in lying.items()}
-        made.append(pipeline.make_examples(data, run.objective, tokens, by_task, on_disk))
-        for task, at in lying.items():
-            if places.is_remote(at):
-                places.copy(on_disk[task], at, corpus.MANIFEST)
-    return tuple(made)
+    train, heldout = splits(run)
+    return _examples(run, run.data, tokens, "train", train), make_split(run, tokens, heldout)
+
+
+def make_split(
+    run: Run, tokens: tokenizer.Tokenizer, by_task: dict[str, str], folder: str = "heldout"
+) -> pipeline.Examples:
+    """The examples of any split of each task, to be measured: each counts by itself.
+
+    folder: of its shards.
+    """
+    whole = dataclasses.replace(run.data, packing="none")
+    return _examples(run, whole, tokens, folder, by_task)
+
+
+def _examples(run: Run, data, tokens, folder: str, by_task: dict[str, str]) -> pipeline.Examples:
+    lying = shards_of(run, folder, by_task)
+    on_disk = {task: places.here(at, corpus.MANIFEST) for task, at in lying.items()}
+    made = pipeline.make_examples(data, run.objective, tokens, by_task, on_disk)
+    for task, at in lying.items():
+        if places.is_remote(at):
+            places.copy(on_disk[task], at, corpus.MANIFEST)
+    return made
 
 
 def shards_of(run: Run, name: str, splits: dict[str, str]) -> dict[str, pathlib.Path]:
-    """Where the shards of "train" or "heldout" lie, by task: a corpus's own, or in data.shards."""
+    """Where the shards of a split lie, by task: a corpus's own, or in data.shards.
+
+    name: of the folder, as "train" or "heldout".
+    """
     shards, found = run.place("data.shards", "shards"), {}
     for task, split in splits.items():
         if tasks.is_corpus(task):

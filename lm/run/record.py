@@ -7,12 +7,14 @@ import pathlib
 
 from lm import objectives, optimizers, parallel, pipeline, steps, transformer
 from lm.sources import places
+from lm.transformer import adapters
 
 SECTIONS = {
     "model": transformer.ModelConfig,
     "data": pipeline.DataConfig,
     "objective": objectives.ObjectiveConfig,
     "loss": steps.LossConfig,
+    "lora": transformer.LoraConfig,
     "optimizer": optimizers.OptimizerConfig,
     "parallel": parallel.ParallelConfig,
 }
@@ -23,11 +25,11 @@ PLAIN_SECTIONS = {
     ),
     "teacher": ("workdir", "init"),
     "every": ("log", "evaluate", "checkpoint"),
-    "evaluate": ("examples", "decode"),
+    "evaluate": ("examples", "decode", "decoding"),
     "guard": ("patience", "rollbacks", "spike", "hang"),
 }
 PLAIN_KEYS = ("name", "stage", "seed", "steps", "duration", "init_from")
-PLAIN_KEYS += ("keep", "keep_every", "keep_best")
+PLAIN_KEYS += ("keep", "keep_every", "keep_best", "early_stop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Run:
     data: pipeline.DataConfig
     objective: objectives.ObjectiveConfig
     loss: steps.LossConfig
+    lora: transformer.LoraConfig
     optimizer: optimizers.OptimizerConfig
     parallel: parallel.ParallelConfig
 
@@ -53,6 +56,19 @@ class Run:
         section, leaf = key.split(".")
         named = self.config[section][leaf]
         return places.place(named).expanduser() if named else self.workdir / default
+
+    @property
+    def shapes(self) -> dict:
+        """The parameters that training holds, as shapes: the model's, and those of LoRA."""
+        return adapters.shapes(self.lora, transformer.shapes(self.model))
+
+    @property
+    def trained(self) -> optimizers.OptimizerConfig:
+        """The optimizer's section; with LoRA it leaves all but the adapters as they are."""
+        if not self.lora.rank:
+            return self.optimizer
+        rates = f"{adapters.OTHERS}=none {self.optimizer.rates}"
+        return dataclasses.replace(self.optimizer, rates=rates)
 
     @property
     def lengths(self) -> tuple[int, int]:

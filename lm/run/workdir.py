@@ -10,6 +10,7 @@ from lm.sources import places
 
 # What a continued run may change, for it decides no number but how exactly they are computed.
 OPERATIONAL = ("parallel", "every", "evaluate", "keep", "keep_every", "keep_best", "guard.hang")
+OPERATIONAL += ("early_stop",)
 OPERATIONAL += ("data.workers", "data.max_bad_records", "model.dtype", "model.layers")
 OPERATIONAL += ("model.remat", "model.attention")
 

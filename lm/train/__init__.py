@@ -3,12 +3,14 @@
 start     what a run begins with: checks, tokens, loss, optimizer, the state to go on from
 loop      the story of an update, and of what follows some of them
 guard     which updates were bad, when to go back
+patience  when the best is too long ago
 signals   a wish to stop
 watchdog  ends that cannot wait
 """
 
 from lm.train.guard import Diverged, Guard
 from lm.train.loop import Loop, Work
+from lm.train.patience import Patience
 from lm.train.signals import Signals, Unfinished
 from lm.train.start import (
     LOSSES,
@@ -30,6 +32,7 @@ __all__ = [
     "Diverged",
     "Guard",
     "Loop",
+    "Patience",
     "Signals",
     "Unfinished",
     "Update",

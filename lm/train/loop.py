@@ -15,7 +15,7 @@ import jax
 
 from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, run, steps
 from lm.sources import places
-from lm.train import guard, signals, watchdog
+from lm.train import guard, patience, signals, watchdog
 
 IN_FLIGHT = 2  # updates that the devices may be behind, so that the end of each is known
 DIVERGED = "diverged.json"
@@ -28,7 +28,9 @@ class Work:
     make: Callable  # parameters, or None for random ones -> a fresh state
     update: Callable  # (state, placed batch, teacher) -> (state, sums), compiled
     rates: Callable  # updates before -> {"learning_rate": .., "learning_rate/<pattern>": ..}
+    plain: Callable  # placed parameters of the state -> the model's own, LoRA's merged into them
     heldout: evaluate.HeldOut
+    judge: evaluate.Judge | None  # of the tasks' scores, where keep_best is one
     examples: pipeline.Examples
     shapes: steps.State  # of the state, to restore it again
     total: int  # updates
@@ -82,6 +84,7 @@ class Loop:
         # number: updates taken; index: of the next batch; unread: sums that no row has yet.
         self.number, self.index = facts["step"], facts["position"]["next_index"]
         self.unread = list(facts.get("unread", []))
+        self.patience = patience.Patience.of(self.this.config, facts)
         self._read_batches()
 
     def _read_batches(self) -> None:
@@ -102,7 +105,7 @@ class Loop:
         first, last = self.profile or (1, self.work.total)
         if first > self.work.total or last <= self.number:
             self._event("no trace", said=f"--profile={first}:{last} is no update still to come")
-        while self.number < self.work.total:
+        while not self._done():
             if self.stop.asked():
                 self._leave()
             self._update()
@@ -116,6 +119,9 @@ class Loop:
                 self._go_back()
         self.ledger.turn("save")
         self.saved.wait()
+
+    def _done(self) -> bool:
+        return self.number >= self.work.total or self.patience.over
 
     def _update(self) -> None:
         """One update; it may still be under way when this returns."""
@@ -181,8 +187,11 @@ class Loop:
         figures = None
         if "evaluate" in due:
             figures = self._evaluate()
+        if self.patience.over and self.number < self.work.total:
+            self._event("ended early", said=self.patience.account, **self.patience.memory)
+            due.add("checkpoint")
         # With bad updates pending none is saved, so that one to go back to stays.
-        if "checkpoint" in due and not (self.guard.row and self.number < self.work.total):
+        if "checkpoint" in due and (self._done() or not self.guard.row):
             self._save(figures)
         if due - {"log"}:
             self.meter.start(self.number)
@@ -243,7 +252,11 @@ class Loop:
     def _evaluate(self) -> dict[str, float]:
         self.ledger.turn("evaluate")
         waiting = lambda: self.watch.beat(f"evaluation {self.number}", watchdog.ALLOWANCE)
-        self.figures = steps.ratios(self.work.heldout.sums(weights(self.state), beat=waiting))
+        params = self.work.plain(weights(self.state))
+        self.figures = steps.ratios(self.work.heldout.sums(params, beat=waiting))
+        if self.work.judge:
+            self.figures |= self.work.judge(params, beat=waiting)
+        self.patience.judge(self.number, self.figures)
         self.log.write(self.number, "heldout", self.figures)
         return self.figures
 
@@ -263,7 +276,8 @@ class Loop:
                 f"it happens again."
             )
         facts = {"position": {"next_index": self.index}, "unread": self.unread}
-        facts |= self.work.facts | {"guard": self.guard.memory}
+        facts |= self.work.facts
+        facts |= {"guard": self.guard.memory, "patience": self.patience.memory}
         for rows in (self.log, self.ledger):  # a run that goes on from here keeps its rows so far
             rows.flush()
         self.saved.save(self.strategy.fetch(self.state), facts, figures)

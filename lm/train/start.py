@@ -23,7 +23,8 @@ from lm import (
     steps,
     transformer,
 )
-from lm.train import loop, signals, watchdog
+from lm.train import loop, patience, signals, watchdog
+from lm.transformer import adapters
 
 
 def language_loss(this: run.Run, text_bytes, place):
@@ -48,17 +49,25 @@ def first_params(this: run.Run, tokens, teacher: dict | None) -> dict | None:
     """The parameters to start from, None for random ones. teacher: the teacher's, if any.
 
     Of a run named by init_from all are taken, but where its vocabulary is another one, the rows of
-    the same pieces; what was taken is printed.
+    the same pieces; what was taken is printed. With LoRA its fresh factors are beside them.
     """
+    params = _taken(this, tokens, teacher)
+    if not this.lora.rank:
+        return params
+    return adapters.added(this.lora, params, steps.key_for(this.config["seed"], 0, "adapters"))
+
+
+def _taken(this: run.Run, tokens, teacher: dict | None) -> dict | None:
     config = this.config
     if teacher is not None:
         theirs = run.read_run(config["teacher"]["workdir"]).model
         return distill.init_student(config["teacher"]["init"], teacher, theirs, this.model)
     if not config["init_from"]:
         return None
-    taken = run.read_run(config["init_from"])
+    named, which = run.origin_of(this)
+    taken = run.read_run(named)
     theirs = run.make_tokenizer(taken)
-    params, step = evaluate.read_params(taken, theirs)
+    params, step = evaluate.read_params(taken, theirs, which)
     same = theirs.fingerprint == tokens.fingerprint
     account = "all parameters whole"
     if not same or taken.model.vocab_size != this.model.vocab_size:
@@ -68,7 +77,7 @@ def first_params(this: run.Run, tokens, teacher: dict | None) -> dict | None:
         flat = [checkpoints.flatten(tree) for tree in (fresh, params)]
         carried, account = origin.carry_over(*flat, rows)
         params = jax.tree.unflatten(jax.tree.structure(fresh), list(carried.values()))
-    print(f"init_from {config['init_from']}, update {step}: {account}", file=sys.stderr)
+    print(f"init_from {named}, update {step}: {account}", file=sys.stderr)
     return params
 
 
@@ -134,7 +143,11 @@ def _train(this: run.Run, devices, allow, profile) -> dict[str, float]:
         state, past = found or (None, {"step": 0, "position": {"next_index": 0}})
         if found:
             _check_facts(this, work.facts, past, allow)
+        waited = patience.Patience.of(this.config, past)
         if past["step"] >= work.total:
+            return _last_heldout(this)
+        if waited.over:
+            print(f"{this.workdir}: {waited.ended(past['step'])}", file=sys.stderr)
             return _last_heldout(this)
         ledger.turn("start")
         taught_by = this.config["teacher"]["workdir"]
@@ -184,8 +197,8 @@ def make_update(
     """The update of a run of so many. text_bytes: int [V], as Tokenizer.piece_bytes gives them;
     place: as of transformer.Transformer.
     """
-    model, shapes = transformer.Transformer(this.model), transformer.shapes(this.model)
-    optimizer, rate = optimizers.make_optimizer(this.optimizer, total, shapes, pace)
+    model, shapes = transformer.Transformer(this.model), this.shapes
+    optimizer, rate = optimizers.make_optimizer(this.trained, total, shapes, pace)
     plan = steps.Plan(
         this.config["seed"],
         this.parallel.micro_batches,
@@ -193,6 +206,7 @@ def make_update(
         this.optimizer.average,
     )
     loss = choose.choose(LOSSES, this.config["stage"], "stage")(this, text_bytes, place)
+    loss = adapters.adapted(this.lora, loss)
     step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
     make = functools.partial(steps.init_state, model, optimizer, plan)
     return Update(make, step, rate, jax.eval_shape(make, shapes))
@@ -210,17 +224,27 @@ def make_work(this: run.Run, strategy, tokens, examples, heldout) -> loop.Work:
         return {f"learning_rate{name and '/'}{name}": now * part for name, part in times.items()}
 
     facts = {"config": run.settled(this.config), "tokenizer": tokens.fingerprint}
+    scored = this.config["keep_best"] not in ("", *run.FIGURES)
     return loop.Work(
         make=update.make,
         update=strategy.compile(update.step, donate=True),
         rates=rates,
+        plain=_plain(this, strategy),
         heldout=evaluate.HeldOut(this, strategy, heldout, tokens),
+        judge=evaluate.Judge(this, strategy, tokens) if scored else None,
         examples=examples,
         shapes=update.shapes,
         total=total,
         flops=step_flops(this),
         facts=facts | {"data": examples.files},
     )
+
+
+def _plain(this: run.Run, strategy) -> Callable:
+    # Placed parameters as training holds them -> the model's own.
+    if not this.lora.rank:
+        return lambda params: params
+    return strategy.compile(lambda params, axis=None: adapters.merged(this.lora, params))
 
 
 def _check_facts(this: run.Run, ours: dict, stored: dict, allow) -> None:
@@ -259,6 +283,7 @@ def _facts_of(this: run.Run, tokens, work: loop.Work, strategy) -> dict:
         "stage": this.config["stage"],
         "config": this.config,
         "params": transformer.parameter_count(this.model),
+        "trained": optimizers.trained_count(this.trained, this.shapes),
         "devices": [str(device.device_kind) for device in strategy.devices],
         "data": work.examples.facts,
         "files": work.examples.files,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from lm.transformer.adapters import LoraConfig
+from lm.transformer.cache import Cache, Layer, take_rows
 from lm.transformer.config import COMPUTED, SHARED, ModelConfig, Shape
 from lm.transformer.counts import forward_flops, parameter_count, shapes
-from lm.transformer.model import Cache, Transformer, anywhere, example, take_rows
+from lm.transformer.model import Transformer, anywhere, example
 
 __all__ = [
     "COMPUTED",
     "SHARED",
     "Cache",
+    "Layer",
+    "LoraConfig",
     "ModelConfig",
     "Shape",
     "Transformer",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import attention, batch, layers
+from lm.transformer.cache import Cache, Layer
 from lm.transformer.config import LAYERS, WINDOWS, ModelConfig
 
 Array = jax.Array
@@ -26,24 +27,6 @@ def anywhere(x: Array) -> Array:
     return x
 
 
-class Cache(NamedTuple):
-    """What decoding remembers: a pytree of printable shapes, made by `Transformer.start`."""
-
-    key: Array  # [L, B, length, K, H]: self-attention, filled up to `index`
-    value: Array
-    cross_key: Array | None  # [L, B, S, K, H]: computed once a sequence; None without an encoder,
-    cross_value: Array | None  # whose key and value hold the S inputs first
-    inputs_segment_ids: Array  # [B, S]
-    index: Array  # [], the number of tokens decoded so far
-
-
-def take_rows(cache: Cache, rows: Array) -> Cache:
-    """The cache of these rows, int [R] below B, in this order; a row may be taken repeatedly."""
-    take = lambda x: jnp.take(x, rows, axis=1)
-    segments = jnp.take(cache.inputs_segment_ids, rows, axis=0)
-    return Cache(*jax.tree.map(take, cache[:4]), segments, cache.index)
-
-
 class Sight(NamedTuple):
     """What is the same for every layer of a tower: who sees whom, how far apart, and what else."""
 
@@ -53,7 +36,7 @@ class Sight(NamedTuple):
     bias: Array | None = None  # [N, T, S] or [B, N, T, S]
     cross_mask: Array | None = None  # None: no cross-attention
     encoded: Array | None = None  # None once the cache holds the cross-attention's keys and values
-    index: Array | None = None  # the cache's first place to fill, when there is a cache
+    place: Array | None = None  # the cache's first place to fill, when there is one
 
 
 class Block(nn.Module):
@@ -66,46 +49,45 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, own, sight: Sight):
-        """x [B, T, D] and this layer's own (cache or None, is it local) -> x, new cache.
+        """x [B, T, D] and this layer's own (a Layer or None, is it local) -> x, the new Layer.
 
-        The cache of a layer is (key, value, cross_key, cross_value).
+        A Layer without keys gets those of x, [B, T, K, H]; one with keys sees them, too.
         """
-        config, deterministic, (cache, local) = self.config, self.deterministic, own
+        config, deterministic, (memory, local) = self.config, self.deterministic, own
         self_attention = layers.Attention(config, name="self_attention")
         places = sight.positions if config.position == "rotary" else None
 
         def see_own(x):
-            keys, values = self_attention.keys_values(x, places)
-            if cache is not None:
-                put = lambda old, new: jax.lax.dynamic_update_slice(
-                    old, new, (0, sight.index, 0, 0)
-                )
-                keys, values = put(cache[0], keys), put(cache[1], values)
+            seen = self_attention.keys_values(x, places)
             mask, bias = sight.mask, sight.bias
             if config.windows != "global":
                 mask &= (jnp.abs(sight.distance) < config.window) | ~local
             if config.position == "relative_per_layer":
                 bias = _relative_bias(config, self.causal)(sight.distance)
-            seen = keys, values
-            return self_attention(x, seen, mask, bias, deterministic, places), seen
+            if memory is None or memory.key is None:
+                return self_attention(x, seen, mask, bias, deterministic, places), seen
+            put = lambda old, new: jax.lax.dynamic_update_slice(
+                old, jnp.swapaxes(new, 1, 2), (0, 0, sight.place, 0)
+            )
+            seen = put(memory.key, seen[0]), put(memory.value, seen[1])
+            return self_attention.by_heads(x, seen, mask, bias, places), seen
 
         def see_encoder(x):
             cross_attention = layers.Attention(config, name="cross_attention")
             if sight.encoded is None:
-                seen = cache[2:]
-            else:
-                seen = cross_attention.keys_values(sight.encoded)
-            return cross_attention(x, seen, sight.cross_mask, None, deterministic), seen
+                seen = memory.cross_key, memory.cross_value
+                return cross_attention.by_heads(x, seen, sight.cross_mask, None), None
+            seen = cross_attention.keys_values(sight.encoded)
+            return cross_attention(x, seen, sight.cross_mask, None, deterministic), None
 
         def feed(x):
             return layers.FeedForward(config, name="feed_forward")(x, deterministic), None
 
-        x, kept = self.add(self.place(x), "self", see_own)
-        crossed = None, None
+        x, (key, value) = self.add(self.place(x), "self", see_own)
         if sight.cross_mask is not None:
-            x, crossed = self.add(x, "cross", see_encoder)
+            x, _ = self.add(x, "cross", see_encoder)
         x, _ = self.add(x, "ff", feed)
-        return x, None if cache is None else (*kept, *crossed)
+        return x, None if memory is None else memory._replace(key=key, value=value)
 
     def add(self, x: Array, name: str, change) -> tuple:
         """x plus what a sub-layer makes of it, normed before, after, or on both sides.
@@ -139,15 +121,35 @@ class Tower(nn.Module):
     place: Callable[[Array], Array]
 
     @nn.compact
-    def __call__(self, x: Array, sight: Sight, causal: bool, deterministic: bool, cache=None):
-        """x [B, T, D] -> [B, T, D] and the layers' new cache (None without one)."""
+    def __call__(self, x: Array, sight: Sight, causal: bool, deterministic: bool, memory=None):
+        """x [B, T, D] -> [B, T, D] and the layers' new memory: a tuple of Layer, or None.
+
+        With a memory its weights are used, layer by layer: cut out of the stack in every step of a
+        loop they would be copied in every step.
+        """
         config = self.config
         drop = layers.Dropout(config.dropout_rate)
         if config.position == "relative":
             sight = sight._replace(bias=_relative_bias(config, causal)(sight.distance))
         pattern = WINDOWS[config.windows]
         local = np.array([pattern[i % len(pattern)] == "l" for i in range(self.depth)])
-        block = Block
+        if memory is None:
+            x = self._through(
+                drop(x, deterministic), jnp.array(local), sight, causal, deterministic
+            )
+        else:
+            block, old, memory = Block(config, causal, True, self.place, parent=None), memory, ()
+            for layer, is_local in zip(old, local, strict=True):
+                own = {"params": layer.weights}
+                x, new = block.apply(own, x, (layer, is_local), sight)
+                memory += (new,)
+        x = self.place(x)
+        if config.norm_placement != "post":
+            x = layers.NORMS[config.norm](config.dtype, name="norm")(x)
+        return drop(x, deterministic), memory
+
+    def _through(self, x, local, sight, causal, deterministic):
+        config, block = self.config, Block
         if config.remat != "none":
             # Inside a loop nothing can be merged; unrolled, XLA would undo what is computed again.
             unrolled = LAYERS[config.layers]
@@ -160,11 +162,14 @@ class Tower(nn.Module):
             length=self.depth,
             unroll=self.depth if LAYERS[config.layers] else 1,
         )(config, causal, deterministic, self.place, name="layers")
-        x, layer_cache = blocks(drop(x, deterministic), (cache, jnp.array(local)), sight)
-        x = self.place(x)
-        if config.norm_placement != "post":
-            x = layers.NORMS[config.norm](config.dtype, name="norm")(x)
-        return drop(x, deterministic), layer_cache
+        return blocks(x, (None, local), sight)[0]
+
+    def apart(self) -> tuple[Layer, ...]:
+        """The layers with their weights and no memory; matrices in the activations' dtype."""
+        stack, dtype = self.variables["params"]["layers"], self.config.dtype
+        cast = lambda path, x: x.astype(dtype) if path[-1].key == "kernel" else x
+        stack = jax.tree_util.tree_map_with_path(cast, stack)
+        return tuple(Layer(jax.tree.map(lambda x: x[i], stack)) for i in range(self.depth))  # noqa: B023
 
 
 class Transformer(nn.Module):
@@ -221,11 +226,13 @@ class Transformer(nn.Module):
         x = self.tokens(inputs, positions, "encoder")
         return self.encoder(x, sight, False, deterministic)[0]
 
-    def decode(self, x: Array, sight: Sight, deterministic: bool, cache=None):
-        """Embeddings [B, T, D] through the decoder -> [B, T, D] and the layers' new cache."""
-        tower = self.encoder if self.config.shared == "all" else self.decoder
+    def decode(self, x: Array, sight: Sight, deterministic: bool, memory=None):
+        """Embeddings [B, T, D] through the decoder -> [B, T, D] and the layers' new memory."""
         causal = self.config.arrangement != "prefix_lm"
-        return tower(x, sight, causal, deterministic, cache)
+        return self._writer()(x, sight, causal, deterministic, memory)
+
+    def _writer(self) -> Tower:
+        return self.encoder if self.config.shared == "all" else self.decoder
 
     def __call__(self, examples: batch.Batch, deterministic: bool = True) -> Array:
         """A Batch, packed or not -> float32 logits [B, T, V], teacher-forced."""
@@ -260,57 +267,57 @@ class Transformer(nn.Module):
 
     def start(self, inputs: Array, segment_ids: Array, length: int) -> Cache:
         """A cache for `length` tokens, with the inputs' keys and values in place."""
-        config, (rows, sources), zero = self.config, inputs.shape, jnp.zeros([], jnp.int32)
-        alone = config.arrangement != "encoder_decoder"
-        depth, heads = config.num_decoder_layers, (config.num_kv_heads, config.head_dim)
-        room = lambda length: jnp.zeros((depth, rows, length, *heads), config.dtype)
-        own, cross = room(length + sources * alone), None if alone else room(sources)
-        cache = Cache(own, own, cross, cross, segment_ids, zero)
-        if alone:
-            x = self.tokens(inputs, attention.positions(segment_ids))
-            return self._advance(x, cache, segment_ids, zero)[1]
-        # Of this pass at a dummy token only the cross keys and values are kept.
-        encoded = self.encode(inputs, segment_ids)
-        x = self.tokens(jnp.zeros((rows, 1), jnp.int32), jnp.zeros((rows, 1), jnp.int32))
-        cache = self._advance(x, cache, jnp.ones((rows, 1), jnp.int32), zero, encoded)[1]
-        return cache._replace(index=zero)
+        config, rows, memory = self.config, len(inputs), self._writer().apart()
+        by_heads = lambda x: jnp.swapaxes(x, 1, 2)
+        if config.arrangement == "encoder_decoder":
+            encoded = self.encode(inputs, segment_ids)
+            room = (rows, config.num_kv_heads, length, config.head_dim)
+            own = jnp.zeros(room, config.dtype)
+            seen = [_cross_keys_values(config, layer.weights, encoded) for layer in memory]
+            memory = [Layer(x.weights, own, own, *map(by_heads, y)) for x, y in zip(memory, seen)]
+        else:
+            positions = attention.positions(segment_ids)
+            sources = inputs.shape[1]
+            sight = self._sight(positions, positions, segment_ids, segment_ids, sources)
+            memory = self.decode(self.tokens(inputs, positions), sight, True, memory)[1]
+            room = lambda x: jnp.pad(by_heads(x), ((0, 0), (0, 0), (0, length), (0, 0)))
+            memory = [x._replace(key=room(x.key), value=room(x.value)) for x in memory]
+        taken = jnp.zeros((rows, 1, length), jnp.int32)
+        return Cache(tuple(memory), taken, segment_ids, jnp.zeros([], jnp.int32))
 
     def decode_step(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
-        """The previous token int [B] and the cache -> logits [B, V] of the next, and new cache."""
-        ones, place = jnp.ones((len(token), 1), jnp.int32), cache.index
-        if cache.cross_key is None:
-            place += cache.inputs_segment_ids.shape[1]
-        x = self.tokens(token[:, None], self._positions(cache, place, 1))
-        x, cache = self._advance(x, cache, ones, place)
-        return self.logits(x)[:, 0], cache._replace(index=cache.index + 1)
+        """The previous token int [R] and the cache -> logits [R, V] of the next, and new cache.
 
-    def _positions(self, cache, place, count):
-        # Of the cache's places from `place` on: decoded tokens follow on the row's own inputs.
-        segments, length = cache.inputs_segment_ids, cache.key.shape[2]
-        decoded = jnp.broadcast_to(jnp.arange(length), (len(segments), length))
-        if cache.cross_key is None:
-            sources = segments.shape[1]
-            after = jnp.sum(segments > 0, axis=1, keepdims=True) + decoded[:, : length - sources]
-            decoded = jnp.concatenate([attention.positions(segments), after], axis=1)
-        return jax.lax.dynamic_slice_in_dim(decoded, place, count, axis=1)
+        R is B * W: the W beams of a row of inputs stand together.
+        """
+        rows, width, length = cache.taken.shape
+        beside, steps, index = cache.beside, jnp.arange(length), cache.index
+        here = jnp.broadcast_to(jnp.arange(width)[:, None], (rows, width, 1))
+        taken = jax.lax.dynamic_update_slice(cache.taken, here, (0, 0, index))
+        own = (taken[..., None] == jnp.arange(beside)) & (steps <= index)[:, None]
+        mask, places = own.reshape(rows, width, -1), jnp.repeat(steps, beside)[None]
+        read, position, first = cache.inputs_segment_ids > 0, index[None, None], 0
+        cross_mask = read[:, None]
+        if self.config.arrangement != "encoder_decoder":
+            first, before = read.shape[1], jnp.sum(read, axis=1, keepdims=True)
+            inputs = attention.positions(cache.inputs_segment_ids)
+            places = jnp.concatenate([inputs, places + before], axis=1)
+            seen = jnp.broadcast_to(cross_mask, (rows, width, first))
+            mask, position = jnp.concatenate([seen, mask], axis=2), position + before
+            cross_mask = None
+        distance = (places - position)[:, None]
+        position = jnp.broadcast_to(position, (rows, width))
+        place = first + index * beside
+        sight = Sight(mask, distance, position, None, cross_mask, None, place)
+        x = self.tokens(token.reshape(rows, width), position)
+        x, memory = self.decode(x, sight, True, cache.layers)
+        logits = self.logits(x).reshape(len(token), -1)
+        return logits, Cache(memory, taken, cache.inputs_segment_ids, index + 1)
 
-    def _advance(self, x, cache, segments, place, encoded=None):
-        # x [B, T, D] takes the cache's places from `place` on.
-        length, sources = cache.key.shape[2], cache.inputs_segment_ids.shape[1]
-        alone = cache.cross_key is None
-        decoded = jnp.ones((len(x), length - sources * alone), jnp.int32)
-        key_segments = [cache.inputs_segment_ids, decoded] if alone else [decoded]
-        sight = self._sight(
-            self._positions(cache, place, x.shape[1]),
-            self._positions(cache, 0, length),
-            segments,
-            jnp.concatenate(key_segments, axis=1),
-            sources,
-        )
-        cross_mask = None if alone else (cache.inputs_segment_ids > 0)[:, None, :]
-        sight = sight._replace(cross_mask=cross_mask, encoded=encoded, index=place)
-        x, kept = self.decode(x, sight, True, cache[:4])
-        return x, Cache(*kept, cache.inputs_segment_ids, cache.index)
+
+def _cross_keys_values(config: ModelConfig, weights: dict, encoded: Array):
+    own = {"params": weights["cross_attention"]}
+    return layers.Attention(config, parent=None).apply(own, encoded, method="keys_values")
 
 
 def _embedding(config: ModelConfig) -> nn.Embed:

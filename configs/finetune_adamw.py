@@ -1,0 +1,22 @@
+"""AdamW's fine-tuning: 1e-4 that rises and falls linearly, dropout 0.1; stops when it is no better.
+
+python -m lm train --config=configs/finetune_adamw.py:runs/pretrain --workdir=runs/finetune
+
+The preset or run's folder after the colon says what to start from. Source: 1e-4, which T5 models
+want of AdamW, is the lower of the two rates that the T5 page of transformers' documentation names.
+"""
+
+from configs import base, models
+
+
+def get_config(preset: str = "t5_1_1_small"):
+    config = models.apply(base.get_config(), preset)
+    config.stage = "finetune"
+    config.update(steps=0, duration="10 epochs")
+    config.model.dropout_rate = 0.1
+    config.data.update(task="aeslc", target_length=128, batch_size=64)
+    config.optimizer.update(name="adamw", peak=1e-4, schedule="linear", weight_decay=0.01)
+    config.optimizer.update(warmup=0, warmup_duration="6 percent", beta2=0.999)
+    config.every.update(evaluate=500, checkpoint=500)
+    config.update(keep_best="nats", early_stop=5)
+    return config

@@ -1,0 +1,19 @@
+"""Translation of image captions, English to German: 29,000 short pairs, on two CPU cores.
+
+python -m lm train --config=configs/multi30k.py:runs/pretrain --workdir=runs/multi30k
+python -m lm evaluate --workdir=runs/multi30k --split=test --decoding="beam width=4 alpha=0.6"
+"""
+
+from configs import base, models
+
+
+def get_config(preset: str = "tiny"):
+    config = models.apply(base.get_config(), preset)
+    config.stage = "finetune"
+    config.steps = 2000
+    config.model.dropout_rate = 0.1
+    config.data.update(task="multi30k_en_de", packing="first_fit", batch_size=8)
+    config.data.update(input_length=128, target_length=128)
+    config.optimizer.update(name="adamw_rms", peak=0.01, schedule="cosine", warmup=100)
+    config.every.update(log=50, evaluate=500, checkpoint=500)
+    return config

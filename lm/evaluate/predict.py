@@ -1,0 +1,268 @@
+"""A file of inputs to a file of answers: in order, in little memory, resumable."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from lm import checkpoints, decoding, logs, run, sources, tasks
+from lm.evaluate import answers, reading
+from lm.sources import formats, places
+
+CHUNK = 8  # batches that are sorted by length, and then written, at once
+COLUMNS = re.compile(r"\.(jsonl|ndjson|json|tsv)(\.gz|\.bz2|\.zst)?", re.I)
+WARNINGS = {
+    "cut": "were longer than the model's {most} tokens and were cut",
+    "blank": "have nothing in a column of the task, and were asked as an empty text",
+    "unasked": "do not begin with {prefix!r}, as what the model learnt does",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The rows of a file of inputs, read anew each time that it is iterated, one at a time.
+
+    JSONL and TSV give their columns; any other file {"inputs": line} for each of its lines.
+    Raises ValueError for a file or a line that cannot be read.
+    """
+
+    path: str
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if COLUMNS.search(os.path.basename(self.path)):
+            yield from sources.stream(self.path)
+            return
+        try:
+            with formats.opened(self.path) as stream:
+                for number, line in enumerate(formats.lines(stream), 1):
+                    if isinstance(line, dict):
+                        said = line["unreadable"]
+                        raise ValueError(f"line {number} of {self.path} is {said}; cut it up.")
+                    yield {"inputs": line.decode("utf-8", "replace").removeprefix("\ufeff")}
+        except (EOFError, OSError) as error:
+            raise ValueError(f"{self.path} cannot be read: {error}.") from None
+
+
+class Question(NamedTuple):
+    """What the model is asked for a row: text, its ids, and what there is to warn of."""
+
+    text: str
+    ids: np.ndarray
+    warnings: tuple[str, ...]
+
+
+class Questions:
+    """Rows to what the model is asked: by the columns of the run's task, or as they stand."""
+
+    def __init__(self, this: run.Run, tokens):
+        named = {name: this.data.task_named(name) for name in this.data.names}
+        # What is missing, is missing in the rows and not in the task's own source.
+        self._tasks = {n: dataclasses.replace(t, source="it") for n, t in named.items()}
+        self._most, self._tokens = this.data.input_length, tokens
+        self.words = {"most": self._most, "prefix": next(iter(named.values())).prefix}
+
+    def __call__(self, row: dict[str, Any], number: int) -> Question:
+        """The question of a row, `number` from 0. Raises ValueError, naming it, if there is none.
+
+        A row with "inputs" is asked just that; of any other the task fills its template in. Of a
+        run's several tasks the row's column "task" names one.
+        """
+        task, warnings = self._task(row), []
+        try:
+            if "inputs" in row:
+                text = row["inputs"]
+                if not isinstance(text, str):
+                    raise ValueError(f"its 'inputs' are {type(text).__name__}, not text")
+                if not any(text.startswith(t.prefix) for t in self._tasks.values()):
+                    warnings.append("unasked")
+            elif task is None or not task.pairs:
+                several = f", and no 'task': one of {', '.join(self._tasks)}" if not task else ""
+                raise ValueError(f"it has no 'inputs'{several}")
+            else:
+                text = task.ask(row)
+                if not text:
+                    warnings.append("blank")
+        except ValueError as error:
+            raise ValueError(f"input {number + 1}: {str(error).rstrip('.')}.") from None
+        ids, cut = tasks.fitted(task or answers.PLAIN, text, self._most, self._tokens)
+        return Question(text, ids, (*warnings, "cut") if cut else tuple(warnings))
+
+    def _task(self, row: dict[str, Any]) -> tasks.Task | None:
+        if row.get("task") in self._tasks:
+            return self._tasks[row["task"]]
+        if len(self._tasks) == 1:
+            return next(iter(self._tasks.values()))
+        begins = (t for t in self._tasks.values() if t.prefix and "inputs" in row)
+        return next((t for t in begins if str(row["inputs"]).startswith(t.prefix)), None)
+
+
+class Survey(NamedTuple):
+    """What all inputs are before the first is answered."""
+
+    count: int
+    digest: str  # of the rows
+    warnings: collections.Counter
+
+    def sentences(self, words: dict) -> list[str]:
+        """What to warn of, with how many inputs of how many it is true of."""
+        return [
+            f"{self.warnings[name]} of {self.count} inputs {said.format(**words)}"
+            for name, said in WARNINGS.items()
+            if self.warnings[name]
+        ]
+
+
+def survey(rows: Iterable[dict], questions: Questions, strict: bool) -> Survey:
+    """Look at all inputs once. Raises ValueError, before anything is decoded or written, for a row
+    that cannot be asked, and where it is `strict` for one that would be cut.
+    """
+    digest, warnings, count = hashlib.sha256(), collections.Counter(), 0
+    for row in tqdm.tqdm(rows, desc="reading", unit="input", disable=None, leave=False):
+        warnings.update(questions(row, count).warnings)
+        count += 1
+        if strict and warnings["cut"]:
+            raise ValueError(
+                f"input {count}: it is longer than the model's {questions.words['most']} tokens; "
+                f"shorten it, or leave --strict out to have it cut."
+            )
+        digest.update(json.dumps(row).encode())
+    return Survey(count, digest.hexdigest(), warnings)
+
+
+class Sink:
+    """Where lines go: OUT.part, which becomes OUT when all are there; without OUT, stdout.
+
+    Beside it lies OUT.part.json, what the lines are made of: whole chunks of them are kept by a
+    later call that makes them of the same. Those of a bucket's OUT lie below ~/.cache/lm/gs.
+    Raises ValueError where there are lines that were made of something else.
+    """
+
+    def __init__(self, out: str, made_of: dict, chunk: int):
+        self.done, self._out = 0, out
+        if not out:
+            return
+        self._part = places.place(f"{out}.part")
+        if places.is_remote(out):
+            local = out.removeprefix(places.SCHEME)
+            self._part = pathlib.Path(places.CACHE).expanduser() / f"{local}.part"
+            self._part.parent.mkdir(parents=True, exist_ok=True)
+        self._facts = self._part.with_name(self._part.name + ".json")
+        self.done, size = self._kept(chunk)
+        theirs = json.loads(self._facts.read_text()) if self.done else made_of
+        if differing := [name for name in made_of if theirs.get(name) != made_of[name]]:
+            raise ValueError(
+                f"{self._part} has {self.done} answers of another {' and '.join(differing)}; "
+                f"remove it, or write to another --out."
+            )
+        self._file = logs.Appended(self._part)
+        os.truncate(self._part, size)
+        logs.write_atomically(self._facts, json.dumps(made_of, indent=2) + "\n")
+
+    def _kept(self, chunk: int) -> tuple[int, int]:
+        """(lines, their bytes) of the whole chunks that are there."""
+        done = size = kept = 0
+        if self._part.exists() and self._facts.exists():
+            with self._part.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    size += len(line)
+                    if number % chunk == 0 and line.endswith(b"\n"):
+                        done, kept = number, size
+        return done, kept
+
+    def add(self, rows: Iterable[dict]) -> None:
+        """Write rows, on disk when this returns."""
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if self._out:
+            self._file.add(
+                lines.encode("utf-8", "backslashreplace")
+            )  # a lone surrogate is no UTF-8
+        else:
+            sys.stdout.write(lines)
+            sys.stdout.flush()
+
+    def finish(self) -> None:
+        """Make the part the whole."""
+        if not self._out:
+            return
+        self._file.close()
+        if places.is_remote(self._out):
+            with self._part.open("rb") as read, places.place(self._out).open("wb") as written:
+                shutil.copyfileobj(read, written, places.PIECE)
+            self._part.unlink()
+        else:
+            os.replace(self._part, self._out)
+        self._facts.unlink()
+
+
+def predict(
+    workdir,
+    rows: Iterable[dict[str, Any]],
+    out: str = "",
+    *,
+    which: str | int = "newest",
+    how: str = "",
+    seed: int = 0,
+    strict: bool = False,
+) -> None:
+    """Answer rows with a checkpoint of a run: a line of JSON each, in order, to `out` or stdout.
+
+    rows: iterated twice, as Inputs of a file; see Questions. A line is the row with "inputs" as
+    text, "prediction", and where there are several answers "predictions" and "scores". which: as
+    in read_params. how: as decoding.parse reads it; empty: the run's evaluate.decoding. seed: of
+    sampling. A call that was interrupted goes on where it was (see Sink), and ends with the same
+    bytes. Raises ValueError as `survey` and Sink do.
+    """
+    this, strategy, tokens, params, step = reading.open_run(workdir, which)
+    how = decoding.parse(how or this.config["evaluate"]["decoding"])
+    questions = Questions(this, tokens)
+    found = survey(rows, questions, strict)
+    for sentence in found.sentences(questions.words):
+        print(f"lm: warning: {sentence}.", file=sys.stderr)
+    chunk = CHUNK * this.config["data"]["batch_size"]
+    sink = Sink(out, _made_of(found, this, tokens, strategy.fetch(params), how, seed), chunk)
+    fewest = -(-max(found.count, 1) // strategy.shards) * strategy.shards
+    at_once = min(this.data.batch_size, fewest)
+    answer = answers.Answers(this, strategy, params, tokens, how, seed=seed, rows=at_once)
+    options = {"initial": sink.done, "desc": "decoding", "unit": "input", "disable": None}
+    with tqdm.tqdm(total=found.count, **options) as bar:
+        left = itertools.islice(rows, sink.done, None)
+        for start in range(sink.done, found.count, chunk):
+            some = list(itertools.islice(left, chunk))
+            asked = [questions(row, start + place) for place, row in enumerate(some)]
+            said = answer.ask([question.ids for question in asked], start, bar.update)
+            sink.add(map(_line, some, asked, said, itertools.repeat(how.n_best > 1)))
+    sink.finish()
+
+
+def _made_of(found: Survey, this: run.Run, tokens, params, how, seed: int) -> dict:
+    """What answers follow from; the same, and they are the same."""
+    sums = [int(x) for x in jax.tree.leaves(jax.device_get(checkpoints.checksums(params)))]
+    return {
+        "input": found.digest,
+        "checkpoint": hashlib.sha256(json.dumps(sums).encode()).hexdigest(),
+        "model": hashlib.sha256(f"{this.model} {this.lengths}".encode()).hexdigest(),
+        "tokenizer": tokens.fingerprint,
+        "decoding": str(how),
+        "seed": seed,
+    }
+
+
+def _line(row: dict, question: Question, said: tuple[list, list], many: bool) -> dict:
+    texts, scores = said
+    found = {"inputs": question.text, "prediction": texts[0]}
+    found |= {"predictions": texts, "scores": scores} if many else {}
+    return found | {name: value for name, value in row.items() if name not in found}

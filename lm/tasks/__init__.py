@@ -1,0 +1,24 @@
+"""Tasks: where records come from, how a record becomes texts, how answers are judged.
+
+task      what a task is, and what it makes of a record
+table     those that are built in
+mixtures  which of them a config names, at which rates; a user's own
+fitting   the ids of an input that must fit in
+"""
+
+from lm.tasks.fitting import fitted
+from lm.tasks.mixtures import is_corpus, made, mixture, task_named
+from lm.tasks.table import TASKS
+from lm.tasks.task import SPEAKERS, Task, Text
+
+__all__ = [
+    "SPEAKERS",
+    "TASKS",
+    "Task",
+    "Text",
+    "fitted",
+    "is_corpus",
+    "made",
+    "mixture",
+    "task_named",
+]

@@ -1,0 +1,381 @@
+"""Laws of LoRA: what it changes, what it leaves, and that kept and merged are one model."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import (
+    batch,
+    checkpoints,
+    door,
+    evaluate,
+    optimizers,
+    parallel,
+    run,
+    show,
+    steps,
+    train,
+    transformer,
+)
+from lm.interop import peft, transformers
+from lm.transformer import adapters
+from tests.test_train import (  # noqa: F401
+    PAIRS,
+    T5,
+    assert_same_bits,
+    go,
+    in_less_time,
+    last,
+    pretrained,
+)
+
+SIZES = dict(vocab_size=64, d_model=16, d_ff=24, num_heads=4, num_kv_heads=2, head_dim=4)
+MODEL = transformer.ModelConfig(
+    **SIZES, num_encoder_layers=2, num_decoder_layers=3, layers="scanned"
+)
+EVERY = "layers/.*/kernel$"  # of attention and feed-forward alike
+LORA = transformer.LoraConfig(rank=3, alpha=6.0, match=EVERY)
+TUNED = PAIRS | {"stage": "finetune", "lora.rank": 2, "lora.alpha": 4.0}
+
+
+def drawn(tree, seed: int):
+    """Random numbers of these shapes."""
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, leaf.dtype)
+    return jax.tree.map(draw, tree)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    rng, shapes = np.random.default_rng(0), transformer.example(9, 6, 8)
+    ids = [jnp.asarray(rng.integers(2, 60, leaf.shape), jnp.int32) for leaf in shapes]
+    return shapes._replace(inputs=ids[0], targets=ids[2])
+
+
+@pytest.fixture(scope="module")
+def base():
+    return drawn(transformer.shapes(MODEL), 1)
+
+
+def logits(params, examples, config=MODEL):
+    return transformer.Transformer(config).apply({"params": params}, examples)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_before_the_first_update_the_logits_are_the_models_to_the_bit(base, examples, dtype):
+    config = dataclasses.replace(MODEL, dtype=dtype)
+    params = adapters.added(LORA, base, jax.random.key(0))
+    of = jax.jit(lambda tree: logits(adapters.merged(LORA, tree), examples, config))
+    plain = jax.jit(lambda tree: logits(tree, examples, config))
+    assert_same_bits(of(params), plain(base))
+    a = np.asarray(params["adapters"]["encoder"]["layers"]["self_attention"]["out"]["kernel"]["a"])
+    assert a.shape == (2, 4, 4, 3) and a.std() == pytest.approx((3 * 16) ** -0.5, rel=0.2)
+    assert np.abs(a).max() <= 16**-0.5
+
+
+def test_a_merged_kernel_is_the_kernel_and_the_scaled_product_and_all_else_is_as_it_was(base):
+    params = drawn(adapters.shapes(LORA, base), 2) | base
+    made = adapters.merged(LORA, params)
+    assert jax.tree.structure(made) == jax.tree.structure(base)
+    flat = checkpoints.flatten(params)
+    for path, leaf in checkpoints.flatten(made).items():
+        expected = np.float64(flat[path])
+        if path.endswith("kernel"):
+            a, b = (np.float64(flat[f"adapters.{path}.{name}"]) for name in "ab")
+            for layer in range(len(a)):  # 6 / 3 is the scale
+                expected[layer] += 2.0 * np.tensordot(a[layer], b[layer], 1)
+        np.testing.assert_allclose(leaf, expected, atol=1e-6)
+
+
+def test_factors_of_full_rank_reach_any_kernel(base):
+    config = transformer.LoraConfig(rank=16, alpha=4.0, match="decoder/.*/query/kernel$")
+    wanted = drawn(base, 3)
+    params = adapters.added(config, base, jax.random.key(0))
+    for name in ("self_attention", "cross_attention"):
+        pair = params["adapters"]["decoder"]["layers"][name]["query"]["kernel"]
+        old, new = (tree["decoder"]["layers"][name]["query"]["kernel"] for tree in (base, wanted))
+        flat = (new - old).reshape(3, 16, 16)
+        solved = np.linalg.solve(np.float64(pair["a"]), np.float64(flat) * 16 / 4)
+        pair["b"] = jnp.asarray(solved, jnp.float32).reshape(pair["b"].shape)
+        found = adapters.merged(config, params)["decoder"]["layers"][name]["query"]["kernel"]
+        np.testing.assert_allclose(found, new, atol=1e-3)
+
+
+def test_gradients_go_to_the_factors_alone_and_are_those_of_the_product(base, examples):
+    params = drawn(adapters.shapes(LORA, base), 4) | base
+    loss = lambda tree: jnp.sum(jnp.square(logits(tree, examples)))
+    found = checkpoints.flatten(jax.jit(jax.grad(adapters.adapted(LORA, loss)))(params))
+    whole = checkpoints.flatten(jax.jit(jax.grad(loss))(adapters.merged(LORA, params)))
+    flat = checkpoints.flatten(params)
+    for path, leaf in found.items():
+        if not path.startswith("adapters"):
+            assert not np.any(leaf), path
+            continue
+        kernel, name = path.removeprefix("adapters.")[:-2], path[-1]
+        slope = np.float64(whole[kernel])
+        both = (np.float64(flat[f"adapters.{kernel}.{one}"]) for one in "ab")
+        for layer, (a, b) in enumerate(zip(*both, strict=True)):
+            into, out = a.reshape(-1, 3), b.reshape(3, -1)
+            matrix = slope[layer].reshape(len(into), -1)
+            expected = 2.0 * (matrix @ out.T if name == "a" else into.T @ matrix)
+            made = np.asarray(leaf[layer]).reshape(expected.shape)
+            np.testing.assert_allclose(made, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def update(params, examples, strategy=None, micro_batches=1, name="adamw"):
+    """(state, sums) after one update."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    words = optimizers.OptimizerConfig(
+        name=name, peak=0.1, schedule="constant", warmup=0, rates=f"{adapters.OTHERS}=none"
+    )
+    optimizer, _ = optimizers.make_optimizer(words, 10, shapes, optimizers.Pace(1.0, 1))
+    plan = steps.Plan(micro_batches=micro_batches)
+    place = strategy.place_rows if strategy else transformer.anywhere
+    model = transformer.Transformer(MODEL, place)
+    loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(64, np.int32))
+
+    def make(params):
+        return steps.init_state(model, optimizer, plan, params)
+
+    def step(state, rows, axis=None):
+        whole = adapters.adapted(LORA, loss)
+        return steps.train_step(state, rows, loss=whole, optimizer=optimizer, plan=plan, axis=axis)
+
+    if strategy is None:
+        return jax.jit(step)(make(params), examples)
+    state = strategy.init(make, params)
+    state, sums = strategy.compile(step)(state, strategy.place_batch(examples))
+    return strategy.fetch(state), strategy.fetch_numbers(sums)
+
+
+@pytest.fixture(scope="module")
+def alone(base, examples):
+    params = {**base, "adapters": drawn(adapters.shapes(LORA, base)["adapters"], 5)}
+    return params, update(params, examples)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"strategy": "pmap", "data": 4},
+        {"strategy": "mesh", "data": 2, "fsdp": 2, "tensor": 2},
+        {"micro_batches": 2},
+    ],
+    ids=["pmap", "mesh", "micro_batches"],
+)
+def test_an_update_is_the_same_however_it_is_laid_out(alone, examples, words):
+    params, (expected, summed) = alone
+    micro = {"micro_batches": words.pop("micro_batches", 1)}
+    strategy = parallel.make_strategy(parallel.ParallelConfig(**words)) if words else None
+    state, sums = update(params, examples, strategy, **micro)
+    np.testing.assert_allclose(sums["loss"], summed["loss"], rtol=1e-5)
+    close = lambda one, other: np.testing.assert_allclose(one, other, atol=2e-4)
+    jax.tree.map(close, jax.device_get(state.params), jax.device_get(expected.params))
+
+
+def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
+    shapes = adapters.shapes(LORA, transformer.shapes(MODEL))["adapters"]["decoder"]["layers"]
+    found = parallel.rules.specs({"decoder": {"layers": shapes}}, dict(data=1, fsdp=2, tensor=2))
+    found = {path: tuple(spec) for path, spec in checkpoints.flatten(found).items()}
+    axes = {
+        "self_attention.value.kernel.a": (None, "fsdp", None),
+        "self_attention.value.kernel.b": (None, None, "tensor", None),
+        "cross_attention.out.kernel.a": (None, "tensor", None, None),
+        "cross_attention.out.kernel.b": (None, None, "fsdp"),
+        "feed_forward.up.kernel.a": (None, "fsdp", None),
+        "feed_forward.gate.kernel.b": (None, None, "tensor"),
+        "feed_forward.down.kernel.a": (None, "tensor", None),
+        "feed_forward.down.kernel.b": (None, None, "fsdp"),
+    }
+    for path, spec in axes.items():
+        assert found[f"decoder.layers.{path}"] == spec, path
+    with pytest.raises(ValueError, match="adapters/norm/a is covered by no sharding rule"):
+        parallel.rules.spec_of("adapters/norm/a")
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_only_the_factors_have_moments_and_only_they_change(base, examples, name):
+    params = {**base, "adapters": drawn(adapters.shapes(LORA, base)["adapters"], 5)}
+    state, _ = update(params, examples, name=name)
+    assert_same_bits({**state.params, "adapters": 0}, {**params, "adapters": 0})
+    for one, other in zip(
+        *map(jax.tree.leaves, (state.params["adapters"], params["adapters"])), strict=True
+    ):
+        assert np.any(one != other)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+    assert kept < 3 * sum(leaf.size for leaf in jax.tree.leaves(params["adapters"]))
+    assert not any(
+        "embed" in path or path.endswith("scale") for path in checkpoints.flatten(state.opt_state)
+    )
+
+
+def test_an_update_costs_less_than_one_of_all_parameters(base, examples):
+    def flops(config, params):
+        loss = lambda tree: jnp.sum(logits(tree, examples))
+        grad = lambda tree: jax.grad(adapters.adapted(config, loss))(tree).get("adapters", tree)
+        whole = jax.grad(loss) if not config.rank else grad
+        return jax.jit(whole).lower(params).compile().cost_analysis()["flops"]
+
+    none = transformer.LoraConfig()
+    few = transformer.LoraConfig(rank=2)
+    forward = jax.jit(lambda tree: logits(tree, examples)).lower(base).compile()
+    full, once = flops(none, base), forward.cost_analysis()["flops"]
+    least = flops(few, adapters.added(few, base, jax.random.key(0)))
+    assert least < full - 0.5 * once, "the gradient of a kernel that is not adapted is not computed"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"rank": -1}, "lora.rank=-1 is too small; use 0"),
+        ({"rank": 2, "alpha": 0.0}, "lora.alpha=0.0 is out of bounds"),
+        ({"rank": 2, "alpha": float("nan")}, "lora.alpha=nan is out of bounds"),
+        ({"rank": 2, "match": "("}, r"lora.match='\(' is no regular expression"),
+        ({"alpha": 2.0}, "lora.alpha=2.0 and .* no use with lora.rank=0; set a rank"),
+        (
+            {"rank": 2, "match": "querry"},
+            "'querry' matches no parameter; match a path like dec",
+        ),
+        ({"rank": 2, "match": "embed"}, "matches embed/embedding, which is no kernel of a layer"),
+        ({"rank": 17}, "lora.rank=17 is more than .* can have, 16; use at most that"),
+    ],
+)
+def test_what_lora_cannot_do_is_said_in_a_sentence(words, said):
+    with pytest.raises(ValueError, match=said):
+        adapters.shapes(transformer.LoraConfig(**words), transformer.shapes(MODEL))
+
+
+def test_lora_of_random_parameters_is_refused(tiny_config, tmp_path):
+    with pytest.raises(ValueError, match="lora.rank=2 would leave random parameters .* init_from"):
+        run.make_run(tiny_config(**{"lora.rank": 2}), tmp_path)
+    with pytest.raises(ValueError, match="lora.match='nothing' matches no parameter"):
+        words = {"lora.rank": 2, "lora.match": "nothing", "init_from": "somewhere"}
+        run.make_run(tiny_config(**words), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tuned(go, pretrained):  # noqa: F811
+    return go(**TUNED, init_from=str(pretrained), **{"optimizer.average": 0.5})
+
+
+def test_a_run_keeps_its_base_and_what_reads_it_sees_one_merged_model(tuned, pretrained):  # noqa: F811
+    this, (state, _) = run.read_run(tuned), last(tuned)
+    before = last(pretrained)[0].params
+    assert_same_bits({n: x for n, x in state.params.items() if n != "adapters"}, before)
+    params, _ = evaluate.read_params(this, run.make_tokenizer(this))
+    assert_same_bits(params, jax.jit(lambda x: adapters.merged(this.lora, x))(state.average))
+    factors = jax.tree.leaves(state.params["adapters"])
+    assert len(factors) == 12 and all(np.any(np.asarray(leaf)) for leaf in factors)
+    logged = [json.loads(line) for line in (tuned / "metrics.jsonl").open()]
+    found = evaluate.evaluate(tuned)["nats"]
+    heldout = [row["nats"] for row in logged if row["split"] == "heldout"]
+    assert found == pytest.approx(heldout[-1], rel=1e-6) and len(set(heldout)) > 1
+    told = json.loads((tuned / "run.json").read_text())
+    assert told["trained"] == sum(leaf.size for leaf in factors) < told["params"]
+    assert f"trained: {told['trained']:,} (" in show.parameters(this)
+    assert "adapters/decoder/layers/cross_attention/query/kernel/b" in show.sharding(this)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(go, pretrained, tuned, tmp_path):  # noqa: F811
+    workdir = tmp_path / "run"
+    words = {**TUNED, "init_from": str(pretrained), "optimizer.average": 0.5}
+    shutil.copytree(tuned, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    assert last(workdir)[1]["step"] == 4
+    go(workdir, **words)
+    assert_same_bits(last(workdir)[0], last(tuned)[0])
+
+
+def test_a_run_starts_from_what_another_learnt_by_lora(first_of, tuned):
+    this = run.read_run(tuned)
+    params, _ = evaluate.read_params(this, run.make_tokenizer(this))
+    assert_same_bits(first_of(tuned, **PAIRS, stage="finetune"), params)
+    newest, older = (first_of(f"{tuned}@{which}", **PAIRS, stage="finetune") for which in (6, 4))
+    assert_same_bits(newest, params)
+    with pytest.raises(AssertionError):
+        assert_same_bits(older, params)
+
+
+@pytest.fixture
+def first_of(tiny_config, tmp_path):
+    """(init_from, **changes) -> the parameters that a run starts from."""
+
+    def first_of(taken, **changes):
+        this = run.make_run(tiny_config(init_from=str(taken), **T5, **changes), tmp_path / "new")
+        return train.first_params(this, run.make_tokenizer(this), None)
+
+    return first_of
+
+
+STRANGER = """
+import pathlib, sys
+import numpy as np, peft, torch, transformers
+
+root = pathlib.Path(sys.argv[1])
+data = {name: torch.tensor(x) for name, x in np.load(root / "inputs.npz").items()}
+model = transformers.AutoModelForSeq2SeqLM.from_pretrained(root / "base")
+model = peft.PeftModel.from_pretrained(model, root / "adapters", is_trainable=True).eval()
+weights = data.pop("weights")
+logits = model(**data).logits
+(logits * weights).sum().backward()
+slopes = {name: x.grad.numpy() for name, x in model.named_parameters() if x.requires_grad}
+merged = model.merge_and_unload()(**data).logits
+found = {"logits": logits.detach().numpy(), "merged": merged.detach().numpy()}
+np.savez(root / "found.npz", **found, **slopes)
+"""
+
+
+def test_peft_makes_our_logits_and_gradients_of_our_factors(base, examples, tmp_path):
+    for name in ("torch", "transformers", "peft"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not here")
+    from safetensors.numpy import load_file
+
+    model = dataclasses.replace(MODEL, num_kv_heads=4, head="untied")
+    base = drawn(transformer.shapes(model), 1)
+    params = {**base, "adapters": drawn(adapters.shapes(LORA, base)["adapters"], 6)}
+    transformers.write(base, model, tmp_path / "base")
+    peft.write(params, model, LORA, tmp_path / "adapters")
+    ids = batch.shift_right(examples.targets, examples.targets_segment_ids, model.start_id)
+    weights = np.random.default_rng(7).normal(size=(8, 6, 64)).astype(np.float32)
+    theirs = {"input_ids": examples.inputs, "decoder_input_ids": ids, "weights": weights}
+    theirs = {name: np.asarray(x) for name, x in theirs.items()}
+    np.savez(tmp_path / "inputs.npz", **theirs)
+    subprocess.run([sys.executable, "-c", STRANGER, str(tmp_path)], check=True, timeout=300)
+    found = dict(np.load(tmp_path / "found.npz"))
+    kept = lambda tree: logits(adapters.merged(LORA, tree), examples, model)
+    for name in ("logits", "merged"):
+        np.testing.assert_allclose(found.pop(name), kept(params), atol=1e-3, rtol=1e-4)
+    slopes = jax.jit(jax.grad(lambda tree: jnp.sum(kept(tree) * weights)))(params)
+    peft.write(slopes, model, LORA, tmp_path / "slopes")  # in their names
+    ours = load_file(tmp_path / "slopes" / peft.WEIGHTS)
+    assert len(ours) == len(found) == 2 * (2 * 7 + 3 * 11)
+    for name, slope in ours.items():
+        expected = found[name.replace(".weight", ".default.weight")]
+        np.testing.assert_allclose(slope, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_the_door_exports_a_run_merged_or_its_adapters_alone(tuned, pretrained, tmp_path, capsys):  # noqa: F811
+    this = run.read_run(tuned)
+    params, _ = evaluate.read_params(this, run.make_tokenizer(this))
+    assert door.main(["export", f"--workdir={tuned}", str(tmp_path / "merged")]) == 0
+    found = transformers.read_params(tmp_path / "merged", this.model)
+    assert_same_bits(found, jax.device_get(params))
+    assert door.main(["export", f"--workdir={tuned}", str(tmp_path / "alone"), "--adapters"]) == 0
+    assert str(pretrained) in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "alone").iterdir()} == {peft.CONFIG, peft.WEIGHTS}
+    told = json.loads((tmp_path / "alone" / peft.CONFIG).read_text())
+    assert (told["r"], told["lora_alpha"], len(told["target_modules"])) == (2, 4.0, 12)
+    assert door.main(["export", f"--workdir={pretrained}", str(tmp_path / "no"), "--adapters"]) == 2
+    assert "has no adapters (lora.rank=0)" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()

@@ -1,0 +1,129 @@
+"""Laws of answers: each is its input's own, and a bucket of lengths is one program."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from lm import decoding, evaluate, parallel, pipeline, run, steps, tasks
+from tests import untrained
+
+TEXTS = [f"{'kilo lima ' * (i % 7)}{word} {i}" for i, word in enumerate("a b c d e".split() * 3)]
+HOW = ("greedy", "beam width=3 n_best=2", "sample temperature=2.0 top_p=0.9 n_best=2")
+ONE = parallel.ParallelConfig(data=1)
+
+
+@pytest.fixture(scope="module")
+def this(tiny_config, tmp_path_factory):
+    changes = {"data.task": "docstring_summary", "stage": "finetune", "data.input_length": 64}
+    return run.make_run(tiny_config(**changes), tmp_path_factory.mktemp("answers"))
+
+
+@pytest.fixture(scope="module")
+def params(this):
+    return untrained.params(this)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """The shapes of the inputs for which decode_step was traced, in order."""
+    shapes, step = [], steps.decode_step
+
+    def counted(params, examples, *rest, **options):
+        shapes.append(examples.inputs.shape)
+        return step(params, examples, *rest, **options)
+
+    monkeypatch.setattr(steps, "decode_step", counted)
+    return shapes
+
+
+def make(this, tokens, params, how="greedy", config=ONE, **options):
+    strategy = parallel.make_strategy(config)
+    placed = strategy.place_state(params)
+    return evaluate.Answers(this, strategy, placed, tokens, decoding.parse(how), **options)
+
+
+def assert_same(ours, theirs):
+    assert [answer.texts for answer in ours] == [answer.texts for answer in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_an_answer_is_the_same_alone_and_in_company_in_any_bucket(
+    how, this, params, tiny_tokens, monkeypatch
+):
+    answer = make(this, tiny_tokens, params, how, rows=4)
+    together = answer(TEXTS)
+    assert len({text for found in together for text in found.texts}) > len(TEXTS) / 2
+    assert {len(found.texts) for found in together} == {1 if how == "greedy" else 2}
+    some = (0, 6, 9)
+    alone = [answer(TEXTS[number : number + 1], first=number)[0] for number in some]
+    assert_same(alone, [together[number] for number in some])
+    monkeypatch.setattr(pipeline.batches, "LEAST", 64)
+    assert_same(answer(TEXTS), together)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_answers_do_not_depend_on_the_devices(how, this, params, tiny_tokens):
+    one = make(this, tiny_tokens, params, how)(TEXTS)
+    mesh = parallel.ParallelConfig(strategy="mesh", fsdp=2, tensor=2)
+    for config in (parallel.ParallelConfig(data=8), mesh):
+        assert_same(make(this, tiny_tokens, params, how, config)(TEXTS), one)
+
+
+def test_a_bucket_of_lengths_is_one_program_compiled_once(this, params, tiny_tokens, traced):
+    answer = make(this, tiny_tokens, params, rows=2)
+    answer(TEXTS)
+    buckets = {pipeline.bucket(len(tiny_tokens.encode(text)) + 1, 64) for text in TEXTS}
+    assert sorted(columns for _, columns in traced) == sorted(buckets) == [16, 32, 64]
+    answer(TEXTS[::-1])
+    answer(TEXTS[:1])
+    answer.of(untrained_of(answer, this))(TEXTS[:3])
+    assert len(traced) == 3
+
+
+def untrained_of(answer, this):
+    return parallel.make_strategy(ONE).place_state(untrained.params(this, seed=1))
+
+
+def test_answers_of_other_parameters_are_those_that_they_give(this, params, tiny_tokens):
+    answer = make(this, tiny_tokens, params)
+    other = answer.of(untrained_of(answer, this))(TEXTS[:4])
+    assert_same(other, make(this, tiny_tokens, untrained.params(this, seed=1))(TEXTS[:4]))
+    assert other != answer(TEXTS[:4])
+
+
+def test_what_is_sampled_follows_from_the_seed_and_the_number_of_the_input(
+    this, params, tiny_tokens
+):
+    said = {
+        (seed, first): make(this, tiny_tokens, params, HOW[2], seed=seed)([TEXTS[1]] * 2, first=first)
+        for seed in (0, 1)
+        for first in (0, 1)
+    }
+    assert said[0, 0][1] == said[0, 1][0], "the same number"
+    drawn = [tuple(found.texts) for answers in said.values() for found in answers]
+    assert len(set(drawn)) == 6, "another number or another seed, another draw"
+    assert all(len(set(texts)) == 2 for texts in drawn), "n_best draws are different ones"
+
+
+def test_an_input_too_long_is_told_and_answered_as_its_task_cuts_it(this, params, tiny_tokens):
+    answer = make(this, tiny_tokens, params)
+    turns = [f"{word} kilo lima mike" for word in "alfa bravo charlie delta echo foxtrot".split()]
+    task = tasks.Task("x", "respond: {turns}", "{turns}", turns="turns")
+    whole, latest = task.history(turns * 9), None
+    ids, cut = tasks.fitted(task, whole, 64, tiny_tokens)
+    latest = tiny_tokens.decode(ids)
+    assert cut and latest.startswith("respond: ") and latest.endswith(turns[-1])
+    (by_task,), (plain,), (short,) = answer([whole], task), answer([whole]), answer([latest])
+    assert by_task.texts == short.texts != plain.texts
+    assert (by_task.cut, plain.cut, short.cut) == (True, True, False)
+
+
+def test_each_batch_is_a_sign_of_life(this, params, tiny_tokens):
+    signs = []
+    make(this, tiny_tokens, params, rows=4)(TEXTS, beat=lambda: signs.append(1))
+    assert len(signs) == -(-len(TEXTS) // 4)
+    assert make(this, tiny_tokens, params)([]) == [] and jax.devices()

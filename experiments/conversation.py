@@ -3,7 +3,8 @@
   python -m experiments.conversation --data_dir=...
 
 The pre-trained models of `experiments.translation`, fine-tuned, three seeds, against
-the reply to the most similar history by tf-idf. Answer: conversation.md; every figure: conversation.jsonl.
+the reply to the most similar history by tf-idf. Answer: conversation.md; every figure:
+conversation.jsonl.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
   python -m experiments.summarization --data_dir=...
 
-The pre-trained models of `experiments.translation`, fine-tuned, three seeds, against the first words
-of the body. Answer: summarization.md; every figure: summarization.jsonl.
+The pre-trained models of `experiments.translation`, fine-tuned, three seeds, against the first
+words of the body. Answer: summarization.md; every figure: summarization.jsonl.
 """
 
 from __future__ import annotations

@@ -10,7 +10,15 @@ and, unless the config names other places, tokenizer/ and shards/.
 """
 
 from lm.run.checks import FIGURES, STAGES, make_run, origin_of, read_run, tokenizer_dir
-from lm.run.data import Texts, make_examples, make_split, make_tokenizer, shards_of, splits
+from lm.run.data import (
+    Texts,
+    check_columns,
+    make_examples,
+    make_split,
+    make_tokenizer,
+    shards_of,
+    splits,
+)
 from lm.run.record import PLAIN_SECTIONS, SECTIONS, Run, pace, total_updates
 from lm.run.workdir import (
     check_workdir,
@@ -29,6 +37,7 @@ __all__ = [
     "STAGES",
     "Run",
     "Texts",
+    "check_columns",
     "check_workdir",
     "claim",
     "differences",

@@ -32,6 +32,15 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
     return train, heldout
 
 
+def check_columns(run: Run) -> None:
+    """Raise ValueError where the first record of a split lacks a column that its task names."""
+    for by_task in splits(run):
+        for name, split in by_task.items():
+            if not tasks.is_corpus(name):
+                task = run.data.task_named(name)
+                task.to_texts(sources.records(task.source, split, run.data.dir)[0])
+
+
 def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
     """The run's tokenizer; before the workdir is claimed, trained where there is none yet."""
     directory = checks.tokenizer_dir(run)

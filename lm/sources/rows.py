@@ -165,6 +165,9 @@ def _files(source: str, split: str) -> list[str]:
 
 
 def _found(source: str, split: str) -> list[str]:
+    """The files of a split that are there, named or matched; a source without {split} is train."""
+    if SPLIT not in source and split != "train":
+        return []
     found = []
     for item in source.replace(SPLIT, split).split(","):
         if places.is_remote(item):

@@ -84,7 +84,7 @@ def _taken(this: run.Run, tokens, teacher: dict | None) -> dict | None:
 def check(this: run.Run, allow: tuple[str, ...] = ()) -> None:
     """Raise ValueError unless data and workdir are there for this config; no device is needed."""
     run.check_workdir(this, allow)
-    run.splits(this)
+    run.check_columns(this)
 
 
 def layout(this: run.Run, devices=None, hosts=None):

@@ -1,0 +1,55 @@
+"""A user's own task, from a table to scores, with nothing but a config."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from lm import evaluate, run, train
+
+SPEC = {"inputs": "say: {a}", "targets": "{b}", "metrics": ("exact_match",)}
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path):
+    """A config whose task is a table of numbers and their doubles."""
+    rows = [f"{i}\t{i}{i}" for i in range(60)]
+    (tmp_path / "train.tsv").write_text("\n".join(["a\tb", *rows]) + "\n")
+    made = tiny_config(stage="finetune")
+    spec = {"source": f"{tmp_path}/{{split}}.tsv", **SPEC}
+    made["data"] |= {"task": "doubles", "tasks": {"doubles": spec}, "heldout": "train[50:]"}
+    made["data"] |= {"train": "train[:50]"}
+    return made
+
+
+def test_a_table_is_learnt_continued_and_scored_by_a_config_alone(config, tmp_path):
+    workdir = tmp_path / "run"
+    train.train(run.make_run(config, workdir))
+    again = run.make_run(copy.deepcopy(config), workdir)  # tuples there, lists in config.json
+    assert train.train(again)
+    assert run.read_run(workdir).data == again.data
+    figures = evaluate.evaluate(workdir)
+    rows = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
+    assert figures["examples"] == len(rows) == 4  # evaluate.decode of the ten held out
+    assert [row["inputs"] for row in rows] == [f"say: {i}" for i in range(50, 54)]
+    assert [row["targets"] for row in rows] == [f"{i}{i}" for i in range(50, 54)]
+    assert 0 <= figures["exact_match"] <= 100
+
+
+def test_a_missing_column_is_told_before_anything_is_trained(config, tmp_path):
+    config["data"]["tasks"]["doubles"]["targets"] = "{c}"
+    with pytest.raises(ValueError, match="has no column 'c', .* it has a, b"):
+        train.check(run.make_run(config, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_of_another_template_are_refused(config, tmp_path):
+    this = run.make_run(config, tmp_path / "run")
+    tokens = run.make_tokenizer(this)
+    run.make_examples(this, tokens)
+    run.make_examples(this, tokens)  # found
+    config["data"]["tasks"]["doubles"]["inputs"] = "double: {a}"
+    with pytest.raises(ValueError, match="holds shards of another task"):
+        run.make_examples(run.make_run(config, tmp_path / "run"), tokens)

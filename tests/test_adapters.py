@@ -203,6 +203,16 @@ def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
         parallel.rules.spec_of("adapters/norm/a")
 
 
+def test_adafactor_sees_the_factors_as_matrices():
+    shapes = adapters.shapes(LORA, transformer.shapes(MODEL))["adapters"]
+    axes = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        path = optimizers.groups.path_of(keys)
+        axes[path.partition("attention/")[2]] = optimizers.groups.matrix(keys, leaf.ndim)
+    assert axes["out/kernel/a"] == ((1, 2), (3,)) and axes["out/kernel/b"] == ((1,), (2,))
+    assert axes["query/kernel/a"] == ((1,), (2,)) and axes["query/kernel/b"] == ((1,), (2, 3))
+
+
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_only_the_factors_have_moments_and_only_they_change(base, examples, name):
     params = {**base, "adapters": drawn(adapters.shapes(LORA, base)["adapters"], 5)}

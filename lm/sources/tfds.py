@@ -42,6 +42,9 @@ class TfdsRecords:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return _plain(self.source[index])
 
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
 
 def data_root(data_dir: str = ""):
     """The TFDS directory: data_dir, or where it is "", $TFDS_DATA_DIR or ~/tensorflow_datasets."""

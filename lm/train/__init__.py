@@ -25,7 +25,7 @@ from lm.train.start import (
     traced,
     train,
 )
-from lm.train.watchdog import Watchdog, leave
+from lm.train.watchdog import Watchdog, company, leave
 
 __all__ = [
     "LOSSES",
@@ -39,6 +39,7 @@ __all__ = [
     "Watchdog",
     "Work",
     "check",
+    "company",
     "first_params",
     "layout",
     "leave",

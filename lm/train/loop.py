@@ -188,7 +188,7 @@ class Loop:
         if "evaluate" in due:
             figures = self._evaluate()
         if self.patience.over and self.number < self.work.total:
-            self._event("ended early", said=self.patience.account, **self.patience.memory)
+            self._event("ended early", said=self.patience.account)
             due.add("checkpoint")
         # With bad updates pending none is saved, so that one to go back to stays.
         if "checkpoint" in due and (self._done() or not self.guard.row):

@@ -1,0 +1,213 @@
+"""Laws of fine-tuning's ends: the best is kept by what is asked for, and no better ends the run."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from lm import checkpoints, door, evaluate, logs, pipeline, run, train
+from tests.test_train import (  # noqa: F401
+    PAIRS,
+    ROOT,
+    assert_same_bits,
+    go,
+    in_less_time,
+    last,
+    pretrained,
+    rows,
+)
+
+CURVE = {1: 5.0, 2: 4.0, 3: 4.5, 4: math.nan, 5: 4.0, 6: 3.0, 7: 9.0, 8: 9.0, 9: 9.0}  # nats
+STOPPING = {"every.evaluate": 1, "every.checkpoint": 2, "steps": 9, "early_stop": 3}
+STOPPING |= {"keep_best": "nats"}
+
+
+def judged(curve, most, memory=None, figure="nats"):
+    """The patience after these figures, and the step at which it was over, None where never."""
+    made, over = train.Patience(figure, most, memory), None
+    for step, value in curve.items():
+        made.judge(step, {figure: value})
+        over = step if made.over and over is None else over
+    return made, over
+
+
+def test_patience_ends_after_so_many_evaluations_without_a_better_one():
+    assert judged(CURVE, 3)[1] == 5, "an equal figure and one that is not finite are no better"
+    assert judged(CURVE, 1)[1] == 3 and judged(CURVE, 4)[1] is None
+    assert judged(CURVE, 0)[1] is None
+    assert judged({1: math.nan, 2: 5.0}, 3)[0].memory["best"] == 5.0
+    rising = {step: -value for step, value in CURVE.items()}
+    assert judged(rising, 3, figure="bleu")[1] == 5, "of a score the highest is best"
+    assert judged(CURVE, 2)[0].memory == {"figure": "nats", "best": 3.0, "step": 6, "since": 3}
+    assert "no better nats than the 3.0 of update 6" in judged(CURVE, 2)[0].account
+
+
+def test_patience_goes_on_from_its_memory_and_forgets_another_figures():
+    for cut in CURVE:
+        first, rest = (dict(itertools.islice(CURVE.items(), *part)) for part in ((cut,), (cut, 9)))
+        memory = json.loads(json.dumps(judged(first, 3)[0].memory))
+        assert judged(rest, 3, memory)[0].memory == judged(CURVE, 3)[0].memory
+    other = train.Patience("bleu", 3, judged(CURVE, 3)[0].memory)
+    assert other.memory["since"] == 0 and other.memory["best"] is None
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Held-out nats as in CURVE."""
+    now, whole = [0], train.Loop._evaluate
+
+    def evaluation(self):
+        now[0] = self.number
+        return whole(self)
+
+    def sums(self, params, label="", beat=None):
+        names = ("loss", "nats", "hits", "bytes", "text_nats", "text_weight")
+        return dict.fromkeys(names, CURVE[now[0]]) | {"weight": 1.0}
+
+    monkeypatch.setattr(train.Loop, "_evaluate", evaluation)
+    monkeypatch.setattr(evaluate.HeldOut, "sums", sums)
+
+
+def kept(workdir) -> list[int]:
+    with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
+        return saved.steps()
+
+
+def test_a_run_that_is_no_better_ends_and_stays_ended(go, scripted, capsys):  # noqa: F811
+    workdir = go(**STOPPING)
+    assert kept(workdir) == [5, 4, 2], "the last, though no checkpoint is due, and the best"
+    assert last(workdir)[1]["patience"]["since"] == 3
+    assert [row["step"] for row in rows(workdir, "heldout")] == [1, 2, 3, 4, 5]
+    (told,) = [row for row in logs.read(workdir / logs.EVENTS) if row["event"] == "ended early"]
+    assert told["step"] == 5 and "no better nats than the 4.0 of update 2" in told["said"]
+    before = {path: path.read_bytes() for path in workdir.glob("*.jsonl")}
+    go(workdir, **STOPPING)
+    assert "ended early after update 5, for 3 evaluations in a row" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in workdir.glob("*.jsonl")} == before
+    go(workdir, **STOPPING | {"early_stop": 4})
+    assert kept(workdir) == [9, 8, 6], "it goes on, found a better one, and bore more"
+    assert logs.goodput(workdir)["sessions"] == 2
+
+
+def test_a_run_that_was_killed_ends_where_the_unbroken_one_does(
+    go,  # noqa: F811
+    scripted,
+    tmp_path,
+    monkeypatch,
+):
+    unbroken, whole = go(**STOPPING), pipeline.train_batches
+
+    def batches(*arguments, **options):
+        yield from itertools.islice(whole(*arguments, **options), 4)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "train_batches", batches)
+        go(tmp_path / "run", **STOPPING)
+    go(tmp_path / "run", **STOPPING)
+    assert_same_bits(last(tmp_path / "run")[0], last(unbroken)[0])
+    assert last(tmp_path / "run")[1]["patience"] == last(unbroken)[1]["patience"]
+
+
+def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # noqa: F811
+    words = {**PAIRS, "stage": "finetune", "init_from": str(pretrained), "evaluate.decode": 3}
+    words |= {"every.evaluate": 2, "keep_best": "rougeL", "optimizer.peak": 0.1}
+    workdir = go(**words)
+    found = {row["step"]: row["rougeL"] for row in rows(workdir, "heldout")}
+    assert set(found) == {2, 4, 6}
+    best = evaluate.evaluate(workdir, "best")
+    assert best["step"] == max(sorted(found), key=found.get)
+    assert best["rougeL"] == pytest.approx(found[best["step"]])
+    assert best["nats"] > 0 and "rougeL" not in rows(pretrained, "heldout")[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"early_stop": 3}, "early_stop=3 has no figure to go by; set keep_best"),
+        ({"early_stop": -1}, "early_stop=-1 is too small; use 0 or more"),
+        ({"keep_best": "rougeL"}, "keep_best='rougeL' is unknown"),  # wikipedia has no answers
+        ({"keep_best": "bleu", "data.task": "docstring_summary"}, "keep_best='bleu' .*rougeL"),
+        (
+            {"keep_best": "rougeL", "data.task": "docstring_summary=1,aeslc=2"},
+            "keep_best='rougeL' .*aeslc/rougeL, .*docstring_summary/rougeL",
+        ),
+    ],
+)
+def test_what_no_checkpoint_can_be_best_by_is_refused(words, said, tiny_config, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        run.make_run(tiny_config(**words), tmp_path)
+
+
+def test_of_several_tasks_the_best_is_by_the_score_of_one(tiny_config, tmp_path):
+    words = {"keep_best": "aeslc/rougeL", "data.task": "docstring_summary=1,aeslc=2"}
+    assert run.make_run(tiny_config(**words), tmp_path).config["keep_best"] == "aeslc/rougeL"
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("runs/a", ("runs/a", "newest")),
+        ("runs/a@best", ("runs/a", "best")),
+        ("runs/a@1200", ("runs/a", 1200)),
+        ("runs/me@home", ("runs/me@home", "newest")),
+        ("", ("", "newest")),
+    ],
+)
+def test_init_from_names_a_workdir_and_which_of_its_checkpoints(named, expected):
+    class Named:
+        config = {"init_from": named}
+
+    assert run.origin_of(Named) == expected
+
+
+def test_the_door_fine_tunes_with_parts_frozen(pretrained, tiny_config, tmp_path, capsys):  # noqa: F811
+    words = {**PAIRS, "stage": "finetune", "init_from": str(pretrained), "every.checkpoint": 6}
+    words |= {"optimizer.rates": "encoder/=none embed=none decoder/norm=0.1", "every.evaluate": 6}
+    words |= {"evaluate.examples": 8, "parallel.data": 1}
+    made = json.dumps(tiny_config(**words))
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        f"import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict(json.loads({made!r}))\n"
+    )
+    workdir = tmp_path / "run"
+    assert door.main(["train", f"--config={config}", f"--workdir={workdir}"]) == 0
+    before, after = (checkpoints.flatten(last(place)[0].params) for place in (pretrained, workdir))
+    for path, leaf in after.items():
+        same = np.asarray(leaf).tobytes() == np.asarray(before[path]).tobytes()
+        assert same == path.startswith(("encoder.", "embed.")), path
+    capsys.readouterr()
+    assert door.main(["show", f"--workdir={workdir}", "--model"]) == 0
+    frozen = sum(leaf.size for path, leaf in after.items() if path.startswith(("enc", "emb")))
+    assert f"frozen: {frozen:,}" in capsys.readouterr().out
+    again = evaluate.evaluate(workdir)["nats"]
+    assert again == pytest.approx(rows(workdir, "heldout")[-1]["nats"], rel=1e-5)
+
+
+def test_fine_tuning_drops_out_a_tenth_and_both_recipes_are_as_published():
+    for path in sorted(pathlib.Path(ROOT / "configs").glob("*.py")):
+        if path.stem in ("__init__", "models"):
+            continue
+        config = importlib.import_module(f"configs.{path.stem}").get_config()
+        if config.get("stage") == "finetune":
+            assert config.model.dropout_rate == 0.1, path
+    t5, adamw = (
+        importlib.import_module(f"configs.finetune_{name}").get_config() for name in ("t5", "adamw")
+    )
+    assert (t5.optimizer.name, t5.optimizer.peak, t5.optimizer.schedule) == (
+        "adafactor",
+        1e-3,
+        "constant",
+    )
+    assert (t5.steps, t5.data.batch_size, t5.data.input_length) == (2**18, 128, 512)
+    assert (t5.keep_every, t5.every.checkpoint) == (5000, 5000)
+    assert (adamw.optimizer.name, adamw.optimizer.peak) == ("adamw", 1e-4)
+    assert jax.tree.structure(t5.to_dict()) == jax.tree.structure(adamw.to_dict())

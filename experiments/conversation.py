@@ -10,8 +10,10 @@ conversation.jsonl.
 from __future__ import annotations
 
 from experiments import demo, stages
+from lm import door, metrics, sources, tasks
 
 STEPS = 1000
+MOST = 2000  # examples of validation that are answered, the first
 
 
 def commands(home: str, data: str) -> list[list[str]]:
@@ -23,6 +25,34 @@ def commands(home: str, data: str) -> list[list[str]]:
     return made
 
 
+def main(home: str, data: str) -> int:
+    """Train all seeds, score them and retrieval on validation, print and keep the figures.
+
+    Retrieval by the whole history, and by the user's last turn alone, which is the stronger one.
+    """
+    if code := demo.run(commands(home, data)):
+        return code
+    rows = []
+    for how in ("greedy", "beam width=4 alpha=0.6"):
+        rows += stages.scored(home, "sgd_dialogues", split="validation", how=how, most=MOST)
+    task = tasks.TASKS["sgd_dialogues"]
+    records = sources.records(task.source, "train[:98%]", data)
+    known = [text for record in records for text in task.to_texts(record)]
+    asked = rows[0]["answers"]
+    truth = [pair["targets"] for pair in asked]
+    for name, part in {
+        "retrieval, whole history": lambda text: text,
+        "retrieval, last turn": lambda text: text.rpartition("\n")[2],
+    }.items():
+        replies = [text["targets"] for text in known]
+        search = metrics.Retrieval([part(text["inputs"]) for text in known], replies)
+        said = search([part(pair["inputs"]) for pair in asked])
+        rows.append(stages.baseline(name, task.metrics, said, truth))
+    stages.keep("conversation", rows)
+    print(stages.table(rows, ("bleu", "exact_match", "nats")))
+    return 0
+
+
 if __name__ == "__main__":
     flags = stages.arguments(__doc__, "runs/tasks")
-    raise SystemExit(demo.run(commands(flags.workdir, flags.data_dir)))
+    raise SystemExit(door.guarded(lambda: main(flags.workdir, flags.data_dir)))

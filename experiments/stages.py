@@ -6,7 +6,13 @@ A model of 2 + 2 layers, so that three seeds of every arm take two CPU cores an 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import pathlib
 
+from lm import evaluate, logs, metrics
+
+HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)
 SIZE = ["--config.model.num_encoder_layers=2", "--config.model.num_decoder_layers=2"]
 PRETRAIN = 800  # updates, of 16 rows of 128 tokens
@@ -47,3 +53,66 @@ def tuned(home: str, data: str, config: str, seed: int, steps: int, scratch=Fals
     flags += [f"--config.data.shards={home}/shards/{config}"]
     flags += [f"--config.name={name}", f"--workdir={home}/{name}/{seed}"]
     return ["train", f"--config=configs/{config}.py{start}", *flags]
+
+
+def scored(home: str, arm: str, *, split: str, how: str, most: int = 0) -> list[dict]:
+    """A row a seed: the scores of an arm's runs on a split, and the answers they were made of.
+
+    how: the decoding in words. most: examples, the first; 0: all.
+    """
+    rows = []
+    for seed in SEEDS:
+        workdir = pathlib.Path(home, arm, str(seed))
+        figures = evaluate.evaluate(workdir, split=split, how=how, most=most)
+        answers = logs.read(workdir / f"predictions-{split}.jsonl")
+        last = {row["session"]: row for row in logs.read(workdir / "goodput.jsonl")}
+        made_by = json.loads((workdir / "run.json").read_text())
+        row = {"arm": arm, "seed": seed, "split": split, "decoding": how, "answers": answers}
+        row |= {"commit": made_by["commit"], "params": made_by["params"]}
+        row |= {"seconds": round(sum(row["seconds"].get("step", 0) for row in last.values()))}
+        row |= {key: made_by[key] for key in ("planned_updates", "planned_tokens")}
+        rows.append(row | {"figures": {k: v for k, v in figures.items() if k != "command"}})
+    return rows
+
+
+def baseline(arm: str, words: tuple[str, ...], said: list[str], truth: list[str]) -> dict:
+    """The row of answers that no model gave. words: of METRICS."""
+    figures = {"intervals": {}}
+    for word in words:
+        figures |= metrics.score(word, said, truth)
+        figures["intervals"] |= metrics.intervals(word, said, truth)
+    return {"arm": arm, "seed": 0, "decoding": "", "figures": figures}
+
+
+def table(rows: list[dict], names: tuple[str, ...]) -> str:
+    """Markdown, a line an arm and decoding: the mean over seeds of each score, every seed's value,
+    and the first seed's 95 % interval.
+    """
+    lines = ["| arm | decoding | " + " | ".join(names) + " |", "| --- " * (2 + len(names)) + "|"]
+    for (arm, how), group in _grouped(rows):
+        cells = []
+        for name in names:
+            values = [row["figures"][name] for row in group if name in row["figures"]]
+            if not values:
+                cells.append("")
+                continue
+            each = f" ({', '.join(f'{value:.2f}' for value in values)})" * (len(values) > 1)
+            low, high = group[0]["figures"]["intervals"][name]
+            cells.append(f"{sum(values) / len(values):.2f}{each} [{low:.2f}, {high:.2f}]")
+        lines.append(f"| {arm} | {how} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _grouped(rows: list[dict]):
+    return [
+        (key, list(group))
+        for key, group in itertools.groupby(rows, lambda row: (row["arm"], row["decoding"]))
+    ]
+
+
+def keep(name: str, rows: list[dict]) -> None:
+    """Write the rows without their answers to experiments/<name>.jsonl, with what scored them."""
+    known = {"scored_by": {"commit": logs.commit(), "versions": logs.versions()}}
+    lines = ({k: v for k, v in row.items() if k != "answers"} | known for row in rows)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    logs.write_atomically(HERE / f"{name}.jsonl", text)

@@ -9,6 +9,7 @@ three seeds each. Answer: translation.md; every figure: translation.jsonl.
 from __future__ import annotations
 
 from experiments import demo, stages
+from lm import door, metrics
 
 STEPS = 1200
 
@@ -23,6 +24,29 @@ def commands(home: str, data: str) -> list[list[str]]:
     return made
 
 
+def main(home: str, data: str) -> int:
+    """Train all arms, score them on the test split, print and keep the figures."""
+    if code := demo.run(commands(home, data)):
+        return code
+    rows, differences = [], []
+    for how in ("greedy", "beam width=4 alpha=0.6"):
+        arms = [
+            stages.scored(home, arm, split="test", how=how)
+            for arm in ("multi30k", "multi30k_scratch")
+        ]
+        rows += [row for arm in arms for row in arm]
+        for ours, theirs in zip(*arms, strict=True):
+            said = [[row["prediction"] for row in arm["answers"]] for arm in (ours, theirs)]
+            truth = [row["targets"] for row in ours["answers"]]
+            ends = metrics.difference("bleu", *said, truth)["bleu"]
+            differences.append(f"| {how} | {ours['seed']} | {ends[0]:.2f} to {ends[1]:.2f} |")
+    stages.keep("translation", rows)
+    print(stages.table(rows, ("bleu", "chrf", "nats")))
+    print("\n| decoding | seed | pre-trained - scratch, BLEU, 95 % |\n| --- | --- | --- |")
+    print("\n".join(differences))
+    return 0
+
+
 if __name__ == "__main__":
     flags = stages.arguments(__doc__, "runs/tasks")
-    raise SystemExit(demo.run(commands(flags.workdir, flags.data_dir)))
+    raise SystemExit(door.guarded(lambda: main(flags.workdir, flags.data_dir)))

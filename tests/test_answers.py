@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 
 from lm import decoding, evaluate, parallel, pipeline, run, steps, tasks
 from tests import untrained
 
-TEXTS = [f"{'kilo lima ' * (i % 7)}{word} {i}" for i, word in enumerate("a b c d e".split() * 3)]
+TEXTS = [f"{'kilo lima ' * (i % 7)}{word} {i}" for i, word in enumerate("abcde" * 3)]
 HOW = ("greedy", "beam width=3 n_best=2", "sample temperature=2.0 top_p=0.9 n_best=2")
 ONE = parallel.ParallelConfig(data=1)
 
@@ -17,6 +16,7 @@ ONE = parallel.ParallelConfig(data=1)
 @pytest.fixture(scope="module")
 def this(tiny_config, tmp_path_factory):
     changes = {"data.task": "docstring_summary", "stage": "finetune", "data.input_length": 64}
+    changes |= {"data.target_length": 8}
     return run.make_run(tiny_config(**changes), tmp_path_factory.mktemp("answers"))
 
 
@@ -62,15 +62,16 @@ def test_an_answer_is_the_same_alone_and_in_company_in_any_bucket(
     alone = [answer(TEXTS[number : number + 1], first=number)[0] for number in some]
     assert_same(alone, [together[number] for number in some])
     monkeypatch.setattr(pipeline.batches, "LEAST", 64)
-    assert_same(answer(TEXTS), together)
+    assert_same(answer(TEXTS[:4]), together[:4])
 
 
-@pytest.mark.parametrize("how", HOW)
-def test_answers_do_not_depend_on_the_devices(how, this, params, tiny_tokens):
-    one = make(this, tiny_tokens, params, how)(TEXTS)
-    mesh = parallel.ParallelConfig(strategy="mesh", fsdp=2, tensor=2)
-    for config in (parallel.ParallelConfig(data=8), mesh):
-        assert_same(make(this, tiny_tokens, params, how, config)(TEXTS), one)
+@pytest.mark.parametrize("how", HOW[1:])
+@pytest.mark.parametrize("strategy", ["pmap", "mesh"])
+def test_answers_do_not_depend_on_the_devices(how, strategy, this, params, tiny_tokens):
+    some = ["kilo", "lima mike", "november", "a", "b"]
+    config = parallel.ParallelConfig(strategy=strategy, data=2)
+    several = make(this, tiny_tokens, params, how, config, rows=4)(some)
+    assert_same(several, make(this, tiny_tokens, params, how, rows=3)(some))
 
 
 def test_a_bucket_of_lengths_is_one_program_compiled_once(this, params, tiny_tokens, traced):
@@ -99,7 +100,9 @@ def test_what_is_sampled_follows_from_the_seed_and_the_number_of_the_input(
     this, params, tiny_tokens
 ):
     said = {
-        (seed, first): make(this, tiny_tokens, params, HOW[2], seed=seed)([TEXTS[1]] * 2, first=first)
+        (seed, first): make(this, tiny_tokens, params, HOW[2], seed=seed)(
+            [TEXTS[1]] * 2, first=first
+        )
         for seed in (0, 1)
         for first in (0, 1)
     }
@@ -111,9 +114,9 @@ def test_what_is_sampled_follows_from_the_seed_and_the_number_of_the_input(
 
 def test_an_input_too_long_is_told_and_answered_as_its_task_cuts_it(this, params, tiny_tokens):
     answer = make(this, tiny_tokens, params)
-    turns = [f"{word} kilo lima mike" for word in "alfa bravo charlie delta echo foxtrot".split()]
+    turns = [f"{word} kilo lima mike" for word in ("alfa", "bravo", "charlie", "delta", "echo")]
     task = tasks.Task("x", "respond: {turns}", "{turns}", turns="turns")
-    whole, latest = task.history(turns * 9), None
+    whole = task.history(turns * 9)
     ids, cut = tasks.fitted(task, whole, 64, tiny_tokens)
     latest = tiny_tokens.decode(ids)
     assert cut and latest.startswith("respond: ") and latest.endswith(turns[-1])
@@ -126,4 +129,4 @@ def test_each_batch_is_a_sign_of_life(this, params, tiny_tokens):
     signs = []
     make(this, tiny_tokens, params, rows=4)(TEXTS, beat=lambda: signs.append(1))
     assert len(signs) == -(-len(TEXTS) // 4)
-    assert make(this, tiny_tokens, params)([]) == [] and jax.devices()
+    assert make(this, tiny_tokens, params)([]) == []

@@ -137,8 +137,9 @@ def test_what_is_said_token_by_token_is_what_is_said_at_once(words):
     keys = jax.random.split(jax.random.key(0), 4)
     at_once = decoding.search(chain_step, None, start, unmoved, how, length=6, eos=EOS, keys=keys)
     state = decoding.begin(None, start, unmoved, how, length=6, keys=keys)
+    further = jax.jit(functools.partial(decoding.advance, chain_step, how=how, eos=EOS))
     while state.i < 6 and not state.done.all():
-        before, state = state, decoding.advance(chain_step, state, how, eos=EOS)
+        before, state = state, further(state)
         np.testing.assert_array_equal(state.ids[:, before.i], state.token)
     np.testing.assert_array_equal(state.ids, at_once.ids.reshape(-1, 6))
     np.testing.assert_array_equal(state.scores, at_once.scores.reshape(-1))
@@ -166,7 +167,8 @@ def searched(chains, how, length):
 
     start = jnp.zeros(len(chains), jnp.int32)
     cache = (jnp.array(0), jnp.arange(len(chains)), start)
-    return decoding.search(step, cache, start, take, how, length=length, eos=EOS)
+    keys = jax.random.split(jax.random.key(0), len(chains))
+    return decoding.search(step, cache, start, take, how, length=length, eos=EOS, keys=keys)
 
 
 def search(chains, words, length):
@@ -243,6 +245,14 @@ def test_one_beam_is_greedy(alpha, stop):
     ids, _ = search(chains, f"beam width=1 alpha={alpha} stop={stop}", 7)
     expected = search(chains, "greedy", 7)
     np.testing.assert_array_equal(ids, expected.ids)
+
+
+def test_every_draw_of_a_row_is_from_what_its_own_cache_says():
+    chains = random_chains(1, rows=20, length=5)
+    expected = search(chains, "greedy", 5)
+    drawn = search(chains, "sample top_k=1 n_best=3", 5)
+    np.testing.assert_array_equal(drawn.ids, np.repeat(expected.ids, 3, axis=1))
+    np.testing.assert_array_equal(drawn.scores, np.repeat(expected.scores, 3, axis=1))
 
 
 @pytest.mark.parametrize("length", [3, 4])

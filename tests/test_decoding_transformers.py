@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import pathlib
+import zlib
 
 import flax
 import jax
@@ -10,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import batch, decoding, transformer
+from lm import batch, decoding, sources, transformer
 
 V, D, F, N, H, L = 64, 32, 64, 4, 8, 2
-EOS, LENGTH, ROWS, SOURCE = 1, 10, 224, 9
+EOS, LENGTH, ROWS, SOURCE = 1, 10, 224, 16
 CONFIG = transformer.ModelConfig(
     vocab_size=V,
     d_model=D,
@@ -43,7 +45,29 @@ THEIRS = {  # of a layer; the feed-forward comes last, after the cross-attention
     "up": "wi_1",
     "down": "wo",
 }
-SEARCHES = [(w, a, s) for w in (2, 4) for a in (0.0, 0.6, 1.0, 2.0) for s in decoding.STOPS]
+GREEDY = {  # our words, and what is the same to `generate`
+    "": {},
+    "repetition=1.5": {"repetition_penalty": 1.5},
+    "min_length=4 repetition=0.8": {"min_new_tokens": 4, "repetition_penalty": 0.8},
+}
+BEAMS = {
+    "width=2 alpha=0": {"num_beams": 2, "length_penalty": 0.0},
+    "width=2 alpha=2 stop=full": {"num_beams": 2, "length_penalty": 2.0, "early_stopping": True},
+    "width=4 alpha=0.6": {"num_beams": 4, "length_penalty": 0.6},
+    "width=4 alpha=1 stop=full": {"num_beams": 4, "length_penalty": 1.0, "early_stopping": True},
+    "width=4 alpha=2": {"num_beams": 4, "length_penalty": 2.0},
+    "width=4 alpha=1 n_best=3 repetition=1.5": {
+        "num_beams": 4, "length_penalty": 1.0, "repetition_penalty": 1.5
+    },
+    "width=4 alpha=0.6 n_best=1 min_length=5": {
+        "num_beams": 4, "length_penalty": 0.6, "min_new_tokens": 5
+    },
+    "width=3 alpha=0 stop=full n_best=2 repetition=0.7 min_length=3 max_length=7": {
+        "num_beams": 3, "length_penalty": 0.0, "early_stopping": True,
+        "repetition_penalty": 0.7, "min_new_tokens": 3, "max_new_tokens": 7,
+    },
+}  # fmt: skip
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +131,27 @@ def params(stranger):
     return flax.traverse_util.unflatten_dict(flat)
 
 
+def sentences():
+    """ROWS of real text: English captions where that data set is here, else our own pages."""
+    shelf = ROOT.parent / "shared" / "tfds"
+    if (shelf / "multi30k").is_dir():
+        records = sources.tfds_records("multi30k", "test", str(shelf))
+        return [records[index]["en"] for index in range(ROWS)]
+    lines = (ROOT / "README.md").read_text().splitlines() + (
+        ROOT / "NOTEBOOK.md"
+    ).open().readlines()
+    return [line for line in lines if len(line.split()) > 3][:ROWS]
+
+
 @pytest.fixture(scope="module")
 def inputs():
-    """Ragged inputs and their mask: int [ROWS, SOURCE], int [ROWS, SOURCE]."""
-    rng = np.random.default_rng(0)
-    mask = (np.arange(SOURCE) < rng.integers(1, SOURCE + 1, (ROWS, 1))).astype(np.int32)
-    return rng.integers(2, V, (ROWS, SOURCE)).astype(np.int32) * mask, mask
+    """Real inputs, a word a token, and their mask: int [ROWS, SOURCE], int [ROWS, SOURCE]."""
+    ids, mask = np.zeros((2, ROWS, SOURCE), np.int32)
+    for row, text in enumerate(sentences()):
+        words = [2 + zlib.crc32(word.encode()) % (V - 2) for word in text.split()][: SOURCE - 1]
+        ids[row, : len(words) + 1], mask[row, : len(words) + 1] = [*words, EOS], 1
+    assert mask.any(1).all() and len(set(mask.sum(1))) > 5
+    return ids, mask
 
 
 @pytest.fixture(scope="module")
@@ -122,39 +161,36 @@ def cache(params, inputs):
     return jax.jit(start, static_argnums=3)({"params": params}, *inputs, LENGTH)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def search(params, cache, config):
-    """Greedy where config is None."""
+@functools.partial(jax.jit, static_argnames="how")
+def search(params, cache, how):
     step = functools.partial(MODEL.apply, {"params": params}, method="decode_step")
-    start = jnp.zeros(ROWS, jnp.int32)
-    if config is None:
-        return decoding.greedy(step, cache, start, length=LENGTH, eos=EOS)
-    return decoding.beam(step, cache, start, transformer.take_rows, config, length=LENGTH, eos=EOS)
+    start, take = jnp.zeros(ROWS, jnp.int32), transformer.take_rows
+    return decoding.search(step, cache, start, take, how, length=how.room(LENGTH), eos=EOS)
 
 
-def generate(stranger, inputs, mask, **options):
-    """transformers' ids int [B, n, LENGTH] and scores [B, n], pad after eos."""
+def generate(stranger, inputs, mask, how, options):
+    """transformers' ids int [B, n, T] and scores [B, n] of beams, pad after eos."""
     import torch
 
-    beams = options.get("num_beams", 1)
+    length = how.room(LENGTH)
     made = stranger.generate(
         input_ids=torch.tensor(inputs),
         attention_mask=torch.tensor(mask),
-        max_new_tokens=LENGTH,
         do_sample=False,
-        num_return_sequences=beams,
+        num_return_sequences=how.n_best,
         eos_token_id=EOS,
         pad_token_id=0,
         return_dict_in_generate=True,
         output_scores=True,
-        **options,
+        **{"max_new_tokens": LENGTH} | options,
     )
     ids = made.sequences[:, 1:].numpy()
-    ids = np.pad(ids, ((0, 0), (0, LENGTH - ids.shape[1])))
+    ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
     ended = np.cumsum(ids == EOS, axis=1) - (ids == EOS) > 0
     ids = np.where(ended, 0, ids)  # its beams fill the tail with eos where pad is 0
-    scores = made.sequences_scores.numpy().reshape(-1, beams) if beams > 1 else None
-    return ids.reshape(-1, beams, LENGTH), scores
+    shape = (-1, how.n_best)
+    scores = made.sequences_scores.numpy().reshape(shape) if how.method == "beam" else None
+    return ids.reshape(*shape, length), scores
 
 
 def score(params, inputs, mask, ids, alpha):
@@ -169,30 +205,33 @@ def score(params, inputs, mask, ids, alpha):
     return ((logs * real).sum(1) / real.sum(1) ** alpha).reshape(rows, beams)
 
 
-def test_greedy_ids_equal_generate(stranger, params, cache, inputs):
-    expected, _ = generate(stranger, *inputs)
-    np.testing.assert_array_equal(search(params, cache, None), expected[:, 0])
+@pytest.mark.parametrize("words", GREEDY)
+def test_greedy_ids_equal_generate(words, stranger, params, cache, inputs):
+    how = decoding.parse(f"greedy {words}")
+    expected, _ = generate(stranger, *inputs, how, GREEDY[words])
+    np.testing.assert_array_equal(search(params, cache, how).ids, expected)
+    assert len(np.unique(expected, axis=0)) > ROWS / 10  # answers follow the inputs
 
 
-@pytest.mark.parametrize("width, alpha, stop", SEARCHES)
-def test_beam_ids_equal_generate(width, alpha, stop, stranger, params, cache, inputs):
-    expected, expected_scores = generate(
-        stranger,
-        *inputs,
-        num_beams=width,
-        length_penalty=alpha,
-        early_stopping=decoding.STOPS[stop],
-    )
-    config = decoding.BeamConfig(width, alpha, stop=stop)
-    ids, scores = search(params, cache, config)
+@pytest.mark.parametrize("words", BEAMS)
+def test_beam_ids_equal_generate(words, stranger, params, cache, inputs):
+    everything = "" if "n_best" in words else f"n_best={BEAMS[words]['num_beams']}"
+    how = decoding.parse(f"beam penalty=power {words} {everything}")
+    expected, expected_scores = generate(stranger, *inputs, how, BEAMS[words])
+    ids, scores = search(params, cache, how)
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_allclose(scores, expected_scores, atol=1e-5, rtol=1e-5)
     ended = (np.asarray(ids) == EOS).any(-1)
-    assert 0.1 < ended.mean() < 0.9  # some end early, some never: both count
+    assert 0.05 < ended.mean() < 0.95  # some end early, some never: both count
 
 
 def test_a_beam_score_is_what_teacher_forcing_gives(params, cache, inputs):
-    config = decoding.BeamConfig(width=4, alpha=0.6)
-    ids, scores = search(params, cache, config)
+    ids, scores = search(params, cache, decoding.parse("beam n_best=4 alpha=0.6 penalty=power"))
     expected = score(params, *inputs, np.asarray(ids), 0.6)
+    np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_greedy_score_is_what_teacher_forcing_gives(params, cache, inputs):
+    ids, scores = search(params, cache, decoding.parse("greedy repetition=1.5 min_length=2"))
+    expected = score(params, *inputs, np.asarray(ids), 0.0)
     np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Several hosts evaluate as one: real processes through the door, each with its share of the rows."""
+"""Several hosts evaluate as one: real processes through the door, each with its rows."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def workdir(tiny_config, tmp_path_factory):
 def started(workdir, host: int, port: int, *flags: str) -> children.Child:
     together = [f"--coordinator=127.0.0.1:{port}", "--hosts=2", f"--host={host}"]
     log = workdir.with_name(f"{workdir.name}.{host}.log")
-    return children.Child(
-        ["evaluate", f"--workdir={workdir}", *together, *flags], log, devices=1
-    )
+    return children.Child(["evaluate", f"--workdir={workdir}", *together, *flags], log, devices=1)
 
 
 def ends(workdir, *flags: str) -> tuple[list[int | None], list[str]]:
@@ -65,5 +63,7 @@ def test_two_processes_evaluate_as_one_and_one_of_them_writes(workdir, tmp_path)
 
 def test_a_mistake_is_a_sentence_and_no_host_waits(workdir):
     codes, said = ends(workdir, "--split=tset")
-    assert codes == [2, 2], said
-    assert all("the split of pydocs='tset' is unknown" in each for each in said)
+    assert codes == [2, drill.UNFINISHED], said
+    assert "lm: the split of pydocs='tset' is unknown" in said[0]
+    assert "lm: another host was lost" in said[1]
+    assert not any("Traceback" in each for each in said)

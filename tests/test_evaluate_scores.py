@@ -1,4 +1,4 @@
-"""What evaluate writes: scores that follow from the predictions beside them, each with its interval."""
+"""What evaluate writes: scores that follow from the predictions beside them, with intervals."""
 
 from __future__ import annotations
 
@@ -129,7 +129,10 @@ def test_another_decoding_is_computed_anew_and_said(copied, figures):
         assert row["prediction"] == row["predictions"][0] and len(row["predictions"]) == 2
         assert row["scores"] == sorted(row["scores"], reverse=True)
     assert all("scores" not in row for row in rows_of_one(copied))
-    with pytest.raises(ValueError, match="did you mean 'beam'|'beam'"):
+    fewer = evaluate.evaluate(copied, most=3)
+    assert fewer["examples"] == 3 and "--examples=3" in fewer["command"]
+    assert fewer["tokens"] < figures["tokens"]
+    with pytest.raises(ValueError, match="did you mean 'beam'"):
         evaluate.evaluate(copied, how="beem")
 
 
@@ -199,7 +202,8 @@ def test_all_checkpoints_make_a_curve_whose_points_are_theirs(copied, monkeypatc
         evaluate.evaluate_all(copied, [4])
     monkeypatch.undo()
     # Rows of other limits are no part of the same curve.
-    assert [row["step"] for row in evaluate.evaluate_all(copied, [6], how="greedy min_length=2")] == [6]
+    rows = evaluate.evaluate_all(copied, [6], how="greedy min_length=2")
+    assert [row["step"] for row in rows] == [6]
 
 
 def test_the_best_point_is_the_lowest_loss_and_the_highest_score():
@@ -230,5 +234,3 @@ def test_a_loss_that_is_not_finite_writes_nothing(copied):
     with pytest.raises(ValueError, match="at update 6 on validation is not finite; choose another"):
         asked.figures(broken, step)
     assert before == {path.name: path.stat().st_mtime_ns for path in copied.glob("*.json*")}
-
-

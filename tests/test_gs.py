@@ -69,7 +69,11 @@ def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
     ours, theirs = (evaluate.evaluate(at) for at in (in_bucket, on_disk))
     assert without(ours) == without(theirs) and ours["nats"] > 0
     assert evaluate.evaluate(in_bucket) == ours  # as it was written there
-    assert evaluate.predict(in_bucket, ["a b"]) == evaluate.predict(on_disk, ["a b"])
+    for at in (in_bucket, on_disk):
+        evaluate.predict(at, [{"inputs": "a b"}], f"{at}/answers.jsonl")
+    answers = f"{in_bucket}/answers.jsonl"
+    assert places.place(answers).read_bytes() == (on_disk / "answers.jsonl").read_bytes() > b""
+    assert list(evaluate.Inputs(answers)) == list(evaluate.Inputs(str(on_disk / "answers.jsonl")))
     read = [run.read_run(at) for at in (in_bucket, on_disk)]
     assert show.rows(read[0], "train", 3) == show.rows(read[1], "train", 3)
     pages = [report.read_runs([at])[0] for at in (in_bucket, on_disk)]

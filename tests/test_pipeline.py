@@ -204,19 +204,25 @@ def test_held_out_batches_are_the_same_at_every_call(made):
     assert_same(limited, first[:1])
 
 
-@pytest.mark.parametrize("count", [1, 8, 11])
-def test_inputs_to_decode_are_the_texts_in_order_cut_with_eos(tiny_tokens, count):
-    texts = [f"ab {'cd ' * (5 * i)}" for i in range(count)]
-    batches = list(pipeline.input_batches(texts, tiny_tokens, 16, BATCH))
+@pytest.mark.parametrize("count", [0, 1, 8, 11, 40])
+def test_inputs_to_decode_come_once_each_in_rows_as_wide_as_the_bucket_of_the_longest(count):
+    rng = np.random.default_rng(count)
+    asked = [rng.integers(3, 400, rng.integers(1, 49)) for _ in range(count)]
+    batches = list(pipeline.input_batches(asked, BATCH, 48))
     assert len(batches) == -(-count // BATCH)
-    rows = np.concatenate([rows.inputs for rows in batches])
-    segments = np.concatenate([rows.inputs_segment_ids for rows in batches])
-    for text, row, segment in zip(texts, rows, segments, strict=False):
-        expected = [*tiny_tokens.encode(text)[:15], tiny_tokens.eos]
-        np.testing.assert_array_equal(row[segment == 1], expected)
-        assert not row[segment == 0].any()
-    assert not segments[count:].any()
-    assert not any(batch.loss_weights(rows).any() for rows in batches)
+    for numbers, rows in batches:
+        longest = max(len(asked[number]) for number in numbers)
+        assert rows.inputs.shape == rows.inputs_segment_ids.shape == (BATCH, rows.inputs.shape[1])
+        assert rows.inputs.shape[1] == min(w for w in (16, 32, 48) if w >= longest)
+        for number, row, segment in zip(numbers, *rows[:2], strict=False):
+            np.testing.assert_array_equal(row[segment == 1], asked[number])
+            assert not row[segment == 0].any()
+        assert not rows.inputs_segment_ids[len(numbers) :].any()
+        assert not batch.loss_weights(rows).any()
+    met = [number for numbers, _ in batches for number in numbers]
+    assert sorted(met) == list(range(count))
+    lengths = [len(asked[number]) for number in met]
+    assert lengths == sorted(lengths)[::-1], "rows of a batch are of like lengths"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import shutil
 import numpy as np
 import pytest
 
-from lm import batch, corpus, evaluate, objectives, pipeline, run, show, tasks
+from lm import batch, corpus, evaluate, objectives, parallel, pipeline, run, show, tasks
+from lm.evaluate import answers, heldout, reading
 
 BOTH = "wikipedia,docstring_summary"
 
@@ -334,24 +335,30 @@ def test_task_texts_are_those_of_the_task_asked_for(tiny_config, tmp_path):
 def test_evaluate_reports_each_task_by_itself_and_all_together(
     tiny_config, tiny_tokens, tmp_path, monkeypatch
 ):
-    """With a model whose loss is its tokens' number, so that no device is needed."""
+    """With a model whose loss is its tokens' number, so that none is compiled."""
     this = run.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
 
     class HeldOut(evaluate.HeldOut):
         def __init__(self, this, strategy, examples, tokens):
             self._examples, self._seed, self._limit = examples, 0, 20
 
-        def sums(self, params, label=""):
-            count = float(sum(batch.loss_weights(rows).sum() for rows in self.batches()))
-            keys = ("loss", "nats", "hits", "weight", "text_nats", "text_weight", "bytes")
-            return dict.fromkeys(keys, count)
+        def by_example(self, params, label=""):
+            each = [batch.loss_weights(rows).sum(1) for rows in self.batches()]
+            keys = ("nats", "hits", "weight", "text_nats", "text_weight", "bytes")
+            return dict.fromkeys(keys, np.concatenate(each))
 
-    monkeypatch.setattr(evaluate, "open_run", lambda *_: (this, None, tiny_tokens, None, 7))
-    monkeypatch.setattr(evaluate, "HeldOut", HeldOut)
-    monkeypatch.setattr(evaluate, "Answers", lambda *_: lambda texts: [t.upper() for t in texts])
+    def shouted(texts, task, **_):
+        return [answers.Answer([text.upper()], [0.0], False) for text in texts]
+
+    opened = this, parallel.make_strategy(parallel.ParallelConfig(data=1)), tiny_tokens
+    monkeypatch.setattr(reading, "open_workdir", lambda _: opened)
+    monkeypatch.setattr(reading, "read_params", lambda *_: ({}, 7))
+    monkeypatch.setattr(heldout, "HeldOut", HeldOut)
+    monkeypatch.setattr(answers.Answers, "of", lambda *_: shouted)
     figures = evaluate.evaluate(tmp_path)
     by_task = figures["tasks"]
     assert list(by_task) == BOTH.split(",")
+    assert figures["intervals"].keys() == by_task["wikipedia"]["intervals"].keys()
     assert sum(found["tokens"] for found in by_task.values()) == figures["tokens"]
     assert "rouge1" in by_task["docstring_summary"] and "rouge1" not in by_task["wikipedia"]
     baselines = {name: found["unigram_nats"] for name, found in by_task.items()}
@@ -361,9 +368,9 @@ def test_evaluate_reports_each_task_by_itself_and_all_together(
     assert all(row["prediction"] == row["inputs"].upper() for row in rows)
     # A task alone has the baseline that it has among others.
     alone = run.make_run(tiny_config(), tmp_path / "alone")
-    train, heldout = run.make_examples(alone, tiny_tokens)
+    train, held = run.make_examples(alone, tiny_tokens)
     text_bytes = tiny_tokens.piece_bytes(this.model.vocab_size)
     expected = evaluate.unigram_baselines(
-        HeldOut(alone, None, heldout, None), train.frequencies, text_bytes
+        HeldOut(alone, None, held, None), train.frequencies, text_bytes
     )
     assert baselines["wikipedia"] == pytest.approx(expected["unigram_nats"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html.parser
 import json
 import math
@@ -64,7 +65,7 @@ def out(tmp_path):
 class Parsed(html.parser.HTMLParser):
     """The tags, attributes and text of a page; complains of tags that do not nest."""
 
-    VOID = {"meta", "br", "use"}
+    VOID = {"meta", "br", "use", "img"}
 
     def __init__(self, page):
         super().__init__()
@@ -169,6 +170,25 @@ def test_every_figure_of_the_table_is_that_of_the_folder(demo, out):
     lead = rows["lead baseline (finetune, scratch, distill, alone)"]
     assert [lead[f"ROUGE-{n}"] for n in "12L"] == [20.125, 21.125, 22.125]
     assert len(rows) == len(demo) + 2
+
+
+def test_intervals_tasks_and_signatures_stand_with_their_scores(out):
+    bleu = {"bleu": 12.5, "intervals": {"bleu": [11.25, 13.75]}, "signatures": {"bleu": "nrefs:1"}}
+    scores = scored(2.0, intervals={"nats": [1.5, 2.5]}, tasks={"en_de": bleu})
+    page = page_of([run_folder(out, "a", scores=scores)], out)
+    rows = cells(page)
+    assert rows["pretrain, seed 0: en_de"]["BLEU"] == 12.5
+    assert rows["pretrain, seed 0"]["BLEU"] is None
+    assert "1.500 to 2.500" in page and "11.25 to 13.75" in page and "bleu: nrefs:1" in page
+
+
+def test_the_curve_of_the_checkpoints_is_in_the_page(out):
+    folder = run_folder(out, "a", scores=scored(2.0))
+    assert "img" not in Parsed(page_of([folder], out)).tags
+    (folder / "curve.png").write_bytes(b"\x89PNG drawn")
+    parsed = Parsed(page_of([folder], out))
+    (source,) = [value for name, value in parsed.attributes if name == "src"]
+    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == b"\x89PNG drawn"
 
 
 def test_a_figure_is_shown_to_four_places(out):

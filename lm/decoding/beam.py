@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.decoding import walk
+from lm.decoding import filters, walk
 from lm.decoding.walk import PAD, Hypotheses
 from lm.decoding.words import PENALTIES, STOPS, Decoding
 
@@ -28,7 +28,7 @@ def continuations(live: Hypotheses, logs: Array, i: Array, count: int) -> tuple[
     logs: log-probabilities [B, n, V] of the token, by beam. The scores are sums, without penalty.
     """
     sums = (live.scores[..., None] + logs).reshape(len(logs), -1)
-    scores, places = jax.lax.top_k(sums, count)
+    scores, places = filters.largest(sums, count)
     parents, tokens = jnp.divmod(places, logs.shape[-1])
     ids = jnp.take_along_axis(live.ids, parents[..., None], axis=1)
     return Hypotheses(ids.at[:, :, i].set(tokens), scores), parents

@@ -36,14 +36,19 @@ def ruled(logits: Array, ids: Array, start: Array, i: Array, how: Decoding, eos:
     return filters.unended(logits, eos, i < how.min_length) if how.min_length else logits
 
 
-def drawn(logits: Array, keys: Array, how: Decoding) -> Array:
-    """A token a row, by its own key: float [R, V], keys [R] -> int [R]."""
+def narrowed(logits: Array, how: Decoding) -> Array:
+    """The logits [R, V] that a sample is drawn by: temperature, then top_k, then top_p of that."""
     logits = logits / how.temperature
     if how.top_k:
         logits = filters.top_k(logits, how.top_k)
-    if how.top_p < 1.0:
-        logits = filters.top_p(logits, how.top_p)
-    # The largest after noise of Gumbel's kind has the chance that the softmax gives it.
+    return filters.top_p(logits, how.top_p) if how.top_p < 1.0 else logits
+
+
+def drawn(logits: Array, keys: Array) -> Array:
+    """A token a row, by its own key, with the chance that a softmax gives it.
+
+    float [R, V], keys [R] -> int32 [R]. The noise is Gumbel's, of which the largest sum is a draw.
+    """
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
     return filters.likeliest(logits + noise)
 
@@ -93,7 +98,8 @@ def advance(step: Step, state: Walk, how: Decoding, *, eos: int) -> Walk:
     raw = raw.astype(jnp.float32)
     logits = ruled(raw, state.ids, state.start, i, how, eos)
     if how.method == "sample":
-        token = drawn(logits, jax.vmap(jax.random.fold_in, (0, None))(state.keys, i), how)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, i)
+        token = drawn(narrowed(logits, how), keys)
     else:
         token = filters.likeliest(logits)
     chosen = jnp.take_along_axis(raw, token[:, None], axis=1)[:, 0]

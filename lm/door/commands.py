@@ -107,6 +107,14 @@ def _chosen(step: str) -> str | int:
     return choose.choose({"newest": "newest", "best": "best"}, step or "newest", "--step")
 
 
+def _lost(said: str) -> None:
+    """End this host's evaluation: another one is gone."""
+    from lm import train
+
+    why = said and f" ({said})"
+    train.leave(f"another host was lost{why}; see to what it said, and start them all again.")
+
+
 def evaluate(values) -> None:
     """Held-out loss, baselines and task scores of a run, with 95 % intervals, into its workdir.
 
@@ -116,18 +124,21 @@ def evaluate(values) -> None:
     """
     from lm import evaluate, parallel, train
 
-    chosen = {"split": values.split, "how": values.decoding}
+    if values.examples is not None and values.examples < 0:
+        raise ValueError(f"--examples={values.examples} is too small; use 0, all, or more.")
+    chosen = {"split": values.split, "how": values.decoding, "most": values.examples}
     numbers = values.step.split(",")
     several = values.step == "all" or len(numbers) > 1
     if several and values.step != "all" and not all(map(str.isdecimal, numbers)):
         raise ValueError(f"--step={values.step} are no updates' numbers; write them as 1000,2000.")
     parallel.start(values.coordinator, values.hosts, values.host)
     try:
-        if several:
-            steps = [] if values.step == "all" else list(map(int, numbers))
-            found = evaluate.evaluate_all(values.workdir, steps, **chosen)
-        else:
-            found = evaluate.evaluate(values.workdir, _chosen(values.step), **chosen)
+        with train.company(_lost):
+            if several:
+                steps = [] if values.step == "all" else list(map(int, numbers))
+                found = evaluate.evaluate_all(values.workdir, steps, **chosen)
+            else:
+                found = evaluate.evaluate(values.workdir, _chosen(values.step), **chosen)
     except (ValueError, OSError) as error:
         if parallel.hosts()[1] > 1:  # which would wait for this one
             train.leave(" ".join(str(error).split()), 2)
@@ -241,7 +252,7 @@ CORPUS = ("source", "out", "column", "unit", "data_dir", "rules", "dedupe", "hel
 CORPUS += ("pieces", "shards", "workers", "runner", "runner_flags", "temp", "overlap", "ngram")
 CORPUS += ("dry_run", "config?", "workdir?")
 TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", "coordinator", "hosts", "host")
-EVALUATE = ("workdir", "split", "step", "decoding", "coordinator", "hosts", "host")
+EVALUATE = ("workdir", "split", "step", "decoding", "examples?", "coordinator", "hosts", "host")
 PREDICT = ("workdir", "input", "out", "text", "decoding", "seed", "strict", "step", "interactive")
 COMMANDS = {
     "corpus": (corpus, CORPUS),

@@ -24,6 +24,7 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "interactive": ("flag", False, "ask line by line; so it is on a terminal without --input"),
     "split": ("text", "", "show: train (empty) or heldout; evaluate: heldout (empty), test,.."),
     "rows": ("integer", 3, "examples to print"),
+    "examples": ("integer", None, "of each task, 0: all; not given: the run's evaluate.*"),
     "checkpoint": ("place", None, "directory of transformers (config.json, safetensors), or T5X's"),
     "directory": ("place", None, "directory to write, new or empty"),
     "adapters": ("flag", False, "write what LoRA has learnt, alone, as peft does"),

@@ -15,18 +15,17 @@ from lm.evaluate import curve, heldout, reading, scores
 FILE_NAMES = str.maketrans({"[": "-", "]": "", ":": "to", "%": "percent", "+": "-and-", " ": ""})
 
 
-def evaluate(workdir, which: str | int = "newest", *, split: str = "", how: str = "") -> dict:
-    """Evaluate a checkpoint of a run; which: as in read_params.
+def evaluate(workdir, which: str | int = "newest", **chosen) -> dict:
+    """Evaluate a checkpoint of a run; which: as in read_params; chosen: as of Evaluation.
 
-    split: of the tasks' sources; empty: what the run holds out. how: in the words of lm.decoding;
-    empty: evaluate.decoding of the run. Writes evaluate.json and, for tasks of pairs,
+    Writes evaluate.json and, for tasks of pairs,
     predictions.jsonl into the workdir; of the split test, evaluate-test.json and so on. Of several
     tasks, the figures of each stand under its name, and those of all together above. What an
     earlier call wrote for the same checkpoint, limits and decoding is returned as it is.
     Of several hosts all call this and the first writes.
     Raises ValueError for a split that is not there, and for a loss that is not finite.
     """
-    asked = Evaluation(workdir, split, how)
+    asked = Evaluation(workdir, **chosen)
     params, step = asked.read(which)
     path = asked.path("evaluate", ".json")
     if path.exists() and (done := json.loads(path.read_text())) | asked.made_of(step) == done:
@@ -40,18 +39,17 @@ def evaluate(workdir, which: str | int = "newest", *, split: str = "", how: str 
     return figures
 
 
-def evaluate_all(
-    workdir, steps: Sequence[int] = (), *, split: str = "", how: str = ""
-) -> list[dict]:
+def evaluate_all(workdir, steps: Sequence[int] = (), **chosen) -> list[dict]:
     """Evaluate these checkpoints of a run, by default all that it keeps: a row each, by step.
 
-    split, how, errors: as of evaluate. Writes evaluate.jsonl after each of them, and at the end
+    chosen, errors: as of evaluate. Writes evaluate.jsonl after each of them, and at the end
     curve.png: every score over the updates. Rows that are there already stay, those of checkpoints
     since deleted among them, if they are of the same split, limits and decoding.
     """
-    asked = Evaluation(workdir, split, how)
-    path, same = asked.path("evaluate", ".jsonl"), asked.made_of(0)
-    rows = {row["step"]: row for row in logs.read(path) if row | same | {"step": row["step"]} == row}
+    asked = Evaluation(workdir, **chosen)
+    path = asked.path("evaluate", ".jsonl")
+    rows = {row["step"]: row for row in logs.read(path)}
+    rows = {step: row for step, row in rows.items() if row | asked.made_of(step) == row}
     if not steps:
         with reading.open_checkpoints(asked.this, read_only=True) as saved:
             steps = saved.steps()
@@ -75,17 +73,21 @@ def _write(path: pathlib.Path, rows: Sequence[dict]) -> None:
 class Evaluation:
     """What is the same for all checkpoints of a run on a split; read and compiled when needed.
 
-    split, how: as of evaluate.
+    split: of the tasks' sources; empty: what the run holds out. how: in the words of lm.decoding;
+    empty: evaluate.decoding of the run. most: examples of each task, 0 for all; None: as
+    evaluate.examples and evaluate.decode of the run say.
     """
 
-    def __init__(self, workdir, split: str = "", how: str = ""):
+    def __init__(self, workdir, *, split: str = "", how: str = "", most: int | None = None):
         this, self.strategy, self.tokens = reading.open_workdir(workdir)
         limits = this.config["evaluate"] | ({"decoding": how} if how else {})
+        limits |= {} if most is None else {"examples": most, "decode": most}
         decoding.parse(limits["decoding"])  # before any time is spent
         self.this = dataclasses.replace(this, config=this.config | {"evaluate": limits})
         self.split = this.data.heldout if split in ("", "heldout") else split
         self._flags = {"workdir": workdir, "decoding": how and f'"{how}"'}
         self._flags |= {"split": "" if self._is_heldout else split}
+        self._flags |= {"examples": "" if most is None else most}
 
     @property
     def _is_heldout(self) -> bool:

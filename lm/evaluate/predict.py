@@ -144,7 +144,7 @@ def survey(rows: Iterable[dict], questions: Questions, strict: bool) -> Survey:
 
 
 class Sink:
-    """Where lines go: OUT.part, which becomes OUT when all are there; without OUT, stdout.
+    """Where lines go: OUT.part, which becomes OUT at the end of the block; without OUT, stdout.
 
     Beside it lies OUT.part.json, what the lines are made of: whole chunks of them are kept by a
     later call that makes them of the same. Those of a bucket's OUT lie below ~/.cache/lm/gs.
@@ -168,9 +168,12 @@ class Sink:
                 f"{self._part} has {self.done} answers of another {' and '.join(differing)}; "
                 f"remove it, or write to another --out."
             )
+        if self.done:
+            os.truncate(self._part, size)
+        else:
+            logs.write_atomically(self._part, "")
+            logs.write_atomically(self._facts, json.dumps(made_of, indent=2) + "\n")
         self._file = logs.Appended(self._part)
-        os.truncate(self._part, size)
-        logs.write_atomically(self._facts, json.dumps(made_of, indent=2) + "\n")
 
     def _kept(self, chunk: int) -> tuple[int, int]:
         """(lines, their bytes) of the whole chunks that are there."""
@@ -194,11 +197,20 @@ class Sink:
             sys.stdout.write(lines)
             sys.stdout.flush()
 
-    def finish(self) -> None:
-        """Make the part the whole."""
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, kind, *error) -> None:
         if not self._out:
             return
         self._file.close()
+        if kind is None:
+            self._finish()
+        elif not self._part.stat().st_size:  # nothing to go on with
+            self._part.unlink()
+            self._facts.unlink()
+
+    def _finish(self) -> None:
         if places.is_remote(self._out):
             with self._part.open("rb") as read, places.place(self._out).open("wb") as written:
                 shutil.copyfileobj(read, written, places.PIECE)
@@ -233,19 +245,18 @@ def predict(
     for sentence in found.sentences(questions.words):
         print(f"lm: warning: {sentence}.", file=sys.stderr)
     chunk = CHUNK * this.config["data"]["batch_size"]
-    sink = Sink(out, _made_of(found, this, tokens, strategy.fetch(params), how, seed), chunk)
+    made_of = _made_of(found, this, tokens, strategy.fetch(params), how, seed)
     fewest = -(-max(found.count, 1) // strategy.shards) * strategy.shards
     at_once = min(this.data.batch_size, fewest)
     answer = answers.Answers(this, strategy, params, tokens, how, seed=seed, rows=at_once)
-    options = {"initial": sink.done, "desc": "decoding", "unit": "input", "disable": None}
-    with tqdm.tqdm(total=found.count, **options) as bar:
+    options = {"total": found.count, "desc": "decoding", "unit": "input", "disable": None}
+    with Sink(out, made_of, chunk) as sink, tqdm.tqdm(initial=sink.done, **options) as bar:
         left = itertools.islice(rows, sink.done, None)
         for start in range(sink.done, found.count, chunk):
             some = list(itertools.islice(left, chunk))
             asked = [questions(row, start + place) for place, row in enumerate(some)]
             said = answer.ask([question.ids for question in asked], start, bar.update)
             sink.add(map(_line, some, asked, said, itertools.repeat(how.n_best > 1)))
-    sink.finish()
 
 
 def _made_of(found: Survey, this: run.Run, tokens, params, how, seed: int) -> dict:

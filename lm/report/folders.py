@@ -24,9 +24,15 @@ SCORES = {  # a key of evaluate.json, and its heading
     "nats": "nats per token",
     "bits_per_byte": "bits per byte",
     "text_nats": "nats per text token",
+    "perplexity": "perplexity",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "exact_match": "exact match",
+    "f1": "F1",
+    "accuracy": "accuracy",
 }
 
 
@@ -43,6 +49,7 @@ class Run:
     samples: list[dict]  # of predictions.jsonl
     events: list[dict] = dataclasses.field(default_factory=list)  # of events.jsonl
     spent: dict = dataclasses.field(default_factory=dict)  # what its wall time went to, by the logs
+    curve: bytes = b""  # of curve.png, its scores over the updates; empty where there is none
 
     @property
     def seed(self) -> int:
@@ -102,6 +109,7 @@ def read_run(path: str | os.PathLike) -> Run:
     Raises ValueError where it has no config.json or a file in it is damaged.
     """
     path = places.place(path)
+    curve = path / "curve.png"
     config = _object(path / "config.json")
     if not config:
         raise ValueError(f"{path} has no config.json, so it is no run folder; give a --workdir.")
@@ -115,6 +123,7 @@ def read_run(path: str | os.PathLike) -> Run:
         samples=logs.read(path / "predictions.jsonl"),
         events=logs.read(path / logs.EVENTS),
         spent=logs.goodput(path),
+        curve=curve.read_bytes() if curve.exists() else b"",
     )
 
 

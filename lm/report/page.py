@@ -6,6 +6,7 @@ give the same bytes.
 
 from __future__ import annotations
 
+import base64
 import collections
 import datetime
 import html
@@ -49,6 +50,7 @@ def write(
     sections = (
         ("claims", "Claims", "".join(map(_claim, claims))),
         ("curves", "Curves", "".join(_panels(runs))),
+        ("scores", "Scores of the checkpoints", "".join(map(_scores, runs))),
         ("results", "Results", _table(runs)),
         ("time", "Where the time went", _times(runs)),
         ("events", "Events", "".join(map(_events, runs))),
@@ -163,33 +165,49 @@ def _curves(runs: Sequence[folders.Run], colours: dict[str, int], name: str) -> 
 
 def _table(runs: Sequence[folders.Run]) -> str:
     """A row a run, then the baselines that the runs were measured beside."""
-    scored = [key for key in folders.SCORES if any(key in run.scores for run in runs)]
+    found = [part for run in runs for part in (run.scores, *run.scores.get("tasks", {}).values())]
+    scored = [key for key in folders.SCORES if any(key in scores for scores in found)]
 
     def row(label, parameters, updates, scores, rate, seconds, kind=""):
         time = "–" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
         cells = [_number(parameters, ","), _number(updates, ",")]
-        cells += [_number(scores.get(key)) for key in scored] + [_number(rate, ",.0f"), time]
+        cells += [_score(scores, key) for key in scored] + [_number(rate, ",.0f"), time]
         cells = "".join(f"<td>{cell}</td>" for cell in cells)
         return f"<tr{kind}><th scope=row>{_text(label)}</th>{cells}</tr>\n"
 
     heads = ["run", "parameters", "updates", *(folders.SCORES[key] for key in scored)]
     heads += ["tokens per second", "training time"]
-    body = "".join(
-        row(
-            run.label,
-            run.manifest.get("params"),
-            run.updates,
-            run.scores,
-            run.tokens_per_second,
-            run.training_seconds,
-        )
-        for run in runs
-    )
+    body = ""
+    for run in runs:
+        rate, seconds = run.tokens_per_second, run.training_seconds
+        parameters = run.manifest.get("params")
+        body += row(run.label, parameters, run.updates, run.scores, rate, seconds)
+        for task, scores in run.scores.get("tasks", {}).items():
+            body += row(f"{run.label}: {task}", None, run.updates, scores, None, None)
     for label, scores in _baselines(runs):
         body += row(label, None, None, scores, None, None, " class=baseline")
     head = "".join(f"<th scope=col>{name}</th>" for name in heads)
     head = f"<thead><tr>{head}</tr></thead>\n"
     return f"<div class=wide><table>{head}<tbody>{body}</tbody></table></div>"
+
+
+def _score(scores: dict, key: str) -> str:
+    """A score, and below it its 95 % interval."""
+    ends = scores.get("intervals", {}).get(key)
+    below = ends and f"<small>{ends[0]:#.4g} to {ends[1]:#.4g}</small>"
+    return _number(scores.get(key)) + (below or "")
+
+
+def _scores(run: folders.Run) -> str:
+    """The picture of a run's scores by checkpoint, where one was drawn."""
+    if not run.curve:
+        return ""
+    inline = base64.b64encode(run.curve).decode()
+    return (
+        f'<figure><img alt="{_text(run.label)}: scores by update" src="data:image/png;base64,'
+        f'{inline}"><figcaption>{_text(run.label)}: bands are 95 % intervals, stars the best, '
+        "dashes the lead baseline</figcaption></figure>"
+    )
 
 
 def _baselines(runs: Sequence[folders.Run]) -> list[tuple[str, dict]]:
@@ -269,9 +287,14 @@ def _abridged(text: str) -> str:
 def _origin(run: folders.Run) -> str:
     """The commands, code and config behind one row."""
     commands = [c for c in (run.manifest.get("command"), run.scores.get("command")) if c]
+    signed = [
+        f"{word}: {said}"
+        for part in (run.scores, *run.scores.get("tasks", {}).values())
+        for word, said in part.get("signatures", {}).items()
+    ]
     versions = [f"{name} {v}" for name, v in run.manifest.get("versions", {}).items()]
     commit = run.manifest.get("commit")
-    facts = [f"commit {commit}"] * bool(commit) + versions
+    facts = [f"commit {commit}"] * bool(commit) + versions + list(dict.fromkeys(signed))
     config = json.dumps(run.config, indent=2, sort_keys=True)
     return (
         f"<h3>{_text(run.label)}</h3><pre>{_text(chr(10).join(commands))}</pre>"
@@ -320,9 +343,9 @@ h4, dt, th { font-size: .8rem; font-weight: 600; color: var(--soft); margin: 0 }
 .claim dl { display: grid; grid-template-columns: repeat(3, auto); gap: .8rem; margin: .8rem 0;
   justify-content: space-between; overflow-wrap: normal }
 .claim dd { margin: 0; font-size: 1.15rem }
-.claim small { display: block; font-size: .8rem; color: var(--soft) }
+.claim small, td small { display: block; font-size: .8rem; color: var(--soft) }
 figure { margin: 0; max-width: 36rem }
-figure svg { display: block; width: 100%; height: auto; overflow: visible }
+figure svg, figure img { display: block; width: 100%; height: auto; overflow: visible }
 figcaption { font-size: .85rem; color: var(--soft) }
 figcaption b::before { content: "\\25cf  " }
 .c0 { color: var(--c0) } .c1 { color: var(--c1) } .c2 { color: var(--c2) }

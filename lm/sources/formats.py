@@ -34,8 +34,8 @@ def opened(name: str) -> Iterator[Any]:
     """The file at a path or address without its compression, as a buffered binary stream."""
     codec = next((codec for suffix, codec in CODECS.items() if name.lower().endswith(suffix)), "")
     with stored(name) as file:
-        if not codec:
-            yield file
+        if not codec:  # fsspec's own readline takes no limit
+            yield file if "://" not in name else io.BufferedReader(file, CHUNK)
             return
         import pyarrow
 

@@ -69,7 +69,8 @@ class Block(nn.Module):
             put = lambda old, new: jax.lax.dynamic_update_slice(
                 old, jnp.swapaxes(new, 1, 2), (0, 0, sight.place, 0)
             )
-            seen = put(memory.key, seen[0]), put(memory.value, seen[1])
+            # Fenced, or XLA would write twice, once for the product, and copy what it writes to.
+            seen = jax.lax.optimization_barrier(tuple(map(put, memory[1:3], seen)))
             return self_attention.by_heads(x, seen, mask, bias, places), seen
 
         def see_encoder(x):
@@ -268,19 +269,16 @@ class Transformer(nn.Module):
     def start(self, inputs: Array, segment_ids: Array, length: int) -> Cache:
         """A cache for `length` tokens, with the inputs' keys and values in place."""
         config, rows, memory = self.config, len(inputs), self._writer().apart()
-        by_heads = lambda x: jnp.swapaxes(x, 1, 2)
         if config.arrangement == "encoder_decoder":
             encoded = self.encode(inputs, segment_ids)
-            room = (rows, config.num_kv_heads, length, config.head_dim)
-            own = jnp.zeros(room, config.dtype)
-            seen = [_cross_keys_values(config, layer.weights, encoded) for layer in memory]
-            memory = [Layer(x.weights, own, own, *map(by_heads, y)) for x, y in zip(memory, seen)]
+            own = jnp.zeros((rows, config.num_kv_heads, length, config.head_dim), config.dtype)
+            memory = [_read(config, layer.weights, encoded, own) for layer in memory]
         else:
             positions = attention.positions(segment_ids)
             sources = inputs.shape[1]
             sight = self._sight(positions, positions, segment_ids, segment_ids, sources)
             memory = self.decode(self.tokens(inputs, positions), sight, True, memory)[1]
-            room = lambda x: jnp.pad(by_heads(x), ((0, 0), (0, 0), (0, length), (0, 0)))
+            room = lambda x: jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, length), (0, 0)))
             memory = [x._replace(key=room(x.key), value=room(x.value)) for x in memory]
         taken = jnp.zeros((rows, 1, length), jnp.int32)
         return Cache(tuple(memory), taken, segment_ids, jnp.zeros([], jnp.int32))
@@ -315,9 +313,15 @@ class Transformer(nn.Module):
         return logits, Cache(memory, taken, cache.inputs_segment_ids, index + 1)
 
 
-def _cross_keys_values(config: ModelConfig, weights: dict, encoded: Array):
-    own = {"params": weights["cross_attention"]}
-    return layers.Attention(config, parent=None).apply(own, encoded, method="keys_values")
+def _read(config: ModelConfig, weights: dict, encoded: Array, own: Array) -> Layer:
+    # A layer that has read what is encoded, and needs no more of what makes keys and values of it.
+    cross, look = weights["cross_attention"], layers.Attention(config, parent=None)
+    seen = look.apply({"params": cross}, encoded, method="keys_values")
+    rest = {
+        name: kernel for name, kernel in cross.items() if name not in ("key", "value", "key_norm")
+    }
+    weights = {**weights, "cross_attention": rest}
+    return Layer(weights, own, own, *(jnp.swapaxes(x, 1, 2) for x in seen))
 
 
 def _embedding(config: ModelConfig) -> nn.Embed:

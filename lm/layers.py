@@ -168,7 +168,7 @@ class Attention(nn.Module):
         return self.out(attention.attend(query, *keys_values, mask, bias, keep, self._scores()))
 
     def by_heads(self, x, keys_values, mask, bias, positions=None) -> Array:
-        """The same without dropout, of keys and values as a cache has them: each [B, K, S, H]."""
+        """The same without dropout, of keys and values as a cache has them: each [B * K, S, H]."""
         query = self._query(x, positions)
         return self.out(attention.attend_by_heads(query, *keys_values, mask, bias, self._scores()))
 

@@ -17,9 +17,9 @@ class Layer(NamedTuple):
     """
 
     weights: Any  # the layer's parameters, out of their stack, once and for all
-    key: Array | None = None  # [B, K, P, H]
+    key: Array | None = None  # [B * K, P, H]
     value: Array | None = None
-    cross_key: Array | None = None  # [B, K, S, H]: computed once a sequence, never moved;
+    cross_key: Array | None = None  # [B * K, S, H]: computed once a sequence, never moved;
     cross_value: Array | None = None  # None without an encoder
 
 
@@ -40,7 +40,7 @@ class Cache(NamedTuple):
     def beside(self) -> int:
         """How many tokens of a step have a place."""
         layer, sources = self.layers[0], self.inputs_segment_ids.shape[1]
-        places = layer.key.shape[2] - (sources if layer.cross_key is None else 0)
+        places = layer.key.shape[1] - (sources if layer.cross_key is None else 0)
         return places // self.taken.shape[2]
 
 
@@ -58,11 +58,10 @@ def take_rows(cache: Cache, rows: Array) -> Cache:
         return cache._replace(taken=taken)
 
     def widened(x):
-        first, decoded = x[:, :, : -length * beside], x[:, :, -length * beside :]
-        decoded = decoded.reshape(*x.shape[:2], length, beside, x.shape[3])
-        decoded = jnp.pad(decoded, ((0, 0), (0, 0), (0, 0), (0, wide - beside), (0, 0)))
-        decoded = decoded.reshape(*x.shape[:2], length * wide, x.shape[3])
-        return jnp.concatenate([first, decoded], axis=2)
+        first, decoded = x[:, : -length * beside], x[:, -length * beside :]
+        decoded = decoded.reshape(len(x), length, beside, -1)
+        decoded = jnp.pad(decoded, ((0, 0), (0, 0), (0, wide - beside), (0, 0)))
+        return jnp.concatenate([first, decoded.reshape(len(x), length * wide, -1)], axis=1)
 
     wider = (x._replace(key=widened(x.key), value=widened(x.value)) for x in cache.layers)
     return cache._replace(layers=tuple(wider), taken=taken)

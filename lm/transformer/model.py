@@ -67,10 +67,9 @@ class Block(nn.Module):
             if memory is None or memory.key is None:
                 return self_attention(x, seen, mask, bias, deterministic, places), seen
             put = lambda old, new: jax.lax.dynamic_update_slice(
-                old, jnp.swapaxes(new, 1, 2), (0, 0, sight.place, 0)
+                old, attention.by_heads(new), (0, sight.place, 0)
             )
-            # Fenced, or XLA would write twice, once for the product, and copy what it writes to.
-            seen = jax.lax.optimization_barrier(tuple(map(put, memory[1:3], seen)))
+            seen = put(memory.key, seen[0]), put(memory.value, seen[1])
             return self_attention.by_heads(x, seen, mask, bias, places), seen
 
         def see_encoder(x):
@@ -271,14 +270,14 @@ class Transformer(nn.Module):
         config, rows, memory = self.config, len(inputs), self._writer().apart()
         if config.arrangement == "encoder_decoder":
             encoded = self.encode(inputs, segment_ids)
-            own = jnp.zeros((rows, config.num_kv_heads, length, config.head_dim), config.dtype)
+            own = jnp.zeros((rows * config.num_kv_heads, length, config.head_dim), config.dtype)
             memory = [_read(config, layer.weights, encoded, own) for layer in memory]
         else:
             positions = attention.positions(segment_ids)
             sources = inputs.shape[1]
             sight = self._sight(positions, positions, segment_ids, segment_ids, sources)
             memory = self.decode(self.tokens(inputs, positions), sight, True, memory)[1]
-            room = lambda x: jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, length), (0, 0)))
+            room = lambda x: jnp.pad(attention.by_heads(x), ((0, 0), (0, length), (0, 0)))
             memory = [x._replace(key=room(x.key), value=room(x.value)) for x in memory]
         taken = jnp.zeros((rows, 1, length), jnp.int32)
         return Cache(tuple(memory), taken, segment_ids, jnp.zeros([], jnp.int32))
@@ -321,7 +320,7 @@ def _read(config: ModelConfig, weights: dict, encoded: Array, own: Array) -> Lay
         name: kernel for name, kernel in cross.items() if name not in ("key", "value", "key_norm")
     }
     weights = {**weights, "cross_attention": rest}
-    return Layer(weights, own, own, *(jnp.swapaxes(x, 1, 2) for x in seen))
+    return Layer(weights, own, own, *map(attention.by_heads, seen))
 
 
 def _embedding(config: ModelConfig) -> nn.Embed:

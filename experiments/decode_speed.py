@@ -1,12 +1,12 @@
 """How many sequences a second are decoded, ours and transformers' `generate`?  decode_speed.md.
 
   python -m experiments.decode_speed --data_dir=... [--sizes=small,base] [--batches=1,8,32]
-                                     [--methods=greedy,beam] [--turns=5]
+                                     [--methods=greedy,beam] [--turns=5] [--cores=2]
 
 T5 1.1 in float32 on the CPU, with the same weights, random ones written by lm.interop and loaded by
 transformers; inputs are captions of multi30k's test. Both must say TOKENS tokens, so both do equal
 work. They take turns in one process, a batch each; ratios are taken turn by turn, and ids compared.
-Every turn is in decode_speed.jsonl. Rows of sizes, methods and batches not asked for are kept.
+Every turn is in decode_speed.jsonl. Rows of cases not asked for are kept.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def both(size: str):
     model = transformer.Transformer(config)
     init = lambda: model.init(jax.random.key(0), transformer.example())["params"]
     params = jax.jit(init)()
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         exchange.write(params, config, folder)
         theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
@@ -117,15 +117,15 @@ def measure(pair, size: str, method: str, count: int, asked: list, turns: int) -
 def table(rows: list[dict]) -> str:
     """The rows as the page shows them."""
     lines = [
-        "| T5 1.1 | method | batch | sequences/s, ours | transformers "
+        "| T5 1.1 | cores | method | batch | sequences/s, ours | transformers "
         "| ours / it (lowest .. highest) | by best turns | same ids |"
     ]
-    lines.append("|" + " --- |" * 8)
+    lines.append("|" + " --- |" * 9)
     for row in rows:
         rate = lambda side, pick=statistics.median: row["batch"] / pick(row[side])  # noqa: B023
         ratios = row["ratios"]
         shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
-        cells = [row["size"], row["method"], row["batch"], f"{rate('ours'):.3g}"]
+        cells = [row["size"], row["cores"], row["method"], row["batch"], f"{rate('ours'):.3g}"]
         cells += [f"{rate('theirs'):.3g}", shown, f"{rate('ours', min) / rate('theirs', min):.2f}"]
         cells.append(f"{row['equal']} of {row['compared']}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
@@ -135,7 +135,9 @@ def table(rows: list[dict]) -> str:
 def write(row: dict) -> None:
     """Keep the row beside this file, with the others, and put the table on the page."""
     record, page = HERE / "decode_speed.jsonl", HERE / "decode_speed.md"
-    named = lambda row: (row["size"] != "small", row["method"] != "greedy", row["batch"])
+    words = ("size", "method", "cores", "batch")
+    order = lambda row: [row["size"] != "small", row["method"] != "greedy"]
+    named = lambda row: order(row) + [row[word] for word in words]
     old = logs.read(record) if record.exists() else []
     rows = sorted([other for other in old if named(other) != named(row)] + [row], key=named)
     before, mark, after = page.read_text().partition("<!-- table -->\n")
@@ -153,11 +155,14 @@ def main() -> None:
     known.add_argument("--methods", type=listed, default=list(METHODS))
     known.add_argument("--batches", type=listed, default=["1", "8", "32"])
     known.add_argument("--turns", type=int, default=5)
+    known.add_argument("--cores", type=int, default=0, help="to use, of both; 0: all")
     asked = known.parse_args()
+    cores = sorted(os.sched_getaffinity(0))[-asked.cores :]
+    os.sched_setaffinity(0, cores)  # before either makes its threads
     records = sources.records("tfds:multi30k", "test", asked.data_dir)
     texts = [tokens_of(records[index]["en"]) for index in range(max(map(int, asked.batches)))]
     stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), machine=platform.machine())
-    stamp |= dict(cores=os.cpu_count(), seed=0, versions=logs.versions())
+    stamp |= dict(cores=len(cores), seed=0, versions=logs.versions())
     for size in asked.sizes:
         pair = both(size)
         stamp["attention"] = pair[2].config._attn_implementation
@@ -165,7 +170,8 @@ def main() -> None:
         for method, count in tqdm.tqdm(cases, desc=size):
             row = measure(pair, size, method, count, texts, asked.turns)
             load = os.getloadavg()[0]  # of both sides, and of what else the machine does
-            write(row | stamp | dict(load=load))
+            row |= stamp | dict(load=load)
+            write(row)
             print(table([row]))
 
 

@@ -85,7 +85,7 @@ def test_before_the_first_update_the_logits_are_the_models_to_the_bit(base, exam
 
 def test_a_merged_kernel_is_the_kernel_and_the_scaled_product_and_all_else_is_as_it_was(base):
     params = drawn(adapters.shapes(LORA, base), 2) | base
-    made = adapters.merged(LORA, params)
+    made = jax.jit(lambda tree: adapters.merged(LORA, tree))(params)
     assert jax.tree.structure(made) == jax.tree.structure(base)
     flat = checkpoints.flatten(params)
     for path, leaf in checkpoints.flatten(made).items():
@@ -167,17 +167,16 @@ def alone(base, examples):
 @pytest.mark.parametrize(
     "words",
     [
-        {"strategy": "pmap", "data": 4},
+        {"strategy": "pmap", "data": 4, "micro_batches": 2},
         {"strategy": "mesh", "data": 2, "fsdp": 2, "tensor": 2},
-        {"micro_batches": 2},
     ],
-    ids=["pmap", "mesh", "micro_batches"],
+    ids=["pmap and micro_batches", "mesh"],
 )
 def test_an_update_is_the_same_however_it_is_laid_out(alone, examples, words):
     params, (expected, summed) = alone
-    micro = {"micro_batches": words.pop("micro_batches", 1)}
-    strategy = parallel.make_strategy(parallel.ParallelConfig(**words)) if words else None
-    state, sums = update(params, examples, strategy, **micro)
+    config = parallel.ParallelConfig(**words)
+    strategy = parallel.make_strategy(config)
+    state, sums = update(params, examples, strategy, config.micro_batches)
     np.testing.assert_allclose(sums["loss"], summed["loss"], rtol=1e-5)
     close = lambda one, other: np.testing.assert_allclose(one, other, atol=2e-4)
     jax.tree.map(close, jax.device_get(state.params), jax.device_get(expected.params))
@@ -214,9 +213,10 @@ def test_adafactor_sees_the_factors_as_matrices():
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
-def test_only_the_factors_have_moments_and_only_they_change(base, examples, name):
-    params = {**base, "adapters": drawn(adapters.shapes(LORA, base)["adapters"], 5)}
-    state, _ = update(params, examples, name=name)
+def test_only_the_factors_have_moments_and_only_they_change(alone, examples, name):
+    params, (state, _) = alone
+    if name != "adamw":
+        state, _ = update(params, examples, name=name)
     assert_same_bits({**state.params, "adapters": 0}, {**params, "adapters": 0})
     for one, other in zip(
         *map(jax.tree.leaves, (state.params["adapters"], params["adapters"])), strict=True
@@ -310,8 +310,7 @@ def test_a_run_starts_from_what_another_learnt_by_lora(first_of, tuned):
     this = run.read_run(tuned)
     params, _ = evaluate.read_params(this, run.make_tokenizer(this))
     assert_same_bits(first_of(tuned, **PAIRS, stage="finetune"), params)
-    newest, older = (first_of(f"{tuned}@{which}", **PAIRS, stage="finetune") for which in (6, 4))
-    assert_same_bits(newest, params)
+    older = first_of(f"{tuned}@4", **PAIRS, stage="finetune")
     with pytest.raises(AssertionError):
         assert_same_bits(older, params)
 

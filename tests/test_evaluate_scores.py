@@ -123,7 +123,7 @@ def test_another_decoding_is_computed_anew_and_said(copied, figures):
     found = evaluate.evaluate(copied, how="beam width=3 n_best=2")
     assert found["limits"]["decoding"] == "beam width=3 n_best=2"
     assert found["nats"] == figures["nats"]
-    assert '--decoding="beam width=3 n_best=2"' in found["command"]
+    assert "--decoding='beam width=3 n_best=2'" in found["command"]
     rows = written(copied, "predictions.jsonl")
     for row in rows:
         assert row["prediction"] == row["predictions"][0] and len(row["predictions"]) == 2

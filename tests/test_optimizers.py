@@ -133,6 +133,11 @@ def test_the_first_step_is_the_rate_times_the_size_of_the_parameter(name):
     moved = jax.tree.map(lambda a, b: rms(a - b), train(optimizer, params, gradients), params)
     expected = jax.tree.map(lambda x: 0.01 * max(rms(x), 1e-3), params)
     assert_close(moved, expected, rtol=1e-3)
+    # LoRA's b starts at 0: factors take the rate as it is.
+    params, gradients = {"adapters": params}, [{"adapters": tree} for tree in gradients]
+    optimizer = make(params, name=name, peak=0.01)
+    moved = jax.tree.map(lambda a, b: rms(a - b), train(optimizer, params, gradients), params)
+    assert_close(moved, jax.tree.map(lambda _: 0.01, params), rtol=1e-3)
 
 
 @every_optimizer

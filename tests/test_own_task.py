@@ -8,6 +8,7 @@ import json
 import pytest
 
 from lm import evaluate, run, train
+from lm.evaluate import command
 
 SPEC = {"inputs": "say: {a}", "targets": "{b}", "metrics": ("exact_match",)}
 
@@ -36,6 +37,15 @@ def test_a_table_is_learnt_continued_and_scored_by_a_config_alone(config, tmp_pa
     assert [row["inputs"] for row in rows] == [f"say: {i}" for i in range(50, 54)]
     assert [row["targets"] for row in rows] == [f"{i}{i}" for i in range(50, 54)]
     assert 0 <= figures["exact_match"] <= 100
+    assert evaluate.evaluate(workdir, split="train", most=3)["examples"] == 3
+    # What was scored is not taken for the scores of what is written over its file.
+    made_of = lambda: command.Evaluation(workdir).made_of(6)
+    assert figures | made_of() == figures
+    table = tmp_path / "train.tsv"
+    table.write_text(table.read_text().replace("5050", "5051"))
+    assert figures | made_of() != figures
+    with pytest.raises(ValueError, match="holds shards of another"):
+        evaluate.evaluate(workdir)
 
 
 def test_a_missing_column_is_told_before_anything_is_trained(config, tmp_path):

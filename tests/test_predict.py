@@ -31,15 +31,18 @@ def two_devices():
 
 @pytest.fixture(scope="module")
 def make_workdir(tiny_config, tmp_path_factory):
-    """(task=, tasks=..) -> the workdir of a run of random parameters."""
+    """(task=, tasks=..) -> the workdir of a run of random parameters, made once."""
+    made = {}
 
     def make(task="docstring_summary", own=None, **changes):
         given = {"data.task": "docstring_summary", "stage": "finetune", "data.batch_size": 2}
         config = tiny_config(**given | {"data.target_length": 8} | changes)
         config["data"] |= {"task": task, "tasks": own or {}}
-        workdir = tmp_path_factory.mktemp("predict") / "run"
-        untrained.write(config, workdir)
-        return workdir
+        key = json.dumps([task, own, changes])
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("predict") / "run"
+            untrained.write(config, made[key])
+        return made[key]
 
     return make
 
@@ -154,6 +157,25 @@ def test_an_older_answer_stays_until_the_new_one_is_whole(workdir, tmp_path, ech
     assert len(rows_of(tmp_path / "out.jsonl.part")) == 2 * CHUNK
 
 
+def test_two_calls_do_not_write_one_file(workdir, tmp_path, echo, capsys):
+    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    evaluate.predict(workdir, ROWS, str(whole))
+
+    class Rows(list):
+        """The inputs of a call during which the same is called again."""
+
+        def __iter__(self):
+            for number, row in enumerate(ROWS):
+                if number == 2 * CHUNK and out.with_name("out.jsonl.part").exists():
+                    with pytest.raises(ValueError, match="is being written by another call"):
+                        evaluate.predict(workdir, ROWS, str(out))
+                    echo.append("again")
+                yield row
+
+    evaluate.predict(workdir, Rows(), str(out))
+    assert "again" in echo and out.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -163,12 +185,13 @@ def test_an_older_answer_stays_until_the_new_one_is_whole(workdir, tmp_path, ech
         ({"seed": 1}, "seed"),
         ({"step": 7}, "checkpoint"),
     ],
-    ids=str,
+    ids=["another_row", "fewer_rows", "how", "seed", "step"],
 )
 def test_a_call_of_something_else_does_not_go_on_with_the_answers_of_another(
     change, what, make_workdir, tiny_config, tmp_path, echo
 ):
-    workdir, out = make_workdir(), str(tmp_path / "out.jsonl")
+    own = {"seed": 7} if "step" in change else {}  # whose checkpoints no other test has
+    workdir, out = make_workdir(**own), str(tmp_path / "out.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, 2, torn=False)
         with pytest.raises(Killed):
@@ -330,6 +353,16 @@ def stop():
     raise KeyboardInterrupt
 
 
+@pytest.fixture
+def pipe():
+    """The path of a pipe with a line in it."""
+    end, other = os.pipe()
+    os.write(other, b"summarize: kilo\n")
+    os.close(other)
+    yield f"/dev/fd/{end}"
+    os.close(end)
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -339,13 +372,19 @@ def stop():
         ("--input={t}/bad.jsonl", "line 2 of .*bad.jsonl cannot be read: invalid JSON"),
         ("--text=x --decoding=gready", "'gready' is unknown.*mean 'greedy'"),
         ("--text=x --out={t}/no/out.jsonl", "no/out.jsonl.part.* cannot be written"),
+        ("--text=x --out={t}", "--out=.* is a folder; name a file"),
+        ("--input={t}/bad.jsonl --out={t}/../{n}/bad.jsonl", "is the file of inputs.* be lost"),
+        ("--input={t}", "no file that can be read twice; .* pipe its lines into standard input"),
+        ("--input={p}", "no file that can be read twice; .* pipe its lines into standard input"),
         ("--text=x --decoding='greedy min_length=9'", "min_length=9 is more than"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_leaves_nothing(line, sentence, workdir, tmp_path, capsys):
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    line, sentence, workdir, tmp_path, pipe, capsys
+):
     (tmp_path / "bad.jsonl").write_text('{"inputs": "summarize: x"}\n{\n')
-    flags = [flag.strip("'") for flag in re.split(r" (?=--)", line.format(t=tmp_path))]
-    flags = [flag.replace("='", "=") for flag in flags]
+    line = line.format(t=tmp_path, n=tmp_path.name, p=pipe)
+    flags = [flag.replace("='", "=").strip("'") for flag in re.split(r" (?=--)", line)]
     if not any("--out" in flag for flag in flags):
         flags.append(f"--out={tmp_path}/out.jsonl")
     assert door.main(["predict", f"--workdir={workdir}", *flags]) == 2

@@ -97,8 +97,12 @@ def test_a_class_is_its_word_and_an_unknown_one_is_dropped():
     task = tasks.TASKS["glue_mnli"]
     pair = {"inputs": "mnli hypothesis: h premise: p", "targets": "neutral"}
     assert task.to_texts(RECORD) == [pair]
-    for label in (-1, 3):
+    for label in (1, "1", 1.0, True, "neutral"):  # as TFDS, TSV and JSON have it
+        assert task.to_texts(RECORD | {"label": label}) == [pair], label
+    for label in (-1, "-1", "", None):
         assert task.to_texts(RECORD | {"label": label}) == []
+    with pytest.raises(ValueError, match="has the label 3, but the task names 3, from 0; name"):
+        task.to_texts(RECORD | {"label": 3})
 
 
 def test_of_several_right_answers_the_first_is_learnt_and_all_count():
@@ -106,6 +110,8 @@ def test_of_several_right_answers_the_first_is_learnt_and_all_count():
     assert text["inputs"] == "question: who? context: It was I."
     assert (text["targets"], text["references"]) == ("I", ["I", "me"])
     assert tasks.TASKS["squad"].to_texts(RECORD | {"answers": {"text": []}}) == []
+    (text,) = tasks.TASKS["squad"].to_texts(RECORD | {"answers": {"text": ["", None, "I", "me"]}})
+    assert (text["targets"], text["references"]) == ("I", ["I", "me"]), "a blank is no answer"
 
 
 def test_a_dialogue_makes_a_pair_of_each_reply_and_all_that_was_said_before():
@@ -187,6 +193,14 @@ def test_a_task_of_ones_own_is_a_few_strings():
 def test_a_mistake_in_a_task_of_ones_own_is_a_sentence(spec, sentence):
     with pytest.raises(ValueError, match=sentence):
         tasks.task_named("mine", own(**spec))
+
+
+def test_a_column_that_is_an_object_is_a_sentence_with_one_of_its_columns():
+    task = tasks.Task("tfds:x", "q: {question}", "{answers}")
+    with pytest.raises(
+        ValueError, match=r"an object in the column 'answers'; .* {answers\[text\]}"
+    ):
+        task.to_texts(RECORD)
 
 
 def test_a_missing_column_is_a_sentence_with_those_there_are_and_the_nearest():

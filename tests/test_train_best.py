@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -58,8 +59,7 @@ def test_patience_goes_on_from_its_memory_and_forgets_another_figures():
     assert other.memory["since"] == 0 and other.memory["best"] is None
 
 
-@pytest.fixture
-def scripted(monkeypatch):
+def script(patch) -> None:
     """Held-out nats as in CURVE."""
     now, whole = [0], train.Loop._evaluate
 
@@ -71,8 +71,21 @@ def scripted(monkeypatch):
         names = ("loss", "nats", "hits", "bytes", "text_nats", "text_weight")
         return dict.fromkeys(names, CURVE[now[0]]) | {"weight": 1.0}
 
-    monkeypatch.setattr(train.Loop, "_evaluate", evaluation)
-    monkeypatch.setattr(evaluate.HeldOut, "sums", sums)
+    patch.setattr(train.Loop, "_evaluate", evaluation)
+    patch.setattr(evaluate.HeldOut, "sums", sums)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    script(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def ended(go):  # noqa: F811
+    """The workdir of a run that ended early; it is not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        script(patch)
+        return go(**STOPPING)
 
 
 def kept(workdir) -> list[int]:
@@ -80,8 +93,8 @@ def kept(workdir) -> list[int]:
         return saved.steps()
 
 
-def test_a_run_that_is_no_better_ends_and_stays_ended(go, scripted, capsys):  # noqa: F811
-    workdir = go(**STOPPING)
+def test_a_run_that_is_no_better_ends_and_stays_ended(go, ended, scripted, tmp_path, capsys):  # noqa: F811
+    workdir = shutil.copytree(ended, tmp_path / "run")
     assert kept(workdir) == [5, 4, 2], "the last, though no checkpoint is due, and the best"
     assert last(workdir)[1]["patience"]["since"] == 3
     assert [row["step"] for row in rows(workdir, "heldout")] == [1, 2, 3, 4, 5]
@@ -98,11 +111,12 @@ def test_a_run_that_is_no_better_ends_and_stays_ended(go, scripted, capsys):  # 
 
 def test_a_run_that_was_killed_ends_where_the_unbroken_one_does(
     go,  # noqa: F811
+    ended,
     scripted,
     tmp_path,
     monkeypatch,
 ):
-    unbroken, whole = go(**STOPPING), pipeline.train_batches
+    whole = pipeline.train_batches
 
     def batches(*arguments, **options):
         yield from itertools.islice(whole(*arguments, **options), 4)
@@ -112,8 +126,8 @@ def test_a_run_that_was_killed_ends_where_the_unbroken_one_does(
         patch.setattr(pipeline, "train_batches", batches)
         go(tmp_path / "run", **STOPPING)
     go(tmp_path / "run", **STOPPING)
-    assert_same_bits(last(tmp_path / "run")[0], last(unbroken)[0])
-    assert last(tmp_path / "run")[1]["patience"] == last(unbroken)[1]["patience"]
+    assert_same_bits(last(tmp_path / "run")[0], last(ended)[0])
+    assert last(tmp_path / "run")[1]["patience"] == last(ended)[1]["patience"]
 
 
 def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # noqa: F811

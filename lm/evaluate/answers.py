@@ -85,6 +85,13 @@ class Answers:
 
         tick: called after each batch with the number of inputs that it answered.
         """
+        found = self.hypotheses(asked, first, tick)
+        return [([self._tokens.decode(row) for row in ids], s.tolist()) for ids, s in found]
+
+    def hypotheses(
+        self, asked: Sequence[np.ndarray], first: int = 0, tick: Callable[[int], None] = lambda _: 0
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The same as ids: (int32 [n, T], pad after eos, float32 [n]) for each input."""
         said: list = [None] * len(asked)
         for numbers, rows in pipeline.input_batches(asked, self._rows, self._most):
             addresses = np.zeros((self._rows, 2), np.int32)
@@ -95,7 +102,6 @@ class Answers:
             found = parallel.all_rows(self._strategy.fetch_rows(found))
             for number, ids, scores in zip(numbers, found.ids, found.scores, strict=False):
                 kept = max(1, int(np.sum(scores > -np.inf)))  # beams may find fewer than n_best
-                texts = [self._tokens.decode(row) for row in ids[:kept]]
-                said[number] = texts, scores[:kept].tolist()
+                said[number] = ids[:kept], scores[:kept]
             tick(len(numbers))
         return said

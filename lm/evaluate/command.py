@@ -7,9 +7,10 @@ import functools
 import json
 import math
 import pathlib
+import shlex
 from collections.abc import Sequence
 
-from lm import decoding, logs, parallel, pipeline, run
+from lm import decoding, logs, parallel, pipeline, run, sources, tasks
 from lm.evaluate import curve, heldout, reading, scores
 
 FILE_NAMES = str.maketrans({"[": "-", "]": "", ":": "to", "%": "percent", "+": "-and-", " ": ""})
@@ -21,7 +22,7 @@ def evaluate(workdir, which: str | int = "newest", **chosen) -> dict:
     Writes evaluate.json and, for tasks of pairs,
     predictions.jsonl into the workdir; of the split test, evaluate-test.json and so on. Of several
     tasks, the figures of each stand under its name, and those of all together above. What an
-    earlier call wrote for the same checkpoint, limits and decoding is returned as it is.
+    earlier call wrote for the same checkpoint, limits, decoding and data is returned as it is.
     Of several hosts all call this and the first writes.
     Raises ValueError for a split that is not there, and for a loss that is not finite.
     """
@@ -44,7 +45,7 @@ def evaluate_all(workdir, steps: Sequence[int] = (), **chosen) -> list[dict]:
 
     chosen, errors: as of evaluate. Writes evaluate.jsonl after each of them, and at the end
     curve.png: every score over the updates. Rows that are there already stay, those of checkpoints
-    since deleted among them, if they are of the same split, limits and decoding.
+    since deleted among them, if they are of the same split, limits, decoding and data.
     """
     asked = Evaluation(workdir, **chosen)
     path = asked.path("evaluate", ".jsonl")
@@ -85,7 +86,7 @@ class Evaluation:
         decoding.parse(limits["decoding"])  # before any time is spent
         self.this = dataclasses.replace(this, config=this.config | {"evaluate": limits})
         self.split = this.data.heldout if split in ("", "heldout") else split
-        self._flags = {"workdir": workdir, "decoding": how and f'"{how}"'}
+        self._flags = {"workdir": workdir, "decoding": how}
         self._flags |= {"split": "" if self._is_heldout else split}
         self._flags |= {"examples": "" if most is None else most}
 
@@ -98,6 +99,16 @@ class Evaluation:
         held = run.splits(self.this)[1] if self._is_heldout else {}
         return held or dict.fromkeys(self.this.data.names, self.split)
 
+    @functools.cached_property
+    def _data(self) -> dict[str, str]:
+        # A hash of what each task's split is read from; a corpus never changes.
+        task, place = self.this.data.task_named, self.this.data.dir
+        return {
+            name: sources.source_fingerprint(task(name).source, split, place)
+            for name, split in self._splits.items()
+            if not tasks.is_corpus(name)
+        }
+
     def path(self, stem: str, suffix: str) -> pathlib.Path:
         """Where a result of this split lies: those of the held-out split have the plain names."""
         named = "" if self._is_heldout else "-" + self.split.translate(FILE_NAMES)
@@ -105,12 +116,13 @@ class Evaluation:
 
     def made_of(self, step: int) -> dict:
         """What the figures of a checkpoint follow from."""
-        return {"step": step, "split": self.split, "limits": self.this.config["evaluate"]}
+        limits = self.this.config["evaluate"]
+        return {"step": step, "split": self.split, "limits": limits, "data": self._data}
 
     def command(self, which: str | int) -> str:
         """The command line that makes these figures."""
         flags = self._flags | {"step": "" if which == "newest" else which}
-        said = (f"--{name}={value}" for name, value in flags.items() if value != "")
+        said = (f"--{name}={shlex.quote(str(v))}" for name, v in flags.items() if v != "")
         return " ".join(["python -m lm evaluate", *said])
 
     def read(self, which: str | int):
@@ -125,7 +137,7 @@ class Evaluation:
             train, held = run.make_examples(self.this, self.tokens)
             if self._is_heldout:
                 return train, held
-            folder = self.split.translate(FILE_NAMES)
+            folder = f"evaluate-{self.split.translate(FILE_NAMES)}"  # train is of the training
             return train, run.make_split(self.this, self.tokens, self._splits, folder)
 
         made = None if parallel.hosts()[0] else prepare()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
@@ -37,10 +38,18 @@ class Inputs:
     """The rows of a file of inputs, read anew each time that it is iterated, one at a time.
 
     JSONL and TSV give their columns; any other file {"inputs": line} for each of its lines.
-    Raises ValueError for a file or a line that cannot be read.
+    Raises ValueError for a file or a line that cannot be read, and for a pipe, which gives its
+    lines only once.
     """
 
     path: str
+
+    def __post_init__(self):
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise ValueError(
+                f"{self.path} is no file that can be read twice; name one, or pipe its lines into "
+                f"standard input."
+            )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if COLUMNS.search(os.path.basename(self.path)):
@@ -148,7 +157,8 @@ class Sink:
 
     Beside it lies OUT.part.json, what the lines are made of: whole chunks of them are kept by a
     later call that makes them of the same. Those of a bucket's OUT lie below ~/.cache/lm/gs.
-    Raises ValueError where there are lines that were made of something else.
+    Raises ValueError where there are lines that were made of something else, and where another
+    call writes them.
     """
 
     def __init__(self, out: str, made_of: dict, chunk: int):
@@ -161,6 +171,9 @@ class Sink:
             self._part = pathlib.Path(places.CACHE).expanduser() / f"{local}.part"
             self._part.parent.mkdir(parents=True, exist_ok=True)
         self._facts = self._part.with_name(self._part.name + ".json")
+        if not self._part.exists():
+            logs.write_atomically(self._part, "")
+        self._lock = _locked(self._part)
         self.done, size = self._kept(chunk)
         theirs = json.loads(self._facts.read_text()) if self.done else made_of
         if differing := [name for name in made_of if theirs.get(name) != made_of[name]]:
@@ -168,10 +181,8 @@ class Sink:
                 f"{self._part} has {self.done} answers of another {' and '.join(differing)}; "
                 f"remove it, or write to another --out."
             )
-        if self.done:
-            os.truncate(self._part, size)
-        else:
-            logs.write_atomically(self._part, "")
+        os.truncate(self._part, size)
+        if not self.done:
             logs.write_atomically(self._facts, json.dumps(made_of, indent=2) + "\n")
         self._file = logs.Appended(self._part)
 
@@ -190,9 +201,7 @@ class Sink:
         """Write rows, on disk when this returns."""
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if self._out:
-            self._file.add(
-                lines.encode("utf-8", "backslashreplace")
-            )  # a lone surrogate is no UTF-8
+            self._file.add(lines.encode("utf-8", "backslashreplace"))  # a lone surrogate is none
         else:
             sys.stdout.write(lines)
             sys.stdout.flush()
@@ -209,6 +218,7 @@ class Sink:
         elif not self._part.stat().st_size:  # nothing to go on with
             self._part.unlink()
             self._facts.unlink()
+        self._lock.close()
 
     def _finish(self) -> None:
         if places.is_remote(self._out):
@@ -218,6 +228,19 @@ class Sink:
         else:
             os.replace(self._part, self._out)
         self._facts.unlink()
+
+
+def _locked(part: pathlib.Path):
+    """The file, open, so that no other call writes to it until it is closed."""
+    file = part.open("rb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"{part} is being written by another call; wait for it, or write to another --out."
+        ) from None
+    return file
 
 
 def predict(
@@ -236,8 +259,9 @@ def predict(
     text, "prediction", and where there are several answers "predictions" and "scores". which: as
     in read_params. how: as decoding.parse reads it; empty: the run's evaluate.decoding. seed: of
     sampling. A call that was interrupted goes on where it was (see Sink), and ends with the same
-    bytes. Raises ValueError as `survey` and Sink do.
+    bytes. Raises ValueError as `survey` and Sink do, and where `out` is no place for answers.
     """
+    _check_out(rows, out)
     this, strategy, tokens, params, step = reading.open_run(workdir, which)
     how = decoding.parse(how or this.config["evaluate"]["decoding"])
     questions = Questions(this, tokens)
@@ -257,6 +281,14 @@ def predict(
             asked = [questions(row, start + place) for place, row in enumerate(some)]
             said = answer.ask([question.ids for question in asked], start, bar.update)
             sink.add(map(_line, some, asked, said, itertools.repeat(how.n_best > 1)))
+
+
+def _check_out(rows: Iterable[dict], out: str) -> None:
+    """Refuse, before anything is read, an `out` that would be lost or could not be replaced."""
+    if os.path.isdir(out):
+        raise ValueError(f"--out={out} is a folder; name a file.")
+    if isinstance(rows, Inputs) and out and os.path.realpath(rows.path) == os.path.realpath(out):
+        raise ValueError(f"--out={out} is the file of inputs, which would be lost; name another.")
 
 
 def _made_of(found: Survey, this: run.Run, tokens, params, how, seed: int) -> dict:

@@ -111,9 +111,14 @@ def scale_by_late_adam(beta1: float, beta2: float) -> optax.GradientTransformati
 
 
 def scale_by_size() -> optax.GradientTransformation:
-    """Steps times the RMS of the matrix that they are for, 1e-3 at least."""
+    """Steps times the RMS of the matrix that they are for, 1e-3 at least.
+
+    Those of LoRA's factors stay as they are: b starts at 0, and at 1e-3 would never be of use.
+    """
 
     def scaled(keys, step, x):
+        if groups.path_of(keys).startswith("adapters/"):
+            return step
         return step * jnp.maximum(_size(x, sum(groups.matrix(keys, x.ndim), ())), LEAST_SIZE)
 
     return optax.stateless(

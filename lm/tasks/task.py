@@ -14,6 +14,7 @@ from lm import choose, metrics
 # several answers are right.
 Text = dict[str, Any]
 
+NUMBER = re.compile(r"-?\d+(\.0+)?")  # of a label, also as TSV has it
 SPEAKERS = ("user", "system")  # of a dialogue, in turns; the second one's are learnt
 
 
@@ -67,7 +68,8 @@ class Task:
         """What a record makes: one text, a pair for each reply of a dialogue, or nothing.
 
         A record is dropped where a column is blank, or a label unknown (below 0).
-        Raises ValueError for a column that the record does not have.
+        Raises ValueError for a column that the record does not have or that is an object, and for
+        the number of a label that there is not.
         """
         if self.turns:
             return self._replies(record)
@@ -115,8 +117,13 @@ class Task:
                 continue
             value = self._value(record, column)
             value = value[0] if isinstance(value, list) and value else value
-            if value is None or value == [] or not str(value).strip():
+            if value == [] or _is_blank(value):
                 return None
+            if isinstance(value, dict):
+                raise ValueError(
+                    f"{self.source} has an object in the column {column!r}; name a column of it, "
+                    f"as {{{column}[{next(iter(value), 'text')}]}}."
+                )
             parts.append(str(value))
         return "".join(parts)
 
@@ -124,13 +131,20 @@ class Task:
         # All right answers, each once: of a lone column that holds a list, every item of it.
         columns = _columns(self.targets, "targets")
         value = self._value(record, columns[0])
-        if self.labels and isinstance(value, int):
-            known = 0 <= value < len(self.labels)
-            return [self.labels[value]] if known else []
+        if self.labels and (isinstance(value, bool) or NUMBER.fullmatch(str(value))):
+            return self._label(int(float(value)))
         if isinstance(value, list) and self.targets == f"{{{columns[0]}}}":
-            return list(dict.fromkeys(str(item) for item in value))
+            return list(dict.fromkeys(str(item) for item in value if not _is_blank(item)))
         filled = self._filled(self.targets, record)
         return [] if filled is None else [filled]
+
+    def _label(self, number: int) -> list[str]:
+        if number >= len(self.labels):
+            raise ValueError(
+                f"{self.source} has the label {number}, but the task names {len(self.labels)}, "
+                f"from 0; name them all in labels, in order."
+            )
+        return [self.labels[number]] if number >= 0 else []
 
     def _value(self, record: dict, column: str) -> Any:
         value: Any = record
@@ -144,6 +158,10 @@ class Task:
                 )
             value = value[word]
         return value
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or not str(value).strip()
 
 
 def _columns(template: str, what: str) -> list[str]:

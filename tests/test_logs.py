@@ -146,11 +146,11 @@ def test_without_a_terminal_each_row_is_one_line_with_an_eta(tmp_path, monkeypat
         clock.now += 10
         log.write(200, "train", {"loss": 5.3125, "tokens_per_second": 12345.6, "mfu": 0.5})
         log.advance(200, {"loss": 5.3125})
-        log.write(200, "heldout", {"nats": 5.5})
+        log.write(200, "heldout", {"nats": 5.5, "token_accuracy": 0.5, "bleu": 12.345, "a/f1": 7})
     # 100 updates in 10 s, 1800 to go: the resumed 100 do not count as done in no time.
     assert stream.getvalue().splitlines() == [
         "step 200/2000  loss 5.312  12,346 tok/s  eta 0:03:00",
-        "step 200/2000  held-out nats 5.5",
+        "step 200/2000  held-out nats 5.5  bleu 12.35  a/f1 7",
     ]
 
 

@@ -284,6 +284,28 @@ def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces
 
 
 @pytest.mark.parametrize(
+    ("origin", "rates", "sentence"),
+    [
+        ("@7", "", "there is no checkpoint 7 in .*; choose newest or one of .*6"),
+        (
+            "@best",
+            "",
+            "the run has no keep_best, so no checkpoint is the best in .*; choose newest",
+        ),
+        ("", "encodr/=none", "'encodr/', which is the first match of no parameter; remove it"),
+    ],
+)
+def test_a_check_finds_what_a_run_would_refuse_and_writes_nothing(
+    origin, rates, sentence, tiny_config, pretrained, tmp_path
+):
+    changes = {**PAIRS, "stage": "finetune", "init_from": f"{pretrained}{origin}"}
+    this = run.make_run(tiny_config(**changes, **{"optimizer.rates": rates}), tmp_path / "run")
+    with pytest.raises(ValueError, match=sentence):
+        train.check(this)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"model.d_ff": 64}, "model.d_ff=64 differs from init_from=.*'s 32, .* use 32"),

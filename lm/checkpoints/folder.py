@@ -191,6 +191,14 @@ class Checkpoints:
 
         which: "newest", "best" (by keep_best), or the number of a step. Other state is not read.
         """
+        items, facts = self._first_sound(self.named(which), {"average": params})
+        return items["average"], facts
+
+    def named(self, which: str | int) -> list[int]:
+        """The steps that `which` means, the first choice first; see restore_params.
+
+        Raises ValueError where there is none.
+        """
         steps = hosts.of_first(self.steps())
         if not steps:
             raise ValueError(f"no checkpoint in {self.directory}; train that run first.")
@@ -198,6 +206,8 @@ class Checkpoints:
             figures = {step: self._figures_of(step) for step in steps}
             chosen = keeping.ranked(self.keep_best, figures)
             lacking = f"no checkpoint has the figure keep_best={self.keep_best!r}"
+            if not self.keep_best:
+                lacking = "the run has no keep_best, so no checkpoint is the best"
         else:
             chosen = steps if which == "newest" else [step for step in steps if step == which]
             lacking = f"there is no checkpoint {which}"
@@ -206,8 +216,7 @@ class Checkpoints:
                 f"{lacking} in {self.directory}; choose newest or one of "
                 f"{', '.join(map(str, sorted(steps)))}."
             )
-        items, facts = self._first_sound(chosen, {"average": params})
-        return items["average"], facts
+        return chosen
 
     def _check_nothing_lost(self) -> None:
         # The first save is of step 0: of a later one that is unfinished, some were whole before.

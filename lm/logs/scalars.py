@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import tqdm
 
-from lm import choose
+from lm import choose, metrics
 from lm.logs import board, files
 from lm.sources import places
 
@@ -24,6 +24,7 @@ SPLITS = {"train": "", "heldout": "held-out "}  # the split and what a printed l
 
 # What a line or bar prints, where a row has it; all else is in the files.
 PRINTED = {"loss": "loss {:.4g}", "nats": "nats {:.4g}", "tokens_per_second": "{:,.0f} tok/s"}
+SCORES = {name for metric in metrics.METRICS.values() for name in metric.names}  # in percent
 
 
 class Logs:
@@ -81,6 +82,8 @@ class Logs:
         self._rows.add_row({"step": step, "split": split, **scalars, "time": self._clock()})
         self._board.write(step, split, scalars)
         said = [form.format(float(scalars[k])) for k, form in PRINTED.items() if k in scalars]
+        scored = [name for name in scalars if name.rpartition("/")[2] in SCORES]  # task/score
+        said += [f"{name} {float(scalars[name]):.4g}" for name in scored]
         if self._bar.disable:
             eta = [f"eta {self._eta(step)}"] if split == "train" else []
             self._say(f"step {step}/{self._total}  " + spoken + "  ".join(said + eta))

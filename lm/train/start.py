@@ -82,9 +82,18 @@ def _taken(this: run.Run, tokens, teacher: dict | None) -> dict | None:
 
 
 def check(this: run.Run, allow: tuple[str, ...] = ()) -> None:
-    """Raise ValueError unless data and workdir are there for this config; no device is needed."""
+    """Raise ValueError unless data, workdir and origin are there for this config.
+
+    No device is needed, and nothing is written.
+    """
     run.check_workdir(this, allow)
     run.check_columns(this)
+    optimizers.check_groups(this.trained, this.shapes)
+    named, which = run.origin_of(this)
+    named = named or this.config["teacher"]["workdir"]
+    if named and not run.is_claimed(this.workdir):
+        with evaluate.open_checkpoints(run.read_run(named), read_only=True) as saved:
+            saved.named(which)
 
 
 def layout(this: run.Run, devices=None, hosts=None):

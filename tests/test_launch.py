@@ -263,8 +263,8 @@ def test_launched_processes_are_those_of_the_door_and_a_mistake_is_theirs(tmp_pa
     command = [sys.executable, "-m", "experiments.launch", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
-    first, second = sorted(done.stdout.splitlines())
-    assert first.startswith("[0] lm: wikipedia/") and second.startswith("[1] lm: wikipedia/")
+    said = sorted(done.stdout.splitlines())
+    assert [line[:18] for line in said] == ["[0] lm: wikipedia/", "[1] lm: wikipedia/"], done.stdout
 
 
 def test_a_step_that_is_left_is_told_to_end():

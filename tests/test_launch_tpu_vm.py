@@ -141,8 +141,11 @@ def test_a_request_that_keeps_failing_is_given_up(cloud):  # noqa: F811
         launch.main(WORDS)
 
 
-def test_looking_on_ends_without_the_run_and_begins_again(cloud, capfd, interruptible):  # noqa: F811
-    """The run is another session's: it outlives the connection, and is found again."""
+def test_looking_on_ends_without_the_run_and_begins_again(interruptible, cloud, capfd):  # noqa: F811
+    """The run is another session's: it outlives the connection, and is found again.
+
+    `interruptible` comes first: `cloud` takes signal.signal away from all that follow.
+    """
     trainer = cloud.home / "trainer"
     trainer.write_text(
         f"#!/bin/bash\necho started | tee -a {cloud.home}/starts\n"

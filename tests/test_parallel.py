@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from lm import batch, layers, optimizers, parallel, steps, transformer
 from lm.preflight import hlo
+from lm.transformer import adapters
 
 MODEL = transformer.ModelConfig(
     vocab_size=96,
@@ -288,8 +289,9 @@ def test_the_rules_cover_every_parameter_of_every_model(name):
 
 
 def test_no_rule_is_dead_and_none_is_hidden_by_one_before():
-    leaves = jax.tree_util.tree_leaves_with_path(transformer.shapes(MODEL))
-    paths = [parallel.path_of(path) for path, _ in leaves]
+    everywhere = adapters.LoraConfig(rank=2, match="kernel$")
+    shapes = adapters.shapes(everywhere, transformer.shapes(MODEL))
+    paths = [parallel.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     for pattern, spec in parallel.RULES:
         matched = [path for path in paths if re.search(pattern, path)]
         assert matched, pattern

@@ -121,9 +121,7 @@ def test_the_best_is_kept_over_restarts_and_found_again(figure, best, tmp_path):
             saved.restore_params(params, 5)
     with (
         checkpoints.Checkpoints(tmp_path, read_only=True) as saved,
-        pytest.raises(
-            ValueError, match="the run has no keep_best, so no checkpoint is the best in"
-        ),
+        pytest.raises(ValueError, match="has no keep_best, so no checkpoint is the best in"),
     ):
         saved.restore_params(params, "best")
 

@@ -107,7 +107,7 @@ def json_lines(part) -> Iterator[bytes | dict]:
             if first and isinstance(line, bytes) and line.strip():
                 first = False
                 with contextlib.suppress(documents.BadRecord):
-                    _has_column(part, _record(line))
+                    _has_column(part, json_object(line))
             yield line
 
 
@@ -115,13 +115,14 @@ def json_document(part, raw: bytes) -> documents.Document:
     """The document in the column of a JSON object; an empty line is an empty document."""
     if not raw.strip():
         return documents.Document("", "empty")
-    record = _record(raw)
+    record = json_object(raw)
     if part.column not in record:
         raise documents.BadRecord(f"no column {part.column!r}")
     return documents.document(record[part.column])
 
 
-def _record(raw: bytes) -> dict:
+def json_object(raw: bytes) -> dict:
+    """The JSON object of a line of UTF-8. Raises BadRecord for anything else."""
     text = documents.decoded(raw).removeprefix("\ufeff")
     try:
         record = json.loads(text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -105,15 +104,9 @@ class FileRecords:
 def _record(row: bytes | dict, columns: list[str] | None) -> dict[str, Any]:
     if isinstance(row, dict):
         raise documents.BadRecord(row["unreadable"])
-    text = documents.decoded(row).removeprefix("\ufeff")
     if columns is None:
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise documents.BadRecord(f"invalid JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise documents.BadRecord(f"the JSON is {type(record).__name__}, not an object")
-        return record
+        return formats.json_object(row)
+    text = documents.decoded(row).removeprefix("\ufeff")
     fields = text.split("\t")
     if len(fields) != len(columns):
         raise documents.BadRecord(f"{len(fields)} fields where the header has {len(columns)}")

@@ -16,21 +16,12 @@ STEPS = 1000
 MOST = 2000  # examples of validation that are answered, the first
 
 
-def commands(home: str, data: str) -> list[list[str]]:
-    """The training of all seeds as arguments of `python -m lm`, in order."""
-    made = stages.prepared(home, data)
-    for seed in stages.SEEDS:
-        made += [stages.pretrained(home, seed)]
-        made += [stages.tuned(home, data, "sgd_dialogues", seed, STEPS)]
-    return made
-
-
 def main(home: str, data: str) -> int:
     """Train all seeds, score them and retrieval on validation, print and keep the figures.
 
     Retrieval by the whole history, and by the user's last turn alone, which is the stronger one.
     """
-    if code := demo.run(commands(home, data)):
+    if code := demo.run(stages.commands(home, data, "sgd_dialogues", STEPS)):
         return code
     rows = []
     for how in ("greedy", "beam width=4 alpha=0.6"):

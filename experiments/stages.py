@@ -55,6 +55,18 @@ def tuned(home: str, data: str, config: str, seed: int, steps: int, scratch=Fals
     return ["train", f"--config=configs/{config}.py{start}", *flags]
 
 
+def commands(home: str, data: str, config: str, steps: int, scratch=False) -> list[list[str]]:
+    """The training of all seeds as arguments of `python -m lm`, in order; with `scratch` also that
+    from random weights.
+    """
+    made = prepared(home, data)
+    for seed in SEEDS:
+        made.append(pretrained(home, seed))
+        for anew in (False, True)[: 1 + scratch]:
+            made.append(tuned(home, data, config, seed, steps, anew))
+    return made
+
+
 def scored(home: str, arm: str, *, split: str, how: str, most: int = 0) -> list[dict]:
     """A row a seed: the scores of an arm's runs on a split, and the answers they were made of.
 

@@ -16,21 +16,12 @@ from lm import door, metrics, tasks
 STEPS = 600
 
 
-def commands(home: str, data: str) -> list[list[str]]:
-    """The training of all seeds as arguments of `python -m lm`, in order."""
-    made = stages.prepared(home, data)
-    for seed in stages.SEEDS:
-        made += [stages.pretrained(home, seed)]
-        made += [stages.tuned(home, data, "aeslc", seed, STEPS)]
-    return made
-
-
 def main(home: str, data: str) -> int:
     """Train all seeds, score them and the lead baseline on validation, print and keep the figures.
 
     Of the baseline both are scored: as many words as subject lines have, and the first sentence.
     """
-    if code := demo.run(commands(home, data)):
+    if code := demo.run(stages.commands(home, data, "aeslc", STEPS)):
         return code
     rows = []
     for how in ("greedy", "beam width=4 alpha=0.6"):

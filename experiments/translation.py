@@ -14,19 +14,9 @@ from lm import door, metrics
 STEPS = 1200
 
 
-def commands(home: str, data: str) -> list[list[str]]:
-    """The training of all arms as arguments of `python -m lm`, in order."""
-    made = stages.prepared(home, data)
-    for seed in stages.SEEDS:
-        made.append(stages.pretrained(home, seed))
-        for scratch in (False, True):
-            made.append(stages.tuned(home, data, "multi30k", seed, STEPS, scratch))
-    return made
-
-
 def main(home: str, data: str) -> int:
     """Train all arms, score them on the test split, print and keep the figures."""
-    if code := demo.run(commands(home, data)):
+    if code := demo.run(stages.commands(home, data, "multi30k", STEPS, scratch=True)):
         return code
     rows, differences = [], []
     for how in ("greedy", "beam width=4 alpha=0.6"):

@@ -94,6 +94,7 @@ def train(values) -> int:
         return stop.code
     except (ValueError, OSError) as error:
         if parallel.hosts()[1] > 1:  # which would wait for this one
+            parallel.part()
             train.leave(" ".join(str(error).split()), 2)
         raise
     print(f"{this.name}: {json.dumps(figures)}")
@@ -141,6 +142,7 @@ def evaluate(values) -> None:
                 found = evaluate.evaluate(values.workdir, _chosen(values.step), **chosen)
     except (ValueError, OSError) as error:
         if parallel.hosts()[1] > 1:  # which would wait for this one
+            parallel.part()
             train.leave(" ".join(str(error).split()), 2)
         raise
     if not parallel.hosts()[0]:

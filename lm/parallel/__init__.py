@@ -11,7 +11,7 @@ import dataclasses
 
 import jax
 
-from lm.parallel.cluster import all_rows, hosts, meet, own_rows, start
+from lm.parallel.cluster import all_rows, hosts, meet, own_rows, part, start
 from lm.parallel.config import ParallelConfig, check_batch
 from lm.parallel.mesh import Mesh
 from lm.parallel.pmap import Pmap
@@ -28,6 +28,7 @@ __all__ = [
     "make_strategy",
     "meet",
     "own_rows",
+    "part",
     "path_of",
     "reading_strategy",
     "sharding_table",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ from jax.experimental import multihost_utils
 HEARTBEAT = 30  # seconds without a sign of life after which a host counts as lost
 PATIENCE = 300  # seconds to wait for the other hosts at the start
 DAY = 24 * 60 * 60 * 1000  # milliseconds
+FAREWELL = 20_000  # milliseconds in which the others may come to the same end
 
 
 def start(coordinator: str = "", hosts: int = 0, host: int = -1, *, patience=PATIENCE) -> None:
@@ -79,6 +82,19 @@ def meet(name: str) -> None:
     """
     if distributed.global_state.client is not None:
         distributed.global_state.client.wait_at_barrier(name, DAY)
+
+
+def part() -> None:
+    """Before this host ends with a mistake: wait a little for the others to see it as well.
+
+    A host that is still starting when host 0 is gone is aborted by jax, and says that instead.
+    """
+    client = distributed.global_state.client
+    if client is not None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the others have made no mistake
+            client.wait_at_barrier("a mistake", FAREWELL)
+        if distributed.global_state.process_id == 0:
+            time.sleep(1)  # the others are gone by then
 
 
 def own_rows(rows: Any) -> Any:

@@ -96,8 +96,6 @@ def get_config() -> ConfigDict:
     config.loss = loss = ConfigDict()
     loss.z_loss = 1e-4  # times log(Z)^2, added to each token's loss
     loss.smoothing = 0.0  # label smoothing, a share
-    loss.temperature = 2.0  # of teacher and student (distill)
-    loss.teacher_weight = 0.8  # the share of the teacher's loss (distill)
 
     config.lora = lora = ConfigDict()  # train two thin factors of some kernels, nothing else
     lora.rank = 0  # of the factors' product; 0: no LoRA
@@ -136,7 +134,12 @@ def get_config() -> ConfigDict:
 
     config.teacher = teacher = ConfigDict()
     teacher.workdir = ""  # of the run that teaches (distill)
-    teacher.init = "alternate_layers"  # or random: where the student starts from
+    teacher.init = "even"  # where the student starts from: the teacher's layers, or random
+    teacher.loss = "labels weight=0.2, forward_kl weight=0.8 temperature=2"  # lm/distill/terms.py
+    teacher.dtype = "float32"  # of its parameters and activations; or bfloat16
+    teacher.cache = ""  # directory of what it said (teacher-cache); empty: it runs beside
+    teacher.on_policy = ""  # learn from the student's own answers, in words, as
+    # "share=0.5 sample temperature=1"; empty: never
 
     config.every = every = ConfigDict()
     every.log = 100  # updates between rows of the log

@@ -13,6 +13,14 @@ from typing import Any, NamedTuple
 Array = Any  # numpy here and in worker processes, jax on devices: this file imports neither
 
 
+class Taught(NamedTuple):
+    """What a teacher said of each target, as a cache has it: its k likeliest ids, and the rest."""
+
+    ids: Array  # int32 [B, T, k]
+    logits: Array  # float [B, T, k], log-probabilities
+    tail: Array  # float32 [B, T], the log of what all other ids have together
+
+
 class Batch(NamedTuple):
     """A batch of encoder-decoder examples, packed or not; segment 0 is padding.
 
@@ -23,6 +31,8 @@ class Batch(NamedTuple):
     inputs_segment_ids: Array  # int32 [B, S], 1.. along the row
     targets: Array  # int32 [B, T]
     targets_segment_ids: Array  # int32 [B, T]
+    taught: Taught | None = None  # by a cached teacher
+    own: Array | None = None  # bool [B], rows whose targets the student wrote: labels do not count
 
 
 def shift_right(targets: Array, segment_ids: Array, start: int = 0) -> Array:

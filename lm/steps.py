@@ -18,7 +18,7 @@ from lm import batch, decoding, losses, transformer
 
 Array = jax.Array
 Sums = dict[str, Array]  # float32 scalars, each a sum over target tokens; "weight" counts them
-Loss = Callable[..., tuple[Array, Sums]]  # (params, examples, key, teacher) -> total, sums
+Loss = Callable[..., tuple[Array, Sums]]  # (params, examples, key, teacher, progress) ->
 
 
 class State(NamedTuple):
@@ -47,16 +47,13 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is added to the cross-entropy, and for distillation how much the teacher counts."""
+    """What is added to the cross-entropy."""
 
     z_loss: float = 1e-4
     smoothing: float = 0.0
-    temperature: float = 2.0
-    teacher_weight: float = 0.8
 
     def __post_init__(self):
-        bounds = {"z_loss": (0, 1), "smoothing": (0, 0.999), "teacher_weight": (0, 1)}
-        for field, (low, high) in (bounds | {"temperature": (0.01, 100)}).items():
+        for field, (low, high) in {"z_loss": (0, 1), "smoothing": (0, 0.999)}.items():
             value = getattr(self, field)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"loss.{field}={value} is out of bounds; use {low} to {high}.")
@@ -97,7 +94,7 @@ def measure(logits: Array, examples: batch.Batch, text_bytes: Array) -> Sums:
 def make_language_loss(model, config: LossConfig, text_bytes: Array) -> Loss:
     """Cross-entropy of the targets (pre-training and fine-tuning), as (total, sums)."""
 
-    def loss(params, examples, key=None, teacher=None):
+    def loss(params, examples, key=None, teacher=None, progress=None):
         logits = predict(model, params, examples, key)
         weights = batch.loss_weights(examples)
         total, _ = losses.cross_entropy(
@@ -111,7 +108,8 @@ def make_language_loss(model, config: LossConfig, text_bytes: Array) -> Loss:
 def ratios(sums: dict[str, float]) -> dict[str, float]:
     """Sums to figures: loss and nats per target token, bits per byte of text, token_accuracy."""
     weight = max(sums["weight"], 1.0)
-    figures = {name: sums[name] / weight for name in ("loss", "nats", "kl") if name in sums}
+    own = [name for name in sums if name in ("loss", "nats") or name.startswith("teacher/")]
+    figures = {name: sums[name] / weight for name in own}
     figures["bits_per_byte"] = sums["nats"] / math.log(2) / max(sums["bytes"], 1.0)
     figures["token_accuracy"] = sums["hits"] / weight
     figures["text_nats"] = sums["text_nats"] / max(sums["text_weight"], 1.0)

@@ -74,8 +74,6 @@ IMPOSSIBLE = [
     ({"optimizer.peak": -1.0}, "optimizer.peak=-1.0 is out of bounds; use 0 to 1000"),
     ({"optimizer.warmup": -1}, "optimizer.warmup=-1 is out of bounds"),
     ({"loss.smoothing": 1.0}, "loss.smoothing=1.0 is out of bounds; use 0 to 0.999"),
-    ({"loss.temperature": 0.0}, "loss.temperature=0.0 is out of bounds; use 0.01 to 100"),
-    ({"loss.teacher_weight": float("inf")}, "loss.teacher_weight=inf is out of bounds; use 0 to 1"),
     ({"parallel.micro_batches": 0}, "parallel.micro_batches=0 is too small; use 1"),
     ({"parallel.data": 0}, "parallel.data=0 is no size; use 1 or more, or -1 for all"),
     # Keys that contradict each other.

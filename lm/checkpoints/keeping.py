@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import orbax.checkpoint as ocp
 
-LOWER = ("loss", "nats", "text_nats", "bits_per_byte", "kl")  # of all others the highest is best
+LOWER = ("loss", "nats", "text_nats", "bits_per_byte")  # of all others the highest is best
 
 
 def ranked(figure: str, figures: dict[int, dict[str, float]]) -> list[int]:

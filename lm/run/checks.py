@@ -41,6 +41,7 @@ def make_run(config: dict, place) -> Run:
             f"tokenizer.character_coverage={coverage} is no share of all; use 0.98 to 1."
         )
     decoding.parse(config["evaluate"]["decoding"])
+    distill.parse(config["teacher"]["loss"])
     _check_length(run)
     _check_best(run)
     _check_lora(run)

@@ -23,7 +23,7 @@ PLAIN_SECTIONS = {
         *("dir", "kind", "pieces", "num_sentinels"),
         *("normalization", "character_coverage", "documents"),
     ),
-    "teacher": ("workdir", "init"),
+    "teacher": ("workdir", "init", "loss", "dtype", "cache", "on_policy"),
     "every": ("log", "evaluate", "checkpoint"),
     "evaluate": ("examples", "decode", "decoding"),
     "guard": ("patience", "rollbacks", "spike", "hang"),

@@ -39,7 +39,8 @@ def distillation_loss(this: run.Run, text_bytes, place):
     theirs = dataclasses.replace(theirs, attention=this.model.attention)
     teacher = transformer.Transformer(theirs, place)
     model = transformer.Transformer(this.model, place)
-    return distill.make_distillation_loss(model, this.loss, text_bytes, teacher)
+    terms = distill.parse(this.config["teacher"]["loss"])
+    return distill.make_distillation_loss(model, this.loss, text_bytes, teacher, terms)
 
 
 LOSSES = {"pretrain": language_loss, "finetune": language_loss, "distill": distillation_loss}

@@ -1,40 +1,11 @@
-"""Distillation: the teacher's loss, and where a student starts from."""
+"""Where a student starts from."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from lm import batch, choose, losses, origin, steps, transformer
-
-Array = jax.Array
-
-
-def make_distillation_loss(
-    model, config: steps.LossConfig, text_bytes: Array, teacher_model
-) -> steps.Loss:
-    """(1 - a) * cross-entropy + a * T^2 * KL(teacher || student), as (total, sums).
-
-    The teacher runs without dropout or gradient; its parameters are the loss's `teacher` argument.
-    Evaluated without a teacher (None), the loss is the cross-entropy alone.
-    Source: Hinton et al. 2015, arXiv:1503.02531.
-    """
-    language_loss = steps.make_language_loss(model, config, text_bytes)
-
-    def loss(params, examples, key=None, teacher=None):
-        if teacher is None:
-            return language_loss(params, examples, key)
-        logits = steps.predict(model, params, examples, key)
-        taught = jax.lax.stop_gradient(steps.predict(teacher_model, teacher, examples, None))
-        weights = batch.loss_weights(examples)
-        hard, _ = losses.cross_entropy(
-            logits, examples.targets, weights, z_loss=config.z_loss, smoothing=config.smoothing
-        )
-        soft, _ = losses.forward_kl(logits, taught, weights, temperature=config.temperature)
-        total = (1 - config.teacher_weight) * hard + config.teacher_weight * soft
-        return total, {"loss": total, "kl": soft} | steps.measure(logits, examples, text_bytes)
-
-    return loss
+from lm import choose, origin, transformer
 
 
 def evenly(teacher_layers: int, student_layers: int) -> list[int]:
@@ -63,7 +34,7 @@ def check_student(init: str, teacher_config, config) -> None:
             )
 
 
-def alternate_layers(teacher, teacher_config, config):
+def even(teacher, teacher_config, config):
     """The student's first parameters: the teacher's, of its layers those chosen by `evenly`."""
     student = dict(teacher)
     for tower in teacher.keys() & {"encoder", "decoder"}:
@@ -79,7 +50,7 @@ def random_student(teacher, teacher_config, config):
     return
 
 
-STUDENTS = {"alternate_layers": alternate_layers, "random": random_student}
+STUDENTS = {"even": even, "random": random_student}
 
 
 def init_student(name: str, teacher, teacher_config, config: transformer.ModelConfig):

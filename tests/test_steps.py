@@ -327,7 +327,7 @@ def test_measure_counts_targets_nats_hits_and_bytes_of_text():
 
 
 def test_ratios_divide_each_sum_by_what_it_is_about():
-    sums = dict(loss=30.0, nats=20.0, kl=5.0, weight=10.0, hits=4.0)
+    sums = {"loss": 30.0, "nats": 20.0, "teacher/forward_kl": 5.0, "weight": 10.0, "hits": 4.0}
     sums |= dict(bytes=40.0, text_nats=12.0, text_weight=8.0)
     assert steps.ratios(sums) == pytest.approx(
         {

@@ -41,7 +41,7 @@ $(VENV)/libtpu/.ready: $(VENV)/.ready
 	touch $@
 
 demo: env  ## text to a distilled student, and runs/demo/report.html; CUT=minute for a short one
-	$(RUN) -m experiments.demo --config=configs/demo.py:$(CUT) --config.workdir=$(RUNS)
+	$(RUN) -m experiments.pipeline --config=configs/demo.py:$(CUT) --config.workdir=$(RUNS)
 
 test: $(VENV)/.hf
 	-$(MAKE) --keep-going beam tpu-compiler  # where these cannot be installed their tests are skipped

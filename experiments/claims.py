@@ -13,7 +13,7 @@ import json
 import pathlib
 import sys
 
-from experiments import demo
+from experiments import pipeline
 from lm import door, logs, report
 
 SEEDS = (0, 1, 2)
@@ -37,7 +37,7 @@ def untaught(config, seed: int) -> list[list[str]]:
     """Commands of the student that starts as the distilled one does and has the labels alone."""
     made = of_seed(config, seed)
     home = f"--workdir={made.workdir}"
-    lines = demo.commands(made)
+    lines = pipeline.commands(made)
     (student,) = [line for line in lines if line[0] == "train" and line[-1] == f"{home}/distill"]
     changes = ["--config.teacher.loss=labels", "--config.name=untaught", f"{home}/untaught"]
     return [[*student[:-1], *changes], ["evaluate", f"{home}/untaught"]]
@@ -49,7 +49,9 @@ def arm(config, name: str) -> list[list[str]]:
     made.tokenizer = f"{made.workdir}/pretrain/tokenizer"
     made.workdir = f"{config.workdir}/{name}"
     wanted = {f"--workdir={made.workdir}/{role}" for role in ("pretrain", "finetune")}
-    chosen = [line for line in demo.commands(made) if wanted & set(line) and line[0] != "corpus"]
+    chosen = [
+        line for line in pipeline.commands(made) if wanted & set(line) and line[0] != "corpus"
+    ]
     pretrain = chosen[0]
     pretrain += [f"--config.{change}" for change in ARMS[name]]
     return chosen
@@ -81,12 +83,12 @@ def run(config) -> int:
     """Run all, then write claims.jsonl and print what claims.md quotes."""
     home = pathlib.Path(config.workdir)
     for seed in SEEDS:
-        if code := demo.run(demo.commands(of_seed(config, seed)) + untaught(config, seed)):
+        if code := pipeline.run(pipeline.commands(of_seed(config, seed)) + untaught(config, seed)):
             return code
     for name in ARMS:
-        if code := demo.run(arm(config, name)):
+        if code := pipeline.run(arm(config, name)):
             return code
-    folders = [home / f"seed{seed}" / name for seed in SEEDS for name in demo.RUNS]
+    folders = [home / f"seed{seed}" / name for seed in SEEDS for name in pipeline.RUNS]
     others = [home / f"seed{seed}" / "untaught" for seed in SEEDS]
     others += [home / name / role for name in ARMS for role in ("pretrain", "finetune")]
     ours, theirs = report.read_runs(folders), report.read_runs(others)

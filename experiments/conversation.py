@@ -9,7 +9,7 @@ conversation.jsonl.
 
 from __future__ import annotations
 
-from experiments import demo, stages
+from experiments import pipeline, stages
 from lm import door, metrics, sources, tasks
 
 STEPS = 1000
@@ -21,7 +21,7 @@ def main(home: str, data: str) -> int:
 
     Retrieval by the whole history, and by the user's last turn alone, which is the stronger one.
     """
-    if code := demo.run(stages.commands(home, data, "sgd_dialogues", STEPS)):
+    if code := pipeline.run(stages.commands(home, data, "sgd_dialogues", STEPS)):
         return code
     rows = []
     for how in ("greedy", "beam width=4 alpha=0.6"):

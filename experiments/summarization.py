@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments import demo, stages
+from experiments import pipeline, stages
 from lm import door, metrics, tasks
 
 STEPS = 600
@@ -21,7 +21,7 @@ def main(home: str, data: str) -> int:
 
     Of the baseline both are scored: as many words as subject lines have, and the first sentence.
     """
-    if code := demo.run(stages.commands(home, data, "aeslc", STEPS)):
+    if code := pipeline.run(stages.commands(home, data, "aeslc", STEPS)):
         return code
     rows = []
     for how in ("greedy", "beam width=4 alpha=0.6"):

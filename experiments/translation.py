@@ -8,7 +8,7 @@ three seeds each. Answer: translation.md; every figure: translation.jsonl.
 
 from __future__ import annotations
 
-from experiments import demo, stages
+from experiments import pipeline, stages
 from lm import door, metrics
 
 STEPS = 1200
@@ -16,7 +16,7 @@ STEPS = 1200
 
 def main(home: str, data: str) -> int:
     """Train all arms, score them on the test split, print and keep the figures."""
-    if code := demo.run(stages.commands(home, data, "multi30k", STEPS, scratch=True)):
+    if code := pipeline.run(stages.commands(home, data, "multi30k", STEPS, scratch=True)):
         return code
     rows, differences = [], []
     for how in ("greedy", "beam width=4 alpha=0.6"):

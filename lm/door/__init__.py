@@ -5,13 +5,14 @@ commands  what each of them does
 calls     one call: help, the command, the exit code
 """
 
-from lm.door.calls import PROGRAM, UNFINISHED, guarded, main, overview
+from lm.door.calls import HELP, PROGRAM, UNFINISHED, guarded, main, overview
 from lm.door.commands import COMMANDS, TRAIN
 from lm.door.flags import FLAGS, parse
 
 __all__ = [
     "COMMANDS",
     "FLAGS",
+    "HELP",
     "PROGRAM",
     "TRAIN",
     "UNFINISHED",

@@ -1,0 +1,119 @@
+"""From a corpus to a distilled student and one page about it: pretrain, finetune, distill, report.
+
+  python -m experiments.pipeline --config=configs/demo.py
+  python -m experiments.pipeline --config=configs/pipeline.py --config.corpus='texts/*.txt' \\
+      --config.finetune.file=configs/own_task.py --config.workdir=runs/own
+
+Every stage is a `python -m lm` command, printed before it runs, to copy and change. What is
+finished is skipped; after an interrupt, the same command continues. --dry_run prints the commands
+alone. The keys of a pipeline are explained in configs/pipeline.py.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+
+from lm import door
+
+RUNS = ("pretrain", "finetune", "scratch", "distill", "alone")
+
+
+def commands(config) -> list[list[str]]:
+    """The pipeline as arguments of `python -m lm`, in order.
+
+    The runs, each followed by its evaluation: pretrain; finetune, from it, and scratch, from random
+    weights; distill, which learns from finetune, and alone, the same student without a teacher.
+    """
+    home, runs = config.workdir, flags(config)
+    made = [prepared(config)]
+    for name, words in runs.items():
+        made.append(["train", *words, f"--workdir={home}/{name}"])
+        split = [f"--split={config.split}"] * bool(config.split and name != "pretrain")
+        made.append(["evaluate", *split, f"--workdir={home}/{name}"])
+    page = [f"--runs={','.join(f'{home}/{name}' for name in runs)}", f"--out={home}/report.html"]
+    return [*made, ["report", *page, f"--title={config.title}"]]
+
+
+def prepared(config) -> list[str]:
+    """The command that makes tokenizer and token shards, of what is there to pre-train on."""
+    if not config.corpus:
+        words = flags(config)["pretrain"]
+        return ["corpus", *words, f"--workdir={config.workdir}/pretrain"]
+    words = [f"--source={config.corpus}", f"--out={config.workdir}/corpus"]
+    words += [f"--data_dir={config.data_dir}"] * bool(config.data_dir)
+    return ["corpus", *words, f"--tokenizer={config.tokenizer or 'unigram'}", *_words(config.clean)]
+
+
+def flags(config) -> dict[str, list[str]]:
+    """The flags of each run's training."""
+    home, data = config.workdir, config.data_dir or f"{config.workdir}/tfds"
+    shared = [f"--config.data.dir={data}", f"--config.seed={config.seed}"]
+    named = config.tokenizer or (f"{home}/corpus/tokenizer" if config.corpus else "")
+    corpus = [f"--config.data.task={home}/corpus"] * bool(config.corpus)
+    pretrain = [*_stage(config.pretrain), *corpus, *shared]
+    pretrain += [f"--config.tokenizer.dir={named}"] * bool(named)
+    tokens = f"--config.tokenizer.dir={named or f'{home}/pretrain/tokenizer'}"
+    pairs = [f"--config.data.shards={home}/pairs", f"--config.evaluate.decode={config.decode}"]
+    pairs += shared
+    finetune = [*_stage(config.finetune), *pairs]
+    student = [*_stage(config.distill, config.finetune.file), *pairs, "--config.stage=distill"]
+    alone = ["--config.stage=finetune", "--config.name=alone", tokens]
+    return {
+        "pretrain": pretrain,
+        "finetune": [*finetune, f"--config.init_from={home}/pretrain"],
+        "scratch": [*finetune, "--config.name=scratch", tokens],
+        "distill": [*student, f"--config.teacher.workdir={home}/finetune"],
+        "alone": [*student, *alone],
+    }
+
+
+def _stage(stage, file: str = "") -> list[str]:
+    """A stage's config file, its updates where they are given, and its own flags."""
+    steps = [f"--config.steps={stage.steps}"] * bool(stage.steps)
+    return [f"--config={stage.file or file}", *steps, *_words(stage.flags)]
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} are no flags ({error}); close its quotes.") from error
+
+
+def printed(arguments: list[str]) -> str:
+    """A command of the door as one types it."""
+    return shlex.join(["python", "-m", "lm", *arguments])
+
+
+def run(todo: list[list[str]]) -> int:
+    """Run commands of the door in turn; the exit code of the first that fails, else 0."""
+    start = time.monotonic()
+    for number, arguments in enumerate(todo, 1):
+        minutes = (time.monotonic() - start) / 60
+        place = f"\n[{number}/{len(todo)}, {minutes:.1f} min]"
+        print(f"{place} {printed(arguments)}", file=sys.stderr, flush=True)
+        sys.argv[0] = door.PROGRAM  # so that each run records the command that repeats it
+        if code := door.main(arguments):
+            return code
+    minutes = (time.monotonic() - start) / 60
+    print(f"\ndone in {minutes:.1f} minutes", file=sys.stderr)
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Run a pipeline, or print its commands; the exit code."""
+    if door.HELP & set(arguments):
+        print(__doc__)
+        return 0
+    chosen = door.parse("pipeline", ("config", "dry_run"), arguments)
+    todo = commands(chosen.config)
+    if chosen.dry_run:
+        print("\n".join(map(printed, todo)))
+        return 0
+    return run(todo)
+
+
+if __name__ == "__main__":
+    raise SystemExit(door.guarded(lambda: main(sys.argv[1:])))

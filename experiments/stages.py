@@ -72,19 +72,27 @@ def scored(home: str, arm: str, *, split: str, how: str, most: int = 0) -> list[
 
     how: the decoding in words. most: examples, the first; 0: all.
     """
-    rows = []
-    for seed in SEEDS:
-        workdir = pathlib.Path(home, arm, str(seed))
-        figures = evaluate.evaluate(workdir, split=split, how=how, most=most)
-        answers = logs.read(workdir / f"predictions-{split}.jsonl")
-        last = {row["session"]: row for row in logs.read(workdir / "goodput.jsonl")}
-        made_by = json.loads((workdir / "run.json").read_text())
-        row = {"arm": arm, "seed": seed, "split": split, "decoding": how, "answers": answers}
-        row |= {"commit": made_by["commit"], "params": made_by["params"]}
-        row |= {"seconds": round(sum(row["seconds"].get("step", 0) for row in last.values()))}
-        row |= {key: made_by[key] for key in ("planned_updates", "planned_tokens")}
-        rows.append(row | {"figures": {k: v for k, v in figures.items() if k != "command"}})
-    return rows
+    chosen = {"split": split, "how": how, "most": most}
+    return [scored_run(pathlib.Path(home, arm, str(seed)), arm, seed, **chosen) for seed in SEEDS]
+
+
+def scored_run(workdir, arm: str, seed: int, *, split: str, how: str, most: int = 0) -> dict:
+    """The row of one run, as of scored."""
+    workdir = pathlib.Path(workdir)
+    figures = evaluate.evaluate(workdir, split=split, how=how, most=most)
+    answers = logs.read(workdir / f"predictions-{split}.jsonl")
+    made_by = json.loads((workdir / "run.json").read_text())
+    row = {"arm": arm, "seed": seed, "split": split, "decoding": how, "answers": answers}
+    row |= {"commit": made_by["commit"], "params": made_by["params"]}
+    row |= {"seconds": round(seconds(workdir))}
+    row |= {key: made_by[key] for key in ("planned_updates", "planned_tokens")}
+    return row | {"figures": {k: v for k, v in figures.items() if k != "command"}}
+
+
+def seconds(workdir) -> float:
+    """What the updates of a run have taken, without compilation, evaluation and saving."""
+    last = {row["session"]: row for row in logs.read(pathlib.Path(workdir) / "goodput.jsonl")}
+    return sum(row["seconds"].get("step", 0) for row in last.values())
 
 
 def baseline(arm: str, words: tuple[str, ...], said: list[str], truth: list[str]) -> dict:

@@ -1,0 +1,222 @@
+"""Which way of distilling serves a student with a quarter of its teacher's parameters?
+
+  python -m experiments.distillation --task=multi30k --data_dir=... [--methods=forward_kl,sequence]
+
+A teacher is pre-trained on English prose and fine-tuned on the task; every method trains the same
+student for as many updates, three seeds each, beside the student that has no teacher: for as many
+updates (alone), and for as long as it takes with a teacher (alone_longer). Answer: distillation.md;
+every figure: distillation_<task>.jsonl. What is finished is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import NamedTuple
+
+from experiments import pipeline, stages
+from lm import choose, decoding, door, evaluate, logs, parallel, run
+
+PRETRAIN = 1500  # updates of the teacher's pre-training
+STUDENT = {"d_ff": 128, "num_encoder_layers": 1, "num_decoder_layers": 1, "head": "tied"}
+STUDENT |= {"dropout_rate": 0.0}
+LABELS, TAUGHT = "labels weight=0.2", "forward_kl weight=0.8 temperature=2"
+METHODS = {  # name -> what teacher.loss says; of what is not in here, see `student`
+    "forward_kl": f"{LABELS}, {TAUGHT}",
+    "reverse_kl": f"{LABELS}, reverse_kl weight=0.8",
+    "jsd": f"{LABELS}, jsd weight=0.8 beta=0.5",
+    "logit_mse": f"{LABELS}, logit_mse weight=0.1",
+    "hidden": f"{LABELS}, {TAUGHT}, hidden weight=0.1",
+    "relations": f"{LABELS}, {TAUGHT}, relations weight=0.1",
+    "cached": f"{LABELS}, {TAUGHT}",
+    "sequence_kl": f"{LABELS}, {TAUGHT}",
+    "on_policy": f"{LABELS}, {TAUGHT}",
+}
+HOW = ("greedy", "beam width=4 alpha=0.6")
+INPUTS = 256  # whose decoding is timed
+ORDER = ("alone", "alone_longer", "sequence", *METHODS)
+
+
+class Task(NamedTuple):
+    """What is distilled. steps: updates of a student; split: what is scored, by which scores."""
+
+    teacher_steps: int
+    flags: tuple[str, ...]
+    steps: int
+    split: str
+    scores: tuple[str, ...]
+
+
+TASKS = {
+    "multi30k": Task(4000, (), 1500, "test", ("bleu", "chrf", "nats")),
+    "aeslc": Task(
+        3000,
+        ("--config.data.input_length=128", "--config.data.batch_size=32"),
+        1000,
+        "validation",
+        ("rouge1", "rouge2", "rougeL", "nats"),
+    ),
+}
+
+
+def teacher(home: str, data: str, name: str) -> list[list[str]]:
+    """Commands that make the teacher, and write its answers to the training split."""
+    task, place = TASKS[name], f"--workdir={home}/{name}/teacher"
+    tokens = f"--config.tokenizer.dir={home}/tokens/tokenizer"
+    words = ["--config=configs/pretrain.py", f"--config.data.task={home}/prose", tokens]
+    words += [f"--config.steps={PRETRAIN}", "--config.data.input_length=128"]
+    words += ["--config.data.batch_size=16", f"--workdir={home}/pretrain"]
+    made = [*stages.prepared(home, data), ["train", *words]]
+    words = [f"--config=configs/{name}.py:{home}/pretrain", *_data(home, data, name)]
+    words += [f"--config.steps={task.teacher_steps}", "--config.name=teacher", place]
+    made.append(["train", *words])
+    said = ["--split=train", f"--out={answers(home, name)}", "--decoding=beam width=4 alpha=0.6"]
+    return [*made, ["predict", place, *said]]
+
+
+def answers(home: str, name: str) -> str:
+    """The file of what the teacher says to the training split."""
+    return f"{home}/{name}/answers.jsonl"
+
+
+def _data(home: str, data: str, name: str) -> list[str]:
+    return [
+        f"--config.data.dir={data}",
+        f"--config.data.shards={home}/shards/{name}",
+        *TASKS[name].flags,
+    ]
+
+
+def student(home: str, data: str, name: str, method: str, seed: int) -> list[list[str]]:
+    """Commands that train a student by a method of ORDER."""
+    words = [*_data(home, data, name), f"--config.seed={seed}", f"--config.name={method}"]
+    words += [f"--config.model.{key}={value}" for key, value in STUDENT.items()]
+    words += [f"--config.tokenizer.dir={home}/tokens/tokenizer"]
+    words += [f"--config.steps={_updates(home, name, method, seed)}"]
+    made, file = [], f"configs/{name}.py"
+    if method in METHODS:
+        words += ["--config.stage=distill", f"--config.teacher.workdir={home}/{name}/teacher"]
+        words += ["--config.teacher.init=random", f"--config.teacher.loss={METHODS[method]}"]
+    if method in ("sequence", "sequence_kl"):
+        file = f"configs/distill_sequence.py:{answers(home, name)}"
+    if method == "on_policy":
+        words += ["--config.teacher.on_policy=share=0.25 sample", "--config.data.packing=none"]
+    words.insert(0, f"--config={file}")
+    if method == "cached":
+        cache = f"{home}/{name}/cache/{seed}"
+        made.append(["teacher-cache", *words, f"--out={cache}"])
+        words.append(f"--config.teacher.cache={cache}")
+    return [*made, ["train", *words, f"--workdir={home}/{name}/{method}/{seed}"]]
+
+
+def _updates(home: str, name: str, method: str, seed: int) -> int:
+    """As many for all, but for the student that has no teacher and as much time as with one."""
+    if method != "alone_longer":
+        return TASKS[name].steps
+    taught, alone = (
+        stages.seconds(f"{home}/{name}/{arm}/{seed}") for arm in ("forward_kl", "alone")
+    )
+    return round(TASKS[name].steps * taught / alone)
+
+
+def decoding_seconds(home: str, name: str, method: str, turns: int = 5) -> list[dict]:
+    """What teacher and student take for the same inputs, in turn: a row a decoding, medians."""
+    rows = []
+    for how in HOW:
+        asked = {}
+        for arm, place in (("teacher", "teacher"), ("student", f"{method}/0")):
+            this = run.read_run(f"{home}/{name}/{place}")
+            tokens = run.make_tokenizer(this)
+            strategy = parallel.make_strategy(this.parallel)
+            params = evaluate.read_params(this, tokens, strategy=strategy)[0]
+            placed, words = strategy.place_state(params), decoding.parse(how)
+            asked[arm] = evaluate.Answers(this, strategy, placed, tokens, words, rows=32)
+        texts = [row["inputs"] for row in logs.read(answers(home, name))[:INPUTS]]
+        seconds = {arm: [] for arm in asked}
+        for _ in range(turns + 1):  # the first compiles
+            for arm, ask in asked.items():
+                start = time.perf_counter()
+                list(ask(texts))
+                seconds[arm].append(time.perf_counter() - start)
+        shares = [
+            s / t for t, s in zip(seconds["teacher"][1:], seconds["student"][1:], strict=True)
+        ]
+        taken = {arm: statistics.median(each[1:]) for arm, each in seconds.items()}
+        rows.append({"decoding": how, "share": statistics.median(shares), "shares": shares} | taken)
+    return rows
+
+
+def figures(home: str, name: str, methods: list[str]) -> list[dict]:
+    """A row a run and decoding: teacher and students, scored."""
+    rows, split = [], TASKS[name].split
+    for how in HOW:
+        chosen = {"split": split, "how": how}
+        rows.append(stages.scored_run(f"{home}/{name}/teacher", "teacher", 0, **chosen))
+        for method in methods:
+            rows += stages.scored(f"{home}/{name}", method, **chosen)
+    return rows
+
+
+def table(rows: list[dict], speeds: list[dict], names: tuple[str, ...]) -> str:
+    """Markdown: the scores, and beside them the share of the teacher's, updates and seconds."""
+    lines = [stages.table(rows, names), ""]
+    lines += ["| method | decoding | % of the teacher's score | updates | seconds of updates |"]
+    lines += ["| --- " * 5 + "|"]
+    first = names[0] if "bleu" in names else "rougeL"
+    for how in HOW:
+        own = [row for row in rows if row["decoding"] == how]
+        best = own[0]["figures"][first]
+        for method in dict.fromkeys(row["arm"] for row in own):
+            runs = [row for row in own if row["arm"] == method]
+            mean = lambda key, runs=runs: statistics.mean(key(row) for row in runs)
+            share = 100 * mean(lambda row: row["figures"][first]) / best
+            updates, taken = (mean(lambda r, k=k: r[k]) for k in ("planned_updates", "seconds"))
+            lines.append(f"| {method} | {how} | {share:.1f} | {updates:.0f} | {taken:.0f} |")
+    for row in speeds:
+        share = f"{100 * row['share']:.0f} % ({min(row['shares']):.2f} to {max(row['shares']):.2f})"
+        lines.append(
+            f"\nDecoding, {row['decoding']}: the student takes {share} of the teacher's time."
+        )
+    return "\n".join(lines)
+
+
+def main(flags) -> int:
+    """Train what is not there, score all, print and keep the figures."""
+    home, data, name = flags.workdir, flags.data_dir, flags.task
+    choose.choose(TASKS, name, "--task")
+    methods = flags.methods.split(",") if flags.methods else list(ORDER)
+    for method in methods:
+        choose.choose(dict.fromkeys(ORDER), method, "--methods")
+    if flags.dry_run:
+        todo = teacher(home, data, name)
+        for method in [m for m in methods if m != "alone_longer"]:
+            todo += student(home, data, name, method, stages.SEEDS[0])
+        print("\n".join(map(pipeline.printed, todo)))
+        return 0
+    if code := pipeline.run(teacher(home, data, name)):
+        return code
+    for method in sorted(methods, key=lambda method: method == "alone_longer"):
+        for seed in stages.SEEDS:
+            if code := pipeline.run(student(home, data, name, method, seed)):
+                return code
+    rows, speeds = figures(home, name, methods), decoding_seconds(home, name, methods[0])
+    stages.keep(f"distillation_{name}", [*rows, *({"arm": "decoding"} | row for row in speeds)])
+    print(table(rows, speeds, TASKS[name].scores))
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """The flags of this program."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="multi30k", help=", ".join(TASKS))
+    parser.add_argument("--workdir", default="runs/distillation", help="folder of the runs")
+    parser.add_argument("--data_dir", default="", help="TFDS's directory")
+    parser.add_argument("--methods", default="", help=f"of {', '.join(ORDER)}; empty: all")
+    parser.add_argument("--dry_run", action="store_true", help="print the first seed's commands")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    flags = arguments()
+    raise SystemExit(door.guarded(lambda: main(flags)))

@@ -49,11 +49,11 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "multi30k": Task(4000, (), 1500, "test", ("bleu", "chrf", "nats")),
+    "multi30k": Task(4000, (), 1000, "test", ("bleu", "chrf", "nats")),
     "aeslc": Task(
         3000,
         ("--config.data.input_length=128", "--config.data.batch_size=32"),
-        1000,
+        500,
         "validation",
         ("rouge1", "rouge2", "rougeL", "nats"),
     ),
@@ -99,7 +99,8 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
         words += ["--config.stage=distill", f"--config.teacher.workdir={home}/{name}/teacher"]
         words += ["--config.teacher.init=random", f"--config.teacher.loss={METHODS[method]}"]
     if method in ("sequence", "sequence_kl"):
-        file = f"configs/distill_sequence.py:{answers(home, name)}"
+        words += [f"--config.data.train={answers(home, name)}"]
+        words += [f"--config.data.shards={home}/shards/{name}_answers"]
     if method == "on_policy":
         words += ["--config.teacher.on_policy=share=0.25 sample", "--config.data.packing=none"]
     words.insert(0, f"--config={file}")

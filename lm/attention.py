@@ -148,13 +148,34 @@ def _attend_row(query, key, value, mask, keep, bias, *, scale, cap):
     return jnp.transpose(summed.reshape(groups, shared, length, -1), (2, 0, 1, 3))
 
 
-def _weights(scores, mask, bias, scale, cap):
+def scores(
+    query: Array,
+    key: Array,
+    mask: Array,
+    bias: Array | None = None,
+    how: Scores = Scores(),  # noqa: B008  (it cannot change)
+) -> Array:
+    """What `attend` takes the softmax of: float32 [B, N, T, S], least where nothing is seen.
+
+    query, key, mask, bias: as of `attend`.
+    """
+    (rows, length, heads, width), groups = query.shape, key.shape[2]
+    query = query.reshape(rows, length, groups, heads // groups, width)
+    made = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32)
+    made = made.reshape(rows, heads, length, -1)
+    return _masked(made, mask[:, None], bias, how.scale, how.cap)
+
+
+def _masked(scores, mask, bias, scale, cap):
     if scale != 1:
         scores *= scale
     if bias is not None:
         scores += bias
-    scores = jnp.where(mask, soft_cap(scores, cap), jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1)
+    return jnp.where(mask, soft_cap(scores, cap), jnp.finfo(jnp.float32).min)
+
+
+def _weights(scores, mask, bias, scale, cap):
+    return jax.nn.softmax(_masked(scores, mask, bias, scale, cap), axis=-1)
 
 
 def by_heads(x: Array) -> Array:

@@ -50,3 +50,9 @@ def loss_weights(batch: Batch) -> Array:
     """1 where a target is to be predicted, 0 on padding: float32 [B, T]."""
     xp = batch.targets.__array_namespace__()
     return (batch.targets_segment_ids > 0).astype(xp.float32)
+
+
+def label_weights(batch: Batch) -> Array:
+    """The same but 0 in rows whose targets the student wrote: float32 [B, T]."""
+    weights = loss_weights(batch)
+    return weights if batch.own is None else weights * ~batch.own[:, None]

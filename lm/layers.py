@@ -12,6 +12,8 @@ from lm import attention
 
 Array = jax.Array
 
+SHOWN = "intermediates"  # what a model has computed on its way, where apply is told to keep it
+
 ACTIVATIONS = {
     "relu": (nn.relu, False),
     "gelu": (nn.gelu, False),
@@ -165,6 +167,12 @@ class Attention(nn.Module):
 
     def __call__(self, x, keys_values, mask, bias, deterministic, positions=None) -> Array:
         query, keep = self._query(x, positions), self._keep(mask, deterministic)
+        if self.is_mutable_collection(SHOWN):
+            key, value = keys_values
+            self.sow(SHOWN, "queries", query)
+            self.sow(SHOWN, "keys", key)
+            self.sow(SHOWN, "values", value)
+            self.sow(SHOWN, "scores", attention.scores(query, key, mask, bias, self._scores()))
         return self.out(attention.attend(query, *keys_values, mask, bias, keep, self._scores()))
 
     def by_heads(self, x, keys_values, mask, bias, positions=None) -> Array:

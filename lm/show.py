@@ -45,7 +45,7 @@ def rows(this: run.Run, split: str, count: int, step: int = 1) -> str:
         shown = zip(names, firsts, strict=True)
     said = []
     for names, batch in shown:
-        for name, *row in zip(names, *batch, strict=False):
+        for name, *row in zip(names, *batch[:4], strict=False):
             said += _row(row, f"{name}: " if len(this.data.names) > 1 else "", tokens)
     return "\n".join(said)
 
@@ -109,7 +109,7 @@ def initial_std(model: transformer.ModelConfig, path: str, shape: tuple[int, ...
 
 def parameters(this: run.Run) -> str:
     """The table of parameters: path, shape, count, initial std, share; and FLOPs per token."""
-    shapes = this.shapes
+    shapes = run.held(this)
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     row = "{:<48} {:>20} {:>15} {:>11} {:>8}".format
     said = [row("parameter", "shape", "count", "initial std", "share")]
@@ -134,7 +134,7 @@ def sharding(this: run.Run) -> str:
 
     For the config's own parallel.* sizes, of which data=-1 counts as 1; no device is needed.
     """
-    shapes = this.shapes
+    shapes = run.held(this)
     endless = optimizers.Pace(1.0, 2**31)  # no shape follows from a duration
     optimizer, _ = optimizers.make_optimizer(this.trained, 2**31 - 1, shapes, endless)
     plan = steps.Plan(average=this.optimizer.average)

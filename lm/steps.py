@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,12 +38,20 @@ class Plan:
 
     shards: parts of the batch whose gradients are added in one fixed order; 0: in the fastest.
     average: decay of the running average of the weights; 0: none is kept.
+    total: updates of the whole run, for what is scheduled in a loss; 0: nothing is.
     """
 
     seed: int = 0
     micro_batches: int = 1
     shards: int = 0
     average: float = 0.0
+    total: int = 0
+
+    def progress(self, step: Array) -> Array | None:
+        """The share of the run before an update: 0 at the first, 1 at the last; float32 []."""
+        if not self.total:
+            return None
+        return step.astype(jnp.float32) * (1 / max(self.total - 1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +88,14 @@ def measure(logits: Array, examples: batch.Batch, text_bytes: Array) -> Sums:
 
     logits [B, T, V]; text_bytes int [V], the UTF-8 bytes each id stands for (0: no text). The keys
     text_nats and text_weight count only the targets that stand for text, so not eos or sentinels.
+    Targets that the student wrote itself count in "weight" alone.
     """
-    weights = batch.loss_weights(examples)
+    weights = batch.label_weights(examples)
     spelled = jnp.asarray(text_bytes)[examples.targets] * weights
     nats = losses.token_nats(logits, examples.targets) * weights
     hits = (jnp.argmax(logits, axis=-1) == examples.targets) * weights
     text = (spelled > 0).astype(jnp.float32)
-    parts = {"weight": weights, "nats": nats, "hits": hits, "bytes": spelled}
+    parts = {"weight": batch.loss_weights(examples), "nats": nats, "hits": hits, "bytes": spelled}
     parts |= {"text_nats": nats * text, "text_weight": text}
     parts["inputs"] = (examples.inputs_segment_ids > 0).astype(jnp.float32)
     return {name: jnp.sum(part) for name, part in parts.items()}
@@ -106,14 +116,20 @@ def make_language_loss(model, config: LossConfig, text_bytes: Array) -> Loss:
 
 
 def ratios(sums: dict[str, float]) -> dict[str, float]:
-    """Sums to figures: loss and nats per target token, bits per byte of text, token_accuracy."""
-    weight = max(sums["weight"], 1.0)
-    own = [name for name in sums if name in ("loss", "nats") or name.startswith("teacher/")]
-    figures = {name: sums[name] / weight for name in own}
-    figures["bits_per_byte"] = sums["nats"] / math.log(2) / max(sums["bytes"], 1.0)
-    figures["token_accuracy"] = sums["hits"] / weight
-    figures["text_nats"] = sums["text_nats"] / max(sums["text_weight"], 1.0)
-    return figures
+    """Sums to figures: loss and nats per target token, bits per byte of text, token_accuracy.
+
+    "labelled", where it is there, is the weight without what a student wrote itself, and nats and
+    hits are of; where that is 0 they are left out. A term "teacher/x" is per "teacher/x/weight".
+    """
+    per = lambda name, of: sums[name] / max(sums.get(of, sums["weight"]), 1.0)
+    figures = {"loss": per("loss", "weight")}
+    if sums.get("labelled", True):
+        labelled = "labelled" if "labelled" in sums else "weight"
+        figures |= {"nats": per("nats", labelled), "token_accuracy": per("hits", labelled)}
+        figures["bits_per_byte"] = per("nats", "bytes") / math.log(2)
+        figures["text_nats"] = per("text_nats", "text_weight")
+    terms = [name for name in sums if re.fullmatch(r"teacher/\w+", name)]
+    return figures | {name: per(name, f"{name}/weight") for name in terms}
 
 
 def first_params(model, seed: int) -> Any:
@@ -260,10 +276,10 @@ def train_step(
 
     def gradients(part, key):
         grad = jax.value_and_grad(loss, has_aux=True)
-        (total, sums), grads = grad(state.params, part, key, teacher)
+        (total, sums), grads = grad(state.params, part, key, teacher, progress)
         return total, sums, grads
 
-    key = key_for(plan.seed, state.step, "dropout")
+    key, progress = key_for(plan.seed, state.step, "dropout"), plan.progress(state.step)
     total, sums, grads = _summed(gradients, examples, key, plan, axis)
     # Times the inverse: the compiler makes that of some divisions and not of others.
     share = 1.0 / jnp.maximum(sums["weight"], 1.0)

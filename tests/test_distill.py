@@ -1,22 +1,28 @@
-"""Laws of distillation: the teacher only teaches; a student starts from layers it can use."""
+"""Laws of a student's loss: its terms are added up as asked, on any layout; the teacher only
+teaches, live or cached; what the student wrote itself is no label.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from lm import batch, distill, losses, steps, transformer
+from lm import batch, distill, losses, parallel, steps, transformer
 
-VOCAB, ROWS, LENGTH = 11, 3, 5
+VOCAB, ROWS, LENGTH = 16, 16, 6
 TEXT_BYTES = np.arange(VOCAB)
+CONFIG = steps.LossConfig(z_loss=0.1, smoothing=0.1)
+SOFT = "forward_kl, reverse_kl temperature=2, jsd beta=0.3 temperature=0.5"
+ALL = f"labels weight=0.4, {SOFT} weight=0.2:3, logit_mse weight=0.1"
 
 
-class Logits:
-    """A model whose parameters are its logits; it notes whether its dropout is on."""
+class Table:
+    """The simplest model: its logits are the row of the input; it notes whether it has a key."""
 
     def __init__(self):
         self.keys = []
@@ -24,192 +30,318 @@ class Logits:
     def apply(self, variables, examples, *, deterministic, rngs):
         self.keys.append(rngs.get("dropout"))
         assert deterministic == (not rngs)
-        return variables["params"]
+        return variables["params"]["embed"]["embedding"][examples.inputs]
 
 
 def draw(seed):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(ROWS, LENGTH, VOCAB)), jnp.float32)
+    table = 2 * np.random.default_rng(seed).normal(size=(VOCAB, VOCAB))
+    return {"embed": {"embedding": jnp.asarray(table, jnp.float32)}}
 
 
-def ragged():
-    segments = (np.arange(LENGTH) < np.array([[5], [2], [3]])).astype(np.int32)
-    targets = np.random.default_rng(5).integers(1, VOCAB, (ROWS, LENGTH), dtype=np.int32) * segments
-    return batch.Batch(targets, segments, targets, segments)
+def ragged(seed=5):
+    """Rows of very different lengths, ever longer, the last two empty."""
+    rng = np.random.default_rng(seed)
+    lengths = np.sort(rng.integers(1, LENGTH + 1, ROWS))
+    lengths[-2:] = 0
+    segments = (np.arange(LENGTH) < lengths[:, None]).astype(np.int32)
+    tokens = rng.integers(1, VOCAB, (2, ROWS, LENGTH), dtype=np.int32) * segments
+    return batch.Batch(tokens[0], segments, tokens[1], segments)
 
 
 STUDENT, TEACHER, EXAMPLES = draw(0), draw(1), ragged()
+WEIGHT = int(batch.loss_weights(EXAMPLES).sum())
 
 
-def loss_of(student=None, teacher=None, **fields):
-    config = steps.LossConfig(z_loss=0.1, smoothing=0.1)
-    a, t = fields.get("teacher_weight", 0.8), fields.get("temperature", 2.0)
-    terms = distill.parse(f"labels weight={1 - a}, forward_kl weight={a} temperature={t}")
-    models = student or Logits(), teacher or Logits()
-    return distill.make_distillation_loss(models[0], config, TEXT_BYTES, models[1], terms)
+def logits(params, examples=EXAMPLES):
+    return params["embed"]["embedding"][examples.inputs]
 
 
-def gradients(loss):
+def taught(params, examples, k):
+    """What a cache has of a teacher."""
+    known = jax.nn.log_softmax(logits(params, examples))
+    top, ids = jax.lax.top_k(known, k)
+    left = 1 - jnp.exp(top).sum(-1)
+    tail = jnp.log(jnp.maximum(left, 1e-9)) if k < VOCAB else jnp.full(left.shape, -jnp.inf)
+    return batch.Taught(*map(np.asarray, (ids.astype(jnp.int32), top, tail)))
+
+
+def loss_of(text, student=None, teacher=None):
+    models = student or Table(), teacher or Table()
+    terms = distill.parse(text)
+    return distill.make_distillation_loss(models[0], CONFIG, TEXT_BYTES, models[1], terms)
+
+
+language = steps.make_language_loss(Table(), CONFIG, TEXT_BYTES)
+
+
+def gradients(loss, student=STUDENT, examples=EXAMPLES, **given):
     """(total, gradient of the student, gradient of the teacher)."""
-    total = lambda student, teacher: loss(student, EXAMPLES, None, teacher)[0]
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(STUDENT, TEACHER)
+    total = lambda student, teacher: loss(student, examples, None, teacher, **given)[0]
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(student, TEACHER)
 
 
-# The loss. -----------------------------------------------------------------------------------
+def close(ours, theirs, **tolerance):
+    check = functools.partial(np.testing.assert_allclose, **tolerance or {"rtol": 1e-5})
+    jax.tree.map(check, ours, theirs)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_the_loss_is_the_mixture_of_label_and_teacher(weight):
-    total, sums = loss_of(teacher_weight=weight)(STUDENT, EXAMPLES, None, TEACHER)
+# The sum of the terms. -----------------------------------------------------------------------
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms_and_shows_each():
+    total, sums = loss_of(ALL)(STUDENT, EXAMPLES, None, TEACHER)
     weights = batch.loss_weights(EXAMPLES)
-    hard, _ = losses.cross_entropy(STUDENT, EXAMPLES.targets, weights, z_loss=0.1, smoothing=0.1)
-    soft, _ = losses.forward_kl(STUDENT, TEACHER, weights, temperature=2.0)
-    np.testing.assert_allclose(total, (1 - weight) * hard + weight * soft, rtol=1e-6)
-    np.testing.assert_allclose(sums["teacher/forward_kl"], soft, rtol=1e-6)
-    assert sums["loss"] == total
+    pair = logits(STUDENT), logits(TEACHER), weights
+    parts = {
+        "labels": losses.cross_entropy(
+            pair[0], EXAMPLES.targets, weights, z_loss=0.1, smoothing=0.1
+        ),
+        "forward_kl": losses.forward_kl(*pair),
+        "reverse_kl": losses.reverse_kl(*pair, temperature=2.0),
+        "jsd": losses.jsd(*pair, beta=0.3, temperature=0.5),
+        "logit_mse": losses.logit_mse(*pair),
+    }
+    shares = dict(labels=0.4, forward_kl=1.0, reverse_kl=1.0, jsd=3.0, logit_mse=0.1)
+    close(total, sum(shares[name] * part[0] for name, part in parts.items()))
+    figures = steps.ratios({name: float(value) for name, value in sums.items()})
+    for name, (part, weight) in parts.items():
+        close(figures[f"teacher/{name}"], part / weight)
+    assert sums["loss"] == total and figures["loss"] == pytest.approx(float(total) / WEIGHT)
 
 
-def test_a_teacher_without_weight_leaves_the_language_loss():
-    config = steps.LossConfig(z_loss=0.1, smoothing=0.1)
-    language = steps.make_language_loss(Logits(), config, TEXT_BYTES)
+@pytest.mark.parametrize("text", ["labels", "labels, forward_kl weight=0"])
+def test_labels_alone_are_the_language_loss(text):
     total, grad = jax.jit(jax.value_and_grad(lambda x: language(x, EXAMPLES)[0]))(STUDENT)
-    ours, (mine, _) = gradients(loss_of(teacher_weight=0.0))
-    np.testing.assert_allclose(ours, total, rtol=1e-6)
-    np.testing.assert_allclose(mine, grad, atol=1e-6)
+    ours, (mine, _) = gradients(loss_of(text))
+    close(ours, total)
+    close(mine, grad, atol=1e-5)
 
 
 def test_without_a_teacher_the_loss_is_the_language_loss():
-    config = steps.LossConfig(z_loss=0.1, smoothing=0.1)
-    language = steps.make_language_loss(Logits(), config, TEXT_BYTES)(STUDENT, EXAMPLES)
-    assert loss_of()(STUDENT, EXAMPLES) == language
+    assert loss_of(ALL)(STUDENT, EXAMPLES) == language(STUDENT, EXAMPLES)
 
 
-def test_the_teacher_gets_no_gradient_and_the_student_one_on_every_target():
-    _, (student, teacher) = gradients(loss_of(teacher_weight=1.0))
-    assert not np.asarray(teacher).any()
-    real = EXAMPLES.targets_segment_ids > 0
-    np.testing.assert_array_equal(np.abs(student).max(-1) > 0, real)
+@pytest.mark.parametrize("progress, weight", [(0.0, 2.0), (0.25, 1.75), (1.0, 1.0), (None, 1.0)])
+def test_a_scheduled_weight_goes_from_its_first_to_its_last_and_is_that_in_evaluation(
+    progress, weight
+):
+    once = loss_of("forward_kl")(STUDENT, EXAMPLES, None, TEACHER)[0]
+    total, sums = loss_of("forward_kl weight=2:1")(STUDENT, EXAMPLES, None, TEACHER, progress)
+    close(total, weight * once)
+    close(sums["teacher/forward_kl"], once)
 
 
-def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it():
-    loss = loss_of(teacher_weight=1.0, temperature=1.0)
-    alone = lambda x: loss(x, EXAMPLES, None, STUDENT)[0]
-    total, grad = jax.jit(jax.value_and_grad(alone))(STUDENT)
-    np.testing.assert_allclose(total, 0, atol=1e-6)
-    np.testing.assert_allclose(grad, 0, atol=1e-6)
+def test_the_loss_of_a_mixture_is_the_sum_of_its_parts_whatever_each_is_made_of():
+    """Texts with hidden spans and pairs of a task lie in one batch; rows do not know each other."""
+    sums = jax.jit(lambda examples: loss_of(ALL)(STUDENT, examples, None, TEACHER)[1])
+    added = [sums(jax.tree.map(lambda x, r=r: x[r::2], EXAMPLES)) for r in range(2)]
+    whole = sums(EXAMPLES)
+    close(jax.tree.map(lambda *x: sum(x), *added), whole)
+
+
+# The teacher. --------------------------------------------------------------------------------
+
+
+def test_the_teacher_gets_no_gradient_and_the_student_one_where_targets_are():
+    _, (student, teacher) = gradients(loss_of(SOFT))
+    assert not np.asarray(teacher["embed"]["embedding"]).any()
+    real = np.unique(EXAMPLES.inputs[EXAMPLES.targets_segment_ids > 0])
+    moved = np.abs(student["embed"]["embedding"]).max(-1) > 0
+    assert set(np.flatnonzero(moved)) == set(real)
+
+
+@pytest.mark.parametrize("text", [*SOFT.split(", "), "logit_mse"])
+def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(text):
+    total, (grad, _) = gradients(loss_of(text), TEACHER)
+    close(total, 0, atol=1e-5)
+    close(grad["embed"]["embedding"], 0, atol=1e-5)
 
 
 def test_the_teacher_has_no_dropout_when_the_student_has():
-    student, teacher = Logits(), Logits()
-    key = jax.random.key(0)
-    loss_of(student, teacher)(STUDENT, EXAMPLES, key, TEACHER)
+    student, teacher, key = Table(), Table(), jax.random.key(0)
+    loss_of(ALL, student, teacher)(STUDENT, EXAMPLES, key, TEACHER)
     assert student.keys == [key] and teacher.keys == [None]
 
 
 def test_what_is_measured_is_the_student():
-    _, sums = loss_of()(STUDENT, EXAMPLES, None, TEACHER)
-    for name, value in steps.measure(STUDENT, EXAMPLES, TEXT_BYTES).items():
+    _, sums = loss_of(ALL)(STUDENT, EXAMPLES, None, TEACHER)
+    for name, value in steps.measure(logits(STUDENT), EXAMPLES, TEXT_BYTES).items():
         assert sums[name] == value, name
 
 
-# Where a student starts. ---------------------------------------------------------------------
-
-BIG = transformer.ModelConfig(
-    vocab_size=16,
-    d_model=8,
-    d_ff=16,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=4,
-    num_encoder_layers=5,
-    num_decoder_layers=4,
-    layers="scanned",
-)
-SMALL = dataclasses.replace(BIG, num_encoder_layers=3, num_decoder_layers=2)
-
-
-def random_params(config):
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
-    return jax.tree.map(draw, transformer.shapes(config))
-
-
-@pytest.mark.parametrize("theirs", [1, 2, 3, 6, 8, 12, 24, 31])
-def test_evenly_takes_first_and_last_in_order_and_as_far_apart_as_can_be(theirs):
-    assert distill.evenly(theirs, theirs) == list(range(theirs))
-    for ours in range(2, theirs + 1):
-        chosen = distill.evenly(theirs, ours)
-        gaps = np.diff(chosen)
-        assert len(chosen) == ours and chosen[0] == 0 and chosen[-1] == theirs - 1
-        assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
-        mirrored = [theirs - 1 - layer for layer in reversed(chosen)]
-        assert np.abs(np.subtract(chosen, mirrored)).max() <= 1
-
-
-def test_a_student_has_the_shapes_of_its_config_and_the_bits_of_its_teacher():
-    teacher = random_params(BIG)
-    student = distill.init_student("even", teacher, BIG, SMALL)
-    shape = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    assert shape(student) == shape(transformer.shapes(SMALL))
-    copied = {"encoder": [0, 2, 4], "decoder": [0, 3]}
-    for path, ours in jax.tree_util.tree_leaves_with_path(student):
-        theirs = teacher
-        for entry in path:
-            theirs = theirs[entry.key]
-        if path[1:2] and path[1].key == "layers":
-            theirs = theirs[jnp.array(copied[path[0].key])]
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_a_student_as_deep_as_its_teacher_is_its_teacher():
-    teacher = random_params(BIG)
-    student = distill.init_student("even", teacher, BIG, BIG)
-    jax.tree.map(np.testing.assert_array_equal, student, teacher)
-
-
-def test_leaving_out_layers_that_do_nothing_changes_no_logit():
-    teacher = random_params(BIG)
-    for tower, idle in (("encoder", [1, 3]), ("decoder", [1, 2])):
-        silence = lambda path, x, idle=idle: (
-            x.at[jnp.array(idle)].set(0) if path[-2].key in ("out", "down") else x
-        )
-        layers = jax.tree_util.tree_map_with_path(silence, teacher[tower]["layers"])
-        teacher[tower] = teacher[tower] | {"layers": layers}
-    student = distill.init_student("even", teacher, BIG, SMALL)
-    forward = lambda config, params: jax.jit(transformer.Transformer(config).apply)(
-        {"params": params}, EXAMPLES
+def test_padding_never_counts():
+    real = EXAMPLES.targets_segment_ids > 0
+    spoilt = EXAMPLES._replace(
+        inputs=np.where(real, EXAMPLES.inputs, 3), targets=np.where(real, EXAMPLES.targets, 7)
     )
-    taught, whole = forward(SMALL, student), forward(BIG, teacher)
-    np.testing.assert_allclose(taught, whole, rtol=1e-4, atol=1e-4)
+    for told in (None, taught(TEACHER, EXAMPLES, 4)):
+        text = ALL if told is None else f"labels, {SOFT}"
+        teacher = TEACHER if told is None else None
+        ours = loss_of(text)(STUDENT, EXAMPLES._replace(taught=told), None, teacher)
+        close(loss_of(text)(STUDENT, spoilt._replace(taught=told), None, teacher), ours)
 
 
-@pytest.mark.parametrize(
-    "field, ours, theirs",
-    [
-        ("vocab_size", 32, 16),
-        ("d_model", 16, 8),
-        ("d_ff", 8, 16),
-        ("num_kv_heads", 1, 2),
-        ("head_dim", 8, 4),
-        ("activation", "swiglu", "geglu"),
-        ("head", "tied", "untied"),
-        ("relative_buckets", 16, 32),
-        ("relative_limit", 64, 128),
-    ],
-)
-def test_a_student_of_another_shape_or_function_is_refused(field, ours, theirs):
-    config = dataclasses.replace(SMALL, **{field: ours})
-    message = f"model.{field}={ours!r} differs from the teacher's {theirs!r}, .*use {theirs!r}"
-    with pytest.raises(ValueError, match=message):
-        distill.init_student("even", random_params(BIG), BIG, config)
+# A cached teacher. ---------------------------------------------------------------------------
 
 
-def test_a_student_deeper_than_its_teacher_is_refused():
-    with pytest.raises(ValueError, match="num_encoder_layers=5 is more than the teacher's 3; use"):
-        distill.init_student("even", random_params(SMALL), SMALL, BIG)
+def test_a_cache_of_all_ids_teaches_what_the_live_teacher_does():
+    text = f"labels, {SOFT} weight=0.2:3"
+    cached = EXAMPLES._replace(taught=taught(TEACHER, EXAMPLES, VOCAB))
+    live, (grad, _) = gradients(loss_of(text), progress=0.5)
+    without = lambda x, examples, key, teacher, **given: loss_of(text)(x, examples, key, **given)
+    total, (mine, _) = gradients(without, examples=cached, progress=0.5)
+    close(total, live)
+    close(mine, grad, atol=2e-5)
 
 
-def test_a_random_student_takes_nothing_from_its_teacher():
-    other = dataclasses.replace(BIG, d_model=12)
-    assert distill.init_student("random", random_params(BIG), BIG, other) is None
-    with pytest.raises(ValueError, match="teacher.init='rnadom' is unknown; .*'random'"):
-        distill.init_student("rnadom", None, BIG, BIG)
+def test_a_cached_teacher_leaves_labels_and_measures_as_they_are():
+    cached = EXAMPLES._replace(taught=taught(TEACHER, EXAMPLES, 3))
+    ours = loss_of(f"labels, {SOFT}")(STUDENT, cached)[1]
+    live = loss_of(f"labels, {SOFT}")(STUDENT, EXAMPLES, None, TEACHER)[1]
+    assert ours.keys() == live.keys()
+    for name in live.keys() - {"loss"}:
+        soft = name in ("teacher/forward_kl", "teacher/reverse_kl", "teacher/jsd")
+        assert (ours[name] != live[name]) == soft, name
+    assert ours["teacher/forward_kl"] < live["teacher/forward_kl"]
+
+
+# The student's own answers. ------------------------------------------------------------------
+
+
+def test_labels_and_measures_leave_out_what_the_student_wrote_and_divergences_do_not():
+    own = np.arange(ROWS) % 2 == 1
+    marked = EXAMPLES._replace(own=own)
+    others = jax.tree.map(lambda x: x[~own], EXAMPLES)
+    sums = loss_of(f"labels, {SOFT}")(STUDENT, marked, None, TEACHER)[1]
+    whole = loss_of(f"labels, {SOFT}")(STUDENT, EXAMPLES, None, TEACHER)[1]
+    theirs = loss_of(f"labels, {SOFT}")(STUDENT, others, None, TEACHER)[1]
+    counted = {"labelled", "nats", "hits", "bytes", "text_nats", "text_weight"}
+    for name in counted | {"teacher/labels", "teacher/labels/weight"}:
+        assert 0 < theirs[name] < whole[name], name
+        close(sums[name], theirs[name], rtol=1e-5, err_msg=name)
+    for name in ("weight", "inputs", "teacher/forward_kl", "teacher/reverse_kl", "teacher/jsd"):
+        close(sums[name], whole[name], rtol=1e-5, err_msg=name)
+    figures = steps.ratios({name: float(value) for name, value in sums.items()})
+    alone = steps.ratios({name: float(value) for name, value in theirs.items()})
+    for name in ("nats", "token_accuracy", "teacher/labels"):
+        assert figures[name] == pytest.approx(alone[name], rel=1e-5), name
+
+
+def test_the_policy_term_is_of_what_the_student_wrote_alone():
+    loss = loss_of("policy")
+    assert loss(STUDENT, EXAMPLES, None, TEACHER)[0] == 0
+    own = np.arange(ROWS) % 2 == 1
+    mine = jax.tree.map(lambda x: x[own], EXAMPLES)._replace(own=np.ones(own.sum(), bool))
+    total, sums = loss(STUDENT, EXAMPLES._replace(own=own), None, TEACHER)
+    close(total, loss(STUDENT, mine, None, TEACHER)[0])
+    assert total != 0 and sums["teacher/policy/weight"] == WEIGHT - sums["labelled"]
+
+
+# Every layout. -------------------------------------------------------------------------------
+
+MESH = {"strategy": "mesh"}
+LAYOUTS = {  # name: (devices, ParallelConfig)
+    "pmap 1, 2 parts": (1, {"micro_batches": 2}),
+    "pmap 4, 2 parts": (4, {"micro_batches": 2}),
+    "pmap 8": (8, {}),
+    "data 2, fsdp 2, tensor 2": (8, MESH | {"fsdp": 2, "tensor": 2}),
+    "data 4, fsdp 2, 2 parts": (8, MESH | {"fsdp": 2, "micro_batches": 2}),
+}
+UPDATES = 3
+DESCENT = optax.sgd(0.5)
+MARKED = [ragged(seed)._replace(own=np.arange(ROWS) % 3 == 0) for seed in range(UPDATES)]
+CACHED = [examples._replace(taught=taught(TEACHER, examples, 4)) for examples in MARKED]
+LIVE = f"{ALL}, policy weight=0:0.5"
+
+
+def fresh():
+    count = lambda: jnp.zeros([], jnp.int32)
+    return jax.device_get(steps.State(count(), STUDENT, DESCENT.init(STUDENT), count()))
+
+
+def learnt(text, batches, strategy, micro_batches=1, shards=0):
+    """(last parameters, sums of each update); they are all one program."""
+    plan = steps.Plan(0, micro_batches, shards, total=UPDATES)
+    student = Table()
+    step = functools.partial(
+        steps.train_step, loss=loss_of(text, student), optimizer=DESCENT, plan=plan
+    )
+    step, traced = strategy.compile(step), []
+    state, found = strategy.place_state(fresh()), []
+    teacher = strategy.place_state(TEACHER) if batches[0].taught is None else None
+    for examples in batches:
+        state, sums = step(state, strategy.place_batch(examples), teacher)
+        found.append(jax.device_get(strategy.fetch(sums)))
+        traced.append(len(student.keys))
+    assert len(set(traced)) == 1  # whatever the schedule says
+    return jax.device_get(strategy.fetch(state.params)), found
+
+
+@functools.cache
+def alone(text):
+    """The same on one device."""
+    strategy = parallel.make_strategy(parallel.ParallelConfig(), jax.devices()[:1])
+    return learnt(text, CACHED if text != LIVE else MARKED, strategy)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("text", [LIVE, f"labels, {SOFT} weight=2:1"], ids=["live", "cached"])
+def test_every_layout_learns_the_same_from_a_teacher(name, text):
+    count, options = LAYOUTS[name]
+    config = parallel.ParallelConfig(**options)
+    strategy = parallel.make_strategy(config, jax.devices()[:count])
+    batches = CACHED if text != LIVE else MARKED
+    params, found = learnt(text, batches, strategy, config.micro_batches)
+    for ours, theirs in zip(found, alone(text)[1], strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            np.testing.assert_allclose(ours[key], theirs[key], rtol=2e-5, err_msg=key)
+    close(params, alone(text)[0], atol=1e-5)
+
+
+def test_an_update_knows_how_much_of_the_run_is_over():
+    """From the first weight at the first update to the last at the last."""
+    for number, sums in enumerate(alone(f"labels, {SOFT} weight=2:1")[1]):
+        parts = [sums[f"teacher/{name}"] for name in ("labels", "forward_kl", "reverse_kl", "jsd")]
+        jsd = 2 - number / (UPDATES - 1)
+        close(sums["loss"], np.dot(parts, [1, 1, 1, jsd]))
+    assert steps.Plan().progress(jnp.int32(3)) is None
+    assert [float(steps.Plan(total=n).progress(jnp.int32(0))) for n in (1, 2)] == [0, 0]
+
+
+def test_with_the_fixed_reduction_the_bits_of_the_student_are_the_same_on_any_devices():
+    found = []
+    for devices in (1, 2, 8):
+        config = parallel.ParallelConfig(reduction="fixed")
+        strategy = parallel.make_strategy(config, jax.devices()[:devices])
+        found.append(learnt(LIVE, MARKED, strategy, shards=config.fixed_shards))
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, other, found[0])
+
+
+# A real model. -------------------------------------------------------------------------------
+
+SMALL = dict(num_heads=2, num_kv_heads=2, head_dim=4, d_ff=8, num_encoder_layers=1)
+MODELS = [
+    transformer.ModelConfig(vocab_size=VOCAB, d_model=8, num_decoder_layers=depth, **SMALL)
+    for depth in (1, 2)
+]
+
+
+def test_packed_examples_teach_what_they_teach_apart():
+    rng = np.random.default_rng(0)
+    apart = rng.integers(2, VOCAB, (2, 4, 3), dtype=np.int32)  # side, example, position
+    ones = np.ones((4, 3), np.int32)
+    apart = batch.Batch(apart[0], ones, apart[1], ones)
+    pack = lambda x: np.concatenate([x[:2], x[2:]], axis=1)
+    numbers = np.repeat([[1, 2]], 3, axis=1).repeat(2, axis=0).reshape(2, 2, 3)
+    numbers = np.sort(numbers.reshape(2, 6), axis=1).astype(np.int32)
+    packed = batch.Batch(pack(apart.inputs), numbers, pack(apart.targets), numbers)
+    models = [transformer.Transformer(config) for config in MODELS]
+    params = [steps.first_params(model, seed) for seed, model in enumerate(models)]
+    terms = distill.parse(f"labels, {SOFT}, logit_mse")
+    loss = distill.make_distillation_loss(models[0], CONFIG, TEXT_BYTES, models[1], terms)
+    total = jax.jit(lambda examples: loss(params[0], examples, None, params[1])[1])
+    ours, theirs = total(packed), total(apart)
+    assert ours["teacher/forward_kl"] > 0.01
+    close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -38,7 +38,7 @@ def session(workdir, clock, first: int, stop: int, *, every=10, killed=False, **
         spend(ledger, clock, "step", 0.1)
         if step % every == 0:
             share = ledger.row(step)
-    for kind in ("input", "step", "save", "evaluate", "log", "other"):
+    for kind in ("input", "step", "decode", "save", "evaluate", "log", "other"):
         spend(ledger, clock, kind, stalls.get(kind, 0.0))
     if killed:
         clock.now += killed
@@ -55,19 +55,32 @@ def spend(ledger, clock, kind: str, seconds: float) -> None:
 def seconds_of(workdir) -> dict[str, float]:
     found = logs.goodput(workdir)
     assert sum(found["shares"].values()) == pytest.approx(1.0, abs=1e-12)
-    assert found["goodput"] == found["shares"]["step"]
+    assert found["goodput"] == found["shares"]["step"] + found["shares"]["decode"]
     return {kind: share * found["wall"] for kind, share in found["shares"].items()}
 
 
 def test_the_parts_sum_to_the_wall_time_and_each_is_what_passed(tmp_path):
     clock = Clock()
-    session(tmp_path, clock, 0, 100, save=3.0, evaluate=7.0, log=0.5, other=0.25)
+    session(tmp_path, clock, 0, 100, save=3.0, evaluate=7.0, log=0.5, other=0.25, decode=2.0)
     found = logs.goodput(tmp_path)
     assert found["wall"] == pytest.approx(clock.now - 1000)
     expected = {"start": 5, "compile": 20, "input": 1, "step": 10, "save": 3, "evaluate": 7}
-    expected |= {"log": 0.5, "other": 0.25, "restore": 0, "lost": 0, "down": 0}
+    expected |= {"decode": 2, "log": 0.5, "other": 0.25, "restore": 0, "lost": 0, "down": 0}
     assert seconds_of(tmp_path) == pytest.approx(expected)
     assert found["sessions"] == 1
+
+
+def test_what_has_passed_of_a_kind_counts_from_the_last_row(tmp_path):
+    clock = Clock()
+    ledger = logs.Ledger(tmp_path, clock=clock, started=clock.now)
+    for seconds in (1.0, 4.0):
+        spend(ledger, clock, "decode", seconds)
+        spend(ledger, clock, "step", 2.0)
+        ledger.turn("log")
+        assert ledger.passed("decode") == pytest.approx(seconds)
+        assert ledger.passed("step") == pytest.approx(2.0)
+        ledger.row(1)
+        assert ledger.passed("decode") == 0
 
 
 @pytest.mark.parametrize("kind", ["start", "compile", "input", "step", "save", "evaluate", "other"])

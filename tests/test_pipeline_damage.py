@@ -51,7 +51,7 @@ def epoch(examples: pipeline.Examples) -> list[np.ndarray]:
     """Each batch of an epoch and a bit, its four arrays side by side."""
     batches = pipeline.train_batches(examples, seed=1)
     count = len(examples) // 20 + 2
-    return [np.concatenate(rows, axis=1) for rows in itertools.islice(batches, count)]
+    return [np.concatenate(rows[:4], axis=1) for rows in itertools.islice(batches, count)]
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +181,9 @@ def test_as_many_as_allowed_are_left_out_counted_once_and_one_more_stops(
 def test_held_out_damage_is_left_out_and_counted_as_well(stored, tmp_path):
     copy = spoil(stored, tmp_path, 1)
     examples = examples_of(copy, 1)
-    rows = [np.concatenate(b, axis=1) for b in pipeline.heldout_batches(examples, 0)]
-    right = [np.concatenate(b, axis=1) for b in pipeline.heldout_batches(examples_of(stored, 0), 0)]
+    rows = [np.concatenate(b[:4], axis=1) for b in pipeline.heldout_batches(examples, 0)]
+    sound = pipeline.heldout_batches(examples_of(stored, 0), 0)
+    right = [np.concatenate(b[:4], axis=1) for b in sound]
     differ = [(a != b).any(axis=1) for a, b in zip(rows, right, strict=True)]
     assert sum(d.sum() for d in differ) > 0
     assert all((a[d] == 0).all() for a, d in zip(rows, differ, strict=True))

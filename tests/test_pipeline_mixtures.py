@@ -175,7 +175,7 @@ def test_a_mixture_resumes_anywhere_and_hosts_share_it_out(mixed, hosts):
     whole = take(train, 6)
     shares = [take(train, 3, start=3, host=host, hosts=hosts) for host in range(hosts)]
     for step, expected in enumerate(whole[3:]):
-        for column, array in enumerate(expected):
+        for column, array in enumerate(expected[:4]):
             dealt = np.empty_like(array)
             for host in range(hosts):
                 dealt[host::hosts] = shares[host][step][column]
@@ -188,7 +188,7 @@ def test_columns_are_those_of_the_longest_task(mixed):
     assert all(
         array.shape == (8, width)
         for rows in take(train, 2)
-        for array, width in zip(rows, (32, 32, 16, 16), strict=True)
+        for array, width in zip(rows[:4], (32, 32, 16, 16), strict=True)
     )
 
 

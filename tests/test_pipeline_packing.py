@@ -106,7 +106,7 @@ def made(tiny_config, tiny_tokens, tmp_path_factory):
 def pairs_of(rows: batch.Batch) -> list[tuple[bytes, bytes]]:
     """Every segment of every row, as the bytes of its inputs and targets."""
     found = []
-    for inputs, inputs_segments, targets, targets_segments in zip(*rows, strict=True):
+    for inputs, inputs_segments, targets, targets_segments in zip(*rows[:4], strict=True):
         assert set(inputs_segments) - {0} == set(targets_segments) - {0}
         for segment in range(1, inputs_segments.max() + 1):
             ids = inputs[inputs_segments == segment], targets[targets_segments == segment]

@@ -47,7 +47,7 @@ def test_a_position_is_exact_at_every_step_on_any_number_of_hosts(kind, tmp_path
 
     def following(count: int, **where) -> list[np.ndarray]:
         batches = pipeline.train_batches(examples, 5, **where)
-        return [np.concatenate(rows, axis=1) for rows in itertools.islice(batches, count)]
+        return [np.concatenate(rows[:4], axis=1) for rows in itertools.islice(batches, count)]
 
     unbroken = following(POSITIONS + AHEAD)
     assert len(examples) < POSITIONS * 8 / 3  # several epochs

@@ -47,7 +47,7 @@ def table(seed=0):
     return {"table": jnp.asarray(np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)))}
 
 
-def noiseless(params, examples, key=None, teacher=None):
+def noiseless(params, examples, key=None, teacher=None, progress=None):
     """The language loss of `Table` without its noise."""
     return steps.make_language_loss(Table(), LOSS, TEXT_BYTES)(params, examples)
 
@@ -140,7 +140,7 @@ def test_evaluation_sums_what_training_sums_and_adds_up_over_devices():
 ADAM = optax.adam(0.1)
 
 
-def grouped(params, examples, key=None, teacher=None):
+def grouped(params, examples, key=None, teacher=None, progress=None):
     """A loss of two groups of parameters, of which the update's norms are easily written down."""
     total = jnp.sum(params["a"]["x"] * 3 + params["a"]["y"] * 4) + jnp.sum(params["b"] * 12)
     return total, {"weight": jnp.asarray(2.0)}
@@ -167,7 +167,7 @@ def test_norms_are_reported_of_the_whole_and_of_each_group():
         assert sums[name].dtype == jnp.float32 and sums[name].shape == ()
 
 
-def poisoned(params, examples, key, teacher):
+def poisoned(params, examples, key, teacher, progress):
     """The gradient or the loss is NaN or infinite, as the teacher says."""
     total, sums = noiseless(params, examples)
     spoilt = params["table"][0, 0]
@@ -250,7 +250,7 @@ def keys_of(seed=0, step=0, **options):
     """The keys that one update hands to its loss, a micro-batch each."""
     seen = []
 
-    def loss(params, examples, key, teacher):
+    def loss(params, examples, key, teacher, progress):
         jax.debug.callback(lambda data: seen.append(tuple(data.tolist())), jax.random.key_data(key))
         return params["table"].sum(), {"weight": jnp.ones(())}
 
@@ -273,7 +273,7 @@ def test_each_device_has_its_own_dropout():
     def key_of(_):
         seen = []
 
-        def loss(params, examples, key, teacher):
+        def loss(params, examples, key, teacher, progress):
             seen.append(jax.random.key_data(key))
             return params["table"].sum(), {"weight": jnp.ones(())}
 
@@ -327,20 +327,20 @@ def test_measure_counts_targets_nats_hits_and_bytes_of_text():
 
 
 def test_ratios_divide_each_sum_by_what_it_is_about():
-    sums = {"loss": 30.0, "nats": 20.0, "teacher/forward_kl": 5.0, "weight": 10.0, "hits": 4.0}
-    sums |= dict(bytes=40.0, text_nats=12.0, text_weight=8.0)
-    assert steps.ratios(sums) == pytest.approx(
-        {
-            "loss": 3.0,
-            "nats": 2.0,
-            "teacher/forward_kl": 0.5,
-            "token_accuracy": 0.4,
-            "bits_per_byte": 20 / math.log(2) / 40,
-            "text_nats": 1.5,
-        }
-    )
-    left = {name: x for name, x in sums.items() if name != "teacher/forward_kl"}
-    assert "teacher/forward_kl" not in steps.ratios(left)
+    sums = {"loss": 30.0, "nats": 20.0, "weight": 10.0, "hits": 4.0}
+    sums |= {"bytes": 40.0, "text_nats": 12.0, "text_weight": 8.0}
+    whole = {"loss": 3.0, "nats": 2.0, "token_accuracy": 0.4, "text_nats": 1.5}
+    whole |= {"bits_per_byte": 20 / math.log(2) / 40}
+    assert steps.ratios(sums) == pytest.approx(whole)
+    sums |= {"teacher/jsd": 5.0, "teacher/jsd/weight": 10.0}
+    sums |= {"teacher/hidden": 6.0, "teacher/hidden/weight": 3.0}
+    whole |= {"teacher/jsd": 0.5, "teacher/hidden": 2.0}
+    assert steps.ratios(sums) == pytest.approx(whole)
+    # Half of the targets are the student's own: nats and hits are of the others.
+    whole |= {"nats": 4.0, "token_accuracy": 0.8}
+    assert steps.ratios(sums | {"labelled": 5.0}) == pytest.approx(whole)
+    own = {"loss": 3.0, "teacher/jsd": 0.5, "teacher/hidden": 2.0}
+    assert steps.ratios(sums | {"labelled": 0.0}) == pytest.approx(own)
 
 
 def test_ratios_of_nothing_are_zero():

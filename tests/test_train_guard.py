@@ -68,6 +68,15 @@ def test_what_is_usual_is_told_by_good_updates_of_late_alone():
     assert [bad["kind"] for bad in judged(again, patience=9)[1][-4:]] == ["spike"] * 4
 
 
+def test_a_loss_that_cannot_be_compared_is_no_spike_and_no_measure_but_must_be_finite():
+    made = guard.Guard(CONFIG)
+    for n in range(200):
+        assert made.judge(2 * n + 1, 2 * n, 1.0, True) is None
+        assert made.judge(2 * n + 2, 2 * n + 1, 50.0, True, usual=False) is None
+    assert made.judge(401, 400, 3.0, True)["median"] == 1.0
+    assert made.judge(402, 401, math.nan, False, usual=False)["kind"] == "skipped"
+
+
 def test_only_bad_updates_in_a_row_exhaust_the_patience():
     assert judged([math.nan] * 2)[0].exhausted is False
     assert judged([math.nan] * 3)[0].exhausted

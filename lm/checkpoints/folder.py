@@ -189,10 +189,26 @@ class Checkpoints:
     def restore_params(self, params, which: str | int = "newest"):
         """(params, facts) of a step that verifies, the average of weights where it has one.
 
-        which: "newest", "best" (by keep_best), or the number of a step. Other state is not read.
+        which: "newest", "best" (by keep_best), or the number of a step. Other state is not read,
+        nor a part of the parameters that is None in `params`.
         """
         items, facts = self._first_sound(self.named(which), {"average": params})
         return items["average"], facts
+
+    def fingerprint(self, which: str | int = "newest") -> tuple[int, str]:
+        """(step, a hash of the sums of what restore_params gives); no array is read.
+
+        Raises ValueError as restore_params where there is none, or its facts cannot be read.
+        """
+        step = self.named(which)[0]
+        facts, damage = hosts.tried(lambda: self._facts(step))
+        if damage:
+            raise ValueError(
+                f"checkpoint {step} in {self.directory} is damaged ({damage}); restore it from a "
+                f"copy."
+            )
+        leaves = facts["leaves"]
+        return step, forms.hash_of(leaves["average" if "average" in leaves else "params"])[:16]
 
     def named(self, which: str | int) -> list[int]:
         """The steps that `which` means, the first choice first; see restore_params.
@@ -289,13 +305,17 @@ class Checkpoints:
         for item, tree in wanted.items():
             source = "params" if item == "average" and item not in leaves else item
             target = {name: _abstract(leaf) for name, leaf in forms.flatten(tree).items()}
+            stored = leaves.get(source, {})
+            if isinstance(tree, dict):
+                unread = {name for name, part in tree.items() if part is None}
+                stored = {name: stored[name] for name in stored if name.split(".")[0] not in unread}
             if tree is not None:
                 where = f"checkpoint {step} of {self.directory}"
-                forms.check(source, target, leaves.get(source, {}), where)
+                forms.check(source, target, stored, where)
             found = {}
             if target:
                 placed = ocp.checkpoint_utils.construct_restore_args(target)
-                args = ocp.args.PyTreeRestore(item=target, restore_args=placed)
+                args = ocp.args.PyTreeRestore(target, placed, partial_restore=True)
                 found = self._arrays.restore(self.directory / str(step) / source, args=args)
             items[item] = source, {name: found[name] for name in target}
         return items

@@ -26,18 +26,19 @@ def form(leaf) -> dict:
 
 def seal(facts: dict) -> dict:
     """Facts with "seal", a hash over all others."""
-    return facts | {"seal": _hash(facts)}
+    return facts | {"seal": hash_of(facts)}
 
 
 def unseal(facts: dict) -> dict:
     """Facts without their seal; ValueError where they are not as they were sealed."""
     facts = dict(facts)
-    if facts.pop("seal", None) != _hash(facts):
+    if facts.pop("seal", None) != hash_of(facts):
         raise ValueError("its facts do not match their seal")
     return facts
 
 
-def _hash(facts: dict) -> str:
+def hash_of(facts: dict) -> str:
+    """The sha256 of facts, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -83,7 +83,7 @@ def write_text(path, documents: Iterable[np.ndarray], gap: np.ndarray, size: int
         if length:
             yield np.concatenate(held)
 
-    with _writer(path) as write:
+    with record_writer(path) as write:
         for block in blocks():
             frequencies += _frequencies(block, size)
             block = block.astype(dtype)
@@ -91,20 +91,20 @@ def write_text(path, documents: Iterable[np.ndarray], gap: np.ndarray, size: int
                 write(block[start : start + RECORD].tobytes())
     sizes = np.array(lengths, np.int32)
     facts = {"documents": len(sizes), "tokens": int(sizes.sum())}
-    return Written(facts | _bytes_of(path), frequencies, sizes)
+    return Written(facts | facts_of(path), frequencies, sizes)
 
 
 def write_pairs(path, pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int) -> Written:
     """Write (inputs, targets) of ids below `size`, one pair a record; errors as in write_text."""
     frequencies, lengths = np.zeros(size, np.int64), []
-    with _writer(path) as write:
+    with record_writer(path) as write:
         for inputs, targets in pairs:
             frequencies += _frequencies(targets, size)
             lengths.append((len(inputs), len(targets)))
             write(np.concatenate([[len(inputs)], inputs, targets]).astype("<i4").tobytes())
     sizes = np.array(lengths, np.int32).reshape(-1, 2)
     facts = {"examples": len(sizes), "tokens": int(sizes.sum())}
-    return Written(facts | _bytes_of(path), frequencies, sizes)
+    return Written(facts | facts_of(path), frequencies, sizes)
 
 
 def _frequencies(ids: np.ndarray, size: int) -> np.ndarray:
@@ -115,7 +115,7 @@ def _frequencies(ids: np.ndarray, size: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _writer(path) -> Iterator[Callable[[bytes], None]]:
+def record_writer(path) -> Iterator[Callable[[bytes], None]]:
     """Append records to a new ArrayRecord file, each in a group of its own, to be read alone."""
     from array_record.python import array_record_module
 
@@ -131,7 +131,8 @@ def _writer(path) -> Iterator[Callable[[bytes], None]]:
                 writer.close()
 
 
-def _bytes_of(path) -> dict:
+def facts_of(path) -> dict:
+    """What a manifest says of a file: its bytes, and the sha256 of them and of the first."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": pathlib.Path(path).stat().st_size, "sha256": digest, "head": _head_of(path)}
@@ -160,7 +161,7 @@ def finish(directory, identity: dict, files: dict[str, Written], counts: dict) -
         size = len(next(iter(files.values())).frequencies)
         manifest |= {"record": RECORD, "dtype": dtype_of(size)}
     manifest["files"] = facts
-    manifest["beside"] = {name: _bytes_of(directory / name) for name in (COUNTS, LENGTHS)}
+    manifest["beside"] = {name: facts_of(directory / name) for name in (COUNTS, LENGTHS)}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
@@ -191,7 +192,9 @@ def read_manifest(directory) -> dict | None:
 def cure(directory) -> str:
     """What to do about a damaged directory of shards, of which a finished corpus has several."""
     directory = places.place(directory)
-    above = directory.parent / MANIFEST
+    above, own = directory.parent / MANIFEST, directory / MANIFEST
+    if own.exists() and b'"kind": "taught"' in own.read_bytes():
+        return f"remove {directory}, and make it anew with `python -m lm teacher-cache`"
     if above.exists() and b'"splits"' in above.read_bytes():
         return f"remove {directory.parent}, and make that corpus anew"
     return f"remove {directory}, and it is made anew"
@@ -214,7 +217,7 @@ def files_of(directory, manifest: dict) -> list[str]:
 def beside(directory, manifest: dict, name: str) -> np.ndarray:
     """COUNTS or LENGTHS of a directory; ValueError where it is not what was written."""
     path = pathlib.Path(directory) / name
-    if not path.exists() or _bytes_of(path) != manifest["beside"][name]:
+    if not path.exists() or facts_of(path) != manifest["beside"][name]:
         raise ValueError(f"{path} is missing or not what was written; {cure(directory)}.")
     return np.load(path)
 
@@ -230,7 +233,7 @@ class _File:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Records:
+class Records:
     """The records of all files of a directory by one index. Raises Damaged for damaged ones."""
 
     directory: str
@@ -279,7 +282,7 @@ class _Records:
         return {"directory": self.directory, "manifest": self.manifest}
 
 
-class Stream(_Records):
+class Stream(Records):
     """Running text as one stream of tokens: its length, and any part of it.
 
     Raises ValueError where a file is missing, of another size, another, or damaged.
@@ -312,7 +315,7 @@ class Stream(_Records):
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
 
 
-class Pairs(_Records):
+class Pairs(Records):
     """Stored pairs as a sequence: len() and [i] -> (inputs, targets), int32 arrays."""
 
     def __len__(self) -> int:

@@ -2,18 +2,24 @@
 
 terms     what it learns, in words
 loss      the terms, added up
+features  what goes on inside both models
+policy    its own answers, when and how it learns from them
 students  where a student starts from
 """
 
 from lm.distill.loss import make_distillation_loss
-from lm.distill.students import check_student, evenly, init_student
-from lm.distill.terms import Term, parse
+from lm.distill.students import Start, check_student, evenly, frozen, init_student, parse_start
+from lm.distill.terms import Term, parse, uncached
 
 __all__ = [
+    "Start",
     "Term",
     "check_student",
     "evenly",
+    "frozen",
     "init_student",
     "make_distillation_loss",
     "parse",
+    "parse_start",
+    "uncached",
 ]

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 
 from lm import batch, losses, steps
-from lm.distill.terms import Term
+from lm.distill import features, policy
+from lm.distill.terms import INSIDE, OPTIONS, Term
 
 Array = jax.Array
+
+DIVERGENCES = {
+    "forward_kl": losses.forward_kl,
+    "reverse_kl": losses.reverse_kl,
+    "jsd": losses.jsd,
+    "logit_mse": losses.logit_mse,
+}
+
+
+class Said(NamedTuple):
+    """What student and teacher say of the same targets.
+
+    logits: the student's [B, T, V]. student, teacher: logits of the same outcomes, [B, T, V], or
+    [B, T, k + 1] where the teacher is cached. inside: what features.compare takes after the term.
+    """
+
+    examples: batch.Batch
+    logits: Array
+    student: Array
+    teacher: Array
+    inside: tuple = ()
 
 
 def make_distillation_loss(
@@ -16,30 +41,53 @@ def make_distillation_loss(
     """The weighted sum of the terms, as (total, sums).
 
     The teacher runs without dropout or gradient; its parameters are the loss's `teacher` argument.
-    Evaluated without a teacher (None), the loss is the cross-entropy alone.
+    Where that is None, what a cache says, the batch's `taught`, stands for it. With neither, as in
+    evaluation, the loss is the cross-entropy alone. Beside what steps.measure counts, the sums have
+    of each term x "teacher/x", unweighted, and "teacher/x/weight", what it counts; and "labelled",
+    the weight of the targets that the student did not write itself, which alone count as labels.
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     language_loss = steps.make_language_loss(model, config, text_bytes)
+    wanted = features.wanted(terms)
+
+    def said(params, examples, key, teacher) -> Said:
+        logits, ours = features.features(model, params, examples, key, wanted)
+        if teacher is None:
+            return Said(examples, logits, *losses.outcomes(logits, examples.taught))
+        fixed = jax.lax.stop_gradient(teacher)
+        taught, theirs = features.features(teacher_model, fixed, examples, None, wanted)
+        inside = (ours, theirs, examples, params.get(features.PROJECTIONS)) if wanted else ()
+        return Said(examples, logits, logits, taught, inside)
 
     def loss(params, examples, key=None, teacher=None, progress=None):
-        if teacher is None:
+        if teacher is None and examples.taught is None:
             return language_loss(params, examples, key)
-        logits = steps.predict(model, params, examples, key)
-        taught = jax.lax.stop_gradient(steps.predict(teacher_model, teacher, examples, None))
-        weights, total, shown = batch.loss_weights(examples), 0.0, {}
+        heard = said(params, examples, key, teacher)
+        total, shown = 0.0, {"labelled": jnp.sum(batch.label_weights(examples))}
         for term in terms:
-            if term.name == "labels":
-                part, _ = losses.cross_entropy(
-                    logits,
-                    examples.targets,
-                    weights,
-                    z_loss=config.z_loss,
-                    smoothing=config.smoothing,
-                )
-            else:
-                part, _ = losses.forward_kl(logits, taught, weights, temperature=term.temperature)
-            shown[f"teacher/{term.name}"] = part
+            part, count = _part(term, heard, config)
             total += term.weight_at(progress) * part
-        return total, {"loss": total} | shown | steps.measure(logits, examples, text_bytes)
+            shown |= {f"teacher/{term.name}": part, f"teacher/{term.name}/weight": count}
+        return total, {"loss": total} | shown | steps.measure(heard.logits, examples, text_bytes)
 
     return loss
+
+
+def _part(term: Term, said: Said, config: steps.LossConfig) -> tuple[Array, Array]:
+    # The (total, weight) of one term.
+    if term.name in INSIDE:
+        return features.compare(term, *said.inside)
+    if term.name == "labels":
+        return losses.cross_entropy(
+            said.logits,
+            said.examples.targets,
+            batch.label_weights(said.examples),
+            z_loss=config.z_loss,
+            smoothing=config.smoothing,
+        )
+    weights = batch.loss_weights(said.examples)
+    if term.name == "policy":
+        own = weights - batch.label_weights(said.examples)
+        return policy.policy_gradient(said.student, said.teacher, said.examples.targets, own)
+    options = {option: getattr(term, option) for option in OPTIONS[term.name]}
+    return DIVERGENCES[term.name](said.student, said.teacher, weights, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -116,6 +117,44 @@ def _lost(said: str) -> None:
     train.leave(f"another host was lost{why}; see to what it said, and start them all again.")
 
 
+@contextlib.contextmanager
+def _together(values):
+    """What the hosts of a command do as one: a mistake of this one ends it, others would wait."""
+    from lm import parallel, train
+
+    parallel.start(values.coordinator, values.hosts, values.host)
+    try:
+        with train.company(_lost):
+            yield
+    except (ValueError, OSError) as error:
+        if parallel.hosts()[1] > 1:
+            parallel.part()
+            train.leave(" ".join(str(error).split()), 2)
+        raise
+
+
+def teacher_cache(values) -> None:
+    """Ask a student's teacher once about all batches of its run, and keep what it says in --out.
+
+    Kept are the --k likeliest ids of each target, their log-probabilities, and what all others have
+    together. --config is the student's; teacher.cache=OUT then trains it, and any other of the same
+    teacher, tokenizer and data, without the teacher. The size is printed first. What is interrupted
+    goes on when the same command is run again, and more --updates make a cache longer.
+    """
+    from lm import run, train
+
+    if not values.out:
+        raise ValueError("`teacher-cache` needs --out=...: the folder to write.")
+    this = run.make_run(values.config.to_dict(), values.out)
+    with _together(values):
+        writer = train.CacheWriter(this, values.k, values.dtype, values.updates)
+        if writer.first:
+            print(writer.account(), file=sys.stderr, flush=True)
+        if not values.dry_run:
+            said = writer.write()
+            print(said) if writer.first else None
+
+
 def evaluate(values) -> None:
     """Held-out loss, baselines and task scores of a run, with 95 % intervals, into its workdir.
 
@@ -123,7 +162,7 @@ def evaluate(values) -> None:
     -test in their names. Several checkpoints, as --step=all or 1000,2000: their scores by update,
     in evaluate.jsonl and curve.png.
     """
-    from lm import evaluate, parallel, train
+    from lm import evaluate, parallel
 
     if values.examples is not None and values.examples < 0:
         raise ValueError(f"--examples={values.examples} is too small; use 0, all, or more.")
@@ -132,19 +171,12 @@ def evaluate(values) -> None:
     several = values.step == "all" or len(numbers) > 1
     if several and values.step != "all" and not all(map(str.isdecimal, numbers)):
         raise ValueError(f"--step={values.step} are no updates' numbers; write them as 1000,2000.")
-    parallel.start(values.coordinator, values.hosts, values.host)
-    try:
-        with train.company(_lost):
-            if several:
-                steps = [] if values.step == "all" else list(map(int, numbers))
-                found = evaluate.evaluate_all(values.workdir, steps, **chosen)
-            else:
-                found = evaluate.evaluate(values.workdir, _chosen(values.step), **chosen)
-    except (ValueError, OSError) as error:
-        if parallel.hosts()[1] > 1:  # which would wait for this one
-            parallel.part()
-            train.leave(" ".join(str(error).split()), 2)
-        raise
+    with _together(values):
+        if several:
+            steps = [] if values.step == "all" else list(map(int, numbers))
+            found = evaluate.evaluate_all(values.workdir, steps, **chosen)
+        else:
+            found = evaluate.evaluate(values.workdir, _chosen(values.step), **chosen)
     if not parallel.hosts()[0]:
         print(json.dumps(found, indent=2))
 
@@ -154,14 +186,16 @@ def predict(values) -> None:
 
     A line of text, --text and a row with "inputs" are asked as they stand, the task's words before
     them included. Of any other row of JSONL or TSV the run's task makes the input from its columns;
-    columns are passed on. What is interrupted goes on where it was when the same command is run
-    again, from OUT.part. On a terminal, without --input and --text, lines are asked as they are
-    typed: the task's words are put before them, and a dialogue has a history.
+    columns are passed on. With --split the pairs of the task's own data are asked; a student learns
+    from the answers with --config.data.train=OUT. What is interrupted goes on where it was when the
+    same command is run again, from OUT.part. On a terminal, without --input, --split and --text,
+    lines are asked as they are typed: the task's words are put before them, and a dialogue has a
+    history.
     """
     from lm import evaluate
 
     chosen = {"which": _chosen(values.step), "how": values.decoding, "seed": values.seed}
-    given = [flag for flag in ("text", "input", "interactive") if values[flag].value]
+    given = [flag for flag in ("text", "input", "split", "interactive") if values[flag].value]
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} cannot both be; leave one out.")
     if values.interactive or not given and sys.stdin.isatty():
@@ -171,10 +205,13 @@ def predict(values) -> None:
         rows = evaluate.Inputs(values.input or file.name)
         if values.text:
             rows = [{"inputs": values.text}]
+        elif values.split:
+            rows = evaluate.Split(values.workdir, values.split)
         elif not values.input:
             shutil.copyfileobj(sys.stdin.buffer, file)  # to be read twice
             file.flush()
-        evaluate.predict(values.workdir, rows, values.out, strict=values.strict, **chosen)
+        chosen |= {"strict": values.strict, "nearest": values.nearest}
+        evaluate.predict(values.workdir, rows, values.out, **chosen)
 
 
 def show(values) -> None:
@@ -255,11 +292,14 @@ CORPUS += ("pieces", "shards", "workers", "runner", "runner_flags", "temp", "ove
 CORPUS += ("dry_run", "config?", "workdir?")
 TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", "coordinator", "hosts", "host")
 EVALUATE = ("workdir", "split", "step", "decoding", "examples?", "coordinator", "hosts", "host")
-PREDICT = ("workdir", "input", "out", "text", "decoding", "seed", "strict", "step", "interactive")
+CACHE = ("config", "out", "k", "dtype", "updates", "dry_run", "coordinator", "hosts", "host")
+PREDICT = ("workdir", "input", "split", "out", "text", "decoding", "nearest", "seed", "strict")
+PREDICT += ("step", "interactive")
 COMMANDS = {
     "corpus": (corpus, CORPUS),
     "tokenizer": (tokenizer, ("config", "workdir")),
     "train": (train, TRAIN),
+    "teacher-cache": (teacher_cache, CACHE),
     "evaluate": (evaluate, EVALUATE),
     "predict": (predict, PREDICT),
     "show": (show, ("config?", "workdir", "split", "rows", "model", "sharding", "step")),

@@ -13,7 +13,7 @@ talk      inputs by hand, answers as they are found
 from lm.evaluate.answers import Answer, Answers
 from lm.evaluate.command import evaluate, evaluate_all
 from lm.evaluate.heldout import HeldOut, unigram_baselines
-from lm.evaluate.predict import Inputs, predict
+from lm.evaluate.predict import Inputs, Split, predict
 from lm.evaluate.reading import open_checkpoints, open_run, read_params, read_trained
 from lm.evaluate.scores import Judge, references, task_texts
 from lm.evaluate.talk import Stream, Talk, converse, interactive, pieces
@@ -24,6 +24,7 @@ __all__ = [
     "HeldOut",
     "Inputs",
     "Judge",
+    "Split",
     "Stream",
     "Talk",
     "converse",

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tqdm
 
-from lm import checkpoints, decoding, logs, run, sources, tasks
+from lm import checkpoints, choose, decoding, logs, metrics, run, sources, tasks
 from lm.evaluate import answers, reading
 from lm.sources import formats, places
 
@@ -64,6 +64,33 @@ class Inputs:
                     yield {"inputs": line.decode("utf-8", "replace").removeprefix("\ufeff")}
         except (EOFError, OSError) as error:
             raise ValueError(f"{self.path} cannot be read: {error}.") from None
+
+
+class Split:
+    """The pairs of a split of a run's tasks as rows: inputs, targets, and of several tasks task.
+
+    split: of the tasks' sources; "train" and "heldout" are the run's own. Read anew each time that
+    it is iterated. Raises ValueError where there is no such split, and for running text.
+    """
+
+    def __init__(self, workdir, split: str):
+        self._this = this = run.read_run(workdir)
+        own = dict(zip(("train", "heldout"), run.splits(this), strict=True))
+        self._splits = own.get(split) or dict.fromkeys(this.data.names, split)
+        for name in self._splits:
+            if not this.data.task_named(name).pairs:
+                raise ValueError(
+                    f"--split={split} of {name} is running text, which asks nothing; name inputs "
+                    f"by --input."
+                )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for name, split in self._splits.items():
+            task, split = self._this.data.reading(name, split)
+            records = sources.records(task.source, split, self._this.data.dir)
+            named = {"task": name} if len(self._splits) > 1 else {}
+            for index in range(len(records)):
+                yield from (named | text for text in task.to_texts(records[index]))
 
 
 class Question(NamedTuple):
@@ -252,24 +279,29 @@ def predict(
     how: str = "",
     seed: int = 0,
     strict: bool = False,
+    nearest: str = "",
 ) -> None:
     """Answer rows with a checkpoint of a run: a line of JSON each, in order, to `out` or stdout.
 
     rows: iterated twice, as Inputs of a file; see Questions. A line is the row with "inputs" as
     text, "prediction", and where there are several answers "predictions" and "scores". which: as
     in read_params. how: as decoding.parse reads it; empty: the run's evaluate.decoding. seed: of
-    sampling. A call that was interrupted goes on where it was (see Sink), and ends with the same
-    bytes. Raises ValueError as `survey` and Sink do, and where `out` is no place for answers.
+    sampling. nearest: a metric's word; of several answers the one is written that it finds nearest
+    to the row's targets (Kim and Rush 2016, section 3.3, arXiv:1606.07947). A
+    call that was interrupted goes on where it was (see Sink), and ends with the same bytes.
+    Raises ValueError as `survey` and Sink do, and where `out` is no place for answers.
     """
     _check_out(rows, out)
     this, strategy, tokens, params, step = reading.open_run(workdir, which)
     how = decoding.parse(how or this.config["evaluate"]["decoding"])
+    _check_nearest(nearest, how, rows)
     questions = Questions(this, tokens)
     found = survey(rows, questions, strict)
     for sentence in found.sentences(questions.words):
         print(f"lm: warning: {sentence}.", file=sys.stderr)
     chunk = CHUNK * this.config["data"]["batch_size"]
     made_of = _made_of(found, this, tokens, strategy.fetch(params), how, seed)
+    made_of["decoding"] += nearest and f" nearest={nearest}"
     fewest = -(-max(found.count, 1) // strategy.shards) * strategy.shards
     at_once = min(this.data.batch_size, fewest)
     answer = answers.Answers(this, strategy, params, tokens, how, seed=seed, rows=at_once)
@@ -280,7 +312,11 @@ def predict(
             some = list(itertools.islice(left, chunk))
             asked = [questions(row, start + place) for place, row in enumerate(some)]
             said = answer.ask([question.ids for question in asked], start, bar.update)
-            sink.add(map(_line, some, asked, said, itertools.repeat(how.n_best > 1)))
+            if nearest:
+                said = [_nearest(nearest, *pair) for pair in zip(some, said, strict=True)]
+            sink.add(
+                map(_line, some, asked, said, itertools.repeat(how.n_best > 1 and not nearest))
+            )
 
 
 def _check_out(rows: Iterable[dict], out: str) -> None:
@@ -289,6 +325,25 @@ def _check_out(rows: Iterable[dict], out: str) -> None:
         raise ValueError(f"--out={out} is a folder; name a file.")
     if isinstance(rows, Inputs) and out and os.path.realpath(rows.path) == os.path.realpath(out):
         raise ValueError(f"--out={out} is the file of inputs, which would be lost; name another.")
+
+
+def _check_nearest(nearest: str, how, rows: Iterable[dict]) -> None:
+    if not nearest:
+        return
+    choose.choose(metrics.METRICS, nearest, "--nearest")
+    if how.n_best == 1 or "targets" not in next(iter(rows), {"targets": ""}):
+        raise ValueError(
+            f"--nearest={nearest} chooses among several answers to inputs with targets; use "
+            f"--split, or rows with targets, and n_best=4 in --decoding."
+        )
+
+
+def _nearest(word: str, row: dict, said: tuple[list, list]) -> tuple[list, list]:
+    # Of all answers to a row the one that the metric finds nearest to what is right.
+    right = row.get("references", row["targets"])
+    near = [next(iter(metrics.score(word, [text], [right]).values())) for text in said[0]]
+    best = near.index(max(near))
+    return [said[0][best]], [said[1][best]]
 
 
 def _made_of(found: Survey, this: run.Run, tokens, params, how, seed: int) -> dict:

@@ -8,6 +8,7 @@ import functools
 import jax
 
 from lm import checkpoints, parallel, run
+from lm.distill import features
 from lm.transformer import adapters
 
 
@@ -37,8 +38,10 @@ def read_trained(
 ) -> tuple[dict, int]:
     """What read_params gives as training holds it: LoRA's factors beside the kernels."""
     shapes = strategy.abstract(this.shapes) if strategy else this.shapes
+    shapes = shapes | {features.PROJECTIONS: None}  # what a student had beside it stays unread
     with open_checkpoints(this, read_only=True) as saved:
         params, facts = saved.restore_params(shapes, which)
+    params = features.plain(params)
     if facts["tokenizer"] != tokens.fingerprint:
         raise ValueError(
             f"{this.workdir} was trained with another tokenizer than {tokens.directory}; leave "

@@ -20,7 +20,7 @@ def task_texts(this: run.Run, name: str, split: str = "") -> list[tasks.Text]:
 
     split: of the task's source; empty: the one the run holds out.
     """
-    task, split = this.data.task_named(name), split or run.splits(this)[1][name]
+    task, split = this.data.reading(name, split or run.splits(this)[1][name])
     records = sources.records(task.source, split, this.data.dir)
     every = (text for i in range(len(records)) for text in task.to_texts(records[i]))
     return list(itertools.islice(every, this.config["evaluate"]["decode"] or None))

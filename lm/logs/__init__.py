@@ -10,7 +10,7 @@ manifest  run.json: what made the run
 
 from lm.logs.board import TENSORBOARD
 from lm.logs.files import Appended, read, write_atomically
-from lm.logs.ledger import GOODPUT, KINDS, OUTSIDE, Ledger, goodput
+from lm.logs.ledger import GOODPUT, KINDS, OUTSIDE, USEFUL, Ledger, goodput
 from lm.logs.manifest import MANIFEST, command, commit, versions, write_manifest
 from lm.logs.rates import Meter, measured_flops, memory, peak_flops
 from lm.logs.scalars import EVENTS, METRICS, Logs, Silent
@@ -22,6 +22,7 @@ __all__ = [
     "MANIFEST",
     "METRICS",
     "OUTSIDE",
+    "USEFUL",
     "TENSORBOARD",
     "Appended",
     "Ledger",

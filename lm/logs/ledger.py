@@ -22,6 +22,7 @@ KINDS = {
     "compile": "XLA compiled a step",
     "input": "the loop waited for a batch",
     "step": "the devices were at work on updates",
+    "decode": "they wrote the student's own answers, to learn from (teacher.on_policy)",
     "save": "the loop waited for a checkpoint",
     "evaluate": "held-out losses",
     "restore": "a checkpoint was read",
@@ -32,7 +33,8 @@ OUTSIDE = {
     "lost": "updates that were taken again, after a restart or a roll-back, and all around them",
     "down": "no process was at work, or it was killed before it told of its work",
 }
-REPEATED = ("input", "step", "save", "evaluate", "log", "other")  # kinds that may be lost
+USEFUL = ("step", "decode")
+REPEATED = ("input", *USEFUL, "save", "evaluate", "log", "other")  # kinds that may be lost
 
 
 def start_of_process(now: float) -> float:
@@ -70,6 +72,7 @@ class Ledger:
         self._start = min(now, max([started, *(row["time"] for row in before)]))
         self._session = before[0]["session"] + 1 if before else 0
         self._seconds, self._kind, self._since = dict.fromkeys(KINDS, 0.0), "start", self._start
+        self._told = dict(self._seconds)  # by the last row
         # The last row's updates; of the run, useful seconds of other sessions, and its first start.
         self._step, self._others, self._first = None, 0.0, self._start
 
@@ -92,6 +95,10 @@ class Ledger:
         self._seconds[self._kind] += now - self._since
         self._kind, self._since = kind, now
 
+    def passed(self, kind: str) -> float:
+        """Seconds of a kind since the last row, up to the last turn."""
+        return self._seconds[kind] - self._told[kind]
+
     def flush(self) -> None:
         """Have all rows in their place, a bucket's as well."""
         if self._file:
@@ -110,12 +117,16 @@ class Ledger:
             self._workdir.mkdir(parents=True, exist_ok=True)
             self._file = files.Rows(self._workdir / GOODPUT)
         self._file.add_row(row | {"seconds": seconds})
+        self._told = dict(self._seconds)
         if self._step is None or step < self._step:  # something may be lost: count anew
             spent = goodput(self._workdir)
-            self._others = spent["goodput"] * spent["wall"] - self._seconds["step"]
+            self._others = spent["goodput"] * spent["wall"] - self._useful()
             self._first = self._since - spent["wall"]
         self._step = step
-        return (self._others + self._seconds["step"]) / max(self._since - self._first, 1e-9)
+        return (self._others + self._useful()) / max(self._since - self._first, 1e-9)
+
+    def _useful(self) -> float:
+        return sum(self._seconds[kind] for kind in USEFUL)
 
 
 def goodput(workdir: str | os.PathLike) -> dict:
@@ -142,8 +153,9 @@ def goodput(workdir: str | os.PathLike) -> dict:
         before = row
     wall = sum(spent.values())
     shares = {kind: seconds / wall if wall else 0.0 for kind, seconds in spent.items()}
+    good = sum(shares[kind] for kind in USEFUL)
     sessions = len({row["session"] for row in rows})
-    return {"wall": wall, "sessions": sessions, "goodput": shares["step"], "shares": shares}
+    return {"wall": wall, "sessions": sessions, "goodput": good, "shares": shares}
 
 
 def _lost(start: int, stop: int, kept: int) -> float:

@@ -175,6 +175,10 @@ class Silent:
     def turn(self, kind: str) -> None:
         """Nothing."""
 
+    def passed(self, kind: str) -> float:
+        """Nothing is known of seconds."""
+        return 0.0
+
     def row(self, step: int) -> float:
         """Nothing is known of the share of time."""
         return 0.0

@@ -28,6 +28,7 @@ RULES = (
     (r"out/kernel/a$", (None, "tensor", None, None)),  # L N H r
     (r"down/kernel/a$", (None, "tensor", None)),  # L F r
     (r"(out|down)/kernel/b$", (None, None, "fsdp")),  # L r D
+    (r"projections/\w+/layers/kernel$", (None, "fsdp", None)),  # L D, and the teacher's D
 )
 AXES = ("data", "fsdp", "tensor")
 

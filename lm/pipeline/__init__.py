@@ -5,12 +5,14 @@ iterator state exists, and seeking takes constant time.
 
   config    which tasks, mixed at which rates, in batches of which shape
   packing   which pairs share a row
+  taught    row of a batch -> what a teacher said of it, from a cache
   parts     row number -> stored tokens -> a row of a batch
   batches   step -> row numbers -> batch, in this process or in workers
 """
 
 from lm.pipeline.batches import (
     bucket,
+    dealt,
     heldout_batches,
     heldout_count,
     input_batches,
@@ -21,12 +23,15 @@ from lm.pipeline.batches import (
 from lm.pipeline.config import DataConfig, rates
 from lm.pipeline.packing import first_fit
 from lm.pipeline.parts import Examples, Part, make_examples
+from lm.pipeline.taught import Taught, read_taught
 
 __all__ = [
     "DataConfig",
     "Examples",
     "Part",
+    "Taught",
     "bucket",
+    "dealt",
     "first_fit",
     "heldout_batches",
     "heldout_count",
@@ -35,5 +40,6 @@ __all__ = [
     "order",
     "pad_rows",
     "rates",
+    "read_taught",
     "train_batches",
 ]

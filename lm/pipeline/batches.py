@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
+import hashlib
 import itertools
+import json
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +34,25 @@ def order(examples: parts.Examples, seed: int):
         for bounds, own in zip(ranges, seeds, strict=True)
     ]
     return grain.MapDataset.mix(shuffled, examples.rates) if len(shuffled) > 1 else shuffled[0]
+
+
+def dealt(examples: parts.Examples, seed: int) -> dict:
+    """All that decides which rows batch t of train_batches has, as plain values.
+
+    What is given twice, as by the files and by their task, is not listed.
+    """
+    data, objective = examples.data, examples.parts[0].objective
+    files = json.dumps([*examples.files.values()], sort_keys=True)
+    return {
+        "seed": seed,
+        "batch_size": data.batch_size,
+        "columns": list(examples.columns),
+        "input_length": data.input_length,
+        "packing": data.packing,
+        "rates": examples.rates if len(examples.parts) > 1 else [],
+        "objective": dataclasses.asdict(objective) if any(p.raw for p in examples.parts) else {},
+        "files": hashlib.sha256(files.encode()).hexdigest(),
+    }
 
 
 def train_batches(
@@ -70,7 +92,10 @@ def train_batches(
 def _made(examples: parts.Examples, rows, seed: int) -> tuple[batch.Batch, dict[str, str]]:
     """A batch of rows (numbers, addresses), and the damaged records that it does without."""
     damaged = {}
-    return examples.batch(*rows, seed, damaged), damaged
+    made = examples.batch(*rows, seed, damaged)
+    if examples.taught:
+        made = made._replace(taught=examples.taught.beside(made, rows[1]))
+    return made, damaged
 
 
 def _counted(examples: parts.Examples, made: Iterable) -> Iterator[batch.Batch]:
@@ -153,7 +178,7 @@ def heldout_batches(examples: parts.Examples, seed: int, limit: int = 0) -> Iter
 def pad_rows(rows: batch.Batch, size: int) -> batch.Batch:
     """Empty rows (segment 0) up to `size`; they weigh nothing."""
     missing = size - len(rows.inputs)
-    return batch.Batch(*(np.pad(array, ((0, missing), (0, 0))) for array in rows))
+    return batch.Batch(*(np.pad(array, ((0, missing), (0, 0))) for array in rows[:4]))
 
 
 def heldout_count(examples: parts.Examples, limit: int = 0) -> int:

@@ -83,6 +83,10 @@ class DataConfig:
         """The task of this name: the user's own, built in, or a finished corpus."""
         return tasks.task_named(name, self.tasks)
 
+    def reading(self, name: str, split: str) -> tuple[tasks.Task, str]:
+        """The task and split to read a task's records by; of a file of answers, its rows."""
+        return tasks.answered(name, self.task_named(name), split)
+
     def form(self, name: str) -> corpus.Form | None:
         """What a task's pairs are cut to; None for running text, which is stored uncut."""
         if self.task_named(name).pairs:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from lm import batch, corpus, objectives, tasks, tokenizer
-from lm.pipeline import config, packing
+from lm.pipeline import config, packing, taught
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,12 @@ class Examples:
     """A split of the mixture: the rows of all its parts, numbered through.
 
     damaged: the records met so far that cannot be read, and what is wrong with each.
+    taught: what a teacher said of the rows of each batch, where that is cached.
     """
 
     parts: tuple[Part, ...]
     damaged: dict[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    taught: taught.Taught | None = None
 
     @property
     def data(self) -> config.DataConfig:
@@ -211,8 +213,8 @@ def make_examples(
             manifest = corpus.find(name, split)
             corpus.check_tokenizer(name, tokens)
         else:
-            task, form = data.task_named(name), data.form(name)
-            manifest = corpus.prepare(task, split, data.dir, tokens, form, out)
+            (task, named), form = data.reading(name, split), data.form(name)
+            manifest = corpus.prepare(task, named, data.dir, tokens, form, out)
         part = Part(name, str(out), manifest, data, objective, tokens.vocabulary)
         if not len(part):
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import batch, optimizers, run, steps, train, transformer
+from lm import batch, optimizers, pipeline, run, steps, train, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +74,8 @@ def prepared(this: run.Run, devices) -> Prepared:
     update = made_update(this, strategy.place_rows)
     state, rows = strategy.placed(update.shapes, batch_shapes(this))
     teacher = None
-    if this.config["stage"] == "distill":
-        theirs = transformer.shapes(run.read_run(this.config["teacher"]["workdir"]).model)
-        teacher, _ = strategy.placed(theirs, batch_shapes(this))
+    if this.config["stage"] == "distill" and not this.config["teacher"]["cache"]:
+        teacher, _ = strategy.placed(train.teaching.shapes(this), batch_shapes(this))
     return Prepared(strategy, update.step, (state, rows, teacher))
 
 
@@ -112,4 +111,9 @@ def batch_shapes(this: run.Run) -> batch.Batch:
     inputs, targets = this.lengths
     widths = (inputs, inputs, targets, targets)
     whole = [jax.ShapeDtypeStruct((this.data.batch_size, width), np.int32) for width in widths]
-    return batch.Batch(*whole)
+    cache, told = this.config["teacher"]["cache"], None
+    if cache:
+        k = pipeline.read_taught(cache).identity["k"]
+        each = lambda dtype, *more: jax.ShapeDtypeStruct((*whole[2].shape, *more), dtype)
+        told = batch.Taught(each(np.int32, k), each(np.float32, k), each(np.float32))
+    return batch.Batch(*whole, taught=told)

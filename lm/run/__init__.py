@@ -7,9 +7,18 @@ and, unless the config names other places, tokenizer/ and shards/.
   checks   a config to a run, or to the sentence that says what is wrong with it
   workdir  whose it is, and what may change midway
   data     tokenizer and examples
+  held     what training holds beside the model
 """
 
-from lm.run.checks import FIGURES, STAGES, make_run, origin_of, read_run, tokenizer_dir
+from lm.run.checks import (
+    FIGURES,
+    STAGES,
+    make_run,
+    origin_of,
+    read_run,
+    teacher_of,
+    tokenizer_dir,
+)
 from lm.run.data import (
     Texts,
     check_columns,
@@ -19,6 +28,7 @@ from lm.run.data import (
     shards_of,
     splits,
 )
+from lm.run.held import begun, held
 from lm.run.record import PLAIN_SECTIONS, SECTIONS, Run, pace, total_updates
 from lm.run.workdir import (
     check_workdir,
@@ -37,10 +47,12 @@ __all__ = [
     "STAGES",
     "Run",
     "Texts",
+    "begun",
     "check_columns",
     "check_workdir",
     "claim",
     "differences",
+    "held",
     "is_allowed",
     "is_claimed",
     "make_examples",
@@ -54,6 +66,7 @@ __all__ = [
     "settled",
     "shards_of",
     "splits",
+    "teacher_of",
     "tokenizer_dir",
     "total_updates",
 ]

@@ -8,6 +8,7 @@ import pathlib
 import re
 
 from lm import choose, corpus, decoding, distill, metrics, objectives, origin, tasks, tokenizer
+from lm.distill import policy
 from lm.run import record, workdir
 from lm.run.record import Run
 from lm.sources import places
@@ -43,6 +44,8 @@ def make_run(config: dict, place) -> Run:
     decoding.parse(config["evaluate"]["decoding"])
     distill.parse(config["teacher"]["loss"])
     _check_length(run)
+    _check_cache(run)
+    _check_policy(run)
     _check_best(run)
     _check_lora(run)
     if config["seed"] >= 1 << 32:
@@ -104,6 +107,40 @@ def _check_length(run: Run) -> None:
         optimizer.span(steps, record.pace(run, 0))
 
 
+def _check_cache(run: Run) -> None:
+    """A teacher that is cached, and does not run, is asked for nothing but what it said."""
+    cache, asked = run.config["teacher"]["cache"], run.config["teacher"]["on_policy"]
+    if not cache:
+        return
+    lacking = distill.uncached(distill.parse(run.config["teacher"]["loss"]))
+    why = f"what the teacher.loss {', '.join(lacking)} needs" if lacking else ""
+    if asked:
+        why = f"the student's own answers, which teacher.on_policy={asked!r} asks for"
+    if run.config["stage"] != "distill":
+        raise ValueError(
+            f"teacher.cache={cache!r} has no use in stage={run.config['stage']!r}; leave it empty."
+        )
+    if why:
+        raise ValueError(
+            f"teacher.cache={cache!r} has not {why}; leave teacher.cache empty, so that the "
+            f"teacher runs beside."
+        )
+
+
+def _check_policy(run: Run) -> None:
+    """What the student is to write itself, it can."""
+    asked = run.config["teacher"]["on_policy"]
+    if asked and run.config["stage"] != "distill":
+        raise ValueError(
+            f"teacher.on_policy={asked!r} has no use in stage={run.config['stage']!r}; leave it "
+            f"empty."
+        )
+    terms = distill.parse(run.config["teacher"]["loss"])
+    pairs = all(run.data.task_named(name).pairs for name in run.data.names)
+    length, packing = run.lengths[1], run.data.packing
+    policy.check(asked, terms, packing=packing, pairs=pairs, length=length)
+
+
 def score_names(run: Run) -> list[str]:
     """The scores of the run's tasks, of several tasks as task/score, that keep_best may name."""
     names, several = [], len(run.data.names) > 1
@@ -136,10 +173,15 @@ def _check_best(run: Run) -> None:
 
 
 def _check_lora(run: Run) -> None:
-    """The adapters have kernels to adapt, which have learnt something."""
+    """The adapters have kernels to adapt, which have learnt something, and none is shared."""
     if not run.lora.rank:
         return
     config = run.config
+    if config["stage"] == "distill" and distill.frozen(config["teacher"]["init"], run.model):
+        raise ValueError(
+            f"lora.rank={run.lora.rank} would adapt the encoder that teacher.init="
+            f"{config['teacher']['init']!r} leaves the teacher's; use lora.rank=0, or another init."
+        )
     from_teacher = config["stage"] == "distill" and config["teacher"]["init"] != "random"
     if not (config["init_from"] or from_teacher):
         raise ValueError(
@@ -151,23 +193,48 @@ def _check_lora(run: Run) -> None:
 
 def origin_of(run: Run) -> tuple[str, str | int]:
     """What init_from names: a workdir, and which of its checkpoints, as of read_params."""
-    named = re.fullmatch(r"(.+)@(newest|best|\d+)", run.config["init_from"])
+    return _named(run.config["init_from"])
+
+
+def teacher_of(run: Run) -> tuple[str, str | int]:
+    """What teacher.workdir names: a workdir, and which of its checkpoints, as of read_params."""
+    return _named(run.config["teacher"]["workdir"])
+
+
+def _named(text: str) -> tuple[str, str | int]:
+    named = re.fullmatch(r"(.+)@(newest|best|\d+)", text)
     if not named:
-        return run.config["init_from"], "newest"
+        return text, "newest"
     which = named[2]
     return named[1], int(which) if which.isdecimal() else which
 
 
 def _check_origin(run: Run) -> None:
     """The model fits the run it starts from or learns from; a claimed workdir has passed this."""
-    taken = origin_of(run)[0] or run.config["teacher"]["workdir"]
+    taken = origin_of(run)[0] or teacher_of(run)[0]
     if not taken or workdir.is_claimed(run.workdir):
         return
     model = read_run(taken).model
     if run.config["init_from"]:
         origin.check_origin(run.model, model, taken)
     else:
+        _check_tokens(run, taken)
         distill.check_student(run.config["teacher"]["init"], model, run.model)
+
+
+def _check_tokens(run: Run, taught_by: str) -> None:
+    """Teacher and student have the same ids; a student of other ids learns from answers alone."""
+    ours, theirs = tokenizer_dir(run), tokenizer_dir(read_run(taught_by))
+    if ours.resolve() == theirs.resolve():
+        return
+    prints = [tokenizer.read(place)[1]["fingerprint"] for place in (ours, theirs)]
+    if prints[0] != prints[1]:
+        raise ValueError(
+            f"{ours} is another tokenizer than the teacher's {theirs}, whose ids stand for other "
+            f"pieces; leave tokenizer.dir empty, or learn from the teacher's answers: stage="
+            f"'finetune' and data.train=FILE of `python -m lm predict --workdir={taught_by} "
+            f"--split=train --out=FILE`."
+        )
 
 
 def _least_values(config: dict):
@@ -225,7 +292,7 @@ def tokenizer_dir(run: Run) -> pathlib.Path:
     own = run.workdir / "tokenizer"
     if workdir.is_claimed(run.workdir):
         return own
-    taken = origin_of(run)[0] or run.config["teacher"]["workdir"]
+    taken = origin_of(run)[0] or teacher_of(run)[0]
     if taken and not run.config["tokenizer"]["dir"]:
         return tokenizer_dir(read_run(taken))
     corpora = [name for name in run.data.names if tasks.is_corpus(name)]

@@ -18,7 +18,10 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
     train, heldout = {}, {}
     for name in run.data.names:
         named = run.data.train, run.data.heldout
-        if tasks.is_corpus(name):
+        if tasks.is_answers(run.data.train):
+            run.data.reading(name, run.data.train)  # which says what cannot be answered
+            named = run.data.train, _held_out(run, name)
+        elif tasks.is_corpus(name):
             for split in named:
                 corpus.find(name, split)
             if len({*named}) == 1:
@@ -32,12 +35,20 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
     return train, heldout
 
 
+def _held_out(run: Run, name: str) -> str:
+    # What a task holds out where its training split is a file of answers to the rest.
+    if run.data.heldout != sources.DEFAULT_HELDOUT:
+        return run.data.heldout
+    source = run.data.task_named(name).source
+    return sources.splits_held_out(source, "train", run.data.heldout, run.data.dir)[1]
+
+
 def check_columns(run: Run) -> None:
     """Raise ValueError where the first record of a split lacks a column that its task names."""
     for by_task in splits(run):
         for name, split in by_task.items():
             if not tasks.is_corpus(name):
-                task = run.data.task_named(name)
+                task, split = run.data.reading(name, split)
                 task.to_texts(sources.records(task.source, split, run.data.dir)[0])
 
 
@@ -84,7 +95,7 @@ def _texts_of(run: Run, name: str, split: str):
             ((part.document(raw).text,) for raw in part.raw()) for part in parts
         )
         return manifest["counts"]["documents"], documents
-    task = run.data.task_named(name)
+    task, split = run.data.reading(name, split)
     records = sources.records(task.source, split, run.data.dir)
     fields = ("inputs", "targets") if task.pairs else ("text",)
     return len(records), lambda: (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from lm import objectives, optimizers, parallel, pipeline, steps, transformer
+from lm import distill, objectives, optimizers, parallel, pipeline, steps, transformer
 from lm.sources import places
 from lm.transformer import adapters
 
@@ -64,10 +64,14 @@ class Run:
 
     @property
     def trained(self) -> optimizers.OptimizerConfig:
-        """The optimizer's section; with LoRA it leaves all but the adapters as they are."""
-        if not self.lora.rank:
-            return self.optimizer
-        rates = f"{adapters.OTHERS}=none {self.optimizer.rates}"
+        """The optimizer's section; with LoRA it leaves all but the adapters as they are, and a
+        shared encoder is the teacher's.
+        """
+        teacher, stays = self.config["teacher"], ""
+        if self.config["stage"] == "distill":
+            stays = distill.frozen(teacher["init"], self.model)
+        stays = adapters.OTHERS if self.lora.rank else stays
+        rates = f"{stays}=none {self.optimizer.rates}" if stays else self.optimizer.rates
         return dataclasses.replace(self.optimizer, rates=rates)
 
     @property

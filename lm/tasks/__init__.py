@@ -3,9 +3,11 @@
 task      what a task is, and what it makes of a record
 table     those that are built in
 mixtures  which of them a config names, at which rates; a user's own
+answers   a file of a teacher's answers as training split
 fitting   the ids of an input that must fit in
 """
 
+from lm.tasks.answers import Answered, answered, is_answers
 from lm.tasks.fitting import fitted
 from lm.tasks.mixtures import is_corpus, made, mixture, task_named
 from lm.tasks.table import TASKS
@@ -14,9 +16,12 @@ from lm.tasks.task import SPEAKERS, Task, Text
 __all__ = [
     "SPEAKERS",
     "TASKS",
+    "Answered",
     "Task",
     "Text",
+    "answered",
     "fitted",
+    "is_answers",
     "is_corpus",
     "made",
     "mixture",

@@ -1,6 +1,8 @@
 """The only loop: pre-training, fine-tuning and distillation differ in loss and data alone.
 
 start     what a run begins with: checks, tokens, loss, optimizer, the state to go on from
+teaching  the teacher beside the loop, what it takes, and the answers of the student
+taught    a teacher asked once about all batches: its cache, written and found
 loop      the story of an update, and of what follows some of them
 guard     which updates were bad, when to go back
 patience  when the best is too long ago
@@ -25,10 +27,12 @@ from lm.train.start import (
     traced,
     train,
 )
+from lm.train.taught import CacheWriter, find_taught
 from lm.train.watchdog import Watchdog, company, leave
 
 __all__ = [
     "LOSSES",
+    "CacheWriter",
     "Diverged",
     "Guard",
     "Loop",
@@ -40,6 +44,7 @@ __all__ = [
     "Work",
     "check",
     "company",
+    "find_taught",
     "first_params",
     "layout",
     "leave",

@@ -39,21 +39,22 @@ class Guard:
         """Whether the last guard.patience updates were all bad, so that it is time to go back."""
         return len(self.row) >= self._patience
 
-    def judge(self, step: int, batch: int, loss: float, finite: bool) -> dict | None:
+    def judge(self, step: int, batch: int, loss: float, finite: bool, usual=True) -> dict | None:
         """An account of an update if it was bad, else None: {kind, step, batch, loss, ..}.
 
         loss: per target token, in nats. kind: skipped (loss or gradient was not finite), or spike:
         a loss more than guard.spike deviations above the median of the last good ones.
+        usual: whether the loss can be compared with others; if not, it is no spike, nor a measure.
         """
         bad = None if finite else {"kind": "skipped"}
-        if finite and self._spike and len(self._recent) >= ENOUGH:
+        if finite and usual and self._spike and len(self._recent) >= ENOUGH:
             median = statistics.median(self._recent)
             spread = statistics.median(abs(one - median) for one in self._recent)
             deviation = max(NORMAL * spread, LEAST * abs(median))
             if loss > median + self._spike * deviation:
                 bad = {"kind": "spike", "median": median, "deviation": deviation}
         if bad is None:
-            self._recent, self.row = [*self._recent, loss][-RECENT:], []
+            self._recent, self.row = [*self._recent, *[loss] * usual][-RECENT:], []
             return None
         self.row = [*self.row, bad | {"step": step, "batch": batch, "loss": _said(loss)}]
         return self.row[-1]

@@ -15,7 +15,7 @@ import jax
 
 from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, run, steps
 from lm.sources import places
-from lm.train import guard, patience, signals, watchdog
+from lm.train import guard, patience, signals, teaching, watchdog
 
 IN_FLIGHT = 2  # updates that the devices may be behind, so that the end of each is known
 DIVERGED = "diverged.json"
@@ -36,6 +36,8 @@ class Work:
     total: int  # updates
     flops: int  # of one update, on all devices
     facts: dict  # that every checkpoint has: the config, and what its numbers come from
+    answers: teaching.Answers | None = None  # of the student, where it learns from its own
+    cost: dict = dataclasses.field(default_factory=dict)  # of the teacher, as of teaching.cost
 
 
 class Loop:
@@ -95,7 +97,7 @@ class Loop:
     def _updates(self) -> None:
         """To the last update, from wherever one is."""
         self.ledger.row(self.number)
-        self.fresh = True
+        self.fresh, self.answered = True, False
         if self.saved_at is None:
             self._save()
         else:
@@ -131,6 +133,7 @@ class Loop:
         self.ledger.turn("input")
         self.watch.beat(f"update {number}", watchdog.ALLOWANCE if self.fresh else 1)
         placed = self.strategy.place_batch(batch.Batch(*next(self.batches)))
+        placed = self._answered(placed) if self.work.answers else placed
         self.ledger.turn("compile" if self.fresh else "step")
         self.state, sums = self.work.update(self.state, placed, self.teacher)
         self.ledger.turn("step")
@@ -148,6 +151,24 @@ class Loop:
         if self.tracing and number == self.profile[1]:
             jax.block_until_ready(self.state)
             self._trace(False)
+
+    def _answered(self, placed):
+        """The batch with the student's own answers, where it is its turn to give them.
+
+        Waited for, before and behind, so that the ledger tells what they cost.
+        """
+        answers, number = self.work.answers, self.number + 1
+        if not answers.policy.own(self.index):
+            return answers.given(placed)
+        self.ledger.turn("step")
+        jax.block_until_ready(self.state)
+        self.watch.beat(f"answers to learn from in update {number}", watchdog.ALLOWANCE)
+        self.ledger.turn("decode" if self.answered else "compile")
+        params = self.work.plain(self.state.params)
+        placed = jax.block_until_ready(answers.written(params, placed, self.index))
+        self.watch.beat(f"update {number}", watchdog.ALLOWANCE if self.fresh else 1)
+        self.answered = True
+        return placed
 
     def _trace(self, on: bool) -> None:
         """Begin the trace, or end it and write it, where that is not so yet."""
@@ -218,7 +239,8 @@ class Loop:
         for row in self.unread:
             sums = row["sums"]
             loss, finite = sums["loss"] / max(sums["weight"], 1.0), bool(sums["finite"])
-            bad = self.guard.judge(row["step"], row["batch"], loss, finite)
+            usual = not self.work.answers or self.work.answers.policy.usual(row["batch"])
+            bad = self.guard.judge(row["step"], row["batch"], loss, finite, usual)
             if bad:
                 self.log.event(bad["kind"], bad["step"], **_beside(bad), see=self._see(bad))
             if self.guard.exhausted:
@@ -242,7 +264,9 @@ class Loop:
             figures, tokens = steps.ratios(added), added["inputs"] + added["weight"]
             figures |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
         figures |= {"skipped": skipped} | self.work.rates(max(0, self.number - 1 - skipped))
-        figures |= self.meter.rates(self.number, tokens) | logs.memory(self.strategy.devices)
+        rates = self.meter.rates(self.number, tokens)
+        figures |= rates | teaching.shares(self.work.cost, rates, self.ledger)
+        figures |= logs.memory(self.strategy.devices)
         if self.this.data.max_bad_records:
             figures["bad_records"] = len(self.work.examples.damaged)
         figures["goodput"] = self.ledger.row(self.number)

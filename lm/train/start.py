@@ -23,7 +23,8 @@ from lm import (
     steps,
     transformer,
 )
-from lm.train import loop, patience, signals, watchdog
+from lm.distill import features, policy
+from lm.train import loop, patience, signals, taught, teaching, watchdog
 from lm.transformer import adapters
 
 
@@ -35,9 +36,7 @@ def language_loss(this: run.Run, text_bytes, place):
 
 def distillation_loss(this: run.Run, text_bytes, place):
     """Cross-entropy mixed with the teacher's distributions."""
-    theirs = run.read_run(this.config["teacher"]["workdir"]).model
-    theirs = dataclasses.replace(theirs, attention=this.model.attention)
-    teacher = transformer.Transformer(theirs, place)
+    teacher = transformer.Transformer(teaching.model_of(this), place)
     model = transformer.Transformer(this.model, place)
     terms = distill.parse(this.config["teacher"]["loss"])
     return distill.make_distillation_loss(model, this.loss, text_bytes, teacher, terms)
@@ -50,9 +49,13 @@ def first_params(this: run.Run, tokens, teacher: dict | None) -> dict | None:
     """The parameters to start from, None for random ones. teacher: the teacher's, if any.
 
     Of a run named by init_from all are taken, but where its vocabulary is another one, the rows of
-    the same pieces; what was taken is printed. With LoRA its fresh factors are beside them.
+    the same pieces; what was taken is printed. Beside them are LoRA's fresh factors, or fresh
+    projections, where the run has such.
     """
-    params = _taken(this, tokens, teacher)
+    params, seed = _taken(this, tokens, teacher), this.config["seed"]
+    params = run.begun(
+        this, params, lambda: _random(this), steps.key_for(seed, 0, features.PROJECTIONS)
+    )
     if not this.lora.rank:
         return params
     return adapters.added(this.lora, params, steps.key_for(this.config["seed"], 0, "adapters"))
@@ -61,8 +64,9 @@ def first_params(this: run.Run, tokens, teacher: dict | None) -> dict | None:
 def _taken(this: run.Run, tokens, teacher: dict | None) -> dict | None:
     config = this.config
     if teacher is not None:
-        theirs = run.read_run(config["teacher"]["workdir"]).model
-        return distill.init_student(config["teacher"]["init"], teacher, theirs, this.model)
+        theirs = run.read_run(run.teacher_of(this)[0]).model
+        init, seed = config["teacher"]["init"], config["seed"]
+        return distill.init_student(init, teacher, theirs, this.model, seed)
     if not config["init_from"]:
         return None
     named, which = run.origin_of(this)
@@ -72,14 +76,18 @@ def _taken(this: run.Run, tokens, teacher: dict | None) -> dict | None:
     same = theirs.fingerprint == tokens.fingerprint
     account = "all parameters whole"
     if not same or taken.model.vocab_size != this.model.vocab_size:
-        model = transformer.Transformer(this.model)
-        fresh = jax.jit(functools.partial(steps.first_params, model, config["seed"]))()
+        fresh = _random(this)
         rows = origin.rows_by_name(tokens.names(), theirs.names(), this.model.vocab_size)
         flat = [checkpoints.flatten(tree) for tree in (fresh, params)]
         carried, account = origin.carry_over(*flat, rows)
         params = jax.tree.unflatten(jax.tree.structure(fresh), list(carried.values()))
     print(f"init_from {named}, update {step}: {account}", file=sys.stderr)
     return params
+
+
+def _random(this: run.Run) -> dict:
+    model = transformer.Transformer(this.model)
+    return jax.jit(functools.partial(steps.first_params, model, this.config["seed"]))()
 
 
 def check(this: run.Run, allow: tuple[str, ...] = ()) -> None:
@@ -89,9 +97,8 @@ def check(this: run.Run, allow: tuple[str, ...] = ()) -> None:
     """
     run.check_workdir(this, allow)
     run.check_columns(this)
-    optimizers.check_groups(this.trained, this.shapes)
-    named, which = run.origin_of(this)
-    named = named or this.config["teacher"]["workdir"]
+    optimizers.check_groups(this.trained, run.held(this))
+    named, which = run.origin_of(this) if this.config["init_from"] else run.teacher_of(this)
     if named and not run.is_claimed(this.workdir):
         with evaluate.open_checkpoints(run.read_run(named), read_only=True) as saved:
             saved.named(which)
@@ -145,6 +152,9 @@ def _train(this: run.Run, devices, allow, profile) -> dict[str, float]:
     check(this, allow)
     strategy, first = layout(this, devices), parallel.hosts()[0] == 0
     tokens, examples, heldout = _prepared(this)
+    if this.config["teacher"]["cache"]:
+        told = taught.find_taught(this, tokens, examples)
+        examples = dataclasses.replace(examples, taught=told)
     work = make_work(this, strategy, tokens, examples, heldout)
     ledger = logs.Ledger(this.workdir) if first else logs.Silent()
     with signals.Signals() as stop, ledger, evaluate.open_checkpoints(this) as saved:
@@ -160,18 +170,15 @@ def _train(this: run.Run, devices, allow, profile) -> dict[str, float]:
             print(f"{this.workdir}: {waited.ended(past['step'])}", file=sys.stderr)
             return _last_heldout(this)
         ledger.turn("start")
-        taught_by = this.config["teacher"]["workdir"]
-        teacher = None
-        if taught_by:
-            theirs = run.read_run(taught_by)
-            teacher = evaluate.read_params(theirs, tokens, strategy=strategy)[0]
+        teacher = teaching.read(this, tokens, strategy, fresh=not found)
         if found:
             state = strategy.place_state(state)
         else:
             state = strategy.init(work.make, first_params(this, tokens, teacher))
         found = None
         # The placed copies alone stay; the loop's first update uses up its own.
-        teacher = None if teacher is None else strategy.place_state(teacher)
+        teacher = teaching.placed(this, strategy, teacher)
+        work = dataclasses.replace(work, cost=teaching.cost(this, strategy, teacher))
         with _log(this, work.total, past["step"]) as log:
             if first:
                 _claim(this, tokens, work, strategy, log, past["step"])
@@ -207,13 +214,14 @@ def make_update(
     """The update of a run of so many. text_bytes: int [V], as Tokenizer.piece_bytes gives them;
     place: as of transformer.Transformer.
     """
-    model, shapes = transformer.Transformer(this.model), this.shapes
+    model, shapes = transformer.Transformer(this.model), run.held(this)
     optimizer, rate = optimizers.make_optimizer(this.trained, total, shapes, pace)
     plan = steps.Plan(
         this.config["seed"],
         this.parallel.micro_batches,
         this.parallel.fixed_shards,
         this.optimizer.average,
+        total,
     )
     loss = choose.choose(LOSSES, this.config["stage"], "stage")(this, text_bytes, place)
     loss = adapters.adapted(this.lora, loss)
@@ -247,14 +255,20 @@ def make_work(this: run.Run, strategy, tokens, examples, heldout) -> loop.Work:
         total=total,
         flops=step_flops(this),
         facts=facts | {"data": examples.files},
+        answers=_answers(this, strategy, tokens),
     )
 
 
 def _plain(this: run.Run, strategy) -> Callable:
     # Placed parameters as training holds them -> the model's own.
     if not this.lora.rank:
-        return lambda params: params
+        return features.plain
     return strategy.compile(lambda params, axis=None: adapters.merged(this.lora, params))
+
+
+def _answers(this: run.Run, strategy, tokens) -> teaching.Answers | None:
+    asked = this.config["teacher"]["on_policy"]
+    return teaching.Answers(this, strategy, tokens.eos) if policy.parse(asked) else None
 
 
 def _check_facts(this: run.Run, ours: dict, stored: dict, allow) -> None:
@@ -293,13 +307,13 @@ def _facts_of(this: run.Run, tokens, work: loop.Work, strategy) -> dict:
         "stage": this.config["stage"],
         "config": this.config,
         "params": transformer.parameter_count(this.model),
-        "trained": optimizers.trained_count(this.trained, this.shapes),
+        "trained": optimizers.trained_count(this.trained, work.shapes.params),
         "devices": [str(device.device_kind) for device in strategy.devices],
         "data": work.examples.facts,
         "files": work.examples.files,
         "tokenizer": tokens.fingerprint,
         "flops_per_step": work.flops,
-    } | planned(this, work.total)
+    } | planned(this, work.total) | work.cost
 
 
 def planned(this: run.Run, total: int) -> dict[str, int]:
@@ -310,11 +324,11 @@ def planned(this: run.Run, total: int) -> dict[str, int]:
 
 
 def step_flops(this: run.Run) -> int:
-    """Model FLOPs of one update: forward and backward, and the teacher's forward pass."""
+    """Model FLOPs of one update: forward and backward; a teacher's forward pass, if it runs."""
     inputs, targets = this.lengths
     flops = 3 * transformer.forward_flops(this.model, inputs, targets)
-    if this.config["stage"] == "distill":
-        teacher = run.read_run(this.config["teacher"]["workdir"]).model
+    if this.config["stage"] == "distill" and not this.config["teacher"]["cache"]:
+        teacher = run.read_run(run.teacher_of(this)[0]).model
         flops += transformer.forward_flops(teacher, inputs, targets)
     return flops * this.data.batch_size
 

@@ -104,6 +104,11 @@ class ModelConfig:
             dataclasses.replace(self, encoder=Shape(), **own) if own and name == "encoder" else self
         )
 
+    def sight(self, layer: int) -> int | None:
+        """How many tokens back and ahead a layer, from 0, sees; None: all."""
+        pattern = WINDOWS[self.windows]
+        return self.window if pattern[layer % len(pattern)] == "l" else None
+
     def _check_bounds(self) -> None:
         least = {"num_encoder_layers": 0, "start_id": 0, "attention_cap": 0, "logits_cap": 0}
         for field in dataclasses.fields(self):

@@ -12,7 +12,7 @@ import numpy as np
 
 from lm import attention, batch, layers
 from lm.transformer.cache import Cache, Layer
-from lm.transformer.config import LAYERS, WINDOWS, ModelConfig
+from lm.transformer.config import LAYERS, ModelConfig
 
 Array = jax.Array
 
@@ -87,6 +87,7 @@ class Block(nn.Module):
         if sight.cross_mask is not None:
             x, _ = self.add(x, "cross", see_encoder)
         x, _ = self.add(x, "ff", feed)
+        self.sow(layers.SHOWN, "hidden", x)
         return x, None if memory is None else memory._replace(key=key, value=value)
 
     def add(self, x: Array, name: str, change) -> tuple:
@@ -131,8 +132,8 @@ class Tower(nn.Module):
         drop = layers.Dropout(config.dropout_rate)
         if config.position == "relative":
             sight = sight._replace(bias=_relative_bias(config, causal)(sight.distance))
-        pattern = WINDOWS[config.windows]
-        local = np.array([pattern[i % len(pattern)] == "l" for i in range(self.depth)])
+        self.sow(layers.SHOWN, "input", x)
+        local = np.array([config.sight(layer) is not None for layer in range(self.depth)])
         if memory is None:
             x = self._through(
                 drop(x, deterministic), jnp.array(local), sight, causal, deterministic
@@ -146,6 +147,7 @@ class Tower(nn.Module):
         x = self.place(x)
         if config.norm_placement != "post":
             x = layers.NORMS[config.norm](config.dtype, name="norm")(x)
+        self.sow(layers.SHOWN, "output", x)
         return drop(x, deterministic), memory
 
     def _through(self, x, local, sight, causal, deterministic):
@@ -156,7 +158,7 @@ class Tower(nn.Module):
             block = nn.remat(Block, policy=REMAT[config.remat], prevent_cse=unrolled)
         blocks = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, layers.SHOWN: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=self.depth,
@@ -174,6 +176,11 @@ class Tower(nn.Module):
 
 class Transformer(nn.Module):
     """Batch to logits: `__call__` for training; `encode`, `start`, `decode_step` to decode.
+
+    Where apply has the collection layers.SHOWN mutable, `__call__` leaves there of each tower its
+    "input" and "output" [B, T, D] and of its layers "hidden" [L, B, T, D], and of each attention
+    "queries" [L, B, T, N, H], "keys", "values" [L, B, S, K, H] and "scores" [L, B, N, T, S], each
+    in a tuple of one for each time that the tower was run. Elsewhere none of it is computed.
 
     With model.arrangement prefix_lm or language_model there is no encoder: the decoder reads the
     inputs and then the targets, and only the latter's logits are returned. place: x [B, T, D] -> x,

@@ -1,0 +1,18 @@
+"""A student learns what its teacher says, instead of what is right: sequence-level distillation.
+
+python -m lm predict --workdir=runs/finetune --split=train --decoding="beam width=4" \
+  --out=runs/finetune/answers.jsonl
+python -m lm train --config=configs/distill_sequence.py:runs/finetune --workdir=runs/distill
+
+What is held out stays the task's own. Source: Kim and Rush 2016, arXiv:1606.07947.
+"""
+
+from configs import distill
+
+
+def get_config(preset: str = "tiny"):
+    config = distill.get_config(preset)
+    config.teacher.loss = "labels"
+    config.data.train = f"{config.teacher.workdir or 'runs/finetune'}/answers.jsonl"
+    config.data.shards = ""
+    return config

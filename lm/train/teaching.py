@@ -1,0 +1,144 @@
+"""The teacher beside the loop, and the answers of the student that it judges."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import batch, evaluate, parallel, run, steps, transformer
+from lm.distill import policy
+
+CALLS = 3  # of the teacher's forward pass, whose median is what it takes
+
+
+def model_of(this: run.Run) -> transformer.ModelConfig:
+    """The teacher's model as it is computed here: in teacher.dtype, with our attention."""
+    theirs = run.read_run(run.teacher_of(this)[0]).model
+    how = {"attention": this.model.attention, "dtype": this.config["teacher"]["dtype"]}
+    return dataclasses.replace(theirs, **how)
+
+
+def cast(this: run.Run, params):
+    """The teacher's parameters in teacher.dtype, wherever they lie."""
+    dtype = this.config["teacher"]["dtype"]
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def shapes(this: run.Run):
+    """What the teacher's parameters are on the devices, without using memory for it."""
+    whole = transformer.shapes(run.read_run(run.teacher_of(this)[0]).model)
+    return jax.eval_shape(functools.partial(cast, this), whole)
+
+
+def read(this: run.Run, tokens, strategy, *, fresh: bool):
+    """The teacher's parameters as its run has them; None where nothing needs them.
+
+    fresh: whether the student still has to start, from the teacher's layers as a rule; later a
+    cached teacher is not needed. Raises ValueError where the teacher's run is not there, or not
+    whole, or of other tokens.
+    """
+    named, which = run.teacher_of(this)
+    live, starts = not this.config["teacher"]["cache"], this.config["teacher"]["init"] != "random"
+    if not named or not (live or (fresh and starts)):
+        return None
+    return evaluate.read_params(run.read_run(named), tokens, which, strategy)[0]
+
+
+def placed(this: run.Run, strategy, params):
+    """A live teacher's parameters on the devices, cast once; None where there is none."""
+    if params is None or this.config["teacher"]["cache"]:
+        return None
+    return strategy.place_state(cast(this, params))
+
+
+def cost(this: run.Run, strategy, teacher) -> dict[str, float]:
+    """What a placed teacher takes: {"teacher_seconds", "teacher_gib", "teacher_workspace_gib"}.
+
+    Seconds of its forward passes over one batch, in the parts that an update takes; GiB of the
+    fullest device, for its parameters and for what a pass needs beside them, where the compiler
+    tells. Measured by a few passes over made-up rows, once; {} without a teacher.
+    """
+    if teacher is None:
+        return {}
+    shards = max(strategy.shards, this.parallel.fixed_shards)
+    parts = this.parallel.micro_batches * shards // strategy.shards
+    rows = this.data.batch_size // parts // parallel.hosts()[1]
+    ids = [np.ones((rows, length), np.int32) for length in this.lengths for _ in range(2)]
+    examples = strategy.place_batch(batch.Batch(*ids))
+    model = transformer.Transformer(model_of(this), strategy.place_rows)
+    step = strategy.compile(functools.partial(_forward, model=model))
+    forward = step.lower(teacher, examples).compile()
+    seconds = []
+    for _ in range(1 + CALLS):
+        start = time.perf_counter()
+        jax.block_until_ready(forward(teacher, examples))
+        seconds.append(time.perf_counter() - start)
+    taken = {"teacher_seconds": parts * statistics.median(seconds[1:])}
+    taken["teacher_gib"] = _bytes_of_a_device(teacher) / 2**30
+    told = forward.memory_analysis()
+    return taken | ({"teacher_workspace_gib": told.temp_size_in_bytes / 2**30} if told else {})
+
+
+def _forward(params, examples, *, model, axis=None):
+    # By row, of all logits, so that none is left out.
+    logits = steps.predict(model, params, examples, None).astype(jnp.float32)
+    return jnp.sum(jax.nn.logsumexp(logits, axis=-1), axis=-1)
+
+
+def _bytes_of_a_device(tree) -> int:
+    held: dict = {}
+    for leaf in jax.tree.leaves(tree):
+        for part in leaf.addressable_shards:
+            held[part.device] = held.get(part.device, 0) + part.data.nbytes
+    return max(held.values())
+
+
+def shares(cost: dict, rates: dict, ledger) -> dict[str, float]:
+    """Of an update's time: {"teacher_share": what the teacher takes, "decode_share": its answers}.
+
+    cost: as `cost` gives it. rates: with "step_seconds", since the last row, as the ledger's. What
+    is not known, or not there, is left out.
+    """
+    found = {}
+    if cost and rates.get("step_seconds"):
+        found["teacher_share"] = cost["teacher_seconds"] / rates["step_seconds"]
+    if written := ledger.passed("decode"):
+        found["decode_share"] = written / (written + ledger.passed("step"))
+    return found
+
+
+class Answers:
+    """The student's own answers in place of a batch's targets, in a share of the updates.
+
+    policy: which, and how they are found. One program on the devices; nothing is fetched.
+    """
+
+    def __init__(self, this: run.Run, strategy, eos: int):
+        self.policy = policy.parse(this.config["teacher"]["on_policy"])
+        self._strategy, self._rows = strategy, this.data.batch_size
+        self._seed = this.config["seed"]
+        model = transformer.Transformer(this.model, strategy.place_rows)
+        options = {"length": this.lengths[1], "eos": eos, "how": self.policy.how}
+        self._write = strategy.compile(functools.partial(policy.answered, model=model, **options))
+
+    def written(self, params, placed: batch.Batch, index: int) -> batch.Batch:
+        """The placed batch of that number, answered by placed parameters of the model.
+
+        What is drawn follows from the seed, the batch's number and the row's.
+        """
+        numbers = index * self._rows + np.arange(self._rows)
+        addresses = np.stack([np.full_like(numbers, self._seed), numbers], axis=1)
+        addresses = addresses.astype(np.uint32).view(np.int32)
+        own = self._strategy.place_batch(parallel.own_rows(addresses))
+        return self._write(params, placed, own)
+
+    def given(self, placed: batch.Batch) -> batch.Batch:
+        """The placed batch as it is, in the same form: no answer in it is the student's own."""
+        rows = np.zeros(self._rows // parallel.hosts()[1], bool)
+        return placed._replace(own=self._strategy.place_batch(rows))

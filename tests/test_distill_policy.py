@@ -1,0 +1,260 @@
+"""Laws of the student's own answers: when it gives them, what they are, what they teach."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import batch, decoding, distill, losses, parallel, steps, transformer
+from lm.distill import policy
+
+# Which updates. ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
+def test_of_any_updates_in_a_row_the_share_is_the_students_to_within_one(share):
+    asked = policy.Policy(share)
+    own = np.cumsum([asked.own(index) for index in range(400)])
+    assert np.abs(own - share * np.arange(1, 401)).max() < 1
+    assert bool(asked) == (share > 0)
+
+
+def test_losses_are_compared_with_those_of_the_commoner_kind():
+    for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+        asked = policy.Policy(share)
+        usual = [asked.own(index) for index in range(100) if asked.usual(index)]
+        assert len(usual) >= 50 and len(set(usual)) == 1
+
+
+def test_a_policy_is_read_from_words():
+    assert policy.parse(" ") == policy.Policy()
+    asked = policy.parse("share=0.25 sample temperature=0.9 top_k=5")
+    assert asked == policy.Policy(0.25, decoding.parse("sample temperature=0.9 top_k=5"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("sample", "='sample' does not begin with its share .*; write it as 'share=0.5 sample"),
+        ("share=half greedy", "does not begin with its share of the updates"),
+        ("share=1.5 greedy", "share=1.5 is no share; use 0 to 1"),
+        ("share=nan greedy", "share=nan is no share"),
+        ("share=1 sampel", "decoding='sampel' is unknown; .* did you mean 'sample'"),
+        ("share=1 sample n_best=2", "n_best=2 is more than the one answer .*; leave n_best out"),
+    ],
+)
+def test_words_that_are_no_policy_are_a_sentence(text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        policy.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "loss", "change", "sentence"),
+    [
+        ("", "policy", {}, "the term policy, .*; write it as 'share=1 sample'"),
+        ("share=1 greedy", "policy", {}, "has the term policy"),
+        ("share=1 sample temperature=2", "policy", {}, "has the term policy"),
+        ("share=1 sample top_k=3", "reverse_kl, policy", {}, "has the term policy"),
+        ("share=1 sample", "jsd", {"packing": "first_fit"}, "data.packing='first_fit' has several"),
+        ("share=1 sample", "jsd", {"pairs": False}, "has no use for running text"),
+        ("share=1 sample max_length=9", "jsd", {}, "max_length=9 is more than the 8 tokens"),
+    ],
+)
+def test_a_policy_that_does_not_suit_the_rest_is_a_sentence(text, loss, change, sentence):
+    options = {"packing": "none", "pairs": True, "length": 8}
+    with pytest.raises(ValueError, match=sentence):
+        policy.check(text, distill.parse(loss), **options | change)
+    policy.check("share=1 sample max_length=8", distill.parse("reverse_kl, policy"), **options)
+
+
+# What it writes. -----------------------------------------------------------------------------
+
+EOS, LENGTH, ROWS = 1, 6, 8
+TINY = transformer.ModelConfig(
+    vocab_size=8,
+    d_model=8,
+    d_ff=16,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=4,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    layers="scanned",
+)
+SAMPLE = decoding.parse("sample")
+
+
+@pytest.fixture(scope="module")
+def params():
+    made = transformer.Transformer(TINY).init(jax.random.key(0), transformer.example())["params"]
+    return jax.tree.map(np.asarray, made)
+
+
+def asked(empty=()):
+    """Rows of inputs, `empty` ones without any, whose targets are someone else's."""
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(2, 8, (ROWS, 5), dtype=np.int32)
+    segments = (np.arange(5) < rng.integers(1, 6, (ROWS, 1))).astype(np.int32)
+    segments[list(empty)] = 0
+    targets = np.full((ROWS, LENGTH), 6, np.int32)
+    return batch.Batch(inputs * segments, segments, targets, np.ones_like(targets))
+
+
+def addresses(update=0):
+    return np.stack([np.full(ROWS, 3), update * ROWS + np.arange(ROWS)], 1).astype(np.int32)
+
+
+def writer(how=SAMPLE, place=transformer.anywhere):
+    model = transformer.Transformer(TINY, place)
+    return functools.partial(policy.answered, model=model, length=LENGTH, eos=EOS, how=how)
+
+
+@pytest.mark.parametrize("how", [SAMPLE, decoding.parse("sample max_length=4")])
+def test_an_answer_is_learnt_up_to_its_eos_and_no_further(params, how):
+    written = jax.jit(writer(how))(params, asked(empty=[2]), addresses())
+    lengths = []
+    for row in range(ROWS):
+        ids, counts = written.targets[row].tolist(), written.targets_segment_ids[row].tolist()
+        room = how.room(LENGTH)
+        length = 0 if row == 2 else min(ids.index(EOS) + 1 if EOS in ids else room, room)
+        assert counts == [1] * length + [0] * (LENGTH - length)
+        assert not any(ids[length:])
+        lengths.append(length)
+    assert len(set(lengths)) > 2
+    assert np.asarray(written.own).all() and written.own.shape == (ROWS,)
+    np.testing.assert_array_equal(written.inputs, asked(empty=[2]).inputs)
+
+
+def test_answers_follow_from_the_seed_the_update_and_the_row(params):
+    write = jax.jit(writer())
+    whole, again = (write(params, asked(), addresses(5)) for _ in range(2))
+    np.testing.assert_array_equal(whole.targets, again.targets)
+    half = jax.tree.map(lambda x: x[1::2], asked())
+    alone = write(params, half, addresses(5)[1::2])
+    np.testing.assert_array_equal(whole.targets[1::2], alone.targets)
+    other = write(params, asked(), addresses(6))
+    assert np.any(whole.targets != other.targets)
+
+
+@pytest.mark.parametrize(
+    ("config", "devices"),
+    [
+        (parallel.ParallelConfig(), 1),
+        (parallel.ParallelConfig(), 4),
+        (parallel.ParallelConfig(strategy="mesh", data=2, fsdp=2, tensor=2), 8),
+    ],
+)
+def test_answers_are_the_same_on_any_devices(params, config, devices):
+    strategy = parallel.make_strategy(config, jax.devices()[:devices])
+    write = strategy.compile(writer(place=strategy.place_rows))
+    place = strategy.place_batch
+    written = write(strategy.place_state(params), place(asked()), place(addresses()))
+    expected = jax.jit(writer())(params, asked(), addresses())
+    found = strategy.fetch_rows((written.targets, written.targets_segment_ids, written.own))
+    for ours, theirs in zip(found, expected[2:4] + expected[5:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# What it learns from them. -------------------------------------------------------------------
+
+
+def tables(seed, vocab, length):
+    """Logits of each next token by what was said before, of random numbers."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for n in range(length):
+        for said in itertools.product(range(vocab), repeat=n):
+            made[said] = rng.normal(size=vocab)
+    return made
+
+
+def rows_of(table, sequences):
+    """Logits [B, T, V] along each of the sequences [B, T]."""
+    return jnp.stack(
+        [jnp.stack([jnp.asarray(table[tuple(s[:t])]) for t in range(len(s))]) for s in sequences]
+    )
+
+
+def chance(table, sequence):
+    """The log-probability of a whole sequence."""
+    terms = [jax.nn.log_softmax(table[tuple(sequence[:t])])[y] for t, y in enumerate(sequence)]
+    return sum(terms)
+
+
+def expected_gradient(loss, student, teacher, sequences):
+    """The mean over the student's sequences of the gradient of a loss of (q, p, targets)."""
+    fixed = jnp.exp(jnp.array([chance(student, s) for s in sequences]))
+
+    def mean(table):
+        logits, theirs = rows_of(table, sequences), rows_of(teacher, sequences)
+        targets = jnp.array(sequences)
+        each = jax.vmap(lambda q, p, y: loss(q[None], p[None], y[None]))(logits, theirs, targets)
+        return jnp.sum(jax.lax.stop_gradient(fixed) * each)
+
+    return jax.grad(mean)(student)
+
+
+def long_term(q, p, y):
+    return policy.policy_gradient(q, p, y, jnp.ones(y.shape))[0]
+
+
+def single_step(q, p, y):
+    return losses.reverse_kl(q, p, jnp.ones(y.shape))[0]
+
+
+def test_with_reverse_kl_the_expected_gradient_is_that_of_the_kl_of_whole_answers():
+    with jax.enable_x64():
+        student, teacher = tables(0, 3, 2), tables(1, 3, 2)
+        student, teacher = (jax.tree.map(jnp.asarray, each) for each in (student, teacher))
+        sequences = list(itertools.product(range(3), repeat=2))
+
+        def divergence(table):
+            parts = [(chance(table, s), chance(teacher, s)) for s in sequences]
+            return sum(jnp.exp(q) * (q - p) for q, p in parts)
+
+        exact = jax.grad(divergence)(student)
+        both = lambda *said: long_term(*said) + single_step(*said)
+        found = expected_gradient(both, student, teacher, sequences)
+        alone = expected_gradient(single_step, student, teacher, sequences)
+    for said, grad in exact.items():
+        np.testing.assert_allclose(found[said], grad, atol=1e-6)
+    assert np.abs(alone[()] - exact[()]).max() > 1e-2
+
+
+def test_what_comes_after_a_token_is_averaged_over_the_rest_of_its_own_row():
+    rng = np.random.default_rng(2)
+    q, p = (rng.normal(size=(2, 5, 4)) for _ in range(2))
+    targets = rng.integers(0, 4, (2, 5))
+    weights = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], float)
+    log = lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))
+    expected = np.zeros_like(q)
+    value = 0.0
+    for row, length in enumerate((4, 2)):
+        for t in range(length - 1):
+            later = range(t + 1, length)
+            rest = [(log(q) - log(p))[row, s, targets[row, s]] for s in later]
+            share = np.exp(log(q)[row, t])
+            expected[row, t] = np.mean(rest) * (np.eye(4)[targets[row, t]] - share)
+            value += np.mean(rest)
+    loss = lambda x: policy.policy_gradient(x, jnp.asarray(p), targets, jnp.asarray(weights))
+    (total, count), grad = loss(jnp.asarray(q)), jax.grad(lambda x: loss(x)[0])(jnp.asarray(q))
+    np.testing.assert_allclose(total, value, rtol=1e-5)
+    np.testing.assert_allclose(grad, expected, atol=1e-6)
+    assert count == 6
+
+
+def test_a_student_that_is_its_teacher_learns_nothing_from_its_own_answers(params):
+    model = transformer.Transformer(TINY)
+    written = jax.jit(writer())(params, asked(), addresses())
+    terms = distill.parse("labels, policy, reverse_kl, jsd")
+    loss = distill.make_distillation_loss(
+        model, steps.LossConfig(z_loss=0.1), np.ones(8, int), model, terms
+    )
+    total, grad = jax.jit(jax.value_and_grad(lambda x: loss(x, written, None, params)[0]))(params)
+    assert abs(total) < 1e-5
+    assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(grad)) < 1e-5

@@ -1,0 +1,247 @@
+"""Laws of which layers are compared, and of the projections where their widths differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm import checkpoints, distill, evaluate, run, show, steps, train, transformer
+from lm.distill import features
+from tests.test_distill_features import EXAMPLES, MODEL, drawn, term
+from tests.test_parallel import LAYOUTS, make
+from tests.test_train import assert_same_bits, go, in_less_time, last, pretrained  # noqa: F401
+
+SIZES = {field: getattr(MODEL, field) for field in ("vocab_size", "d_ff", "num_heads", "head_dim")}
+WIDE = dataclasses.replace(MODEL, d_model=32, num_heads=8, num_kv_heads=8)
+HIDDEN = "hidden encoder=even decoder=1:1-3:2"
+TERMS = distill.parse(f"labels, {HIDDEN}, relations heads=2 weight=0.5")
+
+
+def deep(ours: int, theirs: int, **words):
+    """A student and a teacher of so many layers in each tower."""
+    depths = [
+        {f"num_{tower}_layers": n for tower in ("encoder", "decoder")} for n in (ours, theirs)
+    ]
+    return [dataclasses.replace(MODEL, **(sizes | words)) for sizes in depths]
+
+
+@pytest.fixture(scope="module")
+def models():
+    """(model, parameters) of a student and of a wider teacher, the former with projections."""
+    student, teacher = transformer.Transformer(MODEL), transformer.Transformer(WIDE)
+    wanted = features.shapes(TERMS, MODEL, WIDE)
+    beside = {features.PROJECTIONS: features.first_projections(wanted, jax.random.key(0))}
+    return (student, drawn(student, 0) | beside), (teacher, drawn(teacher, 1))
+
+
+# Which layers. -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("none", None),
+        ("last", ((4, 12),)),
+        ("all", ((1, 1), (2, 5), (3, 8), (4, 12))),
+        ("even", ((2, 5), (4, 12))),
+        ("1-4", ((1, 1), (4, 12))),
+        ("0-3:9", ((0, 0), (3, 9))),
+        ("4:10", ((4, 10),)),
+        ("0:3", ((0, 3),)),
+    ],
+)
+def test_layers_are_paired_as_said_and_else_as_even_copies_them(words, expected):
+    found = features.pairs(term(f"hidden decoder=last encoder={words}"), *deep(4, 12))
+    assert found.get("encoder") == expected and found["decoder"] == ((4, 12),)
+
+
+def test_a_layer_learns_from_the_one_that_it_is_a_copy_of():
+    for ours, theirs in ((2, 6), (3, 6), (4, 5), (6, 6)):
+        found = features.pairs(term("hidden encoder=all"), *deep(ours, theirs))["encoder"]
+        assert [pair[1] - 1 for pair in found] == distill.evenly(theirs, ours)
+
+
+def test_the_only_layer_of_a_tower_learns_from_the_last():
+    for words in ("last", "all", "even"):
+        found = features.pairs(term(f"relations encoder={words}"), *deep(1, 6))
+        assert found["encoder"] == ((1, 6),)
+
+
+WINDOWS = {"windows": "alternating", "window": 4}
+REFUSED = [
+    ("hidden encoder=1-5", {}, {}, "encoder=1-5 has layer 5; use 0 to 4"),
+    ("hidden decoder=2:13", {}, {}, "decoder=2:13 has layer 13; use 0 to 12"),
+    ("relations encoder=0", {}, {}, "has layer 0; use 1 to 4"),
+    ("hidden encoder=none decoder=none", {}, {}, "compares no layers; say encoder=last"),
+    ("attention", {"num_heads": 2, "num_kv_heads": 2}, {}, "has 2 and the teacher's 4; use relat"),
+    ("attention encoder=1:2", WINDOWS, WINDOWS, "layer 1 of the encoder with the teacher's 2"),
+    ("relations heads=3", {}, {}, "heads=3 does not divide the 16 units of the student's encoder"),
+    ("relations", {"num_heads": 8, "num_kv_heads": 8}, {"head_dim": 3}, "8 does not divide the 12"),
+    (
+        "hidden",
+        {"arrangement": "prefix_lm", "num_encoder_layers": 0},
+        {},
+        "model.arrangement='prefix_lm' is the teacher's 'encoder_decoder'; use forward_kl",
+    ),
+]
+
+
+@pytest.mark.parametrize("said, ours, theirs, sentence", REFUSED)
+def test_what_cannot_be_compared_is_a_sentence(said, ours, theirs, sentence):
+    student, teacher = deep(4, 12)
+    models = dataclasses.replace(student, **ours), dataclasses.replace(teacher, **theirs)
+    with pytest.raises(ValueError) as caught:
+        features.shapes((term(said),), *models)
+    assert sentence in str(caught.value)
+
+
+# Projections. --------------------------------------------------------------------------------
+
+
+def test_projections_are_for_towers_of_another_width_alone():
+    assert features.shapes(TERMS, MODEL, MODEL) == {}
+    assert features.shapes(distill.parse("labels, relations heads=2"), MODEL, WIDE) == {}
+    both = features.shapes(TERMS, MODEL, WIDE)
+    found = {tower: made["layers"]["kernel"].shape for tower, made in both.items()}
+    assert found == {"encoder": (1, 16, 32), "decoder": (2, 16, 32)}
+    wide = dataclasses.replace(MODEL, shared="nothing", encoder={"d_model": 24})
+    assert features.shapes(TERMS, MODEL, wide).keys() == {"encoder"}
+
+
+def test_fresh_projections_keep_the_norm_and_differ_from_one_another():
+    shapes = features.shapes(TERMS, dataclasses.replace(MODEL, d_model=200), WIDE)
+    one, other = (features.first_projections(shapes, jax.random.key(seed)) for seed in (0, 1))
+    leaves = [leaf for leaf in jax.tree.leaves((one, other))]
+    assert all(abs(float(jnp.std(leaf)) * 200**0.5 - 1) < 0.05 for leaf in leaves)
+    layers = [layer for leaf in leaves for layer in np.asarray(leaf)]
+    assert all((a != b).all() for i, a in enumerate(layers) for b in layers[:i])
+
+
+def test_a_projection_that_changes_nothing_changes_no_loss():
+    model = transformer.Transformer(MODEL)
+    shown = [features.features(model, drawn(model, s), EXAMPLES, None, True)[1] for s in (0, 1)]
+    same = {"layers": {"kernel": jnp.broadcast_to(jnp.eye(16), (2, 16, 16))}}
+    same = {tower: same for tower in ("encoder", "decoder")}
+    totals = [features.compare(term(HIDDEN), *shown, EXAMPLES, p)[0] for p in (None, same)]
+    np.testing.assert_allclose(*totals, rtol=1e-5)
+
+
+def test_each_pair_of_layers_has_a_projection_of_its_own_which_learns(models):
+    shown = [features.features(*each, EXAMPLES, None, True)[1] for each in models]
+    total = lambda beside: features.compare(term(HIDDEN), *shown, EXAMPLES, beside)[0]
+    slope = jax.grad(total)(models[0][1][features.PROJECTIONS])
+    assert all(jnp.max(jnp.abs(layer)) > 1e-3 for leaf in jax.tree.leaves(slope) for layer in leaf)
+    first = {"layers": {"kernel": slope["decoder"]["layers"]["kernel"].at[1].set(0)}}
+    alone = jax.grad(lambda beside: features.compare(
+        term("hidden encoder=none decoder=1:1"), *shown, EXAMPLES, beside)[0] / 2
+    )({"decoder": models[0][1][features.PROJECTIONS]["decoder"]})  # fmt: skip
+    np.testing.assert_allclose(alone["decoder"]["layers"]["kernel"], first["layers"]["kernel"])
+
+
+# The update, on many devices. ----------------------------------------------------------------
+
+
+@functools.cache
+def update_of(name: str | None):
+    """(state, sums) after an update on a layout, on one device for None."""
+    strategy = make(name) if name else None
+    place = strategy.place_rows if name else transformer.anywhere
+    student, teacher = (transformer.Transformer(config, place) for config in (MODEL, WIDE))
+    beside = features.first_projections(features.shapes(TERMS, MODEL, WIDE), jax.random.key(0))
+    params = jax.device_get(drawn(student, 0) | {features.PROJECTIONS: beside})
+    taught = jax.device_get(drawn(teacher, 1))
+    optimizer = optax.sgd(0.1)  # linear: Adam makes of a gradient near 0 a step of any sign
+    parts = LAYOUTS[name][1].get("micro_batches", 1) if name else 1
+    plan = steps.Plan(micro_batches=parts, total=10)
+    state = jax.device_get(steps.init_state(student, optimizer, plan, params))
+    words = steps.LossConfig(), np.ones(48, np.int32)
+    loss = distill.make_distillation_loss(student, *words, teacher, TERMS)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    examples = jax.tree.map(lambda x: np.tile(x, (4, 1)), EXAMPLES)  # 16 rows
+    if not name:
+        return jax.device_get(jax.jit(step)(state, examples, taught))
+    placed = (
+        strategy.place_state(state),
+        strategy.place_batch(examples),
+        strategy.place_state(taught),
+    )
+    return jax.device_get(tuple(map(strategy.fetch, strategy.compile(step)(*placed))))
+
+
+@pytest.mark.parametrize("name", ["pmap 8, 2 parts", "data 2, fsdp 2, tensor 2"])
+def test_every_layout_takes_the_update_of_one_device(name):
+    (ours, sums), (theirs, expected) = update_of(name), update_of(None)
+    assert sums.keys() == expected.keys() >= {"teacher/hidden", "gradient_norm/projections"}
+    for key in expected:
+        np.testing.assert_allclose(sums[key], expected[key], rtol=1e-4, err_msg=key)
+    for one, other in zip(*map(jax.tree.leaves, (ours.params, theirs.params)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+# A run. --------------------------------------------------------------------------------------
+
+NARROW = {"model.d_model": 8, "model.num_encoder_layers": 1, "teacher.init": "random"}
+NARROW |= {"teacher.loss": "labels, hidden decoder=all", "stage": "distill"}
+
+
+@pytest.fixture(scope="module")
+def narrow(go, pretrained):  # noqa: F811
+    return go(**NARROW, **{"teacher.workdir": str(pretrained)})
+
+
+def held(workdir, which: int):
+    """The parameters that training held after an update, and the step found."""
+    this = run.read_run(workdir)
+    with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
+        return saved.restore_params(run.held(this), which)[0]
+
+
+def test_a_run_trains_its_projections_and_none_are_in_what_is_read(narrow):
+    before, after = (held(narrow, step)[features.PROJECTIONS] for step in (2, 6))
+    assert {tower: leaf["layers"]["kernel"].shape for tower, leaf in after.items()} == {
+        "encoder": (1, 8, 16),
+        "decoder": (2, 8, 16),
+    }
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert np.all(np.asarray(one) != np.asarray(other))
+    this = run.read_run(narrow)
+    params, step = evaluate.read_params(this, run.make_tokenizer(this))
+    assert step == 6 and jax.tree.structure(params) == jax.tree.structure(this.shapes)
+    assert_same_bits(params, features.plain(held(narrow, 6)))
+    assert "projections.encoder" in show.parameters(this)
+    assert "projections/encoder" in show.sharding(this)
+
+
+def test_a_student_is_read_where_its_teacher_is_gone(narrow, pretrained, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(run.held.__globals__["checks"], "read_run", None)
+    this = run.read_run(narrow)
+    assert evaluate.read_params(this, run.make_tokenizer(this))[1] == 6
+
+
+def test_a_run_that_goes_on_goes_on_with_its_projections(go, narrow, pretrained):  # noqa: F811
+    whole = held(narrow, 6)
+    other = go(**NARROW, **{"teacher.workdir": str(pretrained), "keep": 10, "steps": 6})
+    for folder in (other / "checkpoints").iterdir():
+        if folder.name in ("6",):
+            checkpoints.places.remove(folder)
+    go(other, **NARROW, **{"teacher.workdir": str(pretrained), "keep": 10, "steps": 6})
+    assert_same_bits(held(other, 6), whole)
+
+
+def test_training_starts_from_a_student_without_its_projections(go, narrow):  # noqa: F811
+    small = {key: NARROW[key] for key in ("model.d_model", "model.num_encoder_layers")}
+    started = go(**small, init_from=str(narrow), steps=1)
+    assert features.PROJECTIONS not in last(started)[0].params
+
+
+def test_projections_beside_lora_are_a_sentence(tiny_config, pretrained, tmp_path):  # noqa: F811
+    config = tiny_config(**NARROW, **{"teacher.workdir": str(pretrained), "lora.rank": 2})
+    with pytest.raises(ValueError) as caught:
+        train.check(run.make_run(config, tmp_path / "run"))
+    assert "use relations, or lora.rank=0" in str(caught.value)

@@ -1,0 +1,227 @@
+"""Laws of a teacher in the loop: what it costs, where it lies, and that any data can be taught."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lm import batch, logs, parallel, pipeline, run, train, transformer
+from lm.train import teaching
+from tests import untrained
+
+PAIRS = {"data.task": "docstring_summary", "data.target_length": 8}
+STUDENT = {"stage": "distill", "model.num_encoder_layers": 1, "model.num_decoder_layers": 1}
+ON_POLICY = {
+    "teacher.loss": "labels, reverse_kl, policy",
+    "teacher.on_policy": "share=0.5 sample",
+    "steps": 4,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_less_time():
+    """Without XLA's best code, and without measuring the machine at each run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "peak_flops", lambda devices: 1e12)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_config, tmp_path_factory):
+    """A run that has learnt nothing, but answers."""
+    workdir = tmp_path_factory.mktemp("teacher") / "run"
+    untrained.write(tiny_config(**PAIRS), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def student(tiny_config, teacher, tmp_path_factory):
+    """(workdir or None for a new one, **changes) -> the run of a student."""
+
+    def student(workdir=None, **changes) -> run.Run:
+        changes = {**PAIRS, **STUDENT, "teacher.workdir": str(teacher), "steps": 2, **changes}
+        changes = {"every.checkpoint": 2, "evaluate.examples": 8, **changes}
+        workdir = workdir or tmp_path_factory.mktemp("student") / "run"
+        return run.make_run(tiny_config(**changes), workdir)
+
+    return student
+
+
+def rows(this: run.Run) -> list[dict]:
+    found = logs.read(this.workdir / logs.METRICS)
+    return [row for row in found if row["split"] == "train"]
+
+
+def trained(this: run.Run, devices=1) -> list[dict]:
+    train.train(this, jax.devices()[:devices])
+    return rows(this)
+
+
+@pytest.fixture(scope="module")
+def practised(student):
+    """A student of its own answers in every second update, trained to the end."""
+    this = student(**ON_POLICY)
+    trained(this)
+    return this
+
+
+# What is taught. -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"data.task": "wikipedia"},
+        {"data.task": "docstring_summary=2,wikipedia=1", "data.target_length": 16},
+    ],
+)
+def test_pre_training_and_mixtures_are_taught_as_tasks_are(student, data):
+    found = trained(student(**data, **{"teacher.dtype": "bfloat16"}))
+    for row in found:
+        assert math.isfinite(row["loss"]) and row["teacher/forward_kl"] > 0
+        assert row["loss"] == pytest.approx(
+            0.2 * row["teacher/labels"] + 0.8 * row["teacher/forward_kl"], rel=1e-5
+        )
+
+
+def test_the_students_own_answers_count_for_the_teacher_and_not_as_labels(practised):
+    given, own = rows(practised)[0], rows(practised)[1]
+    assert given["teacher/policy"] == 0 and given["teacher/labels"] > 0
+    assert own["teacher/policy"] != 0 and own["teacher/labels"] == 0
+    assert all(row["teacher/reverse_kl"] > 0 and row["skipped"] == 0 for row in rows(practised))
+
+
+def test_a_run_with_own_answers_goes_on_to_the_same_losses(student, practised, monkeypatch):
+    this, whole = student(**ON_POLICY), pipeline.train_batches
+
+    def batches(*arguments, **options):
+        yield from itertools.islice(whole(*arguments, **options), 3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "train_batches", batches)
+        trained(this)
+    ours = trained(this)
+    assert [(row["step"], row["loss"]) for row in ours] == [
+        (row["step"], row["loss"]) for row in rows(practised)
+    ]
+
+
+def test_own_answers_are_the_same_on_four_devices(student, practised):
+    for ours, theirs in zip(trained(student(**ON_POLICY), 4), rows(practised), strict=True):
+        for name in ("loss", "teacher/reverse_kl", "teacher/policy"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student):
+    lora = {"lora.rank": 2, "lora.match": "query/kernel$", "steps": 2}
+    found = trained(student(**ON_POLICY | lora))
+    assert found[1]["teacher/policy"] != 0 and found[1]["skipped"] == 0
+
+
+# What it costs. ------------------------------------------------------------------------------
+
+
+def test_rows_and_ledger_tell_what_the_answers_and_the_teacher_took(practised):
+    spent = logs.goodput(practised.workdir)
+    assert spent["shares"]["decode"] > 0
+    assert spent["goodput"] == pytest.approx(spent["shares"]["step"] + spent["shares"]["decode"])
+    facts = json.loads((practised.workdir / logs.MANIFEST).read_text())
+    # The first answers are compiled, which is not what they cost.
+    assert ["decode_share" in row for row in rows(practised)] == [False, False, False, True]
+    assert 0 < rows(practised)[3]["decode_share"] < 1
+    for row in rows(practised)[1:]:
+        share = facts["teacher_seconds"] / row["step_seconds"]
+        assert row["teacher_share"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_a_teacher_takes_its_parameters_room_in_its_own_dtype(student, teacher, dtype, size):
+    this = student(**{"teacher.dtype": dtype})
+    strategy = train.layout(this, jax.devices()[:2])
+    theirs = run.read_run(teacher)
+    placed = teaching.placed(this, strategy, untrained.params(theirs))
+    cost = teaching.cost(this, strategy, placed)
+    count = transformer.parameter_count(theirs.model)
+    assert cost["teacher_gib"] * 2**30 == size * count
+    assert cost["teacher_seconds"] > 0 and cost["teacher_workspace_gib"] > 0
+    assert teaching.model_of(this).dtype == dtype
+    shape = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
+    assert shape(strategy.fetch(placed)) == shape(teaching.shapes(this))
+
+
+def test_without_a_teacher_nothing_is_measured(student):
+    this = student()
+    assert teaching.cost(this, train.layout(this, jax.devices()[:1]), None) == {}
+
+
+# Where it lies. ------------------------------------------------------------------------------
+
+
+def test_a_wider_teacher_is_cut_by_its_own_sizes(student, tiny_config, tmp_path):
+    wide = {"model.d_model": 32, "model.d_ff": 48, "model.num_heads": 8, "model.num_kv_heads": 8}
+    theirs = untrained.write(tiny_config(**PAIRS, **wide), tmp_path / "wide")
+    mesh = {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
+    change = {"teacher.workdir": str(theirs.workdir), "teacher.init": "random", "steps": 1}
+    one, cut = student(**change), student(**change, **mesh)
+    strategy = train.layout(cut, jax.devices()[:4])
+    placed = teaching.placed(cut, strategy, untrained.params(theirs))
+    expected = parallel.make_strategy(cut.parallel, jax.devices()[:4]).shardings(placed)
+    for leaf, sharding in zip(jax.tree.leaves(placed), jax.tree.leaves(expected), strict=True):
+        assert leaf.sharding == sharding
+    parts = [leaf.size / leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(placed)]
+    assert set(parts) >= {1.0, 4.0}
+    (ours,), (whole,) = trained(cut, 4), trained(one)
+    for name in ("loss", "teacher/forward_kl", "gradient_norm"):
+        np.testing.assert_allclose(ours[name], whole[name], rtol=1e-4)
+
+
+def test_what_is_saved_and_restored_is_the_student_alone(practised):
+    held = {path.name for path in (practised.workdir / "checkpoints").glob("*/*")}
+    assert held and not any("teacher" in name for name in held)
+
+
+# What goes wrong. ----------------------------------------------------------------------------
+
+
+def test_a_teacher_that_says_no_numbers_changes_no_weight(student, teacher):
+    this = student(**{"optimizer.warmup": 0})
+    update = train.make_update(this, np.ones(this.model.vocab_size, int), 2, run.pace(this, 60))
+    state, step = jax.jit(update.make)(None), jax.jit(update.step)
+    inputs, targets = this.lengths
+    shapes = [(this.data.batch_size, n) for n in (inputs, inputs, targets, targets)]
+    examples = batch.Batch(*[np.ones(shape, np.int32) for shape in shapes])
+    whole = untrained.params(run.read_run(teacher))
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), whole)
+    new, sums = step(state, examples, broken)
+    assert sums["finite"] == 0 and new.skipped == 1 and new.step == 1
+    jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, new.opt_state, state.opt_state)
+    new, sums = step(state, examples, whole)
+    assert sums["finite"] == 1 and new.skipped == 0
+    before, after = (each.params["embed"]["embedding"] for each in (state, new))
+    assert np.any(before != after)
+
+
+def test_a_teacher_that_is_gone_midway_is_a_sentence(student, teacher, tmp_path):
+    lent = pathlib.Path(shutil.copytree(teacher, tmp_path / "lent"))
+    workdir, changes = tmp_path / "run", {"teacher.workdir": str(lent)}
+    trained(student(workdir, **changes))
+    before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    shutil.rmtree(lent / "checkpoints")
+    longer = run.make_run(json.loads((workdir / "config.json").read_text()) | {"steps": 4}, workdir)
+    with pytest.raises((ValueError, OSError), match="no checkpoint in .*lent"):
+        train.train(longer, jax.devices()[:1], allow=("steps",))
+    shutil.rmtree(lent)
+    with pytest.raises(ValueError, match="lent holds no run .no config.json.; train one there"):
+        train.train(longer, jax.devices()[:1], allow=("steps",))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == before

@@ -1,0 +1,496 @@
+"""Laws of a cached teacher: beside each row lies what was said of it, and it is the teacher's."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import batch, corpus, evaluate, logs, pipeline, run, steps, train, transformer
+from lm.pipeline import taught
+from lm.preflight import program
+from lm.train import taught as writing
+from tests import untrained
+
+VOCAB, STEPS = 512, 4
+PAIRS = {"data.task": "docstring_summary", "stage": "finetune", "tokenizer.dir": ""}
+SMALL = {"model.num_encoder_layers": 1, "model.num_decoder_layers": 1, "steps": STEPS}
+LENGTHS = {"data.input_length": 32, "data.target_length": 12}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_less_time():
+    """Without XLA's best code, and without measuring the machine at each run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "peak_flops", lambda devices: 1e12)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def go(tiny_config, tiny_tokens, tmp_path_factory):
+    """(devices, **changes) -> workdir of a run trained to its end."""
+
+    def go(devices=1, workdir=None, **changes) -> pathlib.Path:
+        workdir = workdir or tmp_path_factory.mktemp("run") / "run"
+        changes = {**PAIRS, **LENGTHS, "tokenizer.dir": str(tiny_tokens.directory), **changes}
+        changes = {"every.evaluate": 10, "every.checkpoint": 10, "evaluate.examples": 4, **changes}
+        train.train(run.make_run(tiny_config(**changes), workdir), jax.devices()[:devices])
+        return workdir
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_config, tiny_tokens, tmp_path_factory):
+    """A workdir with two checkpoints, 0 and 8, of other parameters."""
+    workdir = tmp_path_factory.mktemp("teacher") / "run"
+    config = tiny_config(**PAIRS, **LENGTHS) | {"name": "teacher"}
+    config["tokenizer"]["dir"] = str(tiny_tokens.directory)
+    for step in (0, 8):
+        untrained.write(config, workdir, seed=step, step=step)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_config, tiny_tokens, teacher):
+    """(where, **changes) -> the run of a student of the teacher, whose workdir is `where`."""
+
+    def asked(where, **changes) -> run.Run:
+        changes = {"teacher.workdir": str(teacher), **SMALL, **LENGTHS, **changes}
+        changes = {**PAIRS, "tokenizer.dir": str(tiny_tokens.directory), **changes}
+        return run.make_run(tiny_config(**changes | {"stage": "distill"}), where)
+
+    return asked
+
+
+@pytest.fixture(scope="module")
+def whole(asked, tmp_path_factory):
+    """A cache of all ids, in float32."""
+    return written(asked(tmp_path_factory.mktemp("cache") / "whole"), VOCAB, "float32")
+
+
+def written(this, k, dtype, **options) -> pathlib.Path:
+    train.CacheWriter(this, k, dtype, **options).write()
+    return this.workdir
+
+
+# Beside each row, what was said of it. -----------------------------------------------------------
+
+TASKS = {
+    "pairs": {"data.task": "docstring_summary"},
+    "packed": {"data.task": "docstring_summary", "data.packing": "first_fit"},
+    "text": {"data.task": "wikipedia", "stage": "pretrain"},
+    "mixed": {"data.task": "docstring_summary=1,wikipedia=3", "stage": "pretrain"},
+}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def marked(request, tiny_config, tmp_path_factory):
+    """(examples with a cache of 9 updates, its folder), whose ids say of which target they are."""
+    root = tmp_path_factory.mktemp("marked")
+    this = run.make_run(tiny_config(**LENGTHS, **TASKS[request.param]), root / "run")
+    examples = run.make_examples(this, run.make_tokenizer(this))[0]
+    identity = {"order": pipeline.dealt(examples, 3), "k": 2, "dtype": "float32"}
+    manifest = taught.begun(root / "cache", identity | {"vocabulary": VOCAB})
+    dealt = pipeline.train_batches(examples, 3)
+    for count in (4, 3, 2):
+        made = (taught.records_of(rows, mark(rows), manifest["identity"]) for rows in dealt)
+        manifest = taught.add_file(root / "cache", manifest, itertools.islice(made, count))
+    cache = pipeline.read_taught(root / "cache")
+    return dataclasses.replace(examples, taught=cache), root / "cache"
+
+
+def mark(rows):
+    """What a made-up teacher says: of each target its own id, and its place in the row."""
+    place = np.broadcast_to(np.arange(rows.targets.shape[1]), rows.targets.shape)
+    said = np.stack([rows.targets, place], axis=-1)
+    of = rows.inputs.sum(axis=1, keepdims=True) + 0 * place
+    return batch.Taught(said, said.astype(np.float32), of.astype(np.float32))
+
+
+def assert_beside(rows):
+    real, marks = rows.targets_segment_ids > 0, mark(rows)
+    assert real.any()
+    for ours, theirs in zip(rows.taught, marks, strict=True):
+        np.testing.assert_array_equal(ours[real], theirs[real])
+
+
+def take(dealt, count):
+    return list(itertools.islice(dealt, count))
+
+
+@pytest.mark.parametrize(("start", "hosts", "workers"), [(0, 1, 0), (5, 1, 0), (2, 4, 0)])
+def test_from_any_update_and_on_any_host_each_row_has_its_own(marked, start, hosts, workers):
+    examples, _ = marked
+    for host in range(hosts):
+        dealt = pipeline.train_batches(examples, 3, start=start, host=host, hosts=hosts)
+        for rows in take(dealt, 9 - start):
+            assert_beside(rows)
+
+
+@pytest.mark.parametrize("marked", ["text"], indirect=True)
+def test_worker_processes_bring_it_too(marked):
+    data = dataclasses.replace(marked[0].data, workers=2)
+    parts = tuple(dataclasses.replace(part, data=data) for part in marked[0].parts)
+    examples = dataclasses.replace(marked[0], parts=parts)
+    dealt = pipeline.train_batches(examples, 3, start=1)
+    threads = take(pipeline.train_batches(marked[0], 3, start=1), 3)
+    for rows, same in zip(take(dealt, 3), threads, strict=True):
+        assert_beside(rows)
+        np.testing.assert_array_equal(rows.taught.ids, same.taught.ids)
+    dealt.close()
+
+
+def test_rows_of_another_seed_are_refused(marked):
+    dealt = pipeline.train_batches(marked[0], 4)
+    with pytest.raises(ValueError, match=r"row 0 of batch 1 is not what the teacher .* read; make"):
+        next(dealt)
+
+
+def test_past_its_last_update_a_cache_asks_to_be_made_longer(marked):
+    dealt = pipeline.train_batches(marked[0], 3, start=8)
+    assert_beside(next(dealt))
+    with pytest.raises(ValueError, match=r"ends at batch 9, and batch 10 .* --updates=10 or more"):
+        next(dealt)
+
+
+@pytest.mark.parametrize("marked", ["pairs"], indirect=True)
+def test_padding_is_not_stored_and_has_no_number_that_is_not_one(marked):
+    examples, folder = marked
+    rows = next(iter(pipeline.train_batches(examples, 3)))
+    pad = rows.targets_segment_ids == 0
+    assert pad.any() and np.isfinite(rows.taught.logits).all()
+    np.testing.assert_array_equal(rows.taught.ids[pad], [[0, 1]] * pad.sum())
+    stored = [examples.taught.record(address) for address in range(len(pad))]
+    sizes = [4 + real * (2 * 2 + 2 * 4 + 4) for real in (~pad).sum(axis=1)]
+    assert [len(data) for data in stored] == sizes
+
+
+@pytest.mark.parametrize("marked", ["pairs"], indirect=True)
+def test_a_row_that_cannot_be_read_any_more_has_nothing_beside_it(marked):
+    cache, count = marked[0].taught, 2
+    rows = batch.Batch(*(np.zeros((count, width), np.int32) for width in (32, 32, 12, 12)))
+    told = cache.beside(rows, np.arange(count))
+    np.testing.assert_allclose(np.exp(told.logits).sum(-1) + np.exp(told.tail), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("marked", ["pairs"], indirect=True)
+def test_a_damaged_file_of_a_cache_is_a_sentence(marked, tmp_path):
+    _, folder = marked
+    for place in folder.iterdir():
+        (tmp_path / place.name).write_bytes(place.read_bytes())
+    file = tmp_path / "taught-00001.array_record"
+    data = bytearray(file.read_bytes())
+    file.write_bytes(data[:-1])
+    cache = pipeline.read_taught(tmp_path)
+    with pytest.raises(ValueError, match=r"has \d+ bytes instead of \d+; remove .* teacher-cache"):
+        cache.record(0)
+    data[600] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(corpus.Damaged, match=r"record \d+ of .*taught-00001.* teacher-cache"):
+        [pipeline.read_taught(tmp_path).record(row) for row in range(9 * 8)]
+
+
+def test_a_folder_without_a_cache_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no cache of a teacher; make one with .*or leave"):
+        pipeline.read_taught(tmp_path)
+
+
+# What is written. --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 5, 16])
+def test_the_likeliest_and_the_tail_have_all_mass(k):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)) * 4, jnp.float32)
+    told = writing.likeliest(logits, k, "float32")
+    p = np.exp(np.asarray(logits, np.float64))
+    p = np.sort(p / p.sum(-1, keepdims=True), axis=-1)[..., ::-1]
+    np.testing.assert_allclose(np.exp(told.logits), p[..., :k], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(told.tail), p[..., k:].sum(-1), rtol=1e-5)
+    same = jnp.take_along_axis(jax.nn.log_softmax(logits), told.ids, -1)
+    np.testing.assert_allclose(told.logits, same, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", taught.STORED)
+def test_what_is_stored_is_read_back_to_the_dtypes_precision(dtype, tmp_path):
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 16)) * 9, jnp.float32)
+    logits = logits.at[0, 0, 3:].set(-1e9)  # a probability of nothing
+    told = jax.device_get(writing.likeliest(logits, 16, dtype))
+    ones = np.ones((2, 3), np.int32)
+    rows = batch.Batch(ones, ones, ones, ones)
+    identity = {"order": {"batch_size": 2}, "k": 16, "dtype": dtype, "vocabulary": 70_000}
+    manifest = taught.begun(tmp_path, identity)
+    taught.add_file(tmp_path, manifest, [taught.records_of(rows, told, identity)])
+    read = pipeline.read_taught(tmp_path).beside(rows, np.arange(2))
+    np.testing.assert_array_equal(read.ids, told.ids)
+    np.testing.assert_array_equal(read.logits, np.asarray(told.logits, np.float32))
+    exact = np.sort(np.asarray(jax.nn.log_softmax(logits)), axis=-1)[..., ::-1]
+    most = float(jnp.finfo(dtype).max)
+    exact = np.maximum(exact, -most)
+    np.testing.assert_allclose(read.logits, exact, rtol=float(jnp.finfo(dtype).eps))
+    assert read.logits.dtype == np.float32 and np.isfinite(read.logits).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_size_that_is_foretold_is_the_size_that_is_written(asked, tmp_path, dtype):
+    writer = train.CacheWriter(asked(tmp_path / dtype, steps=6), 256, dtype)
+    foretold, said = writer.update_bytes * 6, writer.account()
+    assert f"6 updates of 8 rows, the 256 likeliest of 512 ids in {dtype}" in said
+    assert f"{foretold:,} in all" in said and not (tmp_path / dtype / "manifest.json").exists()
+    writer.write()
+    size = sum(file.stat().st_size for file in (tmp_path / dtype).glob("*.array_record"))
+    assert abs(foretold - size) < 0.2 * size
+
+
+def test_what_does_not_fit_on_the_disk_is_refused_before_it_starts(asked, tmp_path, monkeypatch):
+    writer = train.CacheWriter(asked(tmp_path / "cache"), 16, "float16")
+    usage = type("Usage", (), {"free": writer.update_bytes * STEPS - 1})
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(ValueError, match=r"but only [\d,]+ are free; free some space, or use a sm"):
+        writer.account()
+    usage.free += 1
+    assert "are free." in writer.account()
+
+
+def kept(folder):
+    return {file.name: file.read_bytes() for file in folder.glob("taught-*")}
+
+
+def test_a_killed_writer_goes_on_behind_its_last_whole_file(asked, tmp_path, monkeypatch):
+    this = asked(tmp_path / "cache")
+    monkeypatch.setattr(taught, "FILE", 2 * train.CacheWriter(this, 4, "float32").update_bytes)
+    told = train.CacheWriter._told
+
+    def killed(writer):
+        yield from itertools.islice(told(writer), 3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.CacheWriter, "_told", killed)
+        train.CacheWriter(this, 4, "float32").write()
+    assert list(kept(this.workdir)) == ["taught-00000.array_record"]
+    assert not list(this.workdir.glob(".writing*"))
+    again = train.CacheWriter(this, 4, "float32")
+    assert again.done == 2 and "2 updates are there" in again.account()
+    again.write()
+    unbroken = written(asked(tmp_path / "other"), 4, "float32")
+    assert kept(this.workdir) == kept(unbroken)
+    longer = written(this, 4, "float32", updates=STEPS + 1)
+    assert pipeline.read_taught(longer).updates == STEPS + 1
+
+
+def test_it_does_not_matter_on_which_devices_it_is_written(asked, whole, tmp_path):
+    changes = {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
+    this = asked(tmp_path / "mesh", **changes, **{"parallel.micro_batches": 2})
+    theirs, ours = pipeline.read_taught(whole), pipeline.read_taught(written(this, 64, "float32"))
+    assert ours.updates == theirs.updates == STEPS
+    for row in range(0, STEPS * 8, 3):
+        assert ours.record(row)[:4] == theirs.record(row)[:4]
+        here, there = (
+            np.frombuffer(cache.record(row), cache.position, offset=4) for cache in (ours, theirs)
+        )
+        np.testing.assert_allclose(here["logits"], there["logits"][:, :64], rtol=1e-4, atol=1e-4)
+
+
+# Who may use it. ---------------------------------------------------------------------------------
+
+
+def find(this):
+    tokens = run.make_tokenizer(this)
+    return train.find_taught(this, tokens, run.make_examples(this, tokens)[0])
+
+
+OTHERS = {
+    "teacher": ({"teacher.dtype": "bfloat16"}, r"another teacher: teacher.dtype \(here 'bfloat16'"),
+    "seed": ({"seed": 1}, r"another order of data: order.seed \(here 1, there 0\)"),
+    "rows": ({"data.batch_size": 16}, r"another order of data: order.batch_size \(here 16,"),
+    "packing": ({"data.packing": "first_fit"}, r"another order of data: order.packing"),
+    "lengths": ({"data.target_length": 10}, r"another order of data: order.columns"),
+    "split": ({"data.train": "train[:50%]"}, r"another order of data: order.files"),
+    "task": ({"data.task": "wikipedia"}, r"another order of data: order.columns"),
+    "length": ({"steps": STEPS + 1}, r"has 4 updates, and the run 5; .* --updates=5"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_cache_of_anything_else_is_refused_by_name(asked, whole, tmp_path, what):
+    changes, sentence = OTHERS[what]
+    with pytest.raises(ValueError, match=sentence):
+        find(asked(tmp_path / "run", **{"teacher.cache": str(whole)}, **changes))
+
+
+def test_students_of_other_shapes_and_rates_share_a_cache(asked, whole, tmp_path):
+    changes = {"optimizer.peak": 0.1, "model.num_encoder_layers": 2, "teacher.init": "random"}
+    changes |= {"data.workers": 2, "parallel.micro_batches": 4, "steps": 2}
+    assert find(asked(tmp_path / "run", **{"teacher.cache": str(whole)}, **changes)).updates == 4
+
+
+def test_another_update_of_the_teacher_is_another_teacher(asked, whole, teacher, tmp_path):
+    assert fingerprint(teacher, 0)[1] != fingerprint(teacher, 8)[1]
+    assert fingerprint(teacher, "newest") == fingerprint(teacher, 8)
+    named = f"{teacher}@0"
+    with pytest.raises(ValueError, match=r"another teacher: teacher.parameters .*teacher.update"):
+        find(asked(tmp_path / "run", **{"teacher.cache": str(whole), "teacher.workdir": named}))
+
+
+def fingerprint(teacher, which):
+    with evaluate.open_checkpoints(run.read_run(teacher), read_only=True) as saved:
+        return saved.fingerprint(which)
+
+
+def test_another_tokenizer_is_refused_by_name(asked, whole, tmp_path):
+    this = asked(tmp_path / "run", **{"teacher.cache": str(whole)})
+    tokens = run.make_tokenizer(this)
+    examples = run.make_examples(this, tokens)[0]
+    other = type("Tokens", (), {"fingerprint": "other"})
+    with pytest.raises(ValueError, match=r"another tokenizer: tokenizer \(here 'other'"):
+        train.find_taught(this, other, examples)
+
+
+def test_a_folder_of_another_cache_is_not_written_over(asked, whole):
+    with pytest.raises(ValueError, match=r"holds what another teacher, .* use another --out"):
+        train.CacheWriter(asked(whole), 4, "float32")
+
+
+WRONG = {
+    "k": ({"k": VOCAB + 1}, {}, r"--k=513 is out of bounds; use 1 to 512, all ids"),
+    "dtype": ({"dtype": "float8"}, {}, r"--dtype='float8' is unknown; choose one of bfloat16, f"),
+    "updates": ({"updates": -1}, {}, r"--updates=-1 is too small"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_written_is_a_sentence(asked, tmp_path, what):
+    options, changes, sentence = WRONG[what]
+    with pytest.raises(ValueError, match=sentence):
+        train.CacheWriter(asked(tmp_path, **changes), **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"teacher.loss": "hidden"},
+            r"has not what the teacher.loss hidden needs; leave teacher.c",
+        ),
+        ({"teacher.loss": "labels, logit_mse"}, r"has not what the teacher.loss logit_mse needs"),
+        ({"teacher.on_policy": "share=0.5 sample"}, r"has not the student's own answers, which"),
+    ],
+)
+def test_a_cache_is_asked_for_nothing_that_it_lacks(asked, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        asked("/nowhere", **{"teacher.cache": "/c"}, **changes)
+
+
+# What a student learns of it. --------------------------------------------------------------------
+
+CUT = {
+    "parallel.strategy": "mesh",
+    "parallel.fsdp": 2,
+    "parallel.micro_batches": 2,
+    "data.workers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def learn(go, teacher):
+    """(devices, workdir, **changes) -> the losses of a student of the teacher, update by update."""
+
+    def learn(devices=1, workdir=None, **changes):
+        changes = {**SMALL, "teacher.workdir": str(teacher), "every.checkpoint": 2, **changes}
+        workdir = go(devices, workdir, stage="distill", **changes)
+        rows = logs.read(workdir / logs.METRICS)
+        return [row["loss"] for row in rows if row["split"] == "train"]
+
+    return learn
+
+
+@pytest.fixture(scope="module")
+def live(learn):
+    return learn()
+
+
+def test_a_cache_of_all_ids_teaches_what_the_teacher_does(learn, whole, live):
+    cached = learn(4, **{"teacher.cache": str(whole)}, **CUT)
+    assert len(cached) == STEPS
+    np.testing.assert_allclose(cached, live, rtol=2e-4)
+
+
+def test_a_run_resumed_on_other_devices_goes_on_as_the_unbroken_one(
+    learn, whole, live, monkeypatch, tmp_path
+):
+    every, read = pipeline.train_batches, []
+    params, workdir = evaluate.read_params, tmp_path / "run"
+
+    def batches(*arguments, **options):
+        yield from itertools.islice(every(*arguments, **options), 3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "train_batches", batches)
+        learn(1, workdir, **{"teacher.cache": str(whole)})
+    monkeypatch.setattr(evaluate, "read_params", lambda *a, **o: read.append(a) or params(*a, **o))
+    resumed = learn(4, workdir, **{"teacher.cache": str(whole)})
+    np.testing.assert_allclose(resumed, live, rtol=2e-4)
+    assert not read  # the teacher's parameters: what it said is enough
+
+
+def test_a_shorter_cache_is_wrong_by_the_tail_alone(asked, teacher, tmp_path):
+    """At temperature 1: of the same distributions the cached divergence is the smaller one."""
+    this = asked(tmp_path / "cache")
+    few = pipeline.read_taught(written(this, 16, "float32"))
+    writer = train.CacheWriter(this, 16, "float32")
+    rows = next(writer._dealt(0))
+    model = transformer.Transformer(run.read_run(teacher).model)
+    params, _ = evaluate.read_params(run.read_run(teacher), writer.tokens)
+    log_p = jax.jit(lambda rows: jax.nn.log_softmax(steps.predict(model, params, rows, None)))(rows)
+    told, real = few.beside(rows, np.arange(8)), rows.targets_segment_ids > 0
+    exact = np.take_along_axis(np.asarray(log_p), told.ids, -1)
+    np.testing.assert_allclose(told.logits[real], exact[real], atol=2e-4)
+    mass = np.exp(told.logits).sum(-1) + np.exp(told.tail)
+    np.testing.assert_allclose(mass[real], 1, rtol=1e-4)
+    assert (np.diff(told.logits, axis=-1) <= 0).all()
+
+
+def test_a_cached_update_costs_no_forward_pass_of_the_teacher(asked, whole, tmp_path):
+    beside = asked(tmp_path / "run")
+    cached = asked(tmp_path / "run", **{"teacher.cache": str(whole)})
+    inputs, targets = beside.lengths
+    theirs = transformer.forward_flops(
+        run.read_run(beside.config["teacher"]["workdir"]).model, inputs, targets
+    )
+    assert train.step_flops(beside) - train.step_flops(cached) == 8 * theirs
+
+
+def test_a_preflight_counts_what_a_cache_brings_in_place_of_the_teacher(asked, whole, tmp_path):
+    of = lambda **changes: program.prepared(asked(tmp_path / "run", **changes), jax.devices()[:1])
+    beside, cached = of(), of(**{"teacher.cache": str(whole)})
+    assert beside.sizes["teacher"] and not cached.sizes["teacher"]
+    more = cached.sizes["batch"] - beside.sizes["batch"]
+    assert more == 4 * 8 * LENGTHS["data.target_length"] * (2 * VOCAB + 1)
+
+
+def test_the_door_writes_it_and_says_its_size_first(asked, tmp_path, capfd):
+    from lm import door
+
+    written_out = json.dumps(json.dumps(asked(tmp_path / "unused").config))
+    config = tmp_path / "student.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\nimport json\n\n"
+        f"def get_config():\n    return ConfigDict(json.loads({written_out}))\n"
+    )
+    arguments = ["teacher-cache", f"--config={config}", f"--out={tmp_path / 'cache'}", "--k=4"]
+    assert not door.main([*arguments, "--dry_run"])
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+    assert not door.main([*arguments, "--updates=3"])
+    out, said = capfd.readouterr()
+    assert said.index("about") < said.index("are free") and "3 updates" in out
+    assert pipeline.read_taught(tmp_path / "cache").updates == 3

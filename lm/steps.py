@@ -122,7 +122,7 @@ def ratios(sums: dict[str, float]) -> dict[str, float]:
     hits are of; where that is 0 they are left out. A term "teacher/x" is per "teacher/x/weight".
     """
     per = lambda name, of: sums[name] / max(sums.get(of, sums["weight"]), 1.0)
-    figures = {"loss": per("loss", "weight")}
+    figures = {"loss": per("loss", "weight")} if "loss" in sums else {}
     if sums.get("labelled", True):
         labelled = "labelled" if "labelled" in sums else "weight"
         figures |= {"nats": per("nats", labelled), "token_accuracy": per("hits", labelled)}

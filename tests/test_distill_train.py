@@ -123,7 +123,7 @@ def test_own_answers_are_the_same_on_four_devices(student, practised):
 
 
 def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student):
-    lora = {"lora.rank": 2, "lora.match": "query/kernel$", "steps": 2}
+    lora = {"lora.rank": 2, "lora.match": "query/kernel$", "teacher.on_policy": "share=1 sample"}
     found = trained(student(**ON_POLICY | lora))
     assert found[1]["teacher/policy"] != 0 and found[1]["skipped"] == 0
 

@@ -291,6 +291,8 @@ def test_the_rules_cover_every_parameter_of_every_model(name):
 def test_no_rule_is_dead_and_none_is_hidden_by_one_before():
     everywhere = adapters.LoraConfig(rank=2, match="kernel$")
     shapes = adapters.shapes(everywhere, transformer.shapes(MODEL))
+    wide = dataclasses.replace(MODEL, d_model=24)
+    shapes["projections"] = features.shapes(distill.parse("hidden"), MODEL, wide)
     paths = [parallel.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     for pattern, spec in parallel.RULES:
         matched = [path for path in paths if re.search(pattern, path)]

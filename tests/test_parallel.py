@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm import batch, layers, optimizers, parallel, steps, transformer
+from lm import batch, distill, layers, optimizers, parallel, steps, transformer
+from lm.distill import features
 from lm.preflight import hlo
 from lm.transformer import adapters
 

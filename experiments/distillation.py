@@ -53,7 +53,7 @@ TASKS = {
     "aeslc": Task(
         3000,
         ("--config.data.input_length=128", "--config.data.batch_size=32"),
-        500,
+        300,
         "validation",
         ("rouge1", "rouge2", "rougeL", "nats"),
     ),

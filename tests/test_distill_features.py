@@ -187,6 +187,17 @@ def test_hidden_states_and_maps_are_those_that_transformers_gives_of_the_same_t5
             np.testing.assert_allclose(own, maps, rtol=1e-4, atol=1e-5)
 
 
+def test_a_tower_that_is_both_shows_first_what_it_read_and_then_what_it_wrote():
+    model = model_of(**ARCHITECTURES["one tower for both"])
+    params = drawn(model, 0)
+    shown = features.features(model, params, EXAMPLES, None, True)[1]
+    said = batch.shift_right(EXAMPLES.targets, EXAMPLES.targets_segment_ids)
+    for name, ids in (("encoder", EXAMPLES.inputs), ("decoder", said)):
+        expected = params["embed"]["embedding"][ids]
+        np.testing.assert_allclose(shown.tower(name).hidden(0), expected, rtol=1e-6)
+    assert shown.tower("encoder").parts == ["self_attention"]
+
+
 # What is compared. ---------------------------------------------------------------------------
 
 

@@ -122,10 +122,19 @@ def test_own_answers_are_the_same_on_four_devices(student, practised):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
 
 
-def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student):
+def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student, monkeypatch):
     lora = {"lora.rank": 2, "lora.match": "query/kernel$", "teacher.on_policy": "share=1 sample"}
+    write, used = teaching.Answers.written, []
+
+    def written(self, params, placed, index):
+        used.append(jax.tree.map(np.asarray, params))
+        return write(self, params, placed, index)
+
+    monkeypatch.setattr(teaching.Answers, "written", written)
     found = trained(student(**ON_POLICY | lora))
-    assert found[1]["teacher/policy"] != 0 and found[1]["skipped"] == 0
+    assert all(row["teacher/policy"] != 0 and row["skipped"] == 0 for row in found)
+    queries = [params["decoder"]["layers"]["self_attention"]["query"]["kernel"] for params in used]
+    assert len(queries) == 4 and np.any(queries[0] != queries[-1])
 
 
 # What it costs. ------------------------------------------------------------------------------

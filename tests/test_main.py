@@ -227,7 +227,7 @@ MISTAKES = {
     f"{PRETRAIN} --config.data.dir={{w}}": "pydocs is not in .*python -m lm corpus",
     "train --config=configs/distill.py --workdir={w}": "needs a teacher; set --config.teacher",
     "train --config=configs/finetune.py --workdir={w} --config.init_from={w}": "holds no run",
-    "train --config=configs/demo.py --workdir={w}": "the config has no key",
+    "train --config=configs/demo.py --workdir={w}": "the config has an unknown key clean",
     "predict --workdir={w} --text=x": "holds no run",
     "report --runs={w}/*": "names no run folder",
 }

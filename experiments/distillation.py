@@ -33,7 +33,7 @@ METHODS = {  # name -> what teacher.loss says; of what is not in here, see `stud
     "sequence_kl": f"{LABELS}, {TAUGHT}",
     "on_policy": f"{LABELS}, {TAUGHT}",
 }
-HOW = ("greedy", "beam width=4 alpha=0.6")
+HOW = ("greedy",)
 INPUTS = 256  # whose decoding is timed
 ORDER = ("alone", "alone_longer", "sequence", *METHODS)
 

@@ -303,17 +303,21 @@ def _claim(this: run.Run, tokens, work: loop.Work, strategy, log, step: int) -> 
 
 
 def _facts_of(this: run.Run, tokens, work: loop.Work, strategy) -> dict:
-    return {
-        "stage": this.config["stage"],
-        "config": this.config,
-        "params": transformer.parameter_count(this.model),
-        "trained": optimizers.trained_count(this.trained, work.shapes.params),
-        "devices": [str(device.device_kind) for device in strategy.devices],
-        "data": work.examples.facts,
-        "files": work.examples.files,
-        "tokenizer": tokens.fingerprint,
-        "flops_per_step": work.flops,
-    } | planned(this, work.total) | work.cost
+    return (
+        {
+            "stage": this.config["stage"],
+            "config": this.config,
+            "params": transformer.parameter_count(this.model),
+            "trained": optimizers.trained_count(this.trained, work.shapes.params),
+            "devices": [str(device.device_kind) for device in strategy.devices],
+            "data": work.examples.facts,
+            "files": work.examples.files,
+            "tokenizer": tokens.fingerprint,
+            "flops_per_step": work.flops,
+        }
+        | planned(this, work.total)
+        | work.cost
+    )
 
 
 def planned(this: run.Run, total: int) -> dict[str, int]:

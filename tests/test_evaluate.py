@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import batch, evaluate, parallel, pipeline, run, steps, transformer
+from lm import evaluate, parallel, pipeline, run, steps, transformer
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_held_out_sums_are_those_of_the_examples_one_by_one(this, tokens, heldou
     weight = nats = 0.0
     for rows in pipeline.heldout_batches(heldout_examples, 0, 20):
         kept = rows.targets_segment_ids.any(axis=1)
-        alone = batch.Batch(*(column[kept] for column in rows))
+        alone = jax.tree.map(lambda column, kept=kept: column[kept], rows)
         logits = np.asarray(model.apply({"params": params}, alone), np.float64)
         chosen = np.take_along_axis(logits, alone.targets[..., None], axis=-1)[..., 0]
         seen = alone.targets_segment_ids > 0

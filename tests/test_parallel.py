@@ -154,7 +154,7 @@ def test_the_batch_is_ragged_enough_to_tell_a_mean_of_means_from_the_mean(evalua
     whole, means, total = evaluate(made()[2].params, BATCHES[0]), [], 0.0
     for start in range(0, ROWS - 4, 4):
         ours = (np.arange(ROWS) // 4 == start // 4)[:, None]
-        part = evaluate(made()[2].params, batch.Batch(*(x * ours for x in BATCHES[0])))
+        part = evaluate(made()[2].params, jax.tree.map(lambda x, ours=ours: x * ours, BATCHES[0]))
         total += float(part["loss"])
         means.append(float(part["loss"] / part["weight"]))
     np.testing.assert_allclose(total, whole["loss"], rtol=2e-5)
@@ -183,7 +183,8 @@ def test_what_is_placed_comes_back_to_the_bit(name):
         assert jax.tree.structure(found) == jax.tree.structure(tree)
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), tree)
     rows = strategy.fetch_rows(strategy.place_batch(BATCHES[0]))
-    for array, expected in zip(rows, BATCHES[0], strict=True):
+    assert jax.tree.structure(rows) == jax.tree.structure(BATCHES[0])
+    for array, expected in zip(*map(jax.tree.leaves, (rows, BATCHES[0])), strict=True):
         np.testing.assert_array_equal(array, expected)
         assert array.dtype == expected.dtype
 

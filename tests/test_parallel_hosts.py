@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import batch, door, parallel, steps
+from lm import door, parallel, steps
 from tests import test_parallel
 
 LAYOUTS = {
@@ -40,7 +40,7 @@ def trained(options: dict) -> dict:
     state = strategy.place_state(test_parallel.made()[2])
     losses, shown = [], strategy.fetch_rows(strategy.place_batch(np.arange(host, 16, hosts)))
     for examples in test_parallel.BATCHES:
-        own = batch.Batch(*(x[host::hosts] for x in examples))
+        own = jax.tree.map(lambda x: x[host::hosts], examples)
         state, sums = step(state, strategy.place_batch(own))
         losses.append({name: float(x) for name, x in strategy.fetch_numbers(sums).items()})
     made = strategy.init(

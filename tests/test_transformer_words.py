@@ -373,7 +373,7 @@ def test_without_encoder_inputs_are_read_as_the_arrangement_says(name):
 def test_the_amount_of_padding_changes_no_number(name):
     config = model_of(name)
     examples, places = laid_out(ONE_A_ROW, (1,))
-    wider = batch.Batch(*(np.pad(x, ((0, 0), (3, 2))) for x in examples))
+    wider = jax.tree.map(lambda x: np.pad(x, ((0, 0), (3, 2))), examples)
     (total, logits, grads), (more, after, grads_after) = (
         outcome(config, x) for x in (examples, wider)
     )

@@ -268,7 +268,7 @@ def other_tokens(tmp_path):
 def test_a_teacher_of_another_tokenizer_is_refused(go, pretrained, other_tokens):
     change = {"stage": "distill", "teacher.workdir": str(pretrained)}
     with pytest.raises(
-        ValueError, match="is another tokenizer than the teacher.s .* leave --config"
+        ValueError, match="another tokenizer than the teacher's .* leave tokenizer.dir empty"
     ):
         go(**change, **{"tokenizer.dir": str(other_tokens.directory)})
 

@@ -191,6 +191,21 @@ def test_a_projection_of_full_width_changes_no_logit(name):
     )
 
 
+def test_a_tied_student_takes_the_embedding_of_an_untied_teacher():
+    config, teacher = variant("t5"), drawn(variant("t5"))
+    student_config = dataclasses.replace(config, head="tied")
+    student = distill.init_student("even", teacher, config, student_config)
+    assert jax.tree.structure(student) == jax.tree.structure(shapes(student_config))
+    jax.tree.map(np.testing.assert_array_equal, student, {k: teacher[k] for k in student})
+    turned = distill.init_student("even projected", teacher, config, student_config, seed=1)
+    last = teacher["decoder"]["norm"]["scale"].mean()
+    np.testing.assert_allclose(turned["decoder"]["norm"]["scale"], last, rtol=1e-6)
+    for theirs, ours in (("tied", "untied"), ("tied", "tied_unscaled")):
+        pair = (dataclasses.replace(config, head=head) for head in (theirs, ours))
+        with pytest.raises(ValueError, match=f"model.head='{ours}' differs from the teacher's"):
+            distill.check_student("even", *pair)
+
+
 def test_a_projection_follows_from_the_seed_and_keeps_lengths_on_average():
     one = dict(num_encoder_layers=1, num_decoder_layers=1)
     big = dataclasses.replace(BIG, d_model=256, **one)

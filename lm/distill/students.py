@@ -11,6 +11,8 @@ projected  d_model is turned by a random matrix P of orthonormal columns [D, D']
            W P, the scales of the norms moved into the kernels behind them first; all else is
            sliced. At full width the logits stay (with a tied head, if the last norm's scale is
            even). Source of the folding: Ashkboos et al. 2024, section 3, arXiv:2401.15024.
+
+A student with a tied head takes of a teacher with another matrix for it the embedding alone.
 """
 
 from __future__ import annotations
@@ -96,6 +98,7 @@ def check_student(init: str, teacher_config, config) -> None:
     if start is None:
         return
     sizes = (*SIZES, "encoder", *(("attention_scale",) if start.width else ()))
+    sizes += ("head",) if _leaves_head(teacher_config, config) else ()
     fields = [field for field in transformer.SHARED if field not in sizes]
     origin.check_same(config, teacher_config, fields, "the teacher's", RANDOM)
     for tower in ("encoder", "decoder"):
@@ -106,6 +109,10 @@ def check_student(init: str, teacher_config, config) -> None:
         _check_turned(config)
     if start.shared:
         _check_shared(init, teacher_config, config)
+
+
+def _leaves_head(teacher_config, config) -> bool:
+    return teacher_config.head == "untied" != config.head
 
 
 def _check_most(field: str, ours: int, theirs: int) -> None:
@@ -188,6 +195,8 @@ def init_student(
     if start is None:
         return None
     flat = traverse_util.flatten_dict(teacher, sep="/")
+    if _leaves_head(teacher_config, config):
+        flat.pop("head")
     wanted = traverse_util.flatten_dict(transformer.shapes(config), sep="/")
     if start.width == "projected":
         flat = _turned(flat, teacher_config, config, seed)
@@ -228,7 +237,7 @@ def _pairs(theirs: int, ours: int) -> np.ndarray:
 
 def _turned(flat: dict, teacher_config, config, seed: int) -> dict:
     """A teacher's parameters with every axis of d_model turned into the student's."""
-    gains, scales = _gains(flat, teacher_config)
+    gains, scales = _gains(flat, config)
     made = {}
     for path, leaf in flat.items():
         # Of the kernels of cross-attention these read what the encoder wrote.

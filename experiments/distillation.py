@@ -2,10 +2,12 @@
 
   python -m experiments.distillation --task=multi30k --data_dir=... [--methods=forward_kl,sequence]
 
-A teacher is pre-trained on English prose and fine-tuned on the task; every method trains the same
-student for as many updates, three seeds each, beside the student that has no teacher: for as many
-updates (alone), and for as long as it takes with a teacher (alone_longer). Answer: distillation.md;
-every figure: distillation_<task>.jsonl. What is finished is not trained again.
+A teacher is pre-trained on English prose and fine-tuned on the task. Every method trains the same
+student, which starts in the teacher's layers, for as many updates, three seeds each. Beside them
+the student that has no teacher: for as many updates (alone), and for as long as it takes with a
+teacher (alone_longer); the one that has the teacher's layers and no more (start); and one way for
+LONG times as many updates (sequence_long). Answer: distillation.md; every figure:
+distillation_<task>.jsonl. What is finished is not trained again.
 """
 
 from __future__ import annotations
@@ -19,10 +21,14 @@ from experiments import pipeline, stages
 from lm import choose, decoding, door, evaluate, logs, parallel, run
 
 PRETRAIN = 1500  # updates of the teacher's pre-training
-STUDENT = {"d_ff": 128, "num_encoder_layers": 1, "num_decoder_layers": 1, "head": "tied"}
-STUDENT |= {"dropout_rate": 0.0}
+STUDENT = {"d_model": 64, "d_ff": 256, "num_encoder_layers": 4, "num_decoder_layers": 2}
+STUDENT |= {"head": "tied", "dropout_rate": 0.0}
+INIT = "even sliced"
+LONG = 8
 LABELS, TAUGHT = "labels weight=0.2", "forward_kl weight=0.8 temperature=2"
-METHODS = {  # name -> what teacher.loss says; of what is not in here, see `student`
+METHODS = {  # name -> what teacher.loss says; what else a method changes is in `student`
+    "start": "labels",
+    "sequence": "labels",
     "forward_kl": f"{LABELS}, {TAUGHT}",
     "reverse_kl": f"{LABELS}, reverse_kl weight=0.8",
     "jsd": f"{LABELS}, jsd weight=0.8 beta=0.5",
@@ -32,10 +38,11 @@ METHODS = {  # name -> what teacher.loss says; of what is not in here, see `stud
     "cached": f"{LABELS}, {TAUGHT}",
     "sequence_kl": f"{LABELS}, {TAUGHT}",
     "on_policy": f"{LABELS}, {TAUGHT}",
+    "sequence_long": "labels",
 }
-HOW = ("greedy",)
+HOW = "greedy"
 INPUTS = 256  # whose decoding is timed
-ORDER = ("alone", "alone_longer", "sequence", *METHODS)
+ORDER = ("alone", "alone_longer", *METHODS)
 
 
 class Task(NamedTuple):
@@ -49,11 +56,11 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "multi30k": Task(4000, (), 1000, "test", ("bleu", "chrf", "nats")),
+    "multi30k": Task(4000, (), 500, "test", ("bleu", "chrf", "nats")),
     "aeslc": Task(
         3000,
         ("--config.data.input_length=128", "--config.data.batch_size=32"),
-        300,
+        150,
         "validation",
         ("rouge1", "rouge2", "rougeL", "nats"),
     ),
@@ -97,8 +104,8 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
     made, file = [], f"configs/{name}.py"
     if method in METHODS:
         words += ["--config.stage=distill", f"--config.teacher.workdir={home}/{name}/teacher"]
-        words += ["--config.teacher.init=random", f"--config.teacher.loss={METHODS[method]}"]
-    if method in ("sequence", "sequence_kl"):
+        words += [f"--config.teacher.init={INIT}", f"--config.teacher.loss={METHODS[method]}"]
+    if method.startswith("sequence"):
         words += [f"--config.data.train={answers(home, name)}"]
         words += [f"--config.data.shards={home}/shards/{name}_answers"]
     if method == "on_policy":
@@ -112,73 +119,65 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
 
 
 def _updates(home: str, name: str, method: str, seed: int) -> int:
-    """As many for all, but for the student that has no teacher and as much time as with one."""
-    if method != "alone_longer":
-        return TASKS[name].steps
-    taught, alone = (
-        stages.seconds(f"{home}/{name}/{arm}/{seed}") for arm in ("forward_kl", "alone")
-    )
-    return round(TASKS[name].steps * taught / alone)
+    """As many for all, but for the long way and for the student that has no teacher and as much
+    time as with one.
+    """
+    share = LONG if method == "sequence_long" else 1
+    if method == "alone_longer":
+        arms = ("forward_kl", "alone")
+        taken = [stages.update_seconds(f"{home}/{name}/{arm}/{seed}") for arm in arms]
+        share = taken[0] / taken[1]
+    return round(TASKS[name].steps * share)
 
 
-def decoding_seconds(home: str, name: str, method: str, turns: int = 5) -> list[dict]:
-    """What teacher and student take for the same inputs, in turn: a row a decoding, medians."""
-    rows = []
-    for how in HOW:
-        asked = {}
-        for arm, place in (("teacher", "teacher"), ("student", f"{method}/0")):
-            this = run.read_run(f"{home}/{name}/{place}")
-            tokens = run.make_tokenizer(this)
-            strategy = parallel.make_strategy(this.parallel)
-            params = evaluate.read_params(this, tokens, strategy=strategy)[0]
-            placed, words = strategy.place_state(params), decoding.parse(how)
-            asked[arm] = evaluate.Answers(this, strategy, placed, tokens, words, rows=32)
-        texts = [row["inputs"] for row in logs.read(answers(home, name))[:INPUTS]]
-        seconds = {arm: [] for arm in asked}
-        for _ in range(turns + 1):  # the first compiles
-            for arm, ask in asked.items():
-                start = time.perf_counter()
-                list(ask(texts))
-                seconds[arm].append(time.perf_counter() - start)
-        shares = [
-            s / t for t, s in zip(seconds["teacher"][1:], seconds["student"][1:], strict=True)
-        ]
-        taken = {arm: statistics.median(each[1:]) for arm, each in seconds.items()}
-        rows.append({"decoding": how, "share": statistics.median(shares), "shares": shares} | taken)
-    return rows
+def decoding_seconds(home: str, name: str, method: str, turns: int = 7) -> dict:
+    """What teacher and student take for the same inputs, in turn: medians, and every share."""
+    asked, seconds = {}, {}
+    for arm, place in (("teacher", "teacher"), ("student", f"{method}/{stages.SEEDS[0]}")):
+        this = run.read_run(f"{home}/{name}/{place}")
+        tokens = run.make_tokenizer(this)
+        strategy = parallel.make_strategy(this.parallel)
+        placed = strategy.place_state(evaluate.read_params(this, tokens, strategy=strategy)[0])
+        how = decoding.parse(HOW)
+        asked[arm] = evaluate.Answers(this, strategy, placed, tokens, how, rows=32)
+        seconds[arm] = []
+    texts = [row["inputs"] for row in logs.read(answers(home, name))[:INPUTS]]
+    for _ in range(turns + 1):  # the first compiles
+        for arm, ask in asked.items():
+            start = time.perf_counter()
+            list(ask(texts))
+            seconds[arm].append(time.perf_counter() - start)
+    taken = {arm: statistics.median(each[1:]) for arm, each in seconds.items()}
+    pairs = zip(seconds["teacher"][1:], seconds["student"][1:], strict=True)
+    shares = sorted(student / teacher for teacher, student in pairs)
+    return {"arm": "decoding", "method": method, "shares": shares} | taken
 
 
 def figures(home: str, name: str, methods: list[str]) -> list[dict]:
-    """A row a run and decoding: teacher and students, scored."""
-    rows, split = [], TASKS[name].split
-    for how in HOW:
-        chosen = {"split": split, "how": how}
-        rows.append(stages.scored_run(f"{home}/{name}/teacher", "teacher", 0, **chosen))
-        for method in methods:
-            rows += stages.scored(f"{home}/{name}", method, **chosen)
-    return rows
+    """A row a run: teacher and students, scored."""
+    chosen = {"split": TASKS[name].split, "how": HOW}
+    rows = [stages.scored_run(f"{home}/{name}/teacher", "teacher", 0, **chosen)]
+    return rows + [row for m in methods for row in stages.scored(f"{home}/{name}", m, **chosen)]
 
 
 def table(rows: list[dict], speeds: list[dict], names: tuple[str, ...]) -> str:
-    """Markdown: the scores, and beside them the share of the teacher's, updates and seconds."""
+    """Markdown: the scores; the share of the teacher's, of its time of decoding, and what a way
+    takes: updates, and seconds of them.
+    """
     lines = [stages.table(rows, names), ""]
-    lines += ["| method | decoding | % of the teacher's score | updates | seconds of updates |"]
+    lines += ["| method | % of the teacher's score | updates | seconds of updates | decoding |"]
     lines += ["| --- " * 5 + "|"]
-    first = names[0] if "bleu" in names else "rougeL"
-    for how in HOW:
-        own = [row for row in rows if row["decoding"] == how]
-        best = own[0]["figures"][first]
-        for method in dict.fromkeys(row["arm"] for row in own):
-            runs = [row for row in own if row["arm"] == method]
-            mean = lambda key, runs=runs: statistics.mean(key(row) for row in runs)
-            share = 100 * mean(lambda row: row["figures"][first]) / best
-            updates, taken = (mean(lambda r, k=k: r[k]) for k in ("planned_updates", "seconds"))
-            lines.append(f"| {method} | {how} | {share:.1f} | {updates:.0f} | {taken:.0f} |")
-    for row in speeds:
-        share = f"{100 * row['share']:.0f} % ({min(row['shares']):.2f} to {max(row['shares']):.2f})"
-        lines.append(
-            f"\nDecoding, {row['decoding']}: the student takes {share} of the teacher's time."
+    first = "bleu" if "bleu" in names else "rougeL"
+    shares = {row["method"]: row["shares"] for row in speeds}
+    for method in dict.fromkeys(row["arm"] for row in rows):
+        runs = [row for row in rows if row["arm"] == method]
+        share = statistics.mean(row["figures"][first] / rows[0]["figures"][first] for row in runs)
+        updates, taken = (
+            statistics.mean(row[key] for row in runs) for key in ("planned_updates", "seconds")
         )
+        each = shares.get(method, [1.0])
+        said = f"{statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})"
+        lines.append(f"| {method} | {100 * share:.1f} | {updates:.0f} | {taken:.0f} | {said} |")
     return "\n".join(lines)
 
 
@@ -201,8 +200,9 @@ def main(flags) -> int:
         for seed in stages.SEEDS:
             if code := pipeline.run(student(home, data, name, method, seed)):
                 return code
-    rows, speeds = figures(home, name, methods), decoding_seconds(home, name, methods[0])
-    stages.keep(f"distillation_{name}", [*rows, *({"arm": "decoding"} | row for row in speeds)])
+    rows = figures(home, name, methods)
+    speeds = [decoding_seconds(home, name, method) for method in methods]
+    stages.keep(f"distillation_{name}", [*rows, *speeds])
     print(table(rows, speeds, TASKS[name].scores))
     return 0
 

@@ -9,6 +9,7 @@ import argparse
 import itertools
 import json
 import pathlib
+import statistics
 
 from lm import evaluate, logs, metrics
 
@@ -84,15 +85,17 @@ def scored_run(workdir, arm: str, seed: int, *, split: str, how: str, most: int 
     made_by = json.loads((workdir / "run.json").read_text())
     row = {"arm": arm, "seed": seed, "split": split, "decoding": how, "answers": answers}
     row |= {"commit": made_by["commit"], "params": made_by["params"]}
-    row |= {"seconds": round(seconds(workdir))}
     row |= {key: made_by[key] for key in ("planned_updates", "planned_tokens")}
+    row |= {"seconds": round(made_by["planned_updates"] * update_seconds(workdir))}
     return row | {"figures": {k: v for k, v in figures.items() if k != "command"}}
 
 
-def seconds(workdir) -> float:
-    """What the updates of a run have taken, without compilation, evaluation and saving."""
-    last = {row["session"]: row for row in logs.read(pathlib.Path(workdir) / "goodput.jsonl")}
-    return sum(row["seconds"].get("step", 0) for row in last.values())
+def update_seconds(workdir) -> float:
+    """What an update of a run takes, with all beside it: the median of the log's intervals."""
+    rows = logs.read(pathlib.Path(workdir) / "metrics.jsonl")
+    at = [(row["step"], row["time"]) for row in rows if row["split"] == "train"]
+    pairs = [(more - step, then - time) for (step, time), (more, then) in itertools.pairwise(at)]
+    return statistics.median(taken / steps for steps, taken in pairs)
 
 
 def baseline(arm: str, words: tuple[str, ...], said: list[str], truth: list[str]) -> dict:

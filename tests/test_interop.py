@@ -14,7 +14,7 @@ import pytest
 
 from configs import base, distill, finetune, models, pretrain
 from experiments import parity
-from lm import checkpoints, door, evaluate, interop, run, tokenizer, train, transformer
+from lm import checkpoints, door, evaluate, interop, logs, run, tokenizer, train, transformer
 from lm.interop import t5x, transformers, vocabulary
 
 WORDS = dict(vocab_size=512, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=8)
@@ -141,6 +141,23 @@ def test_training_starts_from_an_import_and_says_what_it_took(imported, tiny_con
         first = lambda x, axis=axis, count=count: np.take(np.asarray(x), range(count), axis)
         np.testing.assert_array_equal(first(leaf), first(old))
     assert "all parameters whole" in said if rows == 512 else f"{known:,} of 640 rows" in said
+
+
+def test_an_import_teaches_a_student_that_starts_in_its_layers(imported, tiny_config, tmp_path):
+    config = tiny_config(**{"stage": "distill", "steps": 2, "teacher.workdir": str(imported)})
+    config["tokenizer"]["dir"] = ""
+    config["teacher"]["init"] = "last"
+    config["model"] |= run.read_config(imported)["model"] | {"num_decoder_layers": 1}
+    this, params = run.make_run(config, tmp_path / "run"), params_of(imported)[1]
+    started = train.first_params(this, run.make_tokenizer(this), params)
+    equal(started["encoder"], params["encoder"])
+    equal(started["decoder"]["layers"], jax.tree.map(lambda x: x[1:], params["decoder"]["layers"]))
+    train.train(this)
+    rows = [row for row in logs.read(this.workdir / "metrics.jsonl") if row["split"] == "train"]
+    assert rows[-1]["step"] == 2
+    assert all(row["teacher/forward_kl"] > 0 for row in rows)
+    taught = params_of(this.workdir)[1]
+    assert not np.array_equal(taught["embed"]["embedding"], started["embed"]["embedding"])
 
 
 def t5x_checkpoint(directory, config):

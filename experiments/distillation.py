@@ -2,7 +2,8 @@
 
   python -m experiments.distillation --task=multi30k --data_dir=... [--methods=forward_kl,sequence]
 
-A teacher is pre-trained on English prose and fine-tuned on the task. Every method trains the same
+A teacher is pre-trained on English prose and fine-tuned on the task; that of pydocs is pre-trained
+on docstrings alone, and so are its students. Every method trains the same
 student, which starts in the teacher's layers, for as many updates, three seeds each. Beside them
 the student that has no teacher: for as many updates (alone), and for as long as it takes with a
 teacher (alone_longer); the one that has the teacher's layers and no more (start); and one way for
@@ -46,8 +47,11 @@ ORDER = ("alone", "alone_longer", *METHODS)
 
 
 class Task(NamedTuple):
-    """What is distilled. steps: updates of a student; split: what is scored, by which scores."""
+    """What is distilled. steps: updates of a student; split: what is scored ("": what is held out),
+    by which scores, the first of them compared with the teacher's.
+    """
 
+    config: str
     teacher_steps: int
     flags: tuple[str, ...]
     steps: int
@@ -55,29 +59,38 @@ class Task(NamedTuple):
     scores: tuple[str, ...]
 
 
+TEXT = ("--config.data.input_length=128", "--config.data.batch_size=32")
 TASKS = {
-    "multi30k": Task(4000, (), 500, "test", ("bleu", "chrf", "nats")),
-    "aeslc": Task(
-        3000,
-        ("--config.data.input_length=128", "--config.data.batch_size=32"),
-        150,
-        "validation",
-        ("rouge1", "rouge2", "rougeL", "nats"),
-    ),
+    "multi30k": Task("multi30k", 4000, (), 500, "test", ("bleu", "chrf", "nats")),
+    "aeslc": Task("aeslc", 3000, TEXT, 150, "validation", ("rougeL", "rouge1", "rouge2", "nats")),
+    "pydocs": Task("pretrain", 2000, (), 300, "", ("nats",)),
 }
+
+
+def methods_of(name: str) -> list[str]:
+    """The methods that a task knows: what answers no input has no answers to learn from."""
+    return [m for m in ORDER if "sequence" not in m and m != "on_policy" or answered(name)]
+
+
+def answered(name: str) -> bool:
+    """Whether a task has inputs to answer."""
+    return TASKS[name].config != "pretrain"
 
 
 def teacher(home: str, data: str, name: str) -> list[list[str]]:
     """Commands that make the teacher, and write its answers to the training split."""
     task, place = TASKS[name], f"--workdir={home}/{name}/teacher"
+    steps = [f"--config.steps={task.teacher_steps}", "--config.name=teacher", place]
     tokens = f"--config.tokenizer.dir={home}/tokens/tokenizer"
     words = ["--config=configs/pretrain.py", f"--config.data.task={home}/prose", tokens]
     words += [f"--config.steps={PRETRAIN}", "--config.data.input_length=128"]
     words += ["--config.data.batch_size=16", f"--workdir={home}/pretrain"]
+    if not answered(name):
+        words = ["--config=configs/pretrain.py", *_data(home, data, name), tokens]
+        return [stages.prepared(home, data)[0], ["train", *words, *steps]]
     made = [*stages.prepared(home, data), ["train", *words]]
-    words = [f"--config=configs/{name}.py:{home}/pretrain", *_data(home, data, name)]
-    words += [f"--config.steps={task.teacher_steps}", "--config.name=teacher", place]
-    made.append(["train", *words])
+    words = [f"--config=configs/{task.config}.py:{home}/pretrain", *_data(home, data, name)]
+    made.append(["train", *words, *steps])
     said = ["--split=train", f"--out={answers(home, name)}", "--decoding=beam width=4 alpha=0.6"]
     return [*made, ["predict", place, *said]]
 
@@ -88,8 +101,9 @@ def answers(home: str, name: str) -> str:
 
 
 def _data(home: str, data: str, name: str) -> list[str]:
+    place = data if answered(name) else f"{home}/tfds"  # where pydocs are made
     return [
-        f"--config.data.dir={data}",
+        f"--config.data.dir={place}",
         f"--config.data.shards={home}/shards/{name}",
         *TASKS[name].flags,
     ]
@@ -101,7 +115,7 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
     words += [f"--config.model.{key}={value}" for key, value in STUDENT.items()]
     words += [f"--config.tokenizer.dir={home}/tokens/tokenizer"]
     words += [f"--config.steps={_updates(home, name, method, seed)}"]
-    made, file = [], f"configs/{name}.py"
+    made, file = [], f"configs/{TASKS[name].config}.py"
     if method in METHODS:
         words += ["--config.stage=distill", f"--config.teacher.workdir={home}/{name}/teacher"]
         words += [f"--config.teacher.init={INIT}", f"--config.teacher.loss={METHODS[method]}"]
@@ -164,10 +178,9 @@ def table(rows: list[dict], speeds: list[dict], names: tuple[str, ...]) -> str:
     """Markdown: the scores; the share of the teacher's, of its time of decoding, and what a way
     takes: updates, and seconds of them.
     """
-    lines = [stages.table(rows, names), ""]
-    lines += ["| method | % of the teacher's score | updates | seconds of updates | decoding |"]
+    first, lines = names[0], [stages.table(rows, names), ""]
+    lines += [f"| method | % of the teacher's {first} | updates | seconds of updates | decoding |"]
     lines += ["| --- " * 5 + "|"]
-    first = "bleu" if "bleu" in names else "rougeL"
     shares = {row["method"]: row["shares"] for row in speeds}
     for method in dict.fromkeys(row["arm"] for row in rows):
         runs = [row for row in rows if row["arm"] == method]
@@ -175,8 +188,8 @@ def table(rows: list[dict], speeds: list[dict], names: tuple[str, ...]) -> str:
         updates, taken = (
             statistics.mean(row[key] for row in runs) for key in ("planned_updates", "seconds")
         )
-        each = shares.get(method, [1.0])
-        said = f"{statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})"
+        each = shares.get(method)
+        said = f"{statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})" if each else ""
         lines.append(f"| {method} | {100 * share:.1f} | {updates:.0f} | {taken:.0f} | {said} |")
     return "\n".join(lines)
 
@@ -185,9 +198,9 @@ def main(flags) -> int:
     """Train what is not there, score all, print and keep the figures."""
     home, data, name = flags.workdir, flags.data_dir, flags.task
     choose.choose(TASKS, name, "--task")
-    methods = flags.methods.split(",") if flags.methods else list(ORDER)
+    methods = flags.methods.split(",") if flags.methods else methods_of(name)
     for method in methods:
-        choose.choose(dict.fromkeys(ORDER), method, "--methods")
+        choose.choose(dict.fromkeys(methods_of(name)), method, "--methods")
     if flags.dry_run:
         todo = teacher(home, data, name)
         for method in [m for m in methods if m != "alone_longer"]:
@@ -201,7 +214,7 @@ def main(flags) -> int:
             if code := pipeline.run(student(home, data, name, method, seed)):
                 return code
     rows = figures(home, name, methods)
-    speeds = [decoding_seconds(home, name, method) for method in methods]
+    speeds = [decoding_seconds(home, name, method) for method in methods if answered(name)]
     stages.keep(f"distillation_{name}", [*rows, *speeds])
     print(table(rows, speeds, TASKS[name].scores))
     return 0

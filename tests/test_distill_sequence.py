@@ -201,6 +201,22 @@ def test_a_teacher_without_that_update_is_a_sentence(tiny_config, teacher, tmp_p
     assert not os.path.exists(tmp_path / "student")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("cache", "nowhere/said", "teacher.cache=nowhere/said holds no cache of a teacher; make"),
+        ("dtype", "float8", "teacher.dtype='float8' is unknown; choose one of bfloat16, float32"),
+    ],
+)
+def test_what_no_teacher_can_be_read_in_is_a_sentence_before_a_run(
+    key, value, sentence, tiny_config, teacher, tmp_path
+):
+    made = tiny_config(**PAIRS, stage="distill")
+    made["teacher"] |= {"workdir": str(teacher), key: value}
+    with pytest.raises(ValueError, match=sentence):
+        train.check(run.make_run(made, tmp_path / "student"))
+
+
 def test_a_checkpoint_of_transformers_says_how_it_becomes_a_teacher(tiny_config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     made = tiny_config(**PAIRS, stage="distill")

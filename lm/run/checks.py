@@ -7,7 +7,18 @@ import json
 import pathlib
 import re
 
-from lm import choose, corpus, decoding, distill, metrics, objectives, origin, tasks, tokenizer
+from lm import (
+    choose,
+    corpus,
+    decoding,
+    distill,
+    metrics,
+    objectives,
+    origin,
+    tasks,
+    tokenizer,
+    transformer,
+)
 from lm.distill import policy
 from lm.run import record, workdir
 from lm.run.record import Run
@@ -43,6 +54,7 @@ def make_run(config: dict, place) -> Run:
         )
     decoding.parse(config["evaluate"]["decoding"])
     distill.parse(config["teacher"]["loss"])
+    choose.choose(dict.fromkeys(transformer.DTYPES), config["teacher"]["dtype"], "teacher.dtype")
     _check_length(run)
     _check_cache(run)
     _check_policy(run)

@@ -19,6 +19,7 @@ from lm import (
     optimizers,
     origin,
     parallel,
+    pipeline,
     run,
     steps,
     transformer,
@@ -102,6 +103,8 @@ def check(this: run.Run, allow: tuple[str, ...] = ()) -> None:
     if named and not run.is_claimed(this.workdir):
         with evaluate.open_checkpoints(run.read_run(named), read_only=True) as saved:
             saved.named(which)
+    if this.config["teacher"]["cache"]:
+        pipeline.read_taught(this.config["teacher"]["cache"])
 
 
 def layout(this: run.Run, devices=None, hosts=None):

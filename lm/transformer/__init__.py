@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from lm.transformer.adapters import LoraConfig
 from lm.transformer.cache import Cache, Layer, take_rows
-from lm.transformer.config import COMPUTED, SHARED, ModelConfig, Shape
+from lm.transformer.config import COMPUTED, DTYPES, SHARED, ModelConfig, Shape
 from lm.transformer.counts import forward_flops, parameter_count, shapes
 from lm.transformer.model import Transformer, anywhere, example
 
 __all__ = [
     "COMPUTED",
+    "DTYPES",
     "SHARED",
     "Cache",
     "Layer",

@@ -8,6 +8,7 @@ from lm import choose, layers
 
 LAYERS = {"unrolled": True, "scanned": False}  # one parameter layout, two ways to compile it
 WINDOWS = {"global": "g", "local": "l", "alternating": "lg", "five_local": "lllllg"}  # repeated
+DTYPES = ("float32", "bfloat16")  # that a model is computed in
 WORDS = {
     "arrangement": ("encoder_decoder", "prefix_lm", "language_model"),
     "shared": ("embeddings", "nothing", "all"),
@@ -19,7 +20,7 @@ WORDS = {
     "windows": WINDOWS,
     "head": ("untied", "tied", "tied_unscaled"),
     "embedding_scale": ("none", "sqrt_d_model"),
-    "dtype": ("float32", "bfloat16"),
+    "dtype": DTYPES,
     "layers": LAYERS,
     "remat": ("none", "dots", "full"),
     "attention": ("rows", "whole"),

@@ -3,11 +3,11 @@
   python -m experiments.distillation --task=multi30k --data_dir=... [--methods=forward_kl,sequence]
 
 A teacher is pre-trained on English prose and fine-tuned on the task; that of pydocs is pre-trained
-on docstrings alone, and so are its students. Every method trains the same
-student, which starts in the teacher's layers, for as many updates, three seeds each. Beside them
-the student that has no teacher: for as many updates (alone), and for as long as it takes with a
-teacher (alone_longer); the one that has the teacher's layers and no more (start); and one way for
-LONG times as many updates (sequence_long). Answer: distillation.md; every figure:
+on docstrings, as are its students. Every method trains the same student, which starts in the
+teacher's layers, for as many updates, three seeds each. Beside them the student that has no
+teacher, for as many updates (alone) and for as long as it takes with one (alone_longer); the one
+that has the teacher's layers and no more (start); and for LONG times as many updates the teacher's
+answers (sequence_long) and no teacher (alone_long). Answer: distillation.md; every figure:
 distillation_<task>.jsonl. What is finished is not trained again.
 """
 
@@ -43,7 +43,7 @@ METHODS = {  # name -> what teacher.loss says; what else a method changes is in 
 }
 HOW = "greedy"
 INPUTS = 256  # whose decoding is timed
-ORDER = ("alone", "alone_longer", *METHODS)
+ORDER = ("alone", "alone_longer", *METHODS, "alone_long")
 
 
 class Task(NamedTuple):
@@ -63,7 +63,7 @@ TEXT = ("--config.data.input_length=128", "--config.data.batch_size=32")
 TASKS = {
     "multi30k": Task("multi30k", 4000, (), 500, "test", ("bleu", "chrf", "nats")),
     "aeslc": Task("aeslc", 3000, TEXT, 150, "validation", ("rougeL", "rouge1", "rouge2", "nats")),
-    "pydocs": Task("pretrain", 2000, (), 300, "", ("nats",)),
+    "pydocs": Task("pretrain", 1000, (), 300, "", ("nats",)),
 }
 
 
@@ -133,10 +133,10 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
 
 
 def _updates(home: str, name: str, method: str, seed: int) -> int:
-    """As many for all, but for the long way and for the student that has no teacher and as much
+    """As many for all, but for the long ways and for the student that has no teacher and as much
     time as with one.
     """
-    share = LONG if method == "sequence_long" else 1
+    share = LONG if method.endswith("_long") else 1
     if method == "alone_longer":
         arms = ("forward_kl", "alone")
         taken = [stages.update_seconds(f"{home}/{name}/{arm}/{seed}") for arm in arms]

@@ -60,6 +60,11 @@ class Task(NamedTuple):
 
 
 TEXT = ("--config.data.input_length=128", "--config.data.batch_size=32")
+UNPACKED = {  # for as many pairs an update as packed rows hold
+    "multi30k": [
+        f"--config.data.{key}=48" for key in ("batch_size", "input_length", "target_length")
+    ]
+}
 TASKS = {
     "multi30k": Task("multi30k", 4000, (), 500, "test", ("bleu", "chrf", "nats")),
     "aeslc": Task("aeslc", 3000, TEXT, 150, "validation", ("rougeL", "rouge1", "rouge2", "nats")),
@@ -123,7 +128,8 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
         words += [f"--config.data.train={answers(home, name)}"]
         words += [f"--config.data.shards={home}/shards/{name}_answers"]
     if method == "on_policy":
-        words += ["--config.teacher.on_policy=share=0.25 sample", "--config.data.packing=none"]
+        words += ["--config.teacher.on_policy=share=0.25 sample", *UNPACKED.get(name, ())]
+        words += ["--config.data.packing=none"]
     words.insert(0, f"--config={file}")
     if method == "cached":
         cache = f"{home}/{name}/cache/{seed}"

@@ -150,6 +150,15 @@ def _updates(home: str, name: str, method: str, seed: int) -> int:
     return round(TASKS[name].steps * share)
 
 
+def timed(home: str, data: str, name: str, method: str) -> list[list[str]]:
+    """The command of a few updates of a method, in a log that tells what one takes: of runs made
+    one after another on an otherwise idle machine, as those of the comparison need not be.
+    """
+    words = student(home, data, name, method, stages.SEEDS[0])[-1][:-1]
+    words += ["--config.steps=60", "--config.every.log=5", "--config.every.evaluate=60"]
+    return [[*words, f"--workdir={home}/{name}/timed/{method}"]]
+
+
 def decoding_seconds(home: str, name: str, method: str, turns: int = 7) -> dict:
     """What teacher and student take for the same inputs, in turn: medians, and every share."""
     asked, seconds = {}, {}
@@ -174,10 +183,14 @@ def decoding_seconds(home: str, name: str, method: str, turns: int = 7) -> dict:
 
 
 def figures(home: str, name: str, methods: list[str]) -> list[dict]:
-    """A row a run: teacher and students, scored."""
+    """A row a run: teacher and students, scored; of a student the seconds of quiet updates."""
     chosen = {"split": TASKS[name].split, "how": HOW}
     rows = [stages.scored_run(f"{home}/{name}/teacher", "teacher", 0, **chosen)]
-    return rows + [row for m in methods for row in stages.scored(f"{home}/{name}", m, **chosen)]
+    for method in methods:
+        each = stages.update_seconds(f"{home}/{name}/timed/{method}")
+        for row in stages.scored(f"{home}/{name}", method, **chosen):
+            rows.append(row | {"seconds": round(row["planned_updates"] * each)})
+    return rows
 
 
 def table(rows: list[dict], speeds: list[dict], names: tuple[str, ...]) -> str:
@@ -219,6 +232,9 @@ def main(flags) -> int:
         for seed in stages.SEEDS:
             if code := pipeline.run(student(home, data, name, method, seed)):
                 return code
+    for method in methods:
+        if code := pipeline.run(timed(home, data, name, method)):
+            return code
     rows = figures(home, name, methods)
     speeds = [decoding_seconds(home, name, method) for method in methods if answered(name)]
     stages.keep(f"distillation_{name}", [*rows, *speeds])

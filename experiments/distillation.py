@@ -129,7 +129,7 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
         words += [f"--config.data.shards={home}/shards/{name}_answers"]
     if method == "on_policy":
         words += ["--config.teacher.on_policy=share=0.25 sample", *UNPACKED.get(name, ())]
-        words += ["--config.data.packing=none"]
+        words += ["--config.data.packing=none", f"--config.data.shards={home}/shards/{name}_rows"]
     words.insert(0, f"--config={file}")
     if method == "cached":
         cache = f"{home}/{name}/cache/{seed}"

@@ -150,6 +150,11 @@ def _updates(home: str, name: str, method: str, seed: int) -> int:
     return round(TASKS[name].steps * share)
 
 
+def shorter(method: str) -> str:
+    """The method that takes the same updates, and no more of them than all."""
+    return method.partition("_long")[0]
+
+
 def timed(home: str, data: str, name: str, method: str) -> list[list[str]]:
     """The command of a few updates of a method, in a log that tells what one takes: of runs made
     one after another on an otherwise idle machine, as those of the comparison need not be.
@@ -187,7 +192,7 @@ def figures(home: str, name: str, methods: list[str]) -> list[dict]:
     chosen = {"split": TASKS[name].split, "how": HOW}
     rows = [stages.scored_run(f"{home}/{name}/teacher", "teacher", 0, **chosen)]
     for method in methods:
-        each = stages.update_seconds(f"{home}/{name}/timed/{method}")
+        each = stages.update_seconds(f"{home}/{name}/timed/{shorter(method)}")
         for row in stages.scored(f"{home}/{name}", method, **chosen):
             rows.append(row | {"seconds": round(row["planned_updates"] * each)})
     return rows
@@ -232,7 +237,7 @@ def main(flags) -> int:
         for seed in stages.SEEDS:
             if code := pipeline.run(student(home, data, name, method, seed)):
                 return code
-    for method in methods:
+    for method in dict.fromkeys(map(shorter, methods)):
         if code := pipeline.run(timed(home, data, name, method)):
             return code
     rows = figures(home, name, methods)

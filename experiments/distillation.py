@@ -2,13 +2,12 @@
 
   python -m experiments.distillation --task=multi30k --data_dir=... [--methods=forward_kl,sequence]
 
-A teacher is pre-trained on English prose and fine-tuned on the task; that of pydocs is pre-trained
-on docstrings, as are its students. Every method trains the same student, which starts in the
-teacher's layers, for as many updates, three seeds each. Beside them the student that has no
-teacher, for as many updates (alone) and for as long as it takes with one (alone_longer); the one
-that has the teacher's layers and no more (start); and for LONG times as many updates the teacher's
-answers (sequence_long) and no teacher (alone_long). Answer: distillation.md; every figure:
-distillation_<task>.jsonl. What is finished is not trained again.
+A teacher is pre-trained on English prose and fine-tuned on the task. Every method trains the same
+student, which starts in the teacher's layers, for as many updates, three seeds each. Beside them
+the student that has no teacher, for as many updates (alone) and for as long as it takes with one
+(alone_longer); the one that has the teacher's layers and no more (start); and for LONG times as
+many updates the teacher's answers (sequence_long) and no teacher (alone_long). Answer:
+distillation.md; every figure: distillation_<task>.jsonl. What is finished is not trained again.
 """
 
 from __future__ import annotations
@@ -47,11 +46,10 @@ ORDER = ("alone", "alone_longer", *METHODS, "alone_long")
 
 
 class Task(NamedTuple):
-    """What is distilled. steps: updates of a student; split: what is scored ("": what is held out),
-    by which scores, the first of them compared with the teacher's.
+    """What is distilled. steps: updates of a student; split: what is scored, by which scores, the
+    first of them compared with the teacher's.
     """
 
-    config: str
     teacher_steps: int
     flags: tuple[str, ...]
     steps: int
@@ -66,20 +64,9 @@ UNPACKED = {  # for as many pairs an update as packed rows hold
     ]
 }
 TASKS = {
-    "multi30k": Task("multi30k", 4000, (), 500, "test", ("bleu", "chrf", "nats")),
-    "aeslc": Task("aeslc", 3000, TEXT, 150, "validation", ("rougeL", "rouge1", "rouge2", "nats")),
-    "pydocs": Task("pretrain", 1000, (), 300, "", ("nats",)),
+    "multi30k": Task(4000, (), 500, "test", ("bleu", "chrf", "nats")),
+    "aeslc": Task(3000, TEXT, 150, "validation", ("rougeL", "rouge1", "rouge2", "nats")),
 }
-
-
-def methods_of(name: str) -> list[str]:
-    """The methods that a task knows: what answers no input has no answers to learn from."""
-    return [m for m in ORDER if "sequence" not in m and m != "on_policy" or answered(name)]
-
-
-def answered(name: str) -> bool:
-    """Whether a task has inputs to answer."""
-    return TASKS[name].config != "pretrain"
 
 
 def teacher(home: str, data: str, name: str) -> list[list[str]]:
@@ -90,11 +77,8 @@ def teacher(home: str, data: str, name: str) -> list[list[str]]:
     words = ["--config=configs/pretrain.py", f"--config.data.task={home}/prose", tokens]
     words += [f"--config.steps={PRETRAIN}", "--config.data.input_length=128"]
     words += ["--config.data.batch_size=16", f"--workdir={home}/pretrain"]
-    if not answered(name):
-        words = ["--config=configs/pretrain.py", *_data(home, data, name), tokens]
-        return [stages.prepared(home, data)[0], ["train", *words, *steps]]
     made = [*stages.prepared(home, data), ["train", *words]]
-    words = [f"--config=configs/{task.config}.py:{home}/pretrain", *_data(home, data, name)]
+    words = [f"--config=configs/{name}.py:{home}/pretrain", *_data(home, data, name)]
     made.append(["train", *words, *steps])
     said = ["--split=train", f"--out={answers(home, name)}", "--decoding=beam width=4 alpha=0.6"]
     return [*made, ["predict", place, *said]]
@@ -106,9 +90,8 @@ def answers(home: str, name: str) -> str:
 
 
 def _data(home: str, data: str, name: str) -> list[str]:
-    place = data if answered(name) else f"{home}/tfds"  # where pydocs are made
     return [
-        f"--config.data.dir={place}",
+        f"--config.data.dir={data}",
         f"--config.data.shards={home}/shards/{name}",
         *TASKS[name].flags,
     ]
@@ -120,7 +103,7 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
     words += [f"--config.model.{key}={value}" for key, value in STUDENT.items()]
     words += [f"--config.tokenizer.dir={home}/tokens/tokenizer"]
     words += [f"--config.steps={_updates(home, name, method, seed)}"]
-    made, file = [], f"configs/{TASKS[name].config}.py"
+    made, file = [], f"configs/{name}.py"
     if method in METHODS:
         words += ["--config.stage=distill", f"--config.teacher.workdir={home}/{name}/teacher"]
         words += [f"--config.teacher.init={INIT}", f"--config.teacher.loss={METHODS[method]}"]
@@ -212,8 +195,8 @@ def table(rows: list[dict], speeds: list[dict], names: tuple[str, ...]) -> str:
         updates, taken = (
             statistics.mean(row[key] for row in runs) for key in ("planned_updates", "seconds")
         )
-        each = shares.get(method)
-        said = f"{statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})" if each else ""
+        each = shares.get(method, [1.0])
+        said = f"{statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})"
         lines.append(f"| {method} | {100 * share:.1f} | {updates:.0f} | {taken:.0f} | {said} |")
     return "\n".join(lines)
 
@@ -222,9 +205,9 @@ def main(flags) -> int:
     """Train what is not there, score all, print and keep the figures."""
     home, data, name = flags.workdir, flags.data_dir, flags.task
     choose.choose(TASKS, name, "--task")
-    methods = flags.methods.split(",") if flags.methods else methods_of(name)
+    methods = flags.methods.split(",") if flags.methods else list(ORDER)
     for method in methods:
-        choose.choose(dict.fromkeys(methods_of(name)), method, "--methods")
+        choose.choose(dict.fromkeys(ORDER), method, "--methods")
     if flags.dry_run:
         todo = teacher(home, data, name)
         for method in [m for m in methods if m != "alone_longer"]:
@@ -241,7 +224,7 @@ def main(flags) -> int:
         if code := pipeline.run(timed(home, data, name, method)):
             return code
     rows = figures(home, name, methods)
-    speeds = [decoding_seconds(home, name, method) for method in methods if answered(name)]
+    speeds = [decoding_seconds(home, name, method) for method in methods]
     stages.keep(f"distillation_{name}", [*rows, *speeds])
     print(table(rows, speeds, TASKS[name].scores))
     return 0

@@ -71,7 +71,7 @@ def commands(home: str, data: str, config: str, steps: int, scratch=False) -> li
 def scored(home: str, arm: str, *, split: str, how: str, most: int = 0) -> list[dict]:
     """A row a seed: the scores of an arm's runs on a split, and the answers they were made of.
 
-    how: the decoding in words. split: "" for what is held out. most: examples, the first; 0: all.
+    how: the decoding in words. most: examples, the first; 0: all.
     """
     chosen = {"split": split, "how": how, "most": most}
     return [scored_run(pathlib.Path(home, arm, str(seed)), arm, seed, **chosen) for seed in SEEDS]
@@ -81,7 +81,7 @@ def scored_run(workdir, arm: str, seed: int, *, split: str, how: str, most: int 
     """The row of one run, as of scored."""
     workdir = pathlib.Path(workdir)
     figures = evaluate.evaluate(workdir, split=split, how=how, most=most)
-    answers = logs.read(workdir / f"predictions{'-' * bool(split)}{split}.jsonl")
+    answers = logs.read(workdir / f"predictions-{split}.jsonl")
     made_by = json.loads((workdir / "run.json").read_text())
     row = {"arm": arm, "seed": seed, "split": split, "decoding": how, "answers": answers}
     row |= {"commit": made_by["commit"], "params": made_by["params"]}

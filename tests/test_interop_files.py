@@ -156,6 +156,8 @@ def test_copies_and_leftovers_are_accounted_for_and_a_copy_may_stand_alone(tmp_p
     assert same_bits(transformers.read_params(tmp_path, config), params)
 
 
+UNSCALED, SCALED = {"scale_decoder_outputs": False}, {"scale_decoder_outputs": True}
+BY_ROOT = {"5, scaled and own", "5, loaded umT5", "5.23, the word unread", "6, scaled and own"}
 HEADS = {  # kind, config.json's words, head in the file (None, its copy, own): our word
     "4.57, T5 1.0": ("t5", {}, None, "tied"),
     "4.57, T5 1.0 with copies": ("t5", {"tie_word_embeddings": True}, "copy", "tied"),
@@ -181,6 +183,11 @@ HEADS = {  # kind, config.json's words, head in the file (None, its copy, own): 
     "4.57, tied umT5": ("umt5", {}, None, "tied"),
     "5, fresh umT5": ("umt5", {"five": True}, None, "tied"),
     "5, loaded umT5": ("umt5", {"five": True}, "own", "untied"),
+    "5.23, the word unread": ("umt5", UNSCALED | {"five": True}, "own", "untied"),
+    "5.24, fresh umT5": ("umt5", UNSCALED | {"five": "5.24.0"}, None, "tied_unscaled"),
+    "5.24, tied umT5": ("umt5", SCALED | {"five": "5.24.0"}, None, "tied"),
+    "5.24, loaded umT5": ("umt5", UNSCALED | {"five": "5.24.0"}, "own", "untied"),
+    "6, scaled and own": ("umt5", SCALED | {"five": "6.0"}, "own", "untied"),
 }
 
 
@@ -190,8 +197,9 @@ def test_the_head_is_decided_by_the_version_the_words_and_the_tensors(tmp_path, 
     _, params = exported(tmp_path, "umt5" if kind == "umt5" else "t5_1_1")
     absent = dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), "absent")
     words = absent | words | {"model_type": kind}
-    if words.pop("five", False):
-        words |= {"transformers_version": "5.23.0", "tie_word_embeddings": True}
+    if five := words.pop("five", False):
+        written_by = "5.23.0" if five is True else five
+        words |= {"transformers_version": written_by, "tie_word_embeddings": True}
     tensors = {
         None: {"lm_head.weight": None},
         "copy": {"lm_head.weight": params["embed"]["embedding"]},
@@ -204,7 +212,7 @@ def test_the_head_is_decided_by_the_version_the_words_and_the_tensors(tmp_path, 
         read = transformers.read_architecture(tmp_path)
         assert read["head"] == ours
         if ours == "untied" and head == "own":  # scaled by the version that wrote it, if at all
-            factor = 16**-0.5 if case in ("5, scaled and own", "5, loaded umT5") else 1
+            factor = 16**-0.5 if case in BY_ROOT else 1
             found = transformers.read_params(tmp_path, transformer.ModelConfig(**read))["head"]
             np.testing.assert_array_equal(found, params["head"] * np.float32(factor))
 

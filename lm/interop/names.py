@@ -241,15 +241,16 @@ def _axes(axes: str, ours: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int,
 def is_scaled(config: Mapping[str, Any], family: Family) -> bool:
     """Whether what the head sees is multiplied by d_model**-0.5, in the version that wrote this.
 
-    Version 5 does so in a umT5 whatever its head, and in a T5 by a word of its own, which version
-    4 carries along unread.
+    Version 5 does so by a word of its own, in a T5 always and in a umT5 from 5.24 on, before which
+    it did in every umT5 whatever its head. Versions that do not know the word carry it along.
     """
     kind = family.model_type
     tied = config.get("tie_word_embeddings", kind != "mt5")
+    word = config.get("scale_decoder_outputs", tied)
     return {
-        "t5": config.get("scale_decoder_outputs", tied) if _by_five(config) else tied,
-        "mt5": tied and not _by_five(config),  # version 5 never does
-        "umt5": tied,
+        "t5": word if _since(config, 5) else tied,
+        "mt5": tied and not _since(config, 5),  # version 5 never does
+        "umt5": word if _since(config, 5, 24) else tied,
         "t5gemma": False,
     }[kind]
 
@@ -261,7 +262,7 @@ def head(config: Mapping[str, Any], family: Family, own: bool | None) -> str:
     Raises ValueError where version 4 would not use the matrix that is there.
     """
     tied = config.get("tie_word_embeddings", family.model_type != "mt5")
-    if own and tied and not _by_five(config):
+    if own and tied and not _since(config, 5):
         raise ValueError(
             f"config.json ties the head to the embedding, but {family.head} differs from "
             f"{family.copies[family.head]}; versions of transformers disagree about it. Set "
@@ -273,8 +274,10 @@ def head(config: Mapping[str, Any], family: Family, own: bool | None) -> str:
     return "tied" if is_scaled(config, family) else "tied_unscaled"
 
 
-def _by_five(config: Mapping[str, Any]) -> bool:
-    return int(str(config.get("transformers_version", "4")).split(".")[0]) >= 5
+def _since(config: Mapping[str, Any], *first: int) -> bool:
+    """Whether config.json was written by this version of transformers, or a later one."""
+    numbers = str(config.get("transformers_version", "4")).split(".")[: len(first)]
+    return tuple(map(int, numbers)) >= first
 
 
 def layer_types(windows: str, depth: int) -> list[str]:

@@ -59,8 +59,8 @@ def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -
     """The parameters as our nested dict of float32 arrays; bfloat16 and float16 are widened.
 
     Each stack of layers is filled in place from a few MiB of file at a time: the peak of memory is
-    the float32 checkpoint and little more. Version 5 scales what the head of every umT5 sees, also
-    a head of its own: such a head comes in multiplied by d_model**-0.5, and is ours without.
+    the float32 checkpoint and little more. Where a version of transformers scales what a head of
+    its own sees, as 5.0 to 5.23 do in every umT5, that head comes in multiplied by d_model**-0.5.
     Raises ValueError, listing all that is wrong: tensors missing, unused, of another shape, and
     copies that differ from their original.
     """
@@ -92,10 +92,10 @@ def write(
 
     config.json, generation_config.json and model.safetensors, or shards of at most max_shard_bytes
     (a larger tensor has a shard to itself) with their index. Both versions then compute our logits,
-    but for two faults of theirs: version 5 multiplies the decoder's output by d_model**-0.5 in
-    every umT5, also in one with an untied head, unless model.config.tie_word_embeddings is set to
-    False after loading (in config.json it is overruled); and in local layers of T5Gemma's encoder
-    it sees one token further on both sides than `window`.
+    but for two faults of version 5: until 5.23 it multiplies the decoder's output by d_model**-0.5
+    in every umT5, also in one with an untied head, unless model.config.tie_word_embeddings is set
+    to False after loading (in config.json it is overruled); and in local layers of T5Gemma's
+    encoder it sees one token further on both sides than `window`.
     Raises ValueError for a model that no family can express.
     """
     directory = pathlib.Path(directory)

@@ -18,7 +18,8 @@ class Taught(NamedTuple):
 
     ids: Array  # int32 [B, T, k]
     logits: Array  # float [B, T, k], log-probabilities
-    tail: Array  # float32 [B, T], the log of what all other ids have together
+    tail: Array  # float32 [B, T], the log of what all other ids have together, each probability
+    # to the power 1 / the temperature that the teacher is asked at
 
 
 class Batch(NamedTuple):

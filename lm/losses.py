@@ -87,14 +87,14 @@ def logit_mse(student: Array, teacher: Array, weights: Array) -> tuple[Array, Ar
     return _summed(jnp.mean(jnp.square(apart), axis=-1), weights)
 
 
-def outcomes(student: Array, taught: batch.Taught) -> tuple[Array, Array]:
+def outcomes(student: Array, taught: batch.Taught, temperature: float = 1.0) -> tuple[Array, Array]:
     """Logits of the k + 1 outcomes that a cached teacher knows: its k ids, and any other id.
 
     student: logits float [B, T, V] -> (student's, teacher's) float32 [B, T, k + 1], or [B, T, V]
-    where k is V. Any divergence of logits can be taken of them. At temperature 1 it is at most
+    where k is V. Softened by this temperature, the one that the tail was taken at, "any other id"
+    has what the others have together once they are softened. So each divergence of them is at most
     that of all V ids, and nearer the larger k is: what KL(P || Q) lacks is P's tail times the KL
-    of the two tails. At another temperature "any other id" is softened like one id: exact for
-    k >= V - 1, and always 0 where student and teacher agree.
+    of the two tails.
     """
     student = student.astype(jnp.float32)
     ours = jnp.take_along_axis(student, taught.ids, axis=-1)
@@ -102,9 +102,9 @@ def outcomes(student: Array, taught: batch.Taught) -> tuple[Array, Array]:
     if taught.ids.shape[-1] == student.shape[-1]:
         return ours, theirs
     rest = jnp.put_along_axis(student, taught.ids, -jnp.inf, axis=-1, inplace=False)
-    tail = jax.nn.logsumexp(rest, axis=-1, keepdims=True)
+    tail = temperature * jax.nn.logsumexp(rest / temperature, axis=-1, keepdims=True)
     # A tail of nothing has a logarithm too, or 0 times it would not be 0.
-    left = jnp.maximum(taught.tail.astype(jnp.float32), LEAST)[..., None]
+    left = temperature * jnp.maximum(taught.tail.astype(jnp.float32), LEAST)[..., None]
     return jnp.concatenate([ours, tail], axis=-1), jnp.concatenate([theirs, left], axis=-1)
 
 

@@ -151,6 +151,8 @@ def test_rows_and_ledger_tell_what_the_answers_and_the_teacher_took(practised):
     for row in rows(practised)[1:]:
         share = facts["teacher_seconds"] / row["step_seconds"]
         assert row["teacher_share"] == pytest.approx(share)
+        share = facts["teacher_process_gib"] / row["process_memory_peak_gib"]
+        assert row["teacher_memory_share"] == pytest.approx(share) and 0 < share < 1
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
@@ -162,10 +164,21 @@ def test_a_teacher_takes_its_parameters_room_in_its_own_dtype(student, teacher, 
     cost = teaching.cost(this, strategy, placed)
     count = transformer.parameter_count(theirs.model)
     assert cost["teacher_gib"] * 2**30 == size * count
+    assert cost["teacher_process_gib"] == 2 * cost["teacher_gib"]  # both devices are this process's
     assert cost["teacher_seconds"] > 0 and cost["teacher_workspace_gib"] > 0
     assert teaching.model_of(this).dtype == dtype
     shape = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
     assert shape(strategy.fetch(placed)) == shape(teaching.shapes(this))
+
+
+def test_a_head_that_was_none_is_said(student, capfd):
+    rest = {"steps": 1, "evaluate.examples": 1}
+    trained(student(**rest))
+    assert "never a head" not in capfd.readouterr().err
+    trained(student(**rest, **{"model.head": "tied"}))
+    assert "model.head='tied' starts as the teacher's embedding, which was never a head" in (
+        capfd.readouterr().err
+    )
 
 
 def test_without_a_teacher_nothing_is_measured(student):

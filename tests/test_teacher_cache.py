@@ -207,14 +207,16 @@ def test_a_folder_without_a_cache_is_a_sentence(tmp_path):
 # What is written. --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("k", [1, 5, 16])
-def test_the_likeliest_and_the_tail_have_all_mass(k):
+def test_the_likeliest_and_the_softened_tail_have_all_mass(k, temperature):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)) * 4, jnp.float32)
-    told = writing.likeliest(logits, k, "float32")
+    told = writing.likeliest(logits, k, "float32", temperature)
     p = np.exp(np.asarray(logits, np.float64))
     p = np.sort(p / p.sum(-1, keepdims=True), axis=-1)[..., ::-1]
     np.testing.assert_allclose(np.exp(told.logits), p[..., :k], rtol=1e-5)
-    np.testing.assert_allclose(np.exp(told.tail), p[..., k:].sum(-1), rtol=1e-5)
+    softened = (p[..., k:] ** (1 / temperature)).sum(-1)
+    np.testing.assert_allclose(np.exp(told.tail), softened, rtol=1e-5)
     same = jnp.take_along_axis(jax.nn.log_softmax(logits), told.ids, -1)
     np.testing.assert_allclose(told.logits, same, rtol=1e-6)
 
@@ -223,7 +225,7 @@ def test_the_likeliest_and_the_tail_have_all_mass(k):
 def test_what_is_stored_is_read_back_to_the_dtypes_precision(dtype, tmp_path):
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 16)) * 9, jnp.float32)
     logits = logits.at[0, 0, 3:].set(-1e9)  # a probability of nothing
-    told = jax.device_get(writing.likeliest(logits, 16, dtype))
+    told = jax.device_get(writing.likeliest(logits, 16, dtype, 1.0))
     ones = np.ones((2, 3), np.int32)
     rows = batch.Batch(ones, ones, ones, ones)
     identity = {"order": {"batch_size": 2}, "k": 16, "dtype": dtype, "vocabulary": 70_000}
@@ -239,11 +241,14 @@ def test_what_is_stored_is_read_back_to_the_dtypes_precision(dtype, tmp_path):
     assert read.logits.dtype == np.float32 and np.isfinite(read.logits).all()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_the_size_that_is_foretold_is_the_size_that_is_written(asked, tmp_path, dtype):
-    writer = train.CacheWriter(asked(tmp_path / dtype, steps=6), 256, dtype)
-    foretold, said = writer.update_bytes * 6, writer.account()
-    assert f"6 updates of 8 rows, the 256 likeliest of 512 ids in {dtype}" in said
+@pytest.mark.parametrize(("k", "dtype"), [(256, "float16"), (256, "bfloat16"), (2, "float16")])
+def test_the_size_that_is_foretold_is_the_size_that_is_written(
+    asked, tmp_path, monkeypatch, k, dtype
+):
+    writer = train.CacheWriter(asked(tmp_path / dtype, steps=6), k, dtype)
+    monkeypatch.setattr(taught, "FILE", 4 * writer.update_bytes)  # two files
+    foretold, said = writer.bytes_of(6), writer.account()
+    assert f"6 updates of 8 rows, the {k} likeliest of 512 ids in {dtype}" in said
     assert f"{foretold:,} in all" in said and not (tmp_path / dtype / "manifest.json").exists()
     writer.write()
     size = sum(file.stat().st_size for file in (tmp_path / dtype).glob("*.array_record"))
@@ -252,7 +257,7 @@ def test_the_size_that_is_foretold_is_the_size_that_is_written(asked, tmp_path, 
 
 def test_what_does_not_fit_on_the_disk_is_refused_before_it_starts(asked, tmp_path, monkeypatch):
     writer = train.CacheWriter(asked(tmp_path / "cache"), 16, "float16")
-    usage = type("Usage", (), {"free": writer.update_bytes * STEPS - 1})
+    usage = type("Usage", (), {"free": writer.bytes_of(STEPS) - 1})
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda place: usage)
     with pytest.raises(ValueError, match=r"but only [\d,]+ are free; free some space, or use a sm"):
         writer.account()
@@ -316,6 +321,10 @@ OTHERS = {
     "lengths": ({"data.target_length": 10}, r"another order of data: order.columns"),
     "split": ({"data.train": "train[:50%]"}, r"another order of data: order.files"),
     "task": ({"data.task": "wikipedia"}, r"another order of data: order.columns"),
+    "temperature": (
+        {"teacher.loss": "jsd temperature=3"},
+        r"another temperature: temperature \(here 3.0, there 2.0\)",
+    ),
     "length": ({"steps": STEPS + 1}, r"has 4 updates, and the run 5; .* --updates=5"),
 }
 
@@ -382,6 +391,10 @@ def test_what_cannot_be_written_is_a_sentence(asked, tmp_path, what):
             r"has not what the teacher.loss hidden needs; leave teacher.c",
         ),
         ({"teacher.loss": "labels, logit_mse"}, r"has not what the teacher.loss logit_mse needs"),
+        (
+            {"teacher.loss": "forward_kl temperature=2, jsd"},
+            r"has the temperatures 1, 2, but a cached teacher is asked at one; use one, or leave",
+        ),
         ({"teacher.on_policy": "share=0.5 sample"}, r"has not the student's own answers, which"),
     ],
 )
@@ -444,8 +457,7 @@ def test_a_run_resumed_on_other_devices_goes_on_as_the_unbroken_one(
 
 
 def test_a_shorter_cache_is_wrong_by_the_tail_alone(asked, teacher, tmp_path):
-    """At temperature 1: of the same distributions the cached divergence is the smaller one."""
-    this = asked(tmp_path / "cache")
+    this = asked(tmp_path / "cache", **{"teacher.loss": "forward_kl"})
     few = pipeline.read_taught(written(this, 16, "float32"))
     writer = train.CacheWriter(this, 16, "float32")
     rows = next(writer._dealt(0))

@@ -8,8 +8,16 @@ students  where a student starts from
 """
 
 from lm.distill.loss import make_distillation_loss
-from lm.distill.students import Start, check_student, evenly, frozen, init_student, parse_start
-from lm.distill.terms import Term, parse, uncached
+from lm.distill.students import (
+    Start,
+    check_student,
+    evenly,
+    frozen,
+    init_student,
+    leaves_head,
+    parse_start,
+)
+from lm.distill.terms import Term, parse, softness, uncached
 
 __all__ = [
     "Start",
@@ -18,8 +26,10 @@ __all__ = [
     "evenly",
     "frozen",
     "init_student",
+    "leaves_head",
     "make_distillation_loss",
     "parse",
     "parse_start",
+    "softness",
     "uncached",
 ]

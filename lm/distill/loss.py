@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lm import batch, losses, steps
 from lm.distill import features, policy
-from lm.distill.terms import INSIDE, OPTIONS, Term
+from lm.distill.terms import INSIDE, OPTIONS, Term, softness
 
 Array = jax.Array
 
@@ -53,7 +53,8 @@ def make_distillation_loss(
     def said(params, examples, key, teacher) -> Said:
         logits, ours = features.features(model, params, examples, key, wanted)
         if teacher is None:
-            return Said(examples, logits, *losses.outcomes(logits, examples.taught))
+            pair = losses.outcomes(logits, examples.taught, softness(terms))
+            return Said(examples, logits, *pair)
         fixed = jax.lax.stop_gradient(teacher)
         taught, theirs = features.features(teacher_model, fixed, examples, None, wanted)
         inside = (ours, theirs, examples, params.get(features.PROJECTIONS)) if wanted else ()

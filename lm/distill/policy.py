@@ -76,8 +76,13 @@ def check(text: str, terms: tuple[Term, ...], *, packing: str, pairs: bool, leng
     terms: of the loss. packing: data.packing. pairs: whether all tasks have inputs and targets, or
     else running text. length: columns of the targets.
     """
-    asked = parse(text)
-    if "policy" in [term.name for term in terms]:
+    asked, names = parse(text), {term.name for term in terms}
+    if asked and names == {"labels"}:
+        raise ValueError(
+            f"teacher.on_policy={text!r} would teach nothing: teacher.loss has labels alone, which "
+            f"the student's own answers are not; add a term that asks the teacher, as jsd."
+        )
+    if "policy" in names:
         drawn = decoding.Decoding("sample", max_length=asked.how.max_length)
         if not asked or asked.how != drawn:
             raise ValueError(
@@ -142,8 +147,10 @@ def policy_gradient(
     student, teacher: logits float [B, T, V]; targets int [B, T], drawn from the student at
     temperature 1; weights float [B, T]. The value estimates, of each token, log q - log p averaged
     over the rest of its row, q the student's probabilities and p the teacher's; its gradient is
-    the REINFORCE estimate of that, which with reverse_kl makes the gradient of KL(q || p) of whole
-    answers. An answer is used for one update, so that no importance ratio differs from 1.
+    the REINFORCE estimate of that. Summed instead of averaged it would make, with reverse_kl, the
+    gradient of KL(q || p) of whole answers; averaged, long answers weigh no more than short ones.
+    An answer is used for one update; without dropout, which answers are found without, no
+    importance ratio would differ from 1, and none is taken.
     Source: Gu et al. 2023, arXiv:2306.08543, section 2.2 (single-step decomposition, length
     normalisation).
     """

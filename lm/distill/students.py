@@ -12,7 +12,8 @@ projected  d_model is turned by a random matrix P of orthonormal columns [D, D']
            sliced. At full width the logits stay (with a tied head, if the last norm's scale is
            even). Source of the folding: Ashkboos et al. 2024, section 3, arXiv:2401.15024.
 
-A student with a tied head takes of a teacher with another matrix for it the embedding alone.
+A student with a tied head takes of a teacher with another matrix for it the embedding alone. That
+was never a head: such a student starts above random logits, and is to learn one first.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def check_student(init: str, teacher_config, config) -> None:
     if start is None:
         return
     sizes = (*SIZES, "encoder", *(("attention_scale",) if start.width else ()))
-    sizes += ("head",) if _leaves_head(teacher_config, config) else ()
+    sizes += ("head",) if leaves_head(teacher_config, config) else ()
     fields = [field for field in transformer.SHARED if field not in sizes]
     origin.check_same(config, teacher_config, fields, "the teacher's", RANDOM)
     for tower in ("encoder", "decoder"):
@@ -111,7 +112,8 @@ def check_student(init: str, teacher_config, config) -> None:
         _check_shared(init, teacher_config, config)
 
 
-def _leaves_head(teacher_config, config) -> bool:
+def leaves_head(teacher_config, config) -> bool:
+    """Whether a student starts with a head that is no teacher's: its own embedding, tied."""
     return teacher_config.head == "untied" != config.head
 
 
@@ -195,7 +197,7 @@ def init_student(
     if start is None:
         return None
     flat = traverse_util.flatten_dict(teacher, sep="/")
-    if _leaves_head(teacher_config, config):
+    if leaves_head(teacher_config, config):
         flat.pop("head")
     wanted = traverse_util.flatten_dict(transformer.shapes(config), sep="/")
     if start.width == "projected":

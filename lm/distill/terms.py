@@ -114,6 +114,20 @@ def parse(text: str) -> tuple[Term, ...]:
     return terms
 
 
+def softness(terms: tuple[Term, ...]) -> float:
+    """The one temperature that a cached teacher is asked at, of all divergences; 1 without any.
+
+    Raises ValueError where they have several.
+    """
+    found = {term.temperature for term in terms if "temperature" in OPTIONS[term.name]}
+    if len(found) > 1:
+        raise ValueError(
+            f"teacher.loss has the temperatures {', '.join(f'{t:g}' for t in sorted(found))}, but "
+            f"a cached teacher is asked at one; use one, or leave teacher.cache empty."
+        )
+    return found.pop() if found else 1.0
+
+
 def uncached(terms: tuple[Term, ...]) -> list[str]:
     """The names of the terms that a cached teacher cannot serve."""
     return [term.name for term in terms if term.name not in CACHED]

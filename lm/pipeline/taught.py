@@ -3,7 +3,8 @@
 A cache is a folder of ArrayRecord files with a manifest, as token shards are. A record is a row:
 number step * batch_size + r is row r of batch `step`, so that any host, worker or later call finds
 the rows it deals by their numbers alone. It holds a check of the row's ids, and of each target the
-k likeliest ids, their log-probabilities and the log of the tail: what all other ids have together.
+k likeliest ids, their log-probabilities, and the log of the tail: what all other ids have together,
+each power 1 / temperature.
 The manifest lists the whole files and is written anew behind each, so what it lists is a cache of
 that many updates, and can be made longer.
 """
@@ -25,6 +26,7 @@ from lm.sources import places
 
 STORED = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}  # bfloat16 by its bits
 FILE = 64 << 20  # bytes of a file, about; it is written at once
+BLOCK = 64 << 10  # bytes that ArrayRecord fills a file up to, and writes one of for the places
 OVERHEAD = 134  # bytes that ArrayRecord needs to find a record, about, and of its check
 KIND = "taught"
 
@@ -39,7 +41,9 @@ class Taught(corpus.Records):
 
     @property
     def identity(self) -> dict:
-        """All that decides what is written: teacher, tokenizer, order, k, dtype, vocabulary."""
+        """All that decides what is written: teacher, tokenizer, order, temperature, k, dtype and
+        vocabulary.
+        """
         return self.manifest["identity"]
 
     @property

@@ -124,7 +124,8 @@ def _check_cache(run: Run) -> None:
     cache, asked = run.config["teacher"]["cache"], run.config["teacher"]["on_policy"]
     if not cache:
         return
-    lacking = distill.uncached(distill.parse(run.config["teacher"]["loss"]))
+    terms = distill.parse(run.config["teacher"]["loss"])
+    lacking = distill.uncached(terms)
     why = f"what the teacher.loss {', '.join(lacking)} needs" if lacking else ""
     if asked:
         why = f"the student's own answers, which teacher.on_policy={asked!r} asks for"
@@ -137,6 +138,7 @@ def _check_cache(run: Run) -> None:
             f"teacher.cache={cache!r} has not {why}; leave teacher.cache empty, so that the "
             f"teacher runs beside."
         )
+    distill.softness(terms)
 
 
 def _check_policy(run: Run) -> None:

@@ -265,8 +265,8 @@ class Loop:
             figures |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
         figures |= {"skipped": skipped} | self.work.rates(max(0, self.number - 1 - skipped))
         rates = self.meter.rates(self.number, tokens)
-        figures |= rates | teaching.shares(self.work.cost, rates, self.ledger)
-        figures |= logs.memory(self.strategy.devices)
+        memory = logs.memory(self.strategy.devices)
+        figures |= rates | teaching.shares(self.work.cost, rates, memory, self.ledger) | memory
         if self.this.data.max_bad_records:
             figures["bad_records"] = len(self.work.examples.damaged)
         figures["goodput"] = self.ledger.row(self.number)

@@ -67,6 +67,12 @@ def _taken(this: run.Run, tokens, teacher: dict | None) -> dict | None:
     if teacher is not None:
         theirs = run.read_run(run.teacher_of(this)[0]).model
         init, seed = config["teacher"]["init"], config["seed"]
+        if distill.parse_start(init) and distill.leaves_head(theirs, this.model):
+            print(
+                f"teacher.init {init}: model.head={this.model.head!r} starts as the teacher's "
+                f"embedding, which was never a head; the first updates go into learning one.",
+                file=sys.stderr,
+            )
         return distill.init_student(init, teacher, theirs, this.model, seed)
     if not config["init_from"]:
         return None

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from lm import batch, choose, evaluate, parallel, pipeline, run, steps, transformer
+from lm import batch, choose, distill, evaluate, parallel, pipeline, run, steps, transformer
 from lm.pipeline import taught
 from lm.sources import places
 from lm.train import teaching
 
 SAMPLED = 8  # batches whose targets are counted to foretell the size
-PARTS = {"teacher": "teacher", "tokenizer": "tokenizer", "order": "order of data"}
+PARTS = {"order": "order of data", "vocabulary": "model"}  # what goes by another name
 
 
 def identity(this: run.Run, tokens, examples: pipeline.Examples, k: int, dtype: str) -> dict:
@@ -38,7 +38,13 @@ def identity(this: run.Run, tokens, examples: pipeline.Examples, k: int, dtype: 
         "k": k,
         "dtype": dtype,
         "vocabulary": this.model.vocab_size,
+        "temperature": softness(this),
     }
+
+
+def softness(this: run.Run) -> float:
+    """The temperature at which a run asks its cached teacher."""
+    return distill.softness(distill.parse(this.config["teacher"]["loss"]))
 
 
 def find_taught(this: run.Run, tokens, examples: pipeline.Examples) -> pipeline.Taught:
@@ -52,7 +58,8 @@ def find_taught(this: run.Run, tokens, examples: pipeline.Examples) -> pipeline.
     ours = identity(this, tokens, examples, found.identity["k"], found.identity["dtype"])
     odd = run.differences(ours, found.identity)
     if odd:
-        what = PARTS.get(odd[0].split()[0].split(".")[0], "model")
+        part = odd[0].split()[0].split(".")[0]
+        what = PARTS.get(part, part)
         raise ValueError(
             f"teacher.cache={where} was made with another {what}: {', '.join(odd)}; make one of "
             f"this config with `python -m lm teacher-cache`, or leave it empty."
@@ -66,20 +73,23 @@ def find_taught(this: run.Run, tokens, examples: pipeline.Examples) -> pipeline.
     return found
 
 
-def likeliest(logits: jax.Array, k: int, dtype: str) -> batch.Taught:
+def likeliest(logits: jax.Array, k: int, dtype: str, temperature: float) -> batch.Taught:
     """The k likeliest ids of logits [B, T, V], their log-probabilities in dtype, and the tail."""
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     kept, ids = jax.lax.top_k(log_p, k)
     rest = jnp.put_along_axis(log_p, ids, -jnp.inf, axis=-1, inplace=False)
     kept = jnp.maximum(kept, jnp.finfo(dtype).min.astype(jnp.float32)).astype(dtype)
-    return batch.Taught(ids, kept, jax.nn.logsumexp(rest, axis=-1))
+    return batch.Taught(ids, kept, jax.nn.logsumexp(rest / temperature, axis=-1))
 
 
-def told_step(params, rows: batch.Batch, *, model, k: int, dtype: str, parts: int, axis=None):
-    """What a teacher says of a batch, in so many parts, one after the other: a batch.Taught."""
+def told_step(params, rows: batch.Batch, *, model, parts: int, axis=None, **kept):
+    """What a teacher says of a batch, in so many parts, one after the other: a batch.Taught.
+
+    kept: k, dtype and temperature, as `likeliest` takes them.
+    """
     split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
     whole = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-    of = lambda part: likeliest(steps.predict(model, params, part, None), k, dtype)
+    of = lambda part: likeliest(steps.predict(model, params, part, None), **kept)
     return jax.tree.map(whole, jax.lax.map(of, jax.tree.map(split, rows)))
 
 
@@ -128,6 +138,18 @@ class CacheWriter:
         each = rows + targets * taught.position(self.identity).itemsize
         return round(each * parallel.hosts()[1])
 
+    @property
+    def file_updates(self) -> int:
+        """How many updates a file has."""
+        return max(1, taught.FILE // self.update_bytes)
+
+    def bytes_of(self, updates: int) -> int:
+        """What so many updates take on the disk, about: files of whole blocks, and one beside."""
+        files = [self.file_updates] * (updates // self.file_updates)
+        files += [updates % self.file_updates] * bool(updates % self.file_updates)
+        blocks = (1 - (-count * self.update_bytes // taught.BLOCK) for count in files)
+        return taught.BLOCK * sum(blocks)
+
     def account(self) -> str:
         """What would be written: its size, and the room there is.
 
@@ -138,14 +160,14 @@ class CacheWriter:
         said = (
             f"{here}: {self.total:,} updates of {self.this.data.batch_size} rows, the "
             f"{kept['k']} likeliest of {kept['vocabulary']:,} ids in {kept['dtype']}: about "
-            f"{each:,} bytes an update, {each * self.total:,} in all"
+            f"{each:,} bytes an update, {self.bytes_of(self.total):,} in all"
         )
         said += f", {self.done:,} updates are there" if self.done else ""
         if places.is_remote(here):
             return f"{said}."
         there = next(folder for folder in (here, *here.absolute().parents) if folder.exists())
         free = shutil.disk_usage(there).free
-        if each * left > free:
+        if self.bytes_of(left) > free:
             raise ValueError(
                 f"{said}, but only {free:,} are free; free some space, or use a smaller --k."
             )
@@ -156,7 +178,7 @@ class CacheWriter:
 
         Killed, the same command goes on behind the last whole file.
         """
-        each = max(1, taught.FILE // self.update_bytes)
+        each = self.file_updates
         if self.done < self.total:
             told = self._told()
             for start in range(self.done, self.total, each):
@@ -178,7 +200,7 @@ class CacheWriter:
         params, _ = evaluate.read_params(theirs, self.tokens, which, self.strategy)
         params = self.strategy.place_state(teaching.cast(ours, params))
         model = transformer.Transformer(teaching.model_of(ours), self.strategy.place_rows)
-        options = {"k": self.identity["k"], "dtype": self.identity["dtype"]}
+        options = {name: self.identity[name] for name in ("k", "dtype", "temperature")}
         options |= {"model": model, "parts": ours.parallel.micro_batches}
         step = self.strategy.compile(functools.partial(told_step, **options))
         dealt = itertools.islice(self._dealt(self.done), self.total - self.done)
@@ -186,9 +208,15 @@ class CacheWriter:
         for rows in tqdm.tqdm(dealt, desc="teacher-cache", file=sys.stderr, **bar):
             told = self.strategy.fetch_rows(step(params, self.strategy.place_batch(rows)))
             rows, told = parallel.all_rows((batch.Batch(*rows), told))
-            real = batch.loss_weights(rows)
-            self.tail.append(float((np.exp(told.tail) * real).sum() / max(real.sum(), 1)))
+            self.tail.append(_tail_mass(rows, told, options["temperature"]))
             yield taught.records_of(rows, told, self.identity)
+
+
+def _tail_mass(rows: batch.Batch, told: batch.Taught, temperature: float) -> float:
+    # What all ids but the k have of the softened distribution, the mean over targets.
+    kept = np.exp(np.asarray(told.logits, np.float32) / temperature).sum(axis=-1)
+    left, real = np.exp(told.tail), batch.loss_weights(rows)
+    return float((left / (kept + left) * real).sum() / max(real.sum(), 1))
 
 
 def _check(this: run.Run, k: int, dtype: str, updates: int) -> None:

@@ -58,11 +58,13 @@ def placed(this: run.Run, strategy, params):
 
 
 def cost(this: run.Run, strategy, teacher) -> dict[str, float]:
-    """What a placed teacher takes: {"teacher_seconds", "teacher_gib", "teacher_workspace_gib"}.
+    """What a placed teacher takes: {"teacher_seconds", "teacher_gib", "teacher_process_gib",
+    "teacher_workspace_gib"}.
 
-    Seconds of its forward passes over one batch, in the parts that an update takes; GiB of the
-    fullest device, for its parameters and for what a pass needs beside them, where the compiler
-    tells. Measured by a few passes over made-up rows, once; {} without a teacher.
+    Seconds of its forward passes over one batch, in the parts that an update takes; GiB of its
+    parameters on the fullest device and on all of this process, and of what a pass needs beside
+    them on one, where the compiler tells. Measured by a few passes over made-up rows, once; {}
+    without a teacher.
     """
     if teacher is None:
         return {}
@@ -80,7 +82,8 @@ def cost(this: run.Run, strategy, teacher) -> dict[str, float]:
         jax.block_until_ready(forward(teacher, examples))
         seconds.append(time.perf_counter() - start)
     taken = {"teacher_seconds": parts * statistics.median(seconds[1:])}
-    taken["teacher_gib"] = _bytes_of_a_device(teacher) / 2**30
+    held = _bytes_by_device(teacher).values()
+    taken |= {"teacher_gib": max(held) / 2**30, "teacher_process_gib": sum(held) / 2**30}
     told = forward.memory_analysis()
     return taken | ({"teacher_workspace_gib": told.temp_size_in_bytes / 2**30} if told else {})
 
@@ -91,23 +94,29 @@ def _forward(params, examples, *, model, axis=None):
     return jnp.sum(jax.nn.logsumexp(logits, axis=-1), axis=-1)
 
 
-def _bytes_of_a_device(tree) -> int:
+def _bytes_by_device(tree) -> dict:
     held: dict = {}
     for leaf in jax.tree.leaves(tree):
         for part in leaf.addressable_shards:
             held[part.device] = held.get(part.device, 0) + part.data.nbytes
-    return max(held.values())
+    return held
 
 
-def shares(cost: dict, rates: dict, ledger) -> dict[str, float]:
-    """Of an update's time: {"teacher_share": what the teacher takes, "decode_share": its answers}.
+def shares(cost: dict, rates: dict, memory: dict, ledger) -> dict[str, float]:
+    """Of an update's time: {"teacher_share": what the teacher takes, "decode_share": the student's
+    own answers}; and "teacher_memory_share", the teacher's parameters, of the memory's peak.
 
-    cost: as `cost` gives it. rates: with "step_seconds", since the last row, as the ledger's. What
-    is not known, or not there, is left out.
+    cost: as `cost` gives it. rates: with "step_seconds", since the last row, as the ledger's.
+    memory: as logs.memory. What is not known, or not there, is left out.
     """
     found = {}
     if cost and rates.get("step_seconds"):
         found["teacher_share"] = cost["teacher_seconds"] / rates["step_seconds"]
+    for whose in ("device", "process"):
+        peak = memory.get(f"{whose}_memory_peak_gib")
+        if cost and peak:
+            part = "teacher_gib" if whose == "device" else "teacher_process_gib"
+            found["teacher_memory_share"] = cost[part] / peak
     if written := ledger.passed("decode"):
         found["decode_share"] = written / (written + ledger.passed("step"))
     return found

@@ -179,9 +179,15 @@ def _weights(scores, mask, bias, scale, cap):
 
 
 def by_heads(x: Array) -> Array:
-    """Keys or values [B, S, K, H] as a cache has them: [B * K, S, H]."""
+    """Values [B, S, K, H] as a cache has them: [B * K, S, H]."""
     rows, length, groups, width = x.shape
     return jnp.swapaxes(x, 1, 2).reshape(rows * groups, length, width)
+
+
+def by_units(x: Array) -> Array:
+    """Keys [B, S, K, H] as a cache has them: [B * K, H, S], as their product with queries wants."""
+    rows, length, groups, width = x.shape
+    return jnp.transpose(x, (0, 2, 3, 1)).reshape(rows * groups, width, length)
 
 
 def attend_by_heads(
@@ -192,16 +198,17 @@ def attend_by_heads(
     bias: Array | None = None,
     how: Scores = Scores(),  # noqa: B008  (it cannot change)
 ) -> Array:
-    """`attend` of few queries to keys and values that lie by heads, [B * K, S, H]: a cache's.
+    """`attend` of few queries to keys [B * K, H, S] and values [B * K, S, H], as a cache has them.
 
     query [B, T, N, H]; mask bool [B, T, S]; bias [N, T, S] or [B, N, T, S]; an axis of size 1 of
     mask or bias is one for all. Returns [B, T, N, H].
     """
     # One batch axis, B * K, for products: with two a CPU takes up to four times as long, and
-    # joined here instead of in the cache XLA would write to it twice and copy it in between.
+    # joined here instead of in the cache XLA would write to it twice and copy it in between. Keys
+    # that lie as values do would be turned in every step.
     (rows, length, heads, width), groups = query.shape, len(key) // len(query)
     query = jnp.swapaxes(query, 1, 2).reshape(rows * groups, -1, width)
-    scores = jnp.einsum("xth,xsh->xts", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("xth,xhs->xts", query, key, preferred_element_type=jnp.float32)
     scores = scores.reshape(rows, groups, heads // groups, length, -1)
     if bias is not None:
         bias = bias.reshape(*bias.shape[:-3], groups, heads // groups, *bias.shape[-2:])

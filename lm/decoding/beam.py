@@ -22,14 +22,32 @@ def best(candidates: Hypotheses, count: int) -> tuple[Hypotheses, Array]:
     return Hypotheses(ids, scores), places
 
 
-def continuations(live: Hypotheses, logs: Array, i: Array, count: int) -> tuple[Hypotheses, Array]:
+def ruled(raw: Array, ids: Array, start: Array, i: Array, how: Decoding, eos: int) -> tuple:
+    """Logits [R, V] by the rules, and what they are more than log-probabilities: [R, 1].
+
+    The rest as of walk.ruled, whose rules are taken here as of log-probabilities.
+    """
+    raw = raw.astype(jnp.float32)
+    total = jax.nn.logsumexp(raw, axis=-1, keepdims=True)
+    if how.repetition != 1.0:  # the one rule for which their sign counts
+        raw, total = raw - total, jnp.zeros_like(total)
+    return walk.ruled(raw, ids, start, i, how, eos), total
+
+
+def continuations(
+    live: Hypotheses, logits: Array, total: Array, i: Array, count: int
+) -> tuple[Hypotheses, Array]:
     """The `count` likeliest ways to put a token at place `i`, and the beam each continues.
 
-    logs: log-probabilities [B, n, V] of the token, by beam. The scores are sums, without penalty.
+    logits [B * n, V] of the token, by beam; less `total` [B * n, 1] they are log-probabilities. The
+    scores are sums, without penalty.
     """
-    sums = (live.scores[..., None] + logs).reshape(len(logs), -1)
-    scores, places = filters.largest(sums, count)
-    parents, tokens = jnp.divmod(places, logs.shape[-1])
+    (rows, width), most = live.scores.shape, min(count, logits.shape[-1])
+    # Of a beam's tokens, as they are: what is written to all of them costs a CPU more than a layer.
+    each, tokens = filters.largest(logits, most)
+    sums = live.scores[..., None] + (each - total).reshape(rows, width, most)
+    scores, places = jax.lax.top_k(sums.reshape(rows, -1), count)
+    parents, tokens = places // most, jnp.take_along_axis(tokens.reshape(rows, -1), places, axis=1)
     ids = jnp.take_along_axis(live.ids, parents[..., None], axis=1)
     return Hypotheses(ids.at[:, :, i].set(tokens), scores), parents
 
@@ -65,11 +83,10 @@ def beam(
 
     def advance(carry):
         i, token, cache, live, ended, searching = carry
-        logits, cache = step(token, cache)
-        logs = jax.nn.log_softmax(logits.astype(jnp.float32))
-        logs = walk.ruled(logs, live.ids.reshape(len(token), length), opening, i, how, eos)
+        raw, cache = step(token, cache)
+        said = live.ids.reshape(len(token), length)
         # Of the 2 * width best, at most `width` can be eos, one a beam: enough stay open.
-        longer, parents = continuations(live, logs.reshape(rows, width, -1), i, 2 * width)
+        longer, parents = continuations(live, *ruled(raw, said, opening, i, how, eos), i, 2 * width)
         final = (longer.ids[:, :, i] == eos) | (i == length - 1)
         ranked = jnp.arange(2 * width) < width  # the others only stand in for those that end
         end = final & ranked & searching[:, None]

@@ -15,9 +15,7 @@ def likeliest(logits: Array) -> Array:
 
     As jnp.argmax, at a tenth of its cost on a CPU.
     """
-    ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    best = logits == jnp.max(logits, -1, keepdims=True)
-    return jnp.min(jnp.where(best, ids, ids[-1]), -1)
+    return largest(logits, 1)[1][:, 0].astype(jnp.int32)
 
 
 def largest(x: Array, count: int) -> tuple[Array, Array]:
@@ -50,7 +48,7 @@ def repeated(logits: Array, before: Array, penalty: float) -> Array:
 
 def unended(logits: Array, eos: int, early: Array) -> Array:
     """Logits without eos where `early`, bool []."""
-    return logits.at[:, eos].set(jnp.where(early, -jnp.inf, logits[:, eos]))
+    return jnp.where(early & (jnp.arange(logits.shape[-1]) == eos), -jnp.inf, logits)
 
 
 def top_k(logits: Array, count: int) -> Array:

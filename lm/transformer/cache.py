@@ -17,10 +17,10 @@ class Layer(NamedTuple):
     """
 
     weights: Any  # the layer's parameters, out of their stack, once and for all
-    key: Array | None = None  # [B * K, P, H]
-    value: Array | None = None
-    cross_key: Array | None = None  # [B * K, S, H]: computed once a sequence, never moved;
-    cross_value: Array | None = None  # None without an encoder
+    key: Array | None = None  # [B * K, H, P]
+    value: Array | None = None  # [B * K, P, H]
+    cross_key: Array | None = None  # [B * K, H, S]: computed once a sequence, never moved;
+    cross_value: Array | None = None  # [B * K, S, H]; None without an encoder
 
 
 class Cache(NamedTuple):
@@ -40,7 +40,7 @@ class Cache(NamedTuple):
     def beside(self) -> int:
         """How many tokens of a step have a place."""
         layer, sources = self.layers[0], self.inputs_segment_ids.shape[1]
-        places = layer.key.shape[1] - (sources if layer.cross_key is None else 0)
+        places = layer.value.shape[1] - (sources if layer.cross_key is None else 0)
         return places // self.taken.shape[2]
 
 
@@ -63,5 +63,6 @@ def take_rows(cache: Cache, rows: Array) -> Cache:
         decoded = jnp.pad(decoded, ((0, 0), (0, 0), (0, wide - beside), (0, 0)))
         return jnp.concatenate([first, decoded.reshape(len(x), length * wide, -1)], axis=1)
 
-    wider = (x._replace(key=widened(x.key), value=widened(x.value)) for x in cache.layers)
+    turned = lambda x: jnp.swapaxes(widened(jnp.swapaxes(x, 1, 2)), 1, 2)
+    wider = (x._replace(key=turned(x.key), value=widened(x.value)) for x in cache.layers)
     return cache._replace(layers=tuple(wider), taken=taken)

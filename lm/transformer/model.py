@@ -66,10 +66,9 @@ class Block(nn.Module):
                 bias = _relative_bias(config, self.causal)(sight.distance)
             if memory is None or memory.key is None:
                 return self_attention(x, seen, mask, bias, deterministic, places), seen
-            put = lambda old, new: jax.lax.dynamic_update_slice(
-                old, attention.by_heads(new), (0, sight.place, 0)
-            )
-            seen = put(memory.key, seen[0]), put(memory.value, seen[1])
+            put, new = jax.lax.dynamic_update_slice, _by_heads(seen)
+            key = put(memory.key, new[0], (0, 0, sight.place))
+            seen = key, put(memory.value, new[1], (0, sight.place, 0))
             return self_attention.by_heads(x, seen, mask, bias, places), seen
 
         def see_encoder(x):
@@ -277,15 +276,16 @@ class Transformer(nn.Module):
         config, rows, memory = self.config, len(inputs), self._writer().apart()
         if config.arrangement == "encoder_decoder":
             encoded = self.encode(inputs, segment_ids)
-            own = jnp.zeros((rows * config.num_kv_heads, length, config.head_dim), config.dtype)
+            own = jnp.zeros((rows, length, config.num_kv_heads, config.head_dim), config.dtype)
             memory = [_read(config, layer.weights, encoded, own) for layer in memory]
         else:
             positions = attention.positions(segment_ids)
             sources = inputs.shape[1]
             sight = self._sight(positions, positions, segment_ids, segment_ids, sources)
             memory = self.decode(self.tokens(inputs, positions), sight, True, memory)[1]
-            room = lambda x: jnp.pad(attention.by_heads(x), ((0, 0), (0, length), (0, 0)))
-            memory = [x._replace(key=room(x.key), value=room(x.value)) for x in memory]
+            room = lambda x: jnp.pad(x, ((0, 0), (0, length), (0, 0), (0, 0)))
+            seen = [_by_heads((room(layer.key), room(layer.value))) for layer in memory]
+            memory = [x._replace(key=k, value=v) for x, (k, v) in zip(memory, seen, strict=True)]
         taken = jnp.zeros((rows, 1, length), jnp.int32)
         return Cache(tuple(memory), taken, segment_ids, jnp.zeros([], jnp.int32))
 
@@ -327,7 +327,12 @@ def _read(config: ModelConfig, weights: dict, encoded: Array, own: Array) -> Lay
         name: kernel for name, kernel in cross.items() if name not in ("key", "value", "key_norm")
     }
     weights = {**weights, "cross_attention": rest}
-    return Layer(weights, own, own, *map(attention.by_heads, seen))
+    return Layer(weights, *_by_heads((own, own)), *_by_heads(seen))
+
+
+def _by_heads(keys_values: tuple[Array, Array]) -> tuple[Array, Array]:
+    # Keys and values, each [B, S, K, H], as a cache has them.
+    return attention.by_units(keys_values[0]), attention.by_heads(keys_values[1])
 
 
 def _embedding(config: ModelConfig) -> nn.Embed:

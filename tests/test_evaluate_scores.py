@@ -13,6 +13,7 @@ from scipy import stats
 
 from lm import evaluate, metrics, parallel, run, tasks, train
 from lm.evaluate import answers, command, curve, reading, scores
+from tests import untrained
 
 MINE = {  # a task whose scores are above 0 for any model that says something
     "source": "tfds:pydocs",
@@ -155,6 +156,36 @@ def test_another_split_has_files_of_its_own(copied, figures):
         evaluate.evaluate(copied, split="tset")
 
 
+def test_a_split_that_is_named_is_scored_whole(copied, figures):
+    assert figures["examples"] == 10 and figures["examples_in_split"] == 12
+    whole = evaluate.evaluate(copied, split="train")
+    assert whole["examples"] == whole["examples_in_split"] == 60
+    assert len(written(copied, "predictions-train.jsonl")) == 60
+    assert evaluate.evaluate(copied, split="train", most=0) == whole
+    some = evaluate.evaluate(copied, split="train", most=7)
+    assert some["examples"] == 7 and some["examples_in_split"] == 60
+    assert some["tokens"] < whole["tokens"]
+    assert evaluate.evaluate(copied, split="heldout") == figures, "the run's own has its limits"
+
+
+def test_a_changed_file_is_evaluated_anew(tiny_config, tmp_path):
+    made = tiny_config(stage="finetune")
+    spec = {"source": f"{tmp_path}/{{split}}.tsv", "inputs": "say: {a}", "targets": "{b}"}
+    made["data"] |= {"task": "own", "tasks": {"own": spec | {"metrics": ["chrf"]}}}
+    for split, count in {"train": 20, "validation": 3, "test": 3}.items():
+        rows = [f"{i}\t{i}{i}" for i in range(count)]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["a\tb", *rows]) + "\n")
+    untrained.write(made, tmp_path / "run")
+    asked = lambda: evaluate.evaluate(tmp_path / "run", split="test")
+    first, table = asked(), (tmp_path / "test.tsv").read_text()
+    (tmp_path / "test.tsv").write_text(table.replace("\t22", "\t23") + "3\t33\n")
+    second = asked()
+    assert (first["examples"], second["examples"]) == (3, 4) and first["nats"] != second["nats"]
+    assert written(tmp_path / "run", "predictions-test.jsonl")[2]["targets"] == "23"
+    (tmp_path / "test.tsv").write_text(table)
+    assert asked() == first
+
+
 def test_no_two_splits_share_a_file_name():
     splits = "test train train[:10] train[10:] train[-10:] train[:10%] train[1:0] train+test"
     named = {split.translate(command.FILE_NAMES) for split in splits.split()}
@@ -192,6 +223,8 @@ def test_all_checkpoints_make_a_curve_whose_points_are_theirs(copied, monkeypatc
     for row in rows:
         alone = evaluate.evaluate(copied, row["step"])
         assert alone | {"command": ""} == row | {"command": ""}
+        said = [copied / f"predictions{name}.jsonl" for name in ("", f"-{row['step']}")]
+        assert said[0].read_bytes() == said[1].read_bytes()
     assert rows == written(copied, "evaluate.jsonl")
     assert (copied / "curve.png").read_bytes().startswith(b"\x89PNG")
     # A checkpoint that is gone stays in the curve, and none is computed twice.
@@ -204,6 +237,9 @@ def test_all_checkpoints_make_a_curve_whose_points_are_theirs(copied, monkeypatc
     # Rows of other limits are no part of the same curve.
     rows = evaluate.evaluate_all(copied, [6], how="greedy min_length=2")
     assert [row["step"] for row in rows] == [6]
+    # Another split has its own name.
+    evaluate.evaluate_all(copied, [6], split="train[:7]")
+    assert len(written(copied, "predictions-6-train-to7.jsonl")) == 7
 
 
 def test_the_best_point_is_the_lowest_loss_and_the_highest_score():

@@ -48,6 +48,19 @@ def test_a_table_is_learnt_continued_and_scored_by_a_config_alone(config, tmp_pa
         evaluate.evaluate(workdir)
 
 
+@pytest.mark.parametrize("count", [2, 41])
+def test_a_small_table_without_a_validation_file_is_learnt_and_scored(count, config, tmp_path):
+    rows = [f"{i}\t{i}{i}" for i in range(count)]
+    (tmp_path / "train.tsv").write_text("\n".join(["a\tb", *rows]) + "\n")
+    config["data"] |= {"train": "train", "heldout": "validation"}
+    this = run.make_run(config, tmp_path / "run")
+    assert run.splits(this) == ({"doubles": "train[:-1]"}, {"doubles": "train[-1:]"})
+    train.train(this)
+    assert evaluate.evaluate(tmp_path / "run")["examples"] == 1
+    (row,) = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(row)["inputs"] == f"say: {count - 1}"
+
+
 def test_a_missing_column_is_told_before_anything_is_trained(config, tmp_path):
     config["data"]["tasks"]["doubles"]["targets"] = "{c}"
     with pytest.raises(ValueError, match="has no column 'c', .* it has a, b"):

@@ -290,6 +290,29 @@ def test_what_the_model_has_not_learnt_to_answer_is_counted_too(make_workdir, ec
     assert "1 of 3 inputs do not begin with 'translate: '" in said.err
 
 
+@pytest.mark.parametrize(
+    ("how", "nearest", "count", "names"),
+    [
+        ("greedy", "", 2, "prediction"),
+        ("beam width=2 n_best=2", "", 3, "prediction, predictions or scores"),
+        ("beam width=2 n_best=2", "chrf", 2, "prediction"),
+    ],
+)
+def test_columns_that_the_answers_replace_are_counted_before(
+    how, nearest, count, names, workdir, echo, capsys
+):
+    own = ({"prediction": "mine"}, {"scores": "mine"}, {}, {"prediction": None, "scores": "mine"})
+    rows = [{"inputs": "summarize: kilo", "targets": "kilo"} | row for row in own]
+    evaluate.predict(workdir, rows, how=how, nearest=nearest)
+    said = capsys.readouterr()
+    sentence = f"{count} of 4 inputs have a column {names} of their own, which is replaced"
+    assert said.err == f"lm: warning: {sentence}.\n"
+    found = [json.loads(line) for line in said.out.splitlines()]
+    kept = "mine" if names == "prediction" else [0.0]
+    assert [row["prediction"] for row in found] == [found[0]["prediction"]] * 4
+    assert found[1]["scores"] == kept
+
+
 def test_a_dialogue_too_long_keeps_its_latest_turns(make_workdir, monkeypatch, capsys, tiny_tokens):
     asked = []
     ask = lambda self, ids, first=0, tick=None: asked.extend(ids) or [(["x"], [0.0])] * len(ids)
@@ -371,7 +394,11 @@ def pipe():
         ("--input={t}/none.txt", "none.txt cannot be read"),
         ("--input={t}/bad.jsonl", "line 2 of .*bad.jsonl cannot be read: invalid JSON"),
         ("--text=x --decoding=gready", "'gready' is unknown.*mean 'greedy'"),
-        ("--text=x --out={t}/no/out.jsonl", "no/out.jsonl.part.* cannot be written"),
+        ("--input={t}/none.csv", "none.csv is neither JSONL nor TSV; .* ends in .jsonl or .tsv"),
+        ("--input={t}/none.CSV.gz", "none.CSV.gz is neither JSONL nor TSV; use"),
+        ("--input={t}/none.parquet", "none.parquet is neither JSONL nor TSV; use"),
+        ("--text=x --out={t}/no/out.jsonl", "--out=.* is in a folder that is not there; make it"),
+        ("--text=x --out={t}/bad.jsonl/o", "--out=.* is in a folder that is not there; make it"),
         ("--text=x --out={t}", "--out=.* is a folder; name a file"),
         ("--input={t}/bad.jsonl --out={t}/../{n}/bad.jsonl", "is the file of inputs.* be lost"),
         ("--input={t}", "no file that can be read twice; .* pipe its lines into standard input"),

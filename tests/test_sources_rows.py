@@ -10,6 +10,7 @@ import pytest
 
 from lm import sources
 from lm.sources import documents, rows
+from tests import conftest
 
 ROWS = [{"en": f"the {i} cats", "de": f"die {i} Katzen"} for i in range(200)]
 
@@ -75,6 +76,43 @@ def test_what_is_held_out_is_the_file_for_it_or_the_end_of_train(tmp_path):
     (tmp_path / "validation.tsv").write_bytes(tsv(ROWS[:3]))
     assert sources.splits_held_out(many, "train", "validation") == ("train", "validation")
     assert every(many, "validation") == ROWS[:3]
+
+
+@pytest.mark.parametrize("count", [2, 3, 41, 50, 51, 60, 150, 200])
+def test_at_least_one_row_is_held_out_and_the_rest_is_learnt(count, tmp_path):
+    (tmp_path / "train.tsv").write_bytes(tsv(ROWS[:count]))
+    train, heldout = sources.splits_held_out(f"{tmp_path}/train.tsv", "train", "validation")
+    learnt, kept = every(f"{tmp_path}/train.tsv", train), every(f"{tmp_path}/train.tsv", heldout)
+    assert learnt + kept == ROWS[:count] and len(kept) == max(1, count - round(count * 0.99))
+    words = ("train[:99%]", "train[99%:]") if count > 50 else ("train[:-1]", "train[-1:]")
+    assert (train, heldout) == words, "shards are known by these words"
+
+
+def test_of_a_dataset_of_few_examples_one_is_held_out_as_well(tmp_path):
+    conftest.write_tfds(tmp_path, "few", {"train": ROWS[:41], "more": ROWS[:60]})
+    split = lambda train: sources.splits_held_out("tfds:few", train, "validation", str(tmp_path))
+    read = lambda split: [*sources.records("tfds:few", split, str(tmp_path))]
+    assert split("more") == ("more[:99%]", "more[99%:]")
+    assert split("train") == ("train[:-1]", "train[-1:]")
+    assert [read(part) for part in split("train")] == [ROWS[:40], ROWS[40:41]]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_of_less_than_two_rows_none_can_be_held_out(count, tmp_path):
+    (tmp_path / "train.tsv").write_bytes(tsv(ROWS[:count]))
+    sentence = f"train.tsv has {count} of the 2 examples or more that train needs for one to be hel"
+    with pytest.raises(ValueError, match=sentence):
+        sources.splits_held_out(f"{tmp_path}/train.tsv", "train", "validation")
+
+
+@pytest.mark.parametrize(
+    ("header", "column"), [("en\tde\tde", "de"), ("a\tb\ta", "a"), ("\ten\t", "")]
+)
+def test_a_column_that_a_header_names_twice_is_refused(header, column, tmp_path):
+    (tmp_path / "a.tsv").write_text(f"{header}\n1\t2\t3\n")
+    sentence = f"a.tsv has the column {column!r} more than once in its header; give each a name of"
+    with pytest.raises(ValueError, match=sentence):
+        sources.records(f"{tmp_path}/a.tsv", "train")
 
 
 def test_a_fingerprint_follows_the_bytes_and_not_the_place(tmp_path):

@@ -114,9 +114,9 @@ class Parrot:
                 raise KeyboardInterrupt
 
 
-def made(make_run, tokens, *given, **options):
+def made(make_run, tokens, *given, strict=False, **options):
     parrot = Parrot(tokens, **options)
-    return evaluate.Talk(make_run(*given), tokens, parrot), parrot.asked
+    return evaluate.Talk(make_run(*given), tokens, parrot, strict), parrot.asked
 
 
 def test_a_dialogue_is_asked_with_all_that_was_said_until_it_is_forgotten(make_run, bytes_tokens):
@@ -171,6 +171,72 @@ def test_words_with_a_slash_are_obeyed_and_not_asked(make_run, bytes_tokens):
     assert "".join(said).count("/reset forgets") == 2 and "w1" in "".join(said)
 
 
+@pytest.mark.parametrize("line", ["/rest", "/", "/?", "/exit"])
+def test_a_command_that_there_is_not_is_answered_by_those_that_there_are(
+    line, make_run, bytes_tokens
+):
+    talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
+    said = []
+    evaluate.converse(talk, typed(line, "/etc is one", "/etc/x"), said.append)
+    assert asked[0] == "reply: user: /etc is one" and len(asked) == 2
+    sentence = f"{line} is no command; use one of /help, /quit, /reset"
+    assert sentence in "".join(said)
+    assert ("did you mean '/reset'?" in "".join(said)) == (line == "/rest")
+
+
+LONG = "longer than the model's 40 tokens"
+TALK = "the talk so far, with the line, is"
+
+
+def test_a_line_that_is_cut_is_warned_of_each_time(make_run, bytes_tokens, capsys):
+    talk, asked = made(make_run, bytes_tokens, "own", {"own": OWN})
+    talk._most = 40
+    evaluate.converse(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
+    assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was cut.\n" * 2
+    assert asked == ["say " + "x" * 35, "say y in German:", "say " + "z" * 35]
+
+
+def test_turns_that_are_left_out_are_warned_of_once_and_a_line_that_is_cut_each_time(
+    make_run, bytes_tokens, capsys
+):
+    talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
+    talk._most = 40
+    evaluate.converse(talk, typed("first", "second", "third"), lambda text: None)
+    left = f"lm: warning: {TALK} {LONG}; from now on its oldest turns are left out.\n"
+    assert capsys.readouterr().err == left
+    evaluate.converse(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
+    assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was cut.\n" * 2
+    assert asked[-1].startswith("reply: ") and asked[-1].endswith("z" * 20)
+    evaluate.converse(talk, typed("/reset", "first", "second"), lambda text: None)
+    assert capsys.readouterr().err == left, "another talk"
+
+
+@pytest.mark.parametrize(
+    ("own", "lines", "sentence", "heard"),
+    [
+        (OWN, ("x" * 50, "y"), f"lm: the line is {LONG}; shorten it", ["say y in German:"]),
+        (TURNS, ("x" * 50, "y"), f"lm: the line is {LONG}; shorten it", ["reply: user: y"]),
+        (
+            TURNS,
+            ("first", "second", "/reset", "third"),
+            f"lm: {TALK} {LONG}; forget it by /reset",
+            ["reply: user: first", "reply: user: third"],
+        ),
+    ],
+    ids=["line", "turn", "history"],
+)
+def test_a_strict_talk_refuses_what_would_be_cut_and_goes_on_as_if_it_was_not_said(
+    own, lines, sentence, heard, make_run, bytes_tokens, capsys
+):
+    talk, asked = made(make_run, bytes_tokens, "own", {"own": own}, strict=True)
+    talk._most = 40
+    evaluate.converse(talk, typed(*lines), lambda text: None)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(sentence), said
+    assert said[0].endswith(", or leave --strict out.")
+    assert asked == heard
+
+
 def test_ctrl_c_stops_an_answer_and_not_the_talk(make_run, bytes_tokens):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS}, interrupt=True)
     talk._most, said = 1000, []
@@ -179,16 +245,38 @@ def test_ctrl_c_stops_an_answer_and_not_the_talk(make_run, bytes_tokens):
     assert asked[1] == "reply: user: a\nsystem: w\nuser: b", "it was heard as far as it went"
 
 
-def test_on_a_terminal_lines_are_asked_as_they_are_typed(
-    tiny_config, tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def terminal(tiny_config, tmp_path, monkeypatch):
+    """The flag of a run's workdir, at a terminal."""
     changes = {"data.task": "docstring_summary", "stage": "finetune", "data.target_length": 8}
     untrained.write(tiny_config(**changes), tmp_path / "run")
     one = lambda config: parallel.make_strategy(parallel.ParallelConfig(data=1))
     monkeypatch.setattr(parallel, "reading_strategy", one)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", typed("kilo"))
-    assert door.main(["predict", f"--workdir={tmp_path}/run"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert door.main(["predict", f"--workdir={tmp_path}/run", "--text=summarize: kilo"]) == 0
+    return f"--workdir={tmp_path}/run"
+
+
+@pytest.mark.parametrize("editing", [True, False])
+def test_on_a_terminal_lines_are_asked_as_they_are_typed(editing, terminal, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "readline", raising=False)
+    if not editing:
+        monkeypatch.setitem(sys.modules, "readline", None)  # as where Python has none
+    monkeypatch.setattr("builtins.input", typed("kilo", "kilo " * 40))
+    assert door.main(["predict", terminal, "--strict"]) == 0
+    assert bool(sys.modules.get("readline")) == editing
+    given = capsys.readouterr()
+    assert given.err.count("\n") == 1 and "the model's 32 tokens; shorten it" in given.err
+    said = given.out.splitlines()
+    assert door.main(["predict", terminal, "--text=summarize: kilo"]) == 0
     assert f'"prediction": "{said[-2]}"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--out=x.jsonl", "--nearest=chrf"])
+@pytest.mark.parametrize("given", [[], ["--interactive"]])
+def test_what_is_of_no_use_for_typed_lines_is_refused(flag, given, terminal, monkeypatch, capsys):
+    monkeypatch.setattr("builtins.input", typed())
+    assert door.main(["predict", terminal, flag, *given]) == 2
+    said = capsys.readouterr()
+    cure = "give --input or --split, or pipe lines into standard input"
+    assert f"lm: {flag} is of no use for lines that are typed; {cure}." in said.err
+    assert said.err.count("\n") == 1 and not said.out

@@ -99,10 +99,33 @@ def test_a_class_is_its_word_and_an_unknown_one_is_dropped():
     assert task.to_texts(RECORD) == [pair]
     for label in (1, "1", 1.0, True, "neutral"):  # as TFDS, TSV and JSON have it
         assert task.to_texts(RECORD | {"label": label}) == [pair], label
-    for label in (-1, "-1", "", None):
+    for label in (-1, "-1", "", None, [], [-1]):
         assert task.to_texts(RECORD | {"label": label}) == []
-    with pytest.raises(ValueError, match="has the label 3, but the task names 3, from 0; name"):
-        task.to_texts(RECORD | {"label": 3})
+    for label in (3, [0, 3]):
+        with pytest.raises(ValueError, match="has the label 3, but the task names 3, from 0; name"):
+            task.to_texts(RECORD | {"label": label})
+
+
+@pytest.mark.parametrize(
+    ("targets", "value", "right"),
+    [
+        ("class {y}", 1, ["class yes"]),
+        ("class {y}", [1, 0], ["class yes"]),  # of a list in a template the first counts
+        ("class {y} ({a})", "0", ["class no (1)"]),
+        ("{y}, that is {y}", 1, ["yes, that is yes"]),
+        ("class {y}", "maybe", ["class maybe"]),
+        ("class {y}", -1, []),
+        ("{y}", [1], ["yes"]),
+        ("{y}", [1, -1, 0, "1", None], ["yes", "no"]),  # a lone column: several right answers
+    ],
+)
+def test_the_word_of_a_label_fills_its_column_and_of_a_list_all_words_are_right(
+    targets, value, right
+):
+    task = tasks.task_named("mine", own(targets=targets, labels=("no", "yes")))
+    made = task.to_texts({"a": "1", "y": value})
+    assert [text["targets"] for text in made] == right[:1]
+    assert all(text.get("references", right[:1]) == right for text in made)
 
 
 def test_of_several_right_answers_the_first_is_learnt_and_all_count():
@@ -124,6 +147,60 @@ def test_a_dialogue_makes_a_pair_of_each_reply_and_all_that_was_said_before():
     assert task.ask(RECORD) == task.history(DIALOGUE.split("\n"))  # what comes next is asked for
     assert [task.ask({"utterances": DIALOGUE.split("\n")[:3]})] == [second["inputs"]]
     assert task.to_texts({"utterances": "nobody answers"}) == []
+
+
+@pytest.mark.parametrize("targets", ["{u}", "{text}"])
+def test_all_that_a_dialogue_is_asked_with_is_in_its_inputs(targets):
+    task = tasks.Task("x", "{{persona}} respond: {u}", targets, turns="u")
+    assert task.prefix == "{persona} respond: "
+    (text,) = task.to_texts({"u": ["hi", "hello"]})
+    assert text == {"inputs": "{persona} respond: user: hi", "targets": "hello"}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"inputs": "persona: {name} respond: {u}"},
+        {"inputs": "respond: {u} now:"},
+        {"inputs": "{u} respond: {u}"},
+        {"inputs": "respond: {c}"},
+        {"inputs": "respond: {{u}} {c}"},
+        {"targets": "Agent {u}"},
+        {"targets": "{answer}"},
+    ],
+)
+def test_what_a_dialogue_would_leave_out_of_its_templates_is_refused(spec):
+    given = {"inputs": "respond: {u}", "targets": "{u}"} | spec
+    with pytest.raises(ValueError) as error:
+        tasks.task_named("mine", own(**given, turns="u"))
+    for part in (
+        "data.tasks.mine: turns='u' of a task is asked with words and {u} at their end",
+        "answered with {u}",
+        f"inputs={given['inputs']!r} and targets={given['targets']!r}",
+        "write 'respond: {u}' and leave targets out.",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ([{"role": "user", "text": "hi"}, {"role": "system", "text": "hello"}], "{'role': 'user'"),
+        (["hi", ["hello"]], "['hello']"),
+        (["hi", None], "None"),
+        ({"user": "hi"}, "{'user': 'hi'}"),
+        (5, "5"),
+    ],
+)
+def test_a_turn_that_is_no_text_is_a_sentence(value, named):
+    task = tasks.TASKS["sgd_dialogues"]
+    for read in (task.to_texts, task.ask):
+        with pytest.raises(ValueError) as error:
+            read({"utterances": value})
+        assert f"tfds:sgd_dialogues has the turn {named}" in str(error.value)
+        cure = "in the column 'utterances', which is no text; make it a list of texts, or one text"
+        assert cure in str(error.value)
+    assert task.to_texts({"utterances": None}) == task.to_texts({"utterances": []}) == []
 
 
 def test_an_unknown_task_lists_all_and_names_the_nearest():
@@ -187,7 +264,11 @@ def test_a_task_of_ones_own_is_a_few_strings():
         ({"inputs": "say"}, "data.tasks.mine: inputs='say' of a task has no column; write one"),
         ({"inputs": "say {a"}, "data.tasks.mine: inputs='say {a' of a task is no template"),
         ({"targets": ""}, "data.tasks.mine: targets='' of a task has no column"),
-        ({"turns": "c"}, "data.tasks.mine: turns='c' of a task is not in inputs="),
+        ({"turns": "c"}, "data.tasks.mine: turns='c' of a task is asked with words and {c}"),
+        ({"inputs": "say {a!r}"}, "mine: inputs='say {a!r}' of a task has {a!r}, .* write {a}"),
+        ({"targets": "{b:>10}"}, "mine: targets='{b:>10}' of a task has {b:>10}, .* write {b}"),
+        ({"inputs": "{} {a}"}, "mine: inputs='{} {a}' of a task has {}, .* write {name}"),
+        ({"metrics": ["perplexity"]}, "mine: .*'perplexity' needs no word; evaluate writes it of"),
     ],
 )
 def test_a_mistake_in_a_task_of_ones_own_is_a_sentence(spec, sentence):
@@ -201,6 +282,19 @@ def test_a_column_that_is_an_object_is_a_sentence_with_one_of_its_columns():
         ValueError, match=r"an object in the column 'answers'; .* {answers\[text\]}"
     ):
         task.to_texts(RECORD)
+    with pytest.raises(ValueError, match=r"an object in the column 'a'; .* {a\[text\]}"):
+        dataclasses.replace(task, targets="{a}").to_texts(RECORD | {"a": [{"text": "I"}]})
+
+
+@pytest.mark.parametrize("column", ["text.en", "text[en]", "a.", "[0]"])
+def test_a_column_is_looked_up_by_its_whole_name_before_it_is_a_path(column):
+    task = tasks.Task("x", f"say: {{{column}}}", "{b}")
+    record = {column: "1", "text": {"en": "2"}, "b": "3"}
+    assert task.to_texts(record) == [{"inputs": "say: 1", "targets": "3"}]
+    assert task.ask(record) == "say: 1"
+    if "en" in column:
+        del record[column]
+        assert task.ask(record) == "say: 2"
 
 
 def test_a_missing_column_is_a_sentence_with_those_there_are_and_the_nearest():

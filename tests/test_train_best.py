@@ -149,6 +149,7 @@ def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # no
         ({"early_stop": -1}, "early_stop=-1 is too small; use 0 or more"),
         ({"keep_best": "rougeL"}, "keep_best='rougeL' is unknown"),  # wikipedia has no answers
         ({"keep_best": "bleu", "data.task": "docstring_summary"}, "keep_best='bleu' .*rougeL"),
+        ({"keep_best": "perplexity"}, "keep_best='perplexity' .*; use nats, which orders .* alike"),
         (
             {"keep_best": "rougeL", "data.task": "docstring_summary=1,aeslc=2"},
             "keep_best='rougeL' .*aeslc/rougeL, .*docstring_summary/rougeL",

@@ -159,8 +159,9 @@ def evaluate(values) -> None:
     """Held-out loss, baselines and task scores of a run, with 95 % intervals, into its workdir.
 
     evaluate.json and predictions.jsonl are of what the run holds out; those of --split=test have
-    -test in their names. Several checkpoints, as --step=all or 1000,2000: their scores by update,
-    in evaluate.jsonl and curve.png.
+    -test in their names, and are of the whole split. Several checkpoints, as --step=all or
+    1000,2000: their scores by update, in evaluate.jsonl and curve.png, and what each answers, in
+    predictions-1000.jsonl, ..
     """
     from lm import evaluate, parallel
 
@@ -198,7 +199,14 @@ def predict(values) -> None:
     given = [flag for flag in ("text", "input", "split", "interactive") if values[flag].value]
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} cannot both be; leave one out.")
+    chosen["strict"] = values.strict
     if values.interactive or not given and sys.stdin.isatty():
+        for flag in ("out", "nearest"):
+            if values[flag].value:
+                raise ValueError(
+                    f"--{flag}={values[flag].value} is of no use for lines that are typed; give "
+                    f"--input or --split, or pipe lines into standard input."
+                )
         evaluate.interactive(values.workdir, **chosen)
         return
     with tempfile.NamedTemporaryFile(suffix=".txt") as file:
@@ -210,8 +218,7 @@ def predict(values) -> None:
         elif not values.input:
             shutil.copyfileobj(sys.stdin.buffer, file)  # to be read twice
             file.flush()
-        chosen |= {"strict": values.strict, "nearest": values.nearest}
-        evaluate.predict(values.workdir, rows, values.out, **chosen)
+        evaluate.predict(values.workdir, rows, values.out, nearest=values.nearest, **chosen)
 
 
 def show(values) -> None:

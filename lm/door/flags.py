@@ -26,10 +26,14 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "split": (
         "text",
         "",
-        "show: train (empty) or heldout; evaluate: heldout (empty), test,..; predict: any",
+        "show: train (empty) or heldout; evaluate: heldout (empty), test,.. whole; predict: any",
     ),
     "rows": ("integer", 3, "examples to print"),
-    "examples": ("integer", None, "of each task, 0: all; not given: the run's evaluate.*"),
+    "examples": (
+        "integer",
+        None,
+        "of each task, 0: all; not given: all of a --split, of heldout the run's evaluate.*",
+    ),
     "checkpoint": ("place", None, "directory of transformers (config.json, safetensors), or T5X's"),
     "directory": ("place", None, "directory to write, new or empty"),
     "adapters": ("flag", False, "write what LoRA has learnt, alone, as peft does"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -43,9 +44,10 @@ def evaluate(workdir, which: str | int = "newest", **chosen) -> dict:
 def evaluate_all(workdir, steps: Sequence[int] = (), **chosen) -> list[dict]:
     """Evaluate these checkpoints of a run, by default all that it keeps: a row each, by step.
 
-    chosen, errors: as of evaluate. Writes evaluate.jsonl after each of them, and at the end
-    curve.png: every score over the updates. Rows that are there already stay, those of checkpoints
-    since deleted among them, if they are of the same split, limits, decoding and data.
+    chosen, errors: as of evaluate. Writes predictions-<step>.jsonl and evaluate.jsonl after each of
+    them, and at the end curve.png: every score over the updates. Rows that are there already stay,
+    those of checkpoints since deleted among them, if they are of the same split, limits, decoding
+    and data.
     """
     asked = Evaluation(workdir, **chosen)
     path = asked.path("evaluate", ".jsonl")
@@ -55,8 +57,10 @@ def evaluate_all(workdir, steps: Sequence[int] = (), **chosen) -> list[dict]:
         with reading.open_checkpoints(asked.this, read_only=True) as saved:
             steps = saved.steps()
     for step in sorted(set(steps) - rows.keys()):
-        rows[step] = asked.figures(*asked.read(step))[0]
+        rows[step], said = asked.figures(*asked.read(step))
         rows[step]["command"] = asked.command(step)
+        if said:
+            _write(asked.path(f"predictions-{step}", ".jsonl"), said)
         _write(path, [rows[step] for step in sorted(rows)])
     found = [rows[step] for step in sorted(rows)]
     if found and not parallel.hosts()[0]:
@@ -75,17 +79,19 @@ class Evaluation:
     """What is the same for all checkpoints of a run on a split; read and compiled when needed.
 
     split: of the tasks' sources; empty: what the run holds out. how: in the words of lm.decoding;
-    empty: evaluate.decoding of the run. most: examples of each task, 0 for all; None: as
-    evaluate.examples and evaluate.decode of the run say.
+    empty: evaluate.decoding of the run. most: examples of each task, 0 for all; None: of what the
+    run holds out as its evaluate.examples and evaluate.decode say, of another split all.
     """
 
     def __init__(self, workdir, *, split: str = "", how: str = "", most: int | None = None):
         this, self.strategy, self.tokens = reading.open_workdir(workdir)
+        self.this = this
+        self.split = this.data.heldout if split in ("", "heldout") else split
         limits = this.config["evaluate"] | ({"decoding": how} if how else {})
-        limits |= {} if most is None else {"examples": most, "decode": most}
+        if most is not None or not self._is_heldout:
+            limits |= {"examples": most or 0, "decode": most or 0}
         decoding.parse(limits["decoding"])  # before any time is spent
         self.this = dataclasses.replace(this, config=this.config | {"evaluate": limits})
-        self.split = this.data.heldout if split in ("", "heldout") else split
         self._flags = {"workdir": workdir, "decoding": how}
         self._flags |= {"split": "" if self._is_heldout else split}
         self._flags |= {"examples": "" if most is None else most}
@@ -137,7 +143,9 @@ class Evaluation:
             train, held = run.make_examples(self.this, self.tokens)
             if self._is_heldout:
                 return train, held
-            folder = f"evaluate-{self.split.translate(FILE_NAMES)}"  # train is of the training
+            # Not plainly the split's name: train is of the training, and a file may change.
+            made_of = hashlib.sha256(json.dumps(self._data).encode()).hexdigest()[:8]
+            folder = f"evaluate-{self.split.translate(FILE_NAMES)}-{made_of}"
             return train, run.make_split(self.this, self.tokens, self._splits, folder)
 
         made = None if parallel.hosts()[0] else prepare()
@@ -169,6 +177,7 @@ class Evaluation:
         several = len(self.this.data.names) > 1
         parts = self._examples[1].parts
         each = {part.name: self._losses.of(part).by_example(params, label) for part in parts}
+        sizes = {part.name: len(part) for part in parts}
         whole = scores.joined(list(each.values()))
         if not math.isfinite(whole["nats"].sum()):
             raise ValueError(
@@ -181,9 +190,10 @@ class Evaluation:
                 pairs, given = self._judge.pairs[name], self._judge.answers(params, name)
                 said = [answer.texts[0] for answer in given]
                 judged = scores.score_answers(self._judge.tasks[name], pairs, said)
-                cut = {"inputs_cut": sum(answer.cut for answer in given)}
+                counts = {"inputs_cut": sum(answer.cut for answer in given)}
+                counts |= {"examples_in_split": sizes[name]}
                 surest = {"intervals": found["intervals"] | judged["intervals"]}
-                found |= judged | cut | surest
+                found |= judged | counts | surest
                 named = {"task": name} if several else {}
                 rows += [named | row for row in scores.rows(pairs, given)]
             by_task[name] = found

@@ -26,10 +26,13 @@ from lm.sources import formats, places
 
 CHUNK = 8  # batches that are sorted by length, and then written, at once
 COLUMNS = re.compile(r"\.(jsonl|ndjson|json|tsv)(\.gz|\.bz2|\.zst)?", re.I)
+NO_LINES = re.compile(r"\.(csv|parquet)(\.gz|\.bz2|\.zst)?$", re.I)
+WRITTEN = ("prediction", "predictions", "scores")  # of an answer; of one alone the first
 WARNINGS = {
     "cut": "were longer than the model's {most} tokens and were cut",
     "blank": "have nothing in a column of the task, and were asked as an empty text",
     "unasked": "do not begin with {prefix!r}, as what the model learnt does",
+    "replaced": "have a column {written} of their own, which is replaced",
 }
 
 
@@ -38,13 +41,18 @@ class Inputs:
     """The rows of a file of inputs, read anew each time that it is iterated, one at a time.
 
     JSONL and TSV give their columns; any other file {"inputs": line} for each of its lines.
-    Raises ValueError for a file or a line that cannot be read, and for a pipe, which gives its
-    lines only once.
+    Raises ValueError for a file or a line that cannot be read, for one of columns of another kind,
+    and for a pipe, which gives its lines only once.
     """
 
     path: str
 
     def __post_init__(self):
+        if NO_LINES.search(self.path):
+            raise ValueError(
+                f"{self.path} is neither JSONL nor TSV; use a file that ends in .jsonl or .tsv "
+                f"(.gz, .bz2 or .zst may follow), or in .txt of an input a line."
+            )
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise ValueError(
                 f"{self.path} is no file that can be read twice; name one, or pipe its lines into "
@@ -102,14 +110,19 @@ class Question(NamedTuple):
 
 
 class Questions:
-    """Rows to what the model is asked: by the columns of the run's task, or as they stand."""
+    """Rows to what the model is asked: by the columns of the run's task, or as they stand.
 
-    def __init__(self, this: run.Run, tokens):
+    written: the columns of the answer, which replace a row's own.
+    """
+
+    def __init__(self, this: run.Run, tokens, written: tuple[str, ...] = WRITTEN[:1]):
         named = {name: this.data.task_named(name) for name in this.data.names}
         # What is missing, is missing in the rows and not in the task's own source.
         self._tasks = {n: dataclasses.replace(t, source="it") for n, t in named.items()}
         self._most, self._tokens = this.data.input_length, tokens
+        self._written, names = written, " or ".join(", ".join(written).rsplit(", ", 1))
         self.words = {"most": self._most, "prefix": next(iter(named.values())).prefix}
+        self.words |= {"written": names}
 
     def __call__(self, row: dict[str, Any], number: int) -> Question:
         """The question of a row, `number` from 0. Raises ValueError, naming it, if there is none.
@@ -118,6 +131,8 @@ class Questions:
         run's several tasks the row's column "task" names one.
         """
         task, warnings = self._task(row), []
+        if not row.keys().isdisjoint(self._written):
+            warnings.append("replaced")
         try:
             if "inputs" in row:
                 text = row["inputs"]
@@ -295,7 +310,8 @@ def predict(
     this, strategy, tokens, params, step = reading.open_run(workdir, which)
     how = decoding.parse(how or this.config["evaluate"]["decoding"])
     _check_nearest(nearest, how, rows)
-    questions = Questions(this, tokens)
+    many = how.n_best > 1 and not nearest
+    questions = Questions(this, tokens, WRITTEN if many else WRITTEN[:1])
     found = survey(rows, questions, strict)
     for sentence in found.sentences(questions.words):
         print(f"lm: warning: {sentence}.", file=sys.stderr)
@@ -314,15 +330,15 @@ def predict(
             said = answer.ask([question.ids for question in asked], start, bar.update)
             if nearest:
                 said = [_nearest(nearest, *pair) for pair in zip(some, said, strict=True)]
-            sink.add(
-                map(_line, some, asked, said, itertools.repeat(how.n_best > 1 and not nearest))
-            )
+            sink.add(map(_line, some, asked, said, itertools.repeat(many)))
 
 
 def _check_out(rows: Iterable[dict], out: str) -> None:
     """Refuse, before anything is read, an `out` that would be lost or could not be replaced."""
     if os.path.isdir(out):
         raise ValueError(f"--out={out} is a folder; name a file.")
+    if out and not places.is_remote(out) and not os.path.isdir(os.path.dirname(out) or "."):
+        raise ValueError(f"--out={out} is in a folder that is not there; make it, or name another.")
     if isinstance(rows, Inputs) and out and os.path.realpath(rows.path) == os.path.realpath(out):
         raise ValueError(f"--out={out} is the file of inputs, which would be lost; name another.")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import re
 import string
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -11,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
-from lm import batch, decoding, pipeline, run, steps, tasks, transformer
+from lm import batch, choose, decoding, pipeline, run, steps, tasks, transformer
 from lm.evaluate import answers, reading
 
 HELP = """\
 Type a text and press Enter. /reset forgets what was said before, /quit or Ctrl-D ends, Ctrl-C
 stops an answer, /help says this.
 """
+COMMANDS = ("/help", "/quit", "/reset")
 
 
 class Stream:
@@ -81,29 +84,38 @@ def pieces(tokens, ids: Iterable[int]) -> Iterator[str]:
         yield text[shown:]
 
 
+class Refused(ValueError):
+    """A line that is too long, in a talk where none is cut."""
+
+
 class Talk:
     """A line at a time to a run: of a dialogue with all that was said before, else by itself.
 
     The task's template is put around a line, as around a record's only column; where the run has
-    several tasks, or is of running text, a line is asked as it stands.
+    several tasks, or is of running text, a line is asked as it stands. What is too long is cut, of
+    a dialogue the oldest turns first, with a warning on stderr; where it is strict, it is refused.
     """
 
-    def __init__(self, this: run.Run, tokens, stream: Stream):
+    def __init__(self, this: run.Run, tokens, stream: Stream, strict: bool = False):
         named = [this.data.task_named(name) for name in this.data.names]
         self._task = named[0] if len(named) == 1 else answers.PLAIN
         self._most, self._tokens, self._stream = this.data.input_length, tokens, stream
+        self._strict = strict
         self._turns: list[str] = []
+        self._is_warned = False  # that turns are left out
         self._number = 0
 
     def reset(self) -> None:
         """Forget what was said before."""
         self._turns.clear()
+        self._is_warned = False
 
     def __call__(self, line: str) -> Iterator[str]:
-        """The answer to a line, piece by piece."""
-        text = self._asked(line)
-        ids, _ = tasks.fitted(self._task, text, self._most, self._tokens)
+        """The answer to a line, piece by piece. Raises Refused, and the line was never said."""
+        ids = self._asked(line)
         number, self._number, said = self._number, self._number + 1, []
+        if self._task.turns:
+            self._turns.append(_flat(line))
         try:
             for piece in pieces(self._tokens, self._stream(ids, number)):
                 said.append(piece)
@@ -112,11 +124,31 @@ class Talk:
             if self._task.turns:
                 self._turns.append(_flat("".join(said)))
 
-    def _asked(self, line: str) -> str:
+    def _asked(self, line: str) -> np.ndarray:
+        """The ids of a line after what was said before; where they are not all, that is said."""
+        ids, cut = self._fitted(line, self._turns)
+        if not cut:
+            return ids
+        fits = bool(self._turns) and not self._fitted(line, [])[1]
+        what = "the talk so far, with the line," if fits else "the line"
+        long = f"{what} is longer than the model's {self._most} tokens"
+        if self._strict:
+            cure = "forget it by /reset" if fits else "shorten it"
+            raise Refused(f"{long}; {cure}, or leave --strict out.")
+        if not fits:
+            _warn(f"{long} and was cut.")
+        elif not self._is_warned:
+            _warn(f"{long}; from now on its oldest turns are left out.")
+            self._is_warned = True
+        return ids
+
+    def _fitted(self, line: str, before: list[str]) -> tuple[np.ndarray, bool]:
+        return tasks.fitted(self._task, self._text(line, before), self._most, self._tokens)
+
+    def _text(self, line: str, before: list[str]) -> str:
         task = self._task
         if task.turns:
-            self._turns.append(_flat(line))
-            return task.history(self._turns)
+            return task.history([*before, _flat(line)])
         columns = {column for _, column, *_ in string.Formatter().parse(task.inputs) if column}
         return task.ask({columns.pop(): line}) if len(columns) == 1 else task.prefix + line
 
@@ -124,6 +156,10 @@ class Talk:
 def _flat(text: str) -> str:
     """A turn as the model has learnt them: a line, single spaces."""
     return " ".join(text.split())
+
+
+def _warn(sentence: str) -> None:
+    print(f"lm: warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def converse(talk: Talk, read: Callable[[str], str], write: Callable[[str], object]) -> None:
@@ -141,12 +177,18 @@ def converse(talk: Talk, read: Callable[[str], str], write: Callable[[str], obje
             talk.reset()
         elif line == "/help":
             write(HELP)
+        elif re.fullmatch(r"/[^\s/]*", line):
+            hint = choose.nearest(line, COMMANDS) or "."
+            write(f"{line} is no command; use one of {', '.join(COMMANDS)}{hint}\n")
         elif line:
             try:
                 for piece in talk(line):
                     write(piece)
             except KeyboardInterrupt:
                 write(" ..")
+            except Refused as error:
+                print(f"lm: {error}", file=sys.stderr, flush=True)
+                continue
             write("\n")
 
 
@@ -155,9 +197,13 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def interactive(workdir, which: str | int = "newest", how: str = "", seed: int = 0) -> None:
+def interactive(
+    workdir, which: str | int = "newest", how: str = "", seed: int = 0, strict: bool = False
+) -> None:
     """Ask a checkpoint of a run by hand, on a terminal; the arguments are those of `predict`."""
+    with contextlib.suppress(ImportError):  # not every Python has it
+        import readline  # noqa: F401  (input then edits lines, and knows the last ones)
     this, strategy, tokens, params, _ = reading.open_run(workdir, which)
     how = decoding.parse(how or this.config["evaluate"]["decoding"])
     stream = Stream(this, strategy.fetch(params), tokens, how, seed)
-    converse(Talk(this, tokens, stream), input, _write)
+    converse(Talk(this, tokens, stream, strict), input, _write)

@@ -175,6 +175,11 @@ def _check_best(run: Run) -> None:
                 f"to nats or a score of the task."
             )
         return
+    if config["keep_best"] == "perplexity":
+        raise ValueError(
+            "keep_best='perplexity' is no figure of training; use nats, which orders checkpoints "
+            "alike."
+        )
     known = dict.fromkeys((*FIGURES, *score_names(run)))
     choose.choose(known, config["keep_best"], "keep_best")
     every = config["every"]

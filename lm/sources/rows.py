@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from lm.sources import documents, formats, places, tfds
 
 SPLIT = "{split}"
 SLICE = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+ENOUGH = 51  # rows of which 1 %, rounded, is one
 SUFFIXES = re.compile(r"\.(jsonl|ndjson|tsv)(\.gz|\.bz2|\.zst)?")
 
 
@@ -42,19 +44,25 @@ def records(source: str, split: str, data_dir: str = "") -> Sequence[dict[str, A
 def splits_held_out(source: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
     """(train split, held-out split): as given, or the last 1 % of train if there is no validation.
 
-    Raises ValueError where a split is not there, and where the two share examples.
+    Of few examples the last one is held out. Raises ValueError where a split is not there, where
+    the two share examples, and for too few to hold one out.
     """
     if source.startswith("tfds:"):
-        return tfds.held_out(source.removeprefix("tfds:"), train, heldout, data_dir)
+        name = source.removeprefix("tfds:")
+        found = tfds.held_out(name, train, heldout, data_dir)
+        if found == (train, heldout):
+            return found
+        return _last(source, train, tfds.tfds_splits(name, data_dir)[train])
     (ours, *_), (theirs, *_) = _slice(train), _slice(heldout)
-    _files(source, ours)
+    files = _files(source, ours)
     if heldout == tfds.DEFAULT_HELDOUT and not _found(source, theirs):
         if train != ours:
             raise ValueError(
                 f"data.train={train!r} of {source} is a slice, and there is no {heldout!r}; name "
                 f"the slice to hold out, as data.heldout='{ours}[99%:]'."
             )
-        return f"{ours}[:99%]", f"{ours}[99%:]"
+        every = itertools.chain.from_iterable(map(_rows, files))
+        return _last(source, ours, sum(1 for _ in itertools.islice(every, ENOUGH)))
     _files(source, theirs)
     if ours == theirs:
         count = len(records(source, ours))
@@ -68,6 +76,17 @@ def splits_held_out(source: str, train: str, heldout: str, data_dir: str = "") -
                 f"use disjoint slices, as {ours}[:95%] and {ours}[95%:]."
             )
     return train, heldout
+
+
+def _last(source: str, train: str, count: int) -> tuple[str, str]:
+    """(all but the end of a split, its end): the last 1 %, or the last one where that is none."""
+    if count < 2:
+        raise ValueError(
+            f"{source} has {count} of the 2 examples or more that {train} needs for one to be held "
+            f"out; add some, or name another split in data.heldout."
+        )
+    cut = "99%" if _place("99%", count) < count else "-1"
+    return f"{train}[:{cut}]", f"{train}[{cut}:]"
 
 
 def source_fingerprint(source: str, split: str, data_dir: str = "") -> str:
@@ -126,12 +145,23 @@ def _rows(path: str) -> Iterator[tuple]:
         with formats.opened(path) as stream:
             for number, row in enumerate(formats.lines(stream), 1):
                 if tabs and number == 1:
-                    header = row if isinstance(row, bytes) else b""
-                    columns = documents.decoded(header).removeprefix("\ufeff").split("\t")
+                    columns = _header(path, row if isinstance(row, bytes) else b"")
                 elif isinstance(row, dict) or row.strip():
                     yield path, number, columns, row
     except (EOFError, OSError, documents.BadRecord) as error:
         raise ValueError(f"{path} cannot be read: {error}; fetch or write it anew.") from None
+
+
+def _header(path: str, row: bytes) -> list[str]:
+    """The columns that the first line of TSV names."""
+    columns = documents.decoded(row).removeprefix("\ufeff").split("\t")
+    again = [name for name in columns if columns.count(name) > 1]
+    if again:
+        raise ValueError(
+            f"{path} has the column {again[0]!r} more than once in its header; give each a name of "
+            f"its own."
+        )
+    return columns
 
 
 def _files(source: str, split: str) -> list[str]:

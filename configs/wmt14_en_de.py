@@ -1,0 +1,17 @@
+"""T5's fine-tuning on WMT 2014, English to German; the best by BLEU on newstest2013 is kept.
+
+python -m lm train --config=configs/wmt14_en_de.py:runs/pretrain --workdir=runs/wmt14
+python -m lm evaluate --workdir=runs/wmt14 --split=test --step=best
+
+Answers are those of a beam of 4. Source: Raffel et al. 2020, arXiv:1910.10683, section 3.7.
+"""
+
+from configs import finetune_t5
+
+
+def get_config(preset: str = "t5_1_1_small"):
+    config = finetune_t5.get_config(preset)
+    config.data.update(task="wmt14_en_de", input_length=256, target_length=256)
+    config.evaluate.decoding = "beam width=4 alpha=0.6"
+    config.keep_best = "bleu"
+    return config

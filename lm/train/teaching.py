@@ -74,8 +74,7 @@ def cost(this: run.Run, strategy, teacher) -> dict[str, float]:
     ids = [np.ones((rows, length), np.int32) for length in this.lengths for _ in range(2)]
     examples = strategy.place_batch(batch.Batch(*ids))
     model = transformer.Transformer(model_of(this), strategy.place_rows)
-    step = strategy.compile(functools.partial(_forward, model=model))
-    forward = step.lower(teacher, examples).compile()
+    forward = strategy.compile(functools.partial(_forward, model=model))
     seconds = []
     for _ in range(1 + CALLS):
         start = time.perf_counter()
@@ -84,7 +83,7 @@ def cost(this: run.Run, strategy, teacher) -> dict[str, float]:
     taken = {"teacher_seconds": parts * statistics.median(seconds[1:])}
     held = _bytes_by_device(teacher).values()
     taken |= {"teacher_gib": max(held) / 2**30, "teacher_process_gib": sum(held) / 2**30}
-    told = forward.memory_analysis()
+    told = forward.lower(teacher, examples).compile().memory_analysis()
     return taken | ({"teacher_workspace_gib": told.temp_size_in_bytes / 2**30} if told else {})
 
 

@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
     data.dir = ""  # TFDS directory; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
     data.shards = ""  # where token shards lie; empty: {workdir}/shards
     data.train = "train"  # TFDS split, slices allowed; a corpus has train and validation, whole
-    data.heldout = "validation"  # if there is none, the last 1 % of train is held out
+    data.heldout = "validation"  # if there is none, the last 1 % of train, or its last row
     data.input_length = 512  # tokens per encoder row
     data.target_length = 128  # tokens per decoder row of pairs; the objective sets it for text
     data.batch_size = 128  # rows per update, over all devices

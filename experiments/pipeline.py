@@ -30,7 +30,8 @@ def commands(config) -> list[list[str]]:
     made = [prepared(config)]
     for name, words in runs.items():
         made.append(["train", *words, f"--workdir={home}/{name}"])
-        split = [f"--split={config.split}"] * bool(config.split and name != "pretrain")
+        split = [f"--split={config.split}", f"--examples={config.decode}"]
+        split *= bool(config.split and name != "pretrain")
         made.append(["evaluate", *split, f"--workdir={home}/{name}"])
     page = [f"--runs={','.join(f'{home}/{name}' for name in runs)}", f"--out={home}/report.html"]
     return [*made, ["report", *page, f"--title={config.title}"]]

@@ -264,6 +264,10 @@ def test_a_task_of_ones_own_is_a_few_strings():
         ({"inputs": "say"}, "data.tasks.mine: inputs='say' of a task has no column; write one"),
         ({"inputs": "say {a"}, "data.tasks.mine: inputs='say {a' of a task is no template"),
         ({"targets": ""}, "data.tasks.mine: targets='' of a task has no column"),
+        (
+            {"inputs": "{c}", "turns": "c", "labels": ("a",)},
+            "and turns='c' are texts; leave labels out",
+        ),
         ({"turns": "c"}, "data.tasks.mine: turns='c' of a task is asked with words and {c}"),
         ({"inputs": "say {a!r}"}, "mine: inputs='say {a!r}' of a task has {a!r}, .* write {a}"),
         ({"targets": "{b:>10}"}, "mine: targets='{b:>10}' of a task has {b:>10}, .* write {b}"),

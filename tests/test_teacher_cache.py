@@ -255,6 +255,18 @@ def test_the_size_that_is_foretold_is_the_size_that_is_written(
     assert abs(foretold - size) < 0.2 * size
 
 
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 7.0])
+def test_the_tails_mass_is_that_of_the_softened_distribution(temperature):
+    logits = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 16)) * 4, jnp.float32)
+    told = jax.device_get(writing.likeliest(logits, 4, "float32", temperature))
+    soft = np.sort(np.asarray(jax.nn.softmax(logits / temperature)), axis=-1)[..., :-4].sum(-1)
+    real = np.array([[1, 1, 0], [1, 1, 1]], np.int32)
+    rows = batch.Batch(real, real, real, real)
+    told = told._replace(tail=np.where(real, told.tail, np.nan).astype(np.float32))
+    found = writing._tail_mass(rows, told, temperature)
+    np.testing.assert_allclose(found, soft[real > 0].mean(), rtol=1e-4, atol=1e-12)
+
+
 def test_what_does_not_fit_on_the_disk_is_refused_before_it_starts(asked, tmp_path, monkeypatch):
     writer = train.CacheWriter(asked(tmp_path / "cache"), 16, "float16")
     usage = type("Usage", (), {"free": writer.bytes_of(STEPS) - 1})
@@ -393,7 +405,7 @@ def test_what_cannot_be_written_is_a_sentence(asked, tmp_path, what):
         ({"teacher.loss": "labels, logit_mse"}, r"has not what the teacher.loss logit_mse needs"),
         (
             {"teacher.loss": "forward_kl temperature=2, jsd"},
-            r"has the temperatures 1, 2, but a cached teacher is asked at one; use one, or leave",
+            r"has the temperatures 1, 2, but a cached teacher is asked at one; use one for all, or",
         ),
         ({"teacher.on_policy": "share=0.5 sample"}, r"has not the student's own answers, which"),
     ],

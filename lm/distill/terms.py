@@ -6,7 +6,8 @@ A at the first update, B at the last, linear in between.
 
 labels      the cross-entropy of the targets, with loss.z_loss and loss.smoothing
 forward_kl  KL(teacher || student); reverse_kl, the other way; jsd, between them by beta (0 to 1);
-            each of distributions softened by temperature, times its square
+            each of distributions softened by temperature, times its square; a cached teacher is
+            asked at one temperature, the same for all of them
 logit_mse   the squared difference of logits
 hidden      hidden states of chosen layers; distance=mse or cosine
 attention   attention maps of chosen layers
@@ -123,7 +124,7 @@ def softness(terms: tuple[Term, ...]) -> float:
     if len(found) > 1:
         raise ValueError(
             f"teacher.loss has the temperatures {', '.join(f'{t:g}' for t in sorted(found))}, but "
-            f"a cached teacher is asked at one; use one, or leave teacher.cache empty."
+            f"a cached teacher is asked at one; use one for all, or a teacher beside the loop."
         )
     return found.pop() if found else 1.0
 

@@ -138,8 +138,9 @@ def teacher_cache(values) -> None:
 
     Kept are the --k likeliest ids of each target, their log-probabilities, and what all others have
     together. --config is the student's; teacher.cache=OUT then trains it, and any other of the same
-    teacher, tokenizer and data, without the teacher. The size is printed first. What is interrupted
-    goes on when the same command is run again, and more --updates make a cache longer.
+    teacher, tokenizer, data and temperature, without the teacher. The size is printed first. What
+    is interrupted goes on when the same command is run again, and more --updates make a cache
+    longer.
     """
     from lm import run, train
 

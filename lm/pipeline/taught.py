@@ -147,8 +147,8 @@ def begun(directory, identity: dict) -> dict:
     found = corpus.read_manifest(places.place(directory)) or fresh
     if found["identity"] != identity:
         raise ValueError(
-            f"{directory} holds what another teacher, tokenizer, order of data, k or dtype made; "
-            f"use another --out, or remove it."
+            f"{directory} holds what another teacher, tokenizer, order of data, temperature, k or "
+            f"dtype made; use another --out, or remove it."
         )
     return found
 

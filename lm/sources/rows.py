@@ -42,10 +42,10 @@ def records(source: str, split: str, data_dir: str = "") -> Sequence[dict[str, A
 
 
 def splits_held_out(source: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
-    """(train split, held-out split): as given, or the last 1 % of train if there is no validation.
+    """(train split, held-out split): as given, or the end of train if there is no validation.
 
-    Of few examples the last one is held out. Raises ValueError where a split is not there, where
-    the two share examples, and for too few to hold one out.
+    Of many examples the last 1 %, of few the last one is held out. Raises ValueError where a split
+    is not there, where the two share examples, and for too few to hold one out.
     """
     if source.startswith("tfds:"):
         name = source.removeprefix("tfds:")

@@ -63,6 +63,11 @@ class Task:
     def _check_dialogue(self) -> None:
         # The templates of a dialogue say nothing that its history and replies would leave out.
         hole = f"{{{self.turns}}}"
+        if self.labels:
+            raise ValueError(
+                f"labels={self.labels!r} of a task stand for numbers, and turns={self.turns!r} are "
+                f"texts; leave labels out."
+            )
         ends = _columns(self.inputs, "inputs") == [self.turns] and self.inputs.endswith(hole)
         if not ends or self.targets not in (hole, TEXT):
             raise ValueError(

@@ -214,9 +214,10 @@ class CacheWriter:
 
 def _tail_mass(rows: batch.Batch, told: batch.Taught, temperature: float) -> float:
     # What all ids but the k have of the softened distribution, the mean over targets.
-    kept = np.exp(np.asarray(told.logits, np.float32) / temperature).sum(axis=-1)
-    left, real = np.exp(told.tail), batch.loss_weights(rows)
-    return float((left / (kept + left) * real).sum() / max(real.sum(), 1))
+    real = batch.loss_weights(rows) > 0
+    tail, logits = told.tail[real], np.asarray(told.logits[real], np.float32)
+    kept = np.logaddexp.reduce(logits / temperature, axis=-1)
+    return float(np.exp(tail - np.logaddexp(kept, tail)).sum() / max(real.sum(), 1))
 
 
 def _check(this: run.Run, k: int, dtype: str, updates: int) -> None:
@@ -230,5 +231,6 @@ def _check(this: run.Run, k: int, dtype: str, updates: int) -> None:
     choose.choose(taught.STORED, dtype, "--dtype")
     if not 1 <= k <= this.model.vocab_size:
         raise ValueError(f"--k={k} is out of bounds; use 1 to {this.model.vocab_size}, all ids.")
+    softness(this)
     if updates < 0:
         raise ValueError(f"--updates={updates} is too small; use 1 or more, or 0 for the run's.")

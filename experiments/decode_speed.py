@@ -117,15 +117,16 @@ def measure(pair, size: str, method: str, count: int, asked: list, turns: int) -
 def table(rows: list[dict]) -> str:
     """The rows as the page shows them."""
     lines = [
-        "| T5 1.1 | cores | method | batch | sequences/s, ours | transformers "
+        "| T5 1.1 | processor | cores | method | batch | sequences/s, ours | transformers "
         "| ours / it (lowest .. highest) | by best turns | same ids |"
     ]
-    lines.append("|" + " --- |" * 9)
+    lines.append("|" + " --- |" * 10)
     for row in rows:
         rate = lambda side, pick=statistics.median: row["batch"] / pick(row[side])  # noqa: B023
         ratios = row["ratios"]
         shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
-        cells = [row["size"], row["cores"], row["method"], row["batch"], f"{rate('ours'):.3g}"]
+        cells = [row[word] for word in ("size", "processor", "cores", "method", "batch")]
+        cells.append(f"{rate('ours'):.3g}")
         cells += [f"{rate('theirs'):.3g}", shown, f"{rate('ours', min) / rate('theirs', min):.2f}"]
         cells.append(f"{row['equal']} of {row['compared']}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
@@ -135,8 +136,8 @@ def table(rows: list[dict]) -> str:
 def write(row: dict) -> None:
     """Keep the row beside this file, with the others, and put the table on the page."""
     record, page = HERE / "decode_speed.jsonl", HERE / "decode_speed.md"
-    words = ("size", "method", "cores", "batch")
-    order = lambda row: [row["size"] != "small", row["method"] != "greedy"]
+    words = ("size", "processor", "method", "cores", "batch")
+    order = lambda row: [row["processor"], row["size"] != "small", row["method"] != "greedy"]
     named = lambda row: order(row) + [row[word] for word in words]
     old = logs.read(record) if record.exists() else []
     rows = sorted([other for other in old if named(other) != named(row)] + [row], key=named)
@@ -144,6 +145,14 @@ def write(row: dict) -> None:
     _, end, rest = after.partition("<!-- end of table -->\n")
     logs.write_atomically(page, before + mark + table(rows) + "\n" + end + rest)
     logs.write_atomically(record, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def processor() -> str:
+    """What Linux calls the processor: vendor and model."""
+    known = pathlib.Path("/proc/cpuinfo")
+    said = re.findall(r"^(?:model name|model|cpu family)\s*: (.*)$", known.read_text(), re.M)
+    family, model, name = said[:3]
+    return f"{name}, family {family}, model {model}"
 
 
 def main() -> None:
@@ -162,7 +171,7 @@ def main() -> None:
     records = sources.records("tfds:multi30k", "test", asked.data_dir)
     texts = [tokens_of(records[index]["en"]) for index in range(max(map(int, asked.batches)))]
     stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), machine=platform.machine())
-    stamp |= dict(cores=len(cores), seed=0, versions=logs.versions())
+    stamp |= dict(cores=len(cores), seed=0, versions=logs.versions(), processor=processor())
     for size in asked.sizes:
         pair = both(size)
         stamp["attention"] = pair[2].config._attn_implementation

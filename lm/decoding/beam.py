@@ -43,7 +43,7 @@ def continuations(
     scores are sums, without penalty.
     """
     (rows, width), most = live.scores.shape, min(count, logits.shape[-1])
-    # Of a beam's tokens, as they are: what is written to all of them costs a CPU more than a layer.
+    # Of the logits themselves: log_softmax is slow where a CPU fuses it with the product before it.
     each, tokens = filters.largest(logits, most)
     sums = live.scores[..., None] + (each - total).reshape(rows, width, most)
     scores, places = jax.lax.top_k(sums.reshape(rows, -1), count)

@@ -15,7 +15,7 @@ def likeliest(logits: Array) -> Array:
 
     As jnp.argmax, at a tenth of its cost on a CPU.
     """
-    return largest(logits, 1)[1][:, 0].astype(jnp.int32)
+    return largest(logits, 1)[1][:, 0]
 
 
 def largest(x: Array, count: int) -> tuple[Array, Array]:

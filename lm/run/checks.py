@@ -138,7 +138,7 @@ def _check_cache(run: Run) -> None:
             f"teacher.cache={cache!r} has not {why}; leave teacher.cache empty, so that the "
             f"teacher runs beside."
         )
-    distill.softness(terms)
+    distill.softness(terms)  # raises where there are several
 
 
 def _check_policy(run: Run) -> None:

@@ -16,7 +16,6 @@ from lm.sources import documents, formats, places, tfds
 
 SPLIT = "{split}"
 SLICE = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
-ENOUGH = 51  # rows of which 1 %, rounded, is one
 SUFFIXES = re.compile(r"\.(jsonl|ndjson|tsv)(\.gz|\.bz2|\.zst)?")
 
 
@@ -48,11 +47,7 @@ def splits_held_out(source: str, train: str, heldout: str, data_dir: str = "") -
     is not there, where the two share examples, and for too few to hold one out.
     """
     if source.startswith("tfds:"):
-        name = source.removeprefix("tfds:")
-        found = tfds.held_out(name, train, heldout, data_dir)
-        if found == (train, heldout):
-            return found
-        return _last(source, train, tfds.tfds_splits(name, data_dir)[train])
+        return tfds.held_out(source.removeprefix("tfds:"), train, heldout, data_dir)
     (ours, *_), (theirs, *_) = _slice(train), _slice(heldout)
     files = _files(source, ours)
     if heldout == tfds.DEFAULT_HELDOUT and not _found(source, theirs):
@@ -62,7 +57,7 @@ def splits_held_out(source: str, train: str, heldout: str, data_dir: str = "") -
                 f"the slice to hold out, as data.heldout='{ours}[99%:]'."
             )
         every = itertools.chain.from_iterable(map(_rows, files))
-        return _last(source, ours, sum(1 for _ in itertools.islice(every, ENOUGH)))
+        return tfds.end_of(source, ours, sum(1 for _ in itertools.islice(every, tfds.ENOUGH)))
     _files(source, theirs)
     if ours == theirs:
         count = len(records(source, ours))
@@ -76,17 +71,6 @@ def splits_held_out(source: str, train: str, heldout: str, data_dir: str = "") -
                 f"use disjoint slices, as {ours}[:95%] and {ours}[95%:]."
             )
     return train, heldout
-
-
-def _last(source: str, train: str, count: int) -> tuple[str, str]:
-    """(all but the end of a split, its end): the last 1 %, or the last one where that is none."""
-    if count < 2:
-        raise ValueError(
-            f"{source} has {count} of the 2 examples or more that {train} needs for one to be held "
-            f"out; add some, or name another split in data.heldout."
-        )
-    cut = "99%" if _place("99%", count) < count else "-1"
-    return f"{train}[:{cut}]", f"{train}[{cut}:]"
 
 
 def source_fingerprint(source: str, split: str, data_dir: str = "") -> str:

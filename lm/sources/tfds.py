@@ -19,6 +19,7 @@ from lm.sources import places
 
 EMBEDDED = {"pydocs"}  # datasets that this package builds itself
 
+ENOUGH = 51  # examples of which 1 %, rounded, is one
 DEFAULT_HELDOUT = "validation"  # TFDS's word, which not every dataset has
 
 FORMAT = "array_record"
@@ -119,16 +120,30 @@ def fingerprint(name: str, data_dir: str = "") -> str:
     return hashlib.sha256(info).hexdigest()
 
 
-def held_out(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
-    """(train split, held-out split): as given, or the last 1 % of train if there is no validation.
+def end_of(source: str, split: str, count: int) -> tuple[str, str]:
+    """(all but the end of a split, its end): the last 1 %, of fewer than ENOUGH the last example.
 
-    Raises ValueError for what tfds_splits raises, for a split that is not there, and where the two
-    splits share examples.
+    Raises ValueError where it has fewer than 2.
+    """
+    if count < 2:
+        raise ValueError(
+            f"{source} has {count} of the 2 examples or more that {split} needs for one to be held "
+            f"out; add some, or name another split in data.heldout."
+        )
+    cut = "99%" if count >= ENOUGH else "-1"
+    return f"{split}[:{cut}]", f"{split}[{cut}:]"
+
+
+def held_out(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
+    """(train split, held-out split): as given, or as `end_of` train if there is no validation.
+
+    Raises ValueError for what tfds_splits and end_of raise, for a split that is not there, and
+    where the two splits share examples.
     """
     splits = tfds_splits(name, data_dir)
     if heldout == DEFAULT_HELDOUT and heldout not in splits:
         choose.choose(splits, train, f"the split of {name} to hold {heldout!r} out of")
-        return f"{train}[:99%]", f"{train}[99%:]"
+        return end_of(name, train, splits[train])
     for a in _ranges(name, train, data_dir):
         for b in _ranges(name, heldout, data_dir):
             if a[0] == b[0] and max(a[1], b[1]) < min(a[2], b[2]):

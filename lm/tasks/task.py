@@ -215,9 +215,7 @@ def _columns(template: str, what: str) -> list[str]:
         ) from None
     for _, column, spec, conversion in parts:
         if spec or conversion or not column:
-            said = "".join(
-                (column, "!" * bool(conversion), conversion or "", ":" * bool(spec), spec)
-            )
+            said = column + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise ValueError(
                 f"{what}={template!r} of a task has {{{said}}}, and a column is filled in as it "
                 f"stands, by a name without ! and :; write {{{column or 'name'}}}."

@@ -231,6 +231,6 @@ def _check(this: run.Run, k: int, dtype: str, updates: int) -> None:
     choose.choose(taught.STORED, dtype, "--dtype")
     if not 1 <= k <= this.model.vocab_size:
         raise ValueError(f"--k={k} is out of bounds; use 1 to {this.model.vocab_size}, all ids.")
-    softness(this)
+    softness(this)  # raises where there are several
     if updates < 0:
         raise ValueError(f"--updates={updates} is too small; use 1 or more, or 0 for the run's.")

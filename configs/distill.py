@@ -11,9 +11,9 @@ def get_config(preset: str = "tiny"):
     config.stage = "distill"
     config.teacher.workdir, config.init_from = config.init_from, ""  # where the preset is a run
     if config.teacher.workdir:
-        from lm import run
+        from lm import runs
 
-        theirs = run.read_config(config.teacher.workdir)
+        theirs = runs.read_config(config.teacher.workdir)
         for section in ("data", "objective"):
             for key in config[section]:
                 config[section][key] = theirs[section][key]

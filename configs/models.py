@@ -5,8 +5,8 @@ A run's folder may stand in a preset's place: its model, and its parameters to s
 
 from __future__ import annotations
 
-from lm import choose
-from lm.sources import places
+from lm import lookup
+from lm.storage import paths
 
 # d_model, d_ff, heads, key/value heads, head_dim
 SMALL, BASE, LARGE = (512, 1024, 6, 6, 64), (768, 2048, 12, 12, 64), (1024, 2816, 16, 16, 64)
@@ -95,18 +95,18 @@ def apply(config, preset: str):
     A folder of a run, instead: its model and tokenizer, and config.init_from to start from it.
     Returns config.
     """
-    folder = places.place(preset).expanduser()
+    folder = paths.as_path(preset).expanduser()
     if preset not in PRESETS and (folder / "config.json").exists():
-        from lm import run, transformer
+        from lm import runs, transformer
 
-        theirs = run.read_config(folder)
+        theirs = runs.read_config(folder)
         words = theirs["model"].items()
         config.model.update({k: v for k, v in words if k not in transformer.COMPUTED})
         for key in ("kind", "pieces", "num_sentinels", "normalization"):
             config.tokenizer[key] = theirs["tokenizer"][key]
         config.init_from = str(folder)
         return config
-    chosen = choose.choose(PRESETS, preset, "the preset (or run's folder) after the config's colon")
+    chosen = lookup.lookup(PRESETS, preset, "the preset (or run's folder) after the config's colon")
     config.tokenizer.pieces, config.tokenizer.num_sentinels, model = chosen
     config.tokenizer.kind = "bytes" if preset.startswith("byt5") else "unigram"
     config.model.update(model)

@@ -10,7 +10,7 @@ are 128 runs on average. Here a rate has as many sentinels as it may need.
 """
 
 from configs import base, models
-from lm import choose
+from lm import lookup
 
 ROWS = {
     "prefix_lm": dict(name="prefix_lm"),  # Table 4
@@ -33,7 +33,7 @@ SENTINELS = {"rate_25": 128, "rate_50": 256}
 
 def get_config(row: str = "baseline"):
     config = models.apply(base.get_config(), "t5_base")
-    config.objective.update(choose.choose(ROWS, row, "the row after the config's colon"))
+    config.objective.update(lookup.lookup(ROWS, row, "the row after the config's colon"))
     config.tokenizer.num_sentinels = SENTINELS.get(row, config.tokenizer.num_sentinels)
     rows = config.tokenizer.pieces + config.tokenizer.num_sentinels
     config.model.update(vocab_size=max(rows, config.model.vocab_size), dropout_rate=0.1)

@@ -14,7 +14,7 @@ import pathlib
 import sys
 
 from experiments import pipeline
-from lm import door, logs, report
+from lm import cli, logs, report
 
 SEEDS = (0, 1, 2)
 ARMS = {  # the other objective, at the density of configs/pretrain.py
@@ -106,5 +106,5 @@ def run(config) -> int:
 
 if __name__ == "__main__":
     raise SystemExit(
-        door.guarded(lambda: run(door.parse("claims", ("config",), sys.argv[1:]).config))
+        cli.guarded(lambda: run(cli.parse("claims", ("config",), sys.argv[1:]).config))
     )

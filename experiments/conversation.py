@@ -10,7 +10,7 @@ conversation.jsonl.
 from __future__ import annotations
 
 from experiments import pipeline, stages
-from lm import door, metrics, sources, tasks
+from lm import cli, metrics, sources, tasks
 
 STEPS = 1000
 MOST = 2000  # examples of validation that are answered, the first
@@ -46,4 +46,4 @@ def main(home: str, data: str) -> int:
 
 if __name__ == "__main__":
     flags = stages.arguments(__doc__, "runs/tasks")
-    raise SystemExit(door.guarded(lambda: main(flags.workdir, flags.data_dir)))
+    raise SystemExit(cli.guarded(lambda: main(flags.workdir, flags.data_dir)))

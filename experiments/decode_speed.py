@@ -29,7 +29,7 @@ import numpy as np
 import tqdm
 
 from configs import models
-from lm import batch, choose, decoding, logs, pipeline, sources, steps, transformer
+from lm import batch, decoding, logs, lookup, pipeline, sources, steps, transformer
 from lm.interop import transformers as exchange
 
 HERE = pathlib.Path(__file__).parent
@@ -56,10 +56,10 @@ def both(size: str):
     import torch
     import transformers
 
-    _, _, keys = choose.choose(models.PRESETS, f"t5_1_1_{size}", "the preset")
+    _, _, keys = lookup.lookup(models.PRESETS, f"t5_1_1_{size}", "the preset")
     config = transformer.ModelConfig(**keys)
     model = transformer.Transformer(config)
-    init = lambda: model.init(jax.random.key(0), transformer.example())["params"]
+    init = lambda: model.init(jax.random.key(0), transformer.dummy_batch())["params"]
     params = jax.jit(init)()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ import time
 from typing import NamedTuple
 
 from experiments import pipeline, stages
-from lm import choose, decoding, door, evaluate, logs, parallel, run
+from lm import cli, decoding, inference, logs, lookup, parallel, runs
 
 PRETRAIN = 1500  # updates of the teacher's pre-training
 STUDENT = {"d_model": 64, "d_ff": 256, "num_encoder_layers": 4, "num_decoder_layers": 2}
@@ -153,12 +153,12 @@ def decoding_seconds(home: str, name: str, method: str, turns: int = 7) -> dict:
     """What teacher and student take for the same inputs, in turn: medians, and every share."""
     asked, seconds = {}, {}
     for arm, place in (("teacher", "teacher"), ("student", f"{method}/{stages.SEEDS[0]}")):
-        this = run.read_run(f"{home}/{name}/{place}")
-        tokens = run.make_tokenizer(this)
-        strategy = parallel.make_strategy(this.parallel)
-        placed = strategy.place_state(evaluate.read_params(this, tokens, strategy=strategy)[0])
+        run = runs.read_run(f"{home}/{name}/{place}")
+        tokens = runs.make_tokenizer(run)
+        strategy = parallel.make_strategy(run.parallel)
+        placed = strategy.place_state(inference.read_params(run, tokens, strategy=strategy)[0])
         how = decoding.parse(HOW)
-        asked[arm] = evaluate.Answers(this, strategy, placed, tokens, how, rows=32)
+        asked[arm] = inference.Generator(run, strategy, placed, tokens, how, rows=32)
         seconds[arm] = []
     texts = [row["inputs"] for row in logs.read(answers(home, name))[:INPUTS]]
     for _ in range(turns + 1):  # the first compiles
@@ -206,10 +206,10 @@ def table(rows: list[dict], speeds: list[dict], names: tuple[str, ...]) -> str:
 def main(flags) -> int:
     """Train what is not there, score all, print and keep the figures."""
     home, data, name = flags.workdir, flags.data_dir, flags.task
-    choose.choose(TASKS, name, "--task")
+    lookup.lookup(TASKS, name, "--task")
     methods = flags.methods.split(",") if flags.methods else list(ORDER)
     for method in methods:
-        choose.choose(dict.fromkeys(ORDER), method, "--methods")
+        lookup.lookup(dict.fromkeys(ORDER), method, "--methods")
     if flags.dry_run:
         todo = teacher(home, data, name)
         for method in [m for m in methods if m != "alone_longer"]:
@@ -245,4 +245,4 @@ def arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     flags = arguments()
-    raise SystemExit(door.guarded(lambda: main(flags)))
+    raise SystemExit(cli.guarded(lambda: main(flags)))

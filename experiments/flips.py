@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments import damage
-from lm import checkpoints, evaluate, interop, report, run
+from lm import checkpoints, inference, interop, report, runs
 from lm.interop import transformers
 
 PROBE = "Returns the shape of an array, or 12.5 é."
@@ -33,15 +33,15 @@ def numbers(tree) -> dict[str, bytes]:
 
 def read_params(folder: pathlib.Path):
     """The ids of a text and the parameters, as evaluate and predict read them."""
-    this = run.read_run(folder / "run")
-    tokens = run.make_tokenizer(this)
-    params, step = evaluate.read_params(this, tokens)
+    run = runs.read_run(folder / "run")
+    tokens = runs.make_tokenizer(run)
+    params, step = inference.read_params(run, tokens)
     return [int(i) for i in tokens.encode(PROBE)], numbers(params), step
 
 
 def read_config(folder: pathlib.Path):
     """The config of a run."""
-    return run.read_run(folder / "run").config
+    return runs.read_run(folder / "run").config
 
 
 def read_report(folder: pathlib.Path):
@@ -52,7 +52,7 @@ def read_report(folder: pathlib.Path):
 
 def read_foreign(folder: pathlib.Path):
     """The parameters of the foreign checkpoint, as import reads them."""
-    model = run.read_run(folder / "run").model
+    model = runs.read_run(folder / "run").model
     try:
         return numbers(transformers.read_params(folder / "foreign", model))
     except interop.FOREIGN as error:  # import says it in a sentence

@@ -15,7 +15,7 @@ import tempfile
 
 import numpy as np
 
-from lm import decoding, evaluate, interop, logs, tasks
+from lm import decoding, evaluate, inference, interop, logs, tasks
 
 SEARCHES = {  # ours in words, theirs in keywords
     "greedy": {"num_beams": 1},
@@ -59,17 +59,17 @@ def main() -> None:
     known.add_argument("--split", default="test")
     known.add_argument("--count", type=int, default=200, help="inputs")
     asked = known.parse_args()
-    this, strategy, tokens, params, step = evaluate.open_run(asked.run)
-    (name,) = this.data.names
-    texts = [pair["inputs"] for pair in evaluate.task_texts(this, name, asked.split)[: asked.count]]
+    run, strategy, tokens, params, step = inference.open_run(asked.run)
+    (name,) = run.data.names
+    texts = [pair["inputs"] for pair in evaluate.task_texts(run, name, asked.split)[: asked.count]]
     with tempfile.TemporaryDirectory() as place:
         interop.write(asked.run, place)
-        other = theirs(place, texts, this.lengths, tokens.eos)
-    task, row = this.data.task_named(name), {"task": name, "inputs": len(texts), "update": step}
-    ids = [tasks.fitted(task, text, this.data.input_length, tokens)[0] for text in texts]
+        other = theirs(place, texts, run.lengths, tokens.eos)
+    task, row = run.data.task_named(name), {"task": name, "inputs": len(texts), "update": step}
+    ids = [tasks.truncate_input(task, text, run.data.input_length, tokens)[0] for text in texts]
     row["same inputs"] = sum(map(np.array_equal, ids, other["inputs"]))
     for how in SEARCHES:
-        answers = evaluate.Answers(this, strategy, params, tokens, decoding.parse(how))
+        answers = inference.Generator(run, strategy, params, tokens, decoding.parse(how))
         ours = [until_end(found, tokens.eos) for (found, *_), _ in answers.hypotheses(ids)]
         row[how] = sum(a == b for a, b in zip(ours, other[how], strict=True))
     row |= {"commit": logs.commit(), "versions": logs.versions()}

@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lm import choose, corpus, logs, objectives, pipeline
+from lm import logs, lookup, objectives, pipeline, shards
 
 HERE = pathlib.Path(__file__).parent
 REPEATS = 15
@@ -141,8 +141,8 @@ def stored_texts(directory: pathlib.Path, rng) -> dict:
     """Write made-up documents as a split of a finished corpus has them; the manifest."""
     documents = (rng.integers(3, PIECES, 2000, dtype=np.int32) for _ in range(STORED // 2000))
     gap, size = np.array([4, 5]), PIECES + SENTINELS
-    written = {"shard": corpus.write_text(directory / "shard", documents, gap, size)}
-    return corpus.finish(directory, {}, written, {})
+    written = {"shard": shards.write_text(directory / "shard", documents, gap, size)}
+    return shards.finish(directory, {}, written, {})
 
 
 def naive_batches(directory: pathlib.Path, raw: int, noise: int, spans: int):
@@ -150,8 +150,8 @@ def naive_batches(directory: pathlib.Path, raw: int, noise: int, spans: int):
     import grain
     from array_record.python import array_record_module
 
-    manifest = corpus.read_manifest(directory)
-    stream, path = corpus.Stream(str(directory), manifest), str(directory / "records")
+    manifest = shards.read_manifest(directory)
+    stream, path = shards.Stream(str(directory), manifest), str(directory / "records")
     writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
     for start in range(0, len(stream) - raw, raw):
         writer.write(stream.read(start, start + raw).astype(np.int32).tobytes())
@@ -257,7 +257,7 @@ def table(rows: list[dict]) -> str:
 
 def main(names: list[str]) -> None:
     """Measure the sections named, or all; print their tables, and keep them beside this file."""
-    chosen = {name: choose.choose(SECTIONS, name, "the section") for name in names or SECTIONS}
+    chosen = {name: lookup.lookup(SECTIONS, name, "the section") for name in names or SECTIONS}
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), numpy=np.__version__)
     stamp["python"] = platform.python_version()

@@ -172,7 +172,7 @@ def random_params(config: transformer.ModelConfig, seed: int = 0) -> dict:
         big = 1.0 if path[-1] in ("embedding", "relative_bias") else 0.3
         return np.float32(offset + big * rng.standard_normal(leaf.shape))
 
-    flat = traverse_util.flatten_dict(transformer.shapes(config))
+    flat = traverse_util.flatten_dict(transformer.param_shapes(config))
     return traverse_util.unflatten_dict({path: draw(path, leaf) for path, leaf in flat.items()})
 
 
@@ -224,12 +224,12 @@ def agreement(version: str, root: pathlib.Path, name: str, model, params) -> Agr
     mask = data["short_mask"] if short else data["attention_mask"]
     examples = batch.Batch(*map(np.int32, (ids, mask, data["labels"], data["labels_mask"])))
     real = examples.targets_segment_ids > 0
-    logits = jax.jit(steps.predict, static_argnums=(0, 3))(model, params, examples, None)
+    logits = jax.jit(steps.apply_model, static_argnums=(0, 3))(model, params, examples, None)
     logits = np.asarray(logits)[real]
     brief = [np.int32(data[key][:, :5]) for key in ("short_ids", "short_mask")]
     examples = batch.Batch(*brief, examples.targets, examples.targets_segment_ids)
     same = {}
-    for what, how in (("ids", decoding.Decoding()), ("best", BEAM)):
+    for what, how in (("ids", decoding.DecodingConfig()), ("best", BEAM)):
         decode = functools.partial(
             steps.decode_step, model=model, length=LENGTH, eos=names.EOS, how=how
         )

@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 
-from lm import door
+from lm import cli
 
 RUNS = ("pretrain", "finetune", "scratch", "distill", "alone")
 
@@ -95,8 +95,8 @@ def run(todo: list[list[str]]) -> int:
         minutes = (time.monotonic() - start) / 60
         place = f"\n[{number}/{len(todo)}, {minutes:.1f} min]"
         print(f"{place} {printed(arguments)}", file=sys.stderr, flush=True)
-        sys.argv[0] = door.PROGRAM  # so that each run records the command that repeats it
-        if code := door.main(arguments):
+        sys.argv[0] = cli.PROGRAM  # so that each run records the command that repeats it
+        if code := cli.main(arguments):
             return code
     minutes = (time.monotonic() - start) / 60
     print(f"\ndone in {minutes:.1f} minutes", file=sys.stderr)
@@ -105,10 +105,10 @@ def run(todo: list[list[str]]) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run a pipeline, or print its commands; the exit code."""
-    if door.HELP & set(arguments):
+    if cli.HELP & set(arguments):
         print(__doc__)
         return 0
-    chosen = door.parse("pipeline", ("config", "dry_run"), arguments)
+    chosen = cli.parse("pipeline", ("config", "dry_run"), arguments)
     todo = commands(chosen.config)
     if chosen.dry_run:
         print("\n".join(map(printed, todo)))
@@ -117,4 +117,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(door.guarded(lambda: main(sys.argv[1:])))
+    raise SystemExit(cli.guarded(lambda: main(sys.argv[1:])))

@@ -22,7 +22,7 @@ import time
 import tqdm
 
 from configs import pretrain_wikipedia
-from lm import choose, logs, run, transformer
+from lm import logs, lookup, runs, transformer
 from lm.preflight import compiler, search, slices
 
 HERE = pathlib.Path(__file__).parent
@@ -52,13 +52,13 @@ def row_of(preset: str, chip: str, tries: int) -> dict:
         return compiler.compile_for(*given, timeout=86_400.0, **more)
 
     with tempfile.TemporaryDirectory() as workdir:
-        this = run.make_run(config_of(preset), workdir)
+        run = runs.make_run(config_of(preset), workdir)
         offered = slices.sizes(chip)
-        found = search.smallest(this, offered, tries=tries, compile=compile_counted)
-    parameters = transformer.parameter_count(this.model)
+        found = search.smallest(run, offered, tries=tries, compile=compile_counted)
+    parameters = transformer.parameter_count(run.model)
     made = dict(preset=preset, chip=chip, parameters=parameters, programs=programs)
     made |= dict(
-        rows=this.data.batch_size, lengths=this.lengths, all_seconds=time.perf_counter() - start
+        rows=run.data.batch_size, lengths=run.lengths, all_seconds=time.perf_counter() - start
     )
     if found is None:
         return made | dict(slice="")
@@ -119,8 +119,8 @@ def asked(arguments) -> list[tuple[str, str]]:
         pairs = [(preset, chip) for preset in arguments.presets for chip in arguments.chips]
         pairs = [pair for pair in pairs if pair not in there]
     for preset, chip in pairs:
-        choose.choose(dict.fromkeys(PRESETS), preset, "--presets")
-        choose.choose(dict.fromkeys(CHIPS), chip, "--chips")
+        lookup.lookup(dict.fromkeys(PRESETS), preset, "--presets")
+        lookup.lookup(dict.fromkeys(CHIPS), chip, "--chips")
     return pairs
 
 

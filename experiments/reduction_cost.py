@@ -45,16 +45,16 @@ def update(devices: int, reduction: str):
     """A function that takes one update and waits for it, compiled and warm."""
     config = parallel.ParallelConfig(reduction=reduction)
     strategy = parallel.make_strategy(config, jax.devices()[:devices])
-    shapes, model = transformer.shapes(MODEL), transformer.Transformer(MODEL)
+    shapes, model = transformer.param_shapes(MODEL), transformer.Transformer(MODEL)
     optimizer, _ = optimizers.make_optimizer(
         optimizers.OptimizerConfig(name="adamw", peak=1e-3, warmup=0),
         1000,
         shapes,
-        optimizers.Pace(1.0, 1),
+        optimizers.RunLength(1.0, 1),
     )
     text_bytes = np.ones(MODEL.vocab_size, np.int32)
     loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
-    plan = steps.Plan(shards=config.fixed_shards)
+    plan = steps.StepConfig(shards=config.fixed_shards)
     step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
     compiled = strategy.compile(step, donate=True)
     state = [strategy.init(lambda: steps.init_state(model, optimizer, plan))]

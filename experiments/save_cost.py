@@ -49,9 +49,9 @@ def seconds(work: Callable, *arguments) -> float:
 def make_update():
     """(first state, update), state -> state, of random tokens."""
     config = optimizers.OptimizerConfig(name="adamw")
-    pace = optimizers.Pace(100.0, ROWS * (INPUTS + TARGETS))
-    optimizer, _ = optimizers.make_optimizer(config, 100, transformer.shapes(MODEL), pace)
-    model, plan = transformer.Transformer(MODEL), steps.Plan()
+    pace = optimizers.RunLength(100.0, ROWS * (INPUTS + TARGETS))
+    optimizer, _ = optimizers.make_optimizer(config, 100, transformer.param_shapes(MODEL), pace)
+    model, plan = transformer.Transformer(MODEL), steps.StepConfig()
     text_bytes = np.ones(MODEL.vocab_size, np.float32)
     loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
     rng = np.random.default_rng(0)

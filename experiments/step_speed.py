@@ -29,7 +29,7 @@ import numpy as np
 import tqdm
 
 from configs import models
-from lm import batch, choose, logs, optimizers, steps, transformer
+from lm import batch, logs, lookup, optimizers, steps, transformer
 
 HERE = pathlib.Path(__file__).parent
 INPUTS, TARGETS = 512, 114  # tokens of a row
@@ -61,7 +61,7 @@ def paced(step: Callable[[], None], seconds: float) -> list[float]:
 
 def model_config(size: str, **words) -> transformer.ModelConfig:
     """T5 1.1 of a size, as the preset has it, without dropout (as it was pre-trained)."""
-    _, _, keys = choose.choose(models.PRESETS, f"t5_1_1_{size}", "the preset")
+    _, _, keys = lookup.lookup(models.PRESETS, f"t5_1_1_{size}", "the preset")
     return transformer.ModelConfig(**keys, **words)
 
 
@@ -71,12 +71,12 @@ def ours(size: str, count: int, seconds: float) -> dict:
 
     on_cpu = jax.default_backend() == "cpu"
     config = model_config(size, dtype="float32" if on_cpu else "bfloat16")
-    model, plan = transformer.Transformer(config), steps.Plan()
+    model, plan = transformer.Transformer(config), steps.StepConfig()
     made = dict(name="adamw", peak=RATE, schedule="constant", warmup=0, clip_norm=CLIP)
     made |= dict(weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1])
-    pace = optimizers.Pace(1.0, count * (INPUTS + TARGETS))
+    pace = optimizers.RunLength(1.0, count * (INPUTS + TARGETS))
     settings = optimizers.OptimizerConfig(**made)
-    optimizer, _ = optimizers.make_optimizer(settings, 1000, transformer.shapes(config), pace)
+    optimizer, _ = optimizers.make_optimizer(settings, 1000, transformer.param_shapes(config), pace)
     state = jax.jit(lambda: steps.init_state(model, optimizer, plan))()
     text_bytes = np.ones(config.vocab_size, np.int32)
     loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
@@ -274,8 +274,8 @@ def main() -> None:
     stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), machine=platform.machine())
     stamp |= dict(cores=os.cpu_count(), versions=logs.versions())
     for size in asked.sizes:
-        count = asked.batch or choose.choose(BATCHES, size, "--sizes")
-        names = [arm for arm in asked.arms if choose.choose(ARMS, arm, "--arms")]
+        count = asked.batch or lookup.lookup(BATCHES, size, "--sizes")
+        names = [arm for arm in asked.arms if lookup.lookup(ARMS, arm, "--arms")]
         found = measure(size, count, names, asked.repeats, asked.seconds)
         write([row | stamp for row in found])
         print(table(found))

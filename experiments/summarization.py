@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments import pipeline, stages
-from lm import door, metrics, tasks
+from lm import cli, metrics, tasks
 
 STEPS = 600
 
@@ -40,4 +40,4 @@ def main(home: str, data: str) -> int:
 
 if __name__ == "__main__":
     flags = stages.arguments(__doc__, "runs/tasks")
-    raise SystemExit(door.guarded(lambda: main(flags.workdir, flags.data_dir)))
+    raise SystemExit(cli.guarded(lambda: main(flags.workdir, flags.data_dir)))

@@ -9,7 +9,7 @@ three seeds each. Answer: translation.md; every figure: translation.jsonl.
 from __future__ import annotations
 
 from experiments import pipeline, stages
-from lm import door, metrics
+from lm import cli, metrics
 
 STEPS = 1200
 
@@ -39,4 +39,4 @@ def main(home: str, data: str) -> int:
 
 if __name__ == "__main__":
     flags = stages.arguments(__doc__, "runs/tasks")
-    raise SystemExit(door.guarded(lambda: main(flags.workdir, flags.data_dir)))
+    raise SystemExit(cli.guarded(lambda: main(flags.workdir, flags.data_dir)))

@@ -1,6 +1,6 @@
-"""python -m lm <command>: see lm/door."""
+"""python -m lm <command>: see lm/cli."""
 
-from lm import door
+from lm import cli
 
 if __name__ == "__main__":
-    raise SystemExit(door.main())
+    raise SystemExit(cli.main())

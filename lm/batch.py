@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 Array = Any  # numpy here and in worker processes, jax on devices: this file imports neither
 
 
-class Taught(NamedTuple):
+class TeacherTopK(NamedTuple):
     """What a teacher said of each target, as a cache has it: its k likeliest ids, and the rest."""
 
     ids: Array  # int32 [B, T, k]
@@ -32,8 +32,10 @@ class Batch(NamedTuple):
     inputs_segment_ids: Array  # int32 [B, S], 1.. along the row
     targets: Array  # int32 [B, T]
     targets_segment_ids: Array  # int32 [B, T]
-    taught: Taught | None = None  # by a cached teacher
-    own: Array | None = None  # bool [B], rows whose targets the student wrote: labels do not count
+    teacher_top_k: TeacherTopK | None = None  # by a cached teacher
+    from_student: Array | None = (
+        None  # bool [B], rows whose targets the student wrote: labels do not count
+    )
 
 
 def shift_right(targets: Array, segment_ids: Array, start: int = 0) -> Array:
@@ -56,4 +58,4 @@ def loss_weights(batch: Batch) -> Array:
 def label_weights(batch: Batch) -> Array:
     """The same but 0 in rows whose targets the student wrote: float32 [B, T]."""
     weights = loss_weights(batch)
-    return weights if batch.own is None else weights * ~batch.own[:, None]
+    return weights if batch.from_student is None else weights * ~batch.from_student[:, None]

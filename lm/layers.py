@@ -12,7 +12,9 @@ from lm import attention
 
 Array = jax.Array
 
-SHOWN = "intermediates"  # what a model has computed on its way, where apply is told to keep it
+INTERMEDIATES = (
+    "intermediates"  # what a model has computed on its way, where apply is told to keep it
+)
 
 ACTIVATIONS = {
     "relu": (nn.relu, False),
@@ -26,11 +28,19 @@ def dense(features, axis, variance: float, name: str, dtype, distribution="norma
     """A matrix without bias; the initial variance is variance / fan-in, as in T5X."""
     init = nn.initializers.variance_scaling(variance, "fan_in", distribution)
     return nn.DenseGeneral(
-        features, axis, use_bias=False, kernel_init=init, dtype=dtype, name=name, dot_general=flat
+        features,
+        axis,
+        use_bias=False,
+        kernel_init=init,
+        dtype=dtype,
+        name=name,
+        dot_general=dense_general_2d,
     )
 
 
-def flat(x: Array, kernel: Array, dimensions=(((-1,), (0,)), ((), ())), **kwargs) -> Array:
+def dense_general_2d(
+    x: Array, kernel: Array, dimensions=(((-1,), (0,)), ((), ())), **kwargs
+) -> Array:
     """x [.., I] times kernel [I, O ..] as a product of two matrices: [.., O ..].
 
     I stands for one axis or, as dimensions (lax.dot_general's) tell, the last few of x and the
@@ -167,12 +177,14 @@ class Attention(nn.Module):
 
     def __call__(self, x, keys_values, mask, bias, deterministic, positions=None) -> Array:
         query, keep = self._query(x, positions), self._keep(mask, deterministic)
-        if self.is_mutable_collection(SHOWN):
+        if self.is_mutable_collection(INTERMEDIATES):
             key, value = keys_values
-            self.sow(SHOWN, "queries", query)
-            self.sow(SHOWN, "keys", key)
-            self.sow(SHOWN, "values", value)
-            self.sow(SHOWN, "scores", attention.scores(query, key, mask, bias, self._scores()))
+            self.sow(INTERMEDIATES, "queries", query)
+            self.sow(INTERMEDIATES, "keys", key)
+            self.sow(INTERMEDIATES, "values", value)
+            self.sow(
+                INTERMEDIATES, "scores", attention.scores(query, key, mask, bias, self._scores())
+            )
         return self.out(attention.attend(query, *keys_values, mask, bias, keep, self._scores()))
 
     def by_heads(self, x, keys_values, mask, bias, positions=None) -> Array:

@@ -87,7 +87,9 @@ def logit_mse(student: Array, teacher: Array, weights: Array) -> tuple[Array, Ar
     return _summed(jnp.mean(jnp.square(apart), axis=-1), weights)
 
 
-def outcomes(student: Array, taught: batch.Taught, temperature: float = 1.0) -> tuple[Array, Array]:
+def top_k_and_rest(
+    student: Array, teacher: batch.TeacherTopK, temperature: float = 1.0
+) -> tuple[Array, Array]:
     """Logits of the k + 1 outcomes that a cached teacher knows: its k ids, and any other id.
 
     student: logits float [B, T, V] -> (student's, teacher's) float32 [B, T, k + 1], or [B, T, V]
@@ -97,14 +99,14 @@ def outcomes(student: Array, taught: batch.Taught, temperature: float = 1.0) -> 
     of the two tails.
     """
     student = student.astype(jnp.float32)
-    ours = jnp.take_along_axis(student, taught.ids, axis=-1)
-    theirs = taught.logits.astype(jnp.float32)
-    if taught.ids.shape[-1] == student.shape[-1]:
+    ours = jnp.take_along_axis(student, teacher.ids, axis=-1)
+    theirs = teacher.logits.astype(jnp.float32)
+    if teacher.ids.shape[-1] == student.shape[-1]:
         return ours, theirs
-    rest = jnp.put_along_axis(student, taught.ids, -jnp.inf, axis=-1, inplace=False)
+    rest = jnp.put_along_axis(student, teacher.ids, -jnp.inf, axis=-1, inplace=False)
     tail = temperature * jax.nn.logsumexp(rest / temperature, axis=-1, keepdims=True)
     # A tail of nothing has a logarithm too, or 0 times it would not be 0.
-    left = temperature * jnp.maximum(taught.tail.astype(jnp.float32), LEAST)[..., None]
+    left = temperature * jnp.maximum(teacher.tail.astype(jnp.float32), LEAST)[..., None]
     return jnp.concatenate([ours, tail], axis=-1), jnp.concatenate([theirs, left], axis=-1)
 
 

@@ -7,20 +7,10 @@ import re
 
 import jax
 
-from lm import (
-    checkpoints,
-    choose,
-    layers,
-    optimizers,
-    parallel,
-    pipeline,
-    run,
-    steps,
-    transformer,
-)
+from lm import checkpoints, layers, lookup, optimizers, parallel, pipeline, runs, steps, transformer
 
 
-def rows(this: run.Run, split: str, count: int, step: int = 1) -> str:
+def rows(run: runs.Run, split: str, count: int, step: int = 1) -> str:
     """The first rows of a split, at most `count` and one batch: what the encoder sees, what the
     decoder must say. Of a mixture's held-out split, the first of each task. step: of training, the
     update that takes the batch, in a run that passes over none.
@@ -29,24 +19,24 @@ def rows(this: run.Run, split: str, count: int, step: int = 1) -> str:
         raise ValueError(f"--rows={count} shows nothing; use 1 or more.")
     if step < 1 or (split != "train" and step > 1):
         raise ValueError(f"--step={step} is no update of --split=train; use 1 or more there.")
-    tokens = run.make_tokenizer(this)
-    train, heldout = run.make_examples(this, tokens)
-    seed = this.config["seed"]
-    choose.choose({"train": train, "heldout": heldout}, split, "--split")
+    tokens = runs.make_tokenizer(run)
+    train, heldout = runs.make_examples(run, tokens)
+    seed = run.config["seed"]
+    lookup.lookup({"train": train, "heldout": heldout}, split, "--split")
     if split == "train":
-        order, size = pipeline.order(train, seed), this.data.batch_size
+        order, size = pipeline.order(train, seed), run.data.batch_size
         first = (step - 1) * size
         names = [train.find(order[first + i])[0].name for i in range(min(count, size))]
         shown = [(names, next(iter(pipeline.train_batches(train, seed, start=step - 1))))]
     else:
         alone = [pipeline.Examples((part,)) for part in heldout.parts]
         firsts = [next(pipeline.heldout_batches(part, seed, count)) for part in alone]
-        names = [[part.name] * min(count, this.data.batch_size) for part in heldout.parts]
+        names = [[part.name] * min(count, run.data.batch_size) for part in heldout.parts]
         shown = zip(names, firsts, strict=True)
     said = []
     for names, batch in shown:
         for name, *row in zip(names, *batch[:4], strict=False):
-            said += _row(row, f"{name}: " if len(this.data.names) > 1 else "", tokens)
+            said += _row(row, f"{name}: " if len(run.data.names) > 1 else "", tokens)
     return "\n".join(said)
 
 
@@ -107,21 +97,21 @@ def initial_std(model: transformer.ModelConfig, path: str, shape: tuple[int, ...
     raise ValueError(f"no initial std is known for parameter {'/'.join(path)}.")
 
 
-def parameters(this: run.Run) -> str:
+def parameters(run: runs.Run) -> str:
     """The table of parameters: path, shape, count, initial std, share; and FLOPs per token."""
-    shapes = run.held(this)
+    shapes = runs.trained_shapes(run)
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     row = "{:<48} {:>20} {:>15} {:>11} {:>8}".format
     said = [row("parameter", "shape", "count", "initial std", "share")]
     for path, leaf in checkpoints.flatten(shapes).items():
-        shape, std = " ".join(map(str, leaf.shape)), initial_std(this.model, path, leaf.shape)
+        shape, std = " ".join(map(str, leaf.shape)), initial_std(run.model, path, leaf.shape)
         said.append(row(path, shape, f"{leaf.size:,}", f"{std:.5f}", f"{leaf.size / total:.2%}"))
     said.append(row("total", "", f"{total:,}", "", "100.00%"))
-    trained = optimizers.trained_count(this.trained, shapes)
+    trained = optimizers.trained_count(run.trained, shapes)
     if trained < total:
         said.append(f"trained: {trained:,} ({trained / total:.2%}); frozen: {total - trained:,}")
-    inputs, targets = this.lengths
-    flops = transformer.forward_flops(this.model, inputs, targets)
+    inputs, targets = run.lengths
+    flops = transformer.forward_flops(run.model, inputs, targets)
     said.append(
         f"forward FLOPs: {flops / (inputs + targets):,.0f} per token, of a row of {inputs} input "
         f"and {targets} target tokens ({flops:,}); a training step takes 3 times that."
@@ -129,15 +119,15 @@ def parameters(this: run.Run) -> str:
     return "\n".join(said)
 
 
-def sharding(this: run.Run) -> str:
+def sharding(run: runs.Run) -> str:
     """The table of what a device holds: of each parameter, and of what the optimizer keeps of it.
 
     For the config's own parallel.* sizes, of which data=-1 counts as 1; no device is needed.
     """
-    shapes = run.held(this)
-    endless = optimizers.Pace(1.0, 2**31)  # no shape follows from a duration
-    optimizer, _ = optimizers.make_optimizer(this.trained, 2**31 - 1, shapes, endless)
-    plan = steps.Plan(average=this.optimizer.average)
-    model = transformer.Transformer(this.model)
+    shapes = runs.trained_shapes(run)
+    endless = optimizers.RunLength(1.0, 2**31)  # no shape follows from a duration
+    optimizer, _ = optimizers.make_optimizer(run.trained, 2**31 - 1, shapes, endless)
+    plan = steps.StepConfig(average=run.optimizer.average)
+    model = transformer.Transformer(run.model)
     state = jax.eval_shape(lambda tree: steps.init_state(model, optimizer, plan, tree), shapes)
-    return parallel.sharding_table(this.parallel, state)
+    return parallel.sharding_table(run.parallel, state)

@@ -33,7 +33,7 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepConfig:
     """How an update is taken, whatever the loss.
 
     shards: parts of the batch whose gradients are added in one fixed order; 0: in the fastest.
@@ -77,13 +77,13 @@ def _address(purpose: str) -> int:
     return zlib.crc32(purpose.encode()) & 0x7FFFFFFF
 
 
-def predict(model, params, examples: batch.Batch, key: Array | None) -> Array:
+def apply_model(model, params, examples: batch.Batch, key: Array | None) -> Array:
     """Logits [B, T, V]; with a key, dropout is on."""
     rngs = {} if key is None else {"dropout": key}
     return model.apply({"params": params}, examples, deterministic=key is None, rngs=rngs)
 
 
-def measure(logits: Array, examples: batch.Batch, text_bytes: Array) -> Sums:
+def token_sums(logits: Array, examples: batch.Batch, text_bytes: Array) -> Sums:
     """What any loss reports: nats, hits and text bytes of the targets, padding never counted.
 
     logits [B, T, V]; text_bytes int [V], the UTF-8 bytes each id stands for (0: no text). The keys
@@ -105,17 +105,17 @@ def make_language_loss(model, config: LossConfig, text_bytes: Array) -> Loss:
     """Cross-entropy of the targets (pre-training and fine-tuning), as (total, sums)."""
 
     def loss(params, examples, key=None, teacher=None, progress=None):
-        logits = predict(model, params, examples, key)
+        logits = apply_model(model, params, examples, key)
         weights = batch.loss_weights(examples)
         total, _ = losses.cross_entropy(
             logits, examples.targets, weights, z_loss=config.z_loss, smoothing=config.smoothing
         )
-        return total, {"loss": total} | measure(logits, examples, text_bytes)
+        return total, {"loss": total} | token_sums(logits, examples, text_bytes)
 
     return loss
 
 
-def ratios(sums: dict[str, float]) -> dict[str, float]:
+def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
     """Sums to figures: loss and nats per target token, bits per byte of text, token_accuracy.
 
     "labelled", where it is there, is the weight without what a student wrote itself, and nats and
@@ -132,14 +132,14 @@ def ratios(sums: dict[str, float]) -> dict[str, float]:
     return figures | {name: per(name, f"{name}/weight") for name in terms}
 
 
-def first_params(model, seed: int) -> Any:
+def init_params(model, seed: int) -> Any:
     """The random parameters of a seed."""
-    return model.init(key_for(seed, 0, "init"), transformer.example())["params"]
+    return model.init(key_for(seed, 0, "init"), transformer.dummy_batch())["params"]
 
 
-def init_state(model, optimizer, plan: Plan, params=None) -> State:
+def init_state(model, optimizer, plan: StepConfig, params=None) -> State:
     """A fresh state; `params`, where given, are where training starts from."""
-    params = first_params(model, plan.seed) if params is None else params
+    params = init_params(model, plan.seed) if params is None else params
     average = jax.tree.map(jnp.copy, params) if plan.average else None
     zero = jnp.zeros([], jnp.int32)
     return State(zero, params, optimizer.init(params), zero, average)
@@ -180,7 +180,7 @@ def _over_micro_batches(gradients: Callable, examples: batch.Batch, key: Array, 
     return jax.lax.scan(accumulate, zeros, (jnp.arange(parts), split))[0]
 
 
-def _folded(gradients: Callable, shards: Any, count: int) -> Any:
+def _tree_sum(gradients: Callable, shards: Any, count: int) -> Any:
     """The sum of gradients(shard) over the leading axis, folded in half: i and i + n/2 are added.
 
     The last two to be added are the sums of the even and of the odd shards, and so on down.
@@ -188,11 +188,11 @@ def _folded(gradients: Callable, shards: Any, count: int) -> Any:
     if count == 1:
         return gradients(jax.tree.map(lambda x: x[0], shards))
     halves = _split(shards, 2)
-    both = jax.lax.map(lambda half: _folded(gradients, half, count // 2), halves)
+    both = jax.lax.map(lambda half: _tree_sum(gradients, half, count // 2), halves)
     return jax.tree.map(lambda x: x[0] + x[1], both)
 
 
-def _exchanged(tree: Any, axis: Axis) -> Any:
+def _butterfly_all_reduce(tree: Any, axis: Axis) -> Any:
     """The same fold over devices: each adds what its partner has, so all end with the same bits."""
     place, half = axis.numbers.index, len(axis.numbers) // 2
     while half:
@@ -202,7 +202,7 @@ def _exchanged(tree: Any, axis: Axis) -> Any:
     return tree
 
 
-def _fenced(tree: Any) -> Any:
+def _barrier(tree: Any) -> Any:
     """The same values, so that what is before has no say in how what is after is compiled.
 
     Neither by fusion nor by layout, which decides the order of a later sum over all elements.
@@ -211,7 +211,9 @@ def _fenced(tree: Any) -> Any:
     return jax.lax.optimization_barrier(jax.tree.map(plain, tree))
 
 
-def _summed(gradients: Callable, examples: batch.Batch, key: Array, plan: Plan, axis: Axis | None):
+def _summed(
+    gradients: Callable, examples: batch.Batch, key: Array, plan: StepConfig, axis: Axis | None
+):
     """The sum of gradients(rows, key) over the whole batch, on every device.
 
     With plan.shards S, shard s has rows s::S, keys follow from s, and the order of additions from S
@@ -225,14 +227,14 @@ def _summed(gradients: Callable, examples: batch.Batch, key: Array, plan: Plan, 
         return jax.lax.psum(added, axis.name) if axis else added
 
     def of_shard(shard):
-        number, part = _fenced(shard)
+        number, part = _barrier(shard)
         part_key = jax.random.fold_in(key, number)
-        return _fenced(_over_micro_batches(gradients, part, part_key, plan.micro_batches))
+        return _barrier(_over_micro_batches(gradients, part, part_key, plan.micro_batches))
 
     held = plan.shards // len(numbers)
     shards = (own + len(numbers) * jnp.arange(held), _split(examples, held))
-    added = _folded(of_shard, shards, held)
-    return _exchanged(added, axis) if axis else added
+    added = _tree_sum(of_shard, shards, held)
+    return _butterfly_all_reduce(added, axis) if axis else added
 
 
 def _norms(tree: Any) -> dict[str, Array]:
@@ -262,7 +264,7 @@ def train_step(
     *,
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    plan: Plan,
+    plan: StepConfig,
     axis: Axis | None = None,
 ) -> tuple[State, Sums]:
     """One update: gradients are summed over micro-batches and devices, then divided once.
@@ -284,7 +286,7 @@ def train_step(
     # Times the inverse: the compiler makes that of some divisions and not of others.
     share = 1.0 / jnp.maximum(sums["weight"], 1.0)
     grads = jax.tree.map(lambda g: g * share, grads)
-    grads = _fenced(grads) if plan.shards else grads
+    grads = _barrier(grads) if plan.shards else grads
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params, average = optax.apply_updates(state.params, updates), state.average
     if average is not None:
@@ -330,10 +332,10 @@ def decode_begin(
     *,
     model,
     length: int,
-    how: decoding.Decoding,
-) -> decoding.Walk:
+    how: decoding.DecodingConfig,
+) -> decoding.DecodeState:
     """Where decode_step stands before its first token, for decoding.advance; not for beams."""
-    room, take = how.room(length), transformer.take_rows
+    room, take = how.room(length), transformer.gather_beams
     _, cache, start, keys = _opened(params, examples, addresses, model, room)
     return decoding.begin(cache, start, take, how, length=room, keys=keys)
 
@@ -346,7 +348,7 @@ def decode_step(
     model,
     length: int,
     eos: int,
-    how: decoding.Decoding,
+    how: decoding.DecodingConfig,
     axis: Axis | None = None,
 ) -> decoding.Hypotheses:
     """Answers to the inputs of a batch: ids int32 [B, n, length] and scores [B, n].
@@ -356,6 +358,6 @@ def decode_step(
     where nothing is drawn. A row without inputs, which fills up a batch, has an answer of nothing
     but pad, and no other row waits for it.
     """
-    room, take = how.room(length), transformer.take_rows
+    room, take = how.room(length), transformer.gather_beams
     step, cache, start, keys = _opened(params, examples, addresses, model, room)
     return decoding.search(step, cache, start, take, how, length=room, eos=eos, keys=keys)

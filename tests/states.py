@@ -18,7 +18,7 @@ SHAPES = {"head": (130, 140), "scale": (7,), "layers": (2, 129, 3)}
 @functools.cache
 def updater(name: str):
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
-    config, pace = optimizers.OptimizerConfig(name=name), optimizers.Pace(10.0, 100)
+    config, pace = optimizers.OptimizerConfig(name=name), optimizers.RunLength(10.0, 100)
     optimizer, _ = optimizers.make_optimizer(config, 10, shapes, pace)
     return jax.jit(lambda grads, params: optimizer.update(grads, optimizer.init(params), params))
 

@@ -17,18 +17,19 @@ import pytest
 from lm import (
     batch,
     checkpoints,
-    door,
+    cli,
     evaluate,
+    inference,
     optimizers,
     parallel,
-    run,
+    runs,
     show,
     steps,
     train,
     transformer,
 )
 from lm.interop import peft, transformers
-from lm.transformer import adapters
+from lm.transformer import lora
 from tests.test_train import (  # noqa: F401
     PAIRS,
     T5,
@@ -57,14 +58,14 @@ def drawn(tree, seed: int):
 
 @pytest.fixture(scope="module")
 def examples():
-    rng, shapes = np.random.default_rng(0), transformer.example(9, 6, 8)
+    rng, shapes = np.random.default_rng(0), transformer.dummy_batch(9, 6, 8)
     ids = [jnp.asarray(rng.integers(2, 60, leaf.shape), jnp.int32) for leaf in shapes[:4]]
     return shapes._replace(inputs=ids[0], targets=ids[2])
 
 
 @pytest.fixture(scope="module")
 def base():
-    return drawn(transformer.shapes(MODEL), 1)
+    return drawn(transformer.param_shapes(MODEL), 1)
 
 
 def logits(params, examples, config=MODEL):
@@ -74,8 +75,8 @@ def logits(params, examples, config=MODEL):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_before_the_first_update_the_logits_are_the_models_to_the_bit(base, examples, dtype):
     config = dataclasses.replace(MODEL, dtype=dtype)
-    params = adapters.added(LORA, base, jax.random.key(0))
-    of = jax.jit(lambda tree: logits(adapters.merged(LORA, tree), examples, config))
+    params = lora.init_lora(LORA, base, jax.random.key(0))
+    of = jax.jit(lambda tree: logits(lora.merge_lora(LORA, tree), examples, config))
     plain = jax.jit(lambda tree: logits(tree, examples, config))
     assert_same_bits(of(params), plain(base))
     a = np.asarray(params["adapters"]["encoder"]["layers"]["self_attention"]["out"]["kernel"]["a"])
@@ -84,8 +85,8 @@ def test_before_the_first_update_the_logits_are_the_models_to_the_bit(base, exam
 
 
 def test_a_merged_kernel_is_the_kernel_and_the_scaled_product_and_all_else_is_as_it_was(base):
-    params = drawn(adapters.shapes(LORA, base), 2) | base
-    made = jax.jit(lambda tree: adapters.merged(LORA, tree))(params)
+    params = drawn(lora.shapes(LORA, base), 2) | base
+    made = jax.jit(lambda tree: lora.merge_lora(LORA, tree))(params)
     assert jax.tree.structure(made) == jax.tree.structure(base)
     flat = checkpoints.flatten(params)
     for path, leaf in checkpoints.flatten(made).items():
@@ -100,22 +101,22 @@ def test_a_merged_kernel_is_the_kernel_and_the_scaled_product_and_all_else_is_as
 def test_factors_of_full_rank_reach_any_kernel(base):
     config = transformer.LoraConfig(rank=16, alpha=4.0, match="decoder/.*/query/kernel$")
     wanted = drawn(base, 3)
-    params = adapters.added(config, base, jax.random.key(0))
+    params = lora.init_lora(config, base, jax.random.key(0))
     for name in ("self_attention", "cross_attention"):
         pair = params["adapters"]["decoder"]["layers"][name]["query"]["kernel"]
         old, new = (tree["decoder"]["layers"][name]["query"]["kernel"] for tree in (base, wanted))
         flat = (new - old).reshape(3, 16, 16)
         solved = np.linalg.solve(np.float64(pair["a"]), np.float64(flat) * 16 / 4)
         pair["b"] = jnp.asarray(solved, jnp.float32).reshape(pair["b"].shape)
-        found = adapters.merged(config, params)["decoder"]["layers"][name]["query"]["kernel"]
+        found = lora.merge_lora(config, params)["decoder"]["layers"][name]["query"]["kernel"]
         np.testing.assert_allclose(found, new, atol=1e-3)
 
 
 def test_gradients_go_to_the_factors_alone_and_are_those_of_the_product(base, examples):
-    params = drawn(adapters.shapes(LORA, base), 4) | base
+    params = drawn(lora.shapes(LORA, base), 4) | base
     loss = lambda tree: jnp.sum(jnp.square(logits(tree, examples)))
-    found = checkpoints.flatten(jax.jit(jax.grad(adapters.adapted(LORA, loss)))(params))
-    whole = checkpoints.flatten(jax.jit(jax.grad(loss))(adapters.merged(LORA, params)))
+    found = checkpoints.flatten(jax.jit(jax.grad(lora.with_lora(LORA, loss)))(params))
+    whole = checkpoints.flatten(jax.jit(jax.grad(loss))(lora.merge_lora(LORA, params)))
     flat = checkpoints.flatten(params)
     for path, leaf in found.items():
         if not path.startswith("adapters"):
@@ -136,11 +137,11 @@ def update(params, examples, strategy=None, micro_batches=1, name="adamw"):
     """(state, sums) after one update."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     words = optimizers.OptimizerConfig(
-        name=name, peak=0.1, schedule="constant", warmup=0, rates=f"{adapters.OTHERS}=none"
+        name=name, peak=0.1, schedule="constant", warmup=0, rates=f"{lora.OTHERS}=none"
     )
-    optimizer, _ = optimizers.make_optimizer(words, 10, shapes, optimizers.Pace(1.0, 1))
-    plan = steps.Plan(micro_batches=micro_batches)
-    place = strategy.place_rows if strategy else transformer.anywhere
+    optimizer, _ = optimizers.make_optimizer(words, 10, shapes, optimizers.RunLength(1.0, 1))
+    plan = steps.StepConfig(micro_batches=micro_batches)
+    place = strategy.place_rows if strategy else transformer.no_constraint
     model = transformer.Transformer(MODEL, place)
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(64, np.int32))
 
@@ -148,7 +149,7 @@ def update(params, examples, strategy=None, micro_batches=1, name="adamw"):
         return steps.init_state(model, optimizer, plan, params)
 
     def step(state, rows, axis=None):
-        whole = adapters.adapted(LORA, loss)
+        whole = lora.with_lora(LORA, loss)
         return steps.train_step(state, rows, loss=whole, optimizer=optimizer, plan=plan, axis=axis)
 
     if strategy is None:
@@ -160,7 +161,7 @@ def update(params, examples, strategy=None, micro_batches=1, name="adamw"):
 
 @pytest.fixture(scope="module")
 def alone(base, examples):
-    params = {**base, "adapters": drawn(adapters.shapes(LORA, base)["adapters"], 5)}
+    params = {**base, "adapters": drawn(lora.shapes(LORA, base)["adapters"], 5)}
     return params, update(params, examples)
 
 
@@ -183,7 +184,7 @@ def test_an_update_is_the_same_however_it_is_laid_out(alone, examples, words):
 
 
 def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
-    shapes = adapters.shapes(LORA, transformer.shapes(MODEL))["adapters"]["decoder"]["layers"]
+    shapes = lora.shapes(LORA, transformer.param_shapes(MODEL))["adapters"]["decoder"]["layers"]
     found = parallel.rules.specs({"decoder": {"layers": shapes}}, dict(data=1, fsdp=2, tensor=2))
     found = {path: tuple(spec) for path, spec in checkpoints.flatten(found).items()}
     axes = {
@@ -203,7 +204,7 @@ def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
 
 
 def test_adafactor_sees_the_factors_as_matrices():
-    shapes = adapters.shapes(LORA, transformer.shapes(MODEL))["adapters"]
+    shapes = lora.shapes(LORA, transformer.param_shapes(MODEL))["adapters"]
     axes = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         path = optimizers.groups.path_of(keys)
@@ -232,7 +233,7 @@ def test_only_the_factors_have_moments_and_only_they_change(alone, examples, nam
 def test_an_update_costs_less_than_one_of_all_parameters(base, examples):
     def flops(config, params):
         loss = lambda tree: jnp.sum(logits(tree, examples))
-        grad = lambda tree: jax.grad(adapters.adapted(config, loss))(tree).get("adapters", tree)
+        grad = lambda tree: jax.grad(lora.with_lora(config, loss))(tree).get("adapters", tree)
         whole = jax.grad(loss) if not config.rank else grad
         return jax.jit(whole).lower(params).compile().cost_analysis()["flops"]
 
@@ -240,7 +241,7 @@ def test_an_update_costs_less_than_one_of_all_parameters(base, examples):
     few = transformer.LoraConfig(rank=2)
     forward = jax.jit(lambda tree: logits(tree, examples)).lower(base).compile()
     full, once = flops(none, base), forward.cost_analysis()["flops"]
-    least = flops(few, adapters.added(few, base, jax.random.key(0)))
+    least = flops(few, lora.init_lora(few, base, jax.random.key(0)))
     assert least < full - 0.5 * once, "the gradient of a kernel that is not adapted is not computed"
 
 
@@ -262,15 +263,15 @@ def test_an_update_costs_less_than_one_of_all_parameters(base, examples):
 )
 def test_what_lora_cannot_do_is_said_in_a_sentence(words, said):
     with pytest.raises(ValueError, match=said):
-        adapters.shapes(transformer.LoraConfig(**words), transformer.shapes(MODEL))
+        lora.shapes(transformer.LoraConfig(**words), transformer.param_shapes(MODEL))
 
 
 def test_lora_of_random_parameters_is_refused(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="lora.rank=2 would leave random parameters .* init_from"):
-        run.make_run(tiny_config(**{"lora.rank": 2}), tmp_path)
+        runs.make_run(tiny_config(**{"lora.rank": 2}), tmp_path)
     with pytest.raises(ValueError, match="lora.match='nothing' matches no parameter"):
         words = {"lora.rank": 2, "lora.match": "nothing", "init_from": "somewhere"}
-        run.make_run(tiny_config(**words), tmp_path)
+        runs.make_run(tiny_config(**words), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -279,11 +280,11 @@ def tuned(go, pretrained):  # noqa: F811
 
 
 def test_a_run_keeps_its_base_and_what_reads_it_sees_one_merged_model(tuned, pretrained):  # noqa: F811
-    this, (state, _) = run.read_run(tuned), last(tuned)
+    run, (state, _) = runs.read_run(tuned), last(tuned)
     before = last(pretrained)[0].params
     assert_same_bits({n: x for n, x in state.params.items() if n != "adapters"}, before)
-    params, _ = evaluate.read_params(this, run.make_tokenizer(this))
-    assert_same_bits(params, jax.jit(lambda x: adapters.merged(this.lora, x))(state.average))
+    params, _ = inference.read_params(run, runs.make_tokenizer(run))
+    assert_same_bits(params, jax.jit(lambda x: lora.merge_lora(run.lora, x))(state.average))
     factors = jax.tree.leaves(state.params["adapters"])
     assert len(factors) == 12 and all(np.any(np.asarray(leaf)) for leaf in factors)
     logged = [json.loads(line) for line in (tuned / "metrics.jsonl").open()]
@@ -292,8 +293,8 @@ def test_a_run_keeps_its_base_and_what_reads_it_sees_one_merged_model(tuned, pre
     assert found == pytest.approx(heldout[-1], rel=1e-6) and len(set(heldout)) > 1
     told = json.loads((tuned / "run.json").read_text())
     assert told["trained"] == sum(leaf.size for leaf in factors) < told["params"]
-    assert f"trained: {told['trained']:,} (" in show.parameters(this)
-    assert "adapters/decoder/layers/cross_attention/query/kernel/b" in show.sharding(this)
+    assert f"trained: {told['trained']:,} (" in show.parameters(run)
+    assert "adapters/decoder/layers/cross_attention/query/kernel/b" in show.sharding(run)
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(go, pretrained, tuned, tmp_path):  # noqa: F811
@@ -307,8 +308,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(go, pretrained, tuned, 
 
 
 def test_a_run_starts_from_what_another_learnt_by_lora(first_of, tuned):
-    this = run.read_run(tuned)
-    params, _ = evaluate.read_params(this, run.make_tokenizer(this))
+    run = runs.read_run(tuned)
+    params, _ = inference.read_params(run, runs.make_tokenizer(run))
     assert_same_bits(first_of(tuned, **PAIRS, stage="finetune"), params)
     older = first_of(f"{tuned}@4", **PAIRS, stage="finetune")
     with pytest.raises(AssertionError):
@@ -320,8 +321,8 @@ def first_of(tiny_config, tmp_path):
     """(init_from, **changes) -> the parameters that a run starts from."""
 
     def first_of(taken, **changes):
-        this = run.make_run(tiny_config(init_from=str(taken), **T5, **changes), tmp_path / "new")
-        return train.first_params(this, run.make_tokenizer(this), None)
+        run = runs.make_run(tiny_config(init_from=str(taken), **T5, **changes), tmp_path / "new")
+        return train.first_params(run, runs.make_tokenizer(run), None)
 
     return first_of
 
@@ -351,8 +352,8 @@ def test_peft_makes_our_logits_and_gradients_of_our_factors(base, examples, tmp_
     from safetensors.numpy import load_file
 
     model = dataclasses.replace(MODEL, num_kv_heads=4, head="untied")
-    base = drawn(transformer.shapes(model), 1)
-    params = {**base, "adapters": drawn(adapters.shapes(LORA, base)["adapters"], 6)}
+    base = drawn(transformer.param_shapes(model), 1)
+    params = {**base, "adapters": drawn(lora.shapes(LORA, base)["adapters"], 6)}
     transformers.write(base, model, tmp_path / "base")
     peft.write(params, model, LORA, tmp_path / "adapters")
     ids = batch.shift_right(examples.targets, examples.targets_segment_ids, model.start_id)
@@ -362,7 +363,7 @@ def test_peft_makes_our_logits_and_gradients_of_our_factors(base, examples, tmp_
     np.savez(tmp_path / "inputs.npz", **theirs)
     subprocess.run([sys.executable, "-c", STRANGER, str(tmp_path)], check=True, timeout=300)
     found = dict(np.load(tmp_path / "found.npz"))
-    kept = lambda tree: logits(adapters.merged(LORA, tree), examples, model)
+    kept = lambda tree: logits(lora.merge_lora(LORA, tree), examples, model)
     for name in ("logits", "merged"):
         np.testing.assert_allclose(found.pop(name), kept(params), atol=1e-3, rtol=1e-4)
     slopes = jax.jit(jax.grad(lambda tree: jnp.sum(kept(tree) * weights)))(params)
@@ -375,16 +376,16 @@ def test_peft_makes_our_logits_and_gradients_of_our_factors(base, examples, tmp_
 
 
 def test_the_door_exports_a_run_merged_or_its_adapters_alone(tuned, pretrained, tmp_path, capsys):  # noqa: F811
-    this = run.read_run(tuned)
-    params, _ = evaluate.read_params(this, run.make_tokenizer(this))
-    assert door.main(["export", f"--workdir={tuned}", str(tmp_path / "merged")]) == 0
-    found = transformers.read_params(tmp_path / "merged", this.model)
+    run = runs.read_run(tuned)
+    params, _ = inference.read_params(run, runs.make_tokenizer(run))
+    assert cli.main(["export", f"--workdir={tuned}", str(tmp_path / "merged")]) == 0
+    found = transformers.read_params(tmp_path / "merged", run.model)
     assert_same_bits(found, jax.device_get(params))
-    assert door.main(["export", f"--workdir={tuned}", str(tmp_path / "alone"), "--adapters"]) == 0
+    assert cli.main(["export", f"--workdir={tuned}", str(tmp_path / "alone"), "--adapters"]) == 0
     assert str(pretrained) in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "alone").iterdir()} == {peft.CONFIG, peft.WEIGHTS}
     told = json.loads((tmp_path / "alone" / peft.CONFIG).read_text())
     assert (told["r"], told["lora_alpha"], len(told["target_modules"])) == (2, 4.0, 12)
-    assert door.main(["export", f"--workdir={pretrained}", str(tmp_path / "no"), "--adapters"]) == 2
+    assert cli.main(["export", f"--workdir={pretrained}", str(tmp_path / "no"), "--adapters"]) == 2
     assert "has no adapters (lora.rank=0)" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

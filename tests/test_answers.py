@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lm import decoding, evaluate, parallel, pipeline, run, steps, tasks
+from lm import decoding, inference, parallel, pipeline, runs, steps, tasks
 from tests import untrained
 
 TEXTS = [f"{'kilo lima ' * (i % 7)}{word} {i}" for i, word in enumerate("abcde" * 3)]
@@ -17,12 +17,12 @@ ONE = parallel.ParallelConfig(data=1)
 def this(tiny_config, tmp_path_factory):
     changes = {"data.task": "docstring_summary", "stage": "finetune", "data.input_length": 64}
     changes |= {"data.target_length": 8}
-    return run.make_run(tiny_config(**changes), tmp_path_factory.mktemp("answers"))
+    return runs.make_run(tiny_config(**changes), tmp_path_factory.mktemp("answers"))
 
 
 @pytest.fixture(scope="module")
-def params(this):
-    return untrained.params(this)
+def params(run):
+    return untrained.params(run)
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def traced(monkeypatch):
     return shapes
 
 
-def make(this, tokens, params, how="greedy", config=ONE, **options):
+def make(run, tokens, params, how="greedy", config=ONE, **options):
     strategy = parallel.make_strategy(config)
     placed = strategy.place_state(params)
-    return evaluate.Answers(this, strategy, placed, tokens, decoding.parse(how), **options)
+    return inference.Generator(run, strategy, placed, tokens, decoding.parse(how), **options)
 
 
 def assert_same(ours, theirs):
@@ -52,9 +52,9 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("how", HOW)
 def test_an_answer_is_the_same_alone_and_in_company_in_any_bucket(
-    how, this, params, tiny_tokens, monkeypatch
+    how, run, params, tiny_tokens, monkeypatch
 ):
-    answer = make(this, tiny_tokens, params, how, rows=4)
+    answer = make(run, tiny_tokens, params, how, rows=4)
     together = answer(TEXTS)
     assert len({text for found in together for text in found.texts}) > len(TEXTS) / 2
     assert {len(found.texts) for found in together} == {1 if how == "greedy" else 2}
@@ -67,40 +67,40 @@ def test_an_answer_is_the_same_alone_and_in_company_in_any_bucket(
 
 @pytest.mark.parametrize("how", HOW[1:])
 @pytest.mark.parametrize("strategy", ["pmap", "mesh"])
-def test_answers_do_not_depend_on_the_devices(how, strategy, this, params, tiny_tokens):
+def test_answers_do_not_depend_on_the_devices(how, strategy, run, params, tiny_tokens):
     some = ["kilo", "lima mike", "november", "a", "b"]
     config = parallel.ParallelConfig(strategy=strategy, data=2)
-    several = make(this, tiny_tokens, params, how, config, rows=4)(some)
-    assert_same(several, make(this, tiny_tokens, params, how, rows=3)(some))
+    several = make(run, tiny_tokens, params, how, config, rows=4)(some)
+    assert_same(several, make(run, tiny_tokens, params, how, rows=3)(some))
 
 
-def test_a_bucket_of_lengths_is_one_program_compiled_once(this, params, tiny_tokens, traced):
-    answer = make(this, tiny_tokens, params, rows=2)
+def test_a_bucket_of_lengths_is_one_program_compiled_once(run, params, tiny_tokens, traced):
+    answer = make(run, tiny_tokens, params, rows=2)
     answer(TEXTS)
     buckets = {pipeline.bucket(len(tiny_tokens.encode(text)) + 1, 64) for text in TEXTS}
     assert sorted(columns for _, columns in traced) == sorted(buckets) == [16, 32, 64]
     answer(TEXTS[::-1])
     answer(TEXTS[:1])
-    answer.of(untrained_of(answer, this))(TEXTS[:3])
+    answer.of(untrained_of(answer, run))(TEXTS[:3])
     assert len(traced) == 3
 
 
-def untrained_of(answer, this):
-    return parallel.make_strategy(ONE).place_state(untrained.params(this, seed=1))
+def untrained_of(answer, run):
+    return parallel.make_strategy(ONE).place_state(untrained.params(run, seed=1))
 
 
-def test_answers_of_other_parameters_are_those_that_they_give(this, params, tiny_tokens):
-    answer = make(this, tiny_tokens, params)
-    other = answer.of(untrained_of(answer, this))(TEXTS[:4])
-    assert_same(other, make(this, tiny_tokens, untrained.params(this, seed=1))(TEXTS[:4]))
+def test_answers_of_other_parameters_are_those_that_they_give(run, params, tiny_tokens):
+    answer = make(run, tiny_tokens, params)
+    other = answer.of(untrained_of(answer, run))(TEXTS[:4])
+    assert_same(other, make(run, tiny_tokens, untrained.params(run, seed=1))(TEXTS[:4]))
     assert other != answer(TEXTS[:4])
 
 
 def test_what_is_sampled_follows_from_the_seed_and_the_number_of_the_input(
-    this, params, tiny_tokens
+    run, params, tiny_tokens
 ):
     said = {
-        (seed, first): make(this, tiny_tokens, params, HOW[2], seed=seed)(
+        (seed, first): make(run, tiny_tokens, params, HOW[2], seed=seed)(
             [TEXTS[1]] * 2, first=first
         )
         for seed in (0, 1)
@@ -112,12 +112,12 @@ def test_what_is_sampled_follows_from_the_seed_and_the_number_of_the_input(
     assert all(len(set(texts)) == 2 for texts in drawn), "n_best draws are different ones"
 
 
-def test_an_input_too_long_is_told_and_answered_as_its_task_cuts_it(this, params, tiny_tokens):
-    answer = make(this, tiny_tokens, params)
+def test_an_input_too_long_is_told_and_answered_as_its_task_cuts_it(run, params, tiny_tokens):
+    answer = make(run, tiny_tokens, params)
     turns = [f"{word} kilo lima mike" for word in ("alfa", "bravo", "charlie", "delta", "echo")]
     task = tasks.Task("x", "respond: {turns}", "{turns}", turns="turns")
     whole = task.history(turns * 9)
-    ids, cut = tasks.fitted(task, whole, 64, tiny_tokens)
+    ids, cut = tasks.truncate_input(task, whole, 64, tiny_tokens)
     latest = tiny_tokens.decode(ids)
     assert cut and latest.startswith("respond: ") and latest.endswith(turns[-1])
     (by_task,), (plain,), (short,) = answer([whole], task), answer([whole]), answer([latest])
@@ -125,8 +125,8 @@ def test_an_input_too_long_is_told_and_answered_as_its_task_cuts_it(this, params
     assert (by_task.cut, plain.cut, short.cut) == (True, True, False)
 
 
-def test_each_batch_is_a_sign_of_life(this, params, tiny_tokens):
+def test_each_batch_is_a_sign_of_life(run, params, tiny_tokens):
     signs = []
-    make(this, tiny_tokens, params, rows=4)(TEXTS, beat=lambda: signs.append(1))
+    make(run, tiny_tokens, params, rows=4)(TEXTS, beat=lambda: signs.append(1))
     assert len(signs) == -(-len(TEXTS) // 4)
-    assert make(this, tiny_tokens, params)([]) == []
+    assert make(run, tiny_tokens, params)([]) == []

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments import damage
 from lm import checkpoints, steps
-from lm.checkpoints import keeping
+from lm.checkpoints import retention
 from tests.states import FACTS, abstract, bits, facts_of, files, make_state, names, restore, save
 
 # Orbax leaves readers unfinished where a file is damaged; Python says so when it collects them.
@@ -129,8 +129,8 @@ def test_the_best_is_kept_over_restarts_and_found_again(figure, best, tmp_path):
 def test_losses_rank_from_below_scores_from_above_and_what_is_not_finite_nowhere():
     values = {1: math.nan, 2: 2.0, 3: -math.inf, 4: 1.0, 5: math.inf, 6: 1.0, 7: 3.0}
     figures = {step: {"nats": x, "accuracy": x} for step, x in values.items()} | {8: {}}
-    assert keeping.ranked("nats", figures) == [4, 6, 2, 7]
-    assert keeping.ranked("accuracy", figures) == [7, 2, 4, 6]
+    assert retention.ranked("nats", figures) == [4, 6, 2, 7]
+    assert retention.ranked("accuracy", figures) == [7, 2, 4, 6]
 
 
 def test_a_figure_that_is_none_is_refused_at_the_first_evaluation(tmp_path):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import checkpoints, evaluate, logs, run, steps, train
+from lm import checkpoints, inference, logs, runs, steps, train
 from tests.states import FACTS, abstract, bits, names
 
 # Orbax leaves writers unfinished where a disk is full; Python says so when it collects them.
@@ -60,7 +60,7 @@ def whole_run(tiny_config, tmp_path_factory):
     """A tiny run that saved at every update, trained to its end where there is room."""
     folder = tmp_path_factory.mktemp("whole")
     changes = {"steps": 4, "every.checkpoint": 1, "data.shards": str(folder / "shards")}
-    made = run.make_run(tiny_config(**changes), folder / "run")
+    made = runs.make_run(tiny_config(**changes), folder / "run")
     train.train(made, jax.devices()[:1])
     return made
 
@@ -105,8 +105,8 @@ def test_a_full_disk_is_a_sentence_and_saving_goes_on_with_room(background, smal
 
 
 def params_of(workdir) -> list:
-    this = run.read_run(workdir)
-    return bits(evaluate.read_params(this, run.make_tokenizer(this))[0])
+    run = runs.read_run(workdir)
+    return bits(inference.read_params(run, runs.make_tokenizer(run))[0])
 
 
 @pytest.mark.parametrize("share", [1.7])
@@ -115,10 +115,10 @@ def test_a_run_whose_disk_fills_up_ends_in_a_sentence_and_with_room_as_if_it_nev
 ):
     made, workdir = whole_run, small_disk / "run"
     one = sum(path.stat().st_size for path in (made.workdir / "checkpoints" / "4").rglob("*"))
-    this = run.make_run(made.config, workdir)
+    run = runs.make_run(made.config, workdir)
     with filled(small_disk, int(share * one)), pytest.raises(OSError, match="room|space"):
-        train.train(this, jax.devices()[:1])
-    train.train(this, jax.devices()[:1])
+        train.train(run, jax.devices()[:1])
+    train.train(run, jax.devices()[:1])
     assert params_of(workdir) == params_of(made.workdir)
     rows = [logs.read(folder / logs.METRICS) for folder in (workdir, made.workdir)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]

@@ -34,7 +34,7 @@ def make_state() -> steps.State:
     """Numbers of a seed: parameters, one kind of leaf for every kind an optimizer has, average."""
     rng = np.random.default_rng(11)
     normal = lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape).astype(np.float32))
-    shapes = transformer.shapes(CONFIG)
+    shapes = transformer.param_shapes(CONFIG)
     params, mu, average = (jax.tree.map(normal, shapes) for _ in range(3))
     opt_state = {"count": jnp.asarray(7, jnp.int32), "mu": mu, "nothing": jnp.zeros((1,))}
     return steps.State(jnp.asarray(8, jnp.int32), params, opt_state, jnp.asarray(1), average)
@@ -47,7 +47,7 @@ def logits(params) -> np.ndarray:
     targets = np.asarray([[13, 14, 1, 0], [15, 1, 16, 1]], np.int32)
     target_segments = np.asarray([[1, 1, 1, 0], [1, 1, 2, 2]], np.int32)
     examples = batch.Batch(inputs, segments, targets, target_segments)
-    return np.asarray(steps.predict(transformer.Transformer(CONFIG), params, examples, None))
+    return np.asarray(steps.apply_model(transformer.Transformer(CONFIG), params, examples, None))
 
 
 @pytest.mark.parametrize("name", FORMATS)

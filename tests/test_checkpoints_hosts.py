@@ -59,10 +59,10 @@ def check_global(directory: pathlib.Path, mesh) -> None:
             saved.save(global_state(step, rows, mesh), FACTS)
         saved.wait()
         check(saved.restore(like), 3, columns, mesh)
-        hosts.meet("restored")
+        hosts.barrier("restored")
         if hosts.is_first():
             damage.flip(files(directory / "3" / "params")[0], np.random.default_rng(0))
-        hosts.meet("damaged")
+        hosts.barrier("damaged")
         check(saved.restore(like), 2, columns, mesh)
         assert [name[:9] for name in names(directory)] == ["1", "2", "3.corrupt"]
         saved.save(global_state(3, rows, mesh), FACTS)

@@ -139,7 +139,7 @@ def test_no_name_is_used_before_it_is_said():
 
 
 def test_what_it_speaks_of_is_there():
-    from lm import door
+    from lm import cli
 
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?\bmake ([a-z-]+)", GUIDE):
@@ -148,5 +148,5 @@ def test_what_it_speaks_of_is_there():
     for extra in ",".join(re.findall(r"'\.\[([a-z,]+)\]'", GUIDE)).split(","):
         assert re.search(rf"^{extra} = ", extras, re.M), extra
     for command, rest in re.findall(r"^python -m lm (\w+)(.*)", GUIDE, re.M):
-        takes = {flag.rstrip("?") for flag in door.COMMANDS[command][1]} | {"help"}
+        takes = {flag.rstrip("?") for flag in cli.COMMANDS[command][1]} | {"help"}
         assert {flag for flag in re.findall(r" --(\w+)", rest)} <= takes, command

@@ -12,19 +12,21 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lm import corpus, sources, tasks, tokenizer
-from lm.corpus import encoding, folder, processes
+from lm import shards, sources, tasks, tokenizer
+from lm.corpus import folder
+from lm.shards import encoding, processes
+from lm.storage import staging
 from tests import conftest
 
-PAIR = corpus.Form(inputs=32, targets=16)
+PAIR = shards.Form(inputs=32, targets=16)
 WIKIPEDIA, SUMMARY = tasks.TASKS["wikipedia"], tasks.TASKS["docstring_summary"]
 
 
 @pytest.fixture(scope="module")
-def shards(tiny_tfds, tiny_tokens, tmp_path_factory):
+def train_shards(tiny_tfds, tiny_tokens, tmp_path_factory):
     """(directory, manifest) of the text of the tiny training split."""
     out = tmp_path_factory.mktemp("shards") / "train"
-    return out, corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
+    return out, shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +34,11 @@ def pairs(tiny_tfds, tiny_tokens, tmp_path_factory):
     """(directory, manifest) of the pairs of the tiny training split."""
     out = tmp_path_factory.mktemp("pairs") / "train"
     form = (SUMMARY, "train", str(tiny_tfds), tiny_tokens, PAIR)
-    return out, corpus.prepare(*form, out)
+    return out, shards.prepare(*form, out)
 
 
 def whole(directory, manifest) -> np.ndarray:
-    stream = corpus.Stream(str(directory), manifest)
+    stream = shards.Stream(str(directory), manifest)
     return stream.read(0, len(stream))
 
 
@@ -64,8 +66,10 @@ def watched(watch) -> Watched:
     return Watched(WIKIPEDIA.source, watch=watch)
 
 
-def test_the_stream_is_the_documents_each_followed_by_an_empty_line(shards, tiny_tfds, tiny_tokens):
-    directory, manifest = shards
+def test_the_stream_is_the_documents_each_followed_by_an_empty_line(
+    train_shards, tiny_tfds, tiny_tokens
+):
+    directory, manifest = train_shards
     gap = tiny_tokens.encode("\n\n")
     documents = [tiny_tokens.encode(text["text"]) for text in texts("wikipedia", tiny_tfds)]
     stream = np.concatenate([part for ids in documents for part in (ids, gap)])
@@ -79,7 +83,7 @@ def test_a_pair_is_its_texts_cut_and_only_an_uncut_target_ends_with_eos(
     pairs, tiny_tfds, tiny_tokens
 ):
     directory, manifest = pairs
-    stored, cut = corpus.Pairs(str(directory), manifest), 0
+    stored, cut = shards.Pairs(str(directory), manifest), 0
     expected = texts("docstring_summary", tiny_tfds)
     assert len(stored) == len(expected) == manifest["counts"]["examples"]
     for index, text in enumerate(expected):
@@ -121,20 +125,20 @@ def test_the_counts_are_those_of_the_targets(kind, request, tiny_tokens):
     if kind == "shards":
         targets = whole(directory, manifest)
     else:
-        stored = corpus.Pairs(str(directory), manifest)
+        stored = shards.Pairs(str(directory), manifest)
         targets = np.concatenate([stored[i][1] for i in range(len(stored))])
     expected = np.bincount(targets, minlength=tiny_tokens.size)
-    np.testing.assert_array_equal(np.load(directory / corpus.COUNTS), expected)
+    np.testing.assert_array_equal(np.load(directory / shards.COUNTS), expected)
 
 
 def test_the_same_inputs_give_the_same_bytes_in_any_number_of_processes(
-    shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
+    train_shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(encoding, "SERIAL", 5)  # the other 55 documents by worker processes
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {0, 1})
     again = tmp_path / "train"
-    corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, again)
-    assert contents(again) == contents(shards[0])
+    shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, again)
+    assert contents(again) == contents(train_shards[0])
 
 
 def test_workers_keep_the_order_of_texts_that_take_unequal_time(tiny_tokens, monkeypatch):
@@ -147,16 +151,16 @@ def test_workers_keep_the_order_of_texts_that_take_unequal_time(tiny_tokens, mon
 
 @pytest.mark.parametrize(("most", "files"), [(1, 60), (1000, 6), (10**6, 1)])
 def test_files_hold_whole_documents_and_their_stream_is_the_same(
-    most, files, shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
+    most, files, train_shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(encoding, "SHARD_TOKENS", most)
     out = tmp_path / "train"
-    manifest = corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
+    manifest = shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
     assert len(manifest["files"]) == files
-    assert manifest["counts"] == shards[1]["counts"]
-    np.testing.assert_array_equal(whole(out, manifest), whole(*shards))
+    assert manifest["counts"] == train_shards[1]["counts"]
+    np.testing.assert_array_equal(whole(out, manifest), whole(*train_shards))
     gap = tiny_tokens.encode("\n\n")
-    stream, end = corpus.Stream(str(out), manifest), 0
+    stream, end = shards.Stream(str(out), manifest), 0
     for file in manifest["files"].values():
         end += file["tokens"]
         np.testing.assert_array_equal(stream.read(end - len(gap), end), gap)
@@ -168,42 +172,42 @@ def test_files_of_pairs_are_cut_at_their_size_and_read_in_order(
     monkeypatch.setattr(encoding, "SHARD_EXAMPLES", 25)
     out = tmp_path / "train"
     task = (SUMMARY, "train", str(tiny_tfds), tiny_tokens, PAIR)
-    manifest = corpus.prepare(*task, out)
+    manifest = shards.prepare(*task, out)
     assert [file["examples"] for file in manifest["files"].values()] == [25, 25, 10]
-    ours, theirs = corpus.Pairs(str(out), manifest), corpus.Pairs(str(pairs[0]), pairs[1])
+    ours, theirs = shards.Pairs(str(out), manifest), shards.Pairs(str(pairs[0]), pairs[1])
     for index in range(len(theirs)):
         for one, other in zip(ours[index], theirs[index], strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 def test_shards_that_are_there_are_found_without_reading_a_record(
-    shards, tiny_tfds, tiny_tokens, monkeypatch
+    train_shards, tiny_tfds, tiny_tokens, monkeypatch
 ):
-    before = contents(shards[0])
+    before = contents(train_shards[0])
     monkeypatch.setattr(sources, "records", None)
-    found = corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, shards[0])
-    assert found == shards[1]
-    assert contents(shards[0]) == before
+    found = shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, train_shards[0])
+    assert found == train_shards[1]
+    assert contents(train_shards[0]) == before
 
 
 def test_shards_that_another_process_finished_meanwhile_are_taken(
-    shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
+    train_shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
 ):
-    out, real = tmp_path / "train", folder.workshop
+    out, real = tmp_path / "train", staging.staging_dir
 
     def late(place):
         if not place.exists():
-            shutil.copytree(shards[0], place)
+            shutil.copytree(train_shards[0], place)
         return real(place)
 
     monkeypatch.setattr(folder, "workshop", late)
-    found = corpus.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
-    assert found == shards[1] and contents(out) == contents(shards[0])
+    found = shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
+    assert found == train_shards[1] and contents(out) == contents(train_shards[0])
 
 
 @pytest.mark.parametrize("document", [1, 30, 59])
 def test_an_interrupted_preparation_leaves_nothing_that_reads_as_finished(
-    document, shards, tiny_tfds, tiny_tokens, tmp_path
+    document, train_shards, tiny_tfds, tiny_tokens, tmp_path
 ):
     seen = []
 
@@ -216,18 +220,18 @@ def test_an_interrupted_preparation_leaves_nothing_that_reads_as_finished(
     out = tmp_path / "train"
     arguments = (WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
     with pytest.raises(KeyboardInterrupt):
-        corpus.prepare(watched(watch), *arguments[1:])
+        shards.prepare(watched(watch), *arguments[1:])
     assert not out.exists()
-    assert not list(tmp_path.rglob(corpus.MANIFEST))
-    corpus.prepare(*arguments)
-    assert contents(out) == contents(shards[0])
+    assert not list(tmp_path.rglob(shards.MANIFEST))
+    shards.prepare(*arguments)
+    assert contents(out) == contents(train_shards[0])
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
 def test_shards_of_something_else_are_refused_by_name(
-    shards, tiny_tfds, tiny_tokens, tmp_path_factory
+    train_shards, tiny_tfds, tiny_tokens, tmp_path_factory
 ):
-    out, before = shards[0], contents(shards[0])
+    out, before = train_shards[0], contents(train_shards[0])
     data, elsewhere = str(tiny_tfds), tmp_path_factory.mktemp("elsewhere")
     conftest.write_tfds(elsewhere, "wikipedia/20230601.en", {"train": [{"text": "Another one."}]})
     other = tokenizer.train(
@@ -245,52 +249,54 @@ def test_shards_of_something_else_are_refused_by_name(
     }
     for key, arguments in wrong.items():
         with pytest.raises(ValueError, match=f"shards of another {key} .*remove it or set"):
-            corpus.prepare(*arguments, out)
+            shards.prepare(*arguments, out)
     assert contents(out) == before
 
 
 def test_a_split_without_text_is_a_sentence(tiny_tfds, tiny_tokens, tmp_path):
     none = watched(lambda record: False)
     with pytest.raises(ValueError, match=r"\(60 records\) holds no text; use a wider split"):
-        corpus.prepare(none, "train", str(tiny_tfds), tiny_tokens, None, tmp_path / "out")
+        shards.prepare(none, "train", str(tiny_tfds), tiny_tokens, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_dropped_records_are_counted_and_leave_no_trace(tiny_tfds, tiny_tokens, tmp_path):
     even, out = watched(lambda record: len(record["text"]) % 2 == 0), tmp_path / "train"
-    manifest = corpus.prepare(even, "train", str(tiny_tfds), tiny_tokens, None, out)
+    manifest = shards.prepare(even, "train", str(tiny_tfds), tiny_tokens, None, out)
     odd = [row["text"] for row in texts("pydocs", tiny_tfds) if len(row["text"]) % 2]
     assert manifest["counts"]["dropped"] == len(odd) > 0
     text = tiny_tokens.decode(whole(out, manifest))
     assert not any(document in text for document in odd)
 
 
-def test_a_missing_shard_is_named(shards):
-    directory, manifest = shards
+def test_a_missing_shard_is_named(train_shards):
+    directory, manifest = train_shards
     facts = {"sha256": "", "bytes": 5, "head": ""}
     wrong = manifest | {"files": {**manifest["files"], "shard-00009.array_record": facts}}
     with pytest.raises(ValueError, match=r"shard-00009.array_record has 0 bytes instead of 5; rem"):
-        corpus.files_of(directory, wrong)
+        shards.files_of(directory, wrong)
 
 
-def test_a_truncated_shard_is_named(shards, tmp_path):
-    directory, manifest = shards
+def test_a_truncated_shard_is_named(train_shards, tmp_path):
+    directory, manifest = train_shards
     copy = pathlib.Path(shutil.copytree(directory, tmp_path / "copy"))
     (name, *_) = manifest["files"]
     (copy / name).write_bytes((copy / name).read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{name} has .* remove .*copy, and it is made anew"):
-        corpus.files_of(copy, manifest)
+        shards.files_of(copy, manifest)
 
 
-def test_shards_do_not_care_where_their_dataset_lies(shards, tiny_tfds, tiny_tokens, tmp_path):
+def test_shards_do_not_care_where_their_dataset_lies(
+    train_shards, tiny_tfds, tiny_tokens, tmp_path
+):
     moved = shutil.copytree(tiny_tfds, tmp_path / "moved")
-    arguments = (WIKIPEDIA, "train", str(moved), tiny_tokens, None, shards[0])
-    assert corpus.prepare(*arguments) == shards[1]
+    arguments = (WIKIPEDIA, "train", str(moved), tiny_tokens, None, train_shards[0])
+    assert shards.prepare(*arguments) == train_shards[1]
 
 
-def test_the_manifest_knows_every_file_by_its_bytes(shards):
-    directory, manifest = shards
-    assert manifest == json.loads((directory / corpus.MANIFEST).read_text())
+def test_the_manifest_knows_every_file_by_its_bytes(train_shards):
+    directory, manifest = train_shards
+    assert manifest == json.loads((directory / shards.MANIFEST).read_text())
     for name, facts in manifest["files"].items():
         data = (directory / name).read_bytes()
         known = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

@@ -18,8 +18,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from lm import door
-from lm.corpus import beam, build, dedupe, documents, exchange, runners
+from lm import cli
+from lm.corpus import beam, beam_files, build, dedupe, documents, runners
 from tests import dump
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -199,8 +199,8 @@ def test_of_documents_with_one_key_the_first_is_kept_in_any_order():
 def test_a_file_of_texts_is_in_the_order_of_the_sources_without_what_is_repeated(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(exchange, "join", lambda place, name: f"{place}/{name}")
-    monkeypatch.setattr(exchange, "whole", functools.partial(open, mode="wb"))
+    monkeypatch.setattr(beam_files, "join", lambda place, name: f"{place}/{name}")
+    monkeypatch.setattr(beam_files, "whole", functools.partial(open, mode="wb"))
     rng = random.Random(0)
     places = [(part, record) for part in range(3) for record in range(12)]
     texts = [(place, rng.randbytes(16), f"text {place}") for place in places]
@@ -265,7 +265,7 @@ def test_files_that_workers_did_not_leave_are_missed(count, held):
 
 def test_a_corpus_with_a_document_missing_is_not_finished(source, tmp_path, monkeypatch):
     monkeypatch.setattr(runners, "options", lambda *_: None)
-    monkeypatch.setattr(exchange, "new_folder", contextlib.nullcontext)
+    monkeypatch.setattr(beam_files, "new_folder", contextlib.nullcontext)
     monkeypatch.setattr(beam, "_gather", lambda *_: (documents.Tally(), {"train": 4}))
     monkeypatch.setattr(beam, "_write", lambda *_: [one_file(3)])
     recipe = documents.Recipe(source=source, tokenizer="bytes", shards=1, heldout=0)
@@ -298,7 +298,7 @@ def test_the_last_error_of_a_traceback_counts_and_faults_of_ours_are_not_hidden(
 
 def test_without_beam_the_cure_is_told(capsys, tmp_path, source, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert door.main(asked(source, tmp_path / "out", runner="DirectRunner")) == 2
+    assert cli.main(asked(source, tmp_path / "out", runner="DirectRunner")) == 2
     said = capsys.readouterr().err
     assert "needs Apache Beam" in said and "make beam" in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -318,7 +318,7 @@ def test_without_beam_the_cure_is_told(capsys, tmp_path, source, monkeypatch):
     ids=str,
 )
 def test_flags_that_contradict_each_other_are_refused(changes, sentence, capsys, tmp_path):
-    assert door.main(asked("nothing", tmp_path / "out", **changes)) == 2
+    assert cli.main(asked("nothing", tmp_path / "out", **changes)) == 2
     assert sentence in capsys.readouterr().err
 
 

@@ -20,8 +20,10 @@ import time
 import numpy as np
 import pytest
 
-from lm import corpus, door, sources, tokenizer
-from lm.corpus import build, command, dedupe, documents, folder, processes, rules
+from lm import cli, shards, sources, tokenizer
+from lm.corpus import build, command, dedupe, documents, folder, rules
+from lm.shards import processes
+from lm.storage import staging
 
 RULES = "min_characters=20,max_characters=3000"
 COPIES, NEAR, SHORT, LONG, BAD = 7, 5, 4, 2, 4
@@ -48,7 +50,7 @@ def contents(directory) -> dict[str, bytes]:
 
 def stored(out, split: str) -> list[str]:
     """The documents of a split, decoded from its tokens."""
-    stream = corpus.Stream(f"{out}/{split}", corpus.read_manifest(f"{out}/{split}"))
+    stream = shards.Stream(f"{out}/{split}", shards.read_manifest(f"{out}/{split}"))
     text = tokenizer.Tokenizer(f"{out}/tokenizer").decode(stream.read(0, len(stream)))
     assert text.endswith("\n\n")
     return text[:-2].split("\n\n")
@@ -387,7 +389,7 @@ def test_what_stops_it_leaves_nothing(place, name, error, folder_of, made, tmp_p
 def test_two_processes_do_not_make_the_same_corpus_at_once(folder_of, tmp_path):
     room = tmp_path / ".out.lm-part"
     (room / "new").mkdir(parents=True)
-    (room / folder.MARK).touch()
+    (room / staging.MARK).touch()
     (room / "new" / "theirs").write_text("work")
     held = os.open(room, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -510,7 +512,7 @@ def test_a_workshop_that_another_process_made_anew_is_not_emptied(tmp_path, monk
 
     monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(ValueError, match="another process is making .*out; wait for it"):
-        folder.workshop(out).__enter__()
+        staging.staging_dir(out).__enter__()
     assert (room / "new").exists()
 
 
@@ -632,7 +634,7 @@ def test_what_happens_to_a_worker_is_said():
 
 
 def run(*flags: str) -> int:
-    return door.main(["corpus", *flags])
+    return cli.main(["corpus", *flags])
 
 
 def test_the_door_builds_finds_and_tells(folder_of, made, tmp_path, capsys):
@@ -652,7 +654,7 @@ def test_the_door_builds_finds_and_tells(folder_of, made, tmp_path, capsys):
 def test_the_doors_defaults_are_the_recipes():
     plain = documents.Recipe("x")
     for name, value in vars(plain).items():
-        assert name == "source" or door.FLAGS[name][1] == value, name
+        assert name == "source" or cli.FLAGS[name][1] == value, name
 
 
 def test_a_truncated_archive_stops_with_its_name_and_place(folder_of, tmp_path, capsys):

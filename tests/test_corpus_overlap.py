@@ -11,8 +11,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lm import corpus, door, sources, tokenizer
+from lm import cli, shards, sources, tokenizer
 from lm.corpus import build, documents, overlap
+from lm.shards import finished_corpus
 
 N = 5
 CHINESE = "今天的天气非常好我们一起去公园里散步吧然后回家吃饭"
@@ -199,9 +200,9 @@ def write_corpus(directory, tokens: tokenizer.Tokenizer, splits: dict[str, list[
             name = f"shard-{number}.array_record"
             encoded = map(tokens.encode, texts)
             path = directory / split / name
-            written[name] = corpus.write_text(path, encoded, gap, tokens.size)
-        corpus.finish(directory / split, {}, written, {})
-    (directory / corpus.MANIFEST).write_text('{"identity": {}}')
+            written[name] = shards.write_text(path, encoded, gap, tokens.size)
+        shards.finish(directory / split, {}, written, {})
+    (directory / shards.MANIFEST).write_text('{"identity": {}}')
     return str(directory)
 
 
@@ -219,7 +220,7 @@ def test_a_corpus_reads_back_as_its_documents(kind, block, request, tmp_path, mo
     files = [texts[:2], texts[2:4], [], texts[4:]]
     tokens = request.getfixturevalue(kind)
     directory = write_corpus(tmp_path, tokens, {"train": files})
-    pieces = overlap.pieces_of(directory, "train", "", "file", "")
+    pieces = finished_corpus.pieces_of(directory, "train", "", "file", "")
     assert [piece.name for piece in pieces] == [
         f"{directory}/train/shard-{number}.array_record" for number in range(4)
     ]
@@ -314,11 +315,11 @@ def test_the_door_prints_the_table_and_writes_the_report(tmp_path, capsys):
     train.write_text("\n".join(lines))
     evaluation.write_text("\n".join([*made_up(8, 5, 1000), max(lines, key=len)]))
     asked = [f"--source={train}", f"--overlap={evaluation}", "--unit=line"]
-    assert door.main(["corpus", *asked, "--ngram=5", f"--out={out}"]) == 0
+    assert cli.main(["corpus", *asked, "--ngram=5", f"--out={out}"]) == 0
     report = json.loads(out.read_text())
     assert report["ngram"] == 5 and report["evaluation"][str(evaluation)]["whole"] == 1
     assert overlap.table_of(report) == capsys.readouterr().out.strip()
-    assert door.main(["corpus", *asked[1:]]) == 2
+    assert cli.main(["corpus", *asked[1:]]) == 2
     assert "--overlap needs --source=..." in capsys.readouterr().err
 
 
@@ -336,5 +337,5 @@ def test_what_an_overlap_has_no_use_for_is_refused_before_the_work(
 ):
     monkeypatch.setattr(overlap, "compare", None)
     (tmp_path / "a.txt").write_text("a b c")
-    assert door.main(["corpus", f"--source={tmp_path}", f"--overlap={tmp_path}", *flags]) == 2
+    assert cli.main(["corpus", f"--source={tmp_path}", f"--overlap={tmp_path}", *flags]) == 2
     assert sentence in capsys.readouterr().err

@@ -12,21 +12,21 @@ import sys
 import numpy as np
 import pytest
 
-from lm import corpus
-from lm.corpus import shards
+from lm import shards
+from lm.shards import shard_files
 
 GAP, SIZE = np.array([9, 9]), 400
 
 
-def write(directory, documents, files: int, size: int = SIZE) -> tuple[corpus.Stream, np.ndarray]:
+def write(directory, documents, files: int, size: int = SIZE) -> tuple[shards.Stream, np.ndarray]:
     """(the stream that so many files of documents make, what it must be)."""
     written = {}
     for number, part in enumerate(np.array_split(np.arange(len(documents)), files)):
         some = [documents[index] for index in part]
-        written[f"file{number}"] = corpus.write_text(directory / f"file{number}", some, GAP, size)
-    manifest = corpus.finish(directory, {"a": 1}, written, {})
+        written[f"file{number}"] = shards.write_text(directory / f"file{number}", some, GAP, size)
+    manifest = shards.finish(directory, {"a": 1}, written, {})
     parts = [part for ids in documents for part in (ids, GAP)]
-    return corpus.Stream(str(directory), manifest), np.concatenate(parts)
+    return shards.Stream(str(directory), manifest), np.concatenate(parts)
 
 
 def made_up(seed: int, count: int, longest: int, size: int = SIZE) -> list[np.ndarray]:
@@ -39,8 +39,8 @@ def made_up(seed: int, count: int, longest: int, size: int = SIZE) -> list[np.nd
 def test_any_part_of_the_stream_is_read_whatever_the_records_and_files(
     record, files, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(shards, "RECORD", record)
-    monkeypatch.setattr(shards, "BLOCK", 5 * record)
+    monkeypatch.setattr(files, "RECORD", record)
+    monkeypatch.setattr(files, "BLOCK", 5 * record)
     stream, expected = write(tmp_path, made_up(record, 20, 30), files)
     assert len(stream) == len(expected)
     for raw in (1, 2, 13, 100, len(expected)):
@@ -58,18 +58,21 @@ def test_only_the_last_record_of_a_file_is_short(tmp_path):
     for name, facts in stream.manifest["files"].items():
         reader = array_record_module.ArrayRecordReader(str(tmp_path / name))
         sizes = [len(data) // 2 for data in reader.read_all()]
-        assert sizes[:-1] == [shards.RECORD] * (len(sizes) - 1) and 0 < sizes[-1] <= shards.RECORD
+        assert (
+            sizes[:-1] == [shard_files.RECORD] * (len(sizes) - 1)
+            and 0 < sizes[-1] <= shard_files.RECORD
+        )
         assert sum(sizes) == facts["tokens"]
 
 
 def test_a_window_touches_only_the_records_it_lies_in(tmp_path, monkeypatch):
     stream, _ = write(tmp_path, made_up(0, 30, 2000), 1)
     touched = []
-    record = corpus.Stream.record
+    record = shards.Stream.record
     monkeypatch.setattr(
-        corpus.Stream, "record", lambda self, i: touched.append(i) or record(self, i)
+        shards.Stream, "record", lambda self, i: touched.append(i) or record(self, i)
     )
-    size = shards.RECORD
+    size = shard_files.RECORD
     for start, stop, expected in (
         (0, 10, [0]),
         (size - 1, size + 1, [0, 1]),
@@ -90,7 +93,7 @@ def test_ids_are_stored_in_two_bytes_where_they_fit_and_never_wrap(size, dtype, 
     assert stream.manifest["dtype"] == dtype
     np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
     with pytest.raises(ValueError, match=f"id {size} is none of the tokenizer's {size} ids"):
-        corpus.write_text(tmp_path / "other", [np.array([size])], GAP, size)
+        shards.write_text(tmp_path / "other", [np.array([size])], GAP, size)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (5, 4), (0, 10**6)])
@@ -112,14 +115,14 @@ def stored(tmp_path_factory):
     return write(tmp_path_factory.mktemp("stored"), made_up(5, 60, 1000), 2)
 
 
-def damaged(stored, tmp_path, change) -> corpus.Stream:
+def damaged(stored, tmp_path, change) -> shards.Stream:
     """A copy of the stream in which the bytes of the first file are changed, of the same length."""
     stream, _ = stored
     copy = pathlib.Path(shutil.copytree(stream.directory, tmp_path / "copy"))
     data = bytearray((copy / "file0").read_bytes())
     change(data)
     (copy / "file0").write_bytes(data)
-    return corpus.Stream(str(copy), stream.manifest)
+    return shards.Stream(str(copy), stream.manifest)
 
 
 def test_a_truncated_file_reads_as_empty_to_others_and_is_named_here(stored, tmp_path):
@@ -160,7 +163,7 @@ def test_a_record_of_another_length_than_the_manifest_says_is_named(stored):
         name: facts | {"tokens": facts["tokens"] - 1}
         for name, facts in stream.manifest["files"].items()
     }
-    other = corpus.Stream(stream.directory, stream.manifest | {"files": files})
+    other = shards.Stream(stream.directory, stream.manifest | {"files": files})
     with pytest.raises(ValueError, match=r"record \d+ of .* has \d+ tokens instead of \d+; remove"):
         other.read(0, len(other))
 
@@ -185,7 +188,7 @@ def test_lengths_are_those_of_the_documents_with_their_gaps_whatever_the_files(t
 )
 def test_lengths_that_are_missing_or_of_something_else_are_a_sentence(change, stored, tmp_path):
     stream = damaged(stored, tmp_path, lambda data: None)
-    change(tmp_path / "copy" / shards.LENGTHS)
+    change(tmp_path / "copy" / shard_files.LENGTHS)
     with pytest.raises(
         ValueError, match=r"lengths.npy is missing or not what was written; remove .*cop"
     ):
@@ -197,29 +200,29 @@ def test_lengths_that_are_missing_or_of_something_else_are_a_sentence(change, st
 def test_a_damaged_manifest_is_named_with_the_cure(content, tmp_path):
     (tmp_path / "made" / "train").mkdir(parents=True)
     for directory in ("made/train", "made"):
-        (tmp_path / directory / corpus.MANIFEST).write_text(content)
+        (tmp_path / directory / shards.MANIFEST).write_text(content)
         whole = f"manifest.json is damaged .*, remove {tmp_path}/{directory}, and it is made anew"
         with pytest.raises(ValueError, match=whole):
-            corpus.read_manifest(tmp_path / directory)
-    (tmp_path / "made" / corpus.MANIFEST).write_text('{"identity": {}, "splits": {}}')
+            shards.read_manifest(tmp_path / directory)
+    (tmp_path / "made" / shards.MANIFEST).write_text('{"identity": {}, "splits": {}}')
     with pytest.raises(ValueError, match=f", remove {tmp_path}/made, and make that corpus anew"):
-        corpus.read_manifest(tmp_path / "made/train")
+        shards.read_manifest(tmp_path / "made/train")
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"name": "web"}', '{"identity": 3}'])
 def test_a_manifest_that_is_not_ours_is_none_and_never_to_be_removed(content, tmp_path):
     (tmp_path / "train").mkdir()
-    (tmp_path / corpus.MANIFEST).write_text(content)
-    assert corpus.read_manifest(tmp_path) is None
-    assert shards.cure(tmp_path / "train") == f"remove {tmp_path}/train, and it is made anew"
+    (tmp_path / shards.MANIFEST).write_text(content)
+    assert shards.read_manifest(tmp_path) is None
+    assert shard_files.cure(tmp_path / "train") == f"remove {tmp_path}/train, and it is made anew"
 
 
 def test_shards_of_an_earlier_version_are_a_sentence(stored, tmp_path):
     manifest = dict(stored[0].manifest)
     del manifest["beside"]
-    (tmp_path / corpus.MANIFEST).write_text(json.dumps(manifest))
+    (tmp_path / shards.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="was written by an earlier version; remove"):
-        corpus.read_manifest(tmp_path)
+        shards.read_manifest(tmp_path)
 
 
 def test_a_stream_pickles_as_its_address(stored):
@@ -242,11 +245,11 @@ def test_the_same_documents_make_the_same_bytes(tmp_path):
 
 
 def test_the_manifest_is_written_last(tmp_path, monkeypatch):
-    file = corpus.write_text(tmp_path / "file0", made_up(0, 3, 9), GAP, SIZE)
-    monkeypatch.setattr(shards.np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    file = shards.write_text(tmp_path / "file0", made_up(0, 3, 9), GAP, SIZE)
+    monkeypatch.setattr(shard_files.np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        corpus.finish(tmp_path, {}, {"file0": file}, {})
-    assert corpus.read_manifest(tmp_path) is None
+        shards.finish(tmp_path, {}, {"file0": file}, {})
+    assert shards.read_manifest(tmp_path) is None
 
 
 def test_pairs_come_back_as_they_were(tmp_path):
@@ -254,8 +257,8 @@ def test_pairs_come_back_as_they_were(tmp_path):
     pairs = [tuple(rng.integers(3, SIZE, rng.integers(1, 40)) for _ in "12") for _ in range(30)]
     written = {}
     for number, some in enumerate((pairs[:20], pairs[20:])):
-        written[str(number)] = corpus.write_pairs(tmp_path / str(number), some, SIZE)
-    stored = corpus.Pairs(str(tmp_path), corpus.finish(tmp_path, {}, written, {"truncated": 2}))
+        written[str(number)] = shards.write_pairs(tmp_path / str(number), some, SIZE)
+    stored = shards.Pairs(str(tmp_path), shards.finish(tmp_path, {}, written, {"truncated": 2}))
     assert len(stored) == 30 and stored.manifest["counts"]["truncated"] == 2
     for index, pair in enumerate(pairs):
         for ids, expected in zip(stored[index], pair, strict=True):
@@ -293,16 +296,16 @@ def finished(tmp_path, tiny_tokens):
     corpus_dir = tmp_path / "corpus"
     (corpus_dir / "train").mkdir(parents=True)
     shutil.copytree(tiny_tokens.directory, corpus_dir / "tokenizer")
-    text = {"file0": corpus.write_text(corpus_dir / "train/file0", made_up(0, 9, 30), GAP, SIZE)}
-    corpus.finish(corpus_dir / "train", {"tokenizer": tiny_tokens.fingerprint}, text, {})
-    (corpus_dir / corpus.MANIFEST).write_text(json.dumps({"identity": {}}))
+    text = {"file0": shards.write_text(corpus_dir / "train/file0", made_up(0, 9, 30), GAP, SIZE)}
+    shards.finish(corpus_dir / "train", {"tokenizer": tiny_tokens.fingerprint}, text, {})
+    (corpus_dir / shards.MANIFEST).write_text(json.dumps({"identity": {}}))
     return corpus_dir
 
 
 def test_a_finished_corpus_is_found_by_its_split_and_tokenizer(finished, tiny_tokens):
-    assert corpus.find(finished, "train") == corpus.read_manifest(finished / "train")
-    assert corpus.tokenizer_of(finished) == finished / "tokenizer"
-    corpus.check_tokenizer(finished, tiny_tokens)
+    assert shards.find(finished, "train") == shards.read_manifest(finished / "train")
+    assert shards.tokenizer_of(finished) == finished / "tokenizer"
+    shards.check_tokenizer(finished, tiny_tokens)
 
 
 def test_a_corpus_whose_tokenizer_was_exchanged_is_a_sentence(finished, tmp_path):
@@ -311,31 +314,31 @@ def test_a_corpus_whose_tokenizer_was_exchanged_is_a_sentence(finished, tmp_path
     shutil.copytree(finished, tmp_path / "c")
     exchanged = tokenizer.spell(tmp_path / "c" / "tokenizer", 10)
     with pytest.raises(ValueError, match="was exchanged since: make the corpus anew"):
-        corpus.check_tokenizer(tmp_path / "c", exchanged)
+        shards.check_tokenizer(tmp_path / "c", exchanged)
 
 
 def test_frequencies_are_those_written_or_a_sentence(finished):
     directory = finished / "train"
-    manifest = corpus.read_manifest(directory)
-    counts = corpus.beside(directory, manifest, corpus.COUNTS)
-    np.save(directory / corpus.COUNTS, counts[::-1])
+    manifest = shards.read_manifest(directory)
+    counts = shards.beside(directory, manifest, shards.COUNTS)
+    np.save(directory / shards.COUNTS, counts[::-1])
     with pytest.raises(ValueError, match="counts.npy is missing or not what was written; remove"):
-        corpus.beside(directory, manifest, corpus.COUNTS)
+        shards.beside(directory, manifest, shards.COUNTS)
 
 
 def test_what_is_no_finished_corpus_is_a_sentence(finished, tmp_path):
     from lm import tokenizer
 
     with pytest.raises(ValueError, match=r"no split|'train\[:9\]' of .* has train and validation"):
-        corpus.find(finished, "train[:9]")
+        shards.find(finished, "train[:9]")
     with pytest.raises(
         ValueError, match="has no validation; remove it, and make it anew with a --heldout"
     ):
-        corpus.find(finished, "validation")
+        shards.find(finished, "validation")
     with pytest.raises(ValueError, match="other holds no finished corpus .* --out=.*other"):
-        corpus.find(tmp_path / "other", "train")
+        shards.find(tmp_path / "other", "train")
     with pytest.raises(ValueError, match="other holds no finished corpus"):
-        corpus.tokenizer_of(tmp_path / "other")
+        shards.tokenizer_of(tmp_path / "other")
     other = tokenizer.spell(tmp_path / "bytes", 10)
     with pytest.raises(ValueError, match="was written with another tokenizer than .*; leave"):
-        corpus.check_tokenizer(finished, other)
+        shards.check_tokenizer(finished, other)

@@ -12,7 +12,7 @@ import scipy.special
 import scipy.stats
 
 from lm import batch, decoding, parallel, steps, transformer
-from lm.decoding import filters, walk
+from lm.decoding import logits_processors, stepwise
 
 V, EOS, ROWS, DRAWS, LENGTH = 8, 1, 4000, 5, 3
 # Log-probabilities by previous token; the start is 0. Nothing leads to eos.
@@ -107,7 +107,7 @@ def test_in_the_limit_a_sample_is_greedy(words):
         None,
         jnp.arange(V),
         unmoved,
-        decoding.Decoding(),
+        decoding.DecodingConfig(),
         length=LENGTH,
         eos=EOS,
     )
@@ -143,7 +143,7 @@ def test_top_k_is_transformers(kind, count):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     logits = made_logits(kind)
     theirs = transformers.TopKLogitsWarper(count)(None, torch.tensor(logits))
-    np.testing.assert_array_equal(filters.top_k(jnp.asarray(logits), count), theirs)
+    np.testing.assert_array_equal(logits_processors.top_k(jnp.asarray(logits), count), theirs)
 
 
 @pytest.mark.parametrize("kind", ["plain", "equals", "barred"])
@@ -157,12 +157,12 @@ def test_top_p_is_transformers_but_that_equals_stay_together(kind, share):
     ):  # theirs cuts through them as its sort, which need not be stable, left them
         least = np.where(theirs > -np.inf, theirs, np.inf).min(-1, keepdims=True)
         theirs = np.where(logits >= least, logits, -np.inf)
-    np.testing.assert_array_equal(filters.top_p(jnp.asarray(logits), share), theirs)
+    np.testing.assert_array_equal(logits_processors.top_p(jnp.asarray(logits), share), theirs)
 
 
 def test_top_p_tells_apart_what_is_nearly_equal():
     logits = 1e-5 * np.random.default_rng(2).permuted(np.tile(np.arange(50.0), (8, 1)), axis=1)
-    kept = filters.top_p(jnp.asarray(logits, jnp.float32), 0.51) > -np.inf
+    kept = logits_processors.top_p(jnp.asarray(logits, jnp.float32), 0.51) > -np.inf
     np.testing.assert_array_equal(kept, logits > 23.5e-5)  # 26 of 50, each with a chance of 0.02
 
 
@@ -173,7 +173,7 @@ def test_the_repetition_penalty_is_transformers(kind, penalty):
     logits, said = made_logits(kind), np.random.default_rng(2).integers(0, 50, (64, 9))
     theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)
     theirs = theirs(torch.tensor(said), torch.tensor(logits))
-    ours = filters.repeated(jnp.asarray(logits), said, penalty)
+    ours = logits_processors.repeated(jnp.asarray(logits), said, penalty)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
@@ -197,8 +197,10 @@ def test_all_rules_together_are_the_processors_of_generate_in_its_order(words, s
     ]
     before = torch.tensor(np.concatenate([start[:, None], ids[:, :said]], axis=1))
     theirs = transformers.LogitsProcessorList(processors)(before, torch.tensor(logits))
-    ours = walk.ruled(jnp.asarray(logits), ids, jnp.asarray(start), jnp.array(said), how, EOS)
-    ours = jax.nn.softmax(walk.narrowed(ours, how))
+    ours = stepwise.process_logits(
+        jnp.asarray(logits), ids, jnp.asarray(start), jnp.array(said), how, EOS
+    )
+    ours = jax.nn.softmax(stepwise.warp_logits(ours, how))
     np.testing.assert_allclose(ours, theirs.softmax(-1), atol=1e-6)
     assert (np.asarray(ours)[:, EOS] > 0).any() == (said >= how.min_length)
 
@@ -206,8 +208,10 @@ def test_all_rules_together_are_the_processors_of_generate_in_its_order(words, s
 @pytest.mark.parametrize("kind", ["plain", "equals", "barred"])
 def test_the_likeliest_is_the_first_of_the_largest(kind):
     logits = made_logits(kind)
-    np.testing.assert_array_equal(filters.likeliest(jnp.asarray(logits)), logits.argmax(-1))
-    broken = filters.likeliest(jnp.full((2, 5), jnp.nan))
+    np.testing.assert_array_equal(
+        logits_processors.likeliest(jnp.asarray(logits)), logits.argmax(-1)
+    )
+    broken = logits_processors.likeliest(jnp.full((2, 5), jnp.nan))
     assert ((broken >= 0) & (broken < 5)).all()  # a token all the same
 
 
@@ -226,7 +230,7 @@ MANY = 16
 
 @pytest.fixture(scope="module")
 def params():
-    return steps.first_params(transformer.Transformer(CONFIG), 0)
+    return steps.init_params(transformer.Transformer(CONFIG), 0)
 
 
 def asked(order, width=7):

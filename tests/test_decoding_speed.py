@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lm import batch, decoding, steps, transformer
-from lm.decoding import filters
+from lm.decoding import logits_processors
 
 ROWS, SOURCE, LENGTH, WIDTH, DEPTH, HEAD = 4, 7, 11, 2, 3, 5
 MOVES = {"gather", "slice", "dynamic_slice", "concatenate", "pad", "scan", "sort"}
@@ -30,7 +30,7 @@ def searched(kind, how):
     ids = jax.ShapeDtypeStruct((ROWS, SOURCE), jnp.int32)
     asked = batch.Batch(ids, ids, ids, ids)
     addresses = jax.ShapeDtypeStruct((ROWS, 2), jnp.int32)
-    return jax.jit(search).trace(transformer.shapes(config), asked, addresses)
+    return jax.jit(search).trace(transformer.param_shapes(config), asked, addresses)
 
 
 def operations(jaxpr):
@@ -93,7 +93,7 @@ def test_cross_attention_has_no_matrices_left_to_make_keys_and_values_of():
     ids = jnp.ones((ROWS, SOURCE), jnp.int32)
     start = functools.partial(transformer.Transformer(config).apply, method="start")
     length = lambda params: start({"params": params}, ids, ids, LENGTH)
-    cache = jax.eval_shape(length, transformer.shapes(config))
+    cache = jax.eval_shape(length, transformer.param_shapes(config))
     for layer in cache.layers:
         assert layer.cross_key.shape == (ROWS * config.num_kv_heads, config.head_dim, SOURCE)
         assert set(layer.weights["cross_attention"]) == {"query", "out"}
@@ -107,7 +107,7 @@ def test_the_largest_are_those_of_top_k_and_of_equals_the_first(size, count):
     rows = [rng.normal(size=size), rng.integers(0, 3, size), rng.integers(0, 40, size), level]
     rows.append(np.where(rng.random(size) < 3 / size, 1.0, -np.inf))
     x = np.stack(rows).astype(np.float32)
-    values, places = filters.largest(jnp.asarray(x), count)
+    values, places = logits_processors.largest(jnp.asarray(x), count)
     order = np.argsort(-x, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(places, order)
     np.testing.assert_array_equal(values, np.take_along_axis(x, order, axis=1))

@@ -125,7 +125,7 @@ def params(stranger):
                 names = [f"{tower}.block.{i}.layer.{name}" for i in range(L)]
                 return np.stack([read(name).T for name in names]).reshape(shape)
 
-    flat = flax.traverse_util.flatten_dict(transformer.shapes(CONFIG))
+    flat = flax.traverse_util.flatten_dict(transformer.param_shapes(CONFIG))
     flat = {path: place(list(path), leaf.shape) for path, leaf in flat.items()}
     assert not unread
     return flax.traverse_util.unflatten_dict(flat)
@@ -164,7 +164,7 @@ def cache(params, inputs):
 @functools.partial(jax.jit, static_argnames="how")
 def search(params, cache, how):
     step = functools.partial(MODEL.apply, {"params": params}, method="decode_step")
-    start, take = jnp.zeros(ROWS, jnp.int32), transformer.take_rows
+    start, take = jnp.zeros(ROWS, jnp.int32), transformer.gather_beams
     return decoding.search(step, cache, start, take, how, length=how.room(LENGTH), eos=EOS)
 
 

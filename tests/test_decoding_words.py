@@ -29,7 +29,7 @@ SAID = {
 
 @pytest.mark.parametrize("text", SAID)
 def test_words_say_the_decoding_they_spell(text):
-    assert decoding.parse(text) == decoding.Decoding(**SAID[text])
+    assert decoding.parse(text) == decoding.DecodingConfig(**SAID[text])
 
 
 @pytest.mark.parametrize("text", SAID)
@@ -40,13 +40,13 @@ def test_a_decoding_spells_the_words_that_say_it(text):
 
 
 def test_every_option_is_of_use_to_a_method_and_is_spelt():
-    fields = [field.name for field in dataclasses.fields(decoding.Decoding)]
+    fields = [field.name for field in dataclasses.fields(decoding.DecodingConfig)]
     used = {option for options in decoding.METHODS.values() for option in options}
     assert used == set(fields) - {"method"}
     other = {"penalty": "power", "stop": "full", "min_length": 1}
     for method, options in decoding.METHODS.items():
         values = {name: other.get(name, 0.5 if name == "top_p" else 2) for name in options}
-        how = decoding.Decoding(method, **values)
+        how = decoding.DecodingConfig(method, **values)
         assert decoding.parse(str(how)) == how
         assert len(str(how).split()) == 1 + len(options)
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(text):
 
 def test_what_a_method_has_no_use_for_is_refused_however_it_is_built():
     with pytest.raises(ValueError, match="decoding greedy has no use for 'width'"):
-        decoding.Decoding(width=8)
+        decoding.DecodingConfig(width=8)
     with pytest.raises(ValueError, match="decoding sample has no use for 'alpha'"):
         dataclasses.replace(decoding.parse("sample"), alpha=1.0)
 

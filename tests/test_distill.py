@@ -63,7 +63,7 @@ def taught(params, examples, k):
     top, ids = jax.lax.top_k(known, k)
     left = jnp.exp(known / 2).sum(-1) - jnp.exp(top / 2).sum(-1)
     tail = jnp.log(jnp.maximum(left, 1e-9)) if k < VOCAB else jnp.full(left.shape, -jnp.inf)
-    return batch.Taught(*map(np.asarray, (ids.astype(jnp.int32), top, tail)))
+    return batch.TeacherTopK(*map(np.asarray, (ids.astype(jnp.int32), top, tail)))
 
 
 def loss_of(text, student=None, teacher=None):
@@ -104,7 +104,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_shows_each():
     }
     shares = dict(labels=0.4, forward_kl=1.0, reverse_kl=1.0, jsd=3.0, logit_mse=0.1)
     close(total, sum(shares[name] * part[0] for name, part in parts.items()))
-    figures = steps.ratios({name: float(value) for name, value in sums.items()})
+    figures = steps.metrics_from_sums({name: float(value) for name, value in sums.items()})
     for name, (part, weight) in parts.items():
         close(figures[f"teacher/{name}"], part / weight)
     assert sums["loss"] == total and figures["loss"] == pytest.approx(float(total) / WEIGHT)
@@ -166,7 +166,7 @@ def test_the_teacher_has_no_dropout_when_the_student_has():
 
 def test_what_is_measured_is_the_student():
     _, sums = loss_of(ALL)(STUDENT, EXAMPLES, None, TEACHER)
-    for name, value in steps.measure(logits(STUDENT), EXAMPLES, TEXT_BYTES).items():
+    for name, value in steps.token_sums(logits(STUDENT), EXAMPLES, TEXT_BYTES).items():
         assert sums[name] == value, name
 
 
@@ -178,8 +178,8 @@ def test_padding_never_counts():
     for told in (None, taught(TEACHER, EXAMPLES, 4)):
         text = ALL if told is None else f"labels, {SAME}"
         teacher = TEACHER if told is None else None
-        ours = loss_of(text)(STUDENT, EXAMPLES._replace(taught=told), None, teacher)
-        close(loss_of(text)(STUDENT, spoilt._replace(taught=told), None, teacher), ours)
+        ours = loss_of(text)(STUDENT, EXAMPLES._replace(teacher_top_k=told), None, teacher)
+        close(loss_of(text)(STUDENT, spoilt._replace(teacher_top_k=told), None, teacher), ours)
 
 
 # A cached teacher. ---------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_padding_never_counts():
 
 def test_a_cache_of_all_ids_teaches_what_the_live_teacher_does():
     text = f"labels, {SAME} weight=0.2:3"
-    cached = EXAMPLES._replace(taught=taught(TEACHER, EXAMPLES, VOCAB))
+    cached = EXAMPLES._replace(teacher_top_k=taught(TEACHER, EXAMPLES, VOCAB))
     live, (grad, _) = gradients(loss_of(text), progress=0.5)
     without = lambda x, examples, key, teacher, **given: loss_of(text)(x, examples, key, **given)
     total, (mine, _) = gradients(without, examples=cached, progress=0.5)
@@ -196,7 +196,7 @@ def test_a_cache_of_all_ids_teaches_what_the_live_teacher_does():
 
 
 def test_a_cached_teacher_leaves_labels_and_measures_as_they_are():
-    cached = EXAMPLES._replace(taught=taught(TEACHER, EXAMPLES, 3))
+    cached = EXAMPLES._replace(teacher_top_k=taught(TEACHER, EXAMPLES, 3))
     ours = loss_of(f"labels, {SAME}")(STUDENT, cached)[1]
     live = loss_of(f"labels, {SAME}")(STUDENT, EXAMPLES, None, TEACHER)[1]
     assert ours.keys() == live.keys()
@@ -210,7 +210,7 @@ def test_a_cached_teacher_leaves_labels_and_measures_as_they_are():
 
 def test_labels_and_measures_leave_out_what_the_student_wrote_and_divergences_do_not():
     own = np.arange(ROWS) % 2 == 1
-    marked = EXAMPLES._replace(own=own)
+    marked = EXAMPLES._replace(from_student=own)
     others = jax.tree.map(lambda x: x[~own], EXAMPLES)
     sums = loss_of(f"labels, {SOFT}")(STUDENT, marked, None, TEACHER)[1]
     whole = loss_of(f"labels, {SOFT}")(STUDENT, EXAMPLES, None, TEACHER)[1]
@@ -221,8 +221,8 @@ def test_labels_and_measures_leave_out_what_the_student_wrote_and_divergences_do
         close(sums[name], theirs[name], rtol=1e-5, err_msg=name)
     for name in ("weight", "inputs", "teacher/forward_kl", "teacher/reverse_kl", "teacher/jsd"):
         close(sums[name], whole[name], rtol=1e-5, err_msg=name)
-    figures = steps.ratios({name: float(value) for name, value in sums.items()})
-    alone = steps.ratios({name: float(value) for name, value in theirs.items()})
+    figures = steps.metrics_from_sums({name: float(value) for name, value in sums.items()})
+    alone = steps.metrics_from_sums({name: float(value) for name, value in theirs.items()})
     for name in ("nats", "token_accuracy", "teacher/labels"):
         assert figures[name] == pytest.approx(alone[name], rel=1e-5), name
 
@@ -231,8 +231,8 @@ def test_the_policy_term_is_of_what_the_student_wrote_alone():
     loss = loss_of("policy")
     assert loss(STUDENT, EXAMPLES, None, TEACHER)[0] == 0
     own = np.arange(ROWS) % 2 == 1
-    mine = jax.tree.map(lambda x: x[own], EXAMPLES)._replace(own=np.ones(own.sum(), bool))
-    total, sums = loss(STUDENT, EXAMPLES._replace(own=own), None, TEACHER)
+    mine = jax.tree.map(lambda x: x[own], EXAMPLES)._replace(from_student=np.ones(own.sum(), bool))
+    total, sums = loss(STUDENT, EXAMPLES._replace(from_student=own), None, TEACHER)
     close(total, loss(STUDENT, mine, None, TEACHER)[0])
     assert total != 0 and sums["teacher/policy/weight"] == WEIGHT - sums["labelled"]
 
@@ -249,8 +249,8 @@ LAYOUTS = {  # name: (devices, ParallelConfig)
 }
 UPDATES = 3
 DESCENT = optax.sgd(0.5)
-MARKED = [ragged(seed)._replace(own=np.arange(ROWS) % 3 == 0) for seed in range(UPDATES)]
-CACHED = [examples._replace(taught=taught(TEACHER, examples, 4)) for examples in MARKED]
+MARKED = [ragged(seed)._replace(from_student=np.arange(ROWS) % 3 == 0) for seed in range(UPDATES)]
+CACHED = [examples._replace(teacher_top_k=taught(TEACHER, examples, 4)) for examples in MARKED]
 LIVE = f"{ALL}, policy weight=0:0.5"
 
 
@@ -261,14 +261,14 @@ def fresh():
 
 def learnt(text, batches, strategy, micro_batches=1, shards=0):
     """(last parameters, sums of each update); they are all one program."""
-    plan = steps.Plan(0, micro_batches, shards, total=UPDATES)
+    plan = steps.StepConfig(0, micro_batches, shards, total=UPDATES)
     student = Table()
     step = functools.partial(
         steps.train_step, loss=loss_of(text, student), optimizer=DESCENT, plan=plan
     )
     step, traced = strategy.compile(step), []
     state, found = strategy.place_state(fresh()), []
-    teacher = strategy.place_state(TEACHER) if batches[0].taught is None else None
+    teacher = strategy.place_state(TEACHER) if batches[0].teacher_top_k is None else None
     for examples in batches:
         state, sums = step(state, strategy.place_batch(examples), teacher)
         found.append(jax.device_get(strategy.fetch(sums)))
@@ -305,8 +305,8 @@ def test_an_update_knows_how_much_of_the_run_is_over():
         parts = [sums[f"teacher/{name}"] for name in ("labels", "forward_kl", "reverse_kl", "jsd")]
         jsd = 2 - number / (UPDATES - 1)
         close(sums["loss"], np.dot(parts, [1, 1, 1, jsd]))
-    assert steps.Plan().progress(jnp.int32(3)) is None
-    assert [float(steps.Plan(total=n).progress(jnp.int32(0))) for n in (1, 2)] == [0, 0]
+    assert steps.StepConfig().progress(jnp.int32(3)) is None
+    assert [float(steps.StepConfig(total=n).progress(jnp.int32(0))) for n in (1, 2)] == [0, 0]
 
 
 def test_with_the_fixed_reduction_the_bits_of_the_student_are_the_same_on_any_devices():
@@ -338,7 +338,7 @@ def test_packed_examples_teach_what_they_teach_apart():
     numbers = np.sort(numbers.reshape(2, 6), axis=1).astype(np.int32)
     packed = batch.Batch(pack(apart.inputs), numbers, pack(apart.targets), numbers)
     models = [transformer.Transformer(config) for config in MODELS]
-    params = [steps.first_params(model, seed) for seed, model in enumerate(models)]
+    params = [steps.init_params(model, seed) for seed, model in enumerate(models)]
     terms = distill.parse(f"labels, {SOFT}, logit_mse")
     loss = distill.make_distillation_loss(models[0], CONFIG, TEXT_BYTES, models[1], terms)
     total = jax.jit(lambda examples: loss(params[0], examples, None, params[1])[1])

@@ -51,7 +51,7 @@ def model_of(**words):
 def drawn(model, seed: int, scale=0.3):
     rng = np.random.default_rng(seed)
     draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * scale, leaf.dtype)
-    return jax.tree.map(draw, transformer.shapes(model.config))
+    return jax.tree.map(draw, transformer.param_shapes(model.config))
 
 
 def row(lengths, columns: int, rng) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +115,7 @@ def normal(seed, *shape):
 @pytest.mark.parametrize("name", ["T5", "windows", "prefix_lm"])
 def test_a_program_that_is_not_asked_to_show_anything_has_no_trace_of_it(name, monkeypatch):
     model = model_of(**ARCHITECTURES[name])
-    params, key = transformer.shapes(model.config), jax.random.key(0)
+    params, key = transformer.param_shapes(model.config), jax.random.key(0)
 
     def program():
         jax.clear_caches()

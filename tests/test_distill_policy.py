@@ -11,30 +11,30 @@ import numpy as np
 import pytest
 
 from lm import batch, decoding, distill, losses, parallel, steps, transformer
-from lm.distill import policy
+from lm.distill import on_policy
 
 # Which updates. ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
 def test_of_any_updates_in_a_row_the_share_is_the_students_to_within_one(share):
-    asked = policy.Policy(share)
-    own = np.cumsum([asked.own(index) for index in range(400)])
+    asked = on_policy.Policy(share)
+    own = np.cumsum([asked.is_on_policy(index) for index in range(400)])
     assert np.abs(own - share * np.arange(1, 401)).max() < 1
     assert bool(asked) == (share > 0)
 
 
 def test_losses_are_compared_with_those_of_the_commoner_kind():
     for share in (0.0, 0.2, 0.5, 0.8, 1.0):
-        asked = policy.Policy(share)
-        usual = [asked.own(index) for index in range(100) if asked.usual(index)]
+        asked = on_policy.Policy(share)
+        usual = [asked.is_on_policy(index) for index in range(100) if asked.usual(index)]
         assert len(usual) >= 50 and len(set(usual)) == 1
 
 
 def test_a_policy_is_read_from_words():
-    assert policy.parse(" ") == policy.Policy()
-    asked = policy.parse("share=0.25 sample temperature=0.9 top_k=5")
-    assert asked == policy.Policy(0.25, decoding.parse("sample temperature=0.9 top_k=5"))
+    assert on_policy.parse(" ") == on_policy.Policy()
+    asked = on_policy.parse("share=0.25 sample temperature=0.9 top_k=5")
+    assert asked == on_policy.Policy(0.25, decoding.parse("sample temperature=0.9 top_k=5"))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_policy_is_read_from_words():
 )
 def test_words_that_are_no_policy_are_a_sentence(text, sentence):
     with pytest.raises(ValueError, match=sentence):
-        policy.parse(text)
+        on_policy.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_words_that_are_no_policy_are_a_sentence(text, sentence):
 def test_a_policy_that_does_not_suit_the_rest_is_a_sentence(text, loss, change, sentence):
     options = {"packing": "none", "pairs": True, "length": 8}
     with pytest.raises(ValueError, match=sentence):
-        policy.check(text, distill.parse(loss), **options | change)
-    policy.check("share=1 sample max_length=8", distill.parse("reverse_kl, policy"), **options)
+        on_policy.check(text, distill.parse(loss), **options | change)
+    on_policy.check("share=1 sample max_length=8", distill.parse("reverse_kl, policy"), **options)
 
 
 # What it writes. -----------------------------------------------------------------------------
@@ -92,7 +92,9 @@ SAMPLE = decoding.parse("sample")
 
 @pytest.fixture(scope="module")
 def params():
-    made = transformer.Transformer(TINY).init(jax.random.key(0), transformer.example())["params"]
+    made = transformer.Transformer(TINY).init(jax.random.key(0), transformer.dummy_batch())[
+        "params"
+    ]
     return jax.tree.map(np.asarray, made)
 
 
@@ -110,9 +112,9 @@ def addresses(update=0):
     return np.stack([np.full(ROWS, 3), update * ROWS + np.arange(ROWS)], 1).astype(np.int32)
 
 
-def writer(how=SAMPLE, place=transformer.anywhere):
+def writer(how=SAMPLE, place=transformer.no_constraint):
     model = transformer.Transformer(TINY, place)
-    return functools.partial(policy.answered, model=model, length=LENGTH, eos=EOS, how=how)
+    return functools.partial(on_policy.answered, model=model, length=LENGTH, eos=EOS, how=how)
 
 
 @pytest.mark.parametrize("how", [SAMPLE, decoding.parse("sample max_length=4")])
@@ -127,7 +129,7 @@ def test_an_answer_is_learnt_up_to_its_eos_and_no_further(params, how):
         assert not any(ids[length:])
         lengths.append(length)
     assert len(set(lengths)) > 2
-    assert np.asarray(written.own).all() and written.own.shape == (ROWS,)
+    assert np.asarray(written.from_student).all() and written.from_student.shape == (ROWS,)
     np.testing.assert_array_equal(written.inputs, asked(empty=[2]).inputs)
 
 
@@ -156,7 +158,9 @@ def test_answers_are_the_same_on_any_devices(params, config, devices):
     place = strategy.place_batch
     written = write(strategy.place_state(params), place(asked()), place(addresses()))
     expected = jax.jit(writer())(params, asked(), addresses())
-    found = strategy.fetch_rows((written.targets, written.targets_segment_ids, written.own))
+    found = strategy.fetch_rows(
+        (written.targets, written.targets_segment_ids, written.from_student)
+    )
     for ours, theirs in zip(found, expected[2:4] + expected[5:], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -201,7 +205,7 @@ def expected_gradient(loss, student, teacher, sequences):
 
 
 def long_term(q, p, y):
-    return policy.policy_gradient(q, p, y, jnp.ones(y.shape))[0]
+    return on_policy.policy_gradient(q, p, y, jnp.ones(y.shape))[0]
 
 
 def single_step(q, p, y):
@@ -243,7 +247,7 @@ def test_what_comes_after_a_token_is_averaged_over_the_rest_of_its_own_row():
             share = np.exp(log(q)[row, t])
             expected[row, t] = np.mean(rest) * (np.eye(4)[targets[row, t]] - share)
             value += np.mean(rest)
-    loss = lambda x: policy.policy_gradient(x, jnp.asarray(p), targets, jnp.asarray(weights))
+    loss = lambda x: on_policy.policy_gradient(x, jnp.asarray(p), targets, jnp.asarray(weights))
     (total, count), grad = loss(jnp.asarray(q)), jax.grad(lambda x: loss(x)[0])(jnp.asarray(q))
     np.testing.assert_allclose(total, value, rtol=1e-5)
     np.testing.assert_allclose(grad, expected, atol=1e-6)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import checkpoints, distill, evaluate, run, show, steps, train, transformer
+from lm import checkpoints, distill, inference, runs, show, steps, train, transformer
 from lm.distill import features
 from tests.test_distill_features import EXAMPLES, MODEL, drawn, term
 from tests.test_parallel import LAYOUTS, make
@@ -152,14 +152,14 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_which_learns(models):
 def update_of(name: str | None):
     """(state, sums) after an update on a layout, on one device for None."""
     strategy = make(name) if name else None
-    place = strategy.place_rows if name else transformer.anywhere
+    place = strategy.place_rows if name else transformer.no_constraint
     student, teacher = (transformer.Transformer(config, place) for config in (MODEL, WIDE))
     beside = features.first_projections(features.shapes(TERMS, MODEL, WIDE), jax.random.key(0))
     params = jax.device_get(drawn(student, 0) | {features.PROJECTIONS: beside})
     taught = jax.device_get(drawn(teacher, 1))
     optimizer = optax.sgd(0.1)  # linear: Adam makes of a gradient near 0 a step of any sign
     parts = LAYOUTS[name][1].get("micro_batches", 1) if name else 1
-    plan = steps.Plan(micro_batches=parts, total=10)
+    plan = steps.StepConfig(micro_batches=parts, total=10)
     state = jax.device_get(steps.init_state(student, optimizer, plan, params))
     words = steps.LossConfig(), np.ones(48, np.int32)
     loss = distill.make_distillation_loss(student, *words, teacher, TERMS)
@@ -198,9 +198,9 @@ def narrow(go, pretrained):  # noqa: F811
 
 def held(workdir, which: int):
     """The parameters that training held after an update, and the step found."""
-    this = run.read_run(workdir)
+    run = runs.read_run(workdir)
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
-        return saved.restore_params(run.held(this), which)[0]
+        return saved.restore_params(runs.trained_shapes(run), which)[0]
 
 
 def test_a_run_trains_its_projections_and_none_are_in_what_is_read(narrow):
@@ -211,18 +211,18 @@ def test_a_run_trains_its_projections_and_none_are_in_what_is_read(narrow):
     }
     for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert np.all(np.asarray(one) != np.asarray(other))
-    this = run.read_run(narrow)
-    params, step = evaluate.read_params(this, run.make_tokenizer(this))
-    assert step == 6 and jax.tree.structure(params) == jax.tree.structure(this.shapes)
+    run = runs.read_run(narrow)
+    params, step = inference.read_params(run, runs.make_tokenizer(run))
+    assert step == 6 and jax.tree.structure(params) == jax.tree.structure(run.shapes)
     assert_same_bits(params, features.plain(held(narrow, 6)))
-    assert "projections.encoder" in show.parameters(this)
-    assert "projections/encoder" in show.sharding(this)
+    assert "projections.encoder" in show.parameters(run)
+    assert "projections/encoder" in show.sharding(run)
 
 
 def test_a_student_is_read_where_its_teacher_is_gone(narrow, pretrained, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(run.held.__globals__["checks"], "read_run", None)
-    this = run.read_run(narrow)
-    assert evaluate.read_params(this, run.make_tokenizer(this))[1] == 6
+    monkeypatch.setattr(runs.trained_shapes.__globals__["checks"], "read_run", None)
+    run = runs.read_run(narrow)
+    assert inference.read_params(run, runs.make_tokenizer(run))[1] == 6
 
 
 def test_a_run_that_goes_on_goes_on_with_its_projections(go, narrow, pretrained):  # noqa: F811
@@ -243,5 +243,5 @@ def test_projections_beside_lora_are_a_sentence(tiny_config, pretrained, tmp_pat
     changes = NARROW | {"teacher.workdir": str(pretrained), "lora.rank": 2}
     config = tiny_config(**changes | {"teacher.init": "even sliced"})
     with pytest.raises(ValueError) as caught:
-        train.check(run.make_run(config, tmp_path / "run"))
+        train.check(runs.make_run(config, tmp_path / "run"))
     assert "use relations, or lora.rank=0" in str(caught.value)

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm import evaluate, run, tasks, train
-from lm.evaluate import answers
+from lm import evaluate, inference, runs, tasks, train
+from lm.inference import generate
 from tests import untrained
 
 PAIRS = {"data.task": "docstring_summary", "data.target_length": 8, "data.batch_size": 8}
@@ -37,7 +37,7 @@ def echo(monkeypatch):
         texts = lambda n: [f"told {n}", f"told {n} {n}", f"told {n}"]
         return [(texts(first + i), [0.0, -1.0, -2.0]) for i in range(len(ids))]
 
-    monkeypatch.setattr(answers.Answers, "ask", ask)
+    monkeypatch.setattr(generate.Generator, "ask", ask)
 
 
 def written(path, rows) -> str:
@@ -54,11 +54,11 @@ def rows_of(path) -> list[dict]:
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_a_split_is_asked_pair_by_pair_and_keeps_what_is_right(split, teacher, echo, tmp_path):
-    evaluate.predict(teacher, evaluate.Split(teacher, split), str(tmp_path / "out.jsonl"))
-    this = run.read_run(teacher)
-    this.config["evaluate"]["decode"] = 0
-    own = dict(zip(("train", "heldout"), run.splits(this), strict=True))[split]
-    pairs = evaluate.task_texts(this, "docstring_summary", own["docstring_summary"])
+    inference.predict(teacher, inference.Split(teacher, split), str(tmp_path / "out.jsonl"))
+    run = runs.read_run(teacher)
+    run.config["evaluate"]["decode"] = 0
+    own = dict(zip(("train", "heldout"), runs.splits(run), strict=True))[split]
+    pairs = evaluate.task_texts(run, "docstring_summary", own["docstring_summary"])
     rows = rows_of(tmp_path / "out.jsonl")
     assert [(r["inputs"], r["targets"]) for r in rows] == [
         (p["inputs"], p["targets"]) for p in pairs
@@ -69,7 +69,7 @@ def test_a_split_is_asked_pair_by_pair_and_keeps_what_is_right(split, teacher, e
 def test_the_answer_nearest_to_what_is_right_is_written_alone(teacher, echo, tmp_path):
     rows = [{"inputs": "summarize: a", "targets": "told 0 0"}, {"inputs": "b", "targets": "told 1"}]
     out = tmp_path / "out.jsonl"
-    evaluate.predict(teacher, rows, str(out), how="sample n_best=3", nearest="chrf")
+    inference.predict(teacher, rows, str(out), how="sample n_best=3", nearest="chrf")
     assert [row["prediction"] for row in rows_of(out)] == ["told 0 0", "told 1"]
     assert all("predictions" not in row for row in rows_of(out))
 
@@ -83,7 +83,7 @@ def test_the_answer_nearest_to_what_is_right_is_written_alone(teacher, echo, tmp
 )
 def test_there_is_nothing_nearest_without_targets_or_a_choice(rows, flags, sentence, teacher):
     with pytest.raises(ValueError, match=sentence):
-        evaluate.predict(teacher, rows, nearest="chrf", **flags)
+        inference.predict(teacher, rows, nearest="chrf", **flags)
 
 
 # What a student reads. ---------------------------------------------------------------------------
@@ -95,26 +95,26 @@ def test_a_student_learns_what_was_said_and_is_held_against_what_is_right(
     config = tiny_config(**PAIRS, stage="distill", steps=3)
     config["teacher"] |= {"workdir": str(teacher), "loss": "labels", "init": "even"}
     config["data"]["train"] = written(tmp_path / "answers.jsonl", SAID)
-    this = run.make_run(config, tmp_path / "student")
-    tokens = run.make_tokenizer(this)
-    learnt, held = run.make_examples(this, tokens)
+    run = runs.make_run(config, tmp_path / "student")
+    tokens = runs.make_tokenizer(run)
+    learnt, held = runs.make_examples(run, tokens)
     read = [part.stored[i] for part in learnt.parts for i in range(len(part))]
     texts = [tuple(tokens.decode(ids) for ids in pair) for pair in read]
     assert texts == [(row["inputs"], row["prediction"]) for row in SAID]
-    plain = run.make_run(tiny_config(**PAIRS, stage="finetune"), tmp_path / "plain")
-    theirs = run.make_examples(plain, tokens)[1]
+    plain = runs.make_run(tiny_config(**PAIRS, stage="finetune"), tmp_path / "plain")
+    theirs = runs.make_examples(plain, tokens)[1]
     ours, right = (
         [part[i] for i in range(12)] for part in (held.parts[0].stored, theirs.parts[0].stored)
     )
     jax.tree.map(np.testing.assert_array_equal, ours, right)
-    assert np.isfinite(train.train(this)["nats"])
+    assert np.isfinite(train.train(run)["nats"])
     assert evaluate.evaluate(tmp_path / "student", most=2)["rougeL"] >= 0
-    asked = list(evaluate.Split(tmp_path / "student", "train"))
+    asked = list(inference.Split(tmp_path / "student", "train"))
     assert [row["targets"] for row in asked] == [row["prediction"] for row in SAID]
 
 
 def answered(spec=OWN, name="own", file="said.jsonl"):
-    return tasks.answered(name, tasks.made(name, spec), file)[0]
+    return tasks.with_teacher_answers(name, tasks.task_from_config(name, spec), file)[0]
 
 
 def test_each_of_several_answers_is_a_pair_once_and_blanks_are_none():
@@ -131,8 +131,8 @@ def test_a_task_of_a_mixture_reads_its_own_answers():
 
 def test_a_dialogue_too_long_loses_its_first_turns_here_too(tiny_tokens):
     text = "reply: user: " + "\nuser: ".join(["kilo lima mike november"] * 20)
-    task = tasks.made("own", OWN)
-    ours, theirs = (tasks.fitted(t, text, 24, tiny_tokens)[0] for t in (answered(), task))
+    task = tasks.task_from_config("own", OWN)
+    ours, theirs = (tasks.truncate_input(t, text, 24, tiny_tokens)[0] for t in (answered(), task))
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -146,10 +146,10 @@ def test_running_text_has_no_answers(tiny_config, tmp_path):
     config = tiny_config()
     config["data"]["train"] = written(tmp_path / "answers.jsonl", SAID)
     with pytest.raises(ValueError, match="has answers, but wikipedia is running text; use data.tr"):
-        train.check(run.make_run(config, tmp_path / "run"))
+        train.check(runs.make_run(config, tmp_path / "run"))
     written_by = untrained.write(tiny_config(), tmp_path / "text")
     with pytest.raises(ValueError, match="--split=train of wikipedia is running text"):
-        evaluate.Split(written_by.workdir, "train")
+        inference.Split(written_by.workdir, "train")
 
 
 # Teachers of another kind. -----------------------------------------------------------------------
@@ -170,12 +170,12 @@ def test_a_student_of_other_ids_learns_from_answers_alone(
     made["tokenizer"] |= {"dir": str(other_tokens), "kind": "bytes", "pieces": 259}
     made["teacher"] |= {"workdir": str(teacher), "init": "random"}
     with pytest.raises(ValueError, match="is another tokenizer than the teacher's .* stage='finet"):
-        run.make_run(made, tmp_path / "run")
+        runs.make_run(made, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     made["stage"], made["teacher"]["workdir"] = "finetune", ""
     made["data"]["train"] = written(tmp_path / "answers.jsonl", SAID)
     made["data"]["input_length"] = 64
-    train.check(run.make_run(made, tmp_path / "run"))
+    train.check(runs.make_run(made, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("which", "step"), [("", 4), ("@2", 2), ("@newest", 4)])
@@ -186,18 +186,18 @@ def test_a_teacher_is_named_with_its_update(which, step, tiny_config, tmp_path):
     made = tiny_config(**PAIRS, stage="distill", steps=1)
     made["tokenizer"]["dir"] = ""
     made["teacher"] |= {"workdir": f"{tmp_path}/teacher{which}", "init": "even"}
-    this = run.make_run(made, tmp_path / "student")
-    place, chosen = run.teacher_of(this)
-    theirs = run.read_run(place)
-    assert evaluate.read_params(theirs, run.make_tokenizer(theirs), chosen)[1] == step
-    train.check(this)
+    run = runs.make_run(made, tmp_path / "student")
+    place, chosen = runs.teacher_source(run)
+    theirs = runs.read_run(place)
+    assert inference.read_params(theirs, runs.make_tokenizer(theirs), chosen)[1] == step
+    train.check(run)
 
 
 def test_a_teacher_without_that_update_is_a_sentence(tiny_config, teacher, tmp_path):
     made = tiny_config(**PAIRS, stage="distill")
     made["teacher"]["workdir"] = f"{teacher}@7"
     with pytest.raises(ValueError, match="7"):
-        train.check(run.make_run(made, tmp_path / "student"))
+        train.check(runs.make_run(made, tmp_path / "student"))
     assert not os.path.exists(tmp_path / "student")
 
 
@@ -214,7 +214,7 @@ def test_what_no_teacher_can_be_read_in_is_a_sentence_before_a_run(
     made = tiny_config(**PAIRS, stage="distill")
     made["teacher"] |= {"workdir": str(teacher), key: value}
     with pytest.raises(ValueError, match=sentence):
-        train.check(run.make_run(made, tmp_path / "student"))
+        train.check(runs.make_run(made, tmp_path / "student"))
 
 
 def test_a_checkpoint_of_transformers_says_how_it_becomes_a_teacher(tiny_config, tmp_path):
@@ -222,18 +222,18 @@ def test_a_checkpoint_of_transformers_says_how_it_becomes_a_teacher(tiny_config,
     made = tiny_config(**PAIRS, stage="distill")
     made["teacher"]["workdir"] = str(tmp_path)
     with pytest.raises(ValueError, match="checkpoint of transformers, .* python -m lm import"):
-        run.make_run(made, tmp_path / "student")
+        runs.make_run(made, tmp_path / "student")
 
 
 def test_a_shared_encoder_stays_the_teachers_to_the_bit(tiny_config, teacher, tmp_path):
     made = tiny_config(**PAIRS, stage="distill", steps=3)
     made["model"]["num_decoder_layers"] = 1
     made["teacher"] |= {"workdir": str(teacher), "init": "shared last"}
-    this = run.make_run(made, tmp_path / "student")
-    train.train(this)
-    tokens = run.make_tokenizer(this)
-    ours = evaluate.read_params(this, tokens)[0]
-    theirs = evaluate.read_params(run.read_run(teacher), tokens)[0]
+    run = runs.make_run(made, tmp_path / "student")
+    train.train(run)
+    tokens = runs.make_tokenizer(run)
+    ours = inference.read_params(run, tokens)[0]
+    theirs = inference.read_params(runs.read_run(teacher), tokens)[0]
     same = lambda a, b: all(
         np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
@@ -241,4 +241,4 @@ def test_a_shared_encoder_stays_the_teachers_to_the_bit(tiny_config, teacher, tm
     assert not same(ours["head"], theirs["head"])
     made["lora"]["rank"] = 2
     with pytest.raises(ValueError, match="lora.rank=2 would adapt the encoder .*'shared last'"):
-        run.make_run(made, tmp_path / "other")
+        runs.make_run(made, tmp_path / "other")

@@ -49,7 +49,7 @@ def variant(name: str, **fields) -> transformer.ModelConfig:
 
 @functools.cache
 def shapes(config) -> dict:
-    return transformer.shapes(config)
+    return transformer.param_shapes(config)
 
 
 def drawn(config, seed=0):

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm import batch, logs, parallel, pipeline, run, train, transformer
-from lm.train import teaching
+from lm import batch, logs, parallel, pipeline, runs, train, transformer
+from lm.train import live_teacher
 from tests import untrained
 
 PAIRS = {"data.task": "docstring_summary", "data.target_length": 8}
@@ -47,31 +47,31 @@ def teacher(tiny_config, tmp_path_factory):
 def student(tiny_config, teacher, tmp_path_factory):
     """(workdir or None for a new one, **changes) -> the run of a student."""
 
-    def student(workdir=None, **changes) -> run.Run:
+    def student(workdir=None, **changes) -> runs.Run:
         changes = {**PAIRS, **STUDENT, "teacher.workdir": str(teacher), "steps": 2, **changes}
         changes = {"every.checkpoint": 2, "evaluate.examples": 8, **changes}
         workdir = workdir or tmp_path_factory.mktemp("student") / "run"
-        return run.make_run(tiny_config(**changes), workdir)
+        return runs.make_run(tiny_config(**changes), workdir)
 
     return student
 
 
-def rows(this: run.Run) -> list[dict]:
-    found = logs.read(this.workdir / logs.METRICS)
+def rows(run: runs.Run) -> list[dict]:
+    found = logs.read(run.workdir / logs.METRICS)
     return [row for row in found if row["split"] == "train"]
 
 
-def trained(this: run.Run, devices=1) -> list[dict]:
-    train.train(this, jax.devices()[:devices])
-    return rows(this)
+def trained(run: runs.Run, devices=1) -> list[dict]:
+    train.train(run, jax.devices()[:devices])
+    return rows(run)
 
 
 @pytest.fixture(scope="module")
 def practised(student):
     """A student of its own answers in every second update, trained to the end."""
-    this = student(**ON_POLICY)
-    trained(this)
-    return this
+    run = student(**ON_POLICY)
+    trained(run)
+    return run
 
 
 # What is taught. -----------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_the_students_own_answers_count_for_the_teacher_and_not_as_labels(practi
 
 
 def test_a_run_with_own_answers_goes_on_to_the_same_losses(student, practised, monkeypatch):
-    this, whole = student(**ON_POLICY), pipeline.train_batches
+    run, whole = student(**ON_POLICY), pipeline.train_batches
 
     def batches(*arguments, **options):
         yield from itertools.islice(whole(*arguments, **options), 3)
@@ -109,8 +109,8 @@ def test_a_run_with_own_answers_goes_on_to_the_same_losses(student, practised, m
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline, "train_batches", batches)
-        trained(this)
-    ours = trained(this)
+        trained(run)
+    ours = trained(run)
     assert [(row["step"], row["loss"]) for row in ours] == [
         (row["step"], row["loss"]) for row in rows(practised)
     ]
@@ -124,13 +124,13 @@ def test_own_answers_are_the_same_on_four_devices(student, practised):
 
 def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student, monkeypatch):
     lora = {"lora.rank": 2, "lora.match": "query/kernel$", "teacher.on_policy": "share=1 sample"}
-    write, used = teaching.Answers.written, []
+    write, used = live_teacher.Answers.written, []
 
     def written(self, params, placed, index):
         used.append(jax.tree.map(np.asarray, params))
         return write(self, params, placed, index)
 
-    monkeypatch.setattr(teaching.Answers, "written", written)
+    monkeypatch.setattr(live_teacher.Answers, "written", written)
     found = trained(student(**ON_POLICY | lora))
     assert all(row["teacher/policy"] != 0 and row["skipped"] == 0 for row in found)
     queries = [params["decoder"]["layers"]["self_attention"]["query"]["kernel"] for params in used]
@@ -157,18 +157,18 @@ def test_rows_and_ledger_tell_what_the_answers_and_the_teacher_took(practised):
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
 def test_a_teacher_takes_its_parameters_room_in_its_own_dtype(student, teacher, dtype, size):
-    this = student(**{"teacher.dtype": dtype})
-    strategy = train.layout(this, jax.devices()[:2])
-    theirs = run.read_run(teacher)
-    placed = teaching.placed(this, strategy, untrained.params(theirs))
-    cost = teaching.cost(this, strategy, placed)
+    run = student(**{"teacher.dtype": dtype})
+    strategy = train.layout(run, jax.devices()[:2])
+    theirs = runs.read_run(teacher)
+    placed = live_teacher.placed(run, strategy, untrained.params(theirs))
+    cost = live_teacher.cost(run, strategy, placed)
     count = transformer.parameter_count(theirs.model)
     assert cost["teacher_gib"] * 2**30 == size * count
     assert cost["teacher_process_gib"] == 2 * cost["teacher_gib"]  # both devices are this process's
     assert cost["teacher_seconds"] > 0 and cost["teacher_workspace_gib"] > 0
-    assert teaching.model_of(this).dtype == dtype
+    assert live_teacher.model_of(run).dtype == dtype
     shape = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
-    assert shape(strategy.fetch(placed)) == shape(teaching.shapes(this))
+    assert shape(strategy.fetch(placed)) == shape(live_teacher.shapes(run))
 
 
 def test_a_head_that_was_none_is_said(student, capfd):
@@ -182,8 +182,8 @@ def test_a_head_that_was_none_is_said(student, capfd):
 
 
 def test_without_a_teacher_nothing_is_measured(student):
-    this = student()
-    assert teaching.cost(this, train.layout(this, jax.devices()[:1]), None) == {}
+    run = student()
+    assert live_teacher.cost(run, train.layout(run, jax.devices()[:1]), None) == {}
 
 
 # Where it lies. ------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_a_wider_teacher_is_cut_by_its_own_sizes(student, tiny_config, tmp_path)
     change = {"teacher.workdir": str(theirs.workdir), "teacher.init": "random", "steps": 1}
     one, cut = student(**change), student(**change, **mesh)
     strategy = train.layout(cut, jax.devices()[:4])
-    placed = teaching.placed(cut, strategy, untrained.params(theirs))
+    placed = live_teacher.placed(cut, strategy, untrained.params(theirs))
     expected = parallel.make_strategy(cut.parallel, jax.devices()[:4]).shardings(placed)
     for leaf, sharding in zip(jax.tree.leaves(placed), jax.tree.leaves(expected), strict=True):
         assert leaf.sharding == sharding
@@ -216,13 +216,13 @@ def test_what_is_saved_and_restored_is_the_student_alone(practised):
 
 
 def test_a_teacher_that_says_no_numbers_changes_no_weight(student, teacher):
-    this = student(**{"optimizer.warmup": 0})
-    update = train.make_update(this, np.ones(this.model.vocab_size, int), 2, run.pace(this, 60))
+    run = student(**{"optimizer.warmup": 0})
+    update = train.make_update(run, np.ones(run.model.vocab_size, int), 2, runs.pace(run, 60))
     state, step = jax.jit(update.make)(None), jax.jit(update.step)
-    inputs, targets = this.lengths
-    shapes = [(this.data.batch_size, n) for n in (inputs, inputs, targets, targets)]
+    inputs, targets = run.lengths
+    shapes = [(run.data.batch_size, n) for n in (inputs, inputs, targets, targets)]
     examples = batch.Batch(*[np.ones(shape, np.int32) for shape in shapes])
-    whole = untrained.params(run.read_run(teacher))
+    whole = untrained.params(runs.read_run(teacher))
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan), whole)
     new, sums = step(state, examples, broken)
     assert sums["finite"] == 0 and new.skipped == 1 and new.step == 1
@@ -240,7 +240,9 @@ def test_a_teacher_that_is_gone_midway_is_a_sentence(student, teacher, tmp_path)
     trained(student(workdir, **changes))
     before = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     shutil.rmtree(lent / "checkpoints")
-    longer = run.make_run(json.loads((workdir / "config.json").read_text()) | {"steps": 4}, workdir)
+    longer = runs.make_run(
+        json.loads((workdir / "config.json").read_text()) | {"steps": 4}, workdir
+    )
     with pytest.raises((ValueError, OSError), match="no checkpoint in .*lent"):
         train.train(longer, jax.devices()[:1], allow=("steps",))
     shutil.rmtree(lent)

@@ -6,39 +6,39 @@ import jax
 import numpy as np
 import pytest
 
-from lm import evaluate, parallel, pipeline, run, steps, transformer
+from lm import evaluate, parallel, pipeline, runs, steps, transformer
 
 
 @pytest.fixture(scope="module")
 def this(tiny_config, tmp_path_factory):
-    return run.make_run(tiny_config(), tmp_path_factory.mktemp("evaluate"))
+    return runs.make_run(tiny_config(), tmp_path_factory.mktemp("evaluate"))
 
 
 @pytest.fixture(scope="module")
-def tokens(this):
-    return run.make_tokenizer(this)
+def tokens(run):
+    return runs.make_tokenizer(run)
 
 
 @pytest.fixture(scope="module")
-def heldout_examples(this, tokens):
-    return run.make_examples(this, tokens)[1]
+def heldout_examples(run, tokens):
+    return runs.make_examples(run, tokens)[1]
 
 
 @pytest.fixture(scope="module")
-def params(this):
-    model = transformer.Transformer(this.model)
-    return model.init(jax.random.key(3), transformer.example())["params"]
+def params(run):
+    model = transformer.Transformer(run.model)
+    return model.init(jax.random.key(3), transformer.dummy_batch())["params"]
 
 
-def sums(this, tokens, examples, params, **changes):
+def sums(run, tokens, examples, params, **changes):
     strategy = parallel.make_strategy(parallel.ParallelConfig(**changes), jax.devices()[:4])
-    heldout = evaluate.HeldOut(this, strategy, examples, tokens)
+    heldout = evaluate.HeldOut(run, strategy, examples, tokens)
     return heldout.sums(strategy.place_state(params))
 
 
-def test_held_out_sums_are_those_of_the_examples_one_by_one(this, tokens, heldout_examples, params):
-    found = sums(this, tokens, heldout_examples, params)
-    model, text_bytes = transformer.Transformer(this.model), tokens.piece_bytes(512)
+def test_held_out_sums_are_those_of_the_examples_one_by_one(run, tokens, heldout_examples, params):
+    found = sums(run, tokens, heldout_examples, params)
+    model, text_bytes = transformer.Transformer(run.model), tokens.piece_bytes(512)
     weight = nats = 0.0
     for rows in pipeline.heldout_batches(heldout_examples, 0, 20):
         kept = rows.targets_segment_ids.any(axis=1)
@@ -55,16 +55,16 @@ def test_held_out_sums_are_those_of_the_examples_one_by_one(this, tokens, heldou
     )
 
 
-def test_held_out_sums_do_not_depend_on_the_layout(this, tokens, heldout_examples, params):
-    one = sums(this, tokens, heldout_examples, params, data=1)
+def test_held_out_sums_do_not_depend_on_the_layout(run, tokens, heldout_examples, params):
+    one = sums(run, tokens, heldout_examples, params, data=1)
     for changes in ({"data": 4}, {"strategy": "mesh", "fsdp": 2}):
-        other = sums(this, tokens, heldout_examples, params, **changes)
+        other = sums(run, tokens, heldout_examples, params, **changes)
         assert other == pytest.approx(one, rel=1e-5)
 
 
-def test_unigram_baselines_equal_a_count_by_hand(this, tokens, heldout_examples):
+def test_unigram_baselines_equal_a_count_by_hand(run, tokens, heldout_examples):
     heldout = evaluate.HeldOut(
-        this, parallel.make_strategy(parallel.ParallelConfig(data=1)), heldout_examples, tokens
+        run, parallel.make_strategy(parallel.ParallelConfig(data=1)), heldout_examples, tokens
     )
     text_bytes = tokens.piece_bytes(512)
     targets = np.concatenate([b.targets[b.targets_segment_ids > 0] for b in heldout.batches()])
@@ -81,19 +81,19 @@ def test_unigram_baselines_equal_a_count_by_hand(this, tokens, heldout_examples)
     assert found["unigram_entropy"] <= found["unigram_nats"]
 
 
-def test_a_uniform_model_has_log_v_nats_and_its_bits_per_byte(this, tokens, heldout_examples):
-    params = transformer.shapes(this.model)
+def test_a_uniform_model_has_log_v_nats_and_its_bits_per_byte(run, tokens, heldout_examples):
+    params = transformer.param_shapes(run.model)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
-    figures = steps.ratios(sums(this, tokens, heldout_examples, zeros, data=1))
+    figures = steps.metrics_from_sums(sums(run, tokens, heldout_examples, zeros, data=1))
     assert figures["nats"] == pytest.approx(np.log(512), rel=1e-6)
-    found = sums(this, tokens, heldout_examples, zeros, data=1)
+    found = sums(run, tokens, heldout_examples, zeros, data=1)
     bits = np.log2(512) * found["weight"] / found["bytes"]
     assert figures["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
 
 
 def test_the_lead_baseline_and_the_references_are_of_whole_texts(tiny_config, tmp_path):
     changes = {"data.task": "docstring_summary", "stage": "finetune", "evaluate.decode": 0}
-    this = run.make_run(tiny_config(**changes, **{"data.target_length": 2}), tmp_path)
-    pairs = evaluate.task_texts(this, "docstring_summary")
+    run = runs.make_run(tiny_config(**changes, **{"data.target_length": 2}), tmp_path)
+    pairs = evaluate.task_texts(run, "docstring_summary")
     assert len(pairs) == 12
     assert max(len(pair["targets"].split()) for pair in pairs) > 2, "references are never cut"

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from experiments.kill_drill import children, drill
-from lm import evaluate, run, train
+from lm import evaluate, runs, train
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def workdir(tiny_config, tmp_path_factory):
     made = tiny_config(**{"stage": "finetune", "evaluate.decode": 10, "evaluate.examples": 10})
     mine = {"source": "tfds:pydocs", "inputs": "{body}", "targets": "{summary}"}
     made["data"] |= {"task": "mine", "tasks": {"mine": mine | {"metrics": ["chrf"]}}}
-    train.train(run.make_run(made | {"steps": 3}, place), jax.devices()[:2])
+    train.train(runs.make_run(made | {"steps": 3}, place), jax.devices()[:2])
     return place
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lm import evaluate, metrics, parallel, run, tasks, train
-from lm.evaluate import answers, command, curve, reading, scores
+from lm import evaluate, inference, metrics, parallel, runs, tasks, train
+from lm.evaluate import curve, evaluation, scores
+from lm.inference import generate, loading
 from tests import untrained
 
 MINE = {  # a task whose scores are above 0 for any model that says something
@@ -29,7 +30,7 @@ def workdir(tiny_config, tmp_path_factory):
     place = tmp_path_factory.mktemp("scored") / "run"
     made = tiny_config(**{"stage": "finetune", "evaluate.decode": 10})
     made["data"] |= {"task": "mine", "tasks": {"mine": MINE}}
-    train.train(run.make_run(made, place), jax.devices()[:2])
+    train.train(runs.make_run(made, place), jax.devices()[:2])
     return place
 
 
@@ -109,8 +110,8 @@ def test_a_loss_in_parts_and_joined_is_that_of_the_whole():
 
 
 def test_a_judge_gives_while_training_what_evaluate_writes(workdir, figures):
-    this, strategy, tokens, params, _ = evaluate.open_run(workdir)
-    judge, beats = evaluate.Judge(this, strategy, tokens), []
+    run, strategy, tokens, params, _ = inference.open_run(workdir)
+    judge, beats = evaluate.TaskScorer(run, strategy, tokens), []
     found = judge(params, beat=lambda: beats.append(1))
     assert tuple(found) == judge.names == ("chrf", "rouge1", "rouge2", "rougeL", "rougeLsum")
     assert found == {name: figures[name] for name in found}
@@ -188,7 +189,7 @@ def test_a_changed_file_is_evaluated_anew(tiny_config, tmp_path):
 
 def test_no_two_splits_share_a_file_name():
     splits = "test train train[:10] train[10:] train[-10:] train[:10%] train[1:0] train+test"
-    named = {split.translate(command.FILE_NAMES) for split in splits.split()}
+    named = {split.translate(evaluation.FILE_NAMES) for split in splits.split()}
     assert len(named) == len(splits.split()) and not any(set("[]:%+/ ") & set(n) for n in named)
 
 
@@ -199,11 +200,11 @@ def test_each_example_counts_once_whatever_the_batch_and_the_layout(copied):
     for examples in (15, 16, 17):  # the last but one of a batch, the last, the first of the next
         config["evaluate"] |= {"examples": examples}
         (copied / "config.json").write_text(json.dumps(config))
-        this, _, tokens = reading.open_workdir(copied)
-        held = run.make_split(this, tokens, run.splits(this)[1], "more")
+        run, _, tokens = loading.open_workdir(copied)
+        held = runs.make_split(run, tokens, runs.splits(run)[1], "more")
         strategy = parallel.make_strategy(parallel.ParallelConfig(), jax.devices()[:2])
-        params = strategy.place_state(evaluate.read_params(this, tokens)[0])
-        losses = evaluate.HeldOut(this, strategy, held, tokens)
+        params = strategy.place_state(inference.read_params(run, tokens)[0])
+        losses = evaluate.HeldOut(run, strategy, held, tokens)
         found[examples] = each = losses.by_example(params)
         assert {name: x.shape for name, x in each.items()} == dict.fromkeys(each, (examples,))
     added = losses.sums(params)
@@ -211,8 +212,8 @@ def test_each_example_counts_once_whatever_the_batch_and_the_layout(copied):
         np.testing.assert_array_equal(found[16][name], sums[:16], err_msg=name)
         assert sums.sum() == pytest.approx(added[name], rel=1e-5), name
     strategy = parallel.make_strategy(parallel.ParallelConfig("mesh", 2, 2), jax.devices()[:4])
-    params = strategy.place_state(evaluate.read_params(this, tokens, strategy=strategy)[0])
-    again = evaluate.HeldOut(this, strategy, held, tokens).by_example(params)
+    params = strategy.place_state(inference.read_params(run, tokens, strategy=strategy)[0])
+    again = evaluate.HeldOut(run, strategy, held, tokens).by_example(params)
     for name, sums in found[17].items():
         np.testing.assert_allclose(again[name], sums, rtol=1e-4, err_msg=name)
 
@@ -229,7 +230,7 @@ def test_all_checkpoints_make_a_curve_whose_points_are_theirs(copied, monkeypatc
     assert (copied / "curve.png").read_bytes().startswith(b"\x89PNG")
     # A checkpoint that is gone stays in the curve, and none is computed twice.
     shutil.rmtree(copied / "checkpoints" / "3")
-    monkeypatch.setattr(command.Evaluation, "figures", None)
+    monkeypatch.setattr(evaluation.Evaluation, "figures", None)
     assert evaluate.evaluate_all(copied) == rows
     with pytest.raises(ValueError, match="there is no checkpoint 4"):
         evaluate.evaluate_all(copied, [4])
@@ -258,14 +259,14 @@ def test_any_right_answer_of_several_counts(monkeypatch):
     found = scores.score_answers(task, pairs, ["1", "2"])
     assert found["exact_match"] == 50.0 and found["examples"] == 2
     assert not any(name.startswith("lead_") for name in found), "no summary, no lead baseline"
-    given = [answers.Answer(["1"], [0.0], False), answers.Answer(["2"], [0.0], True)]
+    given = [generate.Answer(["1"], [0.0], False), generate.Answer(["2"], [0.0], True)]
     assert scores.rows(pairs, given)[0] == pairs[0] | {"prediction": "1"}
 
 
 def test_a_loss_that_is_not_finite_writes_nothing(copied):
-    this, _, tokens, params, step = evaluate.open_run(copied)
+    run, _, tokens, params, step = inference.open_run(copied)
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params)
-    asked = command.Evaluation(copied)
+    asked = evaluation.Evaluation(copied)
     before = {path.name: path.stat().st_mtime_ns for path in copied.glob("*.json*")}
     with pytest.raises(ValueError, match="at update 6 on validation is not finite; choose another"):
         asked.figures(broken, step)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from experiments import pipeline
-from lm import run
+from lm import runs
 from tests.conftest import made_up_documents
 from tests.test_train import in_less_time  # noqa: F401
 
@@ -88,7 +88,7 @@ def test_own_texts_and_pairs_become_five_runs_and_a_page(made):
 
 
 def test_the_student_has_the_same_size_with_its_teacher_and_without(made):
-    models = {name: run.read_run(made / name).model for name in pipeline.RUNS}
+    models = {name: runs.read_run(made / name).model for name in pipeline.RUNS}
     assert models["distill"] == models["alone"] and models["finetune"] == models["scratch"]
     depths = [models[name].num_decoder_layers for name in ("pretrain", "finetune", "distill")]
     assert depths == [2, 2, 1]

@@ -13,7 +13,7 @@ import pathlib
 import pytest
 
 from configs import base, models
-from lm import run, show
+from lm import runs, show
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -31,7 +31,7 @@ def resolved(name: str) -> str:
 def table(preset: str) -> str:
     """The parameter table of a preset, from shapes alone."""
     config = models.apply(base.get_config(), preset)
-    return show.parameters(run.make_run(config.to_dict(), "nowhere")) + "\n"
+    return show.parameters(runs.make_run(config.to_dict(), "nowhere")) + "\n"
 
 
 LAYOUTS = {  # name: (preset, keys of parallel)
@@ -46,7 +46,7 @@ def sharding(name: str) -> str:
     preset, keys = LAYOUTS[name]
     config = models.apply(base.get_config(), preset)
     config.parallel.update(keys)
-    return show.sharding(run.make_run(config.to_dict(), "nowhere")) + "\n"
+    return show.sharding(runs.make_run(config.to_dict(), "nowhere")) + "\n"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,9 +78,9 @@ def test_every_stage_config_takes_every_preset_and_passes_the_checks(name, prese
     config = make(preset).to_dict()
     if config["stage"] == "distill":
         with pytest.raises(ValueError, match="teacher.workdir"):
-            run.make_run(config, "nowhere")
+            runs.make_run(config, "nowhere")
         config |= {"stage": "finetune"}
-    made = run.make_run(config, "nowhere")
+    made = runs.make_run(config, "nowhere")
     assert made.model.vocab_size >= config["tokenizer"]["pieces"] + 100
 
 

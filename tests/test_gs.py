@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from experiments.kill_drill import outcome
-from lm import door, evaluate, interop, logs, pipeline, report, run, show, train
-from lm.sources import buckets, places
+from lm import cli, evaluate, inference, interop, logs, pipeline, report, runs, show, train
+from lm.storage import gcs, paths
 
 CHANGES = {"model.dropout_rate": 0.1, "every.checkpoint": 2, "keep": 2}
 
 
 def fetched(address: str, folder: pathlib.Path) -> pathlib.Path:
     """A copy on disk of all that is below an address."""
-    for name in buckets.files().find(address):
+    for name in gcs.files().find(address):
         path = folder / f"gs://{name}".removeprefix(f"{address}/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buckets.files().cat_file(name))
+        path.write_bytes(gcs.files().cat_file(name))
     return folder
 
 
@@ -41,14 +41,14 @@ def config(tiny_config):
 def on_disk(config, tmp_path_factory):
     """The run on a disk."""
     workdir = tmp_path_factory.mktemp("disk") / "run"
-    train.train(run.make_run(config, workdir))
+    train.train(runs.make_run(config, workdir))
     return workdir
 
 
 @pytest.fixture(scope="module")
 def in_bucket(config, bucket):
     """The same run in a bucket."""
-    train.train(run.make_run(config, f"{bucket}/run"))
+    train.train(runs.make_run(config, f"{bucket}/run"))
     return f"{bucket}/run"
 
 
@@ -70,17 +70,17 @@ def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
     assert without(ours) == without(theirs) and ours["nats"] > 0
     assert evaluate.evaluate(in_bucket) == ours  # as it was written there
     for at in (in_bucket, on_disk):
-        evaluate.predict(at, [{"inputs": "a b"}], f"{at}/answers.jsonl")
+        inference.predict(at, [{"inputs": "a b"}], f"{at}/answers.jsonl")
     answers = f"{in_bucket}/answers.jsonl"
-    assert places.place(answers).read_bytes() == (on_disk / "answers.jsonl").read_bytes() > b""
-    assert list(evaluate.Inputs(answers)) == list(evaluate.Inputs(str(on_disk / "answers.jsonl")))
-    read = [run.read_run(at) for at in (in_bucket, on_disk)]
+    assert paths.as_path(answers).read_bytes() == (on_disk / "answers.jsonl").read_bytes() > b""
+    assert list(inference.Inputs(answers)) == list(inference.Inputs(str(on_disk / "answers.jsonl")))
+    read = [runs.read_run(at) for at in (in_bucket, on_disk)]
     assert show.rows(read[0], "train", 3) == show.rows(read[1], "train", 3)
     pages = [report.read_runs([at])[0] for at in (in_bucket, on_disk)]
     for what in ("loss", "nats"):
         assert pages[0].series("heldout", what) == pages[1].series("heldout", what)
     report.write([in_bucket], f"{in_bucket}/report.html", title="lm")
-    assert places.place(f"{in_bucket}/report.html").read_text().startswith("<!")
+    assert paths.as_path(f"{in_bucket}/report.html").read_text().startswith("<!")
     for at, out in ((in_bucket, "ours"), (on_disk, "theirs")):
         interop.write(at, tmp_path / out)
     exported = sorted(path.name for path in (tmp_path / "theirs").iterdir())
@@ -104,9 +104,9 @@ def test_a_run_starts_from_one_in_a_bucket(config, in_bucket, on_disk, tmp_path)
     params = []
     for origin in (in_bucket, str(on_disk)):
         made = config | {"init_from": origin, "tokenizer": config["tokenizer"] | {"dir": ""}}
-        this = run.make_run(made, tmp_path / "next")
-        tokens = run.make_tokenizer(this)
-        params.append(train.start.first_params(this, tokens, None))
+        run = runs.make_run(made, tmp_path / "next")
+        tokens = runs.make_tokenizer(run)
+        params.append(train.start.first_params(run, tokens, None))
     leaves = [np.asarray(leaf) for tree in params for leaf in _leaves(tree)]
     half = len(leaves) // 2
     assert half > 5
@@ -123,7 +123,7 @@ def test_teacher_tokenizer_trace_and_import_may_lie_in_a_bucket(
     config, bucket, in_bucket, on_disk, tmp_path
 ):
     flags = [f"--config=configs/distill.py:{in_bucket}", f"--workdir={bucket}/student"]
-    named = door.parse("train", door.TRAIN, flags).config
+    named = cli.parse("train", cli.TRAIN, flags).config
     assert named.teacher.workdir == in_bucket
     made = copy.deepcopy(config) | {
         "stage": "distill",
@@ -131,17 +131,17 @@ def test_teacher_tokenizer_trace_and_import_may_lie_in_a_bucket(
         "steps": 2,
     }
     made["tokenizer"]["dir"] = f"{in_bucket}/tokenizer"
-    train.train(run.make_run(made, f"{bucket}/student"), profile=(2, 2))
+    train.train(runs.make_run(made, f"{bucket}/student"), profile=(2, 2))
     rows = logs.read(f"{bucket}/student/metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2]
     assert "no trace" not in [row["event"] for row in logs.read(f"{bucket}/student/events.jsonl")]
-    traced = buckets.files().find(f"{bucket}/student/profile")
+    traced = gcs.files().find(f"{bucket}/student/profile")
     assert any(name.endswith(".xplane.pb") for name in traced)
 
     interop.write(on_disk, tmp_path / "exported")
     interop.read(tmp_path / "exported", f"{bucket}/imported", copy.deepcopy(config))
-    read = [run.read_run(at) for at in (f"{bucket}/imported", on_disk)]
-    params = [_leaves(evaluate.read_params(at, run.make_tokenizer(at))[0]) for at in read]
+    read = [runs.read_run(at) for at in (f"{bucket}/imported", on_disk)]
+    params = [_leaves(inference.read_params(at, runs.make_tokenizer(at))[0]) for at in read]
     assert len(params[0]) > 5
     assert all(np.array_equal(a, b) for a, b in zip(*params, strict=True))
     with pytest.raises(ValueError, match="is in a bucket, and .* read from a disk alone; copy it"):
@@ -161,7 +161,7 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used(
     data[len(data) // 2] ^= 1
     store.put("lm-test", worst, bytes(data))
 
-    train.train(run.make_run(config, f"{in_bucket}-hurt"))
+    train.train(runs.make_run(config, f"{in_bucket}-hurt"))
     assert "checkpoint 6" in caplog.text and "is damaged" in caplog.text
     aside = {name.split("/")[3] for name in there if f"{prefix}-hurt/checkpoints/6." in name}
     assert len(aside) == 1 and aside.pop().startswith("6.corrupt-")
@@ -180,60 +180,60 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
     asked = dict(tokenizer="bytes", unit="line", rules="none", heldout=0.2, shards=2)
     recipe = documents.Recipe(source=str(tmp_path / "text.txt"), **asked)
     build.build(recipe, tmp_path / "corpus", workers=1)
-    places.copy(tmp_path / "corpus", places.place(f"{bucket}/corpus"))
+    paths.copy(tmp_path / "corpus", paths.as_path(f"{bucket}/corpus"))
     seen = []
     for place in (f"{bucket}/corpus", str(tmp_path / "corpus")):
         changes = {"data.task": place, "tokenizer.dir": "", "tokenizer.kind": "bytes"}
-        this = run.make_run(tiny_config(**changes), f"{bucket}/unused")
-        tokens = run.make_tokenizer(this)
-        train_examples, heldout = run.make_examples(this, tokens)
+        run = runs.make_run(tiny_config(**changes), f"{bucket}/unused")
+        tokens = runs.make_tokenizer(run)
+        train_examples, heldout = runs.make_examples(run, tokens)
         batches = pipeline.train_batches(train_examples, 0, start=0)
         rows = [next(batches) for _ in range(3)] + list(pipeline.heldout_batches(heldout, 0, 8))
         seen.append([np.asarray(column) for batch in rows for column in batch])
-        assert len(list(run.Texts(this, run.splits(this)[1], 5))) == 5
+        assert len(list(runs.Texts(run, runs.splits(run)[1], 5))) == 5
     assert len(seen[0]) == len(seen[1]) > 12
     assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
 
 
 def test_a_folder_is_copied_whole_and_the_file_that_tells_of_it_last(bucket, store, tmp_path):
-    prefix, folder = bucket.removeprefix("gs://lm-test/"), places.place(f"{bucket}/folder")
+    prefix, folder = bucket.removeprefix("gs://lm-test/"), paths.as_path(f"{bucket}/folder")
     for name in ("", "deep/", "deep/x", "mark"):  # the first two as the Cloud console makes them
         store.put("lm-test", f"{prefix}/folder/{name}", name.encode())
     copied = lambda: {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")}
     refused = lambda write, name: name.endswith("deep/x") and not write
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="cannot be copied"):
         patch.setattr(store, "refused", refused)
-        places.copy(folder, tmp_path / "on", "mark")
+        paths.copy(folder, tmp_path / "on", "mark")
     assert "on/mark" not in copied()
-    places.copy(folder, tmp_path / "on", "mark")
+    paths.copy(folder, tmp_path / "on", "mark")
     assert copied() >= {"on/mark", "on/deep/x"} and "on/deep/" not in copied()
-    places.copy(tmp_path / "on", places.place(f"{bucket}/back"), "mark")
-    assert (places.place(bucket) / "back/deep/x").read_text() == "deep/x"
-    assert places.matching(f"{bucket}/ba*") == [f"{bucket}/back"]
+    paths.copy(tmp_path / "on", paths.as_path(f"{bucket}/back"), "mark")
+    assert (paths.as_path(bucket) / "back/deep/x").read_text() == "deep/x"
+    assert paths.glob_paths(f"{bucket}/ba*") == [f"{bucket}/back"]
 
 
 def test_what_is_away_and_what_is_not_there_are_told_apart(bucket, monkeypatch):
     at_once = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0))
-    monkeypatch.setattr(buckets.retry, "asyncio", at_once)  # it tries six times in 34 seconds
-    away = buckets.Buckets(endpoint_url="http://127.0.0.1:9", token="anon")
+    monkeypatch.setattr(gcs.retry, "asyncio", at_once)  # it tries six times in 34 seconds
+    away = gcs.Buckets(endpoint_url="http://127.0.0.1:9", token="anon")
     for ask in (away.cat_file, away.exists):
         with pytest.raises(OSError, match="gs://b/x y cannot be reached .*see to the network"):
             ask("b/x y")
     with pytest.raises(FileNotFoundError, match=f"{bucket}/x y is not there"):
-        places.place(f"{bucket}/x y").read_bytes()
+        paths.as_path(f"{bucket}/x y").read_bytes()
     with pytest.raises(ValueError, match="names no bucket"):
-        places.place("gs:///run")
+        paths.as_path("gs:///run")
 
 
 def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(places.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(paths.time, "monotonic", lambda: clock[0])
     with logs.Logs(f"{bucket}/log", 9, name="x") as log:
         there = lambda: [row["step"] for row in logs.read(f"{bucket}/log/metrics.jsonl")]
         log.write(1, "train", {"loss": 1.0})
         log.write(2, "train", {"loss": 1.0})
         assert there() == [1]  # not each row writes all of the object anew
-        clock[0] += places.PERIOD
+        clock[0] += paths.PERIOD
         log.write(3, "train", {"loss": 1.0})
         assert there() == [1, 2, 3]
         log.write(4, "train", {"loss": 1.0})
@@ -250,47 +250,47 @@ def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
 
 def test_what_may_not_be_read_is_a_sentence_and_never_absent(bucket, store, config, monkeypatch):
     monkeypatch.setattr(store, "refused", lambda write, name: True)
-    for ask in (run.is_claimed, run.read_config, lambda at: places.place(at).is_dir()):
+    for ask in (runs.is_claimed, runs.read_config, lambda at: paths.as_path(at).is_dir()):
         with pytest.raises(OSError, match="cannot be reached .*does not have storage.*gcloud auth"):
             ask(f"{bucket}/run")
-    buckets.check.cache_clear()
+    gcs.check.cache_clear()
     with pytest.raises(OSError, match="cannot be reached"):
-        run.make_run(config, f"{bucket}/run")
+        runs.make_run(config, f"{bucket}/run")
 
 
 def test_what_may_not_be_written_is_a_sentence(bucket, store, config, monkeypatch):
     monkeypatch.setattr(store, "refused", lambda write, name: write)
     with pytest.raises(OSError, match=r"gs://.*cannot be (written|reached|copied)"):
-        train.train(run.make_run(config, f"{bucket}/refused"))
+        train.train(runs.make_run(config, f"{bucket}/refused"))
     monkeypatch.setattr(store, "refused", lambda write, name: write and "/checkpoints/2" in name)
     with pytest.raises(OSError, match=r"checkpoint 2 could not be written in gs://"):
-        train.train(run.make_run(config, f"{bucket}/later"))
+        train.train(runs.make_run(config, f"{bucket}/later"))
 
 
 def test_an_account_that_could_not_delete_is_told_at_the_start(bucket, store, config, monkeypatch):
     monkeypatch.setattr(store, "refused", lambda write, name: name == "b/lm-test")
-    this = run.make_run(config, f"{bucket}/no-deletion")
+    run = runs.make_run(config, f"{bucket}/no-deletion")
     with pytest.raises(OSError, match="gs://lm-test cannot be reached .*Legacy Bucket Reader"):
-        evaluate.open_checkpoints(this)
-    evaluate.open_checkpoints(this, read_only=True)
+        inference.open_checkpoints(run)
+    inference.open_checkpoints(run, read_only=True)
 
 
 def test_a_bucket_that_is_not_there_and_a_package_that_is_not(bucket, config, monkeypatch):
     with pytest.raises(ValueError, match="no bucket gs://lm-none; make it with `gcloud storage"):
-        run.make_run(config, "gs://lm-none/run")
+        runs.make_run(config, "gs://lm-none/run")
     with pytest.raises(ValueError, match="no bucket gs://a; make it"):
-        run.make_run(config | {"init_from": "gs://a/run"}, bucket)
+        runs.make_run(config | {"init_from": "gs://a/run"}, bucket)
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    monkeypatch.delitem(__import__("sys").modules, "lm.sources.buckets")
-    monkeypatch.delattr("lm.sources.buckets")
+    monkeypatch.delitem(__import__("sys").modules, "lm.storage.gcs")
+    monkeypatch.delattr("lm.storage.gcs")
     with pytest.raises(ValueError, match="pip install gcsfs"):
-        run.make_run(config, f"{bucket}/run")
+        runs.make_run(config, f"{bucket}/run")
 
 
 def test_the_datasets_of_tfds_are_not_looked_for_in_a_bucket(config, bucket, tmp_path):
     made = config | {"data": config["data"] | {"dir": f"{bucket}/tfds"}}
     with pytest.raises(ValueError, match="is in a bucket, and is read from a disk alone"):
-        train.check(run.make_run(made, tmp_path))
+        train.check(runs.make_run(made, tmp_path))
 
 
 def test_what_was_compiled_is_kept_in_a_bucket(bucket, monkeypatch):
@@ -304,7 +304,7 @@ def test_what_was_compiled_is_kept_in_a_bucket(bucket, monkeypatch):
     jax.monitoring.register_event_listener(count)
     try:
         assert (
-            door.guarded(lambda: jax.config.update("jax_compilation_cache_dir", f"{bucket}/cache"))
+            cli.guarded(lambda: jax.config.update("jax_compilation_cache_dir", f"{bucket}/cache"))
             == 0
         )
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -313,7 +313,7 @@ def test_what_was_compiled_is_kept_in_a_bucket(bucket, monkeypatch):
             jax.clear_caches()
             assert jax.jit(lambda x: x * 3 + 2)(jax.numpy.arange(5)).tolist() == [2, 5, 8, 11, 14]
             assert bool(hits) == bool(seen)
-        assert buckets.files().find(f"{bucket}/cache")
+        assert gcs.files().find(f"{bucket}/cache")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -10,8 +10,8 @@ import signal
 import pytest
 
 from experiments.kill_drill import children, drill, outcome
-from lm import run
-from lm.sources import places
+from lm import runs
+from lm.storage import paths
 from tests import test_gs, test_hosts
 
 STEPS, SAVE = 4, 2
@@ -52,7 +52,7 @@ def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
     on_disk = start(config, tmp_path / "disk", "disk")
     assert test_hosts.ends(on_disk) == [0, 0], on_disk[0].said() + on_disk[1].said()
 
-    workdir, killed = places.place(f"{bucket}/pair"), []
+    workdir, killed = paths.as_path(f"{bucket}/pair"), []
 
     def kill(write: bool, name: str) -> bool:  # in the midst of the last save
         if write and f"/pair/checkpoints/{STEPS}" in name and not killed:
@@ -65,7 +65,7 @@ def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
     assert codes == [-signal.SIGKILL] * 2 and all(killed), both[0].said() + both[1].said()
     saved = [workdir / "checkpoints" / str(at) / "commit_success.txt" for at in (SAVE, STEPS)]
     assert [mark.exists() for mark in saved] == [True, False]
-    assert run.is_claimed(workdir)
+    assert runs.is_claimed(workdir)
 
     both = start(config, workdir, "again")
     assert test_hosts.ends(both) == [0, 0], both[0].said() + both[1].said()

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from lm.checkpoints import forms
+from lm.checkpoints import metadata
 from tests.states import bits, make_state, restore, save
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -30,7 +30,7 @@ def change(path: pathlib.Path, edit) -> None:
 def change_facts(step: pathlib.Path, **facts) -> None:
     """Other facts, under a seal that is right: a seal is no signature."""
     path = step / "facts" / "metadata"
-    sealed = forms.seal(forms.unseal(json.loads(path.read_text())) | facts)
+    sealed = metadata.seal(metadata.unseal(json.loads(path.read_text())) | facts)
     path.write_text(json.dumps(sealed))
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from experiments import flips, parity
-from lm import door, logs, transformer
+from lm import cli, logs, transformer
 from lm.interop import transformers, vocabulary
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def folder(tmp_path_factory, tiny_tokens):
     transformers.write(parity.random_params(config), config, folder / "foreign")
     vocabulary.write(tiny_tokens.directory, folder / "foreign")
     command = ["import", str(folder / "foreign"), f"--workdir={folder / 'run'}"]
-    assert door.main(command) == 0
+    assert cli.main(command) == 0
     logs.write_manifest(folder / "run", {"stage": "finetune", "params": 1})
     rows = [{"step": step, "split": "train", "loss": 5 / step} for step in range(1, 20)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)

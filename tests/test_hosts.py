@@ -11,7 +11,7 @@ import time
 import pytest
 
 from experiments.kill_drill import children, drill, outcome
-from lm import run
+from lm import runs
 
 STEPS, SAVE = 16, 4
 CONFIG = """
@@ -33,7 +33,7 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     made = tiny_config(**changes | {"data.shards": str(path.parent / "shards")})
     path.write_text(CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
-    run.make_examples(run.make_run(made, path.parent / "made"), tiny_tokens)
+    runs.make_examples(runs.make_run(made, path.parent / "made"), tiny_tokens)
     return path
 
 

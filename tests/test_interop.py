@@ -14,7 +14,17 @@ import pytest
 
 from configs import base, distill, finetune, models, pretrain
 from experiments import parity
-from lm import checkpoints, door, evaluate, interop, logs, run, tokenizer, train, transformer
+from lm import (
+    checkpoints,
+    cli,
+    inference,
+    interop,
+    logs,
+    runs,
+    tokenizer,
+    train,
+    transformer,
+)
 from lm.interop import t5x, transformers, vocabulary
 
 WORDS = dict(vocab_size=512, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=8)
@@ -35,13 +45,13 @@ def foreign(tmp_path_factory, tiny_tokens):
 def imported(foreign, tmp_path_factory):
     """The run's folder that `lm import` makes of it."""
     workdir = tmp_path_factory.mktemp("imported") / "run"
-    assert door.main(["import", str(foreign), f"--workdir={workdir}"]) == 0
+    assert cli.main(["import", str(foreign), f"--workdir={workdir}"]) == 0
     return workdir
 
 
 def params_of(workdir):
-    this = run.read_run(workdir)
-    return this, evaluate.read_params(this, run.make_tokenizer(this))[0]
+    run = runs.read_run(workdir)
+    return run, inference.read_params(run, runs.make_tokenizer(run))[0]
 
 
 def equal(one, other) -> None:
@@ -49,24 +59,24 @@ def equal(one, other) -> None:
 
 
 def test_an_import_is_a_run_with_the_models_words_its_numbers_and_its_ids(imported, tiny_tokens):
-    this, params = params_of(imported)
+    run, params = params_of(imported)
     for field, value in (WORDS | dict(layers="unrolled")).items():
-        assert getattr(this.model, field) == value
-    equal(params, parity.random_params(this.model))
+        assert getattr(run.model, field) == value
+    equal(params, parity.random_params(run.model))
     text = "Returns the shape of an array.\n\n  Raises: ValueError é ☃"
-    ours = run.make_tokenizer(this)
+    ours = runs.make_tokenizer(run)
     np.testing.assert_array_equal(ours.encode(text), tiny_tokens.encode(text))
-    assert this.config["tokenizer"]["pieces"] == tiny_tokens.pieces
+    assert run.config["tokenizer"]["pieces"] == tiny_tokens.pieces
 
 
 def test_an_export_of_an_import_is_the_same_checkpoint(imported, foreign, tmp_path):
-    assert door.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 0
+    assert cli.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 0
     for name in ("config.json", "model.safetensors", "tokenizer.json", "spiece.model"):
         assert (tmp_path / "out" / name).read_bytes() == (foreign / name).read_bytes(), name
 
 
 def test_an_import_answers(imported, capsys):
-    assert door.main(["predict", f"--workdir={imported}", "--text=What is it?"]) == 0
+    assert cli.main(["predict", f"--workdir={imported}", "--text=What is it?"]) == 0
     assert json.loads(capsys.readouterr().out)["inputs"] == "What is it?"
 
 
@@ -101,7 +111,7 @@ def test_an_export_answers_in_transformers_as_it_does_here(version, imported, tm
     )
     assert told.returncode == 0, told.stderr[-3000:]
     (tmp_path / "texts").write_text("\n".join(texts))
-    door.main(["predict", f"--workdir={imported}", f"--input={tmp_path / 'texts'}"])
+    cli.main(["predict", f"--workdir={imported}", f"--input={tmp_path / 'texts'}"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     tokens = tokenizer.Tokenizer(imported / "tokenizer")
     for row, line in zip(rows, told.stdout.splitlines(), strict=True):
@@ -111,10 +121,10 @@ def test_an_export_answers_in_transformers_as_it_does_here(version, imported, tm
 def test_a_runs_folder_is_a_preset(imported):
     config = finetune.get_config(str(imported))
     assert config.init_from == str(imported) and config.model.dropout_rate == 0.1
-    assert run.make_run(config.to_dict(), "nowhere").model.d_model == 16
+    assert runs.make_run(config.to_dict(), "nowhere").model.d_model == 16
     config = distill.get_config(str(imported))
     assert (config.teacher.workdir, config.init_from) == (str(imported), "")
-    student = run.make_run(config.to_dict(), "nowhere").model
+    student = runs.make_run(config.to_dict(), "nowhere").model
     assert (student.num_encoder_layers, student.d_model, student.vocab_size) == (1, 16, 512)
 
 
@@ -126,14 +136,14 @@ def test_a_preset_that_is_neither_lists_the_presets(tmp_path):
 @pytest.mark.parametrize("rows", [512, 640])
 def test_training_starts_from_an_import_and_says_what_it_took(imported, tiny_config, rows, capfd):
     config = tiny_config(**{"model.vocab_size": rows, "init_from": str(imported)})
-    config["model"] |= {**run.read_config(imported)["model"], "vocab_size": rows}
+    config["model"] |= {**runs.read_config(imported)["model"], "vocab_size": rows}
     config["steps"], workdir = 1, imported.parent / f"tuned-{rows}"
-    this = run.make_run(config, workdir)
+    run = runs.make_run(config, workdir)
     theirs = params_of(imported)[1]
-    started = train.first_params(this, run.make_tokenizer(this), None)
+    started = train.first_params(run, runs.make_tokenizer(run), None)
     said = capfd.readouterr().err
     assert started["embed"]["embedding"].shape == (rows, 16)
-    known = 512 if rows == 512 else run.make_tokenizer(this).size
+    known = 512 if rows == 512 else runs.make_tokenizer(run).size
     for path, leaf in checkpoints.flatten(started).items():
         axis = {"embed.embedding": 0, "head": 1}.get(path, 0)
         old = checkpoints.flatten(theirs)[path]
@@ -147,16 +157,16 @@ def test_an_import_teaches_a_student_that_starts_in_its_layers(imported, tiny_co
     config = tiny_config(**{"stage": "distill", "steps": 2, "teacher.workdir": str(imported)})
     config["tokenizer"]["dir"] = ""
     config["teacher"]["init"] = "last"
-    config["model"] |= run.read_config(imported)["model"] | {"num_decoder_layers": 1}
-    this, params = run.make_run(config, tmp_path / "run"), params_of(imported)[1]
-    started = train.first_params(this, run.make_tokenizer(this), params)
+    config["model"] |= runs.read_config(imported)["model"] | {"num_decoder_layers": 1}
+    run, params = runs.make_run(config, tmp_path / "run"), params_of(imported)[1]
+    started = train.first_params(run, runs.make_tokenizer(run), params)
     equal(started["encoder"], params["encoder"])
     equal(started["decoder"]["layers"], jax.tree.map(lambda x: x[1:], params["decoder"]["layers"]))
-    train.train(this)
-    rows = [row for row in logs.read(this.workdir / "metrics.jsonl") if row["split"] == "train"]
+    train.train(run)
+    rows = [row for row in logs.read(run.workdir / "metrics.jsonl") if row["split"] == "train"]
     assert rows[-1]["step"] == 2
     assert all(row["teacher/forward_kl"] > 0 for row in rows)
-    taught = params_of(this.workdir)[1]
+    taught = params_of(run.workdir)[1]
     assert not np.array_equal(taught["embed"]["embedding"], started["embed"]["embedding"])
 
 
@@ -211,16 +221,16 @@ def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens)
     command = ["import", str(tmp_path / "checkpoint_7"), f"--workdir={tmp_path / 'run'}"]
     command += ["--config=configs/finetune.py", "--config.model.activation=swiglu"]
     command += ["--config.model.relative_limit=100"]  # neither shows in the shapes
-    assert door.main(command) == 2  # T5X keeps no vocabulary
+    assert cli.main(command) == 2  # T5X keeps no vocabulary
     assert not (tmp_path / "run").exists()
     for name, words in (("run", tmp_path / "vocabulary"), ("again", tiny_tokens.directory)):
         command[2:3] = [f"--workdir={tmp_path / name}"]
-        assert door.main([*command, f"--config.tokenizer.dir={words}"]) == 0
-        this, read = params_of(tmp_path / name)
+        assert cli.main([*command, f"--config.tokenizer.dir={words}"]) == 0
+        run, read = params_of(tmp_path / name)
         equal(read, params)
-        assert run.make_tokenizer(this).fingerprint == tiny_tokens.fingerprint
-    assert this.data.input_length == 96  # the config's own
-    assert (this.model.activation, this.model.relative_limit) == ("swiglu", 100)
+        assert runs.make_tokenizer(run).fingerprint == tiny_tokens.fingerprint
+    assert run.data.input_length == 96  # the config's own
+    assert (run.model.activation, run.model.relative_limit) == ("swiglu", 100)
 
 
 MEASURE = """
@@ -243,7 +253,9 @@ print(kilobytes("VmHWM") - before)
 def test_an_import_takes_the_memory_of_the_checkpoint_and_no_copy(foreign, tmp_path):
     sizes = dict(vocab_size=140_000, d_model=256, d_ff=9_000, num_heads=4, num_kv_heads=4)
     config = transformer.ModelConfig(**sizes, num_encoder_layers=2, num_decoder_layers=2)
-    params = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), transformer.shapes(config))
+    params = jax.tree.map(
+        lambda x: np.full(x.shape, 0.5, np.float32), transformer.param_shapes(config)
+    )
     params["head"][0] = 1  # not the embedding's copy, which would not be read
     shutil.copytree(foreign, tmp_path / "small")
     transformers.write(params, config, tmp_path / "big")
@@ -295,7 +307,7 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(foreign, tmp_path, what, cap
     weights.write_bytes(weights.read_bytes()[:-9])
     before = sorted(path.name for path in tmp_path.iterdir())
     workdir = "." if workdir == "." else tmp_path / workdir
-    assert door.main(["import", str(place(tmp_path)), f"--workdir={workdir}"]) == 2
+    assert cli.main(["import", str(place(tmp_path)), f"--workdir={workdir}"]) == 2
     said = capsys.readouterr().err
     assert sentence in said and len(said.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -316,8 +328,8 @@ def test_what_lies_beside_is_nobodys_draft(foreign, imported, tmp_path):
     for name in ("run.part", ".run.part", "out.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis").write_text("mine")
-    assert door.main(["import", str(foreign), f"--workdir={tmp_path / 'run'}"]) == 0
-    assert door.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 0
+    assert cli.main(["import", str(foreign), f"--workdir={tmp_path / 'run'}"]) == 0
+    assert cli.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 0
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == [".run.part", "out", "out.part", "run", "run.part"]
     assert (tmp_path / "run.part" / "thesis").read_text() == "mine"
@@ -328,7 +340,7 @@ def test_an_export_that_fails_leaves_nothing(imported, tmp_path, monkeypatch, ca
         raise OSError("no space left on device")
 
     monkeypatch.setattr(vocabulary, "write", full)
-    assert door.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 2
+    assert cli.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 2
     assert "no space left" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -337,7 +349,7 @@ def test_a_checkpoint_that_was_not_imported_is_no_run(foreign, capsys):
     command = ["train", "--dry_run", "--workdir=nowhere"]
     for flag in (f"=configs/finetune.py:{foreign}", f".init_from={foreign}"):
         config = ["--config=configs/finetune.py"] if flag.startswith(".") else []
-        assert door.main([*command, *config, f"--config{flag}"]) == 2
+        assert cli.main([*command, *config, f"--config{flag}"]) == 2
         said = capsys.readouterr().err
         assert f"no run; make one of it first: python -m lm import {foreign}" in said
 
@@ -367,6 +379,6 @@ def paired() -> dict:
 def test_an_export_never_overwrites(imported, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
-    assert door.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 2
+    assert cli.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 2
     assert "not empty; give a new directory" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]

@@ -14,7 +14,7 @@ import pytest
 
 from experiments.kill_drill import __main__ as program
 from experiments.kill_drill import children, outcome, page
-from lm import run
+from lm import runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, SAVE = 12, 3
@@ -76,7 +76,7 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     made = tiny_config(**changes | {"data.shards": str(path.parent / "shards")})
     path.write_text(CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
-    run.make_examples(run.make_run(made, path.parent / "made"), tiny_tokens)
+    runs.make_examples(runs.make_run(made, path.parent / "made"), tiny_tokens)
     return path
 
 

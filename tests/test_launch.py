@@ -16,7 +16,7 @@ import pytest
 from experiments.launch import __main__ as launch
 from experiments.launch import job as jobs
 from experiments.launch import local, slurm, steps
-from lm import door
+from lm import cli
 from tests.cloud import cloud  # noqa: F401  (a fixture)
 
 TRAIN = ["--", "train", "--config=configs/pretrain_wikipedia.py:t5_1_1_small"]
@@ -129,7 +129,7 @@ def test_the_codes_of_the_hosts_decide_together():
     assert jobs.decides([0, 0]) == 0
     assert jobs.decides([75, 2, 75]) == 2, "who found the mistake is right, the others lost a host"
     assert jobs.decides([0, 75]) == jobs.decides([137, 75]) == 75
-    assert door.UNFINISHED == jobs.UNFINISHED
+    assert cli.UNFINISHED == jobs.UNFINISHED
 
 
 # SLURM. ------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_feed_forward_is_its_formula(name):
 def test_a_product_over_several_axes_is_one_over_their_product_and_keeps_its_kernel():
     x, kernel = draw(2, 5, 4, 6), draw(4, 6, 3, 7)
     dimensions = ((2, 3), (0, 1)), ((), ())
-    ours = layers.flat(x, kernel, dimensions)
+    ours = layers.dense_general_2d(x, kernel, dimensions)
     exact = np.einsum("btnh,nhkw->btkw", *as_float64((x, kernel)))
     np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5)
     for features, axis in ((8, -1), ((2, 4), -1), (8, (-2, -1))):

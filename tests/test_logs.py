@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lm import logs
-from lm.logs import rates
+from lm.logs import throughput
 
 
 class Clock:
@@ -224,7 +224,7 @@ def test_known_devices_have_their_published_peak_and_add_up(kind, tera):
 
 
 def test_fake_cpu_devices_share_the_machine_and_processes_add_up(monkeypatch):
-    monkeypatch.setattr(rates, "measured_flops", lambda device: 1e9)
+    monkeypatch.setattr(throughput, "measured_flops", lambda device: 1e9)
     assert logs.peak_flops([device("cpu", "cpu")] * 8) == 1e9
     two = [device("cpu", "cpu", process_index=i) for i in (0, 0, 1, 1)]
     assert logs.peak_flops(two) == 2e9

@@ -8,7 +8,7 @@ import time
 import jax
 import pytest
 
-from lm import checkpoints, evaluate, logs, pipeline, run, steps, train
+from lm import checkpoints, evaluate, logs, pipeline, runs, steps, train
 
 
 class Stalls:
@@ -60,14 +60,14 @@ def test_each_stall_of_a_run_and_of_its_continuation_is_in_its_own_kind(
         yield from itertools.islice(batches(*arguments, **options), 5)
         raise KeyboardInterrupt
 
-    this = run.make_run(tiny_config(**{"every.checkpoint": 2}), tmp_path / "run")
+    run = runs.make_run(tiny_config(**{"every.checkpoint": 2}), tmp_path / "run")
     monkeypatch.setattr(pipeline, "train_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train.train(this, jax.devices()[:1])
+        train.train(run, jax.devices()[:1])
     monkeypatch.setattr(pipeline, "train_batches", batches)
-    train.train(this, jax.devices()[:1])  # updates 5 and 6; the first of them is taken again
+    train.train(run, jax.devices()[:1])  # updates 5 and 6; the first of them is taken again
 
-    found = logs.goodput(this.workdir)
+    found = logs.goodput(run.workdir)
     assert found["wall"] == pytest.approx(clock() - began, rel=0.02)
     assert sum(found["shares"].values()) == pytest.approx(1.0)
     spent = {kind: share * found["wall"] for kind, share in found["shares"].items()}

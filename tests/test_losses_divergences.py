@@ -189,13 +189,13 @@ def taught(teacher, k, temperature=1.0):
         rest = ordered[..., k:] / temperature
         tail = scipy.special.logsumexp(rest, axis=-1) if k < VOCAB else -np.inf
     tail = np.broadcast_to(tail, ordered.shape[:2])
-    return batch.Taught(
+    return batch.TeacherTopK(
         ids[..., :k].astype(np.int32), np.float32(ordered[..., :k]), np.float32(tail)
     )
 
 
 def cached(name, k, temperature=1.0, student=STUDENT, teacher=TEACHER):
-    pair = losses.outcomes(student, taught(teacher, k, temperature), temperature)
+    pair = losses.top_k_and_rest(student, taught(teacher, k, temperature), temperature)
     return DIVERGENCES[name](*pair, WEIGHTS, temperature=temperature)[0]
 
 
@@ -214,7 +214,7 @@ def test_of_any_two_models_a_cache_tells_never_more(seed, temperature):
     """Nowhere, not in the mean alone: what is looked at more coarsely differs no more."""
     pair = draw(2 * seed + 10, 1 + seed / 4), draw(2 * seed + 11, 1 + seed / 4)
     here = jnp.zeros((ROWS, LENGTH)).at[seed % ROWS, 0].set(1.0)
-    told = losses.outcomes(pair[0], taught(pair[1], 2, temperature), temperature)
+    told = losses.top_k_and_rest(pair[0], taught(pair[1], 2, temperature), temperature)
     for loss in DIVERGENCES.values():
         found, whole = (loss(*two, here, temperature=temperature)[0] for two in (told, pair))
         assert -1e-5 <= found <= whole + 1e-4 * whole
@@ -261,10 +261,10 @@ def test_a_student_equal_to_a_cached_teacher_has_no_loss_and_no_gradient(name, t
 def test_a_tail_of_nothing_and_padding_that_says_nothing_are_no_nan():
     some = taught(TEACHER, 4)
     empty = some._replace(tail=jnp.full((ROWS, LENGTH), -jnp.inf))
-    nothing = batch.Taught(*(jnp.zeros_like(x) for x in some))
+    nothing = batch.TeacherTopK(*(jnp.zeros_like(x) for x in some))
     for told in (empty, nothing):
         for loss in DIVERGENCES.values():
-            ours = lambda x, told=told, loss=loss: loss(*losses.outcomes(x, told), WEIGHTS)[0]
+            ours = lambda x, told=told, loss=loss: loss(*losses.top_k_and_rest(x, told), WEIGHTS)[0]
             total, grad = jax.value_and_grad(ours)(STUDENT)
             assert np.isfinite(total) and np.isfinite(grad).all()
 

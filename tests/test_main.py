@@ -9,7 +9,7 @@ import shutil
 import jax
 import pytest
 
-from lm import door
+from lm import cli
 
 
 def flat(config: dict, prefix: str = "--config.") -> list[str]:
@@ -22,7 +22,7 @@ def flat(config: dict, prefix: str = "--config.") -> list[str]:
 
 
 def lm(command: str, *flags: str) -> int:
-    return door.main([command, *flags])
+    return cli.main([command, *flags])
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ MISTAKES = {
 @pytest.mark.parametrize("line", MISTAKES, ids=lambda line: line.replace("{w}", "W")[-60:])
 def test_a_mistake_is_one_sentence_and_leaves_nothing(line, tmp_path, capsys):
     workdir = tmp_path / "run"
-    assert door.main(line.format(w=workdir).split()) == 2
+    assert cli.main(line.format(w=workdir).split()) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and said[0].startswith("lm: "), said
     assert re.search(MISTAKES[line], said[0]), said[0]
@@ -258,9 +258,9 @@ def test_who_looks_for_the_place_gets_the_traceback(monkeypatch, tmp_path):
         lm("predict", f"--workdir={tmp_path}", "--text=x")
 
 
-@pytest.mark.parametrize("name", door.COMMANDS)
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help(name, capsys):
     assert lm(name, "--help") == 0
     said = capsys.readouterr().out
-    assert all(flag.strip("?") in said.lower() for flag in door.COMMANDS[name][1])
-    assert name in door.overview()
+    assert all(flag.strip("?") in said.lower() for flag in cli.COMMANDS[name][1])
+    assert name in cli.overview()

@@ -7,7 +7,7 @@ import re
 import jax
 import pytest
 
-from lm import door
+from lm import cli
 from lm import train as trained
 
 CURE = r"\b(use|set|choose|leave|give|did you mean|lower|raise|make|write|say|takes|needs?|must)\b"
@@ -72,7 +72,7 @@ KEYED = {line: line.partition("=")[0].rpartition(".")[2] for line in [*TYPES, *B
 
 def sentence(arguments: list[str], capsys) -> str:
     """What the door says of a mistake, which it must end with."""
-    assert door.main(arguments) == 2
+    assert cli.main(arguments) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and said[0].startswith("lm: "), said
     return said[0]

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lm import objectives
-from lm.objectives import arithmetic, placement
+from lm.objectives import lengths, noise_masks
 from tests.test_objectives import (
     EVERY,
     MASK,
@@ -252,7 +252,7 @@ def naive_spans(length, count, noise, spans) -> np.ndarray:
 @pytest.mark.parametrize("word", ["uniform", "t5"])
 def test_every_placement_of_spans_is_equally_likely(word, length, density, span):
     config = config_of(density, span, placement=word)
-    noise, spans = (f(config, length) for f in (arithmetic.hidden_count, arithmetic.span_count))
+    noise, spans = (f(config, length) for f in (lengths.hidden_count, lengths.span_count))
     possible = list(all_masks(length, noise, spans, ring=word == "uniform"))
     if word == "t5":
         possible = [mask for mask in possible if not mask[0] and mask[-1]]
@@ -313,9 +313,9 @@ def test_t5_never_hides_the_first_token_and_always_the_last():
 
 def test_the_parts_of_a_whole_are_never_empty_and_every_way_equally_likely():
     rng, ways = rng_of(0), list(itertools.combinations(range(1, 6), 2))
-    draws = np.array([placement.part_ends(rng, 6, 3) for _ in range(3000)])
+    draws = np.array([noise_masks.part_ends(rng, 6, 3) for _ in range(3000)])
     assert (draws[:, -1] == 6).all()
     assert_equally_often(draws[:, :-1], ways)
     for total in range(1, 5):
-        assert placement.part_ends(rng, total, total).tolist() == list(range(1, total + 1))
-        assert placement.part_ends(rng, total, 1).tolist() == [total]
+        assert noise_masks.part_ends(rng, total, total).tolist() == list(range(1, total + 1))
+        assert noise_masks.part_ends(rng, total, 1).tolist() == [total]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import base, models, t5_tables
-from lm import objectives, run
+from lm import objectives, runs
 
 every_row = pytest.mark.parametrize("row", t5_tables.ROWS)
 
@@ -26,7 +26,7 @@ def example_of(row: str):
 
 @every_row
 def test_a_row_is_the_papers_baseline_but_for_its_objective(row):
-    made = run.make_run(t5_tables.get_config(row).to_dict(), "nowhere")  # and passes all checks
+    made = runs.make_run(t5_tables.get_config(row).to_dict(), "nowhere")  # and passes all checks
     assert (made.config["steps"], made.data.batch_size, made.data.input_length) == (2**19, 128, 512)
     assert made.model.dropout_rate == 0.1 and made.config["optimizer"]["name"] == "adafactor"
     ours, t5 = t5_tables.get_config(row), models.apply(base.get_config(), "t5_base")

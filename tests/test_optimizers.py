@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lm import optimizers, transformer
 
 STEPS = 50
-PACE = optimizers.Pace(1.0, 1)
+PACE = optimizers.RunLength(1.0, 1)
 every_optimizer = pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 # A tower's kernels: wide enough to be factored, once heads are joined.
 KERNELS = {"query": (3, 128, 2, 64), "out": (3, 2, 64, 130), "up": (3, 128, 132), "down": (3, 9, 4)}
@@ -209,7 +209,7 @@ def test_adafactor_remembers_rows_and_columns_of_wide_matrices_alone():
 
 def test_what_muon_makes_orthogonal_are_the_kernels_of_layers():
     config = transformer.ModelConfig(vocab_size=64, d_model=16, d_ff=24, head_dim=4, norm="layer")
-    shapes = transformer.shapes(config)
+    shapes = transformer.param_shapes(config)
     state = jax.eval_shape(make(shapes, name="muon").init, shapes)
     kept = {"muon": set(), "adamw": set()}
     for keys, _ in jax.tree_util.tree_leaves_with_path(state):

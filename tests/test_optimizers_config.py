@@ -13,7 +13,7 @@ import pytest
 
 from lm import optimizers, transformer
 
-PACE = optimizers.Pace(epoch=10.0, tokens=64)
+PACE = optimizers.RunLength(epoch=10.0, tokens=64)
 PARAMS = {
     "embed": {"embedding": jnp.ones((4, 3))},
     "encoder": {"layers": {"up": {"kernel": jnp.ones((2, 3, 4))}}, "norm": {"scale": jnp.ones(3)}},
@@ -225,7 +225,7 @@ def test_rates_that_freeze_everything_are_refused():
 
 def test_by_default_all_but_norms_and_relative_biases_decay_in_the_model():
     config = transformer.ModelConfig(vocab_size=64, d_model=16, d_ff=16, head_dim=4, norm="layer")
-    params = jax.tree.map(lambda x: jnp.ones(x.shape), transformer.shapes(config))
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), transformer.param_shapes(config))
     optimizer, _ = optimizers.make_optimizer(
         config_of(name="lion", weight_decay=0.5, clip_norm=0.0), 10, params, PACE
     )

@@ -13,7 +13,7 @@ import pytest
 from lm import optimizers
 
 STEPS = 50
-PACE = optimizers.Pace(epoch=250.0, tokens=4096)
+PACE = optimizers.RunLength(epoch=250.0, tokens=4096)
 COOLDOWN = {"wsd": 20}
 FALLS = ["linear", "cosine", "wsd"]
 every_schedule = pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
@@ -107,7 +107,7 @@ def test_a_rate_is_the_same_compiled_and_never_negative(schedule):
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 65_536, 2**31 - 1])
 def test_a_number_of_updates_in_any_unit_is_that_number_again(count):
     total = 2**31 - 1
-    for pace in (PACE, optimizers.Pace(1 / 3, 1), optimizers.Pace(1e7, 2**23)):
+    for pace in (PACE, optimizers.RunLength(1 / 3, 1), optimizers.RunLength(1e7, 2**23)):
         texts = {
             "updates": count,
             "epochs": count / pace.epoch,
@@ -115,13 +115,13 @@ def test_a_number_of_updates_in_any_unit_is_that_number_again(count):
             "percent": 100 * count / total,
         }
         for unit, number in texts.items():
-            assert optimizers.updates(f"{number} {unit}", total, pace) == count, (unit, pace)
+            assert optimizers.num_updates(f"{number} {unit}", total, pace) == count, (unit, pace)
 
 
 def test_durations_are_rounded_to_the_nearest_update_and_are_never_none():
-    assert optimizers.updates("2 percent", 65_536, PACE) == 1311  # of 1310.72
-    assert optimizers.updates("1e6 tokens", 0, PACE) == 244  # of 244.14
-    assert optimizers.updates("1e-6 epochs", 0, PACE) == 1
+    assert optimizers.num_updates("2 percent", 65_536, PACE) == 1311  # of 1310.72
+    assert optimizers.num_updates("1e6 tokens", 0, PACE) == 244  # of 244.14
+    assert optimizers.num_updates("1e-6 epochs", 0, PACE) == 1
 
 
 BAD = ["2", "percent", "2 percent 3 epochs", "2percent", "-1 epochs", "0 updates", "nan tokens"]
@@ -131,29 +131,29 @@ BAD += ["inf epochs", "two epochs", "1,000 updates", " "]
 @pytest.mark.parametrize("text", BAD)
 def test_what_is_not_one_number_and_one_unit_is_no_duration(text):
     with pytest.raises(ValueError, match="is not one duration, a number above 0 and a unit; write"):
-        optimizers.updates(text, 100, PACE)
+        optimizers.num_updates(text, 100, PACE)
     with pytest.raises(ValueError, match="is not one duration"):  # before anything is made
         optimizers.OptimizerConfig(warmup=0, warmup_duration=text)
 
 
 def test_a_wrong_unit_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="unit of '1 epoch'='epoch' .* did you mean 'epochs'"):
-        optimizers.updates("1 epoch", 100, PACE)
+        optimizers.num_updates("1 epoch", 100, PACE)
 
 
 def test_a_duration_that_no_run_could_have_is_refused():
     with pytest.raises(ValueError, match="are 2.44e\\+26 updates here; use at most 2147483647"):
-        optimizers.updates("1e30 tokens", 100, PACE)
+        optimizers.num_updates("1e30 tokens", 100, PACE)
 
 
 def test_percent_is_no_length_for_the_run_itself():
     with pytest.raises(ValueError, match="'3 percent' of a run is no length for it; use updates"):
-        optimizers.updates("3 percent", 0, PACE)
-    assert optimizers.updates("3 epochs", 0, PACE) == 750
+        optimizers.num_updates("3 percent", 0, PACE)
+    assert optimizers.num_updates("3 epochs", 0, PACE) == 750
 
 
 def test_warm_up_and_cooldown_last_as_long_as_their_durations_say():
-    pace = optimizers.Pace(epoch=20.0, tokens=1000)
+    pace = optimizers.RunLength(epoch=20.0, tokens=1000)
     said = rate_of("wsd", 100, pace, warmup_duration="0.5 epochs", cooldown_duration="3e4 tokens",
                    cooldown=0)  # fmt: skip
     counted = rate_of("wsd", 100, pace, warmup=10, cooldown=30)

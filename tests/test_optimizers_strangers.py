@@ -46,7 +46,7 @@ def ours(**fields) -> dict[str, np.ndarray]:
     """Our parameters after ten updates, in float32; the rate warms up, then falls."""
     config = optimizers.OptimizerConfig(schedule="cosine", warmup=3, clip_norm=0.0, **fields)
     as_float32 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-    pace = optimizers.Pace(1.0, 1)
+    pace = optimizers.RunLength(1.0, 1)
     optimizer, _ = optimizers.make_optimizer(config, UPDATES, as_float32(PARAMS), pace)
     return apart(run(optimizer, as_float32(PARAMS), as_float32(GRADIENTS)))
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lm import checkpoints, origin, transformer
+from lm import checkpoints, initialization, transformer
 
 CONFIG = transformer.ModelConfig(
     vocab_size=8,
@@ -24,18 +24,20 @@ CONFIG = transformer.ModelConfig(
 def drawn(config, seed):
     """A parameter tree of this config with no two numbers alike, as {path: array}."""
     rng = np.random.default_rng(seed)
-    shapes = checkpoints.flatten(transformer.shapes(config))
+    shapes = checkpoints.flatten(transformer.param_shapes(config))
     return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
 
 
 def test_rows_of_the_same_name_are_found_wherever_they_are():
-    rows = origin.rows_by_name(["pad", "b", "new", "a"], ["pad", "a", "b"], 6)
+    rows = initialization.rows_by_name(["pad", "b", "new", "a"], ["pad", "a", "b"], 6)
     assert rows.tolist() == [0, 2, -1, 1, -1, -1]
 
 
 def test_a_vocabulary_renamed_onto_itself_changes_nothing():
     theirs, names = drawn(CONFIG, 0), [str(row) for row in range(8)]
-    carried, _ = origin.carry_over(drawn(CONFIG, 1), theirs, origin.rows_by_name(names, names, 8))
+    carried, _ = initialization.carry_over(
+        drawn(CONFIG, 1), theirs, initialization.rows_by_name(names, names, 8)
+    )
     assert carried.keys() == theirs.keys()
     for path, leaf in carried.items():
         np.testing.assert_array_equal(leaf, theirs[path])
@@ -46,7 +48,7 @@ def test_known_rows_are_theirs_new_ones_fresh_and_all_else_is_whole(shared):
     small = dataclasses.replace(CONFIG, shared=shared)
     fresh = drawn(dataclasses.replace(small, vocab_size=11), 0)
     theirs, rows = drawn(small, 1), np.array([3, -1, 0, 1, 2, -1, 7, 6, 5, 4, -1])
-    carried, account = origin.carry_over(fresh, theirs, rows)
+    carried, account = initialization.carry_over(fresh, theirs, rows)
     vocabulary = {"embed.embedding", "head"}
     if shared == "nothing":
         vocabulary.add("encoder_embed.embedding")
@@ -65,7 +67,7 @@ def test_known_rows_are_theirs_new_ones_fresh_and_all_else_is_whole(shared):
 def test_the_fresh_parameters_are_not_written_over():
     fresh, rows = drawn(CONFIG, 0), np.arange(8)
     kept = {path: leaf.copy() for path, leaf in fresh.items()}
-    origin.carry_over(fresh, drawn(CONFIG, 1), rows)
+    initialization.carry_over(fresh, drawn(CONFIG, 1), rows)
     for path, leaf in kept.items():
         np.testing.assert_array_equal(leaf, fresh[path])
 
@@ -74,11 +76,13 @@ def test_every_parameter_that_counts_the_vocabulary_is_known():
     larger = dataclasses.replace(CONFIG, vocab_size=9)
     for shared in ("embeddings", "nothing"):
         ours, theirs = (
-            checkpoints.flatten(transformer.shapes(dataclasses.replace(config, shared=shared)))
+            checkpoints.flatten(
+                transformer.param_shapes(dataclasses.replace(config, shared=shared))
+            )
             for config in (CONFIG, larger)
         )
         for path, leaf in ours.items():
-            axis = origin.VOCABULARY.get(path.split(".")[-1])
+            axis = initialization.VOCABULARY.get(path.split(".")[-1])
             changed = [i for i, n in enumerate(leaf.shape) if n != theirs[path].shape[i]]
             assert changed == ([] if axis is None else [axis]), path
 
@@ -106,8 +110,8 @@ def test_a_model_of_other_words_is_refused_and_of_another_dtype_or_vocabulary_is
     else:
         theirs = dataclasses.replace(CONFIG, **{field: value})
     if field in ("vocab_size", "dropout_rate", "dtype", "layers", "remat", "attention"):
-        origin.check_origin(CONFIG, theirs, "runs/x")
+        initialization.check_origin(CONFIG, theirs, "runs/x")
     else:
         cure = r"use .*, or the folder as the config's preset"
         with pytest.raises(ValueError, match=rf"runs/x's .*{cure}"):
-            origin.check_origin(CONFIG, theirs, "runs/x")
+            initialization.check_origin(CONFIG, theirs, "runs/x")

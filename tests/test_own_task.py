@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from lm import evaluate, run, train
-from lm.evaluate import command
+from lm import evaluate, runs, train
+from lm.evaluate import evaluation
 
 SPEC = {"inputs": "say: {a}", "targets": "{b}", "metrics": ("exact_match",)}
 
@@ -27,10 +27,10 @@ def config(tiny_config, tmp_path):
 
 def test_a_table_is_learnt_continued_and_scored_by_a_config_alone(config, tmp_path):
     workdir = tmp_path / "run"
-    train.train(run.make_run(config, workdir))
-    again = run.make_run(copy.deepcopy(config), workdir)  # tuples there, lists in config.json
+    train.train(runs.make_run(config, workdir))
+    again = runs.make_run(copy.deepcopy(config), workdir)  # tuples there, lists in config.json
     assert train.train(again)
-    assert run.read_run(workdir).data == again.data
+    assert runs.read_run(workdir).data == again.data
     figures = evaluate.evaluate(workdir)
     rows = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
     assert figures["examples"] == len(rows) == 4  # evaluate.decode of the ten held out
@@ -39,7 +39,7 @@ def test_a_table_is_learnt_continued_and_scored_by_a_config_alone(config, tmp_pa
     assert 0 <= figures["exact_match"] <= 100
     assert evaluate.evaluate(workdir, split="train", most=3)["examples"] == 3
     # What was scored is not taken for the scores of what is written over its file.
-    made_of = lambda: command.Evaluation(workdir).made_of(6)
+    made_of = lambda: evaluation.Evaluation(workdir).made_of(6)
     assert figures | made_of() == figures
     table = tmp_path / "train.tsv"
     table.write_text(table.read_text().replace("5050", "5051"))
@@ -53,9 +53,9 @@ def test_a_small_table_without_a_validation_file_is_learnt_and_scored(count, con
     rows = [f"{i}\t{i}{i}" for i in range(count)]
     (tmp_path / "train.tsv").write_text("\n".join(["a\tb", *rows]) + "\n")
     config["data"] |= {"train": "train", "heldout": "validation"}
-    this = run.make_run(config, tmp_path / "run")
-    assert run.splits(this) == ({"doubles": "train[:-1]"}, {"doubles": "train[-1:]"})
-    train.train(this)
+    run = runs.make_run(config, tmp_path / "run")
+    assert runs.splits(run) == ({"doubles": "train[:-1]"}, {"doubles": "train[-1:]"})
+    train.train(run)
     assert evaluate.evaluate(tmp_path / "run")["examples"] == 1
     (row,) = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
     assert json.loads(row)["inputs"] == f"say: {count - 1}"
@@ -64,15 +64,15 @@ def test_a_small_table_without_a_validation_file_is_learnt_and_scored(count, con
 def test_a_missing_column_is_told_before_anything_is_trained(config, tmp_path):
     config["data"]["tasks"]["doubles"]["targets"] = "{c}"
     with pytest.raises(ValueError, match="has no column 'c', .* it has a, b"):
-        train.check(run.make_run(config, tmp_path / "run"))
+        train.check(runs.make_run(config, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_shards_of_another_template_are_refused(config, tmp_path):
-    this = run.make_run(config, tmp_path / "run")
-    tokens = run.make_tokenizer(this)
-    run.make_examples(this, tokens)
-    run.make_examples(this, tokens)  # found
+    run = runs.make_run(config, tmp_path / "run")
+    tokens = runs.make_tokenizer(run)
+    runs.make_examples(run, tokens)
+    runs.make_examples(run, tokens)  # found
     config["data"]["tasks"]["doubles"]["inputs"] = "double: {a}"
     with pytest.raises(ValueError, match="holds shards of another task"):
-        run.make_examples(run.make_run(config, tmp_path / "run"), tokens)
+        runs.make_examples(runs.make_run(config, tmp_path / "run"), tokens)

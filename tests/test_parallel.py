@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from lm import batch, distill, layers, optimizers, parallel, steps, transformer
 from lm.distill import features
 from lm.preflight import hlo
-from lm.transformer import adapters
+from lm.transformer import lora
 
 MODEL = transformer.ModelConfig(
     vocab_size=96,
@@ -75,25 +75,25 @@ def made(name: str = "adamw"):
     optimizer, _ = optimizers.make_optimizer(
         optimizers.OptimizerConfig(name=name, peak=1e-2, warmup=0, weight_decay=0.1),
         10,
-        transformer.shapes(MODEL),
-        optimizers.Pace(1.0, 1),
+        transformer.param_shapes(MODEL),
+        optimizers.RunLength(1.0, 1),
     )
     rng = np.random.default_rng(0)
     draw = lambda x: rng.normal(scale=0.3, size=x.shape).astype(np.float32)
-    params = jax.tree.map(draw, transformer.shapes(MODEL))
+    params = jax.tree.map(draw, transformer.param_shapes(MODEL))
     zero = np.zeros([], np.int32)
     state = steps.State(zero, params, optimizer.init(params), zero, params)
     return loss_of(), optimizer, jax.device_get(state)
 
 
-def loss_of(place=transformer.anywhere):
+def loss_of(place=transformer.no_constraint):
     """The loss of the tiny model, its activations placed so."""
     model = transformer.Transformer(MODEL, place)
     config = steps.LossConfig(z_loss=1e-3, smoothing=0.1)
     return steps.make_language_loss(model, config, np.arange(MODEL.vocab_size) % 5)
 
 
-def step_of(plan: steps.Plan, optimizer: str = "adamw", place=transformer.anywhere):
+def step_of(plan: steps.StepConfig, optimizer: str = "adamw", place=transformer.no_constraint):
     """The update of the tiny model."""
     optimizer = made(optimizer)[1]
     return functools.partial(steps.train_step, loss=loss_of(place), optimizer=optimizer, plan=plan)
@@ -113,7 +113,7 @@ def mesh(**sizes) -> parallel.Mesh:
 def plain(optimizer: str):
     """(last state, sums of each update) on one device, by jit alone."""
     state, found = made(optimizer)[2], []
-    step = jax.jit(step_of(steps.Plan(average=AVERAGE), optimizer))
+    step = jax.jit(step_of(steps.StepConfig(average=AVERAGE), optimizer))
     for examples in BATCHES:
         state, sums = step(state, examples)
         found.append(jax.device_get(sums))
@@ -123,7 +123,7 @@ def plain(optimizer: str):
 @pytest.mark.parametrize("name, optimizer", TAKEN, ids=str)
 def test_every_layout_takes_the_step_of_one_device(name, optimizer):
     strategy = make(name)
-    plan = steps.Plan(0, LAYOUTS[name][1].get("micro_batches", 1), average=AVERAGE)
+    plan = steps.StepConfig(0, LAYOUTS[name][1].get("micro_batches", 1), average=AVERAGE)
     step = strategy.compile(step_of(plan, optimizer, strategy.place_rows), donate=True)
     state = first = strategy.place_state(made(optimizer)[2])
     for examples, expected in zip(BATCHES, plain(optimizer)[1], strict=True):
@@ -259,7 +259,7 @@ def test_the_optimizer_state_lies_like_its_parameter():
         assert moments == [shape, shape], path
     # Adafactor's rows and columns lie like the axes that they keep.
     big, config = {"head": jnp.ones((128, 256))}, optimizers.OptimizerConfig(name="adafactor")
-    optimizer, _ = optimizers.make_optimizer(config, 10, big, optimizers.Pace(1.0, 1))
+    optimizer, _ = optimizers.make_optimizer(config, 10, big, optimizers.RunLength(1.0, 1))
     state = steps.State(
         jnp.zeros([], jnp.int32), big, optimizer.init(big), jnp.zeros([], jnp.int32)
     )
@@ -279,7 +279,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_rules_cover_every_parameter_of_every_model(name):
     config = dataclasses.replace(MODEL, **VARIANTS[name])
-    shapes = transformer.shapes(config)
+    shapes = transformer.param_shapes(config)
     ruled = mesh(data=2, fsdp=2, tensor=2).shardings(shapes)
     for (path, leaf), sharding in zip(
         jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(ruled), strict=True
@@ -291,8 +291,8 @@ def test_the_rules_cover_every_parameter_of_every_model(name):
 
 
 def test_no_rule_is_dead_and_none_is_hidden_by_one_before():
-    everywhere = adapters.LoraConfig(rank=2, match="kernel$")
-    shapes = adapters.shapes(everywhere, transformer.shapes(MODEL))
+    everywhere = lora.LoraConfig(rank=2, match="kernel$")
+    shapes = lora.shapes(everywhere, transformer.param_shapes(MODEL))
     wide = dataclasses.replace(MODEL, d_model=24)
     shapes["projections"] = features.shapes(distill.parse("hidden"), MODEL, wide)
     paths = [parallel.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
@@ -322,7 +322,7 @@ def test_an_uncovered_parameter_is_an_error_that_names_it():
 )
 def test_a_size_that_does_not_divide_is_a_sentence(sizes, change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        mesh(**sizes).shardings(transformer.shapes(dataclasses.replace(MODEL, **change)))
+        mesh(**sizes).shardings(transformer.param_shapes(dataclasses.replace(MODEL, **change)))
 
 
 @pytest.mark.parametrize("name", ["pmap 4", "data 2, fsdp 2, tensor 2"])
@@ -430,11 +430,13 @@ def test_fewer_devices_than_there_are_may_be_named():
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2}], ids=str)
 def test_what_is_sent_between_devices_does_not_grow_with_the_batch(sizes):
     strategy = mesh(**sizes)
-    step = step_of(steps.Plan(), place=strategy.place_rows)
+    step = step_of(steps.StepConfig(), place=strategy.place_rows)
     state = jax.eval_shape(lambda: made()[2])
 
     def sent(rows: int) -> int:
-        given = strategy.placed(state, jax.eval_shape(lambda: transformer.example(64, 32, rows)))
+        given = strategy.placed(
+            state, jax.eval_shape(lambda: transformer.dummy_batch(64, 32, rows))
+        )
         compiled = strategy.compile(step, donate=True).lower(*given).compile()
         return hlo.traffic(compiled.as_text()).network_bytes
 

@@ -33,11 +33,11 @@ def update(
     config = dataclasses.replace(MODEL, attention=attention)
     layout = parallel.ParallelConfig(reduction=reduction, micro_batches=micro_batches)
     strategy = parallel.make_strategy(layout, jax.devices()[:devices])
-    shapes, model = transformer.shapes(config), transformer.Transformer(config)
+    shapes, model = transformer.param_shapes(config), transformer.Transformer(config)
     chosen = optimizers.OptimizerConfig(name=optimizer, peak=1e-2, warmup=0, weight_decay=0.1)
-    made, _ = optimizers.make_optimizer(chosen, 10, shapes, optimizers.Pace(1.0, 1))
+    made, _ = optimizers.make_optimizer(chosen, 10, shapes, optimizers.RunLength(1.0, 1))
     loss = steps.make_language_loss(model, steps.LossConfig(), np.arange(MODEL.vocab_size) % 5)
-    plan = steps.Plan(0, micro_batches, layout.fixed_shards, average=0.9)
+    plan = steps.StepConfig(0, micro_batches, layout.fixed_shards, average=0.9)
     step = functools.partial(steps.train_step, loss=loss, optimizer=made, plan=plan)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
@@ -94,7 +94,7 @@ def folded(shards: int, devices: int, seed: int = 0) -> np.ndarray:
     rows = np.random.default_rng(seed).normal(size=shards).astype(np.float32)
     rows *= 10.0 ** np.random.default_rng(seed).integers(-6, 7, shards).astype(np.float32)
     strategy = parallel.make_strategy(parallel.ParallelConfig(), jax.devices()[:devices])
-    plan = steps.Plan(shards=shards)
+    plan = steps.StepConfig(shards=shards)
 
     def add(_, placed, *, axis):
         return steps._summed(lambda part, key: jnp.sum(part), placed, jax.random.key(0), plan, axis)

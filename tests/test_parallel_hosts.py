@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import door, parallel, steps
+from lm import cli, parallel, steps
 from tests import test_parallel
 
 LAYOUTS = {
@@ -34,8 +34,8 @@ def trained(options: dict) -> dict:
     """What this process sees of two updates on four devices: figures, bits, rows, agreement."""
     config = parallel.ParallelConfig(**options)
     strategy = parallel.make_strategy(config, jax.devices()[:4])
-    host, hosts = parallel.hosts()
-    plan = steps.Plan(0, config.micro_batches, config.fixed_shards, average=0.9)
+    host, hosts = parallel.host_index_and_count()
+    plan = steps.StepConfig(0, config.micro_batches, config.fixed_shards, average=0.9)
     step = strategy.compile(test_parallel.step_of(plan), donate=True)
     state = strategy.place_state(test_parallel.made()[2])
     losses, shown = [], strategy.fetch_rows(strategy.place_batch(np.arange(host, 16, hosts)))
@@ -61,8 +61,12 @@ def main(port: str, host: str) -> None:
     said = {name: trained(options) for name, options in LAYOUTS.items()}
     time.sleep(2 * (host == "1"))
     came = time.time()
-    parallel.meet("here")
-    print(json.dumps(said | {"came": came, "met": time.time(), "hosts": parallel.hosts()}))
+    parallel.barrier("here")
+    print(
+        json.dumps(
+            said | {"came": came, "met": time.time(), "hosts": parallel.host_index_and_count()}
+        )
+    )
 
 
 def free_port() -> int:
@@ -119,7 +123,7 @@ def test_each_host_has_its_own_rows_in_order_and_sound_copies(name, pair):
 def test_hosts_know_their_number_and_wait_for_the_last(pair):
     assert [host["hosts"] for host in pair] == [[0, 2], [1, 2]]
     assert min(host["met"] for host in pair) >= max(host["came"] for host in pair)
-    parallel.meet("nobody else")
+    parallel.barrier("nobody else")
 
 
 # How they find each other. --------------------------------------------------------------------
@@ -178,7 +182,7 @@ def test_hosts_that_do_not_come_are_a_sentence(monkeypatch):
     def work():
         raise caught.value
 
-    assert door.guarded(work) == door.UNFINISHED, "a late node is no mistake: launchers try again"
+    assert cli.guarded(work) == cli.UNFINISHED, "a late node is no mistake: launchers try again"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lm import batch, objectives, pipeline, run
+from lm import batch, objectives, pipeline, runs
 
 BATCH = 8
 
@@ -32,8 +32,8 @@ def made(tiny_config, tiny_tokens, tmp_path_factory):
     changes["pairs"] = {"data.task": "docstring_summary"}
     found = {}
     for name, change in changes.items():
-        this = run.make_run(tiny_config(**change), tmp_path_factory.mktemp(name))
-        found[name] = run.make_examples(this, tiny_tokens)
+        run = runs.make_run(tiny_config(**change), tmp_path_factory.mktemp(name))
+        found[name] = runs.make_examples(run, tiny_tokens)
     return found
 
 

@@ -13,7 +13,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lm import corpus, objectives, pipeline
+from lm import corpus, objectives, pipeline, shards
 
 TRIALS, SIZE, FILES = 3, 400, 3
 VOCABULARY = objectives.Vocabulary(np.arange(390, 400), 1, np.arange(3, 300), np.zeros(400, bool))
@@ -32,13 +32,13 @@ def stored(request, tmp_path_factory) -> pathlib.Path:
             files[path.name] = write(path, ids, np.array([9]), SIZE)
         else:
             files[path.name] = write(path, [(one[:16], one[:8]) for one in ids[:100]], SIZE)
-    corpus.finish(directory, {"kind": request.param}, files, {})
+    shards.finish(directory, {"kind": request.param}, files, {})
     assert len({path.stat().st_size for path in directory.glob("shard-*")}) == 1
     return directory
 
 
 def examples_of(directory: pathlib.Path, most: int, **options) -> pipeline.Examples:
-    manifest = corpus.read_manifest(directory)
+    manifest = shards.read_manifest(directory)
     task = TASKS[manifest["identity"]["kind"]]
     options |= {"task": task, "input_length": 64, "target_length": 16, "batch_size": 20}
     data = pipeline.DataConfig(max_bad_records=most, **options)
@@ -133,8 +133,8 @@ def spoil(directory: pathlib.Path, tmp_path, *records: int) -> pathlib.Path:
     copy = pathlib.Path(shutil.copytree(directory, tmp_path / "spoilt"))
     path = copy / "shard-0.array_record"
     data, numbers = bytearray(path.read_bytes()), []
-    manifest = corpus.read_manifest(copy)
-    kind = corpus.Pairs if manifest["kind"] == "pairs" else corpus.Stream
+    manifest = shards.read_manifest(copy)
+    kind = shards.Pairs if manifest["kind"] == "pairs" else shards.Stream
     for record in records:
         raw = kind(str(directory), manifest).record(record)
         place = bytes(data).index(raw)
@@ -208,12 +208,12 @@ def test_a_row_of_several_pairs_with_a_damaged_one_is_empty_as_a_whole(stored, t
 
 def test_shards_without_a_hash_of_each_head_are_of_an_earlier_version(stored, tmp_path):
     copy = pathlib.Path(shutil.copytree(stored, tmp_path / "copy"))
-    manifest = json.loads((copy / corpus.MANIFEST).read_text())
+    manifest = json.loads((copy / shards.MANIFEST).read_text())
     for facts in manifest["files"].values():
         del facts["head"]
-    (copy / corpus.MANIFEST).write_text(json.dumps(manifest))
+    (copy / shards.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="was written by an earlier version; remove"):
-        corpus.read_manifest(copy)
+        shards.read_manifest(copy)
 
 
 def test_a_limit_below_zero_is_a_sentence():

@@ -11,14 +11,15 @@ import shutil
 import numpy as np
 import pytest
 
-from lm import batch, corpus, evaluate, objectives, parallel, pipeline, run, show, tasks
-from lm.evaluate import answers, heldout, reading
+from lm import batch, evaluate, objectives, parallel, pipeline, runs, shards, show, tasks
+from lm.evaluate import heldout
+from lm.inference import generate, loading
 
 BOTH = "wikipedia,docstring_summary"
 
 
 def examples_of(config: dict, tokens, workdir) -> tuple[pipeline.Examples, pipeline.Examples]:
-    return run.make_examples(run.make_run(config, workdir), tokens)
+    return runs.make_examples(runs.make_run(config, workdir), tokens)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def test_every_held_out_example_of_every_task_comes_once(mixed):
 
 def test_the_frequencies_weigh_each_task_by_its_rate(mixed):
     train, _ = mixed
-    text, pairs = (np.load(f"{part.directory}/{corpus.COUNTS}") for part in train.parts)
+    text, pairs = (np.load(f"{part.directory}/{shards.COUNTS}") for part in train.parts)
     expected = 0.75 * text / text.sum() + 0.25 * pairs / pairs.sum()
     np.testing.assert_allclose(train.frequencies / train.frequencies.sum(), expected)
     alone = pipeline.Examples(train.parts[:1])
@@ -230,20 +231,20 @@ def test_the_frequencies_weigh_each_task_by_its_rate(mixed):
 
 
 def test_show_names_the_task_of_each_row(tiny_config, tiny_tokens, tmp_path):
-    this = run.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
-    said = show.rows(this, "train", 8)
-    train, _ = run.make_examples(this, tiny_tokens)
+    run = runs.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
+    said = show.rows(run, "train", 8)
+    train, _ = runs.make_examples(run, tiny_tokens)
     names = tasks_of(train, [pipeline.order(train, 0)[i] for i in range(8)])
     found = [line.split()[1] for line in said.splitlines() if "encoder sees" in line]
     assert found == [f"{name}:" for name in names] and len(set(names)) == 2
-    said = show.rows(this, "heldout", 2)
+    said = show.rows(run, "heldout", 2)
     found = [line.split()[1] for line in said.splitlines() if "encoder sees" in line]
     assert found == ["wikipedia:"] * 2 + ["docstring_summary:"] * 2
 
 
 def test_texts_for_a_tokenizer_are_of_every_task(tiny_config, tmp_path):
-    this = run.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
-    texts = run.Texts(this, run.splits(this)[0], 10)
+    run = runs.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
+    texts = runs.Texts(run, runs.splits(run)[0], 10)
     found = list(texts)
     assert len(texts) == 10 and len(found) == 5 + 2 * 5  # of pairs, both halves
     assert sum(text.startswith("summarize: ") for text in found) == 5
@@ -258,9 +259,9 @@ def finished(tiny_tfds, tiny_tokens, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "corpus"
     for split in ("train", "validation"):
         task = tasks.TASKS["wikipedia"]
-        corpus.prepare(task, split, str(tiny_tfds), tiny_tokens, None, out / split)
+        shards.prepare(task, split, str(tiny_tfds), tiny_tokens, None, out / split)
     shutil.copytree(tiny_tokens.directory, out / "tokenizer")
-    (out / corpus.MANIFEST).write_text(json.dumps({"identity": {}}))
+    (out / shards.MANIFEST).write_text(json.dumps({"identity": {}}))
     return out
 
 
@@ -268,24 +269,24 @@ def test_a_corpus_is_trained_on_by_its_directory_with_its_own_tokenizer(
     finished, tiny_config, tiny_tokens, tmp_path
 ):
     named = tiny_config(**{"data.task": str(finished), "tokenizer.dir": ""})
-    this = run.make_run(named, tmp_path)
-    tokens = run.make_tokenizer(this)
+    run = runs.make_run(named, tmp_path)
+    tokens = runs.make_tokenizer(run)
     assert tokens.directory == finished / "tokenizer"
     plain = examples_of(tiny_config(), tiny_tokens, tmp_path / "plain")
-    for ours, theirs in zip(run.make_examples(this, tokens), plain, strict=True):
+    for ours, theirs in zip(runs.make_examples(run, tokens), plain, strict=True):
         assert ours.parts[0].manifest["files"] == theirs.parts[0].manifest["files"]
         for rows, expected in zip(take(ours, 3), take(theirs, 3), strict=True):
             for array, wanted in zip(rows, expected, strict=True):
                 np.testing.assert_array_equal(array, wanted)
     assert not (tmp_path / "shards").exists()
-    texts = list(run.Texts(this, run.splits(this)[1], 4))
+    texts = list(runs.Texts(run, runs.splits(run)[1], 4))
     assert len(texts) == 4 and all(texts)
 
 
 def test_a_corpus_and_a_task_are_mixed(finished, tiny_config, tmp_path):
     named = f"{finished},docstring_summary"
-    this = run.make_run(tiny_config(**{"data.task": named, "tokenizer.dir": ""}), tmp_path)
-    train, heldout = run.make_examples(this, run.make_tokenizer(this))
+    run = runs.make_run(tiny_config(**{"data.task": named, "tokenizer.dir": ""}), tmp_path)
+    train, heldout = runs.make_examples(run, runs.make_tokenizer(run))
     assert [part.name for part in train.parts] == named.split(",")
     assert train.columns == (32, 16)
     assert heldout.parts[1].directory == str(tmp_path / "shards" / "docstring_summary" / "heldout")
@@ -298,28 +299,28 @@ def test_a_corpus_of_another_tokenizer_or_a_slice_of_one_is_refused(
 
     other = tokenizer.spell(tmp_path / "bytes", 10)
     changes = {"data.task": str(finished), "tokenizer.dir": str(other.directory)}
-    this = run.make_run(tiny_config(**changes), tmp_path)
+    run = runs.make_run(tiny_config(**changes), tmp_path)
     with pytest.raises(ValueError, match="was written with another tokenizer than .*bytes; leave"):
-        run.make_examples(this, other)
+        runs.make_examples(run, other)
     absent = {"data.task": f"{finished},{tmp_path}/absent"}
     with pytest.raises(ValueError, match="absent holds no finished corpus .* make one with"):
-        run.splits(run.make_run(tiny_config(**absent), tmp_path))
+        runs.splits(runs.make_run(tiny_config(**absent), tmp_path))
     with pytest.raises(ValueError, match="absent holds no finished corpus .* make one with"):
         mistyped = {"data.task": f"{tmp_path}/absent", "tokenizer.dir": ""}
-        run.make_run(tiny_config(**mistyped), tmp_path)
+        runs.make_run(tiny_config(**mistyped), tmp_path)
     with pytest.raises(ValueError, match="are both 'train'; leave them at train and validation"):
         both = {"data.task": str(finished), "data.heldout": "train"}
-        run.splits(run.make_run(tiny_config(**both), tmp_path))
+        runs.splits(runs.make_run(tiny_config(**both), tmp_path))
     sliced = tiny_config(**{"data.task": str(finished), "data.train": "train[:50%]"})
     with pytest.raises(ValueError, match="no slices of them"):
-        run.make_examples(
-            run.make_run(sliced, tmp_path), tokenizer.Tokenizer(finished / "tokenizer")
+        runs.make_examples(
+            runs.make_run(sliced, tmp_path), tokenizer.Tokenizer(finished / "tokenizer")
         )
 
 
 def test_too_short_a_corpus_for_one_row_is_a_sentence(finished, tiny_config, tiny_tokens, tmp_path):
     long = tiny_config(**{"data.task": str(finished), "data.input_length": 10**5})
-    objective = run.make_run(tiny_config(), tmp_path).objective
+    objective = runs.make_run(tiny_config(), tmp_path).objective
     data = pipeline.DataConfig(**long["data"])
     directories = {str(finished): finished / "train"}
     with pytest.raises(ValueError, match="makes not one example of .* tokens; use a wider split"):
@@ -327,8 +328,8 @@ def test_too_short_a_corpus_for_one_row_is_a_sentence(finished, tiny_config, tin
 
 
 def test_task_texts_are_those_of_the_task_asked_for(tiny_config, tmp_path):
-    this = run.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
-    pairs = evaluate.task_texts(this, "docstring_summary")
+    run = runs.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
+    pairs = evaluate.task_texts(run, "docstring_summary")
     assert len(pairs) == 4 and all(set(pair) == {"inputs", "targets"} for pair in pairs)
 
 
@@ -336,10 +337,10 @@ def test_evaluate_reports_each_task_by_itself_and_all_together(
     tiny_config, tiny_tokens, tmp_path, monkeypatch
 ):
     """With a model whose loss is its tokens' number, so that none is compiled."""
-    this = run.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
+    run = runs.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
 
     class HeldOut(evaluate.HeldOut):
-        def __init__(self, this, strategy, examples, tokens):
+        def __init__(self, run, strategy, examples, tokens):
             self._examples, self._seed, self._limit = examples, 0, 20
 
         def by_example(self, params, label=""):
@@ -348,13 +349,13 @@ def test_evaluate_reports_each_task_by_itself_and_all_together(
             return dict.fromkeys(keys, np.concatenate(each))
 
     def shouted(texts, task, **_):
-        return [answers.Answer([text.upper()], [0.0], False) for text in texts]
+        return [generate.Answer([text.upper()], [0.0], False) for text in texts]
 
-    opened = this, parallel.make_strategy(parallel.ParallelConfig(data=1)), tiny_tokens
-    monkeypatch.setattr(reading, "open_workdir", lambda _: opened)
-    monkeypatch.setattr(reading, "read_params", lambda *_: ({}, 7))
+    opened = run, parallel.make_strategy(parallel.ParallelConfig(data=1)), tiny_tokens
+    monkeypatch.setattr(loading, "open_workdir", lambda _: opened)
+    monkeypatch.setattr(loading, "read_params", lambda *_: ({}, 7))
     monkeypatch.setattr(heldout, "HeldOut", HeldOut)
-    monkeypatch.setattr(answers.Answers, "of", lambda *_: shouted)
+    monkeypatch.setattr(generate.Generator, "of", lambda *_: shouted)
     figures = evaluate.evaluate(tmp_path)
     by_task = figures["tasks"]
     assert list(by_task) == BOTH.split(",")
@@ -367,9 +368,9 @@ def test_evaluate_reports_each_task_by_itself_and_all_together(
     assert [row["task"] for row in rows] == ["docstring_summary"] * 4
     assert all(row["prediction"] == row["inputs"].upper() for row in rows)
     # A task alone has the baseline that it has among others.
-    alone = run.make_run(tiny_config(), tmp_path / "alone")
-    train, held = run.make_examples(alone, tiny_tokens)
-    text_bytes = tiny_tokens.piece_bytes(this.model.vocab_size)
+    alone = runs.make_run(tiny_config(), tmp_path / "alone")
+    train, held = runs.make_examples(alone, tiny_tokens)
+    text_bytes = tiny_tokens.piece_bytes(run.model.vocab_size)
     expected = evaluate.unigram_baselines(
         HeldOut(alone, None, held, None), train.frequencies, text_bytes
     )

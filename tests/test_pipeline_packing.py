@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lm import batch, corpus, pipeline, run, show
+from lm import batch, pipeline, runs, shards, show
 from lm.pipeline import packing
 
 
@@ -99,8 +99,8 @@ def made(tiny_config, tiny_tokens, tmp_path_factory):
     """(training, held-out) examples of packed pairs; rows hold two and more."""
     changes = {"data.task": "docstring_summary", "data.packing": "first_fit"}
     changes |= {"data.input_length": 200, "data.target_length": 40}
-    this = run.make_run(tiny_config(**changes), tmp_path_factory.mktemp("packed"))
-    return run.make_examples(this, tiny_tokens)
+    run = runs.make_run(tiny_config(**changes), tmp_path_factory.mktemp("packed"))
+    return runs.make_examples(run, tiny_tokens)
 
 
 def pairs_of(rows: batch.Batch) -> list[tuple[bytes, bytes]]:
@@ -176,9 +176,9 @@ def test_targets_are_shifted_and_weighed_within_their_own_segment(made):
 def test_show_prints_each_segment(tiny_config, tiny_tokens, tmp_path):
     changes = {"data.task": "docstring_summary", "data.packing": "first_fit"}
     changes |= {"data.input_length": 200, "data.target_length": 40}
-    this = run.make_run(tiny_config(**changes), tmp_path)
-    said = show.rows(this, "train", 3).splitlines()
-    first = next(pipeline.train_batches(run.make_examples(this, tiny_tokens)[0], 0))
+    run = runs.make_run(tiny_config(**changes), tmp_path)
+    said = show.rows(run, "train", 3).splitlines()
+    first = next(pipeline.train_batches(runs.make_examples(run, tiny_tokens)[0], 0))
     count = first.inputs_segment_ids[:3].max(axis=1).sum()
     assert sum("encoder sees" in line for line in said) == count > 3
     assert any(line.startswith("--- segment 2: encoder sees") for line in said)
@@ -187,6 +187,6 @@ def test_show_prints_each_segment(tiny_config, tiny_tokens, tmp_path):
 
 def test_lengths_are_those_of_the_stored_pairs(made):
     pairs = made[0].parts[0].stored
-    assert isinstance(pairs, corpus.Pairs)
+    assert isinstance(pairs, shards.Pairs)
     sizes = [[len(inputs), len(targets)] for inputs, targets in (pairs[i] for i in range(60))]
     assert pairs.lengths.tolist() == sizes

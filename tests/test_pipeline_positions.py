@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from lm import corpus, objectives, pipeline
+from lm import objectives, pipeline, shards
 
 SIZE, GAP, POSITIONS, HOSTS, AHEAD = 400, np.array([9]), 251, (1, 2, 4, 8), 4
 VOCABULARY = objectives.Vocabulary(np.arange(390, 400), 1, np.arange(3, 300), np.zeros(400, bool))
@@ -27,10 +27,10 @@ def part_of(task: str, directory: pathlib.Path, data: pipeline.DataConfig) -> pi
     path.mkdir()
     ids = [rng.integers(3, SIZE - 10, rng.integers(4, 14)) for _ in range(450)]
     if task == "pydocs":
-        file = corpus.write_text(path / "file", ids, GAP, SIZE)
+        file = shards.write_text(path / "file", ids, GAP, SIZE)
     else:
-        file = corpus.write_pairs(path / "file", [(one, one[:4]) for one in ids], SIZE)
-    manifest = corpus.finish(path, {}, {"file": file}, {})
+        file = shards.write_pairs(path / "file", [(one, one[:4]) for one in ids], SIZE)
+    manifest = shards.finish(path, {}, {"file": file}, {})
     return pipeline.Part(task, str(path), manifest, data, objectives.ObjectiveConfig(), VOCABULARY)
 
 

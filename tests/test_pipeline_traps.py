@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lm import corpus, pipeline, run
+from lm import pipeline, runs, shards
 
 STEPS = 30
 
@@ -18,8 +18,8 @@ STEPS = 30
 @pytest.fixture(scope="module")
 def train(tiny_config, tiny_tokens, tmp_path_factory) -> pipeline.Examples:
     """The training text of the tiny corpus."""
-    this = run.make_run(tiny_config(), tmp_path_factory.mktemp("train"))
-    return run.make_examples(this, tiny_tokens)[0]
+    run = runs.make_run(tiny_config(), tmp_path_factory.mktemp("train"))
+    return runs.make_examples(run, tiny_tokens)[0]
 
 
 def batches(examples, count: int, start: int = 0, **options) -> list[np.ndarray]:
@@ -85,7 +85,7 @@ def test_a_position_of_another_pipeline_is_refused(tiny_config, tiny_tokens, tmp
     (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
     for change in ({"seed": 1}, {"data.batch_size": 16}, {"data.task": "pydocs"}):
         with pytest.raises(ValueError, match=f"another config: {next(iter(change))}"):
-            run.check_workdir(run.make_run(tiny_config(**change), tmp_path))
+            runs.check_workdir(runs.make_run(tiny_config(**change), tmp_path))
 
 
 @pytest.mark.parametrize("hosts", [2, 4, 8])
@@ -161,9 +161,9 @@ def test_rows_are_named_by_plain_integers(train, monkeypatch):
 @pytest.mark.parametrize("start", [0, 10, 10**6, 10**12])
 def test_seeking_takes_the_same_reads_wherever_it_goes(train, start, monkeypatch):
     """Counted, not timed: an iterator that skips would read all that lies before."""
-    reads, read = [], corpus.Stream.read
+    reads, read = [], shards.Stream.read
     monkeypatch.setattr(
-        corpus.Stream, "read", lambda self, *where: reads.append(where) or read(self, *where)
+        shards.Stream, "read", lambda self, *where: reads.append(where) or read(self, *where)
     )
     made = pipeline.train_batches(train, 7, start=start)
     next(made)

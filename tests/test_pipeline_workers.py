@@ -17,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from lm import pipeline, run
+from lm import pipeline, runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -26,8 +26,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 def made(tiny_config, tiny_tokens, tmp_path_factory) -> pipeline.Examples:
     """Training examples of text and of packed pairs."""
     changes = {"data.task": "wikipedia,docstring_summary", "data.packing": "first_fit"}
-    this = run.make_run(tiny_config(**changes), tmp_path_factory.mktemp("made"))
-    return run.make_examples(this, tiny_tokens)[0]
+    run = runs.make_run(tiny_config(**changes), tmp_path_factory.mktemp("made"))
+    return runs.make_examples(run, tiny_tokens)[0]
 
 
 def with_workers(examples: pipeline.Examples, workers: int) -> pipeline.Examples:
@@ -161,10 +161,10 @@ def test_a_run_goes_on_with_another_number_of_workers_and_with_no_other_change(
 ):
     shutil.copytree(tiny_tokens.directory, tmp_path / "tokenizer")
     (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
-    run.check_workdir(run.make_run(tiny_config(**{"data.workers": 3}), tmp_path))
+    runs.check_workdir(runs.make_run(tiny_config(**{"data.workers": 3}), tmp_path))
     for key, value in (("batch_size", 16), ("limit", 5), ("packing", "first_fit")):
         other = tiny_config(**{f"data.{key}": value, "data.task": "wikipedia,docstring_summary"})
         with pytest.raises(ValueError, match=f"another config: .*data.{key}"):
-            run.check_workdir(run.make_run(other, tmp_path))
-    free = tiny_config()["data"].keys() - run.settled(tiny_config())["data"].keys()
+            runs.check_workdir(runs.make_run(other, tmp_path))
+    free = tiny_config()["data"].keys() - runs.settled(tiny_config())["data"].keys()
     assert free == {"workers", "max_bad_records"}

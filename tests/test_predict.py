@@ -11,8 +11,8 @@ import types
 
 import pytest
 
-from lm import door, evaluate, parallel, tasks
-from lm.evaluate import answers
+from lm import cli, inference, parallel, tasks
+from lm.inference import generate
 from tests import untrained
 
 ROWS = [{"inputs": f"summarize: {'kilo ' * (i % 9)}lima {i}", "id": i} for i in range(37)]
@@ -67,7 +67,7 @@ def echo(monkeypatch):
         asked.extend(range(first, first + len(ids)))
         return [([f"{len(own)} ids"], [0.0]) for own in ids]
 
-    monkeypatch.setattr(answers.Answers, "ask", ask)
+    monkeypatch.setattr(generate.Generator, "ask", ask)
     return asked
 
 
@@ -77,18 +77,18 @@ def rows_of(path) -> list[dict]:
 
 def test_a_line_is_its_row_with_the_answer_in_order(narrow, tmp_path):
     out = tmp_path / "out.jsonl"
-    evaluate.predict(narrow, ROWS, str(out))
+    inference.predict(narrow, ROWS, str(out))
     rows = rows_of(out)
     assert [(row["inputs"], row["id"]) for row in rows] == [(r["inputs"], r["id"]) for r in ROWS]
     assert all(row.keys() == {"inputs", "prediction", "id"} for row in rows)
     alone = tmp_path / "alone.jsonl"
-    evaluate.predict(narrow, ROWS[20:21], str(alone))
+    inference.predict(narrow, ROWS[20:21], str(alone))
     assert rows_of(alone) == rows[20:21], "an answer is of its input alone"
     assert sorted(os.listdir(tmp_path)) == ["alone.jsonl", "out.jsonl"]
 
 
 def test_several_answers_come_with_their_scores_the_best_first(narrow, capsys):
-    evaluate.predict(narrow, ROWS[:3], how="beam width=3 n_best=3")
+    inference.predict(narrow, ROWS[:3], how="beam width=3 n_best=3")
     for row in map(json.loads, capsys.readouterr().out.splitlines()):
         assert row["prediction"] == row["predictions"][0]
         assert len(row["predictions"]) == 3 and row["scores"] == sorted(row["scores"])[::-1]
@@ -97,7 +97,7 @@ def test_several_answers_come_with_their_scores_the_best_first(narrow, capsys):
 def test_what_is_sampled_is_the_same_in_any_call_and_another_by_another_seed(narrow, capsys):
     said = []
     for rows, seed in ((ROWS[:3], 0), (ROWS[:5], 0), (ROWS[:3], 1)):
-        evaluate.predict(narrow, rows, how="sample", seed=seed)
+        inference.predict(narrow, rows, how="sample", seed=seed)
         said.append(capsys.readouterr().out.splitlines())
     assert said[0] == said[1][:3] and not set(said[0]) & set(said[2])
 
@@ -109,7 +109,7 @@ class Killed(BaseException):
     """The end of a process, midway."""
 
 
-evaluate_predict = sys.modules["lm.evaluate.predict"]  # not the function
+evaluate_predict = sys.modules["lm.inference.predict"]  # not the function
 
 
 def interrupt(monkeypatch, when: int, *, torn: bool) -> None:
@@ -134,14 +134,14 @@ def test_a_killed_call_goes_on_where_it_was_and_ends_with_the_same_bytes(
     when, torn, workdir, tmp_path, echo
 ):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-    evaluate.predict(workdir, ROWS, str(whole))
+    inference.predict(workdir, ROWS, str(whole))
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, when, torn=torn)
         with pytest.raises(Killed):
-            evaluate.predict(workdir, ROWS, str(out))
+            inference.predict(workdir, ROWS, str(out))
     assert not out.exists()
     echo.clear()
-    evaluate.predict(workdir, ROWS, str(out))
+    inference.predict(workdir, ROWS, str(out))
     assert echo == list(range(CHUNK * (when - 1), len(ROWS))), "nothing is asked twice"
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "whole.jsonl"]
@@ -152,14 +152,14 @@ def test_an_older_answer_stays_until_the_new_one_is_whole(workdir, tmp_path, ech
     out.write_text("old")
     interrupt(monkeypatch, 3, torn=False)
     with pytest.raises(Killed):
-        evaluate.predict(workdir, ROWS, str(out))
+        inference.predict(workdir, ROWS, str(out))
     assert out.read_text() == "old"
     assert len(rows_of(tmp_path / "out.jsonl.part")) == 2 * CHUNK
 
 
 def test_two_calls_do_not_write_one_file(workdir, tmp_path, echo, capsys):
     out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
-    evaluate.predict(workdir, ROWS, str(whole))
+    inference.predict(workdir, ROWS, str(whole))
 
     class Rows(list):
         """The inputs of a call during which the same is called again."""
@@ -168,11 +168,11 @@ def test_two_calls_do_not_write_one_file(workdir, tmp_path, echo, capsys):
             for number, row in enumerate(ROWS):
                 if number == 2 * CHUNK and out.with_name("out.jsonl.part").exists():
                     with pytest.raises(ValueError, match="is being written by another call"):
-                        evaluate.predict(workdir, ROWS, str(out))
+                        inference.predict(workdir, ROWS, str(out))
                     echo.append("again")
                 yield row
 
-    evaluate.predict(workdir, Rows(), str(out))
+    inference.predict(workdir, Rows(), str(out))
     assert "again" in echo and out.read_bytes() == whole.read_bytes()
 
 
@@ -195,14 +195,14 @@ def test_a_call_of_something_else_does_not_go_on_with_the_answers_of_another(
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, 2, torn=False)
         with pytest.raises(Killed):
-            evaluate.predict(workdir, ROWS, out)
+            inference.predict(workdir, ROWS, out)
     before = (tmp_path / "out.jsonl.part").read_bytes()
     if step := change.get("step"):
         config = json.loads((workdir / "config.json").read_text())
         untrained.write(config, workdir, seed=1, step=step)
     given = {name: value for name, value in change.items() if name in ("how", "seed")}
     with pytest.raises(ValueError, match=f"part has 16 answers of another {what}; remove it"):
-        evaluate.predict(workdir, change.get("rows", ROWS), out, **given)
+        inference.predict(workdir, change.get("rows", ROWS), out, **given)
     assert (tmp_path / "out.jsonl.part").read_bytes() == before
 
 
@@ -223,7 +223,7 @@ def test_no_more_rows_are_held_than_a_chunk(workdir, tmp_path, echo, monkeypatch
         add(self, rows)
 
     monkeypatch.setattr(evaluate_predict.Sink, "add", counted)
-    evaluate.predict(workdir, Rows(), str(tmp_path / "out.jsonl"))
+    inference.predict(workdir, Rows(), str(tmp_path / "out.jsonl"))
     assert len(rows_of(tmp_path / "out.jsonl")) == 5 * len(ROWS) == taken[0]
 
 
@@ -233,7 +233,7 @@ def test_no_more_rows_are_held_than_a_chunk(workdir, tmp_path, echo, monkeypatch
 def test_a_row_of_columns_is_asked_what_the_task_makes_of_it(make_workdir, echo, capsys):
     workdir = make_workdir("own", {"own": OWN})
     rows = [{"en": "kilo", "de": "x"}, {"inputs": "translate: lima"}, {"en": "mike"}]
-    evaluate.predict(workdir, rows)
+    inference.predict(workdir, rows)
     said = capsys.readouterr()
     found = [json.loads(line) for line in said.out.splitlines()]
     assert [row["inputs"] for row in found] == [f"translate: {w}" for w in ("kilo", "lima", "mike")]
@@ -243,11 +243,11 @@ def test_a_row_of_columns_is_asked_what_the_task_makes_of_it(make_workdir, echo,
 def test_of_several_tasks_a_row_names_its_own(make_workdir, echo, capsys):
     workdir = make_workdir("own,docstring_summary", {"own": OWN})
     rows = [{"task": "docstring_summary", "body": "kilo"}, {"task": "own", "en": "kilo"}]
-    evaluate.predict(workdir, rows)
+    inference.predict(workdir, rows)
     found = [json.loads(line)["inputs"] for line in capsys.readouterr().out.splitlines()]
     assert found == ["summarize: kilo", "translate: kilo"]
     with pytest.raises(ValueError, match="input 1: .*no 'task': one of own, docstring_summary"):
-        evaluate.predict(workdir, [{"en": "kilo"}])
+        inference.predict(workdir, [{"en": "kilo"}])
 
 
 @pytest.mark.parametrize(
@@ -263,13 +263,13 @@ def test_a_row_that_cannot_be_asked_is_named_before_anything_is_written(
 ):
     workdir = make_workdir("own", {"own": OWN})
     with pytest.raises(ValueError, match=sentence):
-        evaluate.predict(workdir, [{"en": "a"}, row], str(tmp_path / "out.jsonl"))
+        inference.predict(workdir, [{"en": "a"}, row], str(tmp_path / "out.jsonl"))
     assert not echo and not os.listdir(tmp_path)
 
 
 def test_inputs_too_long_are_counted_in_one_warning_or_refused(workdir, tmp_path, echo, capsys):
     rows = [{"inputs": f"summarize: {'kilo ' * n}"} for n in (1, 90, 2, 80)]
-    evaluate.predict(workdir, rows, str(tmp_path / "out.jsonl"))
+    inference.predict(workdir, rows, str(tmp_path / "out.jsonl"))
     said = capsys.readouterr().err.strip().splitlines()
     cut = "lm: warning: 2 of 4 inputs were longer than the model's 32 tokens and were cut."
     assert said == [cut]
@@ -277,13 +277,13 @@ def test_inputs_too_long_are_counted_in_one_warning_or_refused(workdir, tmp_path
     echo.clear()
     (tmp_path / "out.jsonl").unlink()
     with pytest.raises(ValueError, match="input 2: it is longer than the model's 32 tokens"):
-        evaluate.predict(workdir, rows, str(tmp_path / "out.jsonl"), strict=True)
+        inference.predict(workdir, rows, str(tmp_path / "out.jsonl"), strict=True)
     assert not echo and not os.listdir(tmp_path)
 
 
 def test_what_the_model_has_not_learnt_to_answer_is_counted_too(make_workdir, echo, capsys):
     rows = [{"inputs": "kilo"}, {"en": " "}, {"inputs": "translate: x"}]
-    evaluate.predict(make_workdir("own", {"own": OWN}), rows)
+    inference.predict(make_workdir("own", {"own": OWN}), rows)
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 3
     assert "1 of 3 inputs have nothing in a column" in said.err
@@ -303,7 +303,7 @@ def test_columns_that_the_answers_replace_are_counted_before(
 ):
     own = ({"prediction": "mine"}, {"scores": "mine"}, {}, {"prediction": None, "scores": "mine"})
     rows = [{"inputs": "summarize: kilo", "targets": "kilo"} | row for row in own]
-    evaluate.predict(workdir, rows, how=how, nearest=nearest)
+    inference.predict(workdir, rows, how=how, nearest=nearest)
     said = capsys.readouterr()
     sentence = f"{count} of 4 inputs have a column {names} of their own, which is replaced"
     assert said.err == f"lm: warning: {sentence}.\n"
@@ -316,10 +316,10 @@ def test_columns_that_the_answers_replace_are_counted_before(
 def test_a_dialogue_too_long_keeps_its_latest_turns(make_workdir, monkeypatch, capsys, tiny_tokens):
     asked = []
     ask = lambda self, ids, first=0, tick=None: asked.extend(ids) or [(["x"], [0.0])] * len(ids)
-    monkeypatch.setattr(answers.Answers, "ask", ask)
+    monkeypatch.setattr(generate.Generator, "ask", ask)
     turns = [f"{word} {n}" for n, word in enumerate(["kilo", "lima"] * 12)]
-    evaluate.predict(make_workdir("own", {"own": TURNS}), [{"said": turns}])
-    whole = tasks.made("own", TURNS).history(turns)
+    inference.predict(make_workdir("own", {"own": TURNS}), [{"said": turns}])
+    whole = tasks.task_from_config("own", TURNS).history(turns)
     assert json.loads(capsys.readouterr().out)["inputs"] == whole
     text = tiny_tokens.decode(asked[0])
     assert text.startswith(("reply: user: ", "reply: system: "))
@@ -337,7 +337,7 @@ def test_every_kind_of_file_gives_the_same_answers(suffix, workdir, tmp_path, ec
         lines = [row["inputs"] if suffix == ".txt" else json.dumps(row) for row in ROWS]
     data = "".join(f"{line}\n" for line in lines).encode()
     source.write_bytes(gzip.compress(data) if suffix == ".jsonl.gz" else data)
-    assert door.main(["predict", f"--workdir={workdir}", f"--input={source}", f"--out={out}"]) == 0
+    assert cli.main(["predict", f"--workdir={workdir}", f"--input={source}", f"--out={out}"]) == 0
     rows = rows_of(out)
     assert [row["inputs"] for row in rows] == [row["inputs"] for row in ROWS]
     ids = [row.get("id") for row in rows]
@@ -351,7 +351,7 @@ def test_a_pipe_is_read_as_a_file(workdir, echo, monkeypatch, capsys):
     lines = "summarize: kilo\n\nsummarize: caf\u00e9\u2028"
     stdin = types.SimpleNamespace(buffer=io.BytesIO(lines.encode()), isatty=lambda: False)
     monkeypatch.setattr("sys.stdin", stdin)
-    assert door.main(["predict", f"--workdir={workdir}"]) == 0
+    assert cli.main(["predict", f"--workdir={workdir}"]) == 0
     found = [json.loads(line)["inputs"] for line in capsys.readouterr().out.split("\n") if line]
     assert found == lines.split("\n")
 
@@ -363,12 +363,12 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_ends_it(
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     command = ["predict", f"--workdir={workdir}", f"--input={source}", f"--out={out}"]
     with pytest.MonkeyPatch.context() as patch:
-        ask = answers.Answers.ask
-        patch.setattr(answers.Answers, "ask", lambda *a: ask(*a) if len(echo) < 32 else stop())
-        assert door.main(command) == door.UNFINISHED
+        ask = generate.Generator.ask
+        patch.setattr(generate.Generator, "ask", lambda *a: ask(*a) if len(echo) < 32 else stop())
+        assert cli.main(command) == cli.UNFINISHED
     assert "run the same command again" in capsys.readouterr().err
     echo.clear()
-    assert door.main(command) == 0
+    assert cli.main(command) == 0
     assert echo == list(range(32, 37)) and len(rows_of(out)) == 37
 
 
@@ -414,7 +414,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     flags = [flag.replace("='", "=").strip("'") for flag in re.split(r" (?=--)", line)]
     if not any("--out" in flag for flag in flags):
         flags.append(f"--out={tmp_path}/out.jsonl")
-    assert door.main(["predict", f"--workdir={workdir}", *flags]) == 2
+    assert cli.main(["predict", f"--workdir={workdir}", *flags]) == 2
     said = [row for row in capsys.readouterr().err.splitlines() if "warning" not in row]
     assert len(said) == 1 and re.search(sentence, said[0]), said
     assert os.listdir(tmp_path) == ["bad.jsonl"]

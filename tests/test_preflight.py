@@ -18,8 +18,8 @@ import jax
 import numpy as np
 import pytest
 
-from lm import door, pipeline, run, train
-from lm.preflight import compiler, page, program, search, slices
+from lm import cli, pipeline, runs, train
+from lm.preflight import compiler, program, report, search, slices
 from tests import test_main
 
 PMAP, MESH = {}, {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
@@ -63,7 +63,7 @@ def asked(tiny_config, tmp_path):
 
 
 def preflight(*flags: str) -> int:
-    return door.main(["preflight", *flags])
+    return cli.main(["preflight", *flags])
 
 
 def without_text_bytes(lowered, vocab: int) -> str:
@@ -73,12 +73,12 @@ def without_text_bytes(lowered, vocab: int) -> str:
     return text
 
 
-def trained_program(this: run.Run, teacher=None):
+def trained_program(run: runs.Run, teacher=None):
     """What train lowers, of its own state and first batch."""
-    strategy = train.layout(this)
-    tokens = run.make_tokenizer(this)
-    work = train.make_work(this, strategy, tokens, *run.make_examples(this, tokens))
-    first = next(iter(pipeline.train_batches(work.examples, this.config["seed"])))
+    strategy = train.layout(run)
+    tokens = runs.make_tokenizer(run)
+    work = train.make_work(run, strategy, tokens, *runs.make_examples(run, tokens))
+    first = next(iter(pipeline.train_batches(work.examples, run.config["seed"])))
     state = strategy.init(work.make, None)
     if teacher is not None:
         teacher = strategy.place_state(strategy.fetch(strategy.init(teacher)))
@@ -87,25 +87,25 @@ def trained_program(this: run.Run, teacher=None):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_program_is_that_of_train_to_the_letter(layout, tiny_config, tmp_path):
-    this = run.make_run(tiny_config(**LAYOUTS[layout]), tmp_path / "run")
-    ours = program.lowered(this, jax.devices()).lowered
-    texts = [without_text_bytes(one, 512) for one in (ours, trained_program(this))]
+    run = runs.make_run(tiny_config(**LAYOUTS[layout]), tmp_path / "run")
+    ours = program.lowered(run, jax.devices()).lowered
+    texts = [without_text_bytes(one, 512) for one in (ours, trained_program(run))]
     assert texts[0] == texts[1]
     assert ("all_reduce" in texts[0] or "collective_permute" in texts[0]) == ("pmap" in layout)
 
 
 @pytest.mark.parametrize("layout", ["pmap", "mesh"])
 def test_a_students_program_holds_its_teacher(layout, tiny_config, tmp_path):
-    theirs = run.make_run(tiny_config(), tmp_path / "teacher")
-    run.claim(theirs, run.make_tokenizer(theirs))
+    theirs = runs.make_run(tiny_config(), tmp_path / "teacher")
+    runs.claim(theirs, runs.make_tokenizer(theirs))
     words = STUDENT | {"teacher.workdir": str(theirs.workdir), "tokenizer.dir": ""}
-    this = run.make_run(tiny_config(**words, **LAYOUTS[layout]), tmp_path / "run")
-    prepared = program.prepared(this, jax.devices())
+    run = runs.make_run(tiny_config(**words, **LAYOUTS[layout]), tmp_path / "run")
+    prepared = program.prepared(run, jax.devices())
     make = lambda: program.made_update(theirs).make().params
     ours = without_text_bytes(prepared.lowered().lowered, 512)
-    assert ours == without_text_bytes(trained_program(this, make), 512)
+    assert ours == without_text_bytes(trained_program(run, make), 512)
     whole = program.prepared(
-        run.make_run(tiny_config(**LAYOUTS[layout]), tmp_path / "other"), jax.devices()
+        runs.make_run(tiny_config(**LAYOUTS[layout]), tmp_path / "other"), jax.devices()
     )
     assert prepared.sizes["teacher"] == whole.sizes["params"] > prepared.sizes["params"]
 
@@ -119,11 +119,11 @@ def held_by(device, tree) -> int:
 
 @pytest.mark.parametrize("layout", ["pmap", "mesh micro-batches"])
 def test_sizes_are_what_a_device_really_holds(layout, tiny_config, tmp_path):
-    this = run.make_run(tiny_config(**LAYOUTS[layout]), tmp_path / "run")
-    prepared = program.prepared(this, jax.devices())
-    strategy, made = prepared.strategy, program.made_update(this)
+    run = runs.make_run(tiny_config(**LAYOUTS[layout]), tmp_path / "run")
+    prepared = program.prepared(run, jax.devices())
+    strategy, made = prepared.strategy, program.made_update(run)
     state = strategy.init(made.make, None)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.batch_shapes(this))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.batch_shapes(run))
     held = lambda tree: held_by(jax.devices()[-1], tree)
     sizes = prepared.sizes
     assert sizes["params"] == sizes["gradients"] == held(state.params) > 0
@@ -136,8 +136,8 @@ def test_sizes_are_what_a_device_really_holds(layout, tiny_config, tmp_path):
 def test_what_the_data_decide_changes_no_shape(tiny_config, tmp_path):
     epochs = {"steps": 0, "duration": "3 epochs", "optimizer.warmup": 0}
     epochs["optimizer.warmup_duration"] = "0.5 epochs"
-    counted = run.make_run(tiny_config(), tmp_path)
-    endless = run.make_run(tiny_config(**epochs), tmp_path)
+    counted = runs.make_run(tiny_config(), tmp_path)
+    endless = runs.make_run(tiny_config(**epochs), tmp_path)
     assert program.total_updates(counted) == 6 and program.total_updates(endless) == 0
     assert program.state(counted) == program.state(endless)
 
@@ -188,7 +188,9 @@ def test_local_devices_have_the_same_report_as_one_json_object(asked, capsys):
     whole = found["run"]
     assert whole["updates"] == 6 and whole["tokens"] == 6 * found["step"]["tokens"]
     assert whole["cost"] == 2 * whole["chip_hours"]
-    assert "fits" in page.text(found).splitlines()[0] and "no speed is known" in page.text(found)
+    assert "fits" in report.text(found).splitlines()[0] and "no speed is known" in report.text(
+        found
+    )
 
 
 def test_of_gpus_that_are_not_here_state_and_batch_are_known(asked, capsys):
@@ -238,7 +240,7 @@ def test_eleven_billion_parameters_on_one_chip_are_refused_with_advice(monkeypat
     (change,) = found["advice"]["changes"]
     assert found["advice"]["here"] is False and change["compiled"] is False
     flags = {"--config.parallel.strategy=mesh", "--config.model.layers=scanned"}
-    assert flags <= set(change["flags"]) and change["slice"] in page.advice_text(found["advice"])
+    assert flags <= set(change["flags"]) and change["slice"] in report.advice_text(found["advice"])
     assert any("scanned" in hint for hint in found["hints"])
 
 
@@ -382,13 +384,13 @@ def test_ctrl_c_leaves_no_compiler_behind(interruptible, child, tiny_config, tmp
 def test_a_page_says_what_is_not_known(tiny_config, tmp_path):
     epochs = {"steps": 0, "duration": "3 epochs", "model.layers": "unrolled"}
     deep = {"model.num_encoder_layers": 6, "model.num_decoder_layers": 6}
-    this = run.make_run(tiny_config(**epochs, **deep), tmp_path)
+    run = runs.make_run(tiny_config(**epochs, **deep), tmp_path)
     made = compiler.Compiled(
         **vars(KNOWN)
         | {"fits": True, "memory_bytes": 819, "executed_flops": 7, "code": 5, "needed": 200}
     )
-    found = page.facts(this, made, price=1.0)
-    assert found["run"] is None and "counted in the data" in page.text(found)
+    found = report.facts(run, made, price=1.0)
+    assert found["run"] is None and "counted in the data" in report.text(found)
     assert [("scanned" in hint, "bfloat16" in hint) for hint in found["hints"]] == [
         (True, False),
         (False, True),

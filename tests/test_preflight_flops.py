@@ -94,11 +94,11 @@ def test_what_is_computed_again_counts_again():
 def shapes_of(config, rows=ROWS, inputs=INPUTS, targets=TARGETS, micro_batches=1):
     """A train step of a model, and the shapes of its arguments."""
     model, optimizer = transformer.Transformer(config), optax.sgd(1e-3)
-    plan = steps.Plan(micro_batches=micro_batches)
+    plan = steps.StepConfig(micro_batches=micro_batches)
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(config.vocab_size, np.int32))
     init = functools.partial(steps.init_state, model, optimizer, plan)
-    state = jax.eval_shape(init, transformer.shapes(config))
-    examples = jax.eval_shape(lambda: transformer.example(inputs, targets, rows))
+    state = jax.eval_shape(init, transformer.param_shapes(config))
+    examples = jax.eval_shape(lambda: transformer.dummy_batch(inputs, targets, rows))
     step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
     return step, state, examples
 

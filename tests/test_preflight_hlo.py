@@ -193,14 +193,14 @@ def test_one_device_sends_nothing():
 
 def test_data_parallel_training_sums_four_bytes_a_parameter_and_a_few_figures():
     config = words.model_of("t5_1_1")
-    model, optimizer, plan = transformer.Transformer(config), optax.sgd(0.1), steps.Plan()
+    model, optimizer, plan = transformer.Transformer(config), optax.sgd(0.1), steps.StepConfig()
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(config.vocab_size, np.int32))
     axis = steps.Axis("devices", tuple(range(8)))
     step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan, axis=axis)
     init = functools.partial(steps.init_state, model, optimizer, plan)
     placed = lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype)
-    state = jax.tree.map(placed, jax.eval_shape(init, transformer.shapes(config)))
-    examples = jax.tree.map(placed, jax.eval_shape(lambda: transformer.example(8, 8, 1)))
+    state = jax.tree.map(placed, jax.eval_shape(init, transformer.param_shapes(config)))
+    examples = jax.tree.map(placed, jax.eval_shape(lambda: transformer.dummy_batch(8, 8, 1)))
     lowered = jax.pmap(step, "devices").lower(state, examples)
     made = hlo.traffic(lowered.compile(compiler_options=words.QUICK).as_text())
     parameters = FLOAT * transformer.parameter_count(config)

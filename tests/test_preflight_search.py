@@ -9,7 +9,7 @@ import math
 import jax
 import pytest
 
-from lm import door, parallel, run, train
+from lm import cli, parallel, runs, train
 from lm.preflight import compiler, layouts, program, search, slices
 
 ROW = 300_000  # bytes that a row takes in the made-up compiler's programs
@@ -68,14 +68,14 @@ def chip_of(monkeypatch):
 @pytest.fixture
 def made(tiny_config, tmp_path):
     """(**changes) -> the tiny run of 32 rows, scanned."""
-    return lambda **changes: run.make_run(
+    return lambda **changes: runs.make_run(
         tiny_config(**{"data.batch_size": 32} | changes), tmp_path / "none"
     )
 
 
-def whole_bytes(this) -> int:
+def whole_bytes(run) -> int:
     """State and gradients of a run, uncut."""
-    state = program.state(this)
+    state = program.state(run)
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return size(state) + size(state.params)
 
@@ -88,15 +88,15 @@ def words_of(layout) -> tuple:
 
 
 def test_a_layout_is_allowed_exactly_where_training_accepts_it(made):
-    this, target = made(**{"data.batch_size": 16}), slices.slice_named("v5e-8")
-    state, sizes = program.state(this), (1, 2, 3, 4, 8)
-    shapes = layouts.Shapes(this, state, target)
+    run, target = made(**{"data.batch_size": 16}), slices.slice_named("v5e-8")
+    state, sizes = program.state(run), (1, 2, 3, 4, 8)
+    shapes = layouts.Shapes(run, state, target)
     accepted = set()
     for fsdp, tensor, micro in itertools.product(sizes, sizes, (1, 2, 4, 8, 16)):
         strategy = "pmap" if fsdp * tensor == 1 else "mesh"
         layout = layouts.Layout(strategy, -1, fsdp, tensor, micro)
         try:
-            laid = train.layout(layouts.laid_out(this, layout), jax.devices())
+            laid = train.layout(layouts.laid_out(run, layout), jax.devices())
             laid.abstract(state)
         except ValueError:
             continue
@@ -108,44 +108,44 @@ def test_a_layout_is_allowed_exactly_where_training_accepts_it(made):
 
 
 def test_the_least_is_what_training_places_and_its_gradients(made):
-    this, target = made(**{"optimizer.name": "adafactor"}), slices.slice_named("v5e-8")
-    shapes = layouts.Shapes(this, program.state(this), target)
+    run, target = made(**{"optimizer.name": "adafactor"}), slices.slice_named("v5e-8")
+    shapes = layouts.Shapes(run, program.state(run), target)
     size = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for fsdp, tensor in ((8, 1), (2, 4), (1, 2)):
         layout = layouts.Layout("mesh", -1, fsdp, tensor)
-        strategy = train.layout(layouts.laid_out(this, layout), jax.devices())
-        state = strategy.abstract(program.state(this))
+        strategy = train.layout(layouts.laid_out(run, layout), jax.devices())
+        state = strategy.abstract(program.state(run))
         placed = sum(map(size, jax.tree.leaves((state, state.params))))
         assert shapes.least(layout) == placed
-    assert shapes.least(layouts.Layout()) == whole_bytes(this)
+    assert shapes.least(layouts.Layout()) == whole_bytes(run)
 
 
 def test_a_tensor_axis_stays_within_a_host(made):
-    this, target = made(), slices.slice_named("v5e-16")  # four hosts of four
-    shapes = layouts.Shapes(this, program.state(this), target)
+    run, target = made(), slices.slice_named("v5e-16")  # four hosts of four
+    shapes = layouts.Shapes(run, program.state(run), target)
     assert {layout.tensor for layout in shapes.allowed()} == {1, 2, 4}
     assert "host" in shapes.refusal(layouts.Layout("mesh", -1, 1, 16))
 
 
 def test_the_fixed_order_of_sums_is_kept_so_no_mesh_is_proposed(made):
-    this = made(**{"parallel.reduction": "fixed"})
-    shapes = layouts.Shapes(this, program.state(this), slices.slice_named("v5e-8"))
+    run = made(**{"parallel.reduction": "fixed"})
+    shapes = layouts.Shapes(run, program.state(run), slices.slice_named("v5e-8"))
     assert {layout.strategy for layout in shapes.allowed()} == {"pmap"}
 
 
 def test_flags_make_of_the_config_what_was_compiled(tmp_path):
     given = ["--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}"]
-    config = door.parse("show", ("config", "workdir"), given).config.to_dict()
+    config = cli.parse("show", ("config", "workdir"), given).config.to_dict()
     layout = layouts.Layout("mesh", -1, 4, 2, 2, "full")
     flags = layouts.flags(config, layout)
-    again = door.parse("show", ("config", "workdir"), given + flags).config.to_dict()
+    again = cli.parse("show", ("config", "workdir"), given + flags).config.to_dict()
     assert again == layouts.changed(config, layout) != config
     assert layouts.layout_of(again) == layout and not layouts.flags(again, layout)
 
 
 def test_smaller_steps_come_first(made):
-    this, target = made(), slices.slice_named("v5e-8")
-    kinds = search.ladders(this, layouts.Layout(), target)
+    run, target = made(), slices.slice_named("v5e-8")
+    kinds = search.ladders(run, layouts.Layout(), target)
     assert [len(kind) for kind in kinds] == [5, 2, 3]  # 2..32 rows, dots and full, 2 4 8
     both = search.changes(layouts.Layout(), kinds[:2])
     assert [(one.micro_batches, one.remat) for one in both[:3]] == [
@@ -157,52 +157,52 @@ def test_smaller_steps_come_first(made):
 # Advice. -----------------------------------------------------------------------------------------
 
 
-def advised(this, target, **more):
+def advised(run, target, **more):
     """(the advice, the made-up compiler) of a run that does not fit."""
-    fake = FakeCompiler(whole_bytes(this), **more)
-    first = fake(this.config, target, "")
+    fake = FakeCompiler(whole_bytes(run), **more)
+    first = fake(run.config, target, "")
     fake.asked.clear()
     assert not first.fits
-    return search.advice(this, target, first, compile=fake), fake
+    return search.advice(run, target, first, compile=fake), fake
 
 
 def test_each_kind_of_change_is_advised_by_its_smallest_step_that_fits(made, chip_of):
-    this = made()
-    target = chip_of(int(whole_bytes(this) + 1.3 * ROW))("v5e-8")  # 4 rows a chip do not fit
-    advice, fake = advised(this, target)
+    run = made()
+    target = chip_of(int(whole_bytes(run) + 1.3 * ROW))("v5e-8")  # 4 rows a chip do not fit
+    advice, fake = advised(run, target)
     assert advice.here and advice.compiled == len(fake.asked) <= search.ADVICE_TRIES
     found = [words_of(trial.layout) for trial in advice.trials]
     assert ("pmap", 1, 1, 4, "none") in found and ("pmap", 1, 1, 2, "none") not in found
     assert ("pmap", 1, 1, 1, "full") in found and ("pmap", 1, 1, 1, "dots") not in found
     for trial in advice.trials:
-        config = layouts.changed(this.config, trial.layout)
+        config = layouts.changed(run.config, trial.layout)
         assert trial.fits and trial.proven and trial.slice == "v5e-8"
         assert trial.peak == fake.needed(config, 8) <= target.chip.memory
-        assert trial.flags == tuple(layouts.flags(this.config, trial.layout))
+        assert trial.flags == tuple(layouts.flags(run.config, trial.layout))
 
 
 def test_the_number_of_rows_decides_no_more_than_it_must(made, chip_of):
-    this = made(**{"data.batch_size": 256})
+    run = made(**{"data.batch_size": 256})
     for rows in (2, 8):  # of 32 a chip; as many fit
-        target = chip_of(int(whole_bytes(this) + (rows + 0.5) * ROW))("v5e-8")
-        advice, _ = advised(this, target)
+        target = chip_of(int(whole_bytes(run) + (rows + 0.5) * ROW))("v5e-8")
+        advice, _ = advised(run, target)
         assert advice.trials[0].layout == layouts.Layout(micro_batches=32 // rows)
         assert advice.trials[0].flags == (f"--config.parallel.micro_batches={32 // rows}",)
 
 
 def test_two_changes_are_advised_only_where_one_is_not_enough(made, chip_of):
-    this = made(**{"data.batch_size": 8})  # a row a chip: micro-batches divide no more
-    target = chip_of(whole_bytes(this) // 2 + ROW // 4)("v5e-8")
-    advice, _ = advised(this, target)
+    run = made(**{"data.batch_size": 8})  # a row a chip: micro-batches divide no more
+    target = chip_of(whole_bytes(run) // 2 + ROW // 4)("v5e-8")
+    advice, _ = advised(run, target)
     assert advice.here and advice.trials
     for trial in advice.trials:
         assert trial.layout.strategy == "mesh" and trial.layout.remat != "none"
 
 
 def test_what_cannot_fit_by_its_shapes_is_never_compiled(made, chip_of):
-    this = made(**BIG)
-    target = chip_of(whole_bytes(this) // 3)("v5e-1")
-    advice, fake = advised(this, target)
+    run = made(**BIG)
+    target = chip_of(whole_bytes(run) // 3)("v5e-1")
+    advice, fake = advised(run, target)
     assert not advice.here
     assert {name for _, name in fake.asked} == {"v5e-4"}
     (trial,) = advice.trials
@@ -211,9 +211,9 @@ def test_what_cannot_fit_by_its_shapes_is_never_compiled(made, chip_of):
 
 
 def test_without_compiling_the_answer_is_said_to_be_a_guess(made, chip_of):
-    this = made(**BIG)
-    target = chip_of(whole_bytes(this) // 3)("v5e-1")
-    advice = search.advice(this, target, tries=0, compile=None)
+    run = made(**BIG)
+    target = chip_of(whole_bytes(run) // 3)("v5e-1")
+    advice = search.advice(run, target, tries=0, compile=None)
     (trial,) = advice.trials
     assert not trial.proven and not advice.here and advice.compiled == 0
     assert trial.slice == "v5e-4" and trial.peak <= target.chip.memory
@@ -222,10 +222,10 @@ def test_without_compiling_the_answer_is_said_to_be_a_guess(made, chip_of):
 def test_many_layers_are_scanned_in_what_is_compiled_and_in_its_flags(made, chip_of):
     for depth, flag in ((6, ["--config.model.layers=scanned"]), (2, [])):
         changes = {"model.layers": "unrolled", "model.num_encoder_layers": depth}
-        this = made(**BIG | changes | {"model.num_decoder_layers": depth})
-        target, fake = chip_of(whole_bytes(this) // 3)("v5e-1"), FakeCompiler(whole_bytes(this))
-        (trial,) = search.advice(this, target, compile=fake).trials
-        ranked = search.search(this, slices.slice_named("v5e-4"), tries=2, compile=fake)
+        run = made(**BIG | changes | {"model.num_decoder_layers": depth})
+        target, fake = chip_of(whole_bytes(run) // 3)("v5e-1"), FakeCompiler(whole_bytes(run))
+        (trial,) = search.advice(run, target, compile=fake).trials
+        ranked = search.search(run, slices.slice_named("v5e-4"), tries=2, compile=fake)
         for one in (trial, *ranked):
             assert one.proven and [word for word in one.flags if "layers" in word] == flag
         words = "scanned" if flag else "unrolled"
@@ -233,20 +233,20 @@ def test_many_layers_are_scanned_in_what_is_compiled_and_in_its_flags(made, chip
 
 
 def test_where_programs_do_not_fit_a_larger_slice_is_still_proven(made, chip_of):
-    this = made(**BIG | {"data.batch_size": 64})
-    target = chip_of(int(whole_bytes(this) / 3.5))("v5e-4")
-    fake = FakeCompiler(whole_bytes(this) * 1.25)  # more than the shapes tell
-    advice = search.advice(this, target, tries=2, compile=fake)
+    run = made(**BIG | {"data.batch_size": 64})
+    target = chip_of(int(whole_bytes(run) / 3.5))("v5e-4")
+    fake = FakeCompiler(whole_bytes(run) * 1.25)  # more than the shapes tell
+    advice = search.advice(run, target, tries=2, compile=fake)
     asked = [name for _, name in fake.asked]
     assert not advice.here and advice.trials[0].proven and advice.trials[0].slice == "v5e-8"
     assert asked.count("v5e-4") == 2 and 0 < asked.count("v5e-8") <= 2
 
 
 def test_what_the_compiler_could_not_compile_teaches_nothing_of_memory(made):
-    this, own = made(), layouts.Layout()
-    fake = FakeCompiler(whole_bytes(this))
-    trials = search.Trials(this, slices.slice_named("v5e-1"), fake, 4)
-    found, before = fake(this.config, trials.target, ""), trials.guess(own)
+    run, own = made(), layouts.Layout()
+    fake = FakeCompiler(whole_bytes(run))
+    trials = search.Trials(run, slices.slice_named("v5e-1"), fake, 4)
+    found, before = fake(run.config, trials.target, ""), trials.guess(own)
     sizes = {"params": found.needed}
     trials.learn(own, dataclasses.replace(found, fits=False, error="a crash", sizes=sizes))
     assert trials.guess(own) == before
@@ -255,22 +255,22 @@ def test_what_the_compiler_could_not_compile_teaches_nothing_of_memory(made):
 
 
 def test_advice_compiles_no_more_than_its_bound(made, chip_of):
-    this = made()
-    target = chip_of(int(whole_bytes(this) * 1.01 + ROW // 8))("v5e-8")
+    run = made()
+    target = chip_of(int(whole_bytes(run) * 1.01 + ROW // 8))("v5e-8")
     for tries in (1, 3):
-        fake = FakeCompiler(whole_bytes(this))
-        advice = search.advice(this, target, compile=fake, tries=tries)
+        fake = FakeCompiler(whole_bytes(run))
+        advice = search.advice(run, target, compile=fake, tries=tries)
         assert advice.compiled == len(fake.asked) <= 2 * tries
 
 
 def test_the_smallest_slice_is_the_first_that_any_change_fits(made, chip_of):
-    this = made(**BIG | {"data.batch_size": 64})
-    named = chip_of(whole_bytes(this) // 5)
-    fake = FakeCompiler(whole_bytes(this))
-    found = search.smallest(this, slices.sizes("v5e"), compile=fake)
+    run = made(**BIG | {"data.batch_size": 64})
+    named = chip_of(whole_bytes(run) // 5)
+    fake = FakeCompiler(whole_bytes(run))
+    found = search.smallest(run, slices.sizes("v5e"), compile=fake)
     assert found.slice == "v5e-8" and found.fits and found.layout.fsdp == 8
     assert named("v5e-8").chips == 8
-    nowhere = chip_of(1000) and search.smallest(this, slices.sizes("v5e"), compile=fake)
+    nowhere = chip_of(1000) and search.smallest(run, slices.sizes("v5e"), compile=fake)
     assert nowhere is None
 
 
@@ -278,40 +278,40 @@ def test_the_smallest_slice_is_the_first_that_any_change_fits(made, chip_of):
 
 
 def test_layouts_are_ranked_by_time_among_those_that_fit(made, chip_of):
-    this = made()
-    target = chip_of(int(whole_bytes(this) / 2 + 2.1 * ROW))("v5e-8")
-    fake = FakeCompiler(whole_bytes(this), refuses={(2, 4)})
-    trials = search.search(this, target, tries=9, compile=fake)
+    run = made()
+    target = chip_of(int(whole_bytes(run) / 2 + 2.1 * ROW))("v5e-8")
+    fake = FakeCompiler(whole_bytes(run), refuses={(2, 4)})
+    trials = search.search(run, target, tries=9, compile=fake)
     assert len(trials) == len(fake.asked) <= 9
     fitting = [trial for trial in trials if trial.fits]
     assert trials[: len(fitting)] == fitting and len(fitting) > 2
     assert [one.step_s for one in fitting] == sorted(one.step_s for one in fitting)
     assert all(0 < trial.mfu < 1 + 1e-9 for trial in fitting)  # rounded
-    shapes = layouts.Shapes(this, program.state(this), target)
+    shapes = layouts.Shapes(run, program.state(run), target)
     for trial in trials:
         assert shapes.refusal(trial.layout) is None
-        config = layouts.changed(this.config, trial.layout)
+        config = layouts.changed(run.config, trial.layout)
         needed = fake.needed(config, 8)
         assert trial.fits == (needed <= target.chip.memory and not trial.error)
     assert len({trial.layout for trial in trials}) == len(trials)
 
 
 def test_the_runs_own_layout_is_among_them(made):
-    this = made(**{"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.micro_batches": 4})
+    run = made(**{"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.micro_batches": 4})
     fake = FakeCompiler(1000)
-    trials = search.search(this, slices.slice_named("v5e-8"), tries=2, compile=fake)
+    trials = search.search(run, slices.slice_named("v5e-8"), tries=2, compile=fake)
     assert () in [trial.flags for trial in trials]
     for odd in ({"parallel.strategy": "mesh"}, {"parallel.micro_batches": 3}):  # rarely proposed
-        this = made(**{"data.batch_size": 24} | odd)
-        trials = search.search(this, slices.slice_named("v5e-8"), tries=1, compile=fake)
+        run = made(**{"data.batch_size": 24} | odd)
+        trials = search.search(run, slices.slice_named("v5e-8"), tries=1, compile=fake)
         assert [trial.flags for trial in trials] == [()]
 
 
 def test_what_a_program_settles_is_not_compiled_again(made, chip_of):
-    this = made()
-    target = chip_of(int(whole_bytes(this) + 1.3 * ROW))("v5e-1")  # 1 row of 32
-    fake = FakeCompiler(whole_bytes(this))
-    trials = search.search(this, target, tries=18, compile=fake)
+    run = made()
+    target = chip_of(int(whole_bytes(run) + 1.3 * ROW))("v5e-1")  # 1 row of 32
+    fake = FakeCompiler(whole_bytes(run))
+    trials = search.search(run, target, tries=18, compile=fake)
     saves = lambda c: (c["parallel"]["micro_batches"], layouts.REMATS.index(c["model"]["remat"]))
     fits = lambda config: fake.needed(config, 1) <= target.chip.memory
     below = lambda a, b: all(x <= y for x, y in zip(saves(a), saves(b), strict=True))
@@ -321,9 +321,9 @@ def test_what_a_program_settles_is_not_compiled_again(made, chip_of):
 
 
 def test_a_layout_that_the_compiler_refuses_is_said_to_be_refused(made):
-    this, target = made(), slices.slice_named("v5e-4")
+    run, target = made(), slices.slice_named("v5e-4")
     fake = FakeCompiler(1000, refuses={(4, 1), (2, 2), (2, 1), (1, 2), (1, 4)})
-    trials = search.search(this, target, tries=6, compile=fake)
+    trials = search.search(run, target, tries=6, compile=fake)
     assert trials[0].fits and trials[0].layout.strategy == "pmap"
     assert all("whole rows" in trial.error for trial in trials if not trial.fits)
     text = search.table(trials, target)
@@ -331,9 +331,9 @@ def test_a_layout_that_the_compiler_refuses_is_said_to_be_refused(made):
 
 
 def test_the_table_says_which_fit_and_which_are_too_large(made, chip_of):
-    this = made()
-    target = chip_of(int(whole_bytes(this) + 4.3 * ROW))("v5e-4")
-    trials = search.search(this, target, tries=8, compile=FakeCompiler(whole_bytes(this)))
+    run = made()
+    target = chip_of(int(whole_bytes(run) + 4.3 * ROW))("v5e-4")
+    trials = search.search(run, target, tries=8, compile=FakeCompiler(whole_bytes(run)))
     cells = [line.split() for line in search.table(trials, target).splitlines()[1:]]
     assert [cell[-1] for cell in cells] == ["yes" if one.fits else "no" for one in trials]
     assert {cell[-1] for cell in cells} == {"yes", "no"}

@@ -12,7 +12,8 @@ import sys
 
 import pytest
 
-from lm import pydocs, sources
+from lm import sources
+from lm.sources import pydocs
 
 SUMMARY = "Return the nearest of the points that were given."
 BODY = (

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoints, logs, optimizers, run, steps, transformer
+from lm import checkpoints, logs, optimizers, runs, steps, transformer
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, CHECKPOINT, LOG = 30, 4, 2
@@ -42,7 +42,7 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     made = tiny_config(**changes | {"data.shards": str(path.parent / "shards")})
     path.write_text(CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
-    run.make_examples(run.make_run(made, path.parent / "made"), tiny_tokens)
+    runs.make_examples(runs.make_run(made, path.parent / "made"), tiny_tokens)
     return path
 
 
@@ -78,14 +78,14 @@ def finish(process: subprocess.Popen, workdir: pathlib.Path) -> None:
 
 def last_checkpoint(workdir: pathlib.Path):
     """(state, facts) of the newest step."""
-    this = run.read_run(workdir)
+    run = runs.read_run(workdir)
     optimizer, _ = optimizers.make_optimizer(
-        this.optimizer, STEPS, transformer.shapes(this.model), optimizers.Pace(1.0, 1)
+        run.optimizer, STEPS, transformer.param_shapes(run.model), optimizers.RunLength(1.0, 1)
     )
     make = functools.partial(
-        steps.init_state, transformer.Transformer(this.model), optimizer, steps.Plan()
+        steps.init_state, transformer.Transformer(run.model), optimizer, steps.StepConfig()
     )
-    shapes = jax.eval_shape(make, transformer.shapes(this.model))
+    shapes = jax.eval_shape(make, transformer.param_shapes(run.model))
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
         return saved.restore(shapes)
 

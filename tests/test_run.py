@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import objectives, parallel, run, sources, tokenizer, train
+from lm import objectives, parallel, runs, sources, tokenizer, train
 
 IMPOSSIBLE = [
     # What the issue names.
@@ -102,7 +102,7 @@ def test_an_impossible_value_stops_before_any_file_or_device(
     monkeypatch.setattr(parallel, "make_strategy", None)
     workdir = tmp_path / "run"
     with pytest.raises(ValueError, match=sentence):
-        run.make_run(tiny_config(**changes), workdir)
+        runs.make_run(tiny_config(**changes), workdir)
     assert not workdir.exists()
 
 
@@ -117,7 +117,7 @@ def test_every_number_of_a_config_has_a_bound(tiny_config, tmp_path):
             elif isinstance(value, int | float):
                 wrong = -2 if isinstance(value, int) else float("nan")
                 try:
-                    run.make_run(tiny_config(**{prefix + key: wrong}), tmp_path)
+                    runs.make_run(tiny_config(**{prefix + key: wrong}), tmp_path)
                 except ValueError as error:
                     assert str(wrong) in str(error)
                 else:
@@ -139,50 +139,50 @@ def test_every_number_of_a_config_has_a_bound(tiny_config, tmp_path):
 def test_a_batch_that_does_not_divide_stops_before_the_workdir_is_made(
     changes, count, shards, tiny_config, tmp_path
 ):
-    this = run.make_run(tiny_config(**changes), tmp_path / "run")
+    run = runs.make_run(tiny_config(**changes), tmp_path / "run")
     product = shards * changes.get("parallel.micro_batches", 1)
     sentence = f"data.batch_size={changes['data.batch_size']} does not divide over {shards} shards"
     with pytest.raises(ValueError, match=f"{sentence} .* use a multiple of {product}"):
-        train.train(this, devices=jax.devices()[:count])
+        train.train(run, devices=jax.devices()[:count])
     assert not (tmp_path / "run").exists()
 
 
 def test_a_vocabulary_is_enough_from_the_first_row_the_tokenizer_does_not_use(
     tiny_config, tmp_path
 ):
-    run.make_run(tiny_config(**{"model.vocab_size": 410}), tmp_path)
+    runs.make_run(tiny_config(**{"model.vocab_size": 410}), tmp_path)
 
 
 def test_sentinels_are_enough_to_the_very_last(tiny_config, tmp_path):
     # A text whose 10 spans use the 10 sentinels there are, and one token of input more.
     spans = lambda length: objectives.lengths(objectives.ObjectiveConfig(), length).sentinels
     longest = max(length for length in range(100, 400) if spans(length) == 10)
-    run.make_run(tiny_config(**{"data.input_length": longest}), tmp_path)
+    runs.make_run(tiny_config(**{"data.input_length": longest}), tmp_path)
     with pytest.raises(ValueError, match="needs 11 sentinels"):
-        run.make_run(tiny_config(**{"data.input_length": longest + 1}), tmp_path)
+        runs.make_run(tiny_config(**{"data.input_length": longest + 1}), tmp_path)
     # Pairs need no sentinel at all.
     pairs = {"data.task": "docstring_summary", "data.input_length": longest + 1}
-    run.make_run(tiny_config(**pairs), tmp_path)
+    runs.make_run(tiny_config(**pairs), tmp_path)
 
 
 def test_a_tokenizer_that_is_yet_to_be_made_is_checked_by_its_config(tiny_config, tmp_path):
     new = {"tokenizer.dir": "", "tokenizer.pieces": 505, "tokenizer.num_sentinels": 8}
     with pytest.raises(ValueError, match=r"the tokenizer's 505 pieces \+ 8 sentinels; use 640"):
-        run.make_run(tiny_config(**new), tmp_path)
-    run.make_run(tiny_config(**new | {"tokenizer.num_sentinels": 7}), tmp_path)
+        runs.make_run(tiny_config(**new), tmp_path)
+    runs.make_run(tiny_config(**new | {"tokenizer.num_sentinels": 7}), tmp_path)
 
 
 def test_a_workdir_is_its_own_config_again_and_names_the_keys_of_another(tiny_config, tmp_path):
     workdir = tmp_path / "run"
-    this = run.make_run(tiny_config(), workdir)
-    run.check_workdir(this)
-    run.claim(this, run.make_tokenizer(this))
-    run.check_workdir(this)
-    assert run.read_run(workdir) == this
+    run = runs.make_run(tiny_config(), workdir)
+    runs.check_workdir(run)
+    runs.claim(run, runs.make_tokenizer(run))
+    runs.check_workdir(run)
+    assert runs.read_run(workdir) == run
     before = (workdir / "config.json").read_bytes()
-    other = run.make_run(tiny_config(**{"optimizer.peak": 0.5, "steps": 7}), workdir)
+    other = runs.make_run(tiny_config(**{"optimizer.peak": 0.5, "steps": 7}), workdir)
     with pytest.raises(ValueError) as error:
-        run.check_workdir(other)
+        runs.check_workdir(other)
     sentence = str(error.value)
     assert "optimizer.peak (here 0.5, there 0.01)" in sentence
     assert "steps (here 7, there 6)" in sentence
@@ -224,86 +224,86 @@ FREE = {  # of those that do not
 
 @pytest.fixture
 def claimed(tiny_config, tmp_path):
-    this = run.make_run(tiny_config(), tmp_path / "run")
-    run.claim(this, run.make_tokenizer(this))
-    return this.workdir
+    run = runs.make_run(tiny_config(), tmp_path / "run")
+    runs.claim(run, runs.make_tokenizer(run))
+    return run.workdir
 
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_a_key_that_decides_numbers_is_changed_midway_only_where_it_is_allowed(
     key, claimed, tiny_config
 ):
-    changed = run.make_run(tiny_config(**{key: NUMBERS[key]}), claimed)
+    changed = runs.make_run(tiny_config(**{key: NUMBERS[key]}), claimed)
     others = tuple(other for other in NUMBERS if other != key)
     for allow in ((), others):
         with pytest.raises(ValueError, match=rf"{key} \(here .*--allow_change={key}\."):
-            run.check_workdir(changed, allow)
-    run.check_workdir(changed, (key,))
-    run.check_workdir(changed, (key.partition(".")[0],))
+            runs.check_workdir(changed, allow)
+    runs.check_workdir(changed, (key,))
+    runs.check_workdir(changed, (key.partition(".")[0],))
 
 
 def test_keys_that_decide_no_number_are_changed_freely(claimed, tiny_config):
-    run.check_workdir(run.make_run(tiny_config(**FREE), claimed))
-    settled = run.settled(tiny_config(**FREE))
-    assert settled == run.settled(tiny_config()) != run.settled(tiny_config(seed=1))
+    runs.check_workdir(runs.make_run(tiny_config(**FREE), claimed))
+    settled = runs.settled(tiny_config(**FREE))
+    assert settled == runs.settled(tiny_config()) != runs.settled(tiny_config(seed=1))
 
 
 def test_what_is_allowed_must_be_a_key(claimed, tiny_config):
-    this = run.make_run(tiny_config(), claimed)
+    run = runs.make_run(tiny_config(), claimed)
     with pytest.raises(ValueError, match="optimizer.peek is no key .*mean 'optimizer.peak'"):
-        run.check_workdir(this, ("optimizer.peek",))
+        runs.check_workdir(run, ("optimizer.peek",))
 
 
 def test_a_duration_is_counted_in_batches_of_the_run(tiny_config, tmp_path):
-    total = lambda text, examples: run.total_updates(
-        run.make_run(tiny_config(steps=0, duration=text), tmp_path), examples
+    total = lambda text, examples: runs.total_updates(
+        runs.make_run(tiny_config(steps=0, duration=text), tmp_path), examples
     )
     assert total("3 epochs", 80) == 30 and total("0.5 epochs", 80) == 5
-    this = run.make_run(tiny_config(), tmp_path)
-    assert total(f"{10 * 8 * sum(this.lengths)} tokens", 1) == 10
-    assert run.total_updates(this, 80) == 6
+    run = runs.make_run(tiny_config(), tmp_path)
+    assert total(f"{10 * 8 * sum(run.lengths)} tokens", 1) == 10
+    assert runs.total_updates(run, 80) == 6
 
 
 def test_differences_are_the_keys_that_differ_and_no_others():
     ours = {"a": 1, "b": {"c": 2, "d": 3}, "e": {"f": 4}, "same": {"x": [1, 2]}}
     theirs = {"a": 1, "b": {"c": 2, "d": 4}, "g": 5, "same": {"x": [1, 2]}}
-    found = run.differences(ours, theirs)
+    found = runs.differences(ours, theirs)
     assert [line.split()[0] for line in found] == ["b.d", "e", "g"]
-    assert run.differences(ours, json.loads(json.dumps(ours))) == []
-    assert len(run.differences(theirs, ours)) == len(found)
+    assert runs.differences(ours, json.loads(json.dumps(ours))) == []
+    assert len(runs.differences(theirs, ours)) == len(found)
 
 
 def test_a_directory_without_a_run_is_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"holds no run \(no config.json\); train one there first"):
-        run.read_run(tmp_path)
+        runs.read_run(tmp_path)
 
 
 def test_a_tokenizer_is_named_or_that_of_the_origin_or_ones_own(tiny_config, tmp_path):
     named = tiny_config()["tokenizer"]["dir"]
-    first = run.make_run(tiny_config(), tmp_path / "first")
-    assert run.tokenizer_dir(first) == pathlib.Path(named)
-    run.claim(first, run.make_tokenizer(first))
+    first = runs.make_run(tiny_config(), tmp_path / "first")
+    assert runs.tokenizer_dir(first) == pathlib.Path(named)
+    runs.claim(first, runs.make_tokenizer(first))
     child = {"tokenizer.dir": "", "init_from": str(tmp_path / "first")}
-    second = run.make_run(tiny_config(**child), tmp_path / "second")
-    assert run.tokenizer_dir(second) == first.workdir / "tokenizer"
-    alone = run.make_run(tiny_config(**{"tokenizer.dir": ""}), tmp_path / "alone")
-    assert run.tokenizer_dir(alone) == tmp_path / "alone" / "tokenizer"
+    second = runs.make_run(tiny_config(**child), tmp_path / "second")
+    assert runs.tokenizer_dir(second) == first.workdir / "tokenizer"
+    alone = runs.make_run(tiny_config(**{"tokenizer.dir": ""}), tmp_path / "alone")
+    assert runs.tokenizer_dir(alone) == tmp_path / "alone" / "tokenizer"
 
 
 def test_a_claimed_workdir_stands_by_itself(tiny_config, tmp_path):
-    first = run.make_run(tiny_config(), tmp_path / "first")
-    tokens = run.make_tokenizer(first)
-    run.claim(first, tokens)
+    first = runs.make_run(tiny_config(), tmp_path / "first")
+    tokens = runs.make_tokenizer(first)
+    runs.claim(first, tokens)
     child = {"tokenizer.dir": "", "init_from": str(first.workdir)}
-    second = run.make_run(tiny_config(**child), tmp_path / "second")
-    run.claim(second, run.make_tokenizer(second))
+    second = runs.make_run(tiny_config(**child), tmp_path / "second")
+    runs.claim(second, runs.make_tokenizer(second))
     first.workdir.rename(tmp_path / "moved")
-    alone = run.make_tokenizer(run.read_run(second.workdir))
+    alone = runs.make_tokenizer(runs.read_run(second.workdir))
     assert alone.fingerprint == tokens.fingerprint
     # Nor does it make another one for what it has lost.
     shutil.rmtree(second.workdir / "tokenizer")
     with pytest.raises(ValueError, match="there is no tokenizer in"):
-        run.make_tokenizer(run.read_run(second.workdir))
+        runs.make_tokenizer(runs.read_run(second.workdir))
 
 
 @pytest.mark.parametrize(
@@ -317,43 +317,43 @@ def test_a_claimed_workdir_stands_by_itself(tiny_config, tmp_path):
 def test_a_damaged_config_is_named(text, sentence, tiny_config, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=sentence):
-        run.read_run(tmp_path)
+        runs.read_run(tmp_path)
 
 
-@pytest.mark.parametrize("section", ["", *run.SECTIONS, *run.PLAIN_SECTIONS])
+@pytest.mark.parametrize("section", ["", *runs.SECTIONS, *runs.PLAIN_SECTIONS])
 def test_a_key_too_many_or_too_few_is_named(section, tiny_config, tmp_path):
     config = tiny_config()
     keys = config[section] if section else config
     keys["extra"] = 1
     where = f"{section}.extra" if section else "extra"
     with pytest.raises(ValueError, match=f"has an unknown key {where}.* configs/base.py"):
-        run.make_run(config, tmp_path)
+        runs.make_run(config, tmp_path)
     del keys["extra"]
-    missing = sorted(set(keys) - set(run.SECTIONS) - set(run.PLAIN_SECTIONS))[0]
+    missing = sorted(set(keys) - set(runs.SECTIONS) - set(runs.PLAIN_SECTIONS))[0]
     del keys[missing]
     with pytest.raises(ValueError, match=f"has no key .*{missing}"):
-        run.make_run(config, tmp_path)
+        runs.make_run(config, tmp_path)
 
 
 def test_an_origin_of_another_model_is_refused_before_any_work(tiny_config, tmp_path):
-    first = run.make_run(tiny_config(), tmp_path / "first")
-    run.claim(first, run.make_tokenizer(first))
+    first = runs.make_run(tiny_config(), tmp_path / "first")
+    runs.claim(first, runs.make_tokenizer(first))
     origin = {"init_from": str(first.workdir)}
     for field, value in {"d_ff": 64, "relative_limit": 20, "num_decoder_layers": 1}.items():
         with pytest.raises(ValueError, match=f"model.{field}={value} differs from init_from="):
-            run.make_run(tiny_config(**origin, **{f"model.{field}": value}), tmp_path / "second")
+            runs.make_run(tiny_config(**origin, **{f"model.{field}": value}), tmp_path / "second")
     taught = {"stage": "distill", "teacher.workdir": str(first.workdir)}
     for change, sentence in (
         ({"model.num_encoder_layers": 3}, "num_encoder_layers=3 is more than the teacher's 2"),
         ({"model.vocab_size": 640, "teacher.init": "random"}, "640 differs from the teacher's 512"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            run.make_run(tiny_config(**taught, **change), tmp_path / "third")
+            runs.make_run(tiny_config(**taught, **change), tmp_path / "third")
     assert not (tmp_path / "second").exists() and not (tmp_path / "third").exists()
 
 
 def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp_path, monkeypatch):
-    this = run.make_run(tiny_config(**{"tokenizer.dir": "", "tokenizer.documents": 50}), tmp_path)
+    run = runs.make_run(tiny_config(**{"tokenizer.dir": "", "tokenizer.documents": 50}), tmp_path)
     given = []
     fit = tokenizer.train
 
@@ -362,24 +362,24 @@ def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp
         return fit(given, *arguments, **options)
 
     monkeypatch.setattr(tokenizer, "train", spy)
-    made = run.make_tokenizer(this)
-    records = sources.tfds_records("wikipedia/20230601.en", "train", this.data.dir)
+    made = runs.make_tokenizer(run)
+    records = sources.tfds_records("wikipedia/20230601.en", "train", run.data.dir)
     assert given == [records[i]["text"] for i in range(50)]
     assert (made.pieces, made.num_sentinels) == (400, 10)
     monkeypatch.setattr(tokenizer, "train", None)
-    assert run.make_tokenizer(this).fingerprint == made.fingerprint
+    assert runs.make_tokenizer(run).fingerprint == made.fingerprint
     # What was made for one config is not taken for what another asks for.
     other = {"tokenizer.dir": "", "tokenizer.num_sentinels": 9}
     with pytest.raises(ValueError, match="num_sentinels=9 differs from the 10 of the tokenizer in"):
-        run.make_run(tiny_config(**other), tmp_path)
+        runs.make_run(tiny_config(**other), tmp_path)
     other = {"tokenizer.dir": "", "tokenizer.character_coverage": 0.99}
     with pytest.raises(ValueError, match="character_coverage=0.99 differs from the 0.9995 of the"):
-        run.make_run(tiny_config(**other), tmp_path)
+        runs.make_run(tiny_config(**other), tmp_path)
 
 
 def test_what_is_held_out_is_never_trained_on(tiny_config, tmp_path):
-    this = run.make_run(tiny_config(), tmp_path)
-    assert run.splits(this) == ({"wikipedia": "train"}, {"wikipedia": "validation"})
+    run = runs.make_run(tiny_config(), tmp_path)
+    assert runs.splits(run) == ({"wikipedia": "train"}, {"wikipedia": "validation"})
     for change, sentence in (
         ({"data.heldout": "validatoin"}, "'validatoin' is unknown; .* did you mean 'validation'"),
         ({"data.heldout": "train[:10%]"}, "'train' and data.heldout='train.*' .* share examples"),
@@ -388,11 +388,11 @@ def test_what_is_held_out_is_never_trained_on(tiny_config, tmp_path):
         ({"data.heldout": ""}, "is unknown"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            run.splits(run.make_run(tiny_config(**change), tmp_path))
+            runs.splits(runs.make_run(tiny_config(**change), tmp_path))
         train_texts, heldout = (
             {records[i]["text"] for i in range(len(records))}
             for records in (
-                sources.tfds_records("wikipedia/20230601.en", split, this.data.dir)
+                sources.tfds_records("wikipedia/20230601.en", split, run.data.dir)
                 for split in ("train", "validation")
             )
         )
@@ -404,18 +404,18 @@ BYTES |= {"tokenizer.num_sentinels": 100, "model.vocab_size": 384}
 
 
 def test_bytes_need_no_fitting_and_their_blanks_are_filled(tiny_config, tmp_path):
-    this = run.make_run(tiny_config(**BYTES), tmp_path)
-    tokens = run.make_tokenizer(this)
+    run = runs.make_run(tiny_config(**BYTES), tmp_path)
+    tokens = runs.make_tokenizer(run)
     assert (tokens.pieces, tokens.size, tokens.sentinel(0), tokens.sentinel(99)) == (
         259,
         359,
         259,
         358,
     )
-    train, _ = run.make_examples(this, tokens)
+    train, _ = runs.make_examples(run, tokens)
     row = train.batch(np.array([0]), np.array([0]), seed=0)
     inputs, targets = row.inputs[0], row.targets[0]
-    text = objectives.restore(this.objective, inputs, targets, tokens.vocabulary)
+    text = objectives.restore(run.objective, inputs, targets, tokens.vocabulary)
     np.testing.assert_array_equal(text, train.parts[0].text(0))
     assert tokens.decode(text).isascii() and np.isin(inputs, tokens.sentinels).sum() > 1
 
@@ -424,4 +424,4 @@ def test_another_number_of_byte_pieces_is_refused(tiny_config, tmp_path):
     with pytest.raises(
         ValueError, match="tokenizer.pieces=300 .* with tokenizer.kind='bytes' use 259"
     ):
-        run.make_run(tiny_config(**BYTES | {"tokenizer.pieces": 300}), tmp_path)
+        runs.make_run(tiny_config(**BYTES | {"tokenizer.pieces": 300}), tmp_path)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base, models
-from lm import objectives, optimizers, parallel, pipeline, run, show, steps, transformer
+from lm import objectives, optimizers, parallel, pipeline, runs, show, steps, transformer
 
 PRESETS = ("tiny", "t5_small", "umt5_small", "t5gemma_9b_2b")
 
@@ -18,7 +18,7 @@ PRESETS = ("tiny", "t5_small", "umt5_small", "t5gemma_9b_2b")
 def table_of(preset):
     """The run of a preset, and the lines of its table."""
     config = models.apply(base.get_config().unlock(), preset)
-    made = run.make_run(config.to_dict(), "nowhere")
+    made = runs.make_run(config.to_dict(), "nowhere")
     return made, show.parameters(made).splitlines()
 
 
@@ -51,7 +51,7 @@ def test_the_table_has_every_parameter_and_adds_up(preset):
 def test_the_paths_are_those_of_the_parameter_tree(preset):
     made, lines = table_of(preset)
     listed = {path: shape for path, shape, *_ in rows_of(lines)}
-    shapes = transformer.shapes(made.model)
+    shapes = transformer.param_shapes(made.model)
     for path, shape in listed.items():
         leaf = shapes
         for part in re.split(r"[./]", path):
@@ -104,13 +104,13 @@ def test_the_sharding_table_is_what_a_device_then_holds(optimizer, tiny_config):
     """Against the arrays themselves, laid out on eight devices."""
     keys = {f"parallel.{axis}": size for axis, size in LAYOUTS[optimizer].items()}
     keys |= {"parallel.strategy": "mesh", "optimizer.name": optimizer, "optimizer.average": 0.9}
-    made = run.make_run(tiny_config(**keys), "nowhere")
+    made = runs.make_run(tiny_config(**keys), "nowhere")
     title, head, *lines, total = show.sharding(made).splitlines()
     strategy = parallel.make_strategy(made.parallel)
-    pace = optimizers.Pace(1.0, 1)
-    shapes = transformer.shapes(made.model)
+    pace = optimizers.RunLength(1.0, 1)
+    shapes = transformer.param_shapes(made.model)
     optimizer, _ = optimizers.make_optimizer(made.optimizer, 6, shapes, pace)
-    model, plan = transformer.Transformer(made.model), steps.Plan(average=0.9)
+    model, plan = transformer.Transformer(made.model), steps.StepConfig(average=0.9)
     make = lambda: steps.init_state(model, optimizer, plan, jax.tree.map(jnp.zeros_like, shapes))
     state = strategy.init(make)
     held = lambda x: x.addressable_shards[0].data
@@ -136,22 +136,22 @@ def test_the_sharding_table_needs_no_device_but_sizes_that_divide(tiny_config):
         "parallel.fsdp": 16,
         "optimizer.average": 0.5,
     }
-    said = show.sharding(run.make_run(tiny_config(**keys), "nowhere"))
+    said = show.sharding(runs.make_run(tiny_config(**keys), "nowhere"))
     assert said.startswith("mesh: data 1 x fsdp 16 x tensor 1 = 16 devices\n")
     with pytest.raises(ValueError, match="axis of 16 does not divide over fsdp=32"):
-        show.sharding(run.make_run(tiny_config(**keys | {"parallel.fsdp": 32}), "nowhere"))
+        show.sharding(runs.make_run(tiny_config(**keys | {"parallel.fsdp": 32}), "nowhere"))
 
 
 def test_no_rows_are_a_sentence(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="--rows=-1 shows nothing; use 1 or more"):
-        show.rows(run.make_run(tiny_config(), tmp_path), "heldout", -1)
+        show.rows(runs.make_run(tiny_config(), tmp_path), "heldout", -1)
 
 
 @pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
 def test_a_batch_of_every_objective_is_shown_as_text(name, tiny_config, tiny_tokens, tmp_path):
-    this = run.make_run(tiny_config(**{"objective.name": name}), tmp_path)
-    said = show.rows(this, "train", 3)
-    train, _ = run.make_examples(this, tiny_tokens)
+    run = runs.make_run(tiny_config(**{"objective.name": name}), tmp_path)
+    said = show.rows(run, "train", 3)
+    train, _ = runs.make_examples(run, tiny_tokens)
     rows = next(iter(pipeline.train_batches(train, 0)))
     shown = re.split(r"^--- .* \((\d+) tokens, then eos\)\n", said, flags=re.M)[1:]
     halves = [x for i in range(3) for x in (rows[0][i][rows[1][i] > 0], rows[2][i][rows[3][i] > 0])]

@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 
 from lm import sources
-from lm.sources import documents, formats, wikipedia, wikis, wikitext
+from lm.sources import documents, formats, wiki_names, wikipedia, wikitext
 from tests import dump
 
 EXPORT = "{http://www.mediawiki.org/xml/export-0.11/}"
@@ -95,7 +95,7 @@ def test_a_wiki_of_another_language_has_prefixes_and_words_of_its_own(tmp_path):
     }
 
 
-@pytest.mark.parametrize("word", wikis.MARKS)
+@pytest.mark.parametrize("word", wiki_names.MARKS)
 def test_every_mark_of_a_disambiguation_is_one_as_a_template_alone(word, part):
     for text in (f"x {{{{{word}}}}}", f"x {{{{ {word.capitalize()} |y}}}}"):
         assert part.document(tree(text)) == ("", "disambiguation")
@@ -108,7 +108,7 @@ def test_every_mark_of_a_disambiguation_is_one_as_a_template_alone(word, part):
         assert not part.document(tree(text)).dropped
 
 
-@pytest.mark.parametrize("word", wikis.TITLES)
+@pytest.mark.parametrize("word", wiki_names.TITLES)
 def test_a_title_says_that_a_page_is_a_disambiguation(word, part):
     for title, dropped in ((f"X ({word})", True), (f"X （{word}）", True), (word, False)):
         xml = dump.page_xml(dump.Page(title, "Text."), 1).strip().encode()
@@ -116,7 +116,7 @@ def test_a_title_says_that_a_page_is_a_disambiguation(word, part):
         assert document == (("", "disambiguation") if dropped else ("Text.", ""))
 
 
-@pytest.mark.parametrize("title", sorted(wikis.APPARATUS))
+@pytest.mark.parametrize("title", sorted(wiki_names.APPARATUS))
 def test_a_section_of_references_goes_with_those_below_it(title):
     text = f"A.\n== {title.capitalize()} ==\nx\n=== Y ===\ny\n== Z ==\nz"
     assert wikitext.prose(text) == "A.\n\nZ\n\nz"

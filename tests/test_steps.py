@@ -58,7 +58,7 @@ DESCENT = optax.sgd(0.5)  # the step is half the gradient
 
 def step_of(loss=noiseless, optimizer=DESCENT, axis=None, **plan):
     """The update by plain descent, compiled unless it lies on a device axis."""
-    options = dict(loss=loss, optimizer=optimizer, plan=steps.Plan(**plan), axis=axis)
+    options = dict(loss=loss, optimizer=optimizer, plan=steps.StepConfig(**plan), axis=axis)
     step = functools.partial(steps.train_step, **options)
     return step if axis else jax.jit(step)
 
@@ -285,7 +285,7 @@ def test_each_device_has_its_own_dropout():
 
 
 def test_the_seed_alone_decides_where_training_starts():
-    start = lambda seed: steps.init_state(Table(), DESCENT, steps.Plan(seed))
+    start = lambda seed: steps.init_state(Table(), DESCENT, steps.StepConfig(seed))
     np.testing.assert_array_equal(start(3).params["table"], start(3).params["table"])
     assert (start(3).params["table"] != start(4).params["table"]).all()
     assert start(3).step == 0
@@ -293,10 +293,10 @@ def test_the_seed_alone_decides_where_training_starts():
 
 def test_training_starts_from_the_parameters_it_is_given():
     given = table(5)
-    state = steps.init_state(Table(), DESCENT, steps.Plan(average=0.9), given)
+    state = steps.init_state(Table(), DESCENT, steps.StepConfig(average=0.9), given)
     assert state.params is given and state.step == state.skipped == 0
     np.testing.assert_array_equal(state.average["table"], given["table"])
-    assert steps.init_state(Table(), DESCENT, steps.Plan(), given).average is None
+    assert steps.init_state(Table(), DESCENT, steps.StepConfig(), given).average is None
 
 
 # Figures. ------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_measure_counts_targets_nats_hits_and_bytes_of_text():
     examples.targets[0, :2] = VOCAB - 1, VOCAB - SENTINELS  # sentinels
     logits = np.random.default_rng(1).normal(size=(ROWS, LENGTH, VOCAB))
     logits[1, 0, examples.targets[1, 0]] = 99.0
-    sums = steps.measure(jnp.asarray(logits), examples, TEXT_BYTES)
+    sums = steps.token_sums(jnp.asarray(logits), examples, TEXT_BYTES)
     real = examples.targets_segment_ids > 0
     text = real & (examples.targets != EOS) & (examples.targets < VOCAB - SENTINELS)
     log_p = scipy.special.log_softmax(logits, -1)
@@ -331,22 +331,22 @@ def test_ratios_divide_each_sum_by_what_it_is_about():
     sums |= {"bytes": 40.0, "text_nats": 12.0, "text_weight": 8.0}
     whole = {"loss": 3.0, "nats": 2.0, "token_accuracy": 0.4, "text_nats": 1.5}
     whole |= {"bits_per_byte": 20 / math.log(2) / 40}
-    assert steps.ratios(sums) == pytest.approx(whole)
+    assert steps.metrics_from_sums(sums) == pytest.approx(whole)
     sums |= {"teacher/jsd": 5.0, "teacher/jsd/weight": 10.0}
     sums |= {"teacher/hidden": 6.0, "teacher/hidden/weight": 3.0}
     whole |= {"teacher/jsd": 0.5, "teacher/hidden": 2.0}
-    assert steps.ratios(sums) == pytest.approx(whole)
+    assert steps.metrics_from_sums(sums) == pytest.approx(whole)
     # Half of the targets are the student's own: nats and hits are of the others.
     whole |= {"nats": 4.0, "token_accuracy": 0.8}
-    assert steps.ratios(sums | {"labelled": 5.0}) == pytest.approx(whole)
+    assert steps.metrics_from_sums(sums | {"labelled": 5.0}) == pytest.approx(whole)
     own = {"loss": 3.0, "teacher/jsd": 0.5, "teacher/hidden": 2.0}
-    assert steps.ratios(sums | {"labelled": 0.0}) == pytest.approx(own)
+    assert steps.metrics_from_sums(sums | {"labelled": 0.0}) == pytest.approx(own)
 
 
 def test_ratios_of_nothing_are_zero():
     nothing = dict.fromkeys(["loss", "nats", "weight", "hits"], 0.0)
     nothing |= dict.fromkeys(["bytes", "text_nats", "text_weight"], 0.0)
-    assert set(steps.ratios(nothing).values()) == {0.0}
+    assert set(steps.metrics_from_sums(nothing).values()) == {0.0}
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(steps.LossConfig)])
@@ -378,14 +378,14 @@ def learn():
     """Batch -> (last state, losses per token) after UPDATES updates on it from seed 0."""
     config = optimizers.OptimizerConfig("adamw", peak=0.01, schedule="constant", warmup=0)
     optimizer, _ = optimizers.make_optimizer(
-        config, UPDATES, transformer.shapes(CONFIG), optimizers.Pace(1.0, 1)
+        config, UPDATES, transformer.param_shapes(CONFIG), optimizers.RunLength(1.0, 1)
     )
     loss = steps.make_language_loss(MODEL, steps.LossConfig(), TEXT_BYTES)
     step = step_of(loss, optimizer)
-    params = jax.jit(MODEL.init)(FAST_KEY, transformer.example())["params"]
+    params = jax.jit(MODEL.init)(FAST_KEY, transformer.dummy_batch())["params"]
 
     def run(examples):
-        state, curve = steps.init_state(MODEL, optimizer, steps.Plan(), params), []
+        state, curve = steps.init_state(MODEL, optimizer, steps.StepConfig(), params), []
         for _ in range(UPDATES):
             state, sums = step(state, examples)
             curve.append(float(sums["loss"] / sums["weight"]))
@@ -411,7 +411,7 @@ def test_a_batch_is_learnt_by_heart_in_thirty_updates(learnt):
 
 
 def test_what_is_learnt_by_heart_is_decoded_without_a_fault(learnt, lesson):
-    greedy = dict(model=MODEL, length=LENGTH + 2, eos=EOS, how=decoding.Decoding())
+    greedy = dict(model=MODEL, length=LENGTH + 2, eos=EOS, how=decoding.DecodingConfig())
     decode = functools.partial(steps.decode_step, **greedy)
     answers = np.asarray(jax.jit(decode)(learnt[0].params, lesson).ids[:, 0])
     np.testing.assert_array_equal(answers[:, :LENGTH], lesson.targets)
@@ -427,8 +427,8 @@ def test_training_twice_gives_the_same_bits(learn, learnt, lesson):
 def test_dropout_changes_training_and_not_evaluation(learnt, lesson):
     params = learnt[0].params
     dropping = transformer.Transformer(dataclasses.replace(CONFIG, dropout_rate=0.3))
-    predict = jax.jit(functools.partial(steps.predict, dropping))
-    plain = jax.jit(functools.partial(steps.predict, MODEL))(params, lesson, None)
+    predict = jax.jit(functools.partial(steps.apply_model, dropping))
+    plain = jax.jit(functools.partial(steps.apply_model, MODEL))(params, lesson, None)
     np.testing.assert_array_equal(predict(params, lesson, None), plain)
     first, again = (predict(params, lesson, FAST_KEY) for _ in range(2))
     np.testing.assert_array_equal(first, again)

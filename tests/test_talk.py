@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lm import decoding, door, evaluate, parallel, run, steps, tasks, tokenizer
+from lm import cli, decoding, inference, parallel, runs, steps, tasks, tokenizer
 from tests import untrained
 
 TEXTS = ("summarize: kilo lima", "summarize: mike", "summarize: " + "november " * 9)
@@ -24,7 +24,7 @@ def make_run(tiny_config, tmp_path_factory):
         changes = {"data.task": "docstring_summary", "stage": "finetune", "data.target_length": 8}
         config = tiny_config(**changes)
         config["data"] |= {"task": task, "tasks": own or {}}
-        return run.make_run(config, tmp_path_factory.mktemp("talk") / "run")
+        return runs.make_run(config, tmp_path_factory.mktemp("talk") / "run")
 
     return make
 
@@ -35,31 +35,31 @@ def this(make_run):
 
 
 @pytest.fixture(scope="module")
-def params(this):
-    return untrained.params(this)
+def params(run):
+    return untrained.params(run)
 
 
 @pytest.mark.parametrize("how", ["greedy repetition=1.5", "sample", "beam width=3"])
-def test_a_streamed_answer_is_that_of_a_file(how, this, params, tiny_tokens):
+def test_a_streamed_answer_is_that_of_a_file(how, run, params, tiny_tokens):
     how = decoding.parse(how)
     strategy = parallel.make_strategy(parallel.ParallelConfig(data=1))
     placed = strategy.place_state(params)
-    answer = evaluate.Answers(this, strategy, placed, tiny_tokens, how, seed=3, rows=2)
-    stream = evaluate.Stream(this, params, tiny_tokens, how, seed=3)
+    answer = inference.Generator(run, strategy, placed, tiny_tokens, how, seed=3, rows=2)
+    stream = inference.Stream(run, params, tiny_tokens, how, seed=3)
     some = TEXTS if how.method == "greedy" else TEXTS[:2]  # the third is of another bucket
     for number, found in enumerate(answer(some)):
-        ids, _ = tasks.fitted(tasks.Task(""), TEXTS[number], 32, tiny_tokens)
+        ids, _ = tasks.truncate_input(tasks.Task(""), TEXTS[number], 32, tiny_tokens)
         said = list(stream(ids, number))
         assert len(said) == 8 and tiny_tokens.decode(said) == found.texts[0]
 
 
 def test_an_answer_ends_before_its_eos_and_nothing_is_compiled_twice(
-    this, params, tiny_tokens, monkeypatch
+    run, params, tiny_tokens, monkeypatch
 ):
     traced, begin = [], steps.decode_begin
     counted = lambda *given, **options: traced.append(1) or begin(*given, **options)
     monkeypatch.setattr(steps, "decode_begin", counted)
-    stream = evaluate.Stream(this, params, tiny_tokens, decoding.parse("greedy"))
+    stream = inference.Stream(run, params, tiny_tokens, decoding.parse("greedy"))
     whole = list(stream(np.array([5, 1], np.int32)))
     assert len(whole) == 8
     stream._eos = whole[3]
@@ -85,18 +85,18 @@ def test_what_is_shown_is_never_taken_back_and_ends_as_the_whole(seed, bytes_tok
     pieces = [rng.randrange(tiny_tokens.size) for _ in range(12)]
     for tokens, ids in ((bytes_tokens, whole), (bytes_tokens, broken), (tiny_tokens, pieces)):
         shown = ""
-        for piece in evaluate.pieces(tokens, ids):
+        for piece in inference.pieces(tokens, ids):
             assert piece
             shown += piece
             assert tokens.decode(ids).startswith(shown)
         assert shown == tokens.decode(ids)
-    assert all("\ufffd" not in piece for piece in evaluate.pieces(bytes_tokens, whole))
+    assert all("\ufffd" not in piece for piece in inference.pieces(bytes_tokens, whole))
 
 
 def test_a_text_is_shown_as_soon_as_it_is_sure(bytes_tokens):
     given = []
     ids = (given.append(token) or token for token in bytes_tokens.encode("a\u20acb"))
-    when = [(piece, len(given)) for piece in evaluate.pieces(bytes_tokens, ids)]
+    when = [(piece, len(given)) for piece in inference.pieces(bytes_tokens, ids)]
     assert when == [("a", 1), ("\u20ac", 4), ("b", 5)]
 
 
@@ -116,7 +116,7 @@ class Parrot:
 
 def made(make_run, tokens, *given, strict=False, **options):
     parrot = Parrot(tokens, **options)
-    return evaluate.Talk(make_run(*given), tokens, parrot, strict), parrot.asked
+    return inference.Chat(make_run(*given), tokens, parrot, strict), parrot.asked
 
 
 def test_a_dialogue_is_asked_with_all_that_was_said_until_it_is_forgotten(make_run, bytes_tokens):
@@ -166,7 +166,7 @@ def typed(*lines):
 def test_words_with_a_slash_are_obeyed_and_not_asked(make_run, bytes_tokens):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
     said = []
-    evaluate.converse(talk, typed("a", "", "/reset", "/help", "b", "/quit", "c"), said.append)
+    inference.chat(talk, typed("a", "", "/reset", "/help", "b", "/quit", "c"), said.append)
     assert asked == ["reply: user: a", "reply: user: b"]
     assert "".join(said).count("/reset forgets") == 2 and "w1" in "".join(said)
 
@@ -177,7 +177,7 @@ def test_a_command_that_there_is_not_is_answered_by_those_that_there_are(
 ):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
     said = []
-    evaluate.converse(talk, typed(line, "/etc is one", "/etc/x"), said.append)
+    inference.chat(talk, typed(line, "/etc is one", "/etc/x"), said.append)
     assert asked[0] == "reply: user: /etc is one" and len(asked) == 2
     sentence = f"{line} is no command; use one of /help, /quit, /reset"
     assert sentence in "".join(said)
@@ -191,7 +191,7 @@ TALK = "the talk so far, with the line, is"
 def test_a_line_that_is_cut_is_warned_of_each_time(make_run, bytes_tokens, capsys):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": OWN})
     talk._most = 40
-    evaluate.converse(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
+    inference.chat(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
     assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was cut.\n" * 2
     assert asked == ["say " + "x" * 35, "say y in German:", "say " + "z" * 35]
 
@@ -201,13 +201,13 @@ def test_turns_that_are_left_out_are_warned_of_once_and_a_line_that_is_cut_each_
 ):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
     talk._most = 40
-    evaluate.converse(talk, typed("first", "second", "third"), lambda text: None)
+    inference.chat(talk, typed("first", "second", "third"), lambda text: None)
     left = f"lm: warning: {TALK} {LONG}; from now on its oldest turns are left out.\n"
     assert capsys.readouterr().err == left
-    evaluate.converse(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
+    inference.chat(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
     assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was cut.\n" * 2
     assert asked[-1].startswith("reply: ") and asked[-1].endswith("z" * 20)
-    evaluate.converse(talk, typed("/reset", "first", "second"), lambda text: None)
+    inference.chat(talk, typed("/reset", "first", "second"), lambda text: None)
     assert capsys.readouterr().err == left, "another talk"
 
 
@@ -230,7 +230,7 @@ def test_a_strict_talk_refuses_what_would_be_cut_and_goes_on_as_if_it_was_not_sa
 ):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": own}, strict=True)
     talk._most = 40
-    evaluate.converse(talk, typed(*lines), lambda text: None)
+    inference.chat(talk, typed(*lines), lambda text: None)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(sentence), said
     assert said[0].endswith(", or leave --strict out.")
@@ -240,7 +240,7 @@ def test_a_strict_talk_refuses_what_would_be_cut_and_goes_on_as_if_it_was_not_sa
 def test_ctrl_c_stops_an_answer_and_not_the_talk(make_run, bytes_tokens):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS}, interrupt=True)
     talk._most, said = 1000, []
-    evaluate.converse(talk, typed("a", "b"), said.append)
+    inference.chat(talk, typed("a", "b"), said.append)
     assert "w .." in "".join(said).replace("\n", "")
     assert asked[1] == "reply: user: a\nsystem: w\nuser: b", "it was heard as far as it went"
 
@@ -262,12 +262,12 @@ def test_on_a_terminal_lines_are_asked_as_they_are_typed(editing, terminal, monk
     if not editing:
         monkeypatch.setitem(sys.modules, "readline", None)  # as where Python has none
     monkeypatch.setattr("builtins.input", typed("kilo", "kilo " * 40))
-    assert door.main(["predict", terminal, "--strict"]) == 0
+    assert cli.main(["predict", terminal, "--strict"]) == 0
     assert bool(sys.modules.get("readline")) == editing
     given = capsys.readouterr()
     assert given.err.count("\n") == 1 and "the model's 32 tokens; shorten it" in given.err
     said = given.out.splitlines()
-    assert door.main(["predict", terminal, "--text=summarize: kilo"]) == 0
+    assert cli.main(["predict", terminal, "--text=summarize: kilo"]) == 0
     assert f'"prediction": "{said[-2]}"' in capsys.readouterr().out
 
 
@@ -275,7 +275,7 @@ def test_on_a_terminal_lines_are_asked_as_they_are_typed(editing, terminal, monk
 @pytest.mark.parametrize("given", [[], ["--interactive"]])
 def test_what_is_of_no_use_for_typed_lines_is_refused(flag, given, terminal, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", typed())
-    assert door.main(["predict", terminal, flag, *given]) == 2
+    assert cli.main(["predict", terminal, flag, *given]) == 2
     said = capsys.readouterr()
     cure = "give --input or --split, or pipe lines into standard input"
     assert f"lm: {flag} is of no use for lines that are typed; {cure}." in said.err

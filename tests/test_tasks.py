@@ -223,12 +223,12 @@ def test_an_input_that_is_too_long_loses_its_end_and_a_dialogue_its_oldest_turns
     tokens = Codes()
     summary, talk = tasks.TASKS["aeslc"], tasks.TASKS["sgd_dialogues"]
     text = "summarize: " + "abcdefghij" * 6
-    ids, cut = tasks.fitted(summary, text, room, tokens)
+    ids, cut = tasks.truncate_input(summary, text, room, tokens)
     assert said(ids) == text[: room - 1] and ids[-1] == tokens.eos
     assert cut == (len(text) + 1 > room)
 
     text = talk.ask(RECORD)
-    ids, cut = tasks.fitted(talk, text, room, tokens)
+    ids, cut = tasks.truncate_input(talk, text, room, tokens)
     assert len(ids) <= room and ids[-1] == tokens.eos and cut == (len(text) + 1 > room)
     turns = text.removeprefix(talk.prefix).split("\n")
     whole = [talk.prefix + "\n".join(turns[i:]) for i in range(len(turns))]

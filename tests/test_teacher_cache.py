@@ -12,10 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import batch, corpus, evaluate, logs, pipeline, run, steps, train, transformer
-from lm.pipeline import taught
+from lm import (
+    batch,
+    evaluate,
+    inference,
+    logs,
+    pipeline,
+    runs,
+    shards,
+    steps,
+    train,
+    transformer,
+)
+from lm.pipeline import teacher_cache
 from lm.preflight import program
-from lm.train import taught as writing
+from lm.train import teacher_cache_writer as writing
 from tests import untrained
 
 VOCAB, STEPS = 512, 4
@@ -42,7 +53,7 @@ def go(tiny_config, tiny_tokens, tmp_path_factory):
         workdir = workdir or tmp_path_factory.mktemp("run") / "run"
         changes = {**PAIRS, **LENGTHS, "tokenizer.dir": str(tiny_tokens.directory), **changes}
         changes = {"every.evaluate": 10, "every.checkpoint": 10, "evaluate.examples": 4, **changes}
-        train.train(run.make_run(tiny_config(**changes), workdir), jax.devices()[:devices])
+        train.train(runs.make_run(tiny_config(**changes), workdir), jax.devices()[:devices])
         return workdir
 
     return go
@@ -63,10 +74,10 @@ def teacher(tiny_config, tiny_tokens, tmp_path_factory):
 def asked(tiny_config, tiny_tokens, teacher):
     """(where, **changes) -> the run of a student of the teacher, whose workdir is `where`."""
 
-    def asked(where, **changes) -> run.Run:
+    def asked(where, **changes) -> runs.Run:
         changes = {"teacher.workdir": str(teacher), **SMALL, **LENGTHS, **changes}
         changes = {**PAIRS, "tokenizer.dir": str(tiny_tokens.directory), **changes}
-        return run.make_run(tiny_config(**changes | {"stage": "distill"}), where)
+        return runs.make_run(tiny_config(**changes | {"stage": "distill"}), where)
 
     return asked
 
@@ -77,9 +88,9 @@ def whole(asked, tmp_path_factory):
     return written(asked(tmp_path_factory.mktemp("cache") / "whole"), VOCAB, "float32")
 
 
-def written(this, k, dtype, **options) -> pathlib.Path:
-    train.CacheWriter(this, k, dtype, **options).write()
-    return this.workdir
+def written(run, k, dtype, **options) -> pathlib.Path:
+    train.CacheWriter(run, k, dtype, **options).write()
+    return run.workdir
 
 
 # Beside each row, what was said of it. -----------------------------------------------------------
@@ -96,16 +107,16 @@ TASKS = {
 def marked(request, tiny_config, tmp_path_factory):
     """(examples with a cache of 9 updates, its folder), whose ids say of which target they are."""
     root = tmp_path_factory.mktemp("marked")
-    this = run.make_run(tiny_config(**LENGTHS, **TASKS[request.param]), root / "run")
-    examples = run.make_examples(this, run.make_tokenizer(this))[0]
-    identity = {"order": pipeline.dealt(examples, 3), "k": 2, "dtype": "float32"}
-    manifest = taught.begun(root / "cache", identity | {"vocabulary": VOCAB})
+    run = runs.make_run(tiny_config(**LENGTHS, **TASKS[request.param]), root / "run")
+    examples = runs.make_examples(run, runs.make_tokenizer(run))[0]
+    identity = {"order": pipeline.data_order_spec(examples, 3), "k": 2, "dtype": "float32"}
+    manifest = teacher_cache.open_manifest(root / "cache", identity | {"vocabulary": VOCAB})
     dealt = pipeline.train_batches(examples, 3)
     for count in (4, 3, 2):
-        made = (taught.records_of(rows, mark(rows), manifest["identity"]) for rows in dealt)
-        manifest = taught.add_file(root / "cache", manifest, itertools.islice(made, count))
-    cache = pipeline.read_taught(root / "cache")
-    return dataclasses.replace(examples, taught=cache), root / "cache"
+        made = (teacher_cache.records_of(rows, mark(rows), manifest["identity"]) for rows in dealt)
+        manifest = teacher_cache.add_file(root / "cache", manifest, itertools.islice(made, count))
+    cache = pipeline.open_teacher_cache(root / "cache")
+    return dataclasses.replace(examples, teacher_cache=cache), root / "cache"
 
 
 def mark(rows):
@@ -113,13 +124,13 @@ def mark(rows):
     place = np.broadcast_to(np.arange(rows.targets.shape[1]), rows.targets.shape)
     said = np.stack([rows.targets, place], axis=-1)
     of = rows.inputs.sum(axis=1, keepdims=True) + 0 * place
-    return batch.Taught(said, said.astype(np.float32), of.astype(np.float32))
+    return batch.TeacherTopK(said, said.astype(np.float32), of.astype(np.float32))
 
 
 def assert_beside(rows):
     real, marks = rows.targets_segment_ids > 0, mark(rows)
     assert real.any()
-    for ours, theirs in zip(rows.taught, marks, strict=True):
+    for ours, theirs in zip(rows.teacher_top_k, marks, strict=True):
         np.testing.assert_array_equal(ours[real], theirs[real])
 
 
@@ -145,7 +156,7 @@ def test_worker_processes_bring_it_too(marked):
     threads = take(pipeline.train_batches(marked[0], 3, start=1), 3)
     for rows, same in zip(take(dealt, 3), threads, strict=True):
         assert_beside(rows)
-        np.testing.assert_array_equal(rows.taught.ids, same.taught.ids)
+        np.testing.assert_array_equal(rows.teacher_top_k.ids, same.teacher_top_k.ids)
     dealt.close()
 
 
@@ -167,18 +178,18 @@ def test_padding_is_not_stored_and_has_no_number_that_is_not_one(marked):
     examples, folder = marked
     rows = next(iter(pipeline.train_batches(examples, 3)))
     pad = rows.targets_segment_ids == 0
-    assert pad.any() and np.isfinite(rows.taught.logits).all()
-    np.testing.assert_array_equal(rows.taught.ids[pad], [[0, 1]] * pad.sum())
-    stored = [examples.taught.record(address) for address in range(len(pad))]
+    assert pad.any() and np.isfinite(rows.teacher_top_k.logits).all()
+    np.testing.assert_array_equal(rows.teacher_top_k.ids[pad], [[0, 1]] * pad.sum())
+    stored = [examples.teacher_cache.record(address) for address in range(len(pad))]
     sizes = [4 + real * (2 * 2 + 2 * 4 + 4) for real in (~pad).sum(axis=1)]
     assert [len(data) for data in stored] == sizes
 
 
 @pytest.mark.parametrize("marked", ["pairs"], indirect=True)
 def test_a_row_that_cannot_be_read_any_more_has_nothing_beside_it(marked):
-    cache, count = marked[0].taught, 2
+    cache, count = marked[0].teacher_top_k, 2
     rows = batch.Batch(*(np.zeros((count, width), np.int32) for width in (32, 32, 12, 12)))
-    told = cache.beside(rows, np.arange(count))
+    told = cache.read(rows, np.arange(count))
     np.testing.assert_allclose(np.exp(told.logits).sum(-1) + np.exp(told.tail), 1, rtol=1e-6)
 
 
@@ -190,18 +201,18 @@ def test_a_damaged_file_of_a_cache_is_a_sentence(marked, tmp_path):
     file = tmp_path / "taught-00001.array_record"
     data = bytearray(file.read_bytes())
     file.write_bytes(data[:-1])
-    cache = pipeline.read_taught(tmp_path)
+    cache = pipeline.open_teacher_cache(tmp_path)
     with pytest.raises(ValueError, match=r"has \d+ bytes instead of \d+; remove .* teacher-cache"):
         cache.record(0)
     data[600] ^= 1
     file.write_bytes(data)
-    with pytest.raises(corpus.Damaged, match=r"record \d+ of .*taught-00001.* teacher-cache"):
-        [pipeline.read_taught(tmp_path).record(row) for row in range(9 * 8)]
+    with pytest.raises(shards.Damaged, match=r"record \d+ of .*taught-00001.* teacher-cache"):
+        [pipeline.open_teacher_cache(tmp_path).record(row) for row in range(9 * 8)]
 
 
 def test_a_folder_without_a_cache_is_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"holds no cache of a teacher; make one with .*or leave"):
-        pipeline.read_taught(tmp_path)
+        pipeline.open_teacher_cache(tmp_path)
 
 
 # What is written. --------------------------------------------------------------------------------
@@ -211,7 +222,7 @@ def test_a_folder_without_a_cache_is_a_sentence(tmp_path):
 @pytest.mark.parametrize("k", [1, 5, 16])
 def test_the_likeliest_and_the_softened_tail_have_all_mass(k, temperature):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)) * 4, jnp.float32)
-    told = writing.likeliest(logits, k, "float32", temperature)
+    told = writing.top_k_logits(logits, k, "float32", temperature)
     p = np.exp(np.asarray(logits, np.float64))
     p = np.sort(p / p.sum(-1, keepdims=True), axis=-1)[..., ::-1]
     np.testing.assert_allclose(np.exp(told.logits), p[..., :k], rtol=1e-5)
@@ -221,17 +232,17 @@ def test_the_likeliest_and_the_softened_tail_have_all_mass(k, temperature):
     np.testing.assert_allclose(told.logits, same, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", taught.STORED)
+@pytest.mark.parametrize("dtype", teacher_cache.STORED)
 def test_what_is_stored_is_read_back_to_the_dtypes_precision(dtype, tmp_path):
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 16)) * 9, jnp.float32)
     logits = logits.at[0, 0, 3:].set(-1e9)  # a probability of nothing
-    told = jax.device_get(writing.likeliest(logits, 16, dtype, 1.0))
+    told = jax.device_get(writing.top_k_logits(logits, 16, dtype, 1.0))
     ones = np.ones((2, 3), np.int32)
     rows = batch.Batch(ones, ones, ones, ones)
     identity = {"order": {"batch_size": 2}, "k": 16, "dtype": dtype, "vocabulary": 70_000}
-    manifest = taught.begun(tmp_path, identity)
-    taught.add_file(tmp_path, manifest, [taught.records_of(rows, told, identity)])
-    read = pipeline.read_taught(tmp_path).beside(rows, np.arange(2))
+    manifest = teacher_cache.open_manifest(tmp_path, identity)
+    teacher_cache.add_file(tmp_path, manifest, [teacher_cache.records_of(rows, told, identity)])
+    read = pipeline.open_teacher_cache(tmp_path).read(rows, np.arange(2))
     np.testing.assert_array_equal(read.ids, told.ids)
     np.testing.assert_array_equal(read.logits, np.asarray(told.logits, np.float32))
     exact = np.sort(np.asarray(jax.nn.log_softmax(logits)), axis=-1)[..., ::-1]
@@ -246,7 +257,7 @@ def test_the_size_that_is_foretold_is_the_size_that_is_written(
     asked, tmp_path, monkeypatch, k, dtype
 ):
     writer = train.CacheWriter(asked(tmp_path / dtype, steps=6), k, dtype)
-    monkeypatch.setattr(taught, "FILE", 4 * writer.update_bytes)  # two files
+    monkeypatch.setattr(teacher_cache, "FILE", 4 * writer.update_bytes)  # two files
     foretold, said = writer.bytes_of(6), writer.account()
     assert f"6 updates of 8 rows, the {k} likeliest of 512 ids in {dtype}" in said
     assert f"{foretold:,} in all" in said and not (tmp_path / dtype / "manifest.json").exists()
@@ -258,7 +269,7 @@ def test_the_size_that_is_foretold_is_the_size_that_is_written(
 @pytest.mark.parametrize("temperature", [0.01, 1.0, 7.0])
 def test_the_tails_mass_is_that_of_the_softened_distribution(temperature):
     logits = jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 16)) * 4, jnp.float32)
-    told = jax.device_get(writing.likeliest(logits, 4, "float32", temperature))
+    told = jax.device_get(writing.top_k_logits(logits, 4, "float32", temperature))
     soft = np.sort(np.asarray(jax.nn.softmax(logits / temperature)), axis=-1)[..., :-4].sum(-1)
     real = np.array([[1, 1, 0], [1, 1, 1]], np.int32)
     rows = batch.Batch(real, real, real, real)
@@ -282,8 +293,10 @@ def kept(folder):
 
 
 def test_a_killed_writer_goes_on_behind_its_last_whole_file(asked, tmp_path, monkeypatch):
-    this = asked(tmp_path / "cache")
-    monkeypatch.setattr(taught, "FILE", 2 * train.CacheWriter(this, 4, "float32").update_bytes)
+    run = asked(tmp_path / "cache")
+    monkeypatch.setattr(
+        teacher_cache, "FILE", 2 * train.CacheWriter(run, 4, "float32").update_bytes
+    )
     told = train.CacheWriter._told
 
     def killed(writer):
@@ -292,22 +305,25 @@ def test_a_killed_writer_goes_on_behind_its_last_whole_file(asked, tmp_path, mon
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.CacheWriter, "_told", killed)
-        train.CacheWriter(this, 4, "float32").write()
-    assert list(kept(this.workdir)) == ["taught-00000.array_record"]
-    assert not list(this.workdir.glob(".writing*"))
-    again = train.CacheWriter(this, 4, "float32")
+        train.CacheWriter(run, 4, "float32").write()
+    assert list(kept(run.workdir)) == ["taught-00000.array_record"]
+    assert not list(run.workdir.glob(".writing*"))
+    again = train.CacheWriter(run, 4, "float32")
     assert again.done == 2 and "2 updates are there" in again.account()
     again.write()
     unbroken = written(asked(tmp_path / "other"), 4, "float32")
-    assert kept(this.workdir) == kept(unbroken)
-    longer = written(this, 4, "float32", updates=STEPS + 1)
-    assert pipeline.read_taught(longer).updates == STEPS + 1
+    assert kept(run.workdir) == kept(unbroken)
+    longer = written(run, 4, "float32", updates=STEPS + 1)
+    assert pipeline.open_teacher_cache(longer).updates == STEPS + 1
 
 
 def test_it_does_not_matter_on_which_devices_it_is_written(asked, whole, tmp_path):
     changes = {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
-    this = asked(tmp_path / "mesh", **changes, **{"parallel.micro_batches": 2})
-    theirs, ours = pipeline.read_taught(whole), pipeline.read_taught(written(this, 64, "float32"))
+    run = asked(tmp_path / "mesh", **changes, **{"parallel.micro_batches": 2})
+    theirs, ours = (
+        pipeline.open_teacher_cache(whole),
+        pipeline.open_teacher_cache(written(run, 64, "float32")),
+    )
     assert ours.updates == theirs.updates == STEPS
     for row in range(0, STEPS * 8, 3):
         assert ours.record(row)[:4] == theirs.record(row)[:4]
@@ -320,9 +336,9 @@ def test_it_does_not_matter_on_which_devices_it_is_written(asked, whole, tmp_pat
 # Who may use it. ---------------------------------------------------------------------------------
 
 
-def find(this):
-    tokens = run.make_tokenizer(this)
-    return train.find_taught(this, tokens, run.make_examples(this, tokens)[0])
+def find(run):
+    tokens = runs.make_tokenizer(run)
+    return train.find_teacher_cache(run, tokens, runs.make_examples(run, tokens)[0])
 
 
 OTHERS = {
@@ -363,17 +379,17 @@ def test_another_update_of_the_teacher_is_another_teacher(asked, whole, teacher,
 
 
 def fingerprint(teacher, which):
-    with evaluate.open_checkpoints(run.read_run(teacher), read_only=True) as saved:
+    with inference.open_checkpoints(runs.read_run(teacher), read_only=True) as saved:
         return saved.fingerprint(which)
 
 
 def test_another_tokenizer_is_refused_by_name(asked, whole, tmp_path):
-    this = asked(tmp_path / "run", **{"teacher.cache": str(whole)})
-    tokens = run.make_tokenizer(this)
-    examples = run.make_examples(this, tokens)[0]
+    run = asked(tmp_path / "run", **{"teacher.cache": str(whole)})
+    tokens = runs.make_tokenizer(run)
+    examples = runs.make_examples(run, tokens)[0]
     other = type("Tokens", (), {"fingerprint": "other"})
     with pytest.raises(ValueError, match=r"another tokenizer: tokenizer \(here 'other'"):
-        train.find_taught(this, other, examples)
+        train.find_teacher_cache(run, other, examples)
 
 
 def test_a_folder_of_another_cache_is_not_written_over(asked, whole):
@@ -453,7 +469,7 @@ def test_a_run_resumed_on_other_devices_goes_on_as_the_unbroken_one(
     learn, whole, live, monkeypatch, tmp_path
 ):
     every, read = pipeline.train_batches, []
-    params, workdir = evaluate.read_params, tmp_path / "run"
+    params, workdir = inference.read_params, tmp_path / "run"
 
     def batches(*arguments, **options):
         yield from itertools.islice(every(*arguments, **options), 3)
@@ -469,14 +485,16 @@ def test_a_run_resumed_on_other_devices_goes_on_as_the_unbroken_one(
 
 
 def test_a_shorter_cache_is_wrong_by_the_tail_alone(asked, teacher, tmp_path):
-    this = asked(tmp_path / "cache", **{"teacher.loss": "forward_kl"})
-    few = pipeline.read_taught(written(this, 16, "float32"))
-    writer = train.CacheWriter(this, 16, "float32")
+    run = asked(tmp_path / "cache", **{"teacher.loss": "forward_kl"})
+    few = pipeline.open_teacher_cache(written(run, 16, "float32"))
+    writer = train.CacheWriter(run, 16, "float32")
     rows = next(writer._dealt(0))
-    model = transformer.Transformer(run.read_run(teacher).model)
-    params, _ = evaluate.read_params(run.read_run(teacher), writer.tokens)
-    log_p = jax.jit(lambda rows: jax.nn.log_softmax(steps.predict(model, params, rows, None)))(rows)
-    told, real = few.beside(rows, np.arange(8)), rows.targets_segment_ids > 0
+    model = transformer.Transformer(runs.read_run(teacher).model)
+    params, _ = inference.read_params(runs.read_run(teacher), writer.tokens)
+    log_p = jax.jit(lambda rows: jax.nn.log_softmax(steps.apply_model(model, params, rows, None)))(
+        rows
+    )
+    told, real = few.read(rows, np.arange(8)), rows.targets_segment_ids > 0
     exact = np.take_along_axis(np.asarray(log_p), told.ids, -1)
     np.testing.assert_allclose(told.logits[real], exact[real], atol=2e-4)
     mass = np.exp(told.logits).sum(-1) + np.exp(told.tail)
@@ -489,7 +507,7 @@ def test_a_cached_update_costs_no_forward_pass_of_the_teacher(asked, whole, tmp_
     cached = asked(tmp_path / "run", **{"teacher.cache": str(whole)})
     inputs, targets = beside.lengths
     theirs = transformer.forward_flops(
-        run.read_run(beside.config["teacher"]["workdir"]).model, inputs, targets
+        runs.read_run(beside.config["teacher"]["workdir"]).model, inputs, targets
     )
     assert train.step_flops(beside) - train.step_flops(cached) == 8 * theirs
 
@@ -503,7 +521,7 @@ def test_a_preflight_counts_what_a_cache_brings_in_place_of_the_teacher(asked, w
 
 
 def test_the_door_writes_it_and_says_its_size_first(asked, tmp_path, capfd):
-    from lm import door
+    from lm import cli
 
     written_out = json.dumps(json.dumps(asked(tmp_path / "unused").config))
     config = tmp_path / "student.py"
@@ -512,9 +530,9 @@ def test_the_door_writes_it_and_says_its_size_first(asked, tmp_path, capfd):
         f"def get_config():\n    return ConfigDict(json.loads({written_out}))\n"
     )
     arguments = ["teacher-cache", f"--config={config}", f"--out={tmp_path / 'cache'}", "--k=4"]
-    assert not door.main([*arguments, "--dry_run"])
+    assert not cli.main([*arguments, "--dry_run"])
     assert not (tmp_path / "cache" / "manifest.json").exists()
-    assert not door.main([*arguments, "--updates=3"])
+    assert not cli.main([*arguments, "--updates=3"])
     out, said = capfd.readouterr()
     assert said.index("about") < said.index("are free") and "3 updates" in out
-    assert pipeline.read_taught(tmp_path / "cache").updates == 3
+    assert pipeline.open_teacher_cache(tmp_path / "cache").updates == 3

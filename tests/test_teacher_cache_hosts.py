@@ -11,7 +11,7 @@ import pathlib
 import pytest
 
 from experiments.kill_drill import children, drill, outcome
-from lm import run
+from lm import runs
 from tests import test_hosts, untrained
 
 STEPS = 4
@@ -26,7 +26,7 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     pairs = {"data.task": "docstring_summary", "data.target_length": 12, "steps": STEPS}
     pairs |= {"data.shards": str(home / "shards"), "evaluate.examples": 8, "every.evaluate": STEPS}
     teacher = untrained.write(tiny_config(**pairs), home / "teacher")
-    run.make_examples(teacher, tiny_tokens)
+    runs.make_examples(teacher, tiny_tokens)
     student = {"stage": "distill", "teacher.workdir": str(home / "teacher")}
     student |= {"model.num_decoder_layers": 1, "model.dropout_rate": 0.1, "every.checkpoint": 2}
     (home / "config.py").write_text(test_hosts.CONFIG)

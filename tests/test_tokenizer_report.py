@@ -9,7 +9,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from lm import door, run, tokenizer
+from lm import cli, runs, tokenizer
 from tests.test_main import flat
 from tests.test_tokenizer import corpus
 
@@ -254,20 +254,20 @@ def test_rows_that_no_id_has_are_told(fitted):
 
 def command(config, workdir) -> int:
     flags = ["--config=configs/base.py", *flat(config), f"--workdir={workdir}"]
-    return door.main(["tokenizer", *flags])
+    return cli.main(["tokenizer", *flags])
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_the_command_reports_on_texts_that_were_not_trained_on(tiny_config, tmp_path, capsys, kind):
     config = tiny_config(**{"tokenizer.dir": "", "tokenizer.kind": kind})
-    this = run.make_run(config, tmp_path)
+    run = runs.make_run(config, tmp_path)
     for _ in range(2):  # trained, then found
         assert command(config, tmp_path) == 0
         out = capsys.readouterr().out
         assert "400 pieces + 10 sentinels = 410 ids, padded to 512 rows\n" in out
         found = json.loads((tmp_path / "tokenizer_report.json").read_text())
         made = tokenizer.Tokenizer(tmp_path / "tokenizer")
-        held_out = list(run.Texts(this, run.splits(this)[1], 10**6))
+        held_out = list(runs.Texts(run, runs.splits(run)[1], 10**6))
         assert found == tokenizer.measure(made, held_out) and tokenizer.table(found) in out
         assert tokenizer.read(made.directory)[1]["kind"] == kind
         assert found["texts"] == len(held_out) <= tokenizer.REPORTED
@@ -301,12 +301,12 @@ def test_a_tokenizer_that_cannot_be_is_refused_before_any_work(
 ):
     changes = {f"tokenizer.{key}": value for key, value in change.items()}
     with pytest.raises(ValueError, match=message):
-        run.make_run(tiny_config(**{"tokenizer.dir": ""} | changes), tmp_path)
+        runs.make_run(tiny_config(**{"tokenizer.dir": ""} | changes), tmp_path)
 
 
 def test_a_tokenizer_of_another_kind_is_not_taken_for_the_one_asked_for(tiny_config, tmp_path):
     asked = {"tokenizer.dir": "", "tokenizer.kind": "bpe"}
-    run.make_tokenizer(run.make_run(tiny_config(**asked), tmp_path))
-    run.make_run(tiny_config(**asked), tmp_path)
+    runs.make_tokenizer(runs.make_run(tiny_config(**asked), tmp_path))
+    runs.make_run(tiny_config(**asked), tmp_path)
     with pytest.raises(ValueError, match="kind='unigram' differs from the 'bpe' of the tokenizer"):
-        run.make_run(tiny_config(**{"tokenizer.dir": ""}), tmp_path)
+        runs.make_run(tiny_config(**{"tokenizer.dir": ""}), tmp_path)

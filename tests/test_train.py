@@ -19,7 +19,7 @@ from lm import (
     logs,
     optimizers,
     pipeline,
-    run,
+    runs,
     steps,
     tokenizer,
     train,
@@ -51,8 +51,8 @@ def go(tiny_config, tmp_path_factory):
     def go(workdir=None, *, allow=(), profile=None, **changes) -> pathlib.Path:
         changes = {"every.checkpoint": 2, "evaluate.examples": 16, **T5, **changes}
         workdir = workdir or tmp_path_factory.mktemp("run") / "run"
-        this = run.make_run(tiny_config(**changes), workdir)
-        train.train(this, jax.devices()[:1], allow=allow, profile=profile)
+        run = runs.make_run(tiny_config(**changes), workdir)
+        train.train(run, jax.devices()[:1], allow=allow, profile=profile)
         return workdir
 
     return go
@@ -104,13 +104,13 @@ def first(go, monkeypatch):
 
 def last(workdir: pathlib.Path, accept=lambda facts: True):
     """(state, facts) of the newest checkpoint, of those that are accepted."""
-    this = run.read_run(workdir)
+    run = runs.read_run(workdir)
     optimizer, _ = optimizers.make_optimizer(
-        this.trained, STEPS, this.shapes, optimizers.Pace(1.0, 1)
+        run.trained, STEPS, run.shapes, optimizers.RunLength(1.0, 1)
     )
-    plan = steps.Plan(average=this.optimizer.average)
-    make = functools.partial(steps.init_state, transformer.Transformer(this.model), optimizer, plan)
-    shapes = jax.eval_shape(make, this.shapes)
+    plan = steps.StepConfig(average=run.optimizer.average)
+    make = functools.partial(steps.init_state, transformer.Transformer(run.model), optimizer, plan)
+    shapes = jax.eval_shape(make, run.shapes)
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
         return saved.restore(shapes, accept)
 
@@ -158,8 +158,8 @@ def test_a_finished_run_is_left_as_it_is(go, pretrained, tiny_config, monkeypatc
     before = contents(pretrained)
     monkeypatch.setattr(train.loop, "Loop", None)
     monkeypatch.setattr(train.start, "first_params", None)
-    this = run.make_run(json.loads((pretrained / "config.json").read_text()), pretrained)
-    figures = train.train(this, jax.devices()[:1])
+    run = runs.make_run(json.loads((pretrained / "config.json").read_text()), pretrained)
+    figures = train.train(run, jax.devices()[:1])
     assert figures["nats"] == rows(pretrained, "heldout")[-1]["nats"]
     assert contents(pretrained) == before
 
@@ -215,7 +215,7 @@ def test_fine_tuning_starts_from_the_parameters_of_its_origin_and_a_fresh_optimi
 
 def test_fine_tuning_uses_the_tokens_of_its_origin_and_learns_its_pairs(finetuned, pretrained):
     prints = [
-        run.make_tokenizer(run.read_run(path)).fingerprint for path in (finetuned, pretrained)
+        runs.make_tokenizer(runs.read_run(path)).fingerprint for path in (finetuned, pretrained)
     ]
     assert prints[0] == prints[1]
     start, *_, final = rows(finetuned, "train")
@@ -244,14 +244,14 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(go, finetune
 
 
 def test_every_stage_has_a_loss_and_every_loss_a_stage():
-    assert train.LOSSES.keys() == run.STAGES.keys()
+    assert train.LOSSES.keys() == runs.STAGES.keys()
 
 
 def test_a_distilled_update_costs_the_teachers_forward_pass_more(tiny_config, finetuned, tmp_path):
     config = tiny_config(**PAIRS, **STUDENT, stage="distill", **{"teacher.workdir": str(finetuned)})
     alone = tiny_config(**{"data.task": "docstring_summary", "data.target_length": 8}, **STUDENT)
-    ours, plain = (run.make_run(each, tmp_path) for each in (config, alone))
-    forward = transformer.forward_flops(run.read_run(finetuned).model, 32, 8)
+    ours, plain = (runs.make_run(each, tmp_path) for each in (config, alone))
+    forward = transformer.forward_flops(runs.read_run(finetuned).model, 32, 8)
     assert train.step_flops(ours) - train.step_flops(plain) == 8 * forward
 
 
@@ -279,7 +279,7 @@ def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces
     change = {"stage": "finetune", "init_from": str(pretrained), "steps": 1}
     change |= {"tokenizer.pieces": 283, "tokenizer.num_sentinels": 10}
     go(**change, **{"tokenizer.dir": str(other_tokens.directory)})
-    theirs = run.make_tokenizer(run.read_run(pretrained))
+    theirs = runs.make_tokenizer(runs.read_run(pretrained))
     shared = set(theirs.names()) & set(other_tokens.names())
     assert 259 <= len(shared) < 293
     assert f"embed.embedding: {len(shared)} of 512 rows by piece" in capfd.readouterr().err
@@ -301,9 +301,9 @@ def test_a_check_finds_what_a_run_would_refuse_and_writes_nothing(
     origin, rates, sentence, tiny_config, pretrained, tmp_path
 ):
     changes = {**PAIRS, "stage": "finetune", "init_from": f"{pretrained}{origin}"}
-    this = run.make_run(tiny_config(**changes, **{"optimizer.rates": rates}), tmp_path / "run")
+    run = runs.make_run(tiny_config(**changes, **{"optimizer.rates": rates}), tmp_path / "run")
     with pytest.raises(ValueError, match=sentence):
-        train.check(this)
+        train.check(run)
     assert not (tmp_path / "run").exists()
 
 

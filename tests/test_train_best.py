@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoints, door, evaluate, logs, pipeline, run, train
+from lm import checkpoints, cli, evaluate, logs, pipeline, runs, train
 from tests.test_train import (  # noqa: F401
     PAIRS,
     ROOT,
@@ -32,7 +32,7 @@ STOPPING |= {"keep_best": "nats"}
 
 def judged(curve, most, memory=None, figure="nats"):
     """The patience after these figures, and the step at which it was over, None where never."""
-    made, over = train.Patience(figure, most, memory), None
+    made, over = train.EarlyStopping(figure, most, memory), None
     for step, value in curve.items():
         made.judge(step, {figure: value})
         over = step if made.over and over is None else over
@@ -55,7 +55,7 @@ def test_patience_goes_on_from_its_memory_and_forgets_another_figures():
         first, rest = (dict(itertools.islice(CURVE.items(), *part)) for part in ((cut,), (cut, 9)))
         memory = json.loads(json.dumps(judged(first, 3)[0].memory))
         assert judged(rest, 3, memory)[0].memory == judged(CURVE, 3)[0].memory
-    other = train.Patience("bleu", 3, judged(CURVE, 3)[0].memory)
+    other = train.EarlyStopping("bleu", 3, judged(CURVE, 3)[0].memory)
     assert other.memory["since"] == 0 and other.memory["best"] is None
 
 
@@ -158,12 +158,12 @@ def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # no
 )
 def test_what_no_checkpoint_can_be_best_by_is_refused(words, said, tiny_config, tmp_path):
     with pytest.raises(ValueError, match=said):
-        run.make_run(tiny_config(**words), tmp_path)
+        runs.make_run(tiny_config(**words), tmp_path)
 
 
 def test_of_several_tasks_the_best_is_by_the_score_of_one(tiny_config, tmp_path):
     words = {"keep_best": "aeslc/rougeL", "data.task": "docstring_summary=1,aeslc=2"}
-    assert run.make_run(tiny_config(**words), tmp_path).config["keep_best"] == "aeslc/rougeL"
+    assert runs.make_run(tiny_config(**words), tmp_path).config["keep_best"] == "aeslc/rougeL"
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_init_from_names_a_workdir_and_which_of_its_checkpoints(named, expected)
     class Named:
         config = {"init_from": named}
 
-    assert run.origin_of(Named) == expected
+    assert runs.init_source(Named) == expected
 
 
 def test_the_door_fine_tunes_with_parts_frozen(pretrained, tiny_config, tmp_path, capsys):  # noqa: F811
@@ -194,13 +194,13 @@ def test_the_door_fine_tunes_with_parts_frozen(pretrained, tiny_config, tmp_path
         f"def get_config():\n    return ConfigDict(json.loads({made!r}))\n"
     )
     workdir = tmp_path / "run"
-    assert door.main(["train", f"--config={config}", f"--workdir={workdir}"]) == 0
+    assert cli.main(["train", f"--config={config}", f"--workdir={workdir}"]) == 0
     before, after = (checkpoints.flatten(last(place)[0].params) for place in (pretrained, workdir))
     for path, leaf in after.items():
         same = np.asarray(leaf).tobytes() == np.asarray(before[path]).tobytes()
         assert same == path.startswith(("encoder.", "embed.")), path
     capsys.readouterr()
-    assert door.main(["show", f"--workdir={workdir}", "--model"]) == 0
+    assert cli.main(["show", f"--workdir={workdir}", "--model"]) == 0
     frozen = sum(leaf.size for path, leaf in after.items() if path.startswith(("enc", "emb")))
     assert f"frozen: {frozen:,}" in capsys.readouterr().out
     again = evaluate.evaluate(workdir)["nats"]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import logs, pipeline, run, steps, train
+from lm import logs, pipeline, runs, steps, train
 from lm.train import guard
 from tests.test_train import T5, assert_same_bits, go, in_less_time, last, rows  # noqa: F401
 
@@ -124,8 +124,8 @@ def poison(monkeypatch):
 @pytest.fixture(scope="module")
 def is_bad(tiny_config, tmp_path_factory):
     """(state, examples) -> whether they are a batch of BATCHES."""
-    this = run.make_run(tiny_config(**T5), tmp_path_factory.mktemp("marks"))
-    examples = run.make_examples(this, run.make_tokenizer(this))[0]
+    run = runs.make_run(tiny_config(**T5), tmp_path_factory.mktemp("marks"))
+    examples = runs.make_examples(run, runs.make_tokenizer(run))[0]
     made = list(itertools.islice(pipeline.train_batches(examples, 0), 20))
     marks = [int(rows.inputs.astype(np.int64).sum()) for rows in made]  # noqa: F402
     assert len(set(marks)) == len(marks)

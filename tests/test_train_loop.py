@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import evaluate, logs, parallel, run, steps, train
+from lm import evaluate, inference, logs, parallel, runs, steps, train
 from lm.train import watchdog
 from tests.test_train import (  # noqa: F401
     ROOT,
@@ -68,9 +68,9 @@ def test_copies_of_the_state_that_differ_are_never_saved(tiny_config, tmp_path, 
 
     monkeypatch.setattr(steps, "train_step", drifting)
     config = tiny_config(**T5, **{"every.checkpoint": 2, "evaluate.examples": 8})
-    this = run.make_run(config, tmp_path / "run")
+    run = runs.make_run(config, tmp_path / "run")
     with pytest.raises(train.Unfinished, match=r"copies of params/.* differ .* from update 2"):
-        train.train(this, jax.devices()[:2])
+        train.train(run, jax.devices()[:2])
     assert last(tmp_path / "run")[1]["step"] == 2
 
 
@@ -92,7 +92,7 @@ def test_a_run_goes_on_over_other_devices_and_in_another_dtype(
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
     made = {"every.checkpoint": 2, "evaluate.examples": 16} | T5 | changes
-    train.train(run.make_run(tiny_config(**made), workdir), jax.devices()[:4])
+    train.train(runs.make_run(tiny_config(**made), workdir), jax.devices()[:4])
     facts = last(workdir)[1]
     assert facts["step"] == 6 and facts["position"] == {"next_index": 6}
     expected = rows(pretrained, "heldout")[-1]["nats"]
@@ -116,22 +116,22 @@ def test_a_change_that_is_allowed_is_made_midway_and_no_other(
     shutil.copytree(interrupted, workdir)
     changes = {"optimizer.peak": 0.5, "loss.z_loss": 0.1}
     made = tiny_config(**{"every.checkpoint": 2, "evaluate.examples": 16}, **T5, **changes)
-    this, allow = run.make_run(made, workdir), ("optimizer.peak", "loss")
+    run, allow = runs.make_run(made, workdir), ("optimizer.peak", "loss")
     with pytest.raises(ValueError, match=r"loss.z_loss .*--allow_change=loss.z_loss\."):
-        train.train(this, jax.devices()[:1], allow=allow[:1])
-    train.train(this, jax.devices()[:1], allow=allow)
+        train.train(run, jax.devices()[:1], allow=allow[:1])
+    train.train(run, jax.devices()[:1], allow=allow)
     assert rows(workdir, "train")[-1]["learning_rate"] == pytest.approx(0.5)
-    train.train(this, jax.devices()[:1])  # it is the run's config now
+    train.train(run, jax.devices()[:1])  # it is the run's config now
 
 
 def test_a_duration_is_as_many_updates_and_the_average_is_what_is_evaluated(go, pretrained):  # noqa: F811
-    tokens = 3 * 8 * sum(run.read_run(pretrained).lengths)  # of three updates, padding counted
+    tokens = 3 * 8 * sum(runs.read_run(pretrained).lengths)  # of three updates, padding counted
     change = {"steps": 0, "duration": f"{tokens} tokens", "optimizer.average": 0.5}
     workdir = go(**change)
     state, facts = last(workdir)
     assert facts["step"] == 3
-    this = run.read_run(workdir)
-    params, _ = evaluate.read_params(this, run.make_tokenizer(this))
+    run = runs.read_run(workdir)
+    params, _ = inference.read_params(run, runs.make_tokenizer(run))
     assert_same_bits(params, state.average)
     with pytest.raises(AssertionError):
         assert_same_bits(params, state.params)
@@ -149,12 +149,12 @@ def test_the_log_alone_changes_no_bit_of_a_run_and_the_seed_every_one(go, pretra
 
 def test_the_manifest_tells_what_is_planned(pretrained):  # noqa: F811
     told = json.loads((pretrained / "run.json").read_text())
-    this = run.read_run(pretrained)
+    run = runs.read_run(pretrained)
     assert told["planned_updates"] == 6
-    assert told["planned_tokens"] == 6 * this.data.batch_size * sum(this.lengths)
-    assert told["planned_flops"] == 6 * train.step_flops(this)
-    assert told["config"] == this.config
-    assert told["tokenizer"] == run.make_tokenizer(this).fingerprint
+    assert told["planned_tokens"] == 6 * run.data.batch_size * sum(run.lengths)
+    assert told["planned_flops"] == 6 * train.step_flops(run)
+    assert told["config"] == run.config
+    assert told["tokenizer"] == runs.make_tokenizer(run).fingerprint
 
 
 @pytest.mark.parametrize("profile", [(2, 5), (6, 99), (2, 4), (7, 9)], ids=str)
@@ -245,7 +245,7 @@ def test_the_watchdog_ends_the_process_though_nothing_can_be_written(left, tmp_p
 
 
 def test_each_host_has_its_own_file_of_stacks(left, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "hosts", lambda: (1, 2))
+    monkeypatch.setattr(parallel, "host_index_and_count", lambda: (1, 2))
     with train.Watchdog(0.2, tmp_path, left[0].append):
         assert left[1].wait(30)
     assert [path.name for path in tmp_path.iterdir()] == ["stacks.1.txt"]
@@ -255,7 +255,7 @@ def test_each_host_has_its_own_file_of_stacks(left, tmp_path, monkeypatch):
 def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_loss(
     hosts, monkeypatch
 ):
-    monkeypatch.setattr(parallel, "hosts", lambda: (0, hosts))
+    monkeypatch.setattr(parallel, "host_index_and_count", lambda: (0, hosts))
     monkeypatch.setattr(watchdog, "on_abort", lambda tell: None)
     cures = {
         "RESOURCE_EXHAUSTED: 9 GiB": r"9 GiB.* data.batch_size, .*micro_batches, .*model.remat",
@@ -263,19 +263,19 @@ def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_lo
     }
     lost = []
     for text, cure in cures.items():
-        with pytest.raises(ValueError, match=cure), watchdog.company(lost.append):
+        with pytest.raises(ValueError, match=cure), watchdog.detect_lost_host(lost.append):
             raise jax.errors.JaxRuntimeError(text)
     alone = pytest.raises(jax.errors.JaxRuntimeError) if hosts == 1 else contextlib.nullcontext()
-    with alone, watchdog.company(lost.append):
+    with alone, watchdog.detect_lost_host(lost.append):
         raise jax.errors.JaxRuntimeError("UNAVAILABLE: no\nanswer")
     assert lost == ["UNAVAILABLE: no answer"] * (hosts - 1)
     # jax says it in a ValueError as well, and it may lie inside the sentence of a failed save.
     gone, lost[:] = ValueError("UNKNOWN: Gloo AllGather failed"), []
-    with pytest.raises(ValueError, match="Gloo"), watchdog.company(lost.append):
+    with pytest.raises(ValueError, match="Gloo"), watchdog.detect_lost_host(lost.append):
         raise gone
-    with pytest.raises(OSError, match="room"), watchdog.company(lost.append):
+    with pytest.raises(OSError, match="room"), watchdog.detect_lost_host(lost.append):
         raise OSError("make room") from gone
-    with pytest.raises(ValueError, match="use 1"), watchdog.company(lost.append):
+    with pytest.raises(ValueError, match="use 1"), watchdog.detect_lost_host(lost.append):
         raise ValueError("keep=0 is too small; use 1.")
     assert lost == [str(gone)] * 2 * (hosts - 1)
 

@@ -103,7 +103,7 @@ def test_decoding_step_by_step_gives_the_logits_of_all_at_once(name):
 
     kept, first = [0], 5
     for parents, last in (([0, 0], 7), ([1, 0], 9)):
-        cache = transformer.take_rows(cache, children(len(fed), len(kept), parents))
+        cache = transformer.gather_beams(cache, children(len(fed), len(kept), parents))
         kept = [0, 1] if first == 5 else [kept[parent] for parent in parents]
         given = fed[:, kept, first:last].reshape(-1, last - first)
         cache, taken = steps(params, cache, given)
@@ -124,7 +124,7 @@ def test_beams_may_become_fewer_and_more_again():
     empty, params = start(words.drawn(config), *inputs), words.drawn(config)
     width, cache = 1, empty
     for first, last, parents in ((0, 3, [0, 0, 0]), (3, 4, [2, 0]), (4, 5, [1, 0]), (5, 6, [1, 1])):
-        cache = transformer.take_rows(cache, children(len(fed), width, parents))
+        cache = transformer.gather_beams(cache, children(len(fed), width, parents))
         width = len(parents)
         given = fed[:, :width, first:last].reshape(-1, last - first)
         cache, logits = steps(params, cache, given)
@@ -139,7 +139,7 @@ def test_beams_may_become_fewer_and_more_again():
 @pytest.mark.parametrize("name", ["t5gemma_unequal", "shared", "language_umt5"])
 def test_scanned_and_unrolled_layers_give_the_same_bits(name, examples):
     pair = [words.model_of(name, layers=word) for word in ("unrolled", "scanned")]
-    assert transformer.shapes(pair[0]) == transformer.shapes(pair[1])
+    assert transformer.param_shapes(pair[0]) == transformer.param_shapes(pair[1])
     np.testing.assert_array_equal(*(logits_of(config, examples) for config in pair))
 
 
@@ -147,7 +147,7 @@ def test_scanned_and_unrolled_layers_start_from_the_same_bits():
     pair = [words.model_of("t5_1_1", layers=word) for word in ("unrolled", "scanned")]
     inits = [transformer.Transformer(config).init for config in pair]
     ours, theirs = (
-        jax.jit(init, compiler_options=words.QUICK)(FAST_KEY, transformer.example())
+        jax.jit(init, compiler_options=words.QUICK)(FAST_KEY, transformer.dummy_batch())
         for init in inits
     )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -174,8 +174,8 @@ def test_computing_again_keeps_less_for_the_backward_pass(compiled):
     for remat in ("none", "dots", "full"):
         config = words.model_of("t5_1_1", layers=compiled, remat=remat)
         model = transformer.Transformer(config)
-        loss = lambda params: model.apply({"params": params}, transformer.example(8, 8)).sum()  # noqa: B023
-        shapes = transformer.shapes(config)
+        loss = lambda params: model.apply({"params": params}, transformer.dummy_batch(8, 8)).sum()  # noqa: B023
+        shapes = transformer.param_shapes(config)
         residuals = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], shapes)  # noqa: B023
         kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(residuals))
         found[remat] = str(jax.make_jaxpr(loss)(shapes))
@@ -191,7 +191,7 @@ def test_computing_again_keeps_less_for_the_backward_pass(compiled):
 def test_bfloat16_is_within_its_roundings_of_float32(name, examples):
     config = words.model_of(name)
     narrow = dataclasses.replace(config, dtype="bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(transformer.shapes(narrow))} == {
+    assert {leaf.dtype for leaf in jax.tree.leaves(transformer.param_shapes(narrow))} == {
         jnp.dtype("float32")
     }
     ours = logits_of(narrow, examples, words.drawn(config))
@@ -277,7 +277,7 @@ def test_relative_tables_per_layer_are_learned_apart(name, examples):
 
 @pytest.mark.parametrize("name", words.ONE_TOWER)
 def test_without_encoder_there_is_nothing_to_look_at_it_with(name):
-    shapes = transformer.shapes(words.model_of(name))
+    shapes = transformer.param_shapes(words.model_of(name))
     assert set(shapes) <= {"embed", "head", "decoder"}
     assert not [part for part in shapes["decoder"]["layers"] if part.startswith("cross")]
 

@@ -148,7 +148,7 @@ DRAWN = {
 def drawn(name):
     """The initial parameters of a model by path."""
     init = jax.jit(transformer.Transformer(STARTED[name]).init, compiler_options=words.QUICK)
-    params = init(jax.random.key(0, impl="rbg"), transformer.example())["params"]
+    params = init(jax.random.key(0, impl="rbg"), transformer.dummy_batch())["params"]
     named = jax.tree_util.tree_leaves_with_path(params)
     return {"/".join(entry.key for entry in path): np.asarray(x) for path, x in named}
 
@@ -222,8 +222,8 @@ def first_loss(config):
 
     def loss(key):
         examples = (tokens(), ones, tokens(), ones)
-        params = model.init(key, transformer.example())
-        logits = model.apply(params, type(transformer.example())(*examples))
+        params = model.init(key, transformer.dummy_batch())
+        logits = model.apply(params, type(transformer.dummy_batch())(*examples))
         return (jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)).mean()
 
     return float(jax.jit(loss)(jax.random.key(0, impl="rbg")))
@@ -261,8 +261,8 @@ def test_flops_are_those_of_the_compiled_model(fields):
     compiled = (
         jax.jit(transformer.Transformer(config).apply, compiler_options=words.QUICK)
         .lower(
-            {"params": transformer.shapes(config)},
-            jax.eval_shape(lambda: transformer.example(inputs, targets, rows)),
+            {"params": transformer.param_shapes(config)},
+            jax.eval_shape(lambda: transformer.dummy_batch(inputs, targets, rows)),
         )
         .compile()
     )

@@ -103,7 +103,7 @@ def drawn(config):
             values *= 0.4
         return values.astype(np.float32)
 
-    params = jax.tree_util.tree_map_with_path(draw, transformer.shapes(config))
+    params = jax.tree_util.tree_map_with_path(draw, transformer.param_shapes(config))
     return jax.tree.map(jnp.asarray, params)
 
 

@@ -17,7 +17,7 @@ import time
 import jax
 
 from experiments.kill_drill import children, disks, drill, hosts, kills, outcome, page, toy
-from lm import choose, logs
+from lm import logs, lookup
 
 KINDS = {  # the trials of each kind where --trials=300
     kills.kill: 100,  # of three kills each
@@ -112,7 +112,7 @@ def run(of: drill.Drill, jobs: list, tell) -> list[dict]:
 def main(arguments: list[str]) -> int:
     """The drill; 0 where every law held, else 1."""
     given, start = asked(arguments), time.monotonic()
-    names = [word for word in given.kinds.split(",") if choose.choose(NAMES, word, "--kinds")]
+    names = [word for word in given.kinds.split(",") if lookup.lookup(NAMES, word, "--kinds")]
     home = pathlib.Path(given.home).absolute()
     out = pathlib.Path(given.out or home / "drill")
     shutil.rmtree(home / "trials", ignore_errors=True)

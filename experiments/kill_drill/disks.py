@@ -50,21 +50,21 @@ def restore_damaged(source, folder, seed: int, count: int, out, log) -> None:
     import numpy as np
 
     from experiments import damage
-    from lm import evaluate, run
+    from lm import inference, runs
 
     os.environ["XLA_FLAGS"] = ""
-    this, rng = run.read_run(pathlib.Path(source)), np.random.default_rng(seed)
-    shapes = state_shapes(this)
-    newest, before = outcome.steps(this.workdir)[:2]
-    right = {n: outcome.leaves(this.workdir / "checkpoints" / str(n)) for n in (newest, before)}
+    run, rng = runs.read_run(pathlib.Path(source)), np.random.default_rng(seed)
+    shapes = state_shapes(run)
+    newest, before = outcome.steps(run.workdir)[:2]
+    right = {n: outcome.leaves(run.workdir / "checkpoints" / str(n)) for n in (newest, before)}
     for number in range(count):
         place = pathlib.Path(folder) / str(number)
-        shutil.copytree(this.workdir / "checkpoints", place / "checkpoints")
+        shutil.copytree(run.workdir / "checkpoints", place / "checkpoints")
         row = {"kind": "", "fault": "", "wrong": ""}
         if number % 6 != 5:
             done = damage.damage(place / "checkpoints" / str(newest), rng)
             row |= {"kind": done.kind, "fault": done.fault}
-        with evaluate.open_checkpoints(run.make_run(this.config, place)) as saved:
+        with inference.open_checkpoints(runs.make_run(run.config, place)) as saved:
             state, facts = saved.restore(shapes)
             row["step"] = facts["step"]
             if facts["step"] not in right or not same(state, right[facts["step"]]):
@@ -80,7 +80,7 @@ def restore_damaged(source, folder, seed: int, count: int, out, log) -> None:
             rows.write(json.dumps(row) + "\n")
 
 
-def state_shapes(this):
+def state_shapes(run):
     """The shapes of a run's state, to restore into."""
     import functools
 
@@ -88,11 +88,11 @@ def state_shapes(this):
 
     from lm import optimizers, steps, transformer
 
-    params = transformer.shapes(this.model)
-    pace = optimizers.Pace(1.0, 1)
-    optimizer, _ = optimizers.make_optimizer(this.optimizer, this.config["steps"], params, pace)
-    plan = steps.Plan(average=this.optimizer.average)
-    model = transformer.Transformer(this.model)
+    params = transformer.param_shapes(run.model)
+    pace = optimizers.RunLength(1.0, 1)
+    optimizer, _ = optimizers.make_optimizer(run.optimizer, run.config["steps"], params, pace)
+    plan = steps.StepConfig(average=run.optimizer.average)
+    model = transformer.Transformer(run.model)
     return jax.eval_shape(functools.partial(steps.init_state, model, optimizer, plan), params)
 
 

@@ -150,12 +150,12 @@ def live(arguments: list[str], log: str, environment: dict[str, str], faults: di
     os.dup2(out, 2)
     os.environ.update(environment)
     os.chdir(pathlib.Path(__file__).parents[2])
-    from lm import door
+    from lm import cli
 
-    sys.argv[0] = door.PROGRAM
+    sys.argv[0] = cli.PROGRAM
     for name, given in faults.items():
         FAULTS[name](*given)
-    code = door.main(arguments)
+    code = cli.main(arguments)
     # A fork ends without them, a program does not.
     atexit._run_exitfuncs()
     sys.stdout.flush()

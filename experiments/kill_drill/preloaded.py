@@ -9,10 +9,10 @@ import tensorboardX
 import tensorflow_datasets
 import tqdm
 
-import lm.door
+import lm.cli
 import lm.evaluate
 import lm.interop
 import lm.train
 
 LOADED = (array_record, grain, jax, orbax, sentencepiece, tensorboardX, tensorflow_datasets, tqdm)
-LOADED += (lm.door, lm.evaluate, lm.interop, lm.train)
+LOADED += (lm.cli, lm.evaluate, lm.interop, lm.train)

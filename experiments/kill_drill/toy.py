@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from lm import door
+from lm import cli
 
 STEPS, SAVE = 30, 4
 STAGES = ("pretrain", "finetune", "distill")
@@ -48,5 +48,5 @@ def make(home: pathlib.Path) -> None:
     if (home / "made" / "tokenizer" / "tokenizer.json").exists():
         return
     keys = flags(home, "pretrain", ("tokenizer.dir=",))
-    if door.main(["corpus", *keys, f"--workdir={home}/made"]):
+    if cli.main(["corpus", *keys, f"--workdir={home}/made"]):
         raise ValueError(f"the toy corpus could not be made in {home}; see the line before.")

@@ -9,7 +9,7 @@ import sys
 
 from experiments.launch import gke, local, slurm, steps, tpu_vm
 from experiments.launch import job as jobs
-from lm import choose, door
+from lm import cli, lookup
 
 TARGETS = {"local": local, "tpu-vm": tpu_vm, "gke": gke, "slurm": slurm}
 CLOUD = ("tpu-vm", "gke")
@@ -70,7 +70,7 @@ def asked(words: list[str]) -> tuple[str, jobs.Job, set[str]]:
     cut = words.index("--") if "--" in words else len(words)
     given = vars(parser().parse_args(words[:cut]))
     target = given.pop("on")
-    checks = choose.choose(TARGETS, target, "--on")
+    checks = lookup.lookup(TARGETS, target, "--on")
     if "slice" not in given:
         raise ValueError(f"--slice is missing; {FLAGS['slice'][1]}.")
     for name in given:
@@ -112,4 +112,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(door.guarded(lambda: main(sys.argv[1:])))
+    raise SystemExit(cli.guarded(lambda: main(sys.argv[1:])))

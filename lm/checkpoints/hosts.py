@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lm.checkpoints import forms
+from lm.checkpoints import metadata
 
 SOUND, MISMATCH, DAMAGED = 0, 1, 2  # the gravest last
 
@@ -22,13 +22,13 @@ def tried(work: Callable[[], Any]) -> tuple[Any, str | None]:
     found, error, verdict = None, None, SOUND
     try:
         found = work()
-    except forms.Mismatch as mismatch:
+    except metadata.Mismatch as mismatch:
         error, verdict = mismatch, MISMATCH
     # Damage surfaces as errors of many types, bare Exception among them.
     except Exception as damage:
         error, verdict = damage, DAMAGED
     gravest = int(np.max(multihost_utils.process_allgather(np.int32(verdict))))
-    error = error or forms.Mismatch("another host finds a checkpoint of another model.")
+    error = error or metadata.Mismatch("another host finds a checkpoint of another model.")
     if gravest == MISMATCH:
         raise error
     return (found, None) if gravest == SOUND else (None, short(error))
@@ -51,7 +51,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def meet(where: str) -> None:
+def barrier(where: str) -> None:
     """Wait until every host is here."""
     multihost_utils.sync_global_devices(where)
 

@@ -1,44 +1,11 @@
-"""Corpora as token shards: written whole or not at all, read at any place and any length."""
+"""Build a corpus: sources to deduplicated, filtered token shards, whole or not at all.
 
-from lm.corpus.encoding import Form, prepare
-from lm.corpus.finished import check_tokenizer, find, tokenizer_of
-from lm.corpus.shards import (
-    COUNTS,
-    MANIFEST,
-    Damaged,
-    Pairs,
-    Records,
-    Stream,
-    Written,
-    beside,
-    facts_of,
-    files_of,
-    finish,
-    read_manifest,
-    record_writer,
-    write_pairs,
-    write_text,
-)
-
-__all__ = [
-    "COUNTS",
-    "MANIFEST",
-    "Damaged",
-    "Form",
-    "Pairs",
-    "Records",
-    "Stream",
-    "Written",
-    "beside",
-    "check_tokenizer",
-    "facts_of",
-    "files_of",
-    "find",
-    "finish",
-    "prepare",
-    "read_manifest",
-    "record_writer",
-    "tokenizer_of",
-    "write_pairs",
-    "write_text",
-]
+command     what `python -m lm corpus` does
+documents   the recipe of a corpus, and one record's way into it
+rules       cleaning and filtering rules, by name
+dedupe      exact and near duplicates
+build       the build by local processes
+beam        the same build by Apache Beam; runners: its options; beam_files: files its workers share
+folder      the folder of a finished corpus: identity, manifest, quarantine
+overlap     how much of an evaluation set the training data contain
+"""

@@ -35,8 +35,10 @@ from typing import Any
 import numpy as np
 
 from lm import sources, tokenizer
+from lm.corpus import beam_files, dedupe, documents, folder, rules, runners
 from lm.corpus import build as local
-from lm.corpus import dedupe, documents, exchange, folder, rules, runners, shards
+from lm.shards import shard_files
+from lm.storage import staging
 
 BANDED = 1000  # documents whose bands are computed at once
 
@@ -60,10 +62,10 @@ def build(
         return manifest, True
     sources.check_starts(parts)
     count = recipe.shard_count(parts)
-    with folder.workshop(out) as room:
+    with staging.staging_dir(out) as room:
         if manifest := folder.finished(out, identity):  # by a process that was quicker
             return manifest, True
-        with exchange.new_folder(temp or str(room)) as place:
+        with beam_files.new_folder(temp or str(room)) as place:
             tally, held = _gather(recipe, parts, place, room, options)
             folder.check_splits(recipe, held, tally)
             sampled = _sampled(place, count, held["train"])
@@ -74,7 +76,7 @@ def build(
                 (room / split).mkdir()
                 for number in range(count):
                     name = documents.file_name(number, count)
-                    exchange.fetch(exchange.join(place, f"{split}-{name}"), room / split / name)
+                    beam_files.fetch(beam_files.join(place, f"{split}-{name}"), room / split / name)
         return folder.finish(room, out, identity, tally, written), False
 
 
@@ -124,16 +126,16 @@ def _gather(
             | "all counts" >> beam.Flatten()
             | "add up" >> beam.CombinePerKey(sum)
             | "counts" >> beam.Map(json.dumps)
-            | "write counts" >> beam.io.WriteToText(exchange.join(place, "counts"))
+            | "write counts" >> beam.io.WriteToText(beam_files.join(place, "counts"))
         )
         (
             found
             | "bad" >> beam.FlatMap(_bad, folder.names_of(parts))
-            | "write bad" >> beam.io.WriteToText(exchange.join(place, "bad"))
+            | "write bad" >> beam.io.WriteToText(beam_files.join(place, "bad"))
         )
-    bad = [line for _, line in sorted(exchange.lines(exchange.join(place, "bad*")))]
+    bad = [line for _, line in sorted(beam_files.lines(beam_files.join(place, "bad*")))]
     (room / folder.QUARANTINE).write_text("".join(bad))
-    return _totals(recipe, list(exchange.lines(exchange.join(place, "counts*"))), bad)
+    return _totals(recipe, list(beam_files.lines(beam_files.join(place, "counts*"))), bad)
 
 
 def _records(number: int, parts: list[sources.Part]) -> Iterator[tuple[Place, Any]]:
@@ -231,7 +233,7 @@ def _write_texts(group, place: str, heldout: float) -> Iterator[tuple[tuple[str,
     texts = sorted(text for text in members["texts"] if text[0] not in repeated)
     keys = np.frombuffer(b"".join(key for _, key, _ in texts), dedupe.KEY)
     splits = [documents.SPLITS[one] for one in documents.is_heldout(keys, heldout).astype(int)]
-    with exchange.whole(exchange.join(place, f"texts-{number:05d}.jsonl")) as file:
+    with beam_files.whole(beam_files.join(place, f"texts-{number:05d}.jsonl")) as file:
         for split, (_, key, text) in zip(splits, texts, strict=True):
             file.write(json.dumps([split, key.hex(), text]).encode() + b"\n")
     for kind in repeated.values():
@@ -279,7 +281,7 @@ def _bad(record, names: list[str]) -> Iterator[str]:
 
 def _texts(place: str, number: int) -> Iterator[tuple[str, bytes, str]]:
     """(split, key, text) of each document of a file."""
-    for split, key, text in exchange.lines(exchange.join(place, f"texts-{number:05d}.jsonl")):
+    for split, key, text in beam_files.lines(beam_files.join(place, f"texts-{number:05d}.jsonl")):
         yield split, bytes.fromhex(key), text
 
 
@@ -306,22 +308,24 @@ def _write(
             | "encode"
             >> beam.Map(_encode, place, count, recipe.splits, tokenizer.read(tokens.directory))
             | "facts" >> beam.Map(json.dumps)
-            | "write facts" >> beam.io.WriteToText(exchange.join(place, "facts"))
+            | "write facts" >> beam.io.WriteToText(beam_files.join(place, "facts"))
         )
-    return [_shard(*facts) for _, *facts in sorted(exchange.lines(exchange.join(place, "facts*")))]
+    return [
+        _shard(*facts) for _, *facts in sorted(beam_files.lines(beam_files.join(place, "facts*")))
+    ]
 
 
 def _encode(number: int, place: str, count: int, splits, model: tuple[bytes, dict]) -> list:
     """Write a token file of each split; returns what documents.Shard says, as JSON."""
     name = documents.file_name(number, count)
-    own = lambda split: (text for this, _, text in _texts(place, number) if this == split)
+    own = lambda split: (text for run, _, text in _texts(place, number) if run == split)
     with tempfile.TemporaryDirectory() as room:
         tokens = tokenizer.write(pathlib.Path(room) / "tokenizer", *model)
         for split in splits:
             (pathlib.Path(room) / split).mkdir()
         made = documents.write_shard(room, name, {split: own(split) for split in splits}, tokens)
         for split in splits:
-            exchange.put(f"{room}/{split}/{name}", exchange.join(place, f"{split}-{name}"))
+            beam_files.put(f"{room}/{split}/{name}", beam_files.join(place, f"{split}-{name}"))
     plain = lambda one: (one.facts, one.frequencies.tolist(), one.lengths.tolist())
     return [number, {split: plain(one) for split, one in made.written.items()}, made.text_bytes]
 
@@ -329,7 +333,9 @@ def _encode(number: int, place: str, count: int, splits, model: tuple[bytes, dic
 def _shard(written: dict, text_bytes: dict[str, int]) -> documents.Shard:
     """What _encode returned, as documents.Shard."""
 
-    def read(facts: dict, frequencies: list, lengths: list) -> shards.Written:
-        return shards.Written(facts, np.array(frequencies, np.int64), np.array(lengths, np.int32))
+    def read(facts: dict, frequencies: list, lengths: list) -> shard_files.Written:
+        return shard_files.Written(
+            facts, np.array(frequencies, np.int64), np.array(lengths, np.int32)
+        )
 
     return documents.Shard({split: read(*one) for split, one in written.items()}, text_bytes)

@@ -21,7 +21,9 @@ import numpy as np
 import tqdm
 
 from lm import sources, tokenizer
-from lm.corpus import dedupe, documents, folder, processes, rules
+from lm.corpus import dedupe, documents, folder, rules
+from lm.shards import processes
+from lm.storage import staging
 
 BATCH_RECORDS, BATCH_BYTES = 256, 1 << 20  # what a worker is given at a time
 SPOOLED = 16 << 20  # bytes in memory, or about so many, before they are written
@@ -43,7 +45,7 @@ def build(recipe: documents.Recipe, out, workers: int = 0) -> tuple[dict, bool]:
     if manifest := folder.finished(out, identity):
         return manifest, True
     sources.check_starts(parts)
-    with folder.workshop(out) as room:
+    with staging.staging_dir(out) as room:
         if manifest := folder.finished(out, identity):  # by a process that was quicker
             return manifest, True
         spool = Spool(room / "spool", recipe.shard_count(parts))

@@ -10,7 +10,7 @@ from typing import Any
 
 from lm import logs, sources
 from lm.corpus import beam, build, documents, folder, overlap, rules
-from lm.sources import places
+from lm.storage import paths
 
 FIELDS = tuple(field.name for field in dataclasses.fields(documents.Recipe))
 TAKES = {  # what each of the three things that `corpus` does has a use for
@@ -69,8 +69,8 @@ def _compared(flags: dict[str, Any]) -> str:
     """What --overlap asks for: a table, and with --out the whole report as JSON."""
     if not flags["source"]:
         raise ValueError("--overlap needs --source=..., the training data.")
-    out = places.place(flags["out"]).expanduser()
-    there = places.is_remote(out) or out.parent.is_dir()
+    out = paths.as_path(flags["out"]).expanduser()
+    there = paths.is_remote(out) or out.parent.is_dir()
     if flags["out"] and (out.is_dir() or not there):
         raise ValueError(f"--out={out} is to be a file, in a folder that is there; name another.")
     where = {name: flags[name] for name in ("column", "unit", "data_dir", "workers")}

@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm import choose, sources, tokenizer
-from lm.corpus import dedupe, finished, rules, shards
+from lm import lookup, sources, tokenizer
+from lm.corpus import dedupe, rules
+from lm.shards import finished_corpus, shard_files
 
-SPLITS = finished.SPLITS
+SPLITS = finished_corpus.SPLITS
 EXCERPT = 200  # bytes of a quarantined record
 SHARD = 64 << 20  # bytes of source for a file
 SHARDS = 99_999  # files of a split, at most: their numbers have five digits
@@ -50,7 +51,7 @@ class Recipe:
 
     def __post_init__(self):
         rules.chosen(self.rules)
-        choose.choose(dict.fromkeys(dedupe.KINDS), self.dedupe, "--dedupe")
+        lookup.lookup(dict.fromkeys(dedupe.KINDS), self.dedupe, "--dedupe")
         if not 0 <= self.heldout < 1:
             raise ValueError(f"--heldout={self.heldout} is not a share in [0, 1); use 0.01.")
         if self.tokenizer in tokenizer.FITTED and self.pieces <= tokenizer.BYTE_PIECES:
@@ -184,7 +185,7 @@ class Tally:
 class Shard(NamedTuple):
     """One file of each split: what was written, and the UTF-8 bytes of its documents' text."""
 
-    written: dict[str, shards.Written]
+    written: dict[str, shard_files.Written]
     text_bytes: dict[str, int]
 
 
@@ -206,5 +207,5 @@ def write_shard(
 
     for split in texts:
         path = pathlib.Path(directory) / split / name
-        written[split] = shards.write_text(path, encoded(split), gap, tokens.size)
+        written[split] = shard_files.write_text(path, encoded(split), gap, tokens.size)
     return Shard(written, sizes)

@@ -3,35 +3,31 @@
   manifest.json      identity, counts of all that was read, tokenizer, package versions
   quarantine.jsonl   records that could not be read: source, position, reason, excerpt
   tokenizer/         a copy of it, so that the corpus stands by itself
-  train/ validation/ the stored tokens, as lm/corpus/shards.py has them
+  train/ validation/ the stored tokens, as lm/shards/files.py has them
 
 All is made in a hidden folder beside it and appears by one renaming.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import metadata
 
 import tqdm
 
-from lm import choose, sources, tokenizer
-from lm.corpus import documents, rules, shards
-from lm.sources import places
+from lm import lookup, sources, tokenizer
+from lm.corpus import documents, rules
+from lm.shards import shard_files
+from lm.storage import paths
 
 QUARANTINE = "quarantine.jsonl"
 PACKAGES = ("array_record", "sentencepiece", "mwparserfromhell")  # which decide the bytes
-MARK = "made-by-lm"  # the file by which a folder is known to be ours, to be emptied and removed
 
 
 def identity_of(recipe: documents.Recipe, parts: list[sources.Part]) -> dict:
@@ -43,13 +39,13 @@ def identity_of(recipe: documents.Recipe, parts: list[sources.Part]) -> dict:
     del said["source"], said["data_dir"], said["column"]
     said["shards"] = recipe.shard_count(parts)
     if recipe.tokenizer not in tokenizer.KINDS:
-        if not places.place(recipe.tokenizer).is_dir():
-            hint = choose.nearest(recipe.tokenizer, tokenizer.KINDS) or "."
+        if not paths.as_path(recipe.tokenizer).is_dir():
+            hint = lookup.nearest(recipe.tokenizer, tokenizer.KINDS) or "."
             raise ValueError(
                 f"--tokenizer={recipe.tokenizer!r} is neither a directory with a tokenizer nor one "
                 f"of {', '.join(tokenizer.KINDS)}{hint}"
             )
-        said["tokenizer"] = tokenizer.read(places.place(recipe.tokenizer))[1]["fingerprint"]
+        said["tokenizer"] = tokenizer.read(paths.as_path(recipe.tokenizer))[1]["fingerprint"]
     if recipe.tokenizer not in tokenizer.FITTED:
         del said["pieces"]
     progress = tqdm.tqdm(parts, desc="hashing", unit=" parts", disable=None)
@@ -91,7 +87,7 @@ def finished(out: pathlib.Path, identity: dict) -> dict | None:
 
     Raises ValueError where `out` holds another corpus, a damaged one, or anything else.
     """
-    if manifest := shards.read_manifest(out):
+    if manifest := shard_files.read_manifest(out):
         other = manifest.get("identity", {})
         differing = [key for key in identity if other.get(key) != identity[key]]
         if not differing:
@@ -109,65 +105,22 @@ def finished(out: pathlib.Path, identity: dict) -> dict | None:
 def _check_whole(out: pathlib.Path, manifest: dict) -> None:
     """Raise ValueError unless all that a finished corpus is made of is there."""
     for split in manifest["splits"]:
-        own = shards.read_manifest(out / split)
+        own = shard_files.read_manifest(out / split)
         if own is None:
-            missing = out / split / shards.MANIFEST
-            raise ValueError(f"{missing} does not exist; {shards.cure(out / split)}.")
-        shards.files_of(out / split, own)
+            missing = out / split / shard_files.MANIFEST
+            raise ValueError(f"{missing} does not exist; {shard_files.cure(out / split)}.")
+        shard_files.files_of(out / split, own)
         for name in own["beside"]:
-            shards.beside(out / split, own, name)
+            shard_files.beside(out / split, own, name)
     if not (out / QUARANTINE).exists():
-        raise ValueError(f"{out / QUARANTINE} does not exist; {shards.cure(out / 'tokenizer')}.")
+        raise ValueError(
+            f"{out / QUARANTINE} does not exist; {shard_files.cure(out / 'tokenizer')}."
+        )
     try:
         tokenizer.read(out / "tokenizer")
     except ValueError as error:
         reason = str(error).partition(";")[0]
-        raise ValueError(f"{reason}; {shards.cure(out / 'tokenizer')}.") from error
-
-
-@contextlib.contextmanager
-def workshop(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder, to make `out` in and then rename; what is left of it is removed at the end.
-
-    It lies in a hidden one beside `out`, which only what has our mark is taken for.
-    Raises ValueError where another process is at it, OSError with the cure where the disk is full.
-    """
-    room = out.with_name(f".{out.name}.lm-part")
-    room.mkdir(parents=True, exist_ok=True)
-    if any(room.iterdir()) and not (room / MARK).exists():
-        raise ValueError(f"{room} is needed to make {out} in, and holds something else; move it.")
-    lock = _locked(room)  # held by the process, so that none outlives a kill
-    if lock is None:
-        raise ValueError(f"another process is making {out}; wait for it.")
-    try:
-        (room / MARK).touch()
-        shutil.rmtree(room / "new", ignore_errors=True)  # of a run that was killed
-        (room / "new").mkdir()
-        yield room / "new"
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(
-            f"there is no space left for {out}; free some, or set another --out."
-        ) from error
-    finally:
-        shutil.rmtree(room / "new", ignore_errors=True)
-        shutil.rmtree(room, ignore_errors=True)  # with the mark, which is to go last
-        os.close(lock)
-
-
-def _locked(room: pathlib.Path) -> int | None:
-    """A lock on a folder; None where another process has it, or has removed the folder since."""
-    try:
-        lock = os.open(room, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    with contextlib.suppress(BlockingIOError, FileNotFoundError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_ino == room.stat().st_ino:
-            return lock
-    os.close(lock)
-    return None
+        raise ValueError(f"{reason}; {shard_files.cure(out / 'tokenizer')}.") from error
 
 
 def make_tokenizer(
@@ -177,7 +130,7 @@ def make_tokenizer(
     if recipe.tokenizer == "bytes":
         return tokenizer.spell(directory, 100)
     if recipe.tokenizer not in tokenizer.FITTED:
-        return tokenizer.write(directory, *tokenizer.read(places.place(recipe.tokenizer)))
+        return tokenizer.write(directory, *tokenizer.read(paths.as_path(recipe.tokenizer)))
     try:
         return tokenizer.train(texts, directory, kind=recipe.tokenizer, pieces=recipe.pieces)
     except ValueError as error:
@@ -225,13 +178,13 @@ def finish(
         name = lambda number: documents.file_name(number, len(written))
         files = {name(number): shard.written[split] for number, shard in enumerate(written)}
         text_bytes = sum(shard.text_bytes[split] for shard in written)
-        made = shards.finish(room / split, own, files, {"text_bytes": text_bytes})
+        made = shard_files.finish(room / split, own, files, {"text_bytes": text_bytes})
         splits[split] = made["counts"]
     manifest = {"identity": identity, "records": tally.counts(), "splits": splits}
     manifest["tokenizer"] = {"fingerprint": tokens.fingerprint, "pieces": tokens.pieces}
     manifest["tokenizer"] |= {"size": tokens.size, "rows": tokenizer.padded_rows(tokens.size)}
     manifest["packages"] = {"unicode": unicodedata.unidata_version}
     manifest["packages"] |= {name: metadata.version(name) for name in PACKAGES}
-    (room / shards.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (room / shard_files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     room.replace(out)
     return manifest

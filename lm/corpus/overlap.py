@@ -11,7 +11,6 @@ Source: Brown et al. 2020, appendix C, arXiv:2005.14165, whose runs are of 13 wo
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import heapq
@@ -22,12 +21,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import tqdm
 
-from lm import sources, tokenizer
-from lm.corpus import dedupe, finished, processes, rules, shards
-from lm.sources import places
+from lm import sources
+from lm.corpus import dedupe, rules
+from lm.shards import finished_corpus, processes
 
 BATCH = 64  # documents that a worker is handed at once
-BLOCK = 1 << 16  # tokens of a corpus read at once, unless a document has more
 WORST = 5  # documents of each evaluation set that a report shows
 SHOWN = 40  # words of their longest match
 
@@ -76,67 +74,6 @@ def found_in(documents: Iterable[str], table: np.ndarray, n: int) -> np.ndarray:
     held = [runs(words(text), n) for text in documents]
     places, there = among(table, np.concatenate([np.empty(0, np.uint64), *held]))
     return np.unique(places[there])
-
-
-# What is compared: the parts of a source, or the files of a finished corpus. --------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A file of a finished corpus, read back to text: raw() and document() as sources.Part has.
-
-    start, stop: which documents of the split are in the file.
-    """
-
-    name: str
-    split: str
-    tokenizer: str
-    start: int
-    stop: int
-
-    def raw(self) -> Iterator[np.ndarray]:
-        """The token ids of one document at a time, the empty line behind it included, in order."""
-        stream, ends = _bounded(self.split)
-        start = self.start
-        while start < self.stop:
-            fitting = np.searchsorted(ends, ends[start] + BLOCK, "right") - 1
-            stop = min(max(start + 1, int(fitting)), self.stop)
-            ids = stream.read(int(ends[start]), int(ends[stop]))
-            yield from np.split(ids, ends[start + 1 : stop] - ends[start])
-            start = stop
-
-    def document(self, raw: np.ndarray) -> sources.Document:
-        """The text of a document's ids."""
-        return sources.Document(_tokenizer(self.tokenizer).decode(raw))
-
-
-@functools.lru_cache(2)
-def _bounded(split: str) -> tuple[shards.Stream, np.ndarray]:
-    """The stream of a split, and where each of its documents begins and the last ends."""
-    stream = shards.Stream(split, shards.read_manifest(split))
-    return stream, np.concatenate([[0], np.cumsum(stream.lengths, dtype=np.int64)])
-
-
-@functools.cache
-def _tokenizer(directory: str) -> tokenizer.Tokenizer:
-    return tokenizer.Tokenizer(directory)
-
-
-def pieces_of(source: str, split: str, column: str, unit: str, data_dir: str) -> list:
-    """The shards of a split, where `source` is a finished corpus's directory; else its parts.
-
-    split: "train" or "validation". The others: as in sources.parts_of, whose errors these are, or
-    of finished.find.
-    """
-    directory = places.place(source.strip()).expanduser()
-    if shards.read_manifest(directory) is None:
-        return sources.parts_of(source, column=column, unit=unit, data_dir=data_dir)
-    manifest = finished.find(directory, split)
-    numbers = (file["documents"] for file in manifest["files"].values())
-    ends = itertools.accumulate(numbers, initial=0)
-    tokens, split = str(directory / "tokenizer"), places.here(directory / split, shards.MANIFEST)
-    bounds = zip(manifest["files"], itertools.pairwise(ends), strict=True)
-    return [Shard(f"{split}/{name}", str(split), tokens, *span) for name, span in bounds]
 
 
 # The comparison. ---------------------------------------------------------------------------------
@@ -241,8 +178,14 @@ def compare(
     if n < 1:
         raise ValueError(f"--ngram={n} is no number of words; use 1 or more, as 13 or 8.")
     options = (column, unit, data_dir)
-    sets = {name: pieces_of(name, "validation", *options) for name in overlap.split(",")}
-    training = [piece for name in source.split(",") for piece in pieces_of(name, "train", *options)]
+    sets = {
+        name: finished_corpus.pieces_of(name, "validation", *options) for name in overlap.split(",")
+    }
+    training = [
+        piece
+        for name in source.split(",")
+        for piece in finished_corpus.pieces_of(name, "train", *options)
+    ]
     counts = dict.fromkeys(("documents", "dropped", "unreadable"), 0)
     texts = (_texts(piece, piece.raw(), counts) for pieces in sets.values() for piece in pieces)
     table = known(itertools.chain.from_iterable(texts), n)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lm import choose
+from lm import lookup
 
 # Scripts that put no space between words: Thai to Tibetan, Burmese, Khmer, kana, Han.
 SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
@@ -136,7 +136,7 @@ def chosen(spec: str) -> Chosen:
         if name in PRESETS and not given:
             made |= dict(chosen(PRESETS[name]))
             continue
-        limit = choose.choose(RULES | PRESETS, name, "--rules")
+        limit = lookup.lookup(RULES | PRESETS, name, "--rules")
         limit = limit.limit if name in RULES else None
         if given:
             if limit is None or not value.isdecimal() or int(value) < 1:

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from lm import choose
+from lm import lookup
 
 DIRECT = "DirectRunner"
 RUNNERS = (DIRECT, "DataflowRunner", "FlinkRunner", "PortableRunner", "SparkRunner")
@@ -28,7 +28,7 @@ def options(runner: str, flags: str = "", temp: str = ""):
     for a runner that is none, and for one on other machines without `temp`.
     """
     if "." not in runner:  # else it is a class of the user's own
-        choose.choose(dict.fromkeys(RUNNERS), runner, "--runner")
+        lookup.lookup(dict.fromkeys(RUNNERS), runner, "--runner")
     if runner != DIRECT and not temp:
         raise ValueError(
             f"--runner={runner} needs --temp=..., a folder that its workers and this process "
@@ -58,7 +58,7 @@ def options(runner: str, flags: str = "", temp: str = ""):
     # Of other runners, some flags are known to their own job servers alone.
     for flag in made.get_all_options(retain_unknown_options=True) if runner == DIRECT else ():
         if flag not in known:
-            hint = choose.nearest(flag, known)
+            hint = lookup.nearest(flag, known)
             raise ValueError(f"--runner_flags: {runner} does not take --{flag}{hint or '.'}")
     return made
 

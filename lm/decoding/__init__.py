@@ -7,19 +7,6 @@ beam      beam search
 search    all of them behind one signature
 """
 
+from lm.decoding.config import METHODS, PENALTIES, STOPS, DecodingConfig, parse
 from lm.decoding.search import search
-from lm.decoding.walk import Hypotheses, Walk, advance, begin
-from lm.decoding.words import METHODS, PENALTIES, STOPS, Decoding, parse
-
-__all__ = [
-    "METHODS",
-    "PENALTIES",
-    "STOPS",
-    "Decoding",
-    "Hypotheses",
-    "Walk",
-    "advance",
-    "begin",
-    "parse",
-    "search",
-]
+from lm.decoding.stepwise import DecodeState, Hypotheses, advance, begin

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.decoding import filters, walk
-from lm.decoding.walk import PAD, Hypotheses
-from lm.decoding.words import PENALTIES, STOPS, Decoding
+from lm.decoding import logits_processors, stepwise
+from lm.decoding.config import PENALTIES, STOPS, DecodingConfig
+from lm.decoding.stepwise import PAD, Hypotheses
 
 Array = jax.Array
 
@@ -22,7 +22,9 @@ def best(candidates: Hypotheses, count: int) -> tuple[Hypotheses, Array]:
     return Hypotheses(ids, scores), places
 
 
-def ruled(raw: Array, ids: Array, start: Array, i: Array, how: Decoding, eos: int) -> tuple:
+def process_beam_logits(
+    raw: Array, ids: Array, start: Array, i: Array, how: DecodingConfig, eos: int
+) -> tuple:
     """Logits [R, V] by the rules, and what they are more than log-probabilities: [R, 1].
 
     The rest as of walk.ruled, whose rules are taken here as of log-probabilities.
@@ -31,7 +33,7 @@ def ruled(raw: Array, ids: Array, start: Array, i: Array, how: Decoding, eos: in
     total = jax.nn.logsumexp(raw, axis=-1, keepdims=True)
     if how.repetition != 1.0:  # the one rule for which their sign counts
         raw, total = raw - total, jnp.zeros_like(total)
-    return walk.ruled(raw, ids, start, i, how, eos), total
+    return stepwise.process_logits(raw, ids, start, i, how, eos), total
 
 
 def continuations(
@@ -44,7 +46,7 @@ def continuations(
     """
     (rows, width), most = live.scores.shape, min(count, logits.shape[-1])
     # Of the logits themselves: log_softmax is slow where a CPU fuses it with the product before it.
-    each, tokens = filters.largest(logits, most)
+    each, tokens = logits_processors.largest(logits, most)
     sums = live.scores[..., None] + (each - total).reshape(rows, width, most)
     scores, places = jax.lax.top_k(sums.reshape(rows, -1), count)
     parents, tokens = places // most, jnp.take_along_axis(tokens.reshape(rows, -1), places, axis=1)
@@ -53,11 +55,11 @@ def continuations(
 
 
 def beam(
-    step: walk.Step,
+    step: stepwise.Step,
     cache: Any,
     start: Array,
-    take: walk.Take,
-    how: Decoding,
+    take: stepwise.Take,
+    how: DecodingConfig,
     *,
     length: int,
     eos: int,
@@ -86,7 +88,9 @@ def beam(
         raw, cache = step(token, cache)
         said = live.ids.reshape(len(token), length)
         # Of the 2 * width best, at most `width` can be eos, one a beam: enough stay open.
-        longer, parents = continuations(live, *ruled(raw, said, opening, i, how, eos), i, 2 * width)
+        longer, parents = continuations(
+            live, *process_beam_logits(raw, said, opening, i, how, eos), i, 2 * width
+        )
         final = (longer.ids[:, :, i] == eos) | (i == length - 1)
         ranked = jnp.arange(2 * width) < width  # the others only stand in for those that end
         end = final & ranked & searching[:, None]

@@ -6,21 +6,21 @@ from typing import Any
 
 import jax
 
-from lm.decoding import beam, walk
-from lm.decoding.words import Decoding
+from lm.decoding import beam, stepwise
+from lm.decoding.config import DecodingConfig
 
 
 def search(
-    step: walk.Step,
+    step: stepwise.Step,
     cache: Any,
     start: jax.Array,
-    take: walk.Take,
-    how: Decoding,
+    take: stepwise.Take,
+    how: DecodingConfig,
     *,
     length: int,
     eos: int,
     keys: jax.Array | None = None,
-) -> walk.Hypotheses:
+) -> stepwise.Hypotheses:
     """Answers of at most `length` tokens, eos counted: see Decoding.room; found as `how` says.
 
     start: int [B], the token before the first; below 0: the row is empty, and ended from the
@@ -28,4 +28,4 @@ def search(
     """
     if how.method == "beam":
         return beam.beam(step, cache, start, take, how, length=length, eos=eos)
-    return walk.walk(step, cache, start, take, how, length=length, eos=eos, keys=keys)
+    return stepwise.walk(step, cache, start, take, how, length=length, eos=eos, keys=keys)

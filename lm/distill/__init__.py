@@ -8,7 +8,7 @@ students  where a student starts from
 """
 
 from lm.distill.loss import make_distillation_loss
-from lm.distill.students import (
+from lm.distill.student_init import (
     Start,
     check_student,
     evenly,
@@ -17,19 +17,4 @@ from lm.distill.students import (
     leaves_head,
     parse_start,
 )
-from lm.distill.terms import Term, parse, softness, uncached
-
-__all__ = [
-    "Start",
-    "Term",
-    "check_student",
-    "evenly",
-    "frozen",
-    "init_student",
-    "leaves_head",
-    "make_distillation_loss",
-    "parse",
-    "parse_start",
-    "softness",
-    "uncached",
-]
+from lm.distill.terms import Term, parse, shared_temperature, uncached

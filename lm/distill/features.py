@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import attention, batch, layers, steps, transformer
-from lm.distill.students import evenly
+from lm.distill.student_init import evenly
 from lm.distill.terms import INSIDE, Term
 
 Array = jax.Array
@@ -94,16 +94,16 @@ def features(
 ) -> tuple[Array, Features | None]:
     """Logits [B, T, V], and if `shown`, what is on the way to them; with a key, dropout is on."""
     if not shown:
-        return steps.predict(model, params, examples, key), None
+        return steps.apply_model(model, params, examples, key), None
     rngs = {} if key is None else {"dropout": key}
     logits, kept = model.apply(
         {"params": plain(params)},
         examples,
         deterministic=key is None,
         rngs=rngs,
-        mutable=[layers.SHOWN],
+        mutable=[layers.INTERMEDIATES],
     )
-    return logits, Features(model.config, kept[layers.SHOWN])
+    return logits, Features(model.config, kept[layers.INTERMEDIATES])
 
 
 def compare(

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from lm import batch, losses, steps
-from lm.distill import features, policy
-from lm.distill.terms import INSIDE, OPTIONS, Term, softness
+from lm.distill import features, on_policy
+from lm.distill.terms import INSIDE, OPTIONS, Term, shared_temperature
 
 Array = jax.Array
 
@@ -21,7 +21,7 @@ DIVERGENCES = {
 }
 
 
-class Said(NamedTuple):
+class ModelOutputs(NamedTuple):
     """What student and teacher say of the same targets.
 
     logits: the student's [B, T, V]. student, teacher: logits of the same outcomes, [B, T, V], or
@@ -50,18 +50,18 @@ def make_distillation_loss(
     language_loss = steps.make_language_loss(model, config, text_bytes)
     wanted = features.wanted(terms)
 
-    def said(params, examples, key, teacher) -> Said:
+    def said(params, examples, key, teacher) -> ModelOutputs:
         logits, ours = features.features(model, params, examples, key, wanted)
         if teacher is None:
-            pair = losses.outcomes(logits, examples.taught, softness(terms))
-            return Said(examples, logits, *pair)
+            pair = losses.top_k_and_rest(logits, examples.teacher_top_k, shared_temperature(terms))
+            return ModelOutputs(examples, logits, *pair)
         fixed = jax.lax.stop_gradient(teacher)
         taught, theirs = features.features(teacher_model, fixed, examples, None, wanted)
         inside = (ours, theirs, examples, params.get(features.PROJECTIONS)) if wanted else ()
-        return Said(examples, logits, logits, taught, inside)
+        return ModelOutputs(examples, logits, logits, taught, inside)
 
     def loss(params, examples, key=None, teacher=None, progress=None):
-        if teacher is None and examples.taught is None:
+        if teacher is None and examples.teacher_top_k is None:
             return language_loss(params, examples, key)
         heard = said(params, examples, key, teacher)
         total, shown = 0.0, {"labelled": jnp.sum(batch.label_weights(examples))}
@@ -69,12 +69,12 @@ def make_distillation_loss(
             part, count = _part(term, heard, config)
             total += term.weight_at(progress) * part
             shown |= {f"teacher/{term.name}": part, f"teacher/{term.name}/weight": count}
-        return total, {"loss": total} | shown | steps.measure(heard.logits, examples, text_bytes)
+        return total, {"loss": total} | shown | steps.token_sums(heard.logits, examples, text_bytes)
 
     return loss
 
 
-def _part(term: Term, said: Said, config: steps.LossConfig) -> tuple[Array, Array]:
+def _part(term: Term, said: ModelOutputs, config: steps.LossConfig) -> tuple[Array, Array]:
     # The (total, weight) of one term.
     if term.name in INSIDE:
         return features.compare(term, *said.inside)
@@ -89,6 +89,6 @@ def _part(term: Term, said: Said, config: steps.LossConfig) -> tuple[Array, Arra
     weights = batch.loss_weights(said.examples)
     if term.name == "policy":
         own = weights - batch.label_weights(said.examples)
-        return policy.policy_gradient(said.student, said.teacher, said.examples.targets, own)
+        return on_policy.policy_gradient(said.student, said.teacher, said.examples.targets, own)
     options = {option: getattr(term, option) for option in OPTIONS[term.name]}
     return DIVERGENCES[term.name](said.student, said.teacher, weights, **options)

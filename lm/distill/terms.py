@@ -25,7 +25,7 @@ import dataclasses
 import math
 import re
 
-from lm import choose
+from lm import lookup
 
 SOFT, LAYERS = ("temperature",), ("encoder", "decoder")
 OPTIONS = {  # of each term, beside its weight
@@ -77,7 +77,7 @@ class Term:
     heads: int = 0
 
     def __post_init__(self):
-        choose.choose(OPTIONS, self.name, "teacher.loss")
+        lookup.lookup(OPTIONS, self.name, "teacher.loss")
         for option, (low, high, cure) in BOUNDS.items():
             value = getattr(self, option)
             for each in value if option == "weight" else (value,):
@@ -115,7 +115,7 @@ def parse(text: str) -> tuple[Term, ...]:
     return terms
 
 
-def softness(terms: tuple[Term, ...]) -> float:
+def shared_temperature(terms: tuple[Term, ...]) -> float:
     """The one temperature that a cached teacher is asked at, of all divergences; 1 without any.
 
     Raises ValueError where they have several.
@@ -136,12 +136,12 @@ def uncached(terms: tuple[Term, ...]) -> list[str]:
 
 def _term(words: list[str]) -> Term:
     name, *options = words or [""]
-    known = ("weight", *choose.choose(OPTIONS, name, "teacher.loss"))
+    known = ("weight", *lookup.lookup(OPTIONS, name, "teacher.loss"))
     said = {}
     for word in options:
         option, _, value = word.partition("=")
         if option not in known:
-            near = choose.nearest(option, known) or "."
+            near = lookup.nearest(option, known) or "."
             raise ValueError(
                 f"teacher.loss {name} has no use for {option!r}; it takes {', '.join(known)}{near}"
             )

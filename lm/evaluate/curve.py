@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lm.checkpoints import keeping
-from lm.sources import places
+from lm.checkpoints import retention
+from lm.storage import paths
 
-LOWER = (*keeping.LOWER, "perplexity")  # is better; of all other scores higher is
+LOWER = (*retention.LOWER, "perplexity")  # is better; of all other scores higher is
 ACROSS = 3  # panels side by side
 WIDTH, HEIGHT = 3.6, 2.6  # of a panel, in inches
 
@@ -74,4 +74,4 @@ def draw(rows: Sequence[dict], path, title: str) -> None:
         axes.grid(axis="y", alpha=0.2)
     drawing = io.BytesIO()
     canvas.savefig(drawing, format="png", dpi=120, metadata={"Software": None})
-    places.write(path, drawing.getvalue())
+    paths.write(path, drawing.getvalue())

@@ -10,15 +10,15 @@ import jax
 import numpy as np
 import tqdm
 
-from lm import batch, parallel, pipeline, run, steps, transformer
+from lm import batch, parallel, pipeline, runs, steps, transformer
 
 
 class HeldOut:
     """The held-out loss of any parameters: compiled once, called as often as one likes."""
 
-    def __init__(self, this: run.Run, strategy, examples: pipeline.Examples, tokens):
-        model = transformer.Transformer(this.model, strategy.place_rows)
-        text_bytes = tokens.piece_bytes(this.model.vocab_size)
+    def __init__(self, run: runs.Run, strategy, examples: pipeline.Examples, tokens):
+        model = transformer.Transformer(run.model, strategy.place_rows)
+        text_bytes = tokens.piece_bytes(run.model.vocab_size)
         plain = steps.LossConfig(z_loss=0.0, smoothing=0.0)
         loss = steps.make_language_loss(model, plain, text_bytes)
         self._step = strategy.compile(functools.partial(steps.eval_step, loss=loss))
@@ -26,7 +26,7 @@ class HeldOut:
             functools.partial(row_sums, model=model, text_bytes=text_bytes)
         )
         self._strategy, self._examples = strategy, examples
-        self._seed, self._limit = this.config["seed"], this.config["evaluate"]["examples"]
+        self._seed, self._limit = run.config["seed"], run.config["evaluate"]["examples"]
 
     def batches(self) -> Iterator:
         """The batches, whole, the same at every call and on every host."""
@@ -72,11 +72,11 @@ class HeldOut:
 
 def row_sums(params, examples: batch.Batch, *, model, text_bytes, axis=None) -> steps.Sums:
     """What steps.measure gives of each row of a batch by itself: {name: float32 [B]}."""
-    logits = steps.predict(model, params, examples, None)
+    logits = steps.apply_model(model, params, examples, None)
 
     def measured(logits, row):
         alone = jax.tree.map(lambda x: x[None], row)
-        return steps.measure(logits[None], alone, text_bytes)
+        return steps.token_sums(logits[None], alone, text_bytes)
 
     return jax.vmap(measured)(logits, examples)
 

@@ -8,22 +8,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm import decoding, metrics, run, sources, steps, tasks
-from lm.evaluate import answers
+from lm import decoding, metrics, runs, sources, steps, tasks
+from lm.inference import generate
 
 DRAWS = 1000  # of the bootstrap
 LARGEST = 700.0  # nats of a perplexity that is a float
 
 
-def task_texts(this: run.Run, name: str, split: str = "") -> list[tasks.Text]:
+def task_texts(run: runs.Run, name: str, split: str = "") -> list[tasks.Text]:
     """The pairs of a task of the run as texts, whole, at most evaluate.decode of them.
 
     split: of the task's source; empty: the one the run holds out.
     """
-    task, split = this.data.reading(name, split or run.splits(this)[1][name])
-    records = sources.records(task.source, split, this.data.dir)
+    task, split = run.data.reading(name, split or runs.splits(run)[1][name])
+    records = sources.records(task.source, split, run.data.dir)
     every = (text for i in range(len(records)) for text in task.to_texts(records[i]))
-    return list(itertools.islice(every, this.config["evaluate"]["decode"] or None))
+    return list(itertools.islice(every, run.config["evaluate"]["decode"] or None))
 
 
 def references(pairs: Sequence[tasks.Text]) -> list:
@@ -58,7 +58,7 @@ def lead_answers(task: tasks.Task, pairs: Sequence[tasks.Text]) -> list[str]:
     return [metrics.lead(pair["inputs"].removeprefix(task.prefix), words) for pair in pairs]
 
 
-def rows(pairs: Sequence[tasks.Text], given: Sequence[answers.Answer]) -> list[dict]:
+def rows(pairs: Sequence[tasks.Text], given: Sequence[generate.Answer]) -> list[dict]:
     """{inputs, targets, prediction} of each example; of several answers all, with their scores."""
     made = []
     for pair, answer in zip(pairs, given, strict=True):
@@ -81,7 +81,7 @@ def score_losses(examples: dict[str, np.ndarray]) -> dict[str, float | dict]:
     each = np.stack(list(examples.values()), axis=1)
 
     def figures(sums: np.ndarray) -> dict[str, float]:
-        found = steps.ratios(dict(zip(examples, sums.tolist(), strict=True)))
+        found = steps.metrics_from_sums(dict(zip(examples, sums.tolist(), strict=True)))
         return found | {"perplexity": math.exp(min(found["nats"], LARGEST))}
 
     found = figures(each.sum(0))
@@ -90,21 +90,21 @@ def score_losses(examples: dict[str, np.ndarray]) -> dict[str, float | dict]:
     return found | {"tokens": tokens, "intervals": metrics.bounds(found, drawn)}
 
 
-class Judge:
+class TaskScorer:
     """The scores of any parameters in a run's tasks: pairs read once, programs compiled once.
 
     splits: by task, those to answer; by default what the run holds out. names: of the scores, of
     several tasks as "task/score".
     """
 
-    def __init__(self, this: run.Run, strategy, tokens, splits: dict[str, str] | None = None):
-        named = {name: this.data.task_named(name) for name in this.data.names}
+    def __init__(self, run: runs.Run, strategy, tokens, splits: dict[str, str] | None = None):
+        named = {name: run.data.task_named(name) for name in run.data.names}
         self.tasks = {name: task for name, task in named.items() if task.pairs}
-        splits = run.splits(this)[1] if splits is None else splits
-        self.pairs = {name: task_texts(this, name, splits[name]) for name in self.tasks}
+        splits = runs.splits(run)[1] if splits is None else splits
+        self.pairs = {name: task_texts(run, name, splits[name]) for name in self.tasks}
         self._several = len(named) > 1
-        how = decoding.parse(this.config["evaluate"]["decoding"])
-        self._answers = answers.Answers(this, strategy, None, tokens, how)
+        how = decoding.parse(run.config["evaluate"]["decoding"])
+        self._answers = generate.Generator(run, strategy, None, tokens, how)
         self.names = tuple(
             self._said(name, score)
             for name, task in self.tasks.items()
@@ -115,7 +115,7 @@ class Judge:
     def _said(self, name: str, score: str) -> str:
         return f"{name}/{score}" if self._several else score
 
-    def answers(self, params, name: str, beat=lambda: None) -> list[answers.Answer]:
+    def answers(self, params, name: str, beat=lambda: None) -> list[generate.Answer]:
         """The answers to a task's pairs, in order; params as placed. beat: before each batch.
 
         Several hosts call this together, and each gets all answers.

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 
 import jax
 
-from lm import checkpoints, choose, evaluate, layers, run, steps, tokenizer, transformer
+from lm import checkpoints, evaluate, inference, layers, lookup, runs, steps, tokenizer, transformer
 from lm.interop import peft, t5x, transformers, vocabulary
-from lm.sources import places
+from lm.storage import paths
 
 FOREIGN = (AttributeError, IndexError, KeyError, TypeError)  # what files of other kinds provoke
 
@@ -33,7 +33,7 @@ def read(directory, workdir, config: dict) -> str:
     The folder appears whole or not at all. Returns what was read, in a line.
     Raises ValueError for what cannot be read, and where something is already.
     """
-    if places.is_remote(directory):
+    if paths.is_remote(directory):
         raise ValueError(
             f"{directory} is in a bucket, and a checkpoint to import is read from a disk alone; "
             f"copy it to one with `gcloud storage cp --recursive`."
@@ -52,16 +52,16 @@ def read(directory, workdir, config: dict) -> str:
         config["model"] = dataclasses.asdict(model)
         named = dict(pieces=tokens.pieces, num_sentinels=tokens.num_sentinels)
         config["tokenizer"] |= named | dict(normalization=tokens.normalization, dir="")
-        this = run.make_run(config, draft)
+        run = runs.make_run(config, draft)
         try:
             # Arrays of the readers lie so that a CPU device takes them over: no second copy.
             params = jax.tree.map(jax.device_put, reader.read_params(directory, model))
         except FOREIGN as error:
             raise _damaged(directory, error) from error
-        facts = {"config": run.settled(config), "tokenizer": tokens.fingerprint, "data": {}}
+        facts = {"config": runs.settled(config), "tokenizer": tokens.fingerprint, "data": {}}
         with checkpoints.Checkpoints(draft / "checkpoints", background=False) as saved:
             saved.save(steps.State(0, params, None, 0), facts | {"position": {"next_index": 0}})
-        run.claim(this, tokens)
+        runs.claim(run, tokens)
     return (
         f"{workdir}: {transformer.parameter_count(model):,} parameters, head {model.head}, "
         f"{tokens.size:,} ids{assumed}; start from it with --config=configs/finetune.py:{workdir}"
@@ -72,7 +72,7 @@ def _architecture(reader, directory: pathlib.Path, words: dict):
     # The model, and, for the account, what of it no file tells.
     told, assumed = reader.read_architecture(directory), {}
     if reader is t5x:
-        gated = lambda word: choose.choose(layers.ACTIVATIONS, word, "model.activation")[1]
+        gated = lambda word: lookup.lookup(layers.ACTIVATIONS, word, "model.activation")[1]
         if gated(words["activation"]) == gated(told["activation"]):
             assumed = {"activation": words["activation"]}
         assumed["relative_limit"] = words["relative_limit"]
@@ -90,10 +90,10 @@ def _damaged(directory: pathlib.Path, error: Exception) -> ValueError:
 
 
 def _take_vocabulary(directory: pathlib.Path, named: str, out: pathlib.Path) -> None:
-    source = places.place(named).expanduser() if named else directory
+    source = paths.as_path(named).expanduser() if named else directory
     facts = source / tokenizer.FACTS
     if facts.exists() and b'"fingerprint"' in facts.read_bytes():  # made here
-        places.copy(tokenizer.Tokenizer(source).directory, out, tokenizer.FACTS)
+        paths.copy(tokenizer.Tokenizer(source).directory, out, tokenizer.FACTS)
     else:
         vocabulary.read(source, out)
 
@@ -104,19 +104,19 @@ def _whole(directory, what: str) -> Iterator[pathlib.Path]:
 
     Of a bucket's it is on a disk, and sent there then.
     """
-    directory = places.place(directory).expanduser().absolute()
+    directory = paths.as_path(directory).expanduser().absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} is not empty; give a new {what}.")
     if directory == pathlib.Path.cwd():
         raise ValueError(f"{directory} is where you are; give a new {what}, by its name.")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    beside = None if places.is_remote(directory) else directory.parent
+    beside = None if paths.is_remote(directory) else directory.parent
     draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=beside))
     try:
         yield draft
-        if places.is_remote(directory):
+        if paths.is_remote(directory):
             mark = peft.CONFIG if (draft / peft.CONFIG).exists() else "config.json"
-            places.copy(draft, directory, mark)  # without which it is of no kind
+            paths.copy(draft, directory, mark)  # without which it is of no kind
             return
         draft.chmod(0o755)
         draft.rename(directory)  # an empty directory gives way
@@ -133,23 +133,23 @@ def write(workdir, directory, which: str | int = "newest", adapters: bool = Fals
     transformers can express, without LoRA for `adapters`, and where the directory is not empty.
     """
     with _whole(directory, "directory to export into") as draft:
-        this = run.read_run(workdir)
-        tokens = run.make_tokenizer(this)
+        run = runs.read_run(workdir)
+        tokens = runs.make_tokenizer(run)
         if adapters:
-            return _write_adapters(this, tokens, which, draft, directory)
-        params, step = evaluate.read_params(this, tokens, which)
-        transformers.write(params, this.model, draft)
+            return _write_adapters(run, tokens, which, draft, directory)
+        params, step = inference.read_params(run, tokens, which)
+        transformers.write(params, run.model, draft)
         vocabulary.write(tokens.directory, draft)
     return f"{directory}: update {step} of {workdir} as a transformers checkpoint"
 
 
-def _write_adapters(this: run.Run, tokens, which, draft: pathlib.Path, directory) -> str:
-    if not this.lora.rank:
-        raise ValueError(f"{this.workdir} has no adapters (lora.rank=0); leave out --adapters.")
-    params, step = evaluate.read_trained(this, tokens, which)
-    peft.write(params, this.model, this.lora, draft)
-    taken = this.config["init_from"] or this.config["teacher"]["workdir"]
+def _write_adapters(run: runs.Run, tokens, which, draft: pathlib.Path, directory) -> str:
+    if not run.lora.rank:
+        raise ValueError(f"{run.workdir} has no adapters (lora.rank=0); leave out --adapters.")
+    params, step = inference.read_trained(run, tokens, which)
+    peft.write(params, run.model, run.lora, draft)
+    taken = run.config["init_from"] or run.config["teacher"]["workdir"]
     return (
-        f"{directory}: the adapters of update {step} of {this.workdir}, for peft; their model is "
+        f"{directory}: the adapters of update {step} of {run.workdir}, for peft; their model is "
         f"what `python -m lm export` makes of {taken}"
     )

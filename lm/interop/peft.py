@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from lm import transformer
 from lm.interop import names, transformers
-from lm.transformer import adapters
+from lm.transformer import lora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name, as peft wraps the model
@@ -32,8 +32,8 @@ def write(
     params: as training holds them. Raises ValueError for a model that no family can express.
     """
     directory = pathlib.Path(directory)
-    leaves = traverse_util.flatten_dict(params[adapters.ADAPTERS], sep="/")
-    shapes = traverse_util.flatten_dict(transformer.shapes(config), sep="/")
+    leaves = traverse_util.flatten_dict(params[lora.ADAPTERS], sep="/")
+    shapes = traverse_util.flatten_dict(transformer.param_shapes(config), sep="/")
     family = names.family_of(config)
     places = names.places(family, {path: leaf.shape for path, leaf in shapes.items()})
     adapted = [place for place in places.values() if f"{place.path}/a" in leaves]
@@ -55,7 +55,7 @@ def write(
 
 def _factors(kernel: names.Place, rank: int) -> tuple[names.Place, names.Place]:
     # lora_A and lora_B of one of their matrices, which is [outputs, inputs].
-    module, cut = PREFIX + kernel.name.removesuffix(".weight"), adapters.inputs_of(kernel.path)
+    module, cut = PREFIX + kernel.name.removesuffix(".weight"), lora.inputs_of(kernel.path)
     into, out = kernel.ours[:cut], kernel.ours[cut:]
     last = len(out)
     a = names.Place(

@@ -25,7 +25,7 @@ import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
-from lm import checkpoints, choose, transformer
+from lm import checkpoints, lookup, transformer
 
 FLOATS = {"float32": np.float32, "bfloat16": jnp.bfloat16}
 OLD_FLOATS = {"uint16": jnp.bfloat16}  # in zarr before version 3: t5x/checkpoint_importer.py
@@ -162,7 +162,7 @@ def read_params(directory, config: transformer.ModelConfig) -> dict:
     """
     arrays = _index(directory)
     slots, unused = _slots(arrays)
-    shapes = flax.traverse_util.flatten_dict(transformer.shapes(config), sep="/")
+    shapes = flax.traverse_util.flatten_dict(transformer.param_shapes(config), sep="/")
     params = {path: checkpoints.empty(leaf.shape) for path, leaf in shapes.items()}
     layers = lambda path: range(len(params[path])) if "/layers/" in path else (None,)
     wanted = {(path, layer) for path in params for layer in layers(path)}
@@ -274,7 +274,7 @@ def _leaf(path: pathlib.Path, name: str, node) -> Stored | Zarr | None:
             raise ValueError(f"{name} in {path} is damaged: it is no array; fetch it again.")
     if not isinstance(node, Stored):
         return None
-    size = np.dtype(choose.choose(FLOATS, node.dtype, f"{path}: the dtype of {name}")).itemsize
+    size = np.dtype(lookup.lookup(FLOATS, node.dtype, f"{path}: the dtype of {name}")).itemsize
     lengths, sound = [n for _, n in node.places], all(type(n) is int and n > 0 for n in node.shape)
     if any(n % size for n in lengths) or not sound or sum(lengths) != math.prod(node.shape) * size:
         raise ValueError(
@@ -327,7 +327,7 @@ def _fill_from_zarr(target: np.ndarray, leaf: Zarr) -> None:
     blocks = ([slice(i, min(i + s.step, s.stop)) for i in s] for s in leaf.grid)
     try:
         array = tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result()
-        dtype = choose.choose(FLOATS | OLD_FLOATS, array.dtype.name, "its dtype")
+        dtype = lookup.lookup(FLOATS | OLD_FLOATS, array.dtype.name, "its dtype")
         for block in itertools.product(*blocks):
             target[block] = array[block].read().result().view(dtype)
     except (ValueError, OSError) as error:

@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 from flax import traverse_util
 
-from lm import checkpoints, choose, transformer
+from lm import checkpoints, lookup, transformer
 from lm.interop import names
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bfloat16 is the upper half of float32
@@ -67,7 +67,7 @@ def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -
     directory = pathlib.Path(directory)
     theirs = _read_json(directory / "config.json")
     family = _family(directory / "config.json", theirs)
-    tensors, shapes = _tensors(directory), _flat(transformer.shapes(config))
+    tensors, shapes = _tensors(directory), _flat(transformer.param_shapes(config))
     places = names.places(family, {path: leaf.shape for path, leaf in shapes.items()})
     sources = _account(directory, family, tensors, places)
     leaves = {path: checkpoints.empty(leaf.shape) for path, leaf in shapes.items()}
@@ -119,7 +119,7 @@ def write(
 
 
 def _family(where: pathlib.Path, config: dict) -> names.Family:
-    return choose.choose(names.FAMILIES, config.get("model_type", ""), f"{where}: model_type")
+    return lookup.lookup(names.FAMILIES, config.get("model_type", ""), f"{where}: model_type")
 
 
 def _say(where, config: dict, key: str, default=None):
@@ -200,7 +200,7 @@ def _gemma_words(where: pathlib.Path, tower: dict, family: names.Family) -> dict
 
 def _activation(where: pathlib.Path, family: names.Family, theirs: str) -> str:
     table = {them: us for us, them in family.activations.items()}
-    return choose.choose(table, theirs, f"{where}: the activation")
+    return lookup.lookup(table, theirs, f"{where}: the activation")
 
 
 def _check(where: pathlib.Path, key: str, value, ours) -> None:
@@ -307,7 +307,7 @@ def _header(path: pathlib.Path) -> dict[str, Tensor]:
     for name, entry in header.items():
         first, last = entry["data_offsets"]
         shape = tuple(entry["shape"])
-        kind = choose.choose(DTYPES, entry["dtype"], f"{path}: the dtype of {name}")
+        kind = lookup.lookup(DTYPES, entry["dtype"], f"{path}: the dtype of {name}")
         if last - first != math.prod(shape) * np.dtype(kind).itemsize:
             raise ValueError(f"{path}: {name} has not the bytes of its shape; copy it again.")
         tensors[name] = Tensor(path, start + first, entry["dtype"], shape)
@@ -337,7 +337,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _check_shapes(leaves: dict, config: transformer.ModelConfig) -> None:
-    wanted = {path: leaf.shape for path, leaf in _flat(transformer.shapes(config)).items()}
+    wanted = {path: leaf.shape for path, leaf in _flat(transformer.param_shapes(config)).items()}
     found = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
     wrong = sorted(p for p in wanted.keys() | found.keys() if wanted.get(p) != found.get(p))
     if wrong:

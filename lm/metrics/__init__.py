@@ -8,16 +8,3 @@ baselines  lead (first words of a text), Retrieval (reply to the most similar hi
 from lm.metrics.baselines import Retrieval, lead
 from lm.metrics.scoring import bootstrap, bounds, difference, intervals, score, signature
 from lm.metrics.table import METRICS, Metric
-
-__all__ = [
-    "METRICS",
-    "Metric",
-    "Retrieval",
-    "bootstrap",
-    "bounds",
-    "difference",
-    "intervals",
-    "lead",
-    "score",
-    "signature",
-]

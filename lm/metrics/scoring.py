@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from lm import choose
+from lm import lookup
 from lm.metrics import table
 
 Texts = Sequence[str]
@@ -98,7 +98,7 @@ def bounds(names: Iterable[str], drawn: np.ndarray) -> dict[str, Interval]:
 
 def _metric(word: str) -> table.Metric:
     """The metric of this word, or an error that lists the words."""
-    return choose.choose(table.METRICS, word, "the task's metric")
+    return lookup.lookup(table.METRICS, word, "the task's metric")
 
 
 def _statistics(

@@ -28,8 +28,8 @@ of a run has one shape.
 
 from __future__ import annotations
 
-from lm.objectives.arithmetic import Lengths
-from lm.objectives.placement import Vocabulary
+from lm.objectives.lengths import Lengths
+from lm.objectives.noise_masks import Vocabulary
 from lm.objectives.table import (
     MODES,
     OBJECTIVES,
@@ -41,17 +41,3 @@ from lm.objectives.table import (
     lengths,
     restore,
 )
-
-__all__ = [
-    "MODES",
-    "OBJECTIVES",
-    "UL2",
-    "Lengths",
-    "ObjectiveConfig",
-    "Vocabulary",
-    "check_sentinels",
-    "corrupt",
-    "hide",
-    "lengths",
-    "restore",
-]

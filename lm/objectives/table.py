@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm import choose
-from lm.objectives import arithmetic, placement, writing
+from lm import lookup
+from lm.objectives import corruption, lengths, noise_masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ class ObjectiveConfig:
     target: str = "hidden"
 
     def __post_init__(self):
-        of = choose.choose(OBJECTIVES, self.name, "objective.name")
+        of = lookup.lookup(OBJECTIVES, self.name, "objective.name")
         for field, known in of.words.items():
             what = f"with objective.name={self.name!r}, objective.{field}"
-            choose.choose(known, getattr(self, field), what)
+            lookup.lookup(known, getattr(self, field), what)
         if not 0 < self.noise_density < 1:
             raise ValueError(
                 f"objective.noise_density={self.noise_density} is not between 0 and 1, both "
@@ -101,7 +101,7 @@ def _drawn(config, rng) -> tuple[str, ObjectiveConfig]:
 def _ul2_lengths(config, raw):
     found = [OBJECTIVES[one.name].lengths(one, raw) for _, one in _denoisers(config.placement)]
     _, inputs, targets, sentinels = np.max(found, axis=0).tolist()
-    return arithmetic.Lengths(raw, inputs + 1, targets, sentinels + len(MODES))
+    return lengths.Lengths(raw, inputs + 1, targets, sentinels + len(MODES))
 
 
 def _ul2_hide(config, tokens, rng, vocabulary):
@@ -128,53 +128,55 @@ def _ul2_fill(config, inputs, targets, hidden, vocabulary):
 
 # The table. ----------------------------------------------------------------------------------
 
-SPANS = {"uniform": placement.ring_spans, "t5": placement.t5_spans}
-TOKENS = {"uniform": placement.any_tokens}
-ALL = {"uniform": placement.all_tokens}
-CUTS = {"uniform": placement.any_suffix, "end": placement.share_suffix}
+SPANS = {"uniform": noise_masks.ring_spans, "t5": noise_masks.t5_spans}
+TOKENS = {"uniform": noise_masks.any_tokens}
+ALL = {"uniform": noise_masks.all_tokens}
+CUTS = {"uniform": noise_masks.any_suffix, "end": noise_masks.share_suffix}
 SENTENCES = {
-    "uniform": placement.sentences_by(placement.in_any_order),
-    "lead": placement.sentences_by(placement.lead_first),
-    "principal": placement.sentences_by(placement.principal_first),
+    "uniform": noise_masks.sentences_by(noise_masks.in_any_order),
+    "lead": noise_masks.sentences_by(noise_masks.lead_first),
+    "principal": noise_masks.sentences_by(noise_masks.principal_first),
 }
 
 OBJECTIVES = {
     "span_corruption": _objective(
-        arithmetic.span_lengths, SPANS, writing.write_runs, writing.fill_runs
+        lengths.span_lengths, SPANS, corruption.write_runs, corruption.fill_runs
     ),
     "iid_replace": _objective(
-        arithmetic.run_lengths, TOKENS, writing.write_runs, writing.fill_runs
+        lengths.run_lengths, TOKENS, corruption.write_runs, corruption.fill_runs
     ),
     "token_masking": _objective(
-        arithmetic.mask_lengths,
+        lengths.mask_lengths,
         TOKENS,
-        writing.write_masks,
-        writing.fill_masks,
-        replacements=writing.REPLACEMENTS,
+        corruption.write_masks,
+        corruption.fill_masks,
+        replacements=corruption.REPLACEMENTS,
         targets=("hidden", "whole"),
     ),
     "mass": _objective(  # Song et al. 2019, arXiv:1905.02450
-        arithmetic.mask_lengths,
-        {"uniform": placement.one_span},
-        writing.write_masks,
-        writing.fill_masks,
+        lengths.mask_lengths,
+        {"uniform": noise_masks.one_span},
+        corruption.write_masks,
+        corruption.fill_masks,
     ),
-    "drop": _objective(arithmetic.part_lengths, TOKENS, writing.write_parts, writing.fill_dropped),
+    "drop": _objective(
+        lengths.part_lengths, TOKENS, corruption.write_parts, corruption.fill_dropped
+    ),
     "gap_sentences": _objective(  # Zhang et al. 2020, arXiv:1912.08777
-        arithmetic.gap_lengths, SENTENCES, writing.write_gaps, writing.fill_gaps
+        lengths.gap_lengths, SENTENCES, corruption.write_gaps, corruption.fill_gaps
     ),
     "prefix_lm": _objective(
-        arithmetic.prefix_lengths, CUTS, writing.write_parts, writing.fill_suffix
+        lengths.prefix_lengths, CUTS, corruption.write_parts, corruption.fill_suffix
     ),
     "language_model": _objective(
-        arithmetic.language_lengths,
+        lengths.language_lengths,
         ALL,
-        writing.write_parts,
-        writing.fill_suffix,
+        corruption.write_parts,
+        corruption.fill_suffix,
         bound="targets",  # the inputs are eos alone
     ),
     "deshuffling": _objective(
-        arithmetic.order_lengths, ALL, writing.write_shuffled, writing.fill_whole
+        lengths.order_lengths, ALL, corruption.write_shuffled, corruption.fill_whole
     ),
     "ul2": Objective(_ul2_lengths, _ul2_hide, _ul2_corrupt, _ul2_fill, _words(SPANS)),
 }
@@ -184,7 +186,7 @@ OBJECTIVES = {
 
 
 @functools.cache
-def lengths(config: ObjectiveConfig, input_length: int) -> arithmetic.Lengths:
+def lengths(config: ObjectiveConfig, input_length: int) -> lengths.Lengths:
     """The longest text whose corrupted inputs, eos included, take at most `input_length` tokens.
 
     Of language_model, whose inputs are eos alone: the longest whose targets do. T5 searches up from
@@ -243,7 +245,7 @@ def hide(
     config: ObjectiveConfig,
     tokens: np.ndarray,
     rng: np.random.Generator,
-    vocabulary: placement.Vocabulary,
+    vocabulary: noise_masks.Vocabulary,
 ) -> np.ndarray:
     """Which of `tokens` `corrupt` asks for, with a generator in the same state: bool[L]."""
     return OBJECTIVES[config.name].hide(config, _text(tokens), rng, vocabulary)
@@ -253,7 +255,7 @@ def corrupt(
     config: ObjectiveConfig,
     tokens: np.ndarray,
     rng: np.random.Generator,
-    vocabulary: placement.Vocabulary,
+    vocabulary: noise_masks.Vocabulary,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hide part of `tokens`: the (inputs, targets) of one example.
 
@@ -268,7 +270,7 @@ def restore(
     config: ObjectiveConfig,
     inputs: np.ndarray,
     targets: np.ndarray,
-    vocabulary: placement.Vocabulary,
+    vocabulary: noise_masks.Vocabulary,
     hidden: np.ndarray | None = None,
 ) -> np.ndarray:
     """Fill the blanks: the inverse of `corrupt`, int[...] and int[...] -> int32[L] without eos.

@@ -10,20 +10,7 @@ from __future__ import annotations
 
 from lm.optimizers.chain import make_optimizer
 from lm.optimizers.config import OptimizerConfig
-from lm.optimizers.directions import OPTIMIZERS, adafactor
-from lm.optimizers.durations import Pace, updates
-from lm.optimizers.groups import check_groups, multipliers, trained_count
+from lm.optimizers.param_groups import check_groups, multipliers, trained_count
+from lm.optimizers.run_length import RunLength, num_updates
 from lm.optimizers.schedules import SCHEDULES
-
-__all__ = [
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "OptimizerConfig",
-    "Pace",
-    "adafactor",
-    "check_groups",
-    "make_optimizer",
-    "multipliers",
-    "trained_count",
-    "updates",
-]
+from lm.optimizers.transforms import OPTIMIZERS, adafactor

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm.optimizers import directions, durations, groups, schedules
+from lm.optimizers import param_groups, run_length, schedules, transforms
 from lm.optimizers.config import OptimizerConfig
 
 
-def decay_weights(weight_decay: float, rules: groups.Rules) -> optax.GradientTransformation:
+def decay_weights(weight_decay: float, rules: param_groups.Rules) -> optax.GradientTransformation:
     """Steps plus weight_decay * multiplier * weights, by path."""
 
     def decayed(keys, step, x):
-        share = weight_decay * groups.multiplier(rules, keys)
+        share = weight_decay * param_groups.multiplier(rules, keys)
         return step + share * x if share else step
 
     return optax.stateless(
@@ -24,9 +24,9 @@ def decay_weights(weight_decay: float, rules: groups.Rules) -> optax.GradientTra
     )
 
 
-def multiply_rates(rules: groups.Rules) -> optax.GradientTransformation:
+def multiply_rates(rules: param_groups.Rules) -> optax.GradientTransformation:
     """Steps times the multiplier of their parameter's path."""
-    times = lambda keys, step: step * groups.multiplier(rules, keys)
+    times = lambda keys, step: step * param_groups.multiplier(rules, keys)
     return optax.stateless(lambda steps, params: jax.tree_util.tree_map_with_path(times, steps))
 
 
@@ -36,7 +36,7 @@ def freeze() -> optax.GradientTransformation:
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params: Any, pace: durations.Pace
+    config: OptimizerConfig, steps: int, params: Any, pace: run_length.RunLength
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """An optax transformation, and its learning rate as a function of the updates before.
 
@@ -44,11 +44,14 @@ def make_optimizer(
     have no moments, no part in the norm that is clipped, and keep their bits.
     Raises ValueError for patterns that fit no parameter or freeze all, and durations too long.
     """
-    groups.check_groups(config, params)
-    rates, decays = groups.parse(config.rates, "rates"), groups.parse(config.decays, "decays")
+    param_groups.check_groups(config, params)
+    rates, decays = (
+        param_groups.parse(config.rates, "rates"),
+        param_groups.parse(config.decays, "decays"),
+    )
     rate = schedules.SCHEDULES[config.schedule](config.span(steps, pace))
     links = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    links.append(directions.OPTIMIZERS[config.name](config))
+    links.append(transforms.OPTIMIZERS[config.name](config))
     if config.weight_decay:
         links.append(decay_weights(config.weight_decay, decays))
     if rates:
@@ -56,7 +59,7 @@ def make_optimizer(
     optimizer = optax.chain(*links, optax.scale_by_learning_rate(rate))
 
     def label(keys, leaf):
-        return "frozen" if groups.multiplier(rates, keys) is None else "trained"
+        return "frozen" if param_groups.multiplier(rates, keys) is None else "trained"
 
     labels = jax.tree_util.tree_map_with_path(label, params)
     if "frozen" in jax.tree.leaves(labels):

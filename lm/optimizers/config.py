@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from lm import choose
-from lm.optimizers import directions, durations, groups, schedules
+from lm import lookup
+from lm.optimizers import param_groups, run_length, schedules, transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,12 @@ class OptimizerConfig:
     average: float = 0.0
 
     def __post_init__(self):
-        choose.choose(directions.OPTIMIZERS, self.name, "optimizer.name")
-        choose.choose(schedules.SCHEDULES, self.schedule, "optimizer.schedule")
+        lookup.lookup(transforms.OPTIMIZERS, self.name, "optimizer.name")
+        lookup.lookup(schedules.SCHEDULES, self.schedule, "optimizer.schedule")
         bounds = {"peak": (0, 1e3), "final": (0, 1), "weight_decay": (0, 1), "clip_norm": (0, 1e9)}
         # Not 1: Adam divides by 1 - beta^t.
         bounds |= {"beta1": (0, 0.9999), "beta2": (0, 0.99999), "average": (0, 0.99999)}
-        bounds |= {"warmup": (0, durations.MOST), "cooldown": (0, durations.MOST)}
+        bounds |= {"warmup": (0, run_length.MOST), "cooldown": (0, run_length.MOST)}
         for field, (low, high) in bounds.items():
             value = getattr(self, field)
             if not (math.isfinite(value) and low <= value <= high):
@@ -48,14 +48,14 @@ class OptimizerConfig:
         for field in ("warmup", "cooldown"):
             text, number = getattr(self, f"{field}_duration"), getattr(self, field)
             if text:
-                durations.parse(text)
+                run_length.parse(text)
             if text and number:
                 raise ValueError(
                     f"optimizer.{field}={number} and optimizer.{field}_duration={text!r} both say "
                     f"how long; set {field}=0 or leave {field}_duration empty."
                 )
-        groups.parse(self.rates, "rates")
-        groups.parse(self.decays, "decays")
+        param_groups.parse(self.rates, "rates")
+        param_groups.parse(self.decays, "decays")
         self._check_uses()
 
     def _check_uses(self) -> None:
@@ -87,13 +87,13 @@ class OptimizerConfig:
                     f"{default!r}, or use {cure}."
                 )
 
-    def span(self, steps: int, pace: durations.Pace) -> schedules.Span:
+    def span(self, steps: int, pace: run_length.RunLength) -> schedules.ScheduleConfig:
         """The rate's course over a run of so many updates, its durations in updates.
 
         Raises ValueError where wsd's warm-up and fall take more updates than there are.
         """
         length = {
-            field: durations.updates(text, steps, pace) if text else getattr(self, field)
+            field: run_length.num_updates(text, steps, pace) if text else getattr(self, field)
             for field in ("warmup", "cooldown")
             for text in [getattr(self, f"{field}_duration")]
         }
@@ -103,4 +103,4 @@ class OptimizerConfig:
                 f"{length['cooldown']} are more than the {steps} of the run; shorten one, or "
                 f"raise steps to {sum(length.values())}."
             )
-        return schedules.Span(self.peak, self.final, steps=steps, **length)
+        return schedules.ScheduleConfig(self.peak, self.final, steps=steps, **length)

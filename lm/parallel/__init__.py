@@ -11,29 +11,18 @@ import dataclasses
 
 import jax
 
-from lm.parallel.cluster import all_rows, hosts, meet, own_rows, part, start
 from lm.parallel.config import ParallelConfig, check_batch
 from lm.parallel.mesh import Mesh
+from lm.parallel.multihost import (
+    all_rows,
+    barrier,
+    host_index_and_count,
+    own_rows,
+    start,
+    wait_before_exit,
+)
 from lm.parallel.pmap import Pmap
-from lm.parallel.rules import RULES, path_of, sharding_table
-
-__all__ = [
-    "RULES",
-    "Mesh",
-    "ParallelConfig",
-    "Pmap",
-    "all_rows",
-    "check_batch",
-    "hosts",
-    "make_strategy",
-    "meet",
-    "own_rows",
-    "part",
-    "path_of",
-    "reading_strategy",
-    "sharding_table",
-    "start",
-]
+from lm.parallel.sharding import RULES, path_of, sharding_table
 
 
 def make_strategy(config: ParallelConfig, devices=None, hosts=None) -> Pmap | Mesh:

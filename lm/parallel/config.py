@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lm import choose
+from lm import lookup
 
 STRATEGIES = {"pmap": "a copy of the state on every device", "mesh": "its parts on each"}
 REDUCTIONS = {"fast": "in the order that is fastest", "fixed": "in one order on any devices"}
@@ -26,8 +26,8 @@ class ParallelConfig:
     shards: int = 8
 
     def __post_init__(self):
-        choose.choose(STRATEGIES, self.strategy, "parallel.strategy")
-        choose.choose(REDUCTIONS, self.reduction, "parallel.reduction")
+        lookup.lookup(STRATEGIES, self.strategy, "parallel.strategy")
+        lookup.lookup(REDUCTIONS, self.reduction, "parallel.reduction")
         for field in ("fsdp", "tensor", "micro_batches", "shards"):
             if getattr(self, field) < 1:
                 raise ValueError(f"parallel.{field}={getattr(self, field)} is too small; use 1.")

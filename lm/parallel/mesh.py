@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lm.parallel import cluster, copies, rules
+from lm.parallel import multihost, replicas, sharding
 from lm.parallel.config import ParallelConfig
 
 ROWS = PartitionSpec(("data", "fsdp"))
@@ -22,7 +22,7 @@ class Mesh:
     """
 
     def __init__(self, config: ParallelConfig, devices, hosts: tuple[int, int] | None = None):
-        devices, (_, count) = list(devices), hosts or cluster.hosts()
+        devices, (_, count) = list(devices), hosts or multihost.host_index_and_count()
         rest = config.fsdp * config.tensor
         data = len(devices) // rest if config.data == -1 else config.data
         idle = len(devices) % rest if config.data == -1 else 0
@@ -36,7 +36,7 @@ class Mesh:
         self.shards = data * config.fsdp
         self.mesh = jax.make_mesh(
             (data, config.fsdp, config.tensor),
-            rules.AXES,
+            sharding.AXES,
             axis_types=(AxisType.Auto,) * 3,
             devices=self.devices,
         )
@@ -56,7 +56,7 @@ class Mesh:
     def shardings(self, state: Any) -> Any:
         """A sharding a leaf: parameters by RULES, what the optimizer keeps of one like it."""
         placed = lambda spec: NamedSharding(self.mesh, spec)
-        return jax.tree.map(placed, rules.specs(state, dict(self.mesh.shape)))
+        return jax.tree.map(placed, sharding.specs(state, dict(self.mesh.shape)))
 
     def place_state(self, tree: Any) -> Any:
         """State or parameters, equal on all hosts, laid out by RULES."""
@@ -143,18 +143,20 @@ class Mesh:
 
     def disagreement(self, state: Any) -> str | None:
         """The path of a leaf whose copies on all hosts' devices differ in a bit, else None."""
-        cut = jax.tree.leaves(rules.specs(state, dict(self.mesh.shape)))
-        copied = [tuple(i for i, axis in enumerate(rules.AXES) if axis not in spec) for spec in cut]
+        cut = jax.tree.leaves(sharding.specs(state, dict(self.mesh.shape)))
+        copied = [
+            tuple(i for i, axis in enumerate(sharding.AXES) if axis not in spec) for spec in cut
+        ]
         # Two programs: one that gathered what it knows to be copies would not look at them all.
         sums = np.asarray(self._replicate(self._sums(state)))
-        return copies.first_difference(state, sums, copied)
+        return replicas.first_difference(state, sums, copied)
 
     def _sums_by_device(self, state: Any) -> jax.Array:
-        sums = lambda tree: copies.bit_sums(tree)[None, None, None]
+        sums = lambda tree: replicas.bit_sums(tree)[None, None, None]
         return jax.shard_map(
             sums,
             mesh=self.mesh,
-            in_specs=(rules.specs(state, dict(self.mesh.shape)),),
-            out_specs=PartitionSpec(*rules.AXES),
+            in_specs=(sharding.specs(state, dict(self.mesh.shape)),),
+            out_specs=PartitionSpec(*sharding.AXES),
             check_vma=False,
         )(state)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import steps
-from lm.parallel import cluster, copies
+from lm.parallel import multihost, replicas
 from lm.parallel.config import ParallelConfig
 
 
@@ -25,7 +25,7 @@ class Pmap:
     name = "devices"
 
     def __init__(self, config: ParallelConfig, devices, hosts: tuple[int, int] | None = None):
-        host, count = hosts or cluster.hosts()
+        host, count = hosts or multihost.host_index_and_count()
         by_host = [[d for d in devices if d.process_index == h] for h in range(count)]
         self.shards = sum(map(len, by_host)) if config.data == -1 else config.data
         if self.shards > sum(map(len, by_host)):
@@ -106,8 +106,8 @@ class Pmap:
     def disagreement(self, state: Any) -> str | None:
         """The path of a leaf whose copies on all hosts' devices differ in a bit, else None."""
         sums = np.asarray(self.fetch(self._sums(state)))
-        return copies.first_difference(state, sums, [(0,)] * sums.shape[-1])
+        return replicas.first_difference(state, sums, [(0,)] * sums.shape[-1])
 
 
 def _gathered_sums(tree: Any, *, axis: steps.Axis) -> jax.Array:
-    return jax.lax.all_gather(copies.bit_sums(tree), axis.name)
+    return jax.lax.all_gather(replicas.bit_sums(tree), axis.name)

@@ -12,7 +12,7 @@ iterator state exists, and seeking takes constant time.
 
 from lm.pipeline.batches import (
     bucket,
-    dealt,
+    data_order_spec,
     heldout_batches,
     heldout_count,
     input_batches,
@@ -22,24 +22,5 @@ from lm.pipeline.batches import (
 )
 from lm.pipeline.config import DataConfig, rates
 from lm.pipeline.packing import first_fit
-from lm.pipeline.parts import Examples, Part, make_examples
-from lm.pipeline.taught import Taught, read_taught
-
-__all__ = [
-    "DataConfig",
-    "Examples",
-    "Part",
-    "Taught",
-    "bucket",
-    "dealt",
-    "first_fit",
-    "heldout_batches",
-    "heldout_count",
-    "input_batches",
-    "make_examples",
-    "order",
-    "pad_rows",
-    "rates",
-    "read_taught",
-    "train_batches",
-]
+from lm.pipeline.task_examples import Examples, Part, make_examples
+from lm.pipeline.teacher_cache import TeacherCache, open_teacher_cache

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from lm import batch
-from lm.pipeline import parts
+from lm.pipeline import task_examples
 
 LEAST = 16  # columns of the narrowest bucket of inputs
 
 
-def order(examples: parts.Examples, seed: int):
+def order(examples: task_examples.Examples, seed: int):
     """Row numbers for ever, as a grain.MapDataset: each part shuffled anew each epoch, then mixed.
 
     Any stretch of sum(rates) numbers holds each part as often as its rate says.
@@ -36,7 +36,7 @@ def order(examples: parts.Examples, seed: int):
     return grain.MapDataset.mix(shuffled, examples.rates) if len(shuffled) > 1 else shuffled[0]
 
 
-def dealt(examples: parts.Examples, seed: int) -> dict:
+def data_order_spec(examples: task_examples.Examples, seed: int) -> dict:
     """All that decides which rows batch t of train_batches has, as plain values.
 
     What is given twice, as by the files and by their task, is not listed.
@@ -56,7 +56,7 @@ def dealt(examples: parts.Examples, seed: int) -> dict:
 
 
 def train_batches(
-    examples: parts.Examples, seed: int, *, start: int = 0, host: int = 0, hosts: int = 1
+    examples: task_examples.Examples, seed: int, *, start: int = 0, host: int = 0, hosts: int = 1
 ) -> Iterator[batch.Batch]:
     """Batches start, start + 1, .. for ever: shuffled anew each epoch, masked anew each time.
 
@@ -89,23 +89,23 @@ def train_batches(
     return _counted(examples, made.to_iter_dataset(options))
 
 
-def _made(examples: parts.Examples, rows, seed: int) -> tuple[batch.Batch, dict[str, str]]:
+def _made(examples: task_examples.Examples, rows, seed: int) -> tuple[batch.Batch, dict[str, str]]:
     """A batch of rows (numbers, addresses), and the damaged records that it does without."""
     damaged = {}
     made = examples.batch(*rows, seed, damaged)
-    if examples.taught:
-        made = made._replace(taught=examples.taught.beside(made, rows[1]))
+    if examples.teacher_cache:
+        made = made._replace(teacher_top_k=examples.teacher_cache.read(made, rows[1]))
     return made, damaged
 
 
-def _counted(examples: parts.Examples, made: Iterable) -> Iterator[batch.Batch]:
+def _counted(examples: task_examples.Examples, made: Iterable) -> Iterator[batch.Batch]:
     """The batches alone; what they do without is counted here, where they come one by one."""
     for rows, damaged in made:
         examples.leave_out(damaged)
         yield rows
 
 
-def _work(end, examples: parts.Examples, seed: int) -> None:
+def _work(end, examples: task_examples.Examples, seed: int) -> None:
     """A worker process: row numbers come in, batches go out, until the other end is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent's business
         signal.signal(number, signal.SIG_IGN)
@@ -121,7 +121,7 @@ def _work(end, examples: parts.Examples, seed: int) -> None:
         return
 
 
-def _by_workers(examples: parts.Examples, seed: int, own) -> Iterator[tuple]:
+def _by_workers(examples: task_examples.Examples, seed: int, own) -> Iterator[tuple]:
     """What `_made` gives of each of `own`, by worker processes in turns: t by t modulo workers.
 
     Not by grain's own workers: those import jax, which may hold the devices of this process.
@@ -160,7 +160,9 @@ def _by_workers(examples: parts.Examples, seed: int, own) -> Iterator[tuple]:
             atexit.unregister(end.close)
 
 
-def heldout_batches(examples: parts.Examples, seed: int, limit: int = 0) -> Iterator[batch.Batch]:
+def heldout_batches(
+    examples: task_examples.Examples, seed: int, limit: int = 0
+) -> Iterator[batch.Batch]:
     """Each example once, part by part in stored order, masked by (seed, index).
 
     The last batch of a part is padded with empty rows. limit: only so many examples of each part,
@@ -181,7 +183,7 @@ def pad_rows(rows: batch.Batch, size: int) -> batch.Batch:
     return batch.Batch(*(np.pad(array, ((0, missing), (0, 0))) for array in rows[:4]))
 
 
-def heldout_count(examples: parts.Examples, limit: int = 0) -> int:
+def heldout_count(examples: task_examples.Examples, limit: int = 0) -> int:
     """How many batches heldout_batches yields."""
     sizes = [min(limit, len(part)) if limit else len(part) for part in examples.parts]
     return sum(-(-size // examples.data.batch_size) for size in sizes)

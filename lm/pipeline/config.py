@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from lm import choose, corpus, objectives, tasks
+from lm import lookup, objectives, shards, tasks
 
 PACKINGS = {"none": "a row is one pair", "first_fit": "a row is as many pairs as fit"}
 MOST = 1_000_000  # times that a task may be drawn as often as another
@@ -36,9 +36,9 @@ class DataConfig:
 
     def __post_init__(self):
         for name, spec in self.tasks.items():
-            tasks.made(name, spec)
+            tasks.task_from_config(name, spec)
         mixed = self.mixture
-        choose.choose(PACKINGS, self.packing, "data.packing")
+        lookup.lookup(PACKINGS, self.packing, "data.packing")
         least = dict(input_length=8, target_length=2, batch_size=1, limit=0, workers=0)
         least |= dict(max_bad_records=0)
         for field, value in least.items():
@@ -85,12 +85,12 @@ class DataConfig:
 
     def reading(self, name: str, split: str) -> tuple[tasks.Task, str]:
         """The task and split to read a task's records by; of a file of answers, its rows."""
-        return tasks.answered(name, self.task_named(name), split)
+        return tasks.with_teacher_answers(name, self.task_named(name), split)
 
-    def form(self, name: str) -> corpus.Form | None:
+    def form(self, name: str) -> shards.Form | None:
         """What a task's pairs are cut to; None for running text, which is stored uncut."""
         if self.task_named(name).pairs:
-            return corpus.Form(self.input_length, self.target_length)
+            return shards.Form(self.input_length, self.target_length)
         return None
 
     def lengths(self, objective: objectives.ObjectiveConfig) -> tuple[int, int]:

@@ -6,8 +6,8 @@ import json
 import os
 from typing import Any
 
-from lm import run
-from lm.preflight import compiler, page, search, slices
+from lm import runs
+from lm.preflight import compiler, report, search, slices
 
 
 def preflight(given: dict[str, Any]) -> int:
@@ -20,28 +20,28 @@ def preflight(given: dict[str, Any]) -> int:
         os.environ["JAX_PLATFORMS"] = "cpu"
     chips = target if target and target.chip.name in slices.CHIPS else None
     place = given["workdir"] or compiler.NOWHERE
-    this = run.make_run(given["config"].to_dict(), place)
+    run = runs.make_run(given["config"].to_dict(), place)
     if given["search"]:
-        return _search(this, chips, given)
-    label = f"compiling {this.name} for {given['slice']}"
-    label += ", layer by layer (--config.model.layers=scanned is quicker)" * search.slow(this)
-    compiled = compiler.compile_for(this.config, target, place, label=label)
-    facts, refused = page.facts(this, compiled, given["price"]), compiled.fits is False
+        return _search(run, chips, given)
+    label = f"compiling {run.name} for {given['slice']}"
+    label += ", layer by layer (--config.model.layers=scanned is quicker)" * search.slow(run)
+    compiled = compiler.compile_for(run.config, target, place, label=label)
+    facts, refused = report.facts(run, compiled, given["price"]), compiled.fits is False
     if not given["json"]:
-        print(page.text(facts), flush=True)  # advice takes minutes
+        print(report.text(facts), flush=True)  # advice takes minutes
     if refused and chips:
-        facts["advice"] = page.advised(search.advice(this, chips, compiled))
+        facts["advice"] = report.advised(search.advice(run, chips, compiled))
     if given["json"]:
         print(json.dumps(facts))
     elif facts["advice"]:
-        print("\n" + page.advice_text(facts["advice"]))
+        print("\n" + report.advice_text(facts["advice"]))
     return int(refused)
 
 
-def _search(this: run.Run, chips: slices.Slice | None, given: dict) -> int:
+def _search(run: runs.Run, chips: slices.Slice | None, given: dict) -> int:
     if chips is None:
         raise ValueError(f"--search ranks layouts of TPU slices; --slice={given['slice']} is none.")
-    trials = search.search(this, chips)
-    as_json = json.dumps(page.ranking(chips, trials))
-    print(as_json if given["json"] else page.ranked(chips, trials))
+    trials = search.search(run, chips)
+    as_json = json.dumps(report.ranking(chips, trials))
+    print(as_json if given["json"] else report.ranked(chips, trials))
     return int(not trials[0].fits)

@@ -199,13 +199,13 @@ def answers(asked: dict) -> Iterator[Compiled]:
 
     Raises ValueError and OSError for what a user can cause.
     """
-    from lm import run, train
+    from lm import runs, train
     from lm.preflight import program
 
-    this = run.make_run(asked["config"], asked["workdir"])
+    run = runs.make_run(asked["config"], asked["workdir"])
     target = asked["target"] and slices.target_named(asked["target"])
     devices, chip = _devices(target)
-    prepared = program.prepared(this, devices)
+    prepared = program.prepared(run, devices)
     least = sum(prepared.sizes.values())
     known = Compiled(
         target=target.name if target else f"local ({len(devices)} x {chip.device_kind})",
@@ -213,7 +213,7 @@ def answers(asked: dict) -> Iterator[Compiled]:
         chips=len(devices),
         hosts=target.hosts if target else len({one.process_index for one in devices}),
         sizes=prepared.sizes,
-        model_flops=train.step_flops(this),
+        model_flops=train.step_flops(run),
         needed=least,
     )
     if least > chip.memory:

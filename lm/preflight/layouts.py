@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from lm import layers, parallel, run
+from lm import layers, parallel, runs
 from lm.preflight import slices
 
 KEYS = {  # field of a Layout: (section of the config, key)
@@ -73,16 +73,16 @@ def flags(config: dict, layout: Layout) -> list[str]:
     ]
 
 
-def laid_out(this: run.Run, layout: Layout) -> run.Run:
+def laid_out(run: runs.Run, layout: Layout) -> runs.Run:
     """The run with this layout. Raises ValueError where its words exclude each other."""
     of = lambda section: {
         field: getattr(layout, field) for field, (name, _) in KEYS.items() if name == section
     }
     return dataclasses.replace(
-        this,
-        config=changed(this.config, layout),
-        parallel=dataclasses.replace(this.parallel, **of("parallel")),
-        model=dataclasses.replace(this.model, **of("model")),
+        run,
+        config=changed(run.config, layout),
+        parallel=dataclasses.replace(run.parallel, **of("parallel")),
+        model=dataclasses.replace(run.model, **of("model")),
     )
 
 
@@ -102,8 +102,8 @@ class Shapes:
     state: steps.State of shapes, whole.
     """
 
-    def __init__(self, this: run.Run, state: Any, target: slices.Slice):
-        self.this, self.state, self.target = this, state, target
+    def __init__(self, run: runs.Run, state: Any, target: slices.Slice):
+        self.run, self.state, self.target = run, state, target
         self._held: dict[tuple, tuple[int, int] | str] = {}  # by axes: the rules are slow
 
     def refusal(self, layout: Layout) -> str | None:
@@ -114,9 +114,9 @@ class Shapes:
         if self.target.host_chips % layout.tensor:
             return f"parallel.tensor={layout.tensor} does not divide the chips of a host."
         try:
-            words = laid_out(self.this, layout).parallel
+            words = laid_out(self.run, layout).parallel
             shards = max(layout.shards(chips), words.fixed_shards)
-            rows = self.this.data.batch_size
+            rows = self.run.data.batch_size
             parallel.check_batch(rows, shards, layout.micro_batches)
         except ValueError as error:
             return str(error)
@@ -130,7 +130,7 @@ class Shapes:
         for fsdp in divisors(self.target.chips):
             for tensor in divisors(self.target.chips // fsdp):
                 strategy = "pmap" if fsdp * tensor == 1 else "mesh"
-                for micro in doublings(self.this.data.batch_size):
+                for micro in doublings(self.run.data.batch_size):
                     made = Layout(strategy, -1, fsdp, tensor, micro, layers=layers)
                     if self.refusal(made) is None:
                         yield from (dataclasses.replace(made, remat=word) for word in REMATS)
@@ -167,7 +167,7 @@ class Shapes:
         A guess to put layouts in order with, no promise: of each layer what its matrix products
         take and give, scores in two precisions, and logits three times in float32.
         """
-        model = self.this.model
+        model = self.run.model
         total = 12 * self._targets * model.vocab_size / layout.tensor
         for side, depth, tokens, keys in self._towers:
             kept, whole = _layer_bytes(side, layout, tokens, keys)
@@ -194,16 +194,16 @@ class Shapes:
     def _rows(self, layout: Layout) -> float:
         # Rows of a micro-batch on a chip.
         parts = layout.shards(self.target.chips) * layout.micro_batches
-        return self.this.data.batch_size / parts
+        return self.run.data.batch_size / parts
 
     @property
     def _targets(self) -> int:
-        return self.this.lengths[1]
+        return self.run.lengths[1]
 
     @property
     def _towers(self) -> list[tuple]:
         # (sizes, layers, tokens of a row, what each of them attends to) of encoder and decoder.
-        model, (inputs, targets) = self.this.model, self.this.lengths
+        model, (inputs, targets) = self.run.model, self.run.lengths
         if model.arrangement != "encoder_decoder":
             return [(model, model.num_decoder_layers, inputs + targets, inputs + targets)]
         encoder = (model.side("encoder"), model.num_encoder_layers, inputs, inputs)
@@ -212,7 +212,7 @@ class Shapes:
     def _summed(self, layout: Layout) -> float:
         # Bytes of a micro-batch's activations that tensor parallelism adds up: those of two
         # sub-layers (of a decoder with an encoder: three), forward and backward.
-        item, total = _item(self.this.model), 0
+        item, total = _item(self.run.model), 0
         for at, (side, depth, tokens, _) in enumerate(self._towers):
             total += 2 * (2 + at) * depth * tokens * side.d_model * item
         return self._rows(layout) * total

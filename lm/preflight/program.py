@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import batch, optimizers, pipeline, run, steps, train, transformer
+from lm import batch, optimizers, pipeline, runs, steps, train, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Prepared:
         )
 
 
-def prepared(this: run.Run, devices) -> Prepared:
+def prepared(run: runs.Run, devices) -> Prepared:
     """The update of a run on these jax devices, which need not be here, nor the run's data.
 
     The number of hosts is that of the devices' processes. What the data decide is made up and has
@@ -70,50 +70,50 @@ def prepared(this: run.Run, devices) -> Prepared:
     """
     devices = list(devices)
     hosts = len({device.process_index for device in devices})
-    strategy = train.layout(this, devices, (0, hosts))
-    update = made_update(this, strategy.place_rows)
-    state, rows = strategy.placed(update.shapes, batch_shapes(this))
+    strategy = train.layout(run, devices, (0, hosts))
+    update = made_update(run, strategy.place_rows)
+    state, rows = strategy.placed(update.shapes, batch_shapes(run))
     teacher = None
-    if this.config["stage"] == "distill" and not this.config["teacher"]["cache"]:
-        teacher, _ = strategy.placed(train.teaching.shapes(this), batch_shapes(this))
+    if run.config["stage"] == "distill" and not run.config["teacher"]["cache"]:
+        teacher, _ = strategy.placed(train.teaching.shapes(run), batch_shapes(run))
     return Prepared(strategy, update.step, (state, rows, teacher))
 
 
-def lowered(this: run.Run, devices) -> Program:
+def lowered(run: runs.Run, devices) -> Program:
     """The program of a run on these jax devices; arguments and errors as `prepared`."""
-    return prepared(this, devices).lowered()
+    return prepared(run, devices).lowered()
 
 
-def made_update(this: run.Run, place=transformer.anywhere) -> train.Update:
+def made_update(run: runs.Run, place=transformer.no_constraint) -> train.Update:
     """The update of a run whose data are not there; place: as of train.make_update."""
-    text_bytes = np.arange(this.model.vocab_size, dtype=np.int32)
-    if total_updates(this):
-        return train.make_update(this, text_bytes, total_updates(this), run.pace(this, 0), place)
-    endless = optimizers.Pace(1.0, 2**31)  # no shape follows from a duration
-    return train.make_update(this, text_bytes, 2**31 - 1, endless, place)
+    text_bytes = np.arange(run.model.vocab_size, dtype=np.int32)
+    if total_updates(run):
+        return train.make_update(run, text_bytes, total_updates(run), runs.pace(run, 0), place)
+    endless = optimizers.RunLength(1.0, 2**31)  # no shape follows from a duration
+    return train.make_update(run, text_bytes, 2**31 - 1, endless, place)
 
 
-def total_updates(this: run.Run) -> int:
+def total_updates(run: runs.Run) -> int:
     """Updates of the whole run; 0 where only the data can tell, which epochs are counted in."""
-    words = this.config["duration"], this.optimizer.warmup_duration
-    if "epoch" in "".join((*words, this.optimizer.cooldown_duration)):
+    words = run.config["duration"], run.optimizer.warmup_duration
+    if "epoch" in "".join((*words, run.optimizer.cooldown_duration)):
         return 0
-    return run.total_updates(this, 0)
+    return runs.total_updates(run, 0)
 
 
-def state(this: run.Run) -> steps.State:
+def state(run: runs.Run) -> steps.State:
     """The shapes of all that training changes."""
-    return made_update(this).shapes
+    return made_update(run).shapes
 
 
-def batch_shapes(this: run.Run) -> batch.Batch:
+def batch_shapes(run: runs.Run) -> batch.Batch:
     """The shapes of the rows of one update, of all hosts together."""
-    inputs, targets = this.lengths
+    inputs, targets = run.lengths
     widths = (inputs, inputs, targets, targets)
-    whole = [jax.ShapeDtypeStruct((this.data.batch_size, width), np.int32) for width in widths]
-    cache, told = this.config["teacher"]["cache"], None
+    whole = [jax.ShapeDtypeStruct((run.data.batch_size, width), np.int32) for width in widths]
+    cache, told = run.config["teacher"]["cache"], None
     if cache:
-        k = pipeline.read_taught(cache).identity["k"]
+        k = pipeline.open_teacher_cache(cache).identity["k"]
         each = lambda dtype, *more: jax.ShapeDtypeStruct((*whole[2].shape, *more), dtype)
-        told = batch.Taught(each(np.int32, k), each(np.float32, k), each(np.float32))
-    return batch.Batch(*whole, taught=told)
+        told = batch.TeacherTopK(each(np.int32, k), each(np.float32, k), each(np.float32))
+    return batch.Batch(*whole, teacher_top_k=told)

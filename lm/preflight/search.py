@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import tqdm
 
-from lm import run, train
+from lm import runs, train
 from lm.preflight import compiler, layouts, program, roofline, slices
 
 TRIES = 8  # programs that a search compiles
@@ -63,13 +63,13 @@ class Trials:
     of the trials it comes after included.
     """
 
-    def __init__(self, this: run.Run, target: slices.Slice, compile, tries: int, after=None):
-        self.this, self.target, self.tries = this, target, tries
-        state = after.shapes.state if after else program.state(this)
-        self.shapes = layouts.Shapes(this, state, target)
+    def __init__(self, run: runs.Run, target: slices.Slice, compile, tries: int, after=None):
+        self.run, self.target, self.tries = run, target, tries
+        state = after.shapes.state if after else program.state(run)
+        self.shapes = layouts.Shapes(run, state, target)
         self.done: list[Trial] = after.done if after else []
         self._before = len(self.done)
-        self._compile, self._flops = compile, train.step_flops(this)
+        self._compile, self._flops = compile, train.step_flops(run)
         self._scale = after._scale if after else FIRST_SCALE
         self.guessing = tries == 0  # whether what is not compiled is an answer too
 
@@ -122,7 +122,7 @@ class Trials:
 
     def take(self, layout: layouts.Layout, label: str = "") -> Trial:
         """Compile one; a layout that is refused takes no memory. label: as of compile_for."""
-        config, place = layouts.changed(self.this.config, layout), str(self.this.workdir)
+        config, place = layouts.changed(self.run.config, layout), str(self.run.workdir)
         try:
             found = self._compile(config, self.target, place, label=label)
             made = self._trial(layout, found)
@@ -134,7 +134,7 @@ class Trials:
 
     def guessed(self, layout: layouts.Layout) -> Trial:
         """One that is not compiled."""
-        flags = tuple(layouts.flags(self.this.config, layout))
+        flags = tuple(layouts.flags(self.run.config, layout))
         return Trial(layout, flags, self.target.name, True, self.guess(layout), proven=False)
 
     def _trial(self, layout: layouts.Layout, found: compiler.Compiled) -> Trial:
@@ -154,7 +154,7 @@ class Trials:
 
 
 def advice(
-    this: run.Run,
+    run: runs.Run,
     target: slices.Slice,
     first: compiler.Compiled | None = None,
     *,
@@ -168,7 +168,7 @@ def advice(
     smallest larger one of the same chip. Many layers are scanned, so that each takes little time.
     tries: programs to compile at most, and as many for larger slices; 0: from shapes alone.
     """
-    trials, own = Trials(this, target, compile, tries), _own(this)
+    trials, own = Trials(run, target, compile, tries), _own(run)
     if first is not None and trials.possible(own):
         trials.learn(own, first)
     for count in (1, 2, 3):
@@ -177,12 +177,12 @@ def advice(
             return Advice(tuple(found), True, len(trials.done))
     larger = [one for one in slices.sizes(target.chip.name) if one.chips > target.chips]
     tries += len(trials.done)
-    found = smallest(this, larger, tries=tries, compile=compile, after=trials)
+    found = smallest(run, larger, tries=tries, compile=compile, after=trials)
     return Advice((found,) if found else (), False, len(trials.done))
 
 
 def smallest(
-    this: run.Run,
+    run: runs.Run,
     offered: Iterable[slices.Slice],
     *,
     tries: int = TRIES,
@@ -194,9 +194,9 @@ def smallest(
     after: trials that went before, whose programs count among `tries` and teach. When these are
     used up, the answer is from shapes; of a slice, PER_SLICE at most. None where it fits none.
     """
-    own = _own(this)
+    own = _own(run)
     for target in offered:
-        after = Trials(this, target, compile, tries, after)
+        after = Trials(run, target, compile, tries, after)
         after.guessing = True
         for count in range(4):
             found = next(_fitting(after, own, count), None)
@@ -205,21 +205,21 @@ def smallest(
     return None
 
 
-def _own(this: run.Run) -> layouts.Layout:
+def _own(run: runs.Run) -> layouts.Layout:
     # The run's layout, over all chips; many layers scanned.
-    layers = "scanned" if slow(this) else this.model.layers
-    return dataclasses.replace(layouts.layout_of(this.config), data=-1, layers=layers)
+    layers = "scanned" if slow(run) else run.model.layers
+    return dataclasses.replace(layouts.layout_of(run.config), data=-1, layers=layers)
 
 
-def slow(this: run.Run) -> bool:
+def slow(run: runs.Run) -> bool:
     """Whether a run has so many layers, compiled one by one, that this takes minutes."""
-    depth = this.model.num_encoder_layers + this.model.num_decoder_layers
-    return this.model.layers == "unrolled" and depth > QUICK_DEPTH
+    depth = run.model.num_encoder_layers + run.model.num_decoder_layers
+    return run.model.layers == "unrolled" and depth > QUICK_DEPTH
 
 
-def ladders(this: run.Run, own: layouts.Layout, target: slices.Slice) -> list[list[dict]]:
+def ladders(run: runs.Run, own: layouts.Layout, target: slices.Slice) -> list[list[dict]]:
     """Changes of a layout that save memory, by kind, each from the smallest step up."""
-    micro = [n for n in layouts.doublings(this.data.batch_size) if n > own.micro_batches]
+    micro = [n for n in layouts.doublings(run.data.batch_size) if n > own.micro_batches]
     stronger = layouts.REMATS[layouts.REMATS.index(own.remat) + 1 :]
     wider = [n for n in layouts.divisors(target.chips) if n > own.fsdp]
     return [
@@ -238,7 +238,7 @@ def changes(own: layouts.Layout, group: Iterable[list[dict]]) -> list[layouts.La
 
 def _fitting(trials: Trials, own: layouts.Layout, count: int) -> Iterator[Trial]:
     # For every choice of `count` kinds of change, the nearest layout that fits, if one does.
-    for group in itertools.combinations(ladders(trials.this, own, trials.target), count):
+    for group in itertools.combinations(ladders(trials.run, own, trials.target), count):
         found = _nearest(trials, changes(own, group))
         if found:
             yield found
@@ -256,7 +256,7 @@ def _nearest(trials: Trials, options: list[layouts.Layout]) -> Trial | None:
             return trials.guessed(layout) if trials.guessing else None
         if taken == PER_KIND or (trials.guessing and trials.here == PER_SLICE):
             return None
-        words = " ".join(layouts.flags(trials.this.config, layout))
+        words = " ".join(layouts.flags(trials.run.config, layout))
         made, taken = trials.take(layout, f"trying {trials.target.name} {words}".strip()), taken + 1
         if made.fits:
             return made
@@ -267,7 +267,7 @@ def _nearest(trials: Trials, options: list[layouts.Layout]) -> Trial | None:
 
 
 def search(
-    this: run.Run,
+    run: runs.Run,
     target: slices.Slice,
     *,
     tries: int = TRIES,
@@ -279,14 +279,14 @@ def search(
     the run's own among them. One that cannot be better than a compiled one is left out: more
     micro-batches or remat where fewer fit, fewer where more do not.
     """
-    trials, own = Trials(this, target, compile, tries), _own(this)
+    trials, own = Trials(run, target, compile, tries), _own(run)
     every = dict.fromkeys([own, *trials.shapes.allowed(own.layers)])
     waiting = [one for one in every if trials.possible(one)]
     if not waiting:
         raise ValueError(
             f"{target.name} has no layout for this run: its state and gradients alone, cut into "
             f"all chips, are larger than their {target.chip.memory / 2**30:.2f} GiB each, or "
-            f"data.batch_size={this.data.batch_size} does not divide over {target.chips} chips; "
+            f"data.batch_size={run.data.batch_size} does not divide over {target.chips} chips; "
             f"use a larger slice, or another batch."
         )
     with tqdm.tqdm(total=min(tries, len(waiting)), desc="search", unit="program") as bar:

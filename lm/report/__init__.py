@@ -7,18 +7,12 @@ page       both     -> one self-contained HTML file
 
 from __future__ import annotations
 
-from .folders import Run, read_run, read_runs
-from .page import write
-from .verdicts import Claim, claim_distillation, claim_finetuning, claim_pretraining, demo_claims
-
-__all__ = [
-    "Claim",
-    "Run",
-    "claim_distillation",
-    "claim_finetuning",
-    "claim_pretraining",
-    "demo_claims",
-    "read_run",
-    "read_runs",
-    "write",
-]
+from lm.report.page import write
+from lm.report.run_folders import Run, read_run, read_runs
+from lm.report.verdicts import (
+    Claim,
+    claim_distillation,
+    claim_finetuning,
+    claim_pretraining,
+    demo_claims,
+)

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from . import folders
+from lm.report import run_folders
 
 COMPARED = {"nats": True, "rougeL": False}  # the scores that claims compare; is lower better?
 
@@ -60,13 +60,13 @@ class Claim:
         return math.isfinite(gain) and gain > 0
 
 
-def _score(run: folders.Run, key: str) -> float:
+def _score(run: run_folders.Run, key: str) -> float:
     if key not in run.scores:
         raise ValueError(f"{run.path}/evaluate.json has no {key}; evaluate that run first.")
     return float(run.scores[key])
 
 
-def claim_pretraining(runs: Sequence[folders.Run]) -> Claim:
+def claim_pretraining(runs: Sequence[run_folders.Run]) -> Claim:
     """Nats per text token of held-out text, against the unigram entropy of the same tokens.
 
     runs: one a seed. Raises ValueError for a run that is not evaluated.
@@ -74,7 +74,7 @@ def claim_pretraining(runs: Sequence[folders.Run]) -> Claim:
     return Claim(
         "Pre-training predicts held-out text better than its unigram entropy, which no model "
         "without context can beat.",
-        folders.SCORES["text_nats"],
+        run_folders.SCORES["text_nats"],
         lower_is_better=True,
         seeds=tuple(run.seed for run in runs),
         figures=tuple(_score(run, "text_nats") for run in runs),
@@ -83,7 +83,7 @@ def claim_pretraining(runs: Sequence[folders.Run]) -> Claim:
 
 
 def claim_finetuning(
-    runs: Sequence[folders.Run], scratch: Sequence[folders.Run], measure: str = "nats"
+    runs: Sequence[run_folders.Run], scratch: Sequence[run_folders.Run], measure: str = "nats"
 ) -> Claim:
     """The score after fine-tuning the pre-trained weights, against fine-tuning fresh ones.
 
@@ -95,7 +95,7 @@ def claim_finetuning(
 
 
 def claim_distillation(
-    runs: Sequence[folders.Run], alone: Sequence[folders.Run], measure: str = "nats"
+    runs: Sequence[run_folders.Run], alone: Sequence[run_folders.Run], measure: str = "nats"
 ) -> Claim:
     """The score of students with a teacher, against the same students without; as above."""
     sentence = "The distilled student beats the same student trained without a teacher"
@@ -103,7 +103,7 @@ def claim_distillation(
 
 
 def _compared(
-    sentence: str, runs: Sequence[folders.Run], others: Sequence[folders.Run], measure: str
+    sentence: str, runs: Sequence[run_folders.Run], others: Sequence[run_folders.Run], measure: str
 ) -> Claim:
     by_seed = {run.seed: run for run in others}
     pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
@@ -122,7 +122,7 @@ def _compared(
     updates = "/".join(f"{n:,}" for n in sorted({run.updates for run, _ in pairs}))
     return Claim(
         f"{sentence}, at equal updates ({updates}).",
-        folders.SCORES[measure],
+        run_folders.SCORES[measure],
         lower_is_better=COMPARED[measure],
         seeds=tuple(run.seed for run, _ in pairs),
         figures=tuple(_score(run, measure) for run, _ in pairs),
@@ -130,7 +130,7 @@ def _compared(
     )
 
 
-def demo_claims(runs: Sequence[folders.Run]) -> list[Claim]:
+def demo_claims(runs: Sequence[run_folders.Run]) -> list[Claim]:
     """Every claim that the evaluated runs among these decide, by their roles (ROLES).
 
     Raises ValueError where two runs that a claim compares are not comparable.

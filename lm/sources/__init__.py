@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from lm.sources.documents import LIMIT, BadRecord, Document
 from lm.sources.parts import KINDS, Part, check_starts, parts_of, unread
-from lm.sources.rows import records, source_fingerprint, splits_held_out, stream
+from lm.sources.records import records, source_fingerprint, splits_held_out, stream
 from lm.sources.tfds import (
     DEFAULT_HELDOUT,
     EMBEDDED,
@@ -24,28 +24,3 @@ from lm.sources.tfds import (
     tfds_records,
     tfds_splits,
 )
-
-__all__ = [
-    "DEFAULT_HELDOUT",
-    "EMBEDDED",
-    "FORMAT",
-    "KINDS",
-    "LIMIT",
-    "BadRecord",
-    "Document",
-    "Part",
-    "TfdsRecords",
-    "check_starts",
-    "data_root",
-    "fingerprint",
-    "held_out",
-    "parts_of",
-    "records",
-    "source_fingerprint",
-    "splits_held_out",
-    "stream",
-    "tfds_bytes",
-    "tfds_records",
-    "tfds_splits",
-    "unread",
-]

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from lm import choose
+from lm import lookup
 from lm.sources import documents, tfds
 
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -62,7 +62,7 @@ def lines(stream) -> Iterator[bytes | dict]:
 def text_file(part) -> Iterator[bytes | dict]:
     """A text file's raw records, by part.unit: the file, its paragraphs or its lines."""
     with opened(part.name) as stream:
-        yield from choose.choose(UNITS, part.unit, "--unit")(stream)
+        yield from lookup.lookup(UNITS, part.unit, "--unit")(stream)
 
 
 def _whole(stream) -> Iterator[bytes | dict]:
@@ -137,7 +137,7 @@ def _has_column(part, columns) -> None:
     if part.column not in columns:
         raise ValueError(
             f"{part.name} has no column {part.column!r}; name with --column one of "
-            f"{', '.join(columns)}{choose.nearest(part.column, columns) or '.'}"
+            f"{', '.join(columns)}{lookup.nearest(part.column, columns) or '.'}"
         )
 
 

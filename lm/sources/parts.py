@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from lm import choose
+from lm import lookup
 from lm.sources import documents, formats, tfds, wikipedia
 
 
@@ -62,8 +62,8 @@ class Part:
     data_dir: str = ""
 
     def __post_init__(self):
-        kind = choose.choose(KINDS, self.kind, "the kind of a source")
-        choose.choose(formats.UNITS, self.unit, "--unit")
+        kind = lookup.lookup(KINDS, self.kind, "the kind of a source")
+        lookup.lookup(formats.UNITS, self.unit, "--unit")
         if self.kind not in CHOSEN and not self.column:
             object.__setattr__(self, "column", kind.column)
         if self.kind == "array_record" and "://" in self.name:
@@ -187,7 +187,7 @@ def _files(item: str) -> list[str]:
         path = pathlib.Path(item)
         beside = path.parent.iterdir() if path.parent.is_dir() else []
         beside = [other.name for other in beside if other.exists()]  # no link to nowhere
-        hint = choose.nearest(path.name, beside) or "."
+        hint = lookup.nearest(path.name, beside) or "."
         raise ValueError(f"--source={item}: there is no such file, folder or match{hint}")
     if not known or (len(known) < len(names) and not folder):
         odd = next(name for name in names if not _kind_of(name))

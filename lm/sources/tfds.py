@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lm import choose
-from lm.sources import places
+from lm import lookup
+from lm.storage import paths
 
 EMBEDDED = {"pydocs"}  # datasets that this package builds itself
 
@@ -52,7 +52,7 @@ def data_root(data_dir: str = ""):
     from etils import epath
 
     root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    if places.is_remote(root):
+    if paths.is_remote(root):
         raise ValueError(
             f"the TFDS directory {root} is in a bucket, and is read from a disk alone; copy it to "
             f"one, or make a corpus of it with `python -m lm corpus`, which may lie in a bucket."
@@ -81,7 +81,7 @@ def tfds_records(name: str, split: str, data_dir: str = "") -> TfdsRecords:
 
     splits = tfds_splits(name, data_dir)
     for part in split.split("+"):
-        choose.choose(splits | {"all": 0}, part.split("[")[0].strip(), f"the split of {name}")
+        lookup.lookup(splits | {"all": 0}, part.split("[")[0].strip(), f"the split of {name}")
     builder = tfds.builder_from_directory(_directory(name, data_dir))
     try:
         examples = builder.info.splits[split].num_examples
@@ -142,7 +142,7 @@ def held_out(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[s
     """
     splits = tfds_splits(name, data_dir)
     if heldout == DEFAULT_HELDOUT and heldout not in splits:
-        choose.choose(splits, train, f"the split of {name} to hold {heldout!r} out of")
+        lookup.lookup(splits, train, f"the split of {name} to hold {heldout!r} out of")
         return end_of(name, train, splits[train])
     for a in _ranges(name, train, data_dir):
         for b in _ranges(name, heldout, data_dir):
@@ -163,7 +163,7 @@ def _ranges(name: str, split: str, data_dir: str) -> list[tuple[str, int, int]]:
         return [(part, 0, size) for part, size in splits.items()]
     infos = tfds.builder_from_directory(_directory(name, data_dir)).info.splits
     for part in split.split("+"):
-        choose.choose(splits, part.split("[")[0].strip(), f"the split of {name}")
+        lookup.lookup(splits, part.split("[")[0].strip(), f"the split of {name}")
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, AssertionError) as error:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
-from lm.sources import documents, formats, wikis, wikitext
+from lm.sources import documents, formats, wiki_names, wikitext
 
 FIRST, LAST, END = b"<page>", b"</page>", b"</mediawiki>"
 CUT = "it is cut short: it ends without </mediawiki>"
@@ -22,12 +22,13 @@ NAMESPACE = re.compile(r'<namespace key="(-?\d+)"[^>]*>([^<]*)<')
 REDIRECT = re.compile(r"\s*#\s*redirect\b", re.IGNORECASE)
 
 # A disambiguation page has one of these templates, or says so in its title.
-MIXED = rf"(?:[\w–-][\w –-]*[ _])?(?:{'|'.join(wikis.MIXED)})(?:[ _]cleanup)?"
+MIXED = rf"(?:[\w–-][\w –-]*[ _])?(?:{'|'.join(wiki_names.MIXED)})(?:[ _]cleanup)?"
 MARKED = re.compile(
-    rf"__DISAMBIG__|\{{\{{\s*(?:{'|'.join(wikis.MARKS)}|{MIXED})\s*(?:\||\}}\}})", re.IGNORECASE
+    rf"__DISAMBIG__|\{{\{{\s*(?:{'|'.join(wiki_names.MARKS)}|{MIXED})\s*(?:\||\}}\}})",
+    re.IGNORECASE,
 )
 UNREAD = re.compile(r"<!--.*?(?:-->|\Z)|<nowiki>.*?(?:</nowiki>|\Z)", re.DOTALL | re.IGNORECASE)
-TITLED = re.compile(rf"[(（](?:{'|'.join(wikis.TITLES)})[)）]$", re.IGNORECASE)
+TITLED = re.compile(rf"[(（](?:{'|'.join(wiki_names.TITLES)})[)）]$", re.IGNORECASE)
 
 
 def pages(part) -> Iterator[dict]:

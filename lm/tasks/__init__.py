@@ -7,23 +7,8 @@ answers   a file of a teacher's answers as training split
 fitting   the ids of an input that must fit in
 """
 
-from lm.tasks.answers import Answered, answered, is_answers
-from lm.tasks.fitting import fitted
-from lm.tasks.mixtures import is_corpus, made, mixture, task_named
+from lm.tasks.mixtures import is_corpus, mixture, task_from_config, task_named
 from lm.tasks.table import TASKS
 from lm.tasks.task import SPEAKERS, Task, Text
-
-__all__ = [
-    "SPEAKERS",
-    "TASKS",
-    "Answered",
-    "Task",
-    "Text",
-    "answered",
-    "fitted",
-    "is_answers",
-    "is_corpus",
-    "made",
-    "mixture",
-    "task_named",
-]
+from lm.tasks.teacher_answers import TeacherAnswers, is_answers, with_teacher_answers
+from lm.tasks.truncation import truncate_input

@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from lm import choose
+from lm import lookup
 from lm.tasks.table import TASKS
 from lm.tasks.task import Task
 
@@ -20,7 +20,7 @@ def is_corpus(name: str) -> bool:
     return "/" in name
 
 
-def made(name: str, spec: Mapping) -> Task:
+def task_from_config(name: str, spec: Mapping) -> Task:
     """A user's own task from a section of the config: the fields of Task, lists for tuples.
 
     Raises ValueError for an unknown key, one of the wrong kind, and whatever Task refuses.
@@ -35,7 +35,7 @@ def made(name: str, spec: Mapping) -> Task:
         raise ValueError(f"data.tasks has the name {name!r}; use letters, digits and _ alone.")
     given = {}
     for key, value in spec.items():
-        choose.choose(fields, key, f"the key of data.tasks.{name}")
+        lookup.lookup(fields, key, f"the key of data.tasks.{name}")
         several = fields[key].type.startswith("tuple")
         fits = isinstance(value, list | tuple) if several else isinstance(value, str)
         if not fits:
@@ -53,10 +53,10 @@ def task_named(name: str, own: Mapping = {}) -> Task:  # noqa: B006  (it is not 
     if is_corpus(name):
         return CORPUS
     if name in own:
-        return made(name, own[name])
+        return task_from_config(name, own[name])
     if name and pathlib.Path(name).is_dir() and name not in TASKS:
         raise ValueError(f"data.task={name!r} is no task; if you mean the directory, use ./{name}.")
-    return choose.choose(TASKS | dict.fromkeys(own), name, "data.task")
+    return lookup.lookup(TASKS | dict.fromkeys(own), name, "data.task")
 
 
 def _same(name: str) -> str:

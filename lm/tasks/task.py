@@ -9,7 +9,7 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from lm import choose, metrics
+from lm import lookup, metrics
 
 # {"text"} to denoise, or {"inputs", "targets"} to learn a mapping; "references" beside these where
 # several answers are right.
@@ -56,7 +56,7 @@ class Task:
                     "the metric of a task='perplexity' needs no word; evaluate writes it of every "
                     "task, so leave it out."
                 )
-            choose.choose(metrics.METRICS, word, "the metric of a task")
+            lookup.lookup(metrics.METRICS, word, "the metric of a task")
         if self.turns:
             self._check_dialogue()
 
@@ -198,7 +198,7 @@ class Task:
                 raise ValueError(
                     f"{self.source} has no column {column!r}, which the task's templates name; "
                     f"it has {', '.join(names) or 'none there'}"
-                    f"{choose.nearest(word, names) or '.'}"
+                    f"{lookup.nearest(word, names) or '.'}"
                 )
             value = value[word]
         return value

@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from lm import objectives
-from lm.sources import places
+from lm.storage import paths
 
 PAD, EOS, UNK = 0, 1, 2
 BYTE_PIECES = 3 + 256
@@ -46,14 +46,14 @@ def write(directory: str | os.PathLike, model: bytes, facts: dict) -> Tokenizer:
     facts: JSON, with pieces, num_sentinels, normalization, and sentinel_order where it is not
     "descending"; size, rows and the fingerprint are added.
     """
-    directory = places.place(directory)
+    directory = paths.as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     size = facts["pieces"] + facts["num_sentinels"]
     facts = facts | {"size": size, "rows": padded_rows(size)}
     facts["fingerprint"] = fingerprint(model, facts)
     # The facts come last and hold the fingerprint: a crash in between is found when loading.
-    places.write(directory / MODEL, model)
-    places.write(directory / FACTS, json.dumps(facts, indent=2).encode() + b"\n")
+    paths.write(directory / MODEL, model)
+    paths.write(directory / FACTS, json.dumps(facts, indent=2).encode() + b"\n")
     return Tokenizer(directory)
 
 
@@ -136,7 +136,7 @@ class Tokenizer:
     def __init__(self, directory: str | os.PathLike):
         import sentencepiece
 
-        self.directory = places.place(directory).absolute()
+        self.directory = paths.as_path(directory).absolute()
         model, facts = read(self.directory)
         self._spm = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pad, self.eos, self.unk = self._spm.pad_id(), self._spm.eos_id(), self._spm.unk_id()

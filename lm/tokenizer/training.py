@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import tqdm
 
-from lm import choose
+from lm import lookup
 from lm.tokenizer import model, progress
 
 NUM_THREADS = 16  # of training; a constant, since the model depends on it in the last bits
@@ -58,8 +58,8 @@ def train(
     Source: Kudo 2018, arXiv:1804.10959 (unigram); Sennrich et al. 2016, arXiv:1508.07909 (bpe);
     Kudo and Richardson 2018, arXiv:1808.06226 (SentencePiece).
     """
-    choose.choose(FITTED, kind, "tokenizer.kind")
-    options = choose.choose(NORMALIZATIONS, normalization, "tokenizer.normalization")
+    lookup.lookup(FITTED, kind, "tokenizer.kind")
+    options = lookup.lookup(NORMALIZATIONS, normalization, "tokenizer.normalization")
     for name, value, least in [("num_sentinels", num_sentinels, 0), ("max_chunks", max_chunks, 1)]:
         if value < least:
             raise ValueError(f"tokenizer.{name}={value} is below {least}; use {least} or more.")

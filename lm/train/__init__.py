@@ -10,11 +10,10 @@ signals   a wish to stop
 watchdog  ends that cannot wait
 """
 
+from lm.train.early_stopping import EarlyStopping
 from lm.train.guard import Diverged, Guard
-from lm.train.loop import Loop, Work
-from lm.train.patience import Patience
-from lm.train.signals import Signals, Unfinished
-from lm.train.start import (
+from lm.train.loop import Loop, TrainSetup
+from lm.train.setup import (
     LOSSES,
     Update,
     check,
@@ -27,31 +26,6 @@ from lm.train.start import (
     traced,
     train,
 )
-from lm.train.taught import CacheWriter, find_taught
-from lm.train.watchdog import Watchdog, company, leave
-
-__all__ = [
-    "LOSSES",
-    "CacheWriter",
-    "Diverged",
-    "Guard",
-    "Loop",
-    "Patience",
-    "Signals",
-    "Unfinished",
-    "Update",
-    "Watchdog",
-    "Work",
-    "check",
-    "company",
-    "find_taught",
-    "first_params",
-    "layout",
-    "leave",
-    "make_update",
-    "make_work",
-    "planned",
-    "step_flops",
-    "traced",
-    "train",
-]
+from lm.train.signals import Signals, Unfinished
+from lm.train.teacher_cache_writer import CacheWriter, find_teacher_cache
+from lm.train.watchdog import Watchdog, detect_lost_host, exit_now

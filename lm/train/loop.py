@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 import jax
 
-from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, run, steps
-from lm.sources import places
-from lm.train import guard, patience, signals, teaching, watchdog
+from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, runs, steps
+from lm.storage import paths
+from lm.train import early_stopping, guard, live_teacher, signals, watchdog
 
 IN_FLIGHT = 2  # updates that the devices may be behind, so that the end of each is known
 DIVERGED = "diverged.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class TrainSetup:
     """What the updates of a run are made of; nothing of it changes on the way."""
 
     make: Callable  # parameters, or None for random ones -> a fresh state
@@ -30,13 +30,13 @@ class Work:
     rates: Callable  # updates before -> {"learning_rate": .., "learning_rate/<pattern>": ..}
     plain: Callable  # placed parameters of the state -> the model's own, LoRA's merged into them
     heldout: evaluate.HeldOut
-    judge: evaluate.Judge | None  # of the tasks' scores, where keep_best is one
+    judge: evaluate.TaskScorer | None  # of the tasks' scores, where keep_best is one
     examples: pipeline.Examples
     shapes: steps.State  # of the state, to restore it again
     total: int  # updates
     flops: int  # of one update, on all devices
     facts: dict  # that every checkpoint has: the config, and what its numbers come from
-    answers: teaching.Answers | None = None  # of the student, where it learns from its own
+    answers: live_teacher.Answers | None = None  # of the student, where it learns from its own
     cost: dict = dataclasses.field(default_factory=dict)  # of the teacher, as of teaching.cost
 
 
@@ -48,14 +48,16 @@ class Loop:
     what was taken of them is kept, however the run ends.
     """
 
-    def __init__(self, this: run.Run, strategy, work: Work, saved, log, ledger, stop, profile):
-        self.this, self.strategy, self.work, self.saved = this, strategy, work, saved
+    def __init__(
+        self, run: runs.Run, strategy, work: TrainSetup, saved, log, ledger, stop, profile
+    ):
+        self.run, self.strategy, self.work, self.saved = run, strategy, work, saved
         self.log, self.ledger, self.stop, self.profile = log, ledger, stop, profile
         self.tracing = False
-        self.every, self.figures, self.flying = this.config["every"], {}, collections.deque()
-        self.host, self.hosts = parallel.hosts()
+        self.every, self.figures, self.flying = run.config["every"], {}, collections.deque()
+        self.host, self.hosts = parallel.host_index_and_count()
 
-    def run(self, state, facts: dict, teacher=None) -> dict[str, float]:
+    def train_from(self, state, facts: dict, teacher=None) -> dict[str, float]:
         """Go on from a placed state with its facts; returns the last held-out figures.
 
         facts: of the state's checkpoint; of a fresh one step and position alone. teacher: its
@@ -66,16 +68,16 @@ class Loop:
         self.state, self.teacher = state, teacher
         self.saved_at = facts["step"] if "guard" in facts else None
         memory = facts.get("guard")
-        if memory and run.differences(self.work.facts["config"], run.settled(facts["config"])):
+        if memory and runs.differences(self.work.facts["config"], runs.settled(facts["config"])):
             memory = memory | {"rollbacks": 0}  # what was changed may have been the cure
-        self.guard = guard.Guard(self.this.config["guard"], memory)
+        self.guard = guard.Guard(self.run.config["guard"], memory)
         self._go_on_from(facts)
         peak = 1.0 if self.host else logs.peak_flops(self.strategy.devices)
         devices = len(self.strategy.devices)
         self.meter = logs.Meter(flops_per_step=self.work.flops, peak_flops=peak, devices=devices)
-        hang, tell = self.this.config["guard"]["hang"], lambda said: self._event("hang", said=said)
-        dog = watchdog.Watchdog(hang, self.this.workdir, tell)
-        with dog as self.watch, watchdog.company(self._lost):
+        hang, tell = self.run.config["guard"]["hang"], lambda said: self._event("hang", said=said)
+        dog = watchdog.Watchdog(hang, self.run.workdir, tell)
+        with dog as self.watch, watchdog.detect_lost_host(self._lost):
             try:
                 self._updates()
             finally:
@@ -86,12 +88,12 @@ class Loop:
         # number: updates taken; index: of the next batch; unread: sums that no row has yet.
         self.number, self.index = facts["step"], facts["position"]["next_index"]
         self.unread = list(facts.get("unread", []))
-        self.patience = patience.Patience.of(self.this.config, facts)
+        self.patience = early_stopping.EarlyStopping.of(self.run.config, facts)
         self._read_batches()
 
     def _read_batches(self) -> None:
         dealt = {"start": self.index, "host": self.host, "hosts": self.hosts}
-        seed = self.this.config["seed"]
+        seed = self.run.config["seed"]
         self.batches = pipeline.train_batches(self.work.examples, seed, **dealt)
 
     def _updates(self) -> None:
@@ -158,7 +160,7 @@ class Loop:
         Waited for, before and behind, so that the ledger tells what they cost.
         """
         answers, number = self.work.answers, self.number + 1
-        if not answers.policy.own(self.index):
+        if not answers.policy.is_on_policy(self.index):
             return answers.given(placed)
         self.ledger.turn("step")
         jax.block_until_ready(self.state)
@@ -176,17 +178,17 @@ class Loop:
             return
         self.tracing = on
         if on:
-            self.traced = self.this.workdir / "profile"
-            if places.is_remote(self.traced):  # which the profiler cannot write to
+            self.traced = self.run.workdir / "profile"
+            if paths.is_remote(self.traced):  # which the profiler cannot write to
                 self.traced = pathlib.Path(tempfile.mkdtemp())
             jax.profiler.start_trace(str(self.traced))
             return
         self.watch.beat("the trace", watchdog.ALLOWANCE)
         try:
             jax.profiler.stop_trace()
-            if places.is_remote(self.this.workdir):
-                places.copy(self.traced, self.this.workdir / "profile")
-                places.remove(self.traced)
+            if paths.is_remote(self.run.workdir):
+                paths.copy(self.traced, self.run.workdir / "profile")
+                paths.remove(self.traced)
         except (jax.errors.JaxRuntimeError, OSError) as error:  # a full disk, no end of a run
             self._event("no trace", said=watchdog.short(error))
 
@@ -249,7 +251,7 @@ class Loop:
 
     def _see(self, bad: dict) -> str:
         """The command that prints the batch of a bad update."""
-        workdir = shlex.quote(str(self.this.workdir))
+        workdir = shlex.quote(str(self.run.workdir))
         return f"python -m lm show --workdir={workdir} --step={bad['batch'] + 1}"
 
     def _write_row(self) -> None:
@@ -261,13 +263,13 @@ class Loop:
         if kept:
             last = kept[-1]
             added = {name: float(sum(sums[name] for sums in kept)) for name in last}
-            figures, tokens = steps.ratios(added), added["inputs"] + added["weight"]
+            figures, tokens = steps.metrics_from_sums(added), added["inputs"] + added["weight"]
             figures |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
         figures |= {"skipped": skipped} | self.work.rates(max(0, self.number - 1 - skipped))
         rates = self.meter.rates(self.number, tokens)
         memory = logs.memory(self.strategy.devices)
-        figures |= rates | teaching.shares(self.work.cost, rates, memory, self.ledger) | memory
-        if self.this.data.max_bad_records:
+        figures |= rates | live_teacher.shares(self.work.cost, rates, memory, self.ledger) | memory
+        if self.run.data.max_bad_records:
             figures["bad_records"] = len(self.work.examples.damaged)
         figures["goodput"] = self.ledger.row(self.number)
         self.log.write(self.number, "train", figures)
@@ -277,7 +279,7 @@ class Loop:
         self.ledger.turn("evaluate")
         waiting = lambda: self.watch.beat(f"evaluation {self.number}", watchdog.ALLOWANCE)
         params = self.work.plain(weights(self.state))
-        self.figures = steps.ratios(self.work.heldout.sums(params, beat=waiting))
+        self.figures = steps.metrics_from_sums(self.work.heldout.sums(params, beat=waiting))
         if self.work.judge:
             self.figures |= self.work.judge(params, beat=waiting)
         self.patience.judge(self.number, self.figures)
@@ -360,17 +362,17 @@ class Loop:
         return None
 
     def _give_up(self, bad: list[dict], why: str) -> None:
-        peak = self.this.optimizer.peak
+        peak = self.run.optimizer.peak
         sentence = (
             f"update {bad[-1]['step']} was the last of {len(bad)} in a row that were not finite or "
-            f"spikes, and {why}; look at their batches, named in {self.this.workdir / DIVERGED}, "
+            f"spikes, and {why}; look at their batches, named in {self.run.workdir / DIVERGED}, "
             f"and lower optimizer.peak={peak} with --allow_change=optimizer.peak."
         )
         if not self.host:
             rows = [row | {"see": self._see(row)} for row in bad]
             report = {"what": sentence, "rollbacks": self.guard.rollbacks, "updates": rows}
             text = json.dumps(report, indent=2) + "\n"
-            logs.write_atomically(self.this.workdir / DIVERGED, text)
+            logs.write_atomically(self.run.workdir / DIVERGED, text)
         self._event("gave up", rollbacks=self.guard.rollbacks, report=DIVERGED)
         raise guard.Diverged(sentence)
 
@@ -379,7 +381,7 @@ class Loop:
         try:
             self._event("lost host", said=said)
         finally:  # the log may be closed
-            watchdog.leave(
+            watchdog.exit_now(
                 f"another host was lost at update {self.number}{said and f' ({said})'}; start them "
                 f"all again to continue from update {self.saved_at}."
             )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from lm import parallel
-from lm.sources import places
+from lm.storage import paths
 from lm.train import signals
 
 STACKS = "stacks.txt"  # of host 0; stacks.1.txt of host 1, and so on
@@ -26,7 +26,7 @@ GRACE = 30  # seconds that telling may take before the end
 HANDLERS = []  # of SIGABRT, which C++ code may call as long as there is this process
 
 
-def leave(sentence: str, code: int = signals.Unfinished.code) -> None:
+def exit_now(sentence: str, code: int = signals.Unfinished.code) -> None:
     """End this process at once, with a sentence and an exit code: no clean-up is waited for.
 
     Devices and hosts that do not answer would hold up every one of Python's own ways to end.
@@ -57,13 +57,13 @@ def short(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def company(lost: Callable[[str], None]) -> Iterator[None]:
+def detect_lost_host(lost: Callable[[str], None]) -> Iterator[None]:
     """Within it an error of jax on several hosts is the loss of another, of which `lost` is told.
 
     lost: takes the error's short text, empty after an abort, and should `leave`. Raises ValueError,
     on one host as well, for what the devices of this one refuse.
     """
-    several = parallel.hosts()[1] > 1
+    several = parallel.host_index_and_count()[1] > 1
     if several:
         on_abort(lambda: lost(""))
     try:
@@ -95,7 +95,7 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float, workdir, tell: Callable[[str], None]):
-        host, path = parallel.hosts()[0], places.place(workdir) / STACKS
+        host, path = parallel.host_index_and_count()[0], paths.as_path(workdir) / STACKS
         self._path = path.with_suffix(f".{host}.txt") if host else path
         self._seconds, self._tell = seconds, tell
         self._what, self._deadline, self._over = "the start", 0.0, threading.Event()
@@ -122,7 +122,7 @@ class Watchdog:
             f"{self._what} has not ended for guard.hang={self._seconds:g} seconds or more; where "
             f"each thread stood is in {self._path}; run the same command again to continue."
         )
-        end = threading.Timer(GRACE, leave, [sentence])  # a disk may hang as well
+        end = threading.Timer(GRACE, exit_now, [sentence])  # a disk may hang as well
         end.daemon = True
         end.start()
         try:
@@ -132,8 +132,8 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)
                 file.seek(0)
-                places.write(self._path, file.read())
+                paths.write(self._path, file.read())
             with contextlib.suppress(OSError):
                 self._tell(sentence)
         finally:
-            leave(sentence)
+            exit_now(sentence)

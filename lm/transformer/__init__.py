@@ -2,26 +2,8 @@
 
 from __future__ import annotations
 
-from lm.transformer.adapters import LoraConfig
-from lm.transformer.cache import Cache, Layer, take_rows
+from lm.transformer.cache import Cache, Layer, gather_beams
 from lm.transformer.config import COMPUTED, DTYPES, SHARED, ModelConfig, Shape
-from lm.transformer.counts import forward_flops, parameter_count, shapes
-from lm.transformer.model import Transformer, anywhere, example
-
-__all__ = [
-    "COMPUTED",
-    "DTYPES",
-    "SHARED",
-    "Cache",
-    "Layer",
-    "LoraConfig",
-    "ModelConfig",
-    "Shape",
-    "Transformer",
-    "anywhere",
-    "example",
-    "forward_flops",
-    "parameter_count",
-    "shapes",
-    "take_rows",
-]
+from lm.transformer.counts import forward_flops, param_shapes, parameter_count
+from lm.transformer.lora import LoraConfig
+from lm.transformer.model import Transformer, dummy_batch, no_constraint

@@ -32,30 +32,30 @@ class Cache(NamedTuple):
     """
 
     layers: tuple[Layer, ...]
-    taken: Array  # int [B, W, length]: whose token of each step, of those side by side
+    beam_ancestry: Array  # int [B, W, length]: whose token of each step, of those side by side
     inputs_segment_ids: Array  # [B, S]
     index: Array  # [], the number of tokens decoded so far
 
     @property
-    def beside(self) -> int:
+    def num_beam_slots(self) -> int:
         """How many tokens of a step have a place."""
         layer, sources = self.layers[0], self.inputs_segment_ids.shape[1]
         places = layer.value.shape[1] - (sources if layer.cross_key is None else 0)
-        return places // self.taken.shape[2]
+        return places // self.beam_ancestry.shape[2]
 
 
-def take_rows(cache: Cache, rows: Array) -> Cache:
+def gather_beams(cache: Cache, rows: Array) -> Cache:
     """The cache of these rows, int [B * any], in this order; a row may be taken repeatedly.
 
     Each row stays with its inputs: those that follow on row b of the inputs, rows // W == b, stand
     together, as many for each b, in the order of b.
     """
-    inputs, width, length = cache.taken.shape
+    inputs, width, length = cache.beam_ancestry.shape
     parents = rows.reshape(inputs, -1) % width
-    taken = jnp.take_along_axis(cache.taken, parents[..., None], axis=1)
-    beside, wide = cache.beside, parents.shape[1]
+    taken = jnp.take_along_axis(cache.beam_ancestry, parents[..., None], axis=1)
+    beside, wide = cache.num_beam_slots, parents.shape[1]
     if wide <= beside:
-        return cache._replace(taken=taken)
+        return cache._replace(beam_ancestry=taken)
 
     def widened(x):
         first, decoded = x[:, : -length * beside], x[:, -length * beside :]
@@ -65,4 +65,4 @@ def take_rows(cache: Cache, rows: Array) -> Cache:
 
     turned = lambda x: jnp.swapaxes(widened(jnp.swapaxes(x, 1, 2)), 1, 2)
     wider = (x._replace(key=turned(x.key), value=widened(x.value)) for x in cache.layers)
-    return cache._replace(layers=tuple(wider), taken=taken)
+    return cache._replace(layers=tuple(wider), beam_ancestry=taken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lm import choose, layers
+from lm import layers, lookup
 
 LAYERS = {"unrolled": True, "scanned": False}  # one parameter layout, two ways to compile it
 WINDOWS = {"global": "g", "local": "l", "alternating": "lg", "five_local": "lllllg"}  # repeated
@@ -86,10 +86,10 @@ class ModelConfig:
         if not isinstance(self.encoder, Shape):
             sizes = {field.name: field for field in dataclasses.fields(Shape)}
             for key in self.encoder:
-                choose.choose(sizes, key, "the key of model.encoder")
+                lookup.lookup(sizes, key, "the key of model.encoder")
             object.__setattr__(self, "encoder", Shape(**self.encoder))
         for field, words in WORDS.items():
-            choose.choose(dict.fromkeys(words), getattr(self, field), f"model.{field}")
+            lookup.lookup(dict.fromkeys(words), getattr(self, field), f"model.{field}")
         self._check_bounds()
         self._check_shape()
         self._check_arrangement()

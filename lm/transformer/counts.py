@@ -9,15 +9,15 @@ from lm.transformer import model
 from lm.transformer.config import ModelConfig
 
 
-def shapes(config: ModelConfig) -> dict:
+def param_shapes(config: ModelConfig) -> dict:
     """The parameter tree as shapes and dtypes, without using memory for it."""
-    init = lambda: model.Transformer(config).init(jax.random.key(0), model.example())["params"]
+    init = lambda: model.Transformer(config).init(jax.random.key(0), model.dummy_batch())["params"]
     return jax.eval_shape(init)
 
 
 def parameter_count(config: ModelConfig) -> int:
     """The number of trained numbers."""
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes(config)))
+    return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(config)))
 
 
 def forward_flops(config: ModelConfig, inputs: int, targets: int) -> int:

@@ -22,12 +22,12 @@ REMAT = {  # what the backward pass finds instead of computing it again
 }
 
 
-def anywhere(x: Array) -> Array:
+def no_constraint(x: Array) -> Array:
     """Activations as they are: on one device, or where each has rows of its own."""
     return x
 
 
-class Sight(NamedTuple):
+class AttentionContext(NamedTuple):
     """What is the same for every layer of a tower: who sees whom, how far apart, and what else."""
 
     mask: Array  # bool [B, T, S]
@@ -48,7 +48,7 @@ class Block(nn.Module):
     place: Callable[[Array], Array]
 
     @nn.compact
-    def __call__(self, x: Array, own, sight: Sight):
+    def __call__(self, x: Array, own, sight: AttentionContext):
         """x [B, T, D] and this layer's own (a Layer or None, is it local) -> x, the new Layer.
 
         A Layer without keys gets those of x, [B, T, K, H]; one with keys sees them, too.
@@ -86,7 +86,7 @@ class Block(nn.Module):
         if sight.cross_mask is not None:
             x, _ = self.add(x, "cross", see_encoder)
         x, _ = self.add(x, "ff", feed)
-        self.sow(layers.SHOWN, "hidden", x)
+        self.sow(layers.INTERMEDIATES, "hidden", x)
         return x, None if memory is None else memory._replace(key=key, value=value)
 
     def add(self, x: Array, name: str, change) -> tuple:
@@ -121,7 +121,9 @@ class Tower(nn.Module):
     place: Callable[[Array], Array]
 
     @nn.compact
-    def __call__(self, x: Array, sight: Sight, causal: bool, deterministic: bool, memory=None):
+    def __call__(
+        self, x: Array, sight: AttentionContext, causal: bool, deterministic: bool, memory=None
+    ):
         """x [B, T, D] -> [B, T, D] and the layers' new memory: a tuple of Layer, or None.
 
         With a memory its weights are used, layer by layer: cut out of the stack in every step of a
@@ -131,7 +133,7 @@ class Tower(nn.Module):
         drop = layers.Dropout(config.dropout_rate)
         if config.position == "relative":
             sight = sight._replace(bias=_relative_bias(config, causal)(sight.distance))
-        self.sow(layers.SHOWN, "input", x)
+        self.sow(layers.INTERMEDIATES, "input", x)
         local = np.array([config.sight(layer) is not None for layer in range(self.depth)])
         if memory is None:
             x = self._through(
@@ -146,7 +148,7 @@ class Tower(nn.Module):
         x = self.place(x)
         if config.norm_placement != "post":
             x = layers.NORMS[config.norm](config.dtype, name="norm")(x)
-        self.sow(layers.SHOWN, "output", x)
+        self.sow(layers.INTERMEDIATES, "output", x)
         return drop(x, deterministic), memory
 
     def _through(self, x, local, sight, causal, deterministic):
@@ -157,7 +159,7 @@ class Tower(nn.Module):
             block = nn.remat(Block, policy=REMAT[config.remat], prevent_cse=unrolled)
         blocks = nn.scan(
             block,
-            variable_axes={"params": 0, layers.SHOWN: 0},
+            variable_axes={"params": 0, layers.INTERMEDIATES: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=self.depth,
@@ -165,7 +167,7 @@ class Tower(nn.Module):
         )(config, causal, deterministic, self.place, name="layers")
         return blocks(x, (None, local), sight)[0]
 
-    def apart(self) -> tuple[Layer, ...]:
+    def unstack_layers(self) -> tuple[Layer, ...]:
         """The layers with their weights and no memory; matrices in the activations' dtype."""
         stack, dtype = self.variables["params"]["layers"], self.config.dtype
         cast = lambda path, x: x.astype(dtype) if path[-1].key == "kernel" else x
@@ -187,7 +189,7 @@ class Transformer(nn.Module):
     """
 
     config: ModelConfig
-    place: Callable[[Array], Array] = anywhere
+    place: Callable[[Array], Array] = no_constraint
 
     def setup(self):
         config, ours = self.config, self.config.side("encoder")
@@ -210,7 +212,7 @@ class Transformer(nn.Module):
             x = x * config.d_model**-0.5
         kernel = self.head if config.head == "untied" else self.embed.embedding.T
         kernel = kernel.astype(config.dtype)
-        logits = layers.flat(x, kernel, preferred_element_type=jnp.float32)
+        logits = layers.dense_general_2d(x, kernel, preferred_element_type=jnp.float32)
         return attention.soft_cap(logits, config.logits_cap)
 
     def tokens(self, ids: Array, positions: Array, side: str = "decoder") -> Array:
@@ -228,11 +230,13 @@ class Transformer(nn.Module):
         """int [B, S], int [B, S] -> [B, S, D]."""
         positions = attention.positions(segment_ids)
         distance = attention.distance(inputs.shape[1], inputs.shape[1])
-        sight = Sight(attention.same_segment(segment_ids, segment_ids), distance, positions)
+        sight = AttentionContext(
+            attention.same_segment(segment_ids, segment_ids), distance, positions
+        )
         x = self.tokens(inputs, positions, "encoder")
         return self.encoder(x, sight, False, deterministic)[0]
 
-    def decode(self, x: Array, sight: Sight, deterministic: bool, memory=None):
+    def decode(self, x: Array, sight: AttentionContext, deterministic: bool, memory=None):
         """Embeddings [B, T, D] through the decoder -> [B, T, D] and the layers' new memory."""
         causal = self.config.arrangement != "prefix_lm"
         return self._writer()(x, sight, causal, deterministic, memory)
@@ -251,7 +255,7 @@ class Transformer(nn.Module):
         mask = attention.same_segment(segments, segments) & (distance <= 0)
         cross_mask = attention.same_segment(segments, examples.inputs_segment_ids)
         positions = attention.positions(segments)
-        sight = Sight(mask, distance, positions, None, cross_mask, encoded)
+        sight = AttentionContext(mask, distance, positions, None, cross_mask, encoded)
         return self.logits(self.decode(self.tokens(ids, positions), sight, deterministic)[0])
 
     def _one_tower(self, examples, ids, deterministic):
@@ -269,11 +273,13 @@ class Transformer(nn.Module):
         visible = distance <= 0
         if self.config.arrangement == "prefix_lm":
             visible |= jnp.arange(key_positions.shape[1]) < sources
-        return Sight(attention.same_segment(segments, key_segments) & visible, distance, positions)
+        return AttentionContext(
+            attention.same_segment(segments, key_segments) & visible, distance, positions
+        )
 
     def start(self, inputs: Array, segment_ids: Array, length: int) -> Cache:
         """A cache for `length` tokens, with the inputs' keys and values in place."""
-        config, rows, memory = self.config, len(inputs), self._writer().apart()
+        config, rows, memory = self.config, len(inputs), self._writer().unstack_layers()
         if config.arrangement == "encoder_decoder":
             encoded = self.encode(inputs, segment_ids)
             own = jnp.zeros((rows, length, config.num_kv_heads, config.head_dim), config.dtype)
@@ -294,10 +300,10 @@ class Transformer(nn.Module):
 
         R is B * W: the W beams of a row of inputs stand together.
         """
-        rows, width, length = cache.taken.shape
-        beside, steps, index = cache.beside, jnp.arange(length), cache.index
+        rows, width, length = cache.beam_ancestry.shape
+        beside, steps, index = cache.num_beam_slots, jnp.arange(length), cache.index
         here = jnp.broadcast_to(jnp.arange(width)[:, None], (rows, width, 1))
-        taken = jax.lax.dynamic_update_slice(cache.taken, here, (0, 0, index))
+        taken = jax.lax.dynamic_update_slice(cache.beam_ancestry, here, (0, 0, index))
         own = (taken[..., None] == jnp.arange(beside)) & (steps <= index)[:, None]
         mask, places = own.reshape(rows, width, -1), jnp.repeat(steps, beside)[None]
         read, position, first = cache.inputs_segment_ids > 0, index[None, None], 0
@@ -312,7 +318,7 @@ class Transformer(nn.Module):
         distance = (places - position)[:, None]
         position = jnp.broadcast_to(position, (rows, width))
         place = first + index * beside
-        sight = Sight(mask, distance, position, None, cross_mask, None, place)
+        sight = AttentionContext(mask, distance, position, None, cross_mask, None, place)
         x = self.tokens(token.reshape(rows, width), position)
         x, memory = self.decode(x, sight, True, cache.layers)
         logits = self.logits(x).reshape(len(token), -1)
@@ -342,7 +348,7 @@ def _embedding(config: ModelConfig) -> nn.Embed:
     return nn.Embed(config.vocab_size, config.d_model, embedding_init=init)
 
 
-def example(inputs: int = 1, targets: int = 1, rows: int = 1) -> batch.Batch:
+def dummy_batch(inputs: int = 1, targets: int = 1, rows: int = 1) -> batch.Batch:
     """A batch of pad tokens of this shape: enough to initialise or to evaluate shapes."""
     ones = lambda length: jnp.ones((rows, length), jnp.int32)
     return batch.Batch(ones(inputs), ones(inputs), ones(targets), ones(targets))

@@ -1,0 +1,10 @@
+"""The door: python -m lm <command>.
+
+flags     what a command may be told, and how a line is read
+commands  what each of them does
+calls     one call: help, the command, the exit code
+"""
+
+from lm.cli.commands import COMMANDS, TRAIN
+from lm.cli.flags import FLAGS, parse
+from lm.cli.main import HELP, PROGRAM, UNFINISHED, guarded, main, overview

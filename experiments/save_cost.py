@@ -68,7 +68,7 @@ def measure() -> list[dict]:
     state, update = make_update()
     state = update(state)
     found: dict[str, list[float]] = {}
-    summed = lambda trees: jax.device_get(checkpoints.checksums(trees))
+    summed = lambda trees: jax.device_get(checkpoints.tree_checksums(trees))
     summed({"params": state.params, "opt_state": state.opt_state})
     for _ in range(REPEATS):
         for background in (True, False):

@@ -185,7 +185,7 @@ def test_an_update_is_the_same_however_it_is_laid_out(alone, examples, words):
 
 def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
     shapes = lora.shapes(LORA, transformer.param_shapes(MODEL))["adapters"]["decoder"]["layers"]
-    found = parallel.rules.specs({"decoder": {"layers": shapes}}, dict(data=1, fsdp=2, tensor=2))
+    found = parallel.sharding.specs({"decoder": {"layers": shapes}}, dict(data=1, fsdp=2, tensor=2))
     found = {path: tuple(spec) for path, spec in checkpoints.flatten(found).items()}
     axes = {
         "self_attention.value.kernel.a": (None, "fsdp", None),
@@ -200,15 +200,15 @@ def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
     for path, spec in axes.items():
         assert found[f"decoder.layers.{path}"] == spec, path
     with pytest.raises(ValueError, match="adapters/norm/a is covered by no sharding rule"):
-        parallel.rules.spec_of("adapters/norm/a")
+        parallel.sharding.spec_of("adapters/norm/a")
 
 
 def test_adafactor_sees_the_factors_as_matrices():
     shapes = lora.shapes(LORA, transformer.param_shapes(MODEL))["adapters"]
     axes = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        path = optimizers.groups.path_of(keys)
-        axes[path.partition("attention/")[2]] = optimizers.groups.matrix(keys, leaf.ndim)
+        path = optimizers.param_groups.path_of(keys)
+        axes[path.partition("attention/")[2]] = optimizers.param_groups.matrix(keys, leaf.ndim)
     assert axes["out/kernel/a"] == ((1, 2), (3,)) and axes["out/kernel/b"] == ((1,), (2,))
     assert axes["query/kernel/a"] == ((1,), (2,)) and axes["query/kernel/b"] == ((1,), (2, 3))
 

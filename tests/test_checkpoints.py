@@ -303,7 +303,7 @@ def test_the_checksum_is_the_same_for_any_sharding(spec):
     mesh = jax.make_mesh((4, 2), ("a", "b"), **axes)
     x = np.random.default_rng(4).normal(size=(16, 24)).astype(np.float32)
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
-    assert int(checkpoints.checksums(sharded)) == exact_sum(x.view(np.uint32).ravel())
+    assert int(checkpoints.tree_checksums(sharded)) == exact_sum(x.view(np.uint32).ravel())
 
 
 def test_a_sharded_state_is_restored_into_its_shardings(tmp_path):

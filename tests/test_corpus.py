@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from lm import shards, sources, tasks, tokenizer
-from lm.corpus import folder
 from lm.shards import encoding, processes
 from lm.storage import staging
 from tests import conftest
@@ -200,7 +199,7 @@ def test_shards_that_another_process_finished_meanwhile_are_taken(
             shutil.copytree(train_shards[0], place)
         return real(place)
 
-    monkeypatch.setattr(folder, "workshop", late)
+    monkeypatch.setattr(staging, "staging_dir", late)
     found = shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
     assert found == train_shards[1] and contents(out) == contents(train_shards[0])
 

@@ -42,11 +42,11 @@ def run(*commands: list[str]) -> list[tuple[int, str, str]]:
         "import contextlib, io, json, os, sys\n"
         "from apache_beam.runners.portability import prism_runner\n"
         "prism_runner.PrismRunner = lambda *_: os._exit(9)\n"  # it would be downloaded
-        "from lm import door\n"
+        "from lm import cli\n"
         "for command in json.loads(sys.argv[1]):\n"
         "    out, err = io.StringIO(), io.StringIO()\n"
         "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
-        "        code = door.main(command)\n"
+        "        code = cli.main(command)\n"
         "    print(json.dumps([code, out.getvalue(), err.getvalue()]))\n"
     )
     made = subprocess.run(

@@ -215,7 +215,7 @@ def spelt(tmp_path_factory):
 @pytest.mark.parametrize("block", [1, 40, 1 << 16])
 @pytest.mark.parametrize("kind", ["spelt", "tiny_tokens"])
 def test_a_corpus_reads_back_as_its_documents(kind, block, request, tmp_path, monkeypatch):
-    monkeypatch.setattr(overlap, "BLOCK", block)
+    monkeypatch.setattr(finished_corpus, "BLOCK", block)
     texts = ["One, two.", "\nthree\n", "Größe 日本 🙂", "x" * 99, "", "a\n\nb\n\n\n", "\n\nend"]
     files = [texts[:2], texts[2:4], [], texts[4:]]
     tokens = request.getfixturevalue(kind)

@@ -39,8 +39,8 @@ def made_up(seed: int, count: int, longest: int, size: int = SIZE) -> list[np.nd
 def test_any_part_of_the_stream_is_read_whatever_the_records_and_files(
     record, files, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(files, "RECORD", record)
-    monkeypatch.setattr(files, "BLOCK", 5 * record)
+    monkeypatch.setattr(shard_files, "RECORD", record)
+    monkeypatch.setattr(shard_files, "BLOCK", 5 * record)
     stream, expected = write(tmp_path, made_up(record, 20, 30), files)
     assert len(stream) == len(expected)
     for raw in (1, 2, 13, 100, len(expected)):
@@ -273,7 +273,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 documents = (np.full(1000, 5) for _ in range(1000))
 try:
-    corpus.write_text(pathlib.Path(sys.argv[1]), documents, np.array([9]), 400)
+    shards.write_text(pathlib.Path(sys.argv[1]), documents, np.array([9]), 400)
 except OSError as error:
     print(error)
 """

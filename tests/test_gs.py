@@ -106,7 +106,7 @@ def test_a_run_starts_from_one_in_a_bucket(config, in_bucket, on_disk, tmp_path)
         made = config | {"init_from": origin, "tokenizer": config["tokenizer"] | {"dir": ""}}
         run = runs.make_run(made, tmp_path / "next")
         tokens = runs.make_tokenizer(run)
-        params.append(train.start.first_params(run, tokens, None))
+        params.append(train.setup.first_params(run, tokens, None))
     leaves = [np.asarray(leaf) for tree in params for leaf in _leaves(tree)]
     half = len(leaves) // 2
     assert half > 5

@@ -235,16 +235,16 @@ def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens)
 
 MEASURE = """
 import sys
-from lm import door
+from lm import cli
 
 def kilobytes(key):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 small, big = sys.argv[1:]
-door.main(["import", small, f"--workdir={small}-run"])  # all that the command itself needs
+cli.main(["import", small, f"--workdir={small}-run"])  # all that the command itself needs
 before = kilobytes("VmRSS")
-door.main(["import", big, f"--workdir={big}-run"])
+cli.main(["import", big, f"--workdir={big}-run"])
 print(kilobytes("VmHWM") - before)
 """
 

@@ -463,7 +463,7 @@ def test_a_damaged_byte_of_a_header_is_refused_or_changes_nothing(tmp_path, monk
     tree, rng = made_up_tree(T5_1_0), np.random.default_rng(0)
     if form == "chunks":
         monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 1000)
-    monkeypatch.setattr(transformer, "shapes", functools.cache(transformer.param_shapes))
+    monkeypatch.setattr(transformer, "param_shapes", functools.cache(transformer.param_shapes))
     write = write_tensorstore if form == "tensorstore" else write_msgpack
     file = write(tmp_path, tree) / "checkpoint"
     whole, once = file.read_bytes(), params(file, T5_1_0)

@@ -242,11 +242,11 @@ def test_what_passes_before_the_ledger_is_made_counts_as_start(tmp_path):
 
 
 def test_without_proc_the_processor_time_stands_for_the_start(monkeypatch):
-    from lm.logs import goodput
+    from lm.logs import time_ledger
 
-    monkeypatch.setattr(goodput.pathlib.Path, "read_text", lambda self: "no such thing")
-    monkeypatch.setattr(goodput.time, "process_time", lambda: 2.5)
-    assert goodput.start_of_process(100.0) == 97.5
+    monkeypatch.setattr(time_ledger.pathlib.Path, "read_text", lambda self: "no such thing")
+    monkeypatch.setattr(time_ledger.time, "process_time", lambda: 2.5)
+    assert time_ledger.start_of_process(100.0) == 97.5
 
 
 def test_the_null_form_takes_all_that_logs_and_ledger_do(tmp_path):

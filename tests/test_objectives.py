@@ -197,7 +197,7 @@ def test_a_random_token_is_any_word_equally_often():
 
 def test_the_drawing_of_the_documentation_is_what_happens():
     tokens, hidden = np.arange(10, 17), np.array([0, 0, 1, 1, 0, 0, 1], bool)
-    write = objectives.writing.write_runs
+    write = objectives.corruption.write_runs
     inputs, targets = write(config_of(), tokens, hidden, rng_of(0), VOCABULARY)
     assert inputs.tolist() == [10, 11, SENTINEL, 14, 15, SENTINEL - 1, EOS]
     assert targets.tolist() == [SENTINEL, 12, 13, SENTINEL - 1, 16, EOS]
@@ -263,15 +263,15 @@ def test_principal_sentences_are_those_of_the_highest_rouge_against_the_rest():
     rng = rng_of(0)
     for _ in range(40):
         tokens = rng.integers(11, 41, 60)
-        ends = objectives.placement.sentence_ends(tokens, VOCABULARY)
+        ends = objectives.noise_masks.sentence_ends(tokens, VOCABULARY)
         numbers = np.cumsum(ends) - ends
-        found = objectives.placement.overlaps(tokens, numbers) * 2 / len(tokens)
+        found = objectives.noise_masks.overlaps(tokens, numbers) * 2 / len(tokens)
         words = lambda ids: " ".join(f"w{i}" for i in ids)
         for number, ours in enumerate(found):
             here = numbers == number
             theirs = scorer.score(words(tokens[~here]), words(tokens[here]))["rouge1"].fmeasure
             assert ours == pytest.approx(theirs)
-        order = objectives.placement.principal_first(tokens, numbers, rng)
+        order = objectives.noise_masks.principal_first(tokens, numbers, rng)
         assert (np.diff(found[order]) <= 0).all()
 
 
@@ -290,7 +290,7 @@ def test_whole_sentences_are_hidden_in_order_of_choice_while_they_fit():
 
 
 def test_a_sentence_ends_at_the_last_of_several_ends():
-    ends = objectives.placement.sentence_ends(np.array([10, 2, 20, 30, 3, 4, 40]), VOCABULARY)
+    ends = objectives.noise_masks.sentence_ends(np.array([10, 2, 20, 30, 3, 4, 40]), VOCABULARY)
     assert ends.nonzero()[0].tolist() == [0, 3, 6]
 
 

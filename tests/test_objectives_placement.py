@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from lm import objectives
-from lm.objectives import lengths, noise_masks
+from lm.objectives import example_lengths, noise_masks
 from tests.test_objectives import (
     EVERY,
     MASK,
@@ -252,7 +252,9 @@ def naive_spans(length, count, noise, spans) -> np.ndarray:
 @pytest.mark.parametrize("word", ["uniform", "t5"])
 def test_every_placement_of_spans_is_equally_likely(word, length, density, span):
     config = config_of(density, span, placement=word)
-    noise, spans = (f(config, length) for f in (lengths.hidden_count, lengths.span_count))
+    noise, spans = (
+        f(config, length) for f in (example_lengths.hidden_count, example_lengths.span_count)
+    )
     possible = list(all_masks(length, noise, spans, ring=word == "uniform"))
     if word == "t5":
         possible = [mask for mask in possible if not mask[0] and mask[-1]]

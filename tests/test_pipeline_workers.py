@@ -105,7 +105,7 @@ class Witness(pipeline.Examples):
 
 if __name__ == "__main__":
     out = pathlib.Path(sys.argv[1])
-    file = corpus.write_text(out / "file", [np.arange(3, 3000)], np.array([4]), 4000)
+    file = shards.write_text(out / "file", [np.arange(3, 3000)], np.array([4]), 4000)
     manifest = corpus.finish(out, {}, {"file": file}, {})
     ids = np.arange(3990, 4000)
     vocabulary = objectives.Vocabulary(ids, 1, np.arange(3, 300), np.zeros(4000, bool))

@@ -109,7 +109,7 @@ class Killed(BaseException):
     """The end of a process, midway."""
 
 
-evaluate_predict = sys.modules["lm.inference.predict"]  # not the function
+evaluate_predict = sys.modules["lm.inference.prediction"]  # not the function
 
 
 def interrupt(monkeypatch, when: int, *, torn: bool) -> None:

@@ -71,10 +71,12 @@ def test_a_ring_carries_twice_what_a_line_does():
 
 def test_mfu_in_logs_and_here_is_over_the_same_peak():
     for chip in slices.CHIPS.values():
-        first = next(flops for kind, flops in logs.rates.PEAK_FLOPS if kind in chip.device_kind)
+        first = next(
+            flops for kind, flops in logs.throughput.PEAK_FLOPS if kind in chip.device_kind
+        )
         assert first == chip.flops
     for chip in slices.GPUS.values():
-        assert dict(logs.rates.PEAK_FLOPS)[chip.device_kind] == chip.flops
+        assert dict(logs.throughput.PEAK_FLOPS)[chip.device_kind] == chip.flops
 
 
 def test_gke_and_gcloud_are_told_what_their_pages_name():

@@ -345,7 +345,7 @@ def test_a_finished_build_is_kept_and_another_choice_of_packages_is_refused(site
 
 def test_a_killed_build_reads_as_absent_and_the_next_one_cleans_up(site, tmp_path):
     code = (
-        "import os, signal\nfrom lm import pydocs\n"
+        "import os, signal\nfrom lm.sources import pydocs\n"
         "def die(self, kept, split):\n"
         "    yield 0, kept[0]._asdict()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from lm import sources
-from lm.sources import documents, records
+from lm.sources import documents, random_access
 from tests import conftest
 
 ROWS = [{"en": f"the {i} cats", "de": f"die {i} Katzen"} for i in range(200)]
@@ -167,4 +167,4 @@ def test_a_source_that_cannot_be_is_a_sentence(source, split, sentence, tmp_path
     (tmp_path / "train.csv").write_bytes(tsv(ROWS))
     (tmp_path / "cut.tsv.gz").write_bytes(gzip.compress(tsv(ROWS))[:-20])
     with pytest.raises(ValueError, match=sentence):
-        records.records(f"{tmp_path}/{source}", split)
+        random_access.records(f"{tmp_path}/{source}", split)

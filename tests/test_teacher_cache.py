@@ -14,7 +14,6 @@ import pytest
 
 from lm import (
     batch,
-    evaluate,
     inference,
     logs,
     pipeline,
@@ -187,7 +186,7 @@ def test_padding_is_not_stored_and_has_no_number_that_is_not_one(marked):
 
 @pytest.mark.parametrize("marked", ["pairs"], indirect=True)
 def test_a_row_that_cannot_be_read_any_more_has_nothing_beside_it(marked):
-    cache, count = marked[0].teacher_top_k, 2
+    cache, count = marked[0].teacher_cache, 2
     rows = batch.Batch(*(np.zeros((count, width), np.int32) for width in (32, 32, 12, 12)))
     told = cache.read(rows, np.arange(count))
     np.testing.assert_allclose(np.exp(told.logits).sum(-1) + np.exp(told.tail), 1, rtol=1e-6)
@@ -478,7 +477,7 @@ def test_a_run_resumed_on_other_devices_goes_on_as_the_unbroken_one(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline, "train_batches", batches)
         learn(1, workdir, **{"teacher.cache": str(whole)})
-    monkeypatch.setattr(evaluate, "read_params", lambda *a, **o: read.append(a) or params(*a, **o))
+    monkeypatch.setattr(inference, "read_params", lambda *a, **o: read.append(a) or params(*a, **o))
     resumed = learn(4, workdir, **{"teacher.cache": str(whole)})
     np.testing.assert_allclose(resumed, live, rtol=2e-4)
     assert not read  # the teacher's parameters: what it said is enough

@@ -52,7 +52,7 @@ def test_a_few_wild_losses_do_not_hide_the_next():
 
 def test_a_loss_that_is_no_number_is_spelt_as_the_logs_do():
     spelt = [bad["loss"] for bad in judged([math.nan, math.inf, -math.inf])[1]]
-    assert spelt == list(logs.files.NAMES)
+    assert spelt == list(logs.jsonl.NAMES)
 
 
 def test_the_first_losses_are_no_spikes_nor_is_any_where_none_is_looked_for():

@@ -187,7 +187,7 @@ def test_a_trace_of_a_run_that_ends_in_it_is_kept(go, tmp_path, monkeypatch):  #
 def left(monkeypatch):
     """The sentences with which the process would have been left, and an event when it is."""
     said, fired = [], threading.Event()
-    monkeypatch.setattr(watchdog, "leave", lambda sentence: (said.append(sentence), fired.set()))
+    monkeypatch.setattr(watchdog, "exit_now", lambda sentence: (said.append(sentence), fired.set()))
     return said, fired
 
 
@@ -281,7 +281,7 @@ def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_lo
 
 
 def test_an_abort_of_foreign_code_is_a_sentence_and_the_code_to_run_again():
-    code = "import os; from lm.train import watchdog as w; w.on_abort(lambda: w.leave('gone'))"
+    code = "import os; from lm.train import watchdog as w; w.on_abort(lambda: w.exit_now('gone'))"
     command = [sys.executable, "-c", code + "; os.abort()"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (75, "lm: gone")

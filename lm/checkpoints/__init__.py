@@ -5,7 +5,7 @@ older step; both are done here. Every leaf has an integer checksum of its bits, 
 the newest step that verifies and renames the others out of the way.
 """
 
-from lm.checkpoints.checksums import checksums, empty, host_sum, leaf_sum
+from lm.checkpoints.checksums import empty, host_sum, leaf_sum, tree_checksums
 from lm.checkpoints.metadata import Mismatch, flatten
 from lm.checkpoints.retention import ranked
 from lm.checkpoints.store import Checkpoints

@@ -38,7 +38,7 @@ def host_sum(x, chunk: int = 2**20) -> int:
 
 
 @jax.jit
-def checksums(tree: Any) -> Any:
+def tree_checksums(tree: Any) -> Any:
     """leaf_sum of every leaf."""
     return jax.tree.map(leaf_sum, tree)
 

@@ -123,7 +123,7 @@ class Checkpoints:
     def _leaves(self, items: dict) -> dict:
         # On the host the sums of arrays need no second copy, on devices they are faster.
         on_host = lambda leaves: {name: checksums.host_sum(leaf) for name, leaf in leaves.items()}
-        sums_of = checksums.checksums if self.background else on_host
+        sums_of = checksums.tree_checksums if self.background else on_host
         found = {item: jax.device_get(sums_of(leaves)) for item, leaves in items.items()}
         said = lambda item, name, leaf: {"sum": int(found[item][name]), **metadata.form(leaf)}
         return {
@@ -338,7 +338,7 @@ class Checkpoints:
 
 def _check_sums(items: dict, leaves: dict) -> None:
     for source, found in items.values():
-        summed = jax.device_get(checksums.checksums(found))
+        summed = jax.device_get(checksums.tree_checksums(found))
         bad = [name for name in found if int(summed[name]) != leaves[source][name]["sum"]]
         if bad:
             raise ValueError(f"checksum of {source} {bad[0]} and {len(bad) - 1} more")

@@ -8,5 +8,5 @@ search    all of them behind one signature
 """
 
 from lm.decoding.config import METHODS, PENALTIES, STOPS, DecodingConfig, parse
-from lm.decoding.search import search
+from lm.decoding.dispatch import search
 from lm.decoding.stepwise import DecodeState, Hypotheses, advance, begin

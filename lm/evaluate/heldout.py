@@ -71,7 +71,7 @@ class HeldOut:
 
 
 def row_sums(params, examples: batch.Batch, *, model, text_bytes, axis=None) -> steps.Sums:
-    """What steps.measure gives of each row of a batch by itself: {name: float32 [B]}."""
+    """What steps.token_sums gives of each row of a batch by itself: {name: float32 [B]}."""
     logits = steps.apply_model(model, params, examples, None)
 
     def measured(logits, row):

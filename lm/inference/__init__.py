@@ -6,7 +6,7 @@ predict   a file of inputs to a file of answers, resumable
 chat      answers token by token at a terminal, with the history of a dialogue
 """
 
-from lm.inference.chat import Chat, Stream, chat, interactive, pieces
+from lm.inference.dialogue import Chat, Stream, chat, interactive, pieces
 from lm.inference.generate import Answer, Generator
 from lm.inference.loading import open_checkpoints, open_run, read_params, read_trained
-from lm.inference.predict import Inputs, Split, predict
+from lm.inference.prediction import Inputs, Split, predict

@@ -28,7 +28,7 @@ of a run has one shape.
 
 from __future__ import annotations
 
-from lm.objectives.lengths import Lengths
+from lm.objectives.example_lengths import Lengths
 from lm.objectives.noise_masks import Vocabulary
 from lm.objectives.table import (
     MODES,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.objectives import lengths
+from lm.objectives import example_lengths
 
 
 class Vocabulary(NamedTuple):
@@ -25,7 +25,7 @@ class Vocabulary(NamedTuple):
 def any_tokens(config, tokens, rng, vocabulary) -> np.ndarray:
     """A fixed number of tokens, every subset equally likely."""
     raw = len(tokens)
-    noise = lengths.hidden_count(config, raw)
+    noise = example_lengths.hidden_count(config, raw)
     hidden = np.zeros(raw, bool)
     hidden[rng.random(raw).argpartition(noise - 1)[:noise]] = True
     return hidden
@@ -39,7 +39,10 @@ def t5_spans(config, tokens, rng, vocabulary) -> np.ndarray:
     Source: random_spans_noise_mask in t5/data/preprocessors.py.
     """
     raw = len(tokens)
-    noise, spans = lengths.hidden_count(config, raw), lengths.span_count(config, raw)
+    noise, spans = (
+        example_lengths.hidden_count(config, raw),
+        example_lengths.span_count(config, raw),
+    )
     before = part_ends(rng, raw - noise, spans)  # shown tokens before each span
     sizes = part_ends(rng, noise, spans)
     sizes[1:] -= sizes[:-1]
@@ -72,7 +75,7 @@ def ring_spans(config, tokens, rng, vocabulary) -> np.ndarray:
 def one_span(config, tokens, rng, vocabulary) -> np.ndarray:
     """A single span, every place of it equally likely."""
     raw = len(tokens)
-    noise = lengths.hidden_count(config, raw)
+    noise = example_lengths.hidden_count(config, raw)
     start = rng.integers(raw - noise + 1)
     hidden = np.zeros(raw, bool)
     hidden[start : start + noise] = True
@@ -90,7 +93,7 @@ def any_suffix(config, tokens, rng, vocabulary) -> np.ndarray:
 def share_suffix(config, tokens, rng, vocabulary) -> np.ndarray:
     """The last tokens, as many as noise_density says."""
     raw = len(tokens)
-    return np.arange(raw) >= raw - lengths.hidden_count(config, raw)
+    return np.arange(raw) >= raw - example_lengths.hidden_count(config, raw)
 
 
 def all_tokens(config, tokens, rng, vocabulary) -> np.ndarray:
@@ -147,7 +150,7 @@ def sentences_by(order):
         ends = sentence_ends(tokens, vocabulary)
         sentences = np.cumsum(ends) - ends
         sizes = np.bincount(sentences)
-        noise = room = lengths.hidden_count(config, len(tokens))
+        noise = room = example_lengths.hidden_count(config, len(tokens))
         chosen, ordered = np.zeros(len(sizes), bool), order(tokens, sentences, rng)
         for sentence, size in zip(ordered.tolist(), sizes[ordered].tolist(), strict=True):
             if size <= room:

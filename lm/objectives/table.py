@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm import lookup
-from lm.objectives import corruption, lengths, noise_masks
+from lm.objectives import corruption, example_lengths, noise_masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _drawn(config, rng) -> tuple[str, ObjectiveConfig]:
 def _ul2_lengths(config, raw):
     found = [OBJECTIVES[one.name].lengths(one, raw) for _, one in _denoisers(config.placement)]
     _, inputs, targets, sentinels = np.max(found, axis=0).tolist()
-    return lengths.Lengths(raw, inputs + 1, targets, sentinels + len(MODES))
+    return example_lengths.Lengths(raw, inputs + 1, targets, sentinels + len(MODES))
 
 
 def _ul2_hide(config, tokens, rng, vocabulary):
@@ -140,13 +140,13 @@ SENTENCES = {
 
 OBJECTIVES = {
     "span_corruption": _objective(
-        lengths.span_lengths, SPANS, corruption.write_runs, corruption.fill_runs
+        example_lengths.span_lengths, SPANS, corruption.write_runs, corruption.fill_runs
     ),
     "iid_replace": _objective(
-        lengths.run_lengths, TOKENS, corruption.write_runs, corruption.fill_runs
+        example_lengths.run_lengths, TOKENS, corruption.write_runs, corruption.fill_runs
     ),
     "token_masking": _objective(
-        lengths.mask_lengths,
+        example_lengths.mask_lengths,
         TOKENS,
         corruption.write_masks,
         corruption.fill_masks,
@@ -154,29 +154,29 @@ OBJECTIVES = {
         targets=("hidden", "whole"),
     ),
     "mass": _objective(  # Song et al. 2019, arXiv:1905.02450
-        lengths.mask_lengths,
+        example_lengths.mask_lengths,
         {"uniform": noise_masks.one_span},
         corruption.write_masks,
         corruption.fill_masks,
     ),
     "drop": _objective(
-        lengths.part_lengths, TOKENS, corruption.write_parts, corruption.fill_dropped
+        example_lengths.part_lengths, TOKENS, corruption.write_parts, corruption.fill_dropped
     ),
     "gap_sentences": _objective(  # Zhang et al. 2020, arXiv:1912.08777
-        lengths.gap_lengths, SENTENCES, corruption.write_gaps, corruption.fill_gaps
+        example_lengths.gap_lengths, SENTENCES, corruption.write_gaps, corruption.fill_gaps
     ),
     "prefix_lm": _objective(
-        lengths.prefix_lengths, CUTS, corruption.write_parts, corruption.fill_suffix
+        example_lengths.prefix_lengths, CUTS, corruption.write_parts, corruption.fill_suffix
     ),
     "language_model": _objective(
-        lengths.language_lengths,
+        example_lengths.language_lengths,
         ALL,
         corruption.write_parts,
         corruption.fill_suffix,
         bound="targets",  # the inputs are eos alone
     ),
     "deshuffling": _objective(
-        lengths.order_lengths, ALL, corruption.write_shuffled, corruption.fill_whole
+        example_lengths.order_lengths, ALL, corruption.write_shuffled, corruption.fill_whole
     ),
     "ul2": Objective(_ul2_lengths, _ul2_hide, _ul2_corrupt, _ul2_fill, _words(SPANS)),
 }
@@ -186,7 +186,7 @@ OBJECTIVES = {
 
 
 @functools.cache
-def lengths(config: ObjectiveConfig, input_length: int) -> lengths.Lengths:
+def lengths(config: ObjectiveConfig, input_length: int) -> example_lengths.Lengths:
     """The longest text whose corrupted inputs, eos included, take at most `input_length` tokens.
 
     Of language_model, whose inputs are eos alone: the longest whose targets do. T5 searches up from
@@ -220,7 +220,7 @@ def check_sentinels(config: ObjectiveConfig, input_length: int, num_sentinels: i
     T5 and its descendants then write ids of ordinary pieces without a word.
     Raises ValueError.
     """
-    needed = lengths(config, input_length).sentinels
+    needed = example_lengths(config, input_length).sentinels
     if needed > num_sentinels:
         keys = DECIDING.get(config.name, ())
         said = "".join(f", objective.{key}={getattr(config, key)}" for key in keys)

@@ -140,7 +140,9 @@ class Shapes:
         if key not in self._held:
             mesh = layout.strategy == "mesh"
             sizes = (
-                layout.sizes(self.target.chips) if mesh else dict.fromkeys(parallel.rules.AXES, 1)
+                layout.sizes(self.target.chips)
+                if mesh
+                else dict.fromkeys(parallel.sharding.AXES, 1)
             )
             try:
                 self._held[key] = tuple(
@@ -220,8 +222,8 @@ class Shapes:
 
 def _held(tree: Any, sizes: dict[str, int]) -> int:
     # Bytes of a tree on one device.
-    cut = jax.tree.leaves(parallel.rules.specs(tree, sizes))
-    part = parallel.rules.shape_on_a_device
+    cut = jax.tree.leaves(parallel.sharding.specs(tree, sizes))
+    part = parallel.sharding.shape_on_a_device
     return sum(
         math.prod(part(leaf, tuple(spec), sizes)) * leaf.dtype.itemsize
         for leaf, spec in zip(jax.tree.leaves(tree), cut, strict=True)

@@ -75,7 +75,7 @@ def prepared(run: runs.Run, devices) -> Prepared:
     state, rows = strategy.placed(update.shapes, batch_shapes(run))
     teacher = None
     if run.config["stage"] == "distill" and not run.config["teacher"]["cache"]:
-        teacher, _ = strategy.placed(train.teaching.shapes(run), batch_shapes(run))
+        teacher, _ = strategy.placed(train.live_teacher.shapes(run), batch_shapes(run))
     return Prepared(strategy, update.step, (state, rows, teacher))
 
 

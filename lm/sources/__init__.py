@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from lm.sources.documents import LIMIT, BadRecord, Document
 from lm.sources.parts import KINDS, Part, check_starts, parts_of, unread
-from lm.sources.records import records, source_fingerprint, splits_held_out, stream
+from lm.sources.random_access import records, source_fingerprint, splits_held_out, stream
 from lm.sources.tfds import (
     DEFAULT_HELDOUT,
     EMBEDDED,

@@ -26,7 +26,7 @@ class Signals:
 
     def __init__(self):
         self.name, self._asked, self._former = "SIGTERM", 0, {}
-        self._several = parallel.hosts()[1] > 1
+        self._several = parallel.host_index_and_count()[1] > 1
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():

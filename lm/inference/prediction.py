@@ -368,7 +368,7 @@ def _nearest(word: str, row: dict, said: tuple[list, list]) -> tuple[list, list]
 
 def _made_of(found: InputStats, run: runs.Run, tokens, params, how, seed: int) -> dict:
     """What answers follow from; the same, and they are the same."""
-    sums = [int(x) for x in jax.tree.leaves(jax.device_get(checkpoints.checksums(params)))]
+    sums = [int(x) for x in jax.tree.leaves(jax.device_get(checkpoints.tree_checksums(params)))]
     return {
         "input": found.digest,
         "checkpoint": hashlib.sha256(json.dumps(sums).encode()).hexdigest(),

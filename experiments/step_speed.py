@@ -110,8 +110,10 @@ def theirs(size: str, count: int, seconds: float, compiled: bool) -> dict:
     optimizer = torch.optim.AdamW(model.parameters(), **adamw)
     forward = torch.compile(model) if compiled else model
     wide = device == "cpu"
-    tensors = [torch.tensor(part, dtype=torch.int64, device=device) for part in rows(count)]
-    given = dict(input_ids=tensors[0], attention_mask=tensors[1], labels=tensors[2])
+    examples = rows(count)
+    fields = (examples.inputs, examples.inputs_segment_ids, examples.targets)
+    inputs, mask, labels = (torch.tensor(x, dtype=torch.int64, device=device) for x in fields)
+    given = dict(input_ids=inputs, attention_mask=mask, labels=labels)
 
     def step():
         with torch.autocast(device, torch.bfloat16, enabled=not wide):

@@ -144,15 +144,15 @@ def test_what_the_data_decide_changes_no_shape(tiny_config, tmp_path):
 
 WORDS = """
 import json, re, sys, jax, numpy as np
-from lm import run
+from lm import runs
 from lm.preflight import program
 figure = lambda name: int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
-this = run.make_run(json.loads(sys.argv[1]), sys.argv[2])
-prepared = program.prepared(this, jax.devices()[:1])
+run = runs.make_run(json.loads(sys.argv[1]), sys.argv[2])
+prepared = program.prepared(run, jax.devices()[:1])
 step = prepared.lowered().lowered.compile()
 said = step.memory_analysis()
-state = prepared.strategy.init(program.made_update(this).make)
-ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), program.batch_shapes(this))
+state = prepared.strategy.init(program.made_update(run).make)
+ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), program.batch_shapes(run))
 rows = jax.block_until_ready(prepared.strategy.place_batch(ones))
 open("/proc/self/clear_refs", "w").write("5")  # from here on VmHWM is the peak of what follows
 before = figure("VmRSS")

@@ -5,8 +5,7 @@ A run's folder may stand in a preset's place: its model, and its parameters to s
 
 from __future__ import annotations
 
-from lm import lookup
-from lm.storage import paths
+from lm import lookup, storage
 
 # d_model, d_ff, heads, key/value heads, head_dim
 SMALL, BASE, LARGE = (512, 1024, 6, 6, 64), (768, 2048, 12, 12, 64), (1024, 2816, 16, 16, 64)
@@ -95,7 +94,7 @@ def apply(config, preset: str):
     A folder of a run, instead: its model and tokenizer, and config.init_from to start from it.
     Returns config.
     """
-    folder = paths.as_path(preset).expanduser()
+    folder = storage.as_path(preset).expanduser()
     if preset not in PRESETS and (folder / "config.json").exists():
         from lm import runs, transformer
 

@@ -79,10 +79,10 @@ def varied_pages() -> list[dump.Page]:
 
 def jobs(path: pathlib.Path) -> tuple[dict[str, Callable[[], object]], int, int]:
     """({row of the table: what is timed}, pages, bytes of their XML)."""
-    (part,) = sources.parts_of(str(path))
-    raw = list(part.raw())
+    (part,) = sources.list_files(str(path))
+    raw = list(part.raw_records())
     # Each cleans what it would clean of a dump: all articles, and no redirect.
-    articles = [r for r in raw if part.document(r).dropped in ("", "empty")]
+    articles = [r for r in raw if part.document(r).drop_reason in ("", "empty")]
     texts = [ElementTree.fromstring(r["page"]).findtext("revision/text") for r in articles]
     clean = stranger()
     prose = [part.document(r).text for r in articles]
@@ -98,7 +98,7 @@ def jobs(path: pathlib.Path) -> tuple[dict[str, Callable[[], object]], int, int]
             raise ValueError("too many of the pages are duplicates; vary them more.")
 
     made = {
-        READ: lambda: sum(1 for _ in part.raw()),
+        READ: lambda: sum(1 for _ in part.raw_records()),
         CLEAN: lambda: [part.document(r) for r in articles],
         STRANGE: lambda: [clean(text) for text in texts],
         WHOLE: lambda: corpus(1),

@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_kept_with_its_reason_and_place(made, lines):
 
 
 def test_an_enormous_record_is_quarantined_and_the_others_are_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.documents, "LIMIT", 500)
+    monkeypatch.setattr(sources.documents, "MAX_RECORD_BYTES", 500)
     write(tmp_path / "in.txt", [b"A line of more than twenty.", b"z" * 501, b"", b"Another " * 9])
     wanted = recipe(tmp_path / "in.txt", unit="line", heldout=0)
     records = build.build(wanted, tmp_path / "out", 1)[0]["records"]
@@ -335,7 +335,7 @@ def test_only_the_duplicates_asked_for_are_dropped(kind, kept, lines, tmp_path):
 
 def test_a_finished_corpus_is_found_without_reading_a_record(made, folder_of, monkeypatch):
     before = contents(made[0])
-    monkeypatch.setattr(sources.Part, "raw", None)
+    monkeypatch.setattr(sources.SourceFile, "raw_records", None)
     assert build.build(recipe(folder_of), made[0], 1) == (made[1], True)
     assert contents(made[0]) == before
 
@@ -389,7 +389,7 @@ def test_what_stops_it_leaves_nothing(place, name, error, folder_of, made, tmp_p
 def test_two_processes_do_not_make_the_same_corpus_at_once(folder_of, tmp_path):
     room = tmp_path / ".out.lm-part"
     (room / "new").mkdir(parents=True)
-    (room / staging.MARK).touch()
+    (room / staging.OWNER_MARK).touch()
     (room / "new" / "theirs").write_text("work")
     held = os.open(room, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -474,9 +474,9 @@ def test_a_finished_corpus_with_a_damaged_part_is_a_sentence(file, made, folder_
 
 def test_another_tokenizer_at_the_same_place_makes_another_corpus(folder_of, tmp_path):
     wanted = recipe(folder_of, tokenizer=str(tmp_path / "tokens"), heldout=0)
-    tokenizer.spell(tmp_path / "tokens", 5)
+    tokenizer.write_byte_tokenizer(tmp_path / "tokens", 5)
     build.build(wanted, tmp_path / "out", 1)
-    tokenizer.spell(tmp_path / "tokens", 6)
+    tokenizer.write_byte_tokenizer(tmp_path / "tokens", 6)
     with pytest.raises(ValueError, match="holds a corpus of other tokenizer;"):
         build.build(wanted, tmp_path / "out", 1)
 

@@ -26,7 +26,7 @@ class Piece:
     texts: tuple
     name: str = "piece"
 
-    def raw(self):
+    def raw_records(self):
         return iter(self.texts)
 
     def document(self, raw):
@@ -172,7 +172,7 @@ def test_memory_does_not_grow_with_the_training_data():
     class Endless(Piece):
         count: int = 0
 
-        def raw(self):
+        def raw_records(self):
             return (f"w{i % 97} " * 300 for i in range(self.count))
 
     def peak(count):
@@ -209,7 +209,7 @@ def write_corpus(directory, tokens: tokenizer.Tokenizer, splits: dict[str, list[
 @pytest.fixture(scope="module")
 def spelt(tmp_path_factory):
     """A tokenizer of bytes, whose empty line is two ids."""
-    return tokenizer.spell(tmp_path_factory.mktemp("bytes"), 10)
+    return tokenizer.write_byte_tokenizer(tmp_path_factory.mktemp("bytes"), 10)
 
 
 @pytest.mark.parametrize("block", [1, 40, 1 << 16])
@@ -224,7 +224,7 @@ def test_a_corpus_reads_back_as_its_documents(kind, block, request, tmp_path, mo
     assert [piece.name for piece in pieces] == [
         f"{directory}/train/shard-{number}.array_record" for number in range(4)
     ]
-    read = [[piece.document(raw).text for raw in piece.raw()] for piece in pieces]
+    read = [[piece.document(raw).text for raw in piece.raw_records()] for piece in pieces]
     plain = lambda text: tokens.decode([*tokens.encode(text), *tokens.encode("\n\n")])
     assert read == [list(map(plain, file)) for file in files]
 

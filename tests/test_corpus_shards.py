@@ -312,7 +312,7 @@ def test_a_corpus_whose_tokenizer_was_exchanged_is_a_sentence(finished, tmp_path
     from lm import tokenizer
 
     shutil.copytree(finished, tmp_path / "c")
-    exchanged = tokenizer.spell(tmp_path / "c" / "tokenizer", 10)
+    exchanged = tokenizer.write_byte_tokenizer(tmp_path / "c" / "tokenizer", 10)
     with pytest.raises(ValueError, match="was exchanged since: make the corpus anew"):
         shards.check_tokenizer(tmp_path / "c", exchanged)
 
@@ -339,6 +339,6 @@ def test_what_is_no_finished_corpus_is_a_sentence(finished, tmp_path):
         shards.find(tmp_path / "other", "train")
     with pytest.raises(ValueError, match="other holds no finished corpus"):
         shards.tokenizer_of(tmp_path / "other")
-    other = tokenizer.spell(tmp_path / "bytes", 10)
+    other = tokenizer.write_byte_tokenizer(tmp_path / "bytes", 10)
     with pytest.raises(ValueError, match="was written with another tokenizer than .*; leave"):
         shards.check_tokenizer(finished, other)

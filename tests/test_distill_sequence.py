@@ -160,7 +160,9 @@ def other_tokens(tmp_path_factory):
     """A tokenizer of bytes."""
     from lm import tokenizer
 
-    return tokenizer.spell(tmp_path_factory.mktemp("bytes") / "tokenizer", 10).directory
+    return tokenizer.write_byte_tokenizer(
+        tmp_path_factory.mktemp("bytes") / "tokenizer", 10
+    ).directory
 
 
 def test_a_student_of_other_ids_learns_from_answers_alone(

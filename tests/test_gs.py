@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from experiments.kill_drill import outcome
-from lm import cli, evaluate, inference, interop, logs, pipeline, report, runs, show, train
-from lm.storage import gcs, paths
+from lm import cli, evaluate, inference, interop, logs, pipeline, report, runs, show, storage, train
+from lm.storage import gcs
 
 CHANGES = {"model.dropout_rate": 0.1, "every.checkpoint": 2, "keep": 2}
 
 
 def fetched(address: str, folder: pathlib.Path) -> pathlib.Path:
     """A copy on disk of all that is below an address."""
-    for name in gcs.files().find(address):
+    for name in gcs.filesystem().find(address):
         path = folder / f"gs://{name}".removeprefix(f"{address}/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gcs.files().cat_file(name))
+        path.write_bytes(gcs.filesystem().cat_file(name))
     return folder
 
 
@@ -72,7 +72,7 @@ def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
     for at in (in_bucket, on_disk):
         inference.predict(at, [{"inputs": "a b"}], f"{at}/answers.jsonl")
     answers = f"{in_bucket}/answers.jsonl"
-    assert paths.as_path(answers).read_bytes() == (on_disk / "answers.jsonl").read_bytes() > b""
+    assert storage.as_path(answers).read_bytes() == (on_disk / "answers.jsonl").read_bytes() > b""
     assert list(inference.Inputs(answers)) == list(inference.Inputs(str(on_disk / "answers.jsonl")))
     read = [runs.read_run(at) for at in (in_bucket, on_disk)]
     assert show.rows(read[0], "train", 3) == show.rows(read[1], "train", 3)
@@ -80,7 +80,7 @@ def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
     for what in ("loss", "nats"):
         assert pages[0].series("heldout", what) == pages[1].series("heldout", what)
     report.write([in_bucket], f"{in_bucket}/report.html", title="lm")
-    assert paths.as_path(f"{in_bucket}/report.html").read_text().startswith("<!")
+    assert storage.as_path(f"{in_bucket}/report.html").read_text().startswith("<!")
     for at, out in ((in_bucket, "ours"), (on_disk, "theirs")):
         interop.write(at, tmp_path / out)
     exported = sorted(path.name for path in (tmp_path / "theirs").iterdir())
@@ -135,7 +135,7 @@ def test_teacher_tokenizer_trace_and_import_may_lie_in_a_bucket(
     rows = logs.read(f"{bucket}/student/metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2]
     assert "no trace" not in [row["event"] for row in logs.read(f"{bucket}/student/events.jsonl")]
-    traced = gcs.files().find(f"{bucket}/student/profile")
+    traced = gcs.filesystem().find(f"{bucket}/student/profile")
     assert any(name.endswith(".xplane.pb") for name in traced)
 
     interop.write(on_disk, tmp_path / "exported")
@@ -180,7 +180,7 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
     asked = dict(tokenizer="bytes", unit="line", rules="none", heldout=0.2, shards=2)
     recipe = documents.Recipe(source=str(tmp_path / "text.txt"), **asked)
     build.build(recipe, tmp_path / "corpus", workers=1)
-    paths.copy(tmp_path / "corpus", paths.as_path(f"{bucket}/corpus"))
+    storage.copy_dir(tmp_path / "corpus", storage.as_path(f"{bucket}/corpus"))
     seen = []
     for place in (f"{bucket}/corpus", str(tmp_path / "corpus")):
         changes = {"data.task": place, "tokenizer.dir": "", "tokenizer.kind": "bytes"}
@@ -196,44 +196,44 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
 
 
 def test_a_folder_is_copied_whole_and_the_file_that_tells_of_it_last(bucket, store, tmp_path):
-    prefix, folder = bucket.removeprefix("gs://lm-test/"), paths.as_path(f"{bucket}/folder")
+    prefix, folder = bucket.removeprefix("gs://lm-test/"), storage.as_path(f"{bucket}/folder")
     for name in ("", "deep/", "deep/x", "mark"):  # the first two as the Cloud console makes them
         store.put("lm-test", f"{prefix}/folder/{name}", name.encode())
     copied = lambda: {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")}
     refused = lambda write, name: name.endswith("deep/x") and not write
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="cannot be copied"):
         patch.setattr(store, "refused", refused)
-        paths.copy(folder, tmp_path / "on", "mark")
+        storage.copy_dir(folder, tmp_path / "on", "mark")
     assert "on/mark" not in copied()
-    paths.copy(folder, tmp_path / "on", "mark")
+    storage.copy_dir(folder, tmp_path / "on", "mark")
     assert copied() >= {"on/mark", "on/deep/x"} and "on/deep/" not in copied()
-    paths.copy(tmp_path / "on", paths.as_path(f"{bucket}/back"), "mark")
-    assert (paths.as_path(bucket) / "back/deep/x").read_text() == "deep/x"
-    assert paths.glob_paths(f"{bucket}/ba*") == [f"{bucket}/back"]
+    storage.copy_dir(tmp_path / "on", storage.as_path(f"{bucket}/back"), "mark")
+    assert (storage.as_path(bucket) / "back/deep/x").read_text() == "deep/x"
+    assert storage.glob_paths(f"{bucket}/ba*") == [f"{bucket}/back"]
 
 
 def test_what_is_away_and_what_is_not_there_are_told_apart(bucket, monkeypatch):
     at_once = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0))
     monkeypatch.setattr(gcs.retry, "asyncio", at_once)  # it tries six times in 34 seconds
-    away = gcs.Buckets(endpoint_url="http://127.0.0.1:9", token="anon")
+    away = gcs.UncachedFileSystem(endpoint_url="http://127.0.0.1:9", token="anon")
     for ask in (away.cat_file, away.exists):
         with pytest.raises(OSError, match="gs://b/x y cannot be reached .*see to the network"):
             ask("b/x y")
     with pytest.raises(FileNotFoundError, match=f"{bucket}/x y is not there"):
-        paths.as_path(f"{bucket}/x y").read_bytes()
+        storage.as_path(f"{bucket}/x y").read_bytes()
     with pytest.raises(ValueError, match="names no bucket"):
-        paths.as_path("gs:///run")
+        storage.as_path("gs:///run")
 
 
 def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(paths.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(storage.paths.time, "monotonic", lambda: clock[0])
     with logs.Logs(f"{bucket}/log", 9, name="x") as log:
         there = lambda: [row["step"] for row in logs.read(f"{bucket}/log/metrics.jsonl")]
         log.write(1, "train", {"loss": 1.0})
         log.write(2, "train", {"loss": 1.0})
         assert there() == [1]  # not each row writes all of the object anew
-        clock[0] += paths.PERIOD
+        clock[0] += storage.FLUSH_SECONDS
         log.write(3, "train", {"loss": 1.0})
         assert there() == [1, 2, 3]
         log.write(4, "train", {"loss": 1.0})
@@ -250,10 +250,10 @@ def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
 
 def test_what_may_not_be_read_is_a_sentence_and_never_absent(bucket, store, config, monkeypatch):
     monkeypatch.setattr(store, "refused", lambda write, name: True)
-    for ask in (runs.is_claimed, runs.read_config, lambda at: paths.as_path(at).is_dir()):
+    for ask in (runs.is_claimed, runs.read_config, lambda at: storage.as_path(at).is_dir()):
         with pytest.raises(OSError, match="cannot be reached .*does not have storage.*gcloud auth"):
             ask(f"{bucket}/run")
-    gcs.check.cache_clear()
+    gcs.check_bucket.cache_clear()
     with pytest.raises(OSError, match="cannot be reached"):
         runs.make_run(config, f"{bucket}/run")
 
@@ -313,7 +313,7 @@ def test_what_was_compiled_is_kept_in_a_bucket(bucket, monkeypatch):
             jax.clear_caches()
             assert jax.jit(lambda x: x * 3 + 2)(jax.numpy.arange(5)).tolist() == [2, 5, 8, 11, 14]
             assert bool(hits) == bool(seen)
-        assert gcs.files().find(f"{bucket}/cache")
+        assert gcs.filesystem().find(f"{bucket}/cache")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

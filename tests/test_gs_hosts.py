@@ -10,8 +10,7 @@ import signal
 import pytest
 
 from experiments.kill_drill import children, drill, outcome
-from lm import runs
-from lm.storage import paths
+from lm import runs, storage
 from tests import test_gs, test_hosts
 
 STEPS, SAVE = 4, 2
@@ -52,7 +51,7 @@ def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
     on_disk = start(config, tmp_path / "disk", "disk")
     assert test_hosts.ends(on_disk) == [0, 0], on_disk[0].said() + on_disk[1].said()
 
-    workdir, killed = paths.as_path(f"{bucket}/pair"), []
+    workdir, killed = storage.as_path(f"{bucket}/pair"), []
 
     def kill(write: bool, name: str) -> bool:  # in the midst of the last save
         if write and f"/pair/checkpoints/{STEPS}" in name and not killed:

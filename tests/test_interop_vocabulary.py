@@ -153,9 +153,9 @@ def ours(stands, tmp_path_factory):
     for name, rule in (("plain", "identity"), ("folded", "nmt_nfkc")):
         options = dict(pieces=1500, num_sentinels=20, normalization=rule)
         found[name] = tokenizer.train(["\n".join(corpus())], root / name, **options)
-    found["spelt"] = tokenizer.spell(root / "spelt", 20)
+    found["spelt"] = tokenizer.write_byte_tokenizer(root / "spelt", 20)
     facts = dict(pieces=259, num_sentinels=20, normalization="identity")
-    data = tokenizer.byte_model().SerializeToString()
+    data = tokenizer.byte_model_proto().SerializeToString()
     found["spelt before"] = tokenizer.write(root / "spelt before", data, facts)
     assert {name: found[name].sentinel_order for name in SPELT} == SPELT
     return found
@@ -374,7 +374,7 @@ def test_a_models_file_is_kept_to_the_byte(stands, tmp_path):
     proto.trainer_spec.unk_id = 2  # a second such message merges into the first
     data = (stands["t5"] / "spiece.model").read_bytes() + proto.SerializeToString()
     tok = vocabulary.read(fill(tmp_path, spiece__model=data), tmp_path / "out")
-    assert (tok.directory / tokenizer.MODEL).read_bytes() == data
+    assert (tok.directory / tokenizer.MODEL_FILE).read_bytes() == data
     assert tok.num_sentinels == 100
 
 
@@ -532,7 +532,9 @@ def assert_same_ids(tok: tokenizer.Tokenizer, seen: dict):
     """Equal ids, but for the gap of is_stacked and for ties, which score the same in float32."""
     import sentencepiece
 
-    model = sentencepiece.SentencePieceProcessor(model_file=str(tok.directory / tokenizer.MODEL))
+    model = sentencepiece.SentencePieceProcessor(
+        model_file=str(tok.directory / tokenizer.MODEL_FILE)
+    )
     skipped, ties = 0, 0
     for text, ids in zip(fuzz(), seen["ids"], strict=True):
         mine = tok.encode(text).tolist()

@@ -297,7 +297,7 @@ def test_a_corpus_of_another_tokenizer_or_a_slice_of_one_is_refused(
 ):
     from lm import tokenizer
 
-    other = tokenizer.spell(tmp_path / "bytes", 10)
+    other = tokenizer.write_byte_tokenizer(tmp_path / "bytes", 10)
     changes = {"data.task": str(finished), "tokenizer.dir": str(other.directory)}
     run = runs.make_run(tiny_config(**changes), tmp_path)
     with pytest.raises(ValueError, match="was written with another tokenizer than .*bytes; leave"):

@@ -173,18 +173,18 @@ def test_prose_is_kept(text):
         ("x[i] = y[i] * 2 + self.scale(z) for the i.", pydocs.is_wordy),
         ("array-like, optional, shape parameter", pydocs.is_english),
         ("Berechnet den Mittelwert entlang einer Achse", pydocs.is_english),
-        ("This is how it is called from the shell:", pydocs.is_whole),
+        ("This is how it is called from the shell:", pydocs.is_complete),
     ],
 )
 def test_each_rule_drops_what_it_is_named_for_and_no_other_does(text, rule):
-    rules = (pydocs.is_long, pydocs.is_wordy, pydocs.is_english, pydocs.is_whole)
+    rules = (pydocs.is_long, pydocs.is_wordy, pydocs.is_english, pydocs.is_complete)
     assert [each for each in rules if not each(text)] == [rule]
     assert not pydocs.is_prose(text)
 
 
 @pytest.mark.parametrize("docstring, prose", [GOOGLE, NUMPY, SPHINX])
 def test_every_style_of_docstring_gives_its_prose(docstring, prose):
-    read = [text for text in pydocs.paragraphs(docstring) if pydocs.is_prose(text)]
+    read = [text for text in pydocs.split_paragraphs(docstring) if pydocs.is_prose(text)]
     assert read == [SUMMARY, *prose.splitlines()]
 
 
@@ -206,14 +206,14 @@ HIDDEN = "What is here reads like a sentence of prose."
     ],
 )
 def test_what_is_no_running_text_is_left_out_and_what_follows_is_read(hiding):
-    read = pydocs.paragraphs(f"{SUMMARY}\n\n{hiding}\n\n{BODY}")
+    read = pydocs.split_paragraphs(f"{SUMMARY}\n\n{hiding}\n\n{BODY}")
     assert [text for text in read if pydocs.is_prose(text)] == [SUMMARY, BODY]
 
 
 def test_a_sentence_goes_on_in_an_indented_line_and_ends_at_its_full_stop():
     docstring = f"The order of the lines is that of\n  the points.\n\n{SUMMARY}\n  {BODY}"
     first = "The order of the lines is that of the points."
-    assert pydocs.paragraphs(docstring) == [first, SUMMARY, BODY]
+    assert pydocs.split_paragraphs(docstring) == [first, SUMMARY, BODY]
 
 
 @pytest.mark.parametrize(
@@ -227,16 +227,16 @@ def test_a_sentence_goes_on_in_an_indented_line_and_ends_at_its_full_stop():
     ],
 )
 def test_markup_goes_and_words_stay(marked, plain):
-    assert pydocs.unmarked(marked) == plain
+    assert pydocs.strip_markup(marked) == plain
 
 
 def test_running_text_is_not_cut_where_a_line_looks_like_an_item():
     text = "The order of the lines is this\none: it follows from the name, and only from it."
-    assert pydocs.paragraphs(text) == [text.replace("\n", " ")]
+    assert pydocs.split_paragraphs(text) == [text.replace("\n", " ")]
 
 
 def test_a_pair_is_one_sentence_and_what_it_sums_up():
-    document = pydocs.document("m", "m.f", f"{SUMMARY}\n\n{BODY}\n\n    x = f(1)\n\n{BODY}")
+    document = pydocs.make_document("m", "m.f", f"{SUMMARY}\n\n{BODY}\n\n    x = f(1)\n\n{BODY}")
     assert document == ("m", "m.f", f"{BODY}\n\n{BODY}", SUMMARY, f"{SUMMARY}\n\n{BODY}\n\n{BODY}")
 
 
@@ -251,14 +251,14 @@ def test_a_pair_is_one_sentence_and_what_it_sums_up():
     ],
 )
 def test_prose_without_a_summary_is_a_document_without_a_pair(docstring):
-    document = pydocs.document("m", "m.f", docstring)
+    document = pydocs.make_document("m", "m.f", docstring)
     assert (document.body, document.summary) == ("", "")
     assert SUMMARY[:-1] in document.text
 
 
 def test_every_definition_is_named_by_its_path():
     source = f'"""{SUMMARY}"""\nclass A:\n "{SUMMARY}"\n async def f(): "{SUMMARY}"\n'
-    seen, found = pydocs.documents("p.m", source.encode())
+    seen, found = pydocs.parse_documents("p.m", source.encode())
     assert (seen, [each.name for each in found]) == (3, ["p.m", "p.m.A", "p.m.A.f"])
     assert {each.module for each in found} == {"p.m"}
 
@@ -276,11 +276,13 @@ def test_every_definition_is_named_by_its_path():
     ids=["syntax", "coding", "bytes", "nul", "depth", "empty"],
 )
 def test_a_file_that_cannot_be_parsed_is_passed_over(source):
-    assert pydocs.documents("m", source) == (0, [])
+    assert pydocs.parse_documents("m", source) == (0, [])
 
 
 def test_halves_of_characters_are_left_out():
-    (document,) = pydocs.documents("m", rf'"""{SUMMARY[:-1]} \ud800 in the plane."""'.encode())[1]
+    (document,) = pydocs.parse_documents(
+        "m", rf'"""{SUMMARY[:-1]} \ud800 in the plane."""'.encode()
+    )[1]
     assert document.text.encode() and document.text.endswith("given in the plane.")
 
 
@@ -293,7 +295,7 @@ def test_the_first_of_equal_texts_is_kept_whatever_its_case_and_digits():
     echo = made("c", "Another text.", "The BODY of it")
     swap = made("d", "The body of it")
     free = made("e", "A third text.", "another body")
-    assert pydocs.distinct([first, same, echo, swap, free]) == [first, free]
+    assert pydocs.deduplicate([first, same, echo, swap, free]) == [first, free]
 
 
 def test_modules_are_split_in_the_shares_that_are_stated():
@@ -315,8 +317,8 @@ def test_no_text_and_no_body_is_in_two_splits(site, tmp_path):
 
 def test_the_same_packages_give_the_same_bytes_on_any_cores(site, tmp_path, monkeypatch):
     one = pydocs.build(tmp_path / "one", ["alpha", "beta"])
-    monkeypatch.setattr(pydocs, "POOL_FILES", 1)
-    monkeypatch.setattr(pydocs, "POOL_PROCESSES", 2)
+    monkeypatch.setattr(pydocs, "MIN_POOL_FILES", 1)
+    monkeypatch.setattr(pydocs, "MAX_PROCESSES", 2)
     two = pydocs.build(tmp_path / "two", ["beta", "alpha", "beta"])
     assert digest(one) == digest(two)
     assert len(digest(one)) == 3 + len(pydocs.SPLITS)
@@ -386,10 +388,10 @@ def test_tests_vendored_copies_and_this_package_are_left_out(site):
     ]
     install(site, "gamma", dict.fromkeys(kept + dropped, ""))
     install(site, "setuptools", {"setuptools_copy.py": ""})
-    found = pydocs.files_of(pydocs.installed(["gamma"]).values())
+    found = pydocs.python_files(pydocs.installed_distributions(["gamma"]).values())
     assert [name for name, _ in found] == ["gamma", "gamma.testing", "gamma_top"]
     assert all(pathlib.Path(path).is_file() for _, path in found)
-    everything = pydocs.installed()
+    everything = pydocs.installed_distributions()
     assert {"alpha", "gamma", "numpy"} <= everything.keys()
     assert not {"lm", "setuptools", "torch"} & everything.keys()
 

@@ -142,7 +142,7 @@ def test_an_absent_dataset_is_answered_with_the_place_and_the_command(root, monk
 
 
 def test_an_embedded_dataset_is_built_by_our_own_command(root):
-    for name in sources.EMBEDDED:
+    for name in sources.EMBEDDED_DATASETS:
         with pytest.raises(ValueError, match="python -m lm corpus --config=configs/pretrain.py`.$"):
             sources.tfds_records(name, "train", root)
 
@@ -185,16 +185,16 @@ def test_a_split_that_cannot_be_read_is_answered_in_a_sentence(prepared, split, 
 
 
 def test_held_out_data_is_never_training_data(prepared):
-    assert sources.held_out("tiny", "train[:50%]", "test[:3]", prepared) == (
+    assert sources.resolve_tfds_splits("tiny", "train[:50%]", "test[:3]", prepared) == (
         "train[:50%]",
         "test[:3]",
     )
-    train, heldout = sources.held_out("tiny", "train", "validation", prepared)
+    train, heldout = sources.resolve_tfds_splits("tiny", "train", "validation", prepared)
     assert (train, heldout) == ("train[:99%]", "train[99%:]")
     assert not set(texts(train, prepared)) & set(texts(heldout, prepared))
     for sliced in ("train[:50%]", "trian"):
         with pytest.raises(ValueError, match="to hold 'validation' out of=.*did you mean 'train'"):
-            sources.held_out("tiny", sliced, "validation", prepared)
+            sources.resolve_tfds_splits("tiny", sliced, "validation", prepared)
 
 
 def test_the_default_directory_is_that_of_tfds(prepared, monkeypatch, tmp_path):

@@ -66,26 +66,26 @@ def write_array_record(path, records) -> None:
 def read(source, **options) -> list[str]:
     """The texts of a source; what is dropped or bad does not pass in silence."""
     found = []
-    for part in sources.parts_of(str(source), **options):
-        for raw in part.raw():
+    for part in sources.list_files(str(source), **options):
+        for raw in part.raw_records():
             document = part.document(raw)
-            assert not document.dropped, document
+            assert not document.drop_reason, document
             found.append(document.text)
     return found
 
 
 def reasons(source, **options) -> dict[int, str]:
     """The reason of each bad record, or the rule that drops it, by its position."""
-    (part,) = sources.parts_of(str(source), **options)
+    (part,) = sources.list_files(str(source), **options)
     found = {}
-    for position, raw in enumerate(part.raw()):
+    for position, raw in enumerate(part.raw_records()):
         try:
             document = part.document(raw)
         except sources.BadRecord as error:
             found[position] = str(error)
         else:
-            if document.dropped:
-                found[position] = document.dropped
+            if document.drop_reason:
+                found[position] = document.drop_reason
     return found
 
 
@@ -125,13 +125,13 @@ def test_a_text_file_is_one_document_unless_told(tmp_path):
 )
 def test_a_shard_s_number_and_capitals_make_no_other_kind(name, kind, tmp_path):
     (tmp_path / name).write_bytes(b"")
-    assert [part.kind for part in sources.parts_of(str(tmp_path))] == [kind]
+    assert [part.kind for part in sources.list_files(str(tmp_path))] == [kind]
 
 
 def test_what_a_folder_holds_and_is_not_read_is_listed(tmp_path):
     make_tree(tmp_path)
     skipped = [str(tmp_path / name) for name in ("notes.md", "w-multistream-index.txt.bz2")]
-    assert sources.unread(f"{tmp_path}, tfds:x, {tmp_path}/deep,{tmp_path}/b.txt") == skipped
+    assert sources.skipped_files(f"{tmp_path}, tfds:x, {tmp_path}/deep,{tmp_path}/b.txt") == skipped
 
 
 def test_a_file_that_begins_wrong_is_found_before_any_is_read(tmp_path):
@@ -139,17 +139,17 @@ def test_a_file_that_begins_wrong_is_found_before_any_is_read(tmp_path):
         (tmp_path / f"{i}.jsonl").write_bytes(as_jsonl(TEXTS))
     (tmp_path / "z.jsonl").write_text('{"body": "x"}\n')
     (tmp_path / "b.txt").write_text("x")
-    parts = sources.parts_of(str(tmp_path))
-    sources.check_starts(parts[:-1])
+    parts = sources.list_files(str(tmp_path))
+    sources.check_first_records(parts[:-1])
     with pytest.raises(ValueError, match=r"z\.jsonl has no column 'text'; .* body"):
-        sources.check_starts(parts)
+        sources.check_first_records(parts)
 
 
 def test_a_parquet_row_group_is_not_held_whole(tmp_path):
     write_parquet(tmp_path / "a.parquet", [f"{i} " * 2000 for i in range(5000)])
-    (part,) = sources.parts_of(str(tmp_path))
+    (part,) = sources.list_files(str(tmp_path))
     held = pyarrow.total_allocated_bytes()
-    peaks = [pyarrow.total_allocated_bytes() - held for _ in part.raw()]
+    peaks = [pyarrow.total_allocated_bytes() - held for _ in part.raw_records()]
     assert len(peaks) == 5000 and max(peaks) < 24 << 20  # of 48
 
 
@@ -170,13 +170,13 @@ def test_an_archive_cut_anywhere_is_refused_with_its_name_and_position(name, tmp
     else:
         dump.pack(tmp_path / name, blocks)
     whole = (tmp_path / name).read_bytes()
-    (part,) = sources.parts_of(str(tmp_path / name))
-    complete = [part.document(raw) for raw in part.raw()]
+    (part,) = sources.list_files(str(tmp_path / name))
+    complete = [part.document(raw) for raw in part.raw_records()]
     for cut in [*range(0, len(whole), len(whole) // 23), len(whole) - 1, len(whole) - 9]:
         (tmp_path / name).write_bytes(whole[:cut])
         seen = []
         with pytest.raises(ValueError, match=rf"{name} .*(first \d+ records|not an XML export)"):
-            for raw in part.raw():
+            for raw in part.raw_records():
                 seen.append(part.document(raw))
         assert seen == complete[: len(seen)]
 
@@ -255,23 +255,23 @@ def test_an_array_record_file_cut_anywhere_is_refused_and_not_empty(tmp_path):
 
 def test_a_tfds_split_is_a_part(tiny_tfds):
     name, root = "wikipedia/20230601.en", str(tiny_tfds)
-    (part,) = sources.parts_of(f"tfds:{name}", data_dir=root)
+    (part,) = sources.list_files(f"tfds:{name}", data_dir=root)
     for split, column in (("train", "text"), ("validation", "title")):
         records = sources.tfds_records(name, split, root)
         told = [records[i][column] for i in range(len(records))]
         assert read(f"tfds:{name}@{split}", column=column, data_dir=root) == told
     assert part.name == f"tfds:{name}@train"
-    assert part.digest() == sources.fingerprint(name, root)
-    half, rest = sources.parts_of(
+    assert part.digest() == sources.tfds_fingerprint(name, root)
+    half, rest = sources.list_files(
         f"tfds:{name}@train[:50%], tfds:{name}@train[50%:]", data_dir=root
     )
     assert 0 <= part.size() - half.size() - rest.size() <= 1 < half.size()
     with pytest.raises(ValueError, match="has no column 'body'; name with --column one of"):
         read(f"tfds:{name}", column="body", data_dir=root)
     with pytest.raises(ValueError, match="did you mean"):
-        sources.parts_of("tfds:wikpedia/20230601.en", data_dir=root)
+        sources.list_files("tfds:wikpedia/20230601.en", data_dir=root)
     with pytest.raises(ValueError, match="choose one of"):
-        sources.parts_of(f"tfds:{name}@trian", data_dir=root)
+        sources.list_files(f"tfds:{name}@trian", data_dir=root)
 
 
 def test_bytes_that_are_not_utf_8_are_bad_and_never_replaced(tmp_path):
@@ -329,7 +329,7 @@ def test_marks_of_byte_order_go_and_ends_of_lines_become_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl.zst", "a.tsv.bz2", "a.parquet"])
 def test_a_record_beyond_the_limit_is_bad_and_its_neighbours_are_read(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "LIMIT", 1000)
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1000)
     texts = ["short", "x" * 1000, "y" * 1001, "z" * 90_000, "short again"]
     if name == "a.parquet":
         write_parquet(tmp_path / name, texts)
@@ -343,14 +343,14 @@ def test_a_record_beyond_the_limit_is_bad_and_its_neighbours_are_read(name, tmp_
         dump.pack(tmp_path / name, [write(texts)])
         longest = {2, 3} if unit == "line" else {1, 2, 3}  # the line has more than the text
     assert reasons(tmp_path / name, unit=unit) == dict.fromkeys(longest, "longer than 1,000 bytes")
-    (part,) = sources.parts_of(str(tmp_path / name), unit=unit)
+    (part,) = sources.list_files(str(tmp_path / name), unit=unit)
     assert [
-        len(raw["excerpt"]) for raw in part.raw() if type(raw) is dict and "excerpt" in raw
+        len(raw["excerpt"]) for raw in part.raw_records() if type(raw) is dict and "excerpt" in raw
     ] == [200 for _ in longest]
 
 
 def test_files_and_paragraphs_beyond_the_limit_are_bad(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "LIMIT", 1000)
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1000)
     path = tmp_path / "a.txt"
     for text, long in (("x" * 1000, False), ("x" * 1001, True)):
         path.write_text(text)
@@ -364,21 +364,21 @@ def test_files_and_paragraphs_beyond_the_limit_are_bad(tmp_path, monkeypatch):
         path.write_text("first\n\n" + "\n".join(lines) + "\n\nlast\n")
         long = sum(map(len, lines)) + len(lines) - 1 > 1000
         assert bool(reasons(path, unit="paragraph")) == long
-        assert sum(1 for _ in sources.parts_of(str(path), unit="paragraph")[0].raw()) == 3
+        assert sum(1 for _ in sources.list_files(str(path), unit="paragraph")[0].raw_records()) == 3
 
 
 @pytest.mark.parametrize(
     "name, unit", [("a.txt.gz", "line"), ("a.txt", "paragraph"), ("a.txt", "file")]
 )
 def test_memory_is_bounded_whatever_the_length_of_a_record(name, unit, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "LIMIT", 1 << 16)
-    monkeypatch.setattr(formats, "CHUNK", 1 << 16)
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1 << 16)
+    monkeypatch.setattr(formats, "CHUNK_BYTES", 1 << 16)
     short = b"a short line of text\n"
     dump.pack(tmp_path / name, [short + b"x" * (1 << 23) + b"\n" + short * (1 << 17)])
-    (part,) = sources.parts_of(str(tmp_path / name), unit=unit)
+    (part,) = sources.list_files(str(tmp_path / name), unit=unit)
     tracemalloc.start()
     held = pyarrow.total_allocated_bytes()
-    count = sum(1 for _ in part.raw())
+    count = sum(1 for _ in part.raw_records())
     peak = tracemalloc.get_traced_memory()[1] + pyarrow.total_allocated_bytes() - held
     tracemalloc.stop()
     assert count == {"line": 2 + (1 << 17), "paragraph": 1, "file": 1}[unit]
@@ -417,15 +417,15 @@ def make_tree(root) -> None:
 def test_a_source_is_paths_folders_and_globs_each_file_once_and_sorted(tmp_path, monkeypatch):
     make_tree(tmp_path)
     monkeypatch.chdir(tmp_path)
-    names = lambda source: [part.name for part in sources.parts_of(source)]
+    names = lambda source: [part.name for part in sources.list_files(source)]
     assert names(".") == ["a.jsonl", "b.txt", "deep/er/c.txt"]
     assert names("**/*.txt") == ["b.txt", "deep/er/c.txt"]
     assert names("b.txt, ./deep,*.txt , a.jsonl") == ["b.txt", "deep/er/c.txt", "a.jsonl"]
     assert names(f"b.txt,{tmp_path}/b.txt") == ["b.txt"]
-    assert [part.kind for part in sources.parts_of(".")] == ["jsonl", "text", "text"]
+    assert [part.kind for part in sources.list_files(".")] == ["jsonl", "text", "text"]
     for name in ("w-pages-articles.xml.bz2", "w-pages-articles1.xml-p1p41242.bz2", "w.xml"):
         (tmp_path / name).write_text("")
-        assert [part.kind for part in sources.parts_of(name)] == ["wikipedia"]
+        assert [part.kind for part in sources.list_files(name)] == ["wikipedia"]
 
 
 def test_a_name_may_hold_what_elsewhere_is_a_wildcard(tmp_path):
@@ -435,7 +435,7 @@ def test_a_name_may_hold_what_elsewhere_is_a_wildcard(tmp_path):
     assert read(tmp_path) == names
     for name in names:
         assert read(tmp_path / name) == [name]
-        (part,) = sources.parts_of(str(tmp_path / name))
+        (part,) = sources.list_files(str(tmp_path / name))
         assert part.size() == len(name.encode())
 
 
@@ -457,13 +457,13 @@ def test_an_item_without_a_file_is_one_sentence(tmp_path):
         "nonsense://a/b.txt": "Protocol not known: nonsense; give a path, or gs://",
     }.items():
         with pytest.raises(ValueError, match=words):
-            sources.parts_of(source)
+            sources.list_files(source)
     with pytest.raises(ValueError, match=r"--column='x': no file .* has columns"):
-        sources.parts_of(f"{tmp_path}/b.txt", column="x")
+        sources.list_files(f"{tmp_path}/b.txt", column="x")
     with pytest.raises(ValueError, match=r"--unit='line': no file .* is plain text"):
-        sources.parts_of(f"{tmp_path}/a.jsonl", unit="line")
+        sources.list_files(f"{tmp_path}/a.jsonl", unit="line")
     with pytest.raises(ValueError, match="did you mean 'line'"):
-        sources.parts_of(f"{tmp_path}/b.txt", unit="lines")
+        sources.list_files(f"{tmp_path}/b.txt", unit="lines")
 
 
 def test_a_remote_file_is_read_as_a_local_one(tmp_path):
@@ -473,12 +473,12 @@ def test_a_remote_file_is_read_as_a_local_one(tmp_path):
     for file in tmp_path.iterdir():
         remote.pipe(f"/bucket/deep/{file.name}", file.read_bytes())
     remote.pipe("/bucket/deep/c.array_record", b"")
-    (part,) = sources.parts_of("memory://bucket/**/*.gz")
+    (part,) = sources.list_files("memory://bucket/**/*.gz")
     assert part.digest() == hashlib.sha256((tmp_path / "a.jsonl.gz").read_bytes()).hexdigest()
     assert part.size() == (tmp_path / "a.jsonl.gz").stat().st_size
     assert read("memory://bucket/deep/*.gz,memory://bucket/deep/b.parquet") == TEXTS * 2
     with pytest.raises(ValueError, match="ArrayRecord is read from local files; copy it"):
-        sources.parts_of("memory://bucket")
+        sources.list_files("memory://bucket")
     remote.rm("/bucket", recursive=True)
 
 
@@ -487,22 +487,22 @@ def test_what_a_remote_source_lacks_is_said_with_the_cure(monkeypatch):
     with pytest.raises(
         ValueError, match=r"--source=gs://bucket/a\.txt: .*install gcsfs .*, with pip install"
     ):
-        sources.parts_of("gs://bucket/a.txt")
+        sources.list_files("gs://bucket/a.txt")
 
 
 def test_a_part_travels_to_a_worker_by_its_address(tmp_path):
     dump.pack(tmp_path / "a.jsonl.gz", [as_jsonl(TEXTS * 100)])
-    (part,) = sources.parts_of(str(tmp_path))
+    (part,) = sources.list_files(str(tmp_path))
     sent = pickle.dumps(part)
     assert len(sent) < 400 + len(str(tmp_path))
     again = pickle.loads(sent)
     assert again == part
-    assert list(again.raw()) == list(part.raw())
+    assert list(again.raw_records()) == list(part.raw_records())
 
 
 def test_a_file_that_vanished_is_a_sentence(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    (part,) = sources.parts_of(str(tmp_path))
+    (part,) = sources.list_files(str(tmp_path))
     (tmp_path / "a.txt").unlink()
     with pytest.raises(ValueError, match=r"a\.txt cannot be read after its first 0 records"):
-        list(part.raw())
+        list(part.raw_records())

@@ -65,23 +65,23 @@ def test_what_is_held_out_is_the_file_for_it_or_the_end_of_train(tmp_path):
     (tmp_path / "train.tsv").write_bytes(tsv(ROWS))
     one, many = f"{tmp_path}/train.tsv", f"{tmp_path}/{{split}}.tsv"
     for source in (one, many):
-        parts = sources.splits_held_out(source, "train", "validation")
+        parts = sources.resolve_splits(source, "train", "validation")
         assert parts == ("train[:99%]", "train[99%:]")
         assert every(source, parts[0]) + every(source, parts[1]) == ROWS
-    assert sources.splits_held_out(many, "train[:9]", "train[9:]") == ("train[:9]", "train[9:]")
+    assert sources.resolve_splits(many, "train[:9]", "train[9:]") == ("train[:9]", "train[9:]")
     with pytest.raises(ValueError, match="share examples; use disjoint slices, as train"):
-        sources.splits_held_out(many, "train[:10]", "train[9:]")
+        sources.resolve_splits(many, "train[:10]", "train[9:]")
     with pytest.raises(ValueError, match=r"is a slice, and there is no 'validation'; name the sl"):
-        sources.splits_held_out(many, "train[:10]", "validation")
+        sources.resolve_splits(many, "train[:10]", "validation")
     (tmp_path / "validation.tsv").write_bytes(tsv(ROWS[:3]))
-    assert sources.splits_held_out(many, "train", "validation") == ("train", "validation")
+    assert sources.resolve_splits(many, "train", "validation") == ("train", "validation")
     assert every(many, "validation") == ROWS[:3]
 
 
 @pytest.mark.parametrize("count", [2, 3, 41, 50, 51, 60, 150, 200])
 def test_at_least_one_row_is_held_out_and_the_rest_is_learnt(count, tmp_path):
     (tmp_path / "train.tsv").write_bytes(tsv(ROWS[:count]))
-    train, heldout = sources.splits_held_out(f"{tmp_path}/train.tsv", "train", "validation")
+    train, heldout = sources.resolve_splits(f"{tmp_path}/train.tsv", "train", "validation")
     learnt, kept = every(f"{tmp_path}/train.tsv", train), every(f"{tmp_path}/train.tsv", heldout)
     assert learnt + kept == ROWS[:count] and len(kept) == max(1, count - round(count * 0.99))
     words = ("train[:99%]", "train[99%:]") if count > 50 else ("train[:-1]", "train[-1:]")
@@ -90,7 +90,7 @@ def test_at_least_one_row_is_held_out_and_the_rest_is_learnt(count, tmp_path):
 
 def test_of_a_dataset_of_few_examples_one_is_held_out_as_well(tmp_path):
     conftest.write_tfds(tmp_path, "few", {"train": ROWS[:41], "more": ROWS[:60]})
-    split = lambda train: sources.splits_held_out("tfds:few", train, "validation", str(tmp_path))
+    split = lambda train: sources.resolve_splits("tfds:few", train, "validation", str(tmp_path))
     read = lambda split: [*sources.records("tfds:few", split, str(tmp_path))]
     assert split("more") == ("more[:99%]", "more[99%:]")
     assert split("train") == ("train[:-1]", "train[-1:]")
@@ -102,7 +102,7 @@ def test_of_less_than_two_rows_none_can_be_held_out(count, tmp_path):
     (tmp_path / "train.tsv").write_bytes(tsv(ROWS[:count]))
     sentence = f"train.tsv has {count} of the 2 examples or more that train needs for one to be hel"
     with pytest.raises(ValueError, match=sentence):
-        sources.splits_held_out(f"{tmp_path}/train.tsv", "train", "validation")
+        sources.resolve_splits(f"{tmp_path}/train.tsv", "train", "validation")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_fingerprint_follows_the_bytes_and_not_the_place(tmp_path):
     ],
 )
 def test_a_line_that_is_no_row_is_named(written, sentence, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "LIMIT", 32)
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 32)
     (tmp_path / "a.tsv").write_bytes(written)
     found = sources.records(f"{tmp_path}/a.tsv", "train")
     with pytest.raises(ValueError, match=sentence):

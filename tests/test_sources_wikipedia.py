@@ -18,14 +18,14 @@ from tests import dump
 EXPORT = "{http://www.mediawiki.org/xml/export-0.11/}"
 
 
-def the_part(path) -> sources.Part:
-    (part,) = sources.parts_of(str(path))
+def the_part(path) -> sources.SourceFile:
+    (part,) = sources.list_files(str(path))
     return part
 
 
 def told(path) -> list[tuple[str, str]]:
     part = the_part(path)
-    return [tuple(part.document(raw)) for raw in part.raw()]
+    return [tuple(part.document(raw)) for raw in part.raw_records()]
 
 
 def wanted(pages=dump.PAGES) -> list[tuple[str, str]]:
@@ -39,7 +39,7 @@ def tree(text: str) -> dict:
 
 
 @pytest.fixture
-def part(tmp_path) -> sources.Part:
+def part(tmp_path) -> sources.SourceFile:
     dump.write_dump(tmp_path / "mini.xml")
     return the_part(tmp_path / "mini.xml")
 
@@ -60,19 +60,19 @@ def test_a_dump_is_the_same_pages_whatever_its_compression_and_streams(suffix, s
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 def test_where_a_chunk_ends_makes_no_difference(chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "CHUNK", max(chunk, len(dump.header_xml())))
+    monkeypatch.setattr(formats, "CHUNK_BYTES", max(chunk, len(dump.header_xml())))
     path = tmp_path / "mini.xml"
     dump.write_dump(path, pages=dump.PAGES[-8:])
     part = the_part(path)
-    stream = part.raw()
+    stream = part.raw_records()
     first = next(stream)
-    monkeypatch.setattr(formats, "CHUNK", chunk)
+    monkeypatch.setattr(formats, "CHUNK_BYTES", chunk)
     assert [part.document(raw) for raw in (first, *stream)] == wanted(dump.PAGES[-8:])
 
 
 def test_the_pages_are_those_of_the_whole_xml(part):
     root = ElementTree.parse(part.name).getroot()
-    pages = [ElementTree.fromstring(raw["page"]) for raw in part.raw()]
+    pages = [ElementTree.fromstring(raw["page"]) for raw in part.raw_records()]
     whole = root.findall(f"{EXPORT}page")
     assert len(pages) == len(whole) == len(dump.PAGES)
     for ours, theirs in zip(pages, whole, strict=True):
@@ -83,7 +83,7 @@ def test_the_pages_are_those_of_the_whole_xml(part):
 def test_a_wiki_of_another_language_has_prefixes_and_words_of_its_own(tmp_path):
     dump.write_dump(tmp_path / "de.xml", pages=dump.GERMAN_PAGES, namespaces=dump.GERMAN)
     assert told(tmp_path / "de.xml") == wanted(dump.GERMAN_PAGES)
-    raw = next(the_part(tmp_path / "de.xml").raw())
+    raw = next(the_part(tmp_path / "de.xml").raw_records())
     assert set(raw["hidden"]) == {
         "category",
         "datei",
@@ -95,7 +95,7 @@ def test_a_wiki_of_another_language_has_prefixes_and_words_of_its_own(tmp_path):
     }
 
 
-@pytest.mark.parametrize("word", wiki_names.MARKS)
+@pytest.mark.parametrize("word", wiki_names.DISAMBIGUATION_TEMPLATES)
 def test_every_mark_of_a_disambiguation_is_one_as_a_template_alone(word, part):
     for text in (f"x {{{{{word}}}}}", f"x {{{{ {word.capitalize()} |y}}}}"):
         assert part.document(tree(text)) == ("", "disambiguation")
@@ -105,10 +105,10 @@ def test_every_mark_of_a_disambiguation_is_one_as_a_template_alone(word, part):
         f"x {{{{{word} needed}}}}",
         f"x {{{{other|{word}}}}}",
     ):
-        assert not part.document(tree(text)).dropped
+        assert not part.document(tree(text)).drop_reason
 
 
-@pytest.mark.parametrize("word", wiki_names.TITLES)
+@pytest.mark.parametrize("word", wiki_names.DISAMBIGUATION_TITLES)
 def test_a_title_says_that_a_page_is_a_disambiguation(word, part):
     for title, dropped in ((f"X ({word})", True), (f"X （{word}）", True), (word, False)):
         xml = dump.page_xml(dump.Page(title, "Text."), 1).strip().encode()
@@ -116,7 +116,7 @@ def test_a_title_says_that_a_page_is_a_disambiguation(word, part):
         assert document == (("", "disambiguation") if dropped else ("Text.", ""))
 
 
-@pytest.mark.parametrize("title", sorted(wiki_names.APPARATUS))
+@pytest.mark.parametrize("title", sorted(wiki_names.REFERENCE_SECTIONS))
 def test_a_section_of_references_goes_with_those_below_it(title):
     text = f"A.\n== {title.capitalize()} ==\nx\n=== Y ===\ny\n== Z ==\nz"
     assert wikitext.prose(text) == "A.\n\nZ\n\nz"
@@ -155,7 +155,7 @@ def test_xml_that_is_no_dump_is_refused(tmp_path):
     }.items():
         path.write_text(text)
         with pytest.raises(ValueError, match=words):
-            list(the_part(path).raw())
+            list(the_part(path).raw_records())
 
 
 @pytest.mark.parametrize("suffix", ["", ".bz2"])
@@ -180,9 +180,9 @@ def test_a_page_beyond_the_limit_is_bad_and_the_next_is_read(tmp_path, monkeypat
     pages = [dump.Page(str(n), "x" * n) for n in (10, 2000, 30, 200_000, 50)]
     dump.write_dump(tmp_path / "a.xml.bz2", pages=pages)
     sizes = [len(dump.page_xml(page, 1 + i).strip()) for i, page in enumerate(pages)]
-    monkeypatch.setattr(documents, "LIMIT", sizes[1] - 1)
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", sizes[1] - 1)
     part, found = the_part(tmp_path / "a.xml.bz2"), []
-    for raw in part.raw():
+    for raw in part.raw_records():
         try:
             found.append(part.document(raw).text)
         except sources.BadRecord as error:
@@ -190,8 +190,8 @@ def test_a_page_beyond_the_limit_is_bad_and_the_next_is_read(tmp_path, monkeypat
             assert raw["excerpt"].startswith(b"<page>")
     long = f"longer than {sizes[1] - 1:,} bytes"
     assert found == ["x" * 10, long, "x" * 30, long, "x" * 50]
-    monkeypatch.setattr(documents, "LIMIT", sizes[1])
-    assert "unreadable" not in list(part.raw())[1]
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", sizes[1])
+    assert "unreadable" not in list(part.raw_records())[1]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
@@ -209,15 +209,15 @@ def test_an_archive_is_read_to_its_end_which_alone_shows_that_it_is_whole(suffix
 
 @pytest.mark.parametrize("suffix", ["", ".bz2"])
 def test_memory_is_bounded_whatever_the_length_of_a_dump(suffix, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "LIMIT", 1 << 16)
-    monkeypatch.setattr(formats, "CHUNK", 1 << 16)
+    monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1 << 16)
+    monkeypatch.setattr(formats, "CHUNK_BYTES", 1 << 16)
     endless = dump.Page("Endless", "x" * (1 << 20))
     dump.write_dump(tmp_path / f"a.xml{suffix}", copies=12, pages=(*dump.PAGES, endless)[-18:])
     part = the_part(tmp_path / f"a.xml{suffix}")
-    next(part.raw())
+    next(part.raw_records())
     tracemalloc.start()
     held = pyarrow.total_allocated_bytes()
-    assert sum(1 for _ in part.raw()) == 12 * 18
+    assert sum(1 for _ in part.raw_records()) == 12 * 18
     peak = tracemalloc.get_traced_memory()[1] + pyarrow.total_allocated_bytes() - held
     tracemalloc.stop()
     assert peak < 1 << 20
@@ -396,8 +396,8 @@ def test_markup_that_ends_is_told_however_much_there_is():
 
 @pytest.mark.parametrize("run", [" ", "\n", "a ", "a dab ", "_", "<!--", "<nowiki>"])
 def test_a_mark_is_looked_for_in_the_time_of_one_reading(run, part):
-    text = wikipedia.UNREAD.sub("", "{{" + run * 200_000)
-    assert not wikipedia.MARKED.search(text)  # minutes, were it quadratic
+    text = wikipedia.IGNORED_MARKUP.sub("", "{{" + run * 200_000)
+    assert not wikipedia.DISAMBIGUATION_TEMPLATE.search(text)  # minutes, were it quadratic
 
 
 def test_long_runs_take_no_longer_than_their_length():
@@ -407,6 +407,6 @@ def test_long_runs_take_no_longer_than_their_length():
 
 
 def test_a_page_is_told_alike_by_every_process_from_its_bytes_alone(part):
-    lonely = sources.Part("nowhere.xml", "wikipedia")
-    for raw in part.raw():
+    lonely = sources.SourceFile("nowhere.xml", "wikipedia")
+    for raw in part.raw_records():
         assert lonely.document(raw) == part.document(raw)

@@ -73,7 +73,7 @@ def test_an_answer_ends_before_its_eos_and_nothing_is_compiled_twice(
 
 @pytest.fixture(scope="module")
 def bytes_tokens(tmp_path_factory):
-    return tokenizer.spell(tmp_path_factory.mktemp("bytes"), 10)
+    return tokenizer.write_byte_tokenizer(tmp_path_factory.mktemp("bytes"), 10)
 
 
 @pytest.mark.parametrize("seed", range(20))

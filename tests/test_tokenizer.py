@@ -70,7 +70,7 @@ def plain(directory):
 
 @pytest.fixture(scope="module")
 def spelt(tmp_path_factory):
-    return tokenizer.spell(tmp_path_factory.mktemp("spelt"), NUM_SENTINELS)
+    return tokenizer.write_byte_tokenizer(tmp_path_factory.mktemp("spelt"), NUM_SENTINELS)
 
 
 EVERY = pytest.mark.parametrize("which", ["plain", "spelt", *OPTIONS])
@@ -322,7 +322,7 @@ def test_the_facts_are_written_beside_the_model(directory, plain, spelt):
     kinds = [facts["kind"], tokenizer.read(spelt.directory)[1]["kind"]]
     assert kinds == ["unigram", "bytes"] and set(kinds) < set(tokenizer.KINDS)
     assert facts["normalization"] == "identity" and facts["fingerprint"] == plain.fingerprint
-    assert facts["training"]["lines"] == sum(1 for t in corpus() for _ in tokenizer.chunks_of(t))
+    assert facts["training"]["lines"] == sum(1 for t in corpus() for _ in tokenizer.split_chunks(t))
 
 
 def test_the_fingerprint_follows_pieces_and_sentinels(tmp_path, plain):
@@ -337,13 +337,13 @@ def test_the_fingerprint_follows_pieces_and_sentinels(tmp_path, plain):
 def test_chunks_fit_and_lose_nothing_but_blank_lines():
     long = "x" * 2500 + " words" * 700
     for text in ["a\n\n b\nc", "\n\na\n", long, f"a\n{long}\nb", "日" * 3000, "a\0b▅c", "\ud800"]:
-        chunks = list(tokenizer.chunks_of(text))
+        chunks = list(tokenizer.split_chunks(text))
         whole = "".join(chunks)
         assert whole == text.rstrip("\n").translate({0: " ", 0x2585: " ", 0xD800: "\ufffd"})
         assert all(len(chunk) <= 1008 and chunk.strip() for chunk in chunks)
         assert not any("\n" in chunk.lstrip("\n") for chunk in chunks)
-    assert all(chunk.startswith((" words", "x")) for chunk in tokenizer.chunks_of(long))
-    assert list(tokenizer.chunks_of(" \n \n\n" + "\n" * 50 + "a")) == ["\n" * 8 + "a"]
+    assert all(chunk.startswith((" words", "x")) for chunk in tokenizer.split_chunks(long))
+    assert list(tokenizer.split_chunks(" \n \n\n" + "\n" * 50 + "a")) == ["\n" * 8 + "a"]
 
 
 @pytest.mark.parametrize("spoiler", ["\0", "▅", "\ud800", "\t", " y" * 4000])
@@ -394,9 +394,13 @@ def join(symbols, pair):
 
 
 def test_a_sample_is_fair_repeatable_and_whole_when_small():
-    assert tokenizer.sample("abc", 3) == tokenizer.sample("abc", 9) == ["a", "b", "c"]
-    first = tokenizer.sample(range(10_000), 1000)
-    assert first == tokenizer.sample(range(10_000), 1000) and len(set(first)) == 1000
+    assert (
+        tokenizer.reservoir_sample("abc", 3)
+        == tokenizer.reservoir_sample("abc", 9)
+        == ["a", "b", "c"]
+    )
+    first = tokenizer.reservoir_sample(range(10_000), 1000)
+    assert first == tokenizer.reservoir_sample(range(10_000), 1000) and len(set(first)) == 1000
     assert abs(np.mean(first) - 4999.5) < 5 * 2887 / np.sqrt(1000)
 
 
@@ -405,7 +409,7 @@ def test_training_says_what_it_does_and_sentencepiece_says_nothing(tmp_path, cap
     out, err = capfd.readouterr()
     assert out == ""
     assert [line for line in err.splitlines() if "reading texts" not in line] == [
-        f"fitting 400 pieces to {sum(1 for t in corpus() for _ in tokenizer.chunks_of(t))} lines"
+        f"fitting 400 pieces to {sum(1 for t in corpus() for _ in tokenizer.split_chunks(t))} lines"
     ]
 
 
@@ -510,7 +514,9 @@ def foreign(path, facts=(), **options):
     model = io.BytesIO()
     ids = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(chunk for text in corpus() for chunk in tokenizer.chunks_of(text)),
+        sentence_iterator=iter(
+            chunk for text in corpus() for chunk in tokenizer.split_chunks(text)
+        ),
         model_writer=model,
         minloglevel=2,
         **ids | options,

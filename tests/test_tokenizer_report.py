@@ -40,12 +40,12 @@ def fitted(tmp_path_factory):
     made = {
         name: tokenizer.train(texts(), root / name, **options | wanted[name]) for name in wanted
     }
-    return made | {"bytes": tokenizer.spell(root / "bytes", 7)}
+    return made | {"bytes": tokenizer.write_byte_tokenizer(root / "bytes", 7)}
 
 
 def by_hand(path, pieces, **kinds):
     """A tokenizer of pad, eos, unk and these pieces; kinds: by piece, its type if not NORMAL."""
-    model = tokenizer.byte_model()
+    model = tokenizer.byte_model_proto()
     del model.pieces[3:]
     model.trainer_spec.byte_fallback = False
     for piece in pieces:
@@ -158,7 +158,7 @@ def test_of_single_bytes_only_asciis_marks_end_a_sentence(fitted):
 
 
 def test_the_report_of_bytes_is_known_beforehand(fitted):
-    found = tokenizer.measure(fitted["bytes"], ["ab cd\n", "日本"])
+    found = tokenizer.text_stats(fitted["bytes"], ["ab cd\n", "日本"])
     facts = dict(fingerprint=fitted["bytes"].fingerprint, pieces=259, size=266, rows=384)
     counts = dict(texts=2, tokens=12, words=3, characters=8, bytes=12)
     ratios = dict(tokens_per_word=4.0, tokens_per_character=1.5, bytes_per_token=1.0)
@@ -169,7 +169,7 @@ def test_the_report_of_bytes_is_known_beforehand(fitted):
 @EVERY
 def test_the_report_counts_what_one_would_count_by_hand(fitted, name):
     tok, held_out = fitted[name], [*corpus(seed=9, texts=20), *SCRIPTS, *CODE, ""]
-    found = tokenizer.measure(tok, iter(held_out), longest=5)
+    found = tokenizer.text_stats(tok, iter(held_out), longest=5)
     ids = [piece for text in held_out for piece in tok.encode(text).tolist()]
     seen = [tok.normalise(text) for text in held_out]
     spelt = [tok.names()[piece].startswith("<0x") for piece in ids]
@@ -197,16 +197,18 @@ def test_the_report_counts_what_one_would_count_by_hand(fitted, name):
 def test_reports_of_parts_add_up_to_the_report_of_the_whole(fitted, name):
     parts = [corpus(seed=5, texts=9), SCRIPTS]
     first, second, whole = (
-        tokenizer.measure(fitted[name], given) for given in (*parts, sum(parts, []))
+        tokenizer.text_stats(fitted[name], given) for given in (*parts, sum(parts, []))
     )
     for count in ("texts", "tokens", "words", "characters", "bytes"):
         assert first[count] + second[count] == whole[count] > 0
 
 
 def test_only_folding_loses_newlines_and_runs_of_spaces(fitted):
-    share = {name: tokenizer.measure(tok, CODE)["restored_share"] for name, tok in fitted.items()}
+    share = {
+        name: tokenizer.text_stats(tok, CODE)["restored_share"] for name, tok in fitted.items()
+    }
     assert share == {"unigram": 1.0, "bpe": 1.0, "bytes": 1.0, "folded": 0.0}
-    assert tokenizer.measure(fitted["folded"], ["{a} b"])["restored_share"] == 1.0
+    assert tokenizer.text_stats(fitted["folded"], ["{a} b"])["restored_share"] == 1.0
 
 
 def test_the_more_characters_are_covered_the_fewer_are_spelt_in_bytes(tmp_path):
@@ -214,39 +216,41 @@ def test_the_more_characters_are_covered_the_fewer_are_spelt_in_bytes(tmp_path):
     for coverage in (0.98, 0.995, 1.0):
         options = dict(pieces=450, character_coverage=coverage)
         tok = tokenizer.train(texts(), tmp_path / str(coverage), **options)
-        shares.append(tokenizer.measure(tok, texts())["byte_share"])
+        shares.append(tokenizer.text_stats(tok, texts())["byte_share"])
     assert shares[0] > shares[1] > shares[2] == 0.0
 
 
 def test_what_is_lost_is_told(tmp_path):
-    found = tokenizer.measure(by_hand(tmp_path, ["a", "b"]), ["abab", "aba?", "?"])
+    found = tokenizer.text_stats(by_hand(tmp_path, ["a", "b"]), ["abab", "aba?", "?"])
     assert found["unk_share"] == 2 / 9 and found["restored_share"] == 1 / 3
 
 
 def test_texts_without_a_token_are_refused(fitted):
     for nothing in ([], ["", ""]):
         with pytest.raises(ValueError, match=f"the {len(nothing)} texts .* no token; give more"):
-            tokenizer.measure(fitted["unigram"], nothing)
-    blank = tokenizer.measure(fitted["unigram"], ["\n \n"])
+            tokenizer.text_stats(fitted["unigram"], nothing)
+    blank = tokenizer.text_stats(fitted["unigram"], ["\n \n"])
     assert blank["tokens_per_word"] is None and blank["bytes_per_token"] > 0
 
 
 def test_the_table_shows_every_figure(fitted):
-    found = tokenizer.measure(fitted["bytes"], ["ab cd\n", "日本"])
-    lines = tokenizer.table(found).splitlines()
+    found = tokenizer.text_stats(fitted["bytes"], ["ab cd\n", "日本"])
+    lines = tokenizer.format_stats(found).splitlines()
     assert lines[0] == "2 texts: 12 tokens, 3 words, 8 characters, 12 bytes"
     shown = [line.split()[0] for line in lines[1:-1]]
     assert shown == ["4.000", "1.500", "1.000", "100.000%", "0.000%", "100.000%", "-"]
-    found = tokenizer.measure(fitted["unigram"], corpus())
-    (last,) = [line for line in tokenizer.table(found).splitlines() if "longest" in line]
+    found = tokenizer.text_stats(fitted["unigram"], corpus())
+    (last,) = [line for line in tokenizer.format_stats(found).splitlines() if "longest" in line]
     assert all(repr(row["piece"]) in last for row in found["longest_pieces"])
 
 
 def test_rows_that_no_id_has_are_told(fitted):
     said = "259 pieces + 7 sentinels = 266 ids, padded to 384 rows"
-    assert tokenizer.numbers(fitted["bytes"], 384) == said
-    assert tokenizer.numbers(fitted["bytes"], 512).startswith(f"{said}; model.vocab_size=512")
-    assert "246 of its rows are no id's" in tokenizer.numbers(fitted["bytes"], 512)
+    assert tokenizer.describe_sizes(fitted["bytes"], 384) == said
+    assert tokenizer.describe_sizes(fitted["bytes"], 512).startswith(
+        f"{said}; model.vocab_size=512"
+    )
+    assert "246 of its rows are no id's" in tokenizer.describe_sizes(fitted["bytes"], 512)
 
 
 # The command. --------------------------------------------------------------------------------
@@ -268,9 +272,11 @@ def test_the_command_reports_on_texts_that_were_not_trained_on(tiny_config, tmp_
         found = json.loads((tmp_path / "tokenizer_report.json").read_text())
         made = tokenizer.Tokenizer(tmp_path / "tokenizer")
         held_out = list(runs.Texts(run, runs.splits(run)[1], 10**6))
-        assert found == tokenizer.measure(made, held_out) and tokenizer.table(found) in out
+        assert (
+            found == tokenizer.text_stats(made, held_out) and tokenizer.format_stats(found) in out
+        )
         assert tokenizer.read(made.directory)[1]["kind"] == kind
-        assert found["texts"] == len(held_out) <= tokenizer.REPORTED
+        assert found["texts"] == len(held_out) <= tokenizer.MAX_REPORTED_TEXTS
     names = ("tokenizer.json", "tokenizer.model")
     assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == list(names)
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from lm import storage
 from lm.checkpoints import checksums, hosts, metadata, retention
 from lm.checkpoints.metadata import Mismatch
-from lm.storage import paths
 
 logger = logging.getLogger(__name__)
 COMMITTED = "commit_success.txt"  # Orbax's mark of a step that is whole
@@ -36,11 +36,11 @@ class Checkpoints:
     def __init__(
         self, directory, *, keep=2, keep_every=0, keep_best="", read_only=False, background=True
     ):
-        self.directory = paths.as_path(directory).absolute()
+        self.directory = storage.as_path(directory).absolute()
         self.read_only, self.background, self.keep_best = read_only, background, keep_best
         self._figures: dict[int, dict[str, float]] = {}
         if not read_only:
-            paths.check_deletable(self.directory)
+            storage.check_deletable(self.directory)
         best = retention.Best(keep_best, self._figures_of) if keep_best else None
         self._policy = retention.policy(keep, keep_every, best)
         # Floats hardly compress, and compressing them takes as much memory again.
@@ -162,7 +162,7 @@ class Checkpoints:
 
     def _clear(self) -> None:
         for path in self._unfinished() if hosts.is_first() else ():
-            paths.remove(path)
+            storage.remove_dir(path)
 
     def restore(self, state, accept: Callable[[dict], bool] = lambda facts: True):
         """(state, facts) of the newest step that verifies, or None where nothing was ever saved.
@@ -326,10 +326,10 @@ class Checkpoints:
             return
         for step in damaged if hosts.is_first() else ():
             aside = f"{step}.corrupt-{time.time_ns()}"
-            paths.move(self.directory / str(step), self.directory / aside, COMMITTED)
+            storage.move_dir(self.directory / str(step), self.directory / aside, COMMITTED)
         for step in refused if hosts.is_first() else ():
             (self.directory / str(step) / COMMITTED).unlink()  # at once it is no step any more
-            paths.remove(self.directory / str(step))
+            storage.remove_dir(self.directory / str(step))
         hosts.barrier("checkpoints put away")
         self._manager.reload()
         for step in damaged + refused:

@@ -9,8 +9,7 @@ import shutil
 import sys
 import tempfile
 
-from lm import inference, lookup
-from lm.storage import paths
+from lm import inference, lookup, storage
 
 
 def checked_run(values):
@@ -41,7 +40,7 @@ def corpus(values) -> None:
 
     run = checked_run(values)
     read = {run.data.task_named(name).source.removeprefix("tfds:") for name in run.data.names}
-    if read & sources.EMBEDDED:
+    if read & sources.EMBEDDED_DATASETS:
         from lm.sources import pydocs
 
         print(pydocs.build(str(sources.data_root(run.data.dir))))
@@ -59,11 +58,11 @@ def tokenizer(values) -> None:
     from lm import logs, runs, tokenizer
 
     run = checked_run(values)
-    texts = runs.Texts(run, runs.splits(run)[1], tokenizer.REPORTED)
+    texts = runs.Texts(run, runs.splits(run)[1], tokenizer.MAX_REPORTED_TEXTS)
     made = runs.make_tokenizer(run)
-    print(f"{made.directory}: {tokenizer.numbers(made, run.model.vocab_size)}")
-    found = tokenizer.measure(made, texts)
-    print(tokenizer.table(found))
+    print(f"{made.directory}: {tokenizer.describe_sizes(made, run.model.vocab_size)}")
+    found = tokenizer.text_stats(made, texts)
+    print(tokenizer.format_stats(found))
     place = run.workdir / "tokenizer_report.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     logs.write_atomically(place, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
@@ -244,8 +243,8 @@ def report(values) -> None:
     from lm import report
 
     patterns = values.runs.split(",")
-    folders = [folder for pattern in patterns for folder in paths.glob_paths(pattern)]
-    runs = [folder for folder in folders if paths.as_path(f"{folder}/config.json").exists()]
+    folders = [folder for pattern in patterns for folder in storage.glob_paths(pattern)]
+    runs = [folder for folder in folders if storage.as_path(f"{folder}/config.json").exists()]
     if not runs:
         raise ValueError(f"--runs={values.runs} names no run folder (none has a config.json).")
     out = values.out or f"{runs[0]}/report.html"

@@ -11,9 +11,8 @@ from collections.abc import Callable
 
 from absl import logging
 
-from lm import lookup
+from lm import lookup, storage
 from lm.cli import commands, flags
-from lm.storage import paths
 
 HELP = {"--help", "-h", "help"}
 UNFINISHED = 75  # exit code: run the same command again
@@ -52,7 +51,7 @@ def guarded(work: Callable[[], int | None]) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lm/jax"))
     logging.set_verbosity(logging.FATAL)
     try:
-        paths.as_path(os.environ["JAX_COMPILATION_CACHE_DIR"])  # of gs://, as all else reaches it
+        storage.as_path(os.environ["JAX_COMPILATION_CACHE_DIR"])  # of gs://, as all else reaches it
         return work() or 0
     except (ValueError, OSError) as error:
         if os.environ.get("LM_TRACEBACK"):  # for whoever looks for the place, not the cure

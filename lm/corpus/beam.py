@@ -60,7 +60,7 @@ def build(
     identity = folder.identity_of(recipe, parts)
     if manifest := folder.finished(out, identity):
         return manifest, True
-    sources.check_starts(parts)
+    sources.check_first_records(parts)
     count = recipe.shard_count(parts)
     with staging.staging_dir(out) as room:
         if manifest := folder.finished(out, identity):  # by a process that was quicker
@@ -95,7 +95,11 @@ def _check_whole(written: list[documents.Shard], count: int, held: dict[str, int
 
 
 def _gather(
-    recipe: documents.Recipe, parts: list[sources.Part], place: str, room: pathlib.Path, options
+    recipe: documents.Recipe,
+    parts: list[sources.SourceFile],
+    place: str,
+    room: pathlib.Path,
+    options,
 ) -> tuple[documents.Tally, dict[str, int]]:
     """Files of texts in `place`, the quarantine in `room`; returns counts, and those of splits."""
     import apache_beam as beam
@@ -138,8 +142,8 @@ def _gather(
     return _totals(recipe, list(beam_files.lines(beam_files.join(place, "counts*"))), bad)
 
 
-def _records(number: int, parts: list[sources.Part]) -> Iterator[tuple[Place, Any]]:
-    for position, raw in enumerate(parts[number].raw()):
+def _records(number: int, parts: list[sources.SourceFile]) -> Iterator[tuple[Place, Any]]:
+    for position, raw in enumerate(parts[number].raw_records()):
         yield (number, position), raw
 
 

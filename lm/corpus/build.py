@@ -44,7 +44,7 @@ def build(recipe: documents.Recipe, out, workers: int = 0) -> tuple[dict, bool]:
     identity = folder.identity_of(recipe, parts)
     if manifest := folder.finished(out, identity):
         return manifest, True
-    sources.check_starts(parts)
+    sources.check_first_records(parts)
     with staging.staging_dir(out) as room:
         if manifest := folder.finished(out, identity):  # by a process that was quicker
             return manifest, True
@@ -60,10 +60,10 @@ def build(recipe: documents.Recipe, out, workers: int = 0) -> tuple[dict, bool]:
         return folder.finish(room, out, identity, tally, written), False
 
 
-def parts_of(recipe: documents.Recipe) -> list[sources.Part]:
+def parts_of(recipe: documents.Recipe) -> list[sources.SourceFile]:
     """The parts of a recipe's sources, in the order of their positions."""
     where = {"column": recipe.column, "unit": recipe.unit, "data_dir": recipe.data_dir}
-    return sources.parts_of(recipe.source, **where)
+    return sources.list_files(recipe.source, **where)
 
 
 class Spool(NamedTuple):
@@ -127,7 +127,7 @@ def lines_of(path: pathlib.Path, wanted: np.ndarray) -> Iterator[str]:
 
 def _gather(
     recipe: documents.Recipe,
-    parts: list[sources.Part],
+    parts: list[sources.SourceFile],
     spool: Spool,
     quarantine: pathlib.Path,
     workers: int,
@@ -156,11 +156,11 @@ def _gather(
     return tally
 
 
-def _batches(parts: list[sources.Part]) -> Iterator[list[tuple[int, int, bytes | dict]]]:
+def _batches(parts: list[sources.SourceFile]) -> Iterator[list[tuple[int, int, bytes | dict]]]:
     """(number of the part, number of the record in it, raw record), some at a time."""
     batch, size = [], 0
     for number, part in enumerate(parts):
-        for position, raw in enumerate(part.raw()):
+        for position, raw in enumerate(part.raw_records()):
             batch.append((number, position, raw))
             size += len(documents.bytes_of(raw))
             if len(batch) == BATCH_RECORDS or size >= BATCH_BYTES:

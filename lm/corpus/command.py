@@ -8,9 +8,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from lm import logs, sources
+from lm import logs, sources, storage
 from lm.corpus import beam, build, documents, folder, overlap, rules
-from lm.storage import paths
 
 FIELDS = tuple(field.name for field in dataclasses.fields(documents.Recipe))
 TAKES = {  # what each of the three things that `corpus` does has a use for
@@ -69,8 +68,8 @@ def _compared(flags: dict[str, Any]) -> str:
     """What --overlap asks for: a table, and with --out the whole report as JSON."""
     if not flags["source"]:
         raise ValueError("--overlap needs --source=..., the training data.")
-    out = paths.as_path(flags["out"]).expanduser()
-    there = paths.is_remote(out) or out.parent.is_dir()
+    out = storage.as_path(flags["out"]).expanduser()
+    there = storage.is_remote(out) or out.parent.is_dir()
     if flags["out"] and (out.is_dir() or not there):
         raise ValueError(f"--out={out} is to be a file, in a folder that is there; name another.")
     where = {name: flags[name] for name in ("column", "unit", "data_dir", "workers")}
@@ -83,7 +82,7 @@ def _compared(flags: dict[str, Any]) -> str:
 def plan(recipe: documents.Recipe, out) -> str:
     """What would be read, done and written, as lines of text; nothing is written."""
     place, parts = folder.place_of(out, recipe), build.parts_of(recipe)
-    sources.check_starts(parts)
+    sources.check_first_records(parts)
     lines = [f"{part.size():>18,} bytes  {part.kind:<12} {part.name}" for part in parts]
     lines += [f"{sum(part.size() for part in parts):>18,} bytes  in {len(parts)} parts"]
     lines += [*_not_read(recipe), ""]
@@ -99,7 +98,7 @@ def plan(recipe: documents.Recipe, out) -> str:
 
 def _not_read(recipe: documents.Recipe) -> list[str]:
     """A line for the files in the source's folders whose suffix is not known, or none."""
-    names = sources.unread(recipe.source)
+    names = sources.skipped_files(recipe.source)
     return [f"not read: {len(names):,} files of no known kind, as {names[0]}"] if names else []
 
 

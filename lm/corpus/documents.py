@@ -31,7 +31,7 @@ SAMPLE = 1_000_000  # documents that a tokenizer is trained on, or about so many
 class Recipe:
     """All that decides a corpus: the same recipe of the same sources makes the same bytes.
 
-    source, column, unit, data_dir: as in sources.parts_of. rules: as in rules.chosen. dedupe: one
+    source, column, unit, data_dir: as in sources.list_files. rules: as in rules.chosen. dedupe: one
     of dedupe.KINDS. heldout: the share of documents in the split "validation", in [0, 1).
     tokenizer: a directory with one, or the kind to train, of `pieces` pieces. shards: files of each
     split; 0 is one for every SHARD bytes of source.
@@ -54,9 +54,9 @@ class Recipe:
         lookup.lookup(dict.fromkeys(dedupe.KINDS), self.dedupe, "--dedupe")
         if not 0 <= self.heldout < 1:
             raise ValueError(f"--heldout={self.heldout} is not a share in [0, 1); use 0.01.")
-        if self.tokenizer in tokenizer.FITTED and self.pieces <= tokenizer.BYTE_PIECES:
+        if self.tokenizer in tokenizer.TRAINED_KINDS and self.pieces <= tokenizer.BYTE_VOCAB_SIZE:
             raise ValueError(
-                f"--pieces={self.pieces} has no room beside the {tokenizer.BYTE_PIECES} of bytes "
+                f"--pieces={self.pieces} has no room beside the {tokenizer.BYTE_VOCAB_SIZE} of bytes "
                 f"and special ids; use 1000 or more."
             )
         if self.shards < 0:
@@ -69,7 +69,7 @@ class Recipe:
         """The splits that there will be."""
         return SPLITS if self.heldout else SPLITS[:1]
 
-    def shard_count(self, parts: list[sources.Part]) -> int:
+    def shard_count(self, parts: list[sources.SourceFile]) -> int:
         """Files of each split."""
         by_size = math.ceil(sum(part.size() for part in parts) / SHARD)
         return self.shards or min(max(1, by_size), SHARDS)
@@ -92,15 +92,15 @@ class Found(NamedTuple):
     excerpt: str = ""
 
 
-def read(part: sources.Part, raw: bytes | dict, chosen: rules.Chosen, kind: str) -> Found:
+def read(part: sources.SourceFile, raw: bytes | dict, chosen: rules.Chosen, kind: str) -> Found:
     """A raw record of a part -> the document it holds, or why there is none. kind: of dedupe."""
     try:
         document = part.document(raw)
     except sources.BadRecord as error:
         start = bytes_of(raw)[:EXCERPT].decode("utf-8", "backslashreplace")
         return Found(reason=str(error), excerpt=start)
-    if document.dropped:
-        return Found(dropped=document.dropped)
+    if document.drop_reason:
+        return Found(dropped=document.drop_reason)
     text, dropped, lines = rules.clean(document.text, chosen)
     if dropped:
         return Found(dropped=dropped, lines=lines)

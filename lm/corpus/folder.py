@@ -21,16 +21,15 @@ from importlib import metadata
 
 import tqdm
 
-from lm import lookup, sources, tokenizer
+from lm import lookup, sources, storage, tokenizer
 from lm.corpus import documents, rules
 from lm.shards import shard_files
-from lm.storage import paths
 
 QUARANTINE = "quarantine.jsonl"
 PACKAGES = ("array_record", "sentencepiece", "mwparserfromhell")  # which decide the bytes
 
 
-def identity_of(recipe: documents.Recipe, parts: list[sources.Part]) -> dict:
+def identity_of(recipe: documents.Recipe, parts: list[sources.SourceFile]) -> dict:
     """All that decides the bytes of a corpus, as JSON: the recipe, and the sources by their hashes.
 
     Neither depends on where the sources lie.
@@ -39,14 +38,14 @@ def identity_of(recipe: documents.Recipe, parts: list[sources.Part]) -> dict:
     del said["source"], said["data_dir"], said["column"]
     said["shards"] = recipe.shard_count(parts)
     if recipe.tokenizer not in tokenizer.KINDS:
-        if not paths.as_path(recipe.tokenizer).is_dir():
+        if not storage.as_path(recipe.tokenizer).is_dir():
             hint = lookup.nearest(recipe.tokenizer, tokenizer.KINDS) or "."
             raise ValueError(
                 f"--tokenizer={recipe.tokenizer!r} is neither a directory with a tokenizer nor one "
                 f"of {', '.join(tokenizer.KINDS)}{hint}"
             )
-        said["tokenizer"] = tokenizer.read(paths.as_path(recipe.tokenizer))[1]["fingerprint"]
-    if recipe.tokenizer not in tokenizer.FITTED:
+        said["tokenizer"] = tokenizer.read(storage.as_path(recipe.tokenizer))[1]["fingerprint"]
+    if recipe.tokenizer not in tokenizer.TRAINED_KINDS:
         del said["pieces"]
     progress = tqdm.tqdm(parts, desc="hashing", unit=" parts", disable=None)
     found = [
@@ -56,7 +55,7 @@ def identity_of(recipe: documents.Recipe, parts: list[sources.Part]) -> dict:
     return {"sources": found, **said}
 
 
-def names_of(parts: list[sources.Part]) -> list[str]:
+def names_of(parts: list[sources.SourceFile]) -> list[str]:
     """What a corpus calls its sources: files by their path from the folder that holds them all."""
     is_local = lambda part: part.kind != "tfds" and "://" not in part.name
     folders = [os.path.dirname(os.path.abspath(part.name)) for part in parts if is_local(part)]
@@ -128,9 +127,9 @@ def make_tokenizer(
 ) -> tokenizer.Tokenizer:
     """The corpus's tokenizer in `directory`: a copy of the recipe's, or trained on these texts."""
     if recipe.tokenizer == "bytes":
-        return tokenizer.spell(directory, 100)
-    if recipe.tokenizer not in tokenizer.FITTED:
-        return tokenizer.write(directory, *tokenizer.read(paths.as_path(recipe.tokenizer)))
+        return tokenizer.write_byte_tokenizer(directory, 100)
+    if recipe.tokenizer not in tokenizer.TRAINED_KINDS:
+        return tokenizer.write(directory, *tokenizer.read(storage.as_path(recipe.tokenizer)))
     try:
         return tokenizer.train(texts, directory, kind=recipe.tokenizer, pieces=recipe.pieces)
     except ValueError as error:

@@ -94,13 +94,13 @@ def _texts(piece, raws, counts: dict[str, int]) -> Iterator[str]:
             counts["unreadable"] += 1
             yield ""
             continue
-        counts["dropped" if document.dropped else "documents"] += 1
+        counts["dropped" if document.drop_reason else "documents"] += 1
         yield document.text
 
 
 def _batches(pieces: Iterable) -> Iterator[tuple]:
     for piece in pieces:
-        raws = piece.raw()
+        raws = piece.raw_records()
         while batch := list(itertools.islice(raws, BATCH)):
             yield piece, batch
 
@@ -133,7 +133,7 @@ def measure(pieces: list, table: np.ndarray, found: np.ndarray, n: int) -> dict:
 
     def matches() -> Iterator[dict]:
         for piece in pieces:
-            for record, text in enumerate(_texts(piece, piece.raw(), facts)):
+            for record, text in enumerate(_texts(piece, piece.raw_records(), facts)):
                 read = words(text)
                 places, there = among(table, runs(read, n))
                 there &= found[places]
@@ -171,7 +171,7 @@ def compare(
 
     source: the training data. overlap: the evaluation sets, separated by commas. Either names a
     finished corpus by its directory (of which its training split is read for the one, its
-    validation split for the other) or a source as sources.parts_of reads it, for which column, unit
+    validation split for the other) or a source as sources.list_files reads it, for which column, unit
     and data_dir are. workers: processes; 0 is one a core.
     Raises ValueError for what parts_of refuses, and where no document has n words.
     """
@@ -187,7 +187,9 @@ def compare(
         for piece in finished_corpus.pieces_of(name, "train", *options)
     ]
     counts = dict.fromkeys(("documents", "dropped", "unreadable"), 0)
-    texts = (_texts(piece, piece.raw(), counts) for pieces in sets.values() for piece in pieces)
+    texts = (
+        _texts(piece, piece.raw_records(), counts) for pieces in sets.values() for piece in pieces
+    )
     table = known(itertools.chain.from_iterable(texts), n)
     if not len(table):
         raise ValueError(

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lm import storage
 from lm.checkpoints import retention
-from lm.storage import paths
 
 LOWER = (*retention.LOWER, "perplexity")  # is better; of all other scores higher is
 ACROSS = 3  # panels side by side
@@ -74,4 +74,4 @@ def draw(rows: Sequence[dict], path, title: str) -> None:
         axes.grid(axis="y", alpha=0.2)
     drawing = io.BytesIO()
     canvas.savefig(drawing, format="png", dpi=120, metadata={"Software": None})
-    paths.write(path, drawing.getvalue())
+    storage.write_atomic(path, drawing.getvalue())

@@ -20,10 +20,9 @@ import jax
 import numpy as np
 import tqdm
 
-from lm import checkpoints, decoding, logs, lookup, metrics, runs, sources, tasks
+from lm import checkpoints, decoding, logs, lookup, metrics, runs, sources, storage, tasks
 from lm.inference import generate, loading
 from lm.sources import formats
-from lm.storage import paths
 
 CHUNK = 8  # batches that are sorted by length, and then written, at once
 COLUMNS = re.compile(r"\.(jsonl|ndjson|json|tsv)(\.gz|\.bz2|\.zst)?", re.I)
@@ -62,11 +61,11 @@ class Inputs:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if COLUMNS.search(os.path.basename(self.path)):
-            yield from sources.stream(self.path)
+            yield from sources.iter_records(self.path)
             return
         try:
-            with formats.opened(self.path) as stream:
-                for number, line in enumerate(formats.lines(stream), 1):
+            with formats.open_decompressed(self.path) as stream:
+                for number, line in enumerate(formats.iter_lines(stream), 1):
                     if isinstance(line, dict):
                         said = line["unreadable"]
                         raise ValueError(f"line {number} of {self.path} is {said}; cut it up.")
@@ -208,10 +207,10 @@ class ResumableWriter:
         self.done, self._out = 0, out
         if not out:
             return
-        self._part = paths.as_path(f"{out}.part")
-        if paths.is_remote(out):
-            local = out.removeprefix(paths.SCHEME)
-            self._part = pathlib.Path(paths.CACHE).expanduser() / f"{local}.part"
+        self._part = storage.as_path(f"{out}.part")
+        if storage.is_remote(out):
+            local = out.removeprefix(storage.SCHEME)
+            self._part = pathlib.Path(storage.CACHE_DIR).expanduser() / f"{local}.part"
             self._part.parent.mkdir(parents=True, exist_ok=True)
         self._facts = self._part.with_name(self._part.name + ".json")
         if not self._part.exists():
@@ -264,9 +263,9 @@ class ResumableWriter:
         self._lock.close()
 
     def _finish(self) -> None:
-        if paths.is_remote(self._out):
-            with self._part.open("rb") as read, paths.as_path(self._out).open("wb") as written:
-                shutil.copyfileobj(read, written, paths.PIECE)
+        if storage.is_remote(self._out):
+            with self._part.open("rb") as read, storage.as_path(self._out).open("wb") as written:
+                shutil.copyfileobj(read, written, storage.COPY_CHUNK_BYTES)
             self._part.unlink()
         else:
             os.replace(self._part, self._out)
@@ -341,7 +340,7 @@ def _check_out(rows: Iterable[dict], out: str) -> None:
     """Refuse, before anything is read, an `out` that would be lost or could not be replaced."""
     if os.path.isdir(out):
         raise ValueError(f"--out={out} is a folder; name a file.")
-    if out and not paths.is_remote(out) and not os.path.isdir(os.path.dirname(out) or "."):
+    if out and not storage.is_remote(out) and not os.path.isdir(os.path.dirname(out) or "."):
         raise ValueError(f"--out={out} is in a folder that is not there; make it, or name another.")
     if isinstance(rows, Inputs) and out and os.path.realpath(rows.path) == os.path.realpath(out):
         raise ValueError(f"--out={out} is the file of inputs, which would be lost; name another.")

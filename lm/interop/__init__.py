@@ -16,9 +16,19 @@ from collections.abc import Iterator
 
 import jax
 
-from lm import checkpoints, evaluate, inference, layers, lookup, runs, steps, tokenizer, transformer
+from lm import (
+    checkpoints,
+    evaluate,
+    inference,
+    layers,
+    lookup,
+    runs,
+    steps,
+    storage,
+    tokenizer,
+    transformer,
+)
 from lm.interop import peft, t5x, transformers, vocabulary
-from lm.storage import paths
 
 FOREIGN = (AttributeError, IndexError, KeyError, TypeError)  # what files of other kinds provoke
 
@@ -33,7 +43,7 @@ def read(directory, workdir, config: dict) -> str:
     The folder appears whole or not at all. Returns what was read, in a line.
     Raises ValueError for what cannot be read, and where something is already.
     """
-    if paths.is_remote(directory):
+    if storage.is_remote(directory):
         raise ValueError(
             f"{directory} is in a bucket, and a checkpoint to import is read from a disk alone; "
             f"copy it to one with `gcloud storage cp --recursive`."
@@ -90,10 +100,10 @@ def _damaged(directory: pathlib.Path, error: Exception) -> ValueError:
 
 
 def _take_vocabulary(directory: pathlib.Path, named: str, out: pathlib.Path) -> None:
-    source = paths.as_path(named).expanduser() if named else directory
-    facts = source / tokenizer.FACTS
+    source = storage.as_path(named).expanduser() if named else directory
+    facts = source / tokenizer.METADATA_FILE
     if facts.exists() and b'"fingerprint"' in facts.read_bytes():  # made here
-        paths.copy(tokenizer.Tokenizer(source).directory, out, tokenizer.FACTS)
+        storage.copy_dir(tokenizer.Tokenizer(source).directory, out, tokenizer.METADATA_FILE)
     else:
         vocabulary.read(source, out)
 
@@ -104,19 +114,19 @@ def _whole(directory, what: str) -> Iterator[pathlib.Path]:
 
     Of a bucket's it is on a disk, and sent there then.
     """
-    directory = paths.as_path(directory).expanduser().absolute()
+    directory = storage.as_path(directory).expanduser().absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} is not empty; give a new {what}.")
     if directory == pathlib.Path.cwd():
         raise ValueError(f"{directory} is where you are; give a new {what}, by its name.")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    beside = None if paths.is_remote(directory) else directory.parent
+    beside = None if storage.is_remote(directory) else directory.parent
     draft = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=beside))
     try:
         yield draft
-        if paths.is_remote(directory):
+        if storage.is_remote(directory):
             mark = peft.CONFIG if (draft / peft.CONFIG).exists() else "config.json"
-            paths.copy(draft, directory, mark)  # without which it is of no kind
+            storage.copy_dir(draft, directory, mark)  # without which it is of no kind
             return
         draft.chmod(0o755)
         draft.rename(directory)  # an empty directory gives way

@@ -63,8 +63,8 @@ def read(directory: str | os.PathLike, out: str | os.PathLike) -> tokenizer.Toke
     family = "T5" in name or not name and files and files[0].name == "spiece.model"
     order, usual = "descending", 100 if family else 0
     if name.startswith("ByT5"):
-        model, usual = tokenizer.byte_model(), 125
-        order = "ascending" if named.get(0) in (None, tokenizer.BYTE_PIECES) else "descending"
+        model, usual = tokenizer.byte_model_proto(), 125
+        order = "ascending" if named.get(0) in (None, tokenizer.BYTE_VOCAB_SIZE) else "descending"
     elif files:
         model = _parsed(files[0])
     elif described.exists():
@@ -213,7 +213,7 @@ def _rebuilt(directory: pathlib.Path, described: dict, config: dict):
     pieces = [(p[0], 0.0 + p[1]) for p in table["vocab"]] if kind == UNIGRAM else _bpe_scores(table)
     names = {role: _content(config.get(f"{role}_token")) for role in ("pad", "eos", "unk", "bos")}
     names = {role: name for role, name in names.items() if name in dict(pieces)}
-    model = tokenizer.blank(kind, names)
+    model = tokenizer.empty_model_proto(kind, names)
     _describe_rule(directory, model.normalizer_spec, described)
     added = {token["content"] for token in described.get("added_tokens", [])}
     for place, (name, score) in enumerate(pieces):
@@ -290,18 +290,18 @@ def write(source: str | os.PathLike, directory: str | os.PathLike) -> None:
     Raises ValueError if the model is neither unigram nor BPE nor ByT5's bytes.
     """
     tokens = tokenizer.Tokenizer(source)
-    model = _parsed(tokens.directory / tokenizer.MODEL)
+    model = _parsed(tokens.directory / tokenizer.MODEL_FILE)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     sentinels = tokens.names()[tokens.pieces :]
     config = _special_names(tokens, model) | {"additional_special_tokens": sentinels}
     files = {}
-    if model.pieces == tokenizer.byte_model().pieces:
+    if model.pieces == tokenizer.byte_model_proto().pieces:
         placed = enumerate(sentinels, tokens.pieces)
         config["added_tokens_decoder"] = {i: {"content": t, "special": True} for i, t in placed}
         config |= {"tokenizer_class": "ByT5Tokenizer", "extra_ids": tokens.num_sentinels}
     else:
-        files["spiece.model"] = (tokens.directory / tokenizer.MODEL).read_bytes()
+        files["spiece.model"] = (tokens.directory / tokenizer.MODEL_FILE).read_bytes()
         files["tokenizer.json"] = _backend(tokens, model).to_str(pretty=True).encode()
         files["special_tokens_map.json"] = _encoded(config)
         config |= {"tokenizer_class": "PreTrainedTokenizerFast"}

@@ -12,7 +12,7 @@ import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from lm.storage import paths
+from lm import storage
 
 NAMES = ("NaN", "Infinity", "-Infinity")
 
@@ -23,7 +23,9 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     Raises OSError, naming the file, where it cannot be written.
     """
     try:
-        paths.write(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate is no UTF-8
+        storage.write_atomic(
+            path, text.encode("utf-8", "backslashreplace")
+        )  # a lone surrogate is no UTF-8
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -67,7 +69,7 @@ def read(path: str | os.PathLike) -> list[dict]:
     A last line torn by a kill in mid-write is dropped.
     Raises ValueError, naming the line, for any other line that is not a JSON object.
     """
-    path = paths.as_path(path)
+    path = storage.as_path(path)
     if not path.exists():
         return []
     # Not splitlines(): it would also cut at U+2028 and other characters inside a string.
@@ -96,7 +98,7 @@ class Appended:
 
     def __init__(self, path: str | os.PathLike):
         self._path = path
-        self._file = paths.open_append(path)
+        self._file = storage.open_append(path)
 
     def add(self, data: bytes) -> None:
         """Append all of the bytes."""

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from lm import storage
 from lm.logs import jsonl
-from lm.storage import paths
 
 MANIFEST = "run.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -64,6 +64,6 @@ def write_manifest(workdir: str | os.PathLike, facts: Mapping) -> None:
         "platform": platform.platform(),
         "versions": versions(),
     }
-    workdir = paths.as_path(workdir)
+    workdir = storage.as_path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     jsonl.write_atomically(workdir / MANIFEST, json.dumps({**made_by, **facts}, indent=2) + "\n")

@@ -12,8 +12,8 @@ import struct
 import time
 from collections.abc import Mapping
 
+from lm import storage
 from lm.logs import jsonl
-from lm.storage import paths
 
 TENSORBOARD = "tensorboard"
 
@@ -25,7 +25,7 @@ class Board:
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
-        directory = paths.as_path(workdir) / TENSORBOARD
+        directory = storage.as_path(workdir) / TENSORBOARD
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{step}"
         self._file = jsonl.Appended(directory / name)

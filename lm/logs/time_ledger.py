@@ -12,9 +12,8 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from lm import lookup
+from lm import lookup, storage
 from lm.logs import jsonl
-from lm.storage import paths
 
 GOODPUT = "goodput.jsonl"
 KINDS = {
@@ -64,7 +63,7 @@ class Ledger:
         clock: Callable[[], float] = time.time,
         started: float | None = None,
     ):
-        self._workdir, self._file = paths.as_path(workdir), None
+        self._workdir, self._file = storage.as_path(workdir), None
         before = jsonl.read(self._workdir / GOODPUT)[-1:]
         self._clock, now = clock, clock()
         started = start_of_process(now) if started is None else started
@@ -135,7 +134,7 @@ def goodput(workdir: str | os.PathLike) -> dict:
     Returns {"wall": seconds, "sessions": their number, "goodput": the share of updates that count,
     "shares": {a key of KINDS or OUTSIDE: share}}; the shares sum to 1. All 0 where there is no row.
     """
-    rows = jsonl.read(paths.as_path(workdir) / GOODPUT)
+    rows = jsonl.read(storage.as_path(workdir) / GOODPUT)
     spent = dict.fromkeys((*KINDS, *OUTSIDE), 0.0)
     # From each row on, the fewest updates that the run goes on from: what is past them is lost.
     least = list(itertools.accumulate((row["step"] for row in reversed(rows)), min))[::-1]

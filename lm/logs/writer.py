@@ -15,9 +15,8 @@ from collections.abc import Callable, Mapping
 
 import tqdm
 
-from lm import lookup, metrics
+from lm import lookup, metrics, storage
 from lm.logs import jsonl, tensorboard
-from lm.storage import paths
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 SPLITS = {"train": "", "heldout": "held-out "}  # the split and what a printed line calls it
@@ -46,7 +45,7 @@ class Logs:
         resume_step: int = 0,
         clock: Callable[[], float] = time.time,
     ):
-        self._workdir = paths.as_path(workdir)
+        self._workdir = storage.as_path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._events = jsonl.Rows(self._workdir / EVENTS)
         self._rows = jsonl.Rows(self._workdir / METRICS, _until(resume_step))

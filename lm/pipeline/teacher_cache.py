@@ -21,8 +21,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lm import batch, shards
-from lm.storage import paths
+from lm import batch, shards, storage
 
 STORED = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}  # bfloat16 by its bits
 FILE = 64 << 20  # bytes of a file, about; it is written at once
@@ -128,7 +127,7 @@ def records_of(rows: batch.Batch, told: batch.TeacherTopK, identity: dict) -> li
 
 def open_teacher_cache(directory) -> TeacherCache:
     """The cache in a folder, or of a bucket a copy here. Raises ValueError where there is none."""
-    here = paths.local_copy(paths.as_path(directory).expanduser(), shards.MANIFEST)
+    here = storage.local_copy(storage.as_path(directory).expanduser(), shards.MANIFEST)
     manifest = shards.read_manifest(here)
     if manifest is None or manifest.get("kind") != KIND:
         raise ValueError(
@@ -144,7 +143,7 @@ def open_manifest(directory, identity: dict) -> dict:
     Raises ValueError where the folder has a cache, or shards, of anything else.
     """
     fresh = {"identity": identity, "kind": KIND, "files": {}, "beside": {}}
-    found = shards.read_manifest(paths.as_path(directory)) or fresh
+    found = shards.read_manifest(storage.as_path(directory)) or fresh
     if found["identity"] != identity:
         raise ValueError(
             f"{directory} holds what another teacher, tokenizer, order of data, temperature, k or "
@@ -159,7 +158,7 @@ def add_file(directory, manifest: dict, batches: Iterable[list[bytes]]) -> dict:
     Returns the manifest that lists it too, which is on disk by then. Raises OSError where the
     folder cannot be written.
     """
-    directory, rows = paths.as_path(directory), 0
+    directory, rows = storage.as_path(directory), 0
     name = f"{KIND}-{len(manifest['files']):05d}.array_record"
     try:
         with tempfile.TemporaryDirectory(dir=_scratch(directory), prefix=".writing-") as scratch:
@@ -170,9 +169,11 @@ def add_file(directory, manifest: dict, batches: Iterable[list[bytes]]) -> dict:
                         write(record)
                     rows += len(records)
             facts = {"rows": rows} | shards.facts_of(path)
-            paths.write(directory / name, path.read_bytes())
+            storage.write_atomic(directory / name, path.read_bytes())
         longer = manifest | {"files": manifest["files"] | {name: facts}}
-        paths.write(directory / shards.MANIFEST, (json.dumps(longer, indent=2) + "\n").encode())
+        storage.write_atomic(
+            directory / shards.MANIFEST, (json.dumps(longer, indent=2) + "\n").encode()
+        )
     except OSError as error:
         raise OSError(
             f"{directory} cannot be written ({error.strerror or error}); see to the space and the "
@@ -183,7 +184,7 @@ def add_file(directory, manifest: dict, batches: Iterable[list[bytes]]) -> dict:
 
 
 def _scratch(directory: pathlib.Path) -> pathlib.Path | None:
-    if paths.is_remote(directory):
+    if storage.is_remote(directory):
         return None
     directory.mkdir(parents=True, exist_ok=True)
     return directory

@@ -10,8 +10,7 @@ import pathlib
 import statistics
 from collections.abc import Iterable
 
-from lm import logs
-from lm.storage import paths
+from lm import logs, storage
 
 ROLES = {  # a run's role, and what the page calls the panel that it is drawn in
     "pretrain": "Pre-training",
@@ -108,7 +107,7 @@ def read_run(path: str | os.PathLike) -> Run:
 
     Raises ValueError where it has no config.json or a file in it is damaged.
     """
-    path = paths.as_path(path)
+    path = storage.as_path(path)
     curve = path / "curve.png"
     config = _object(path / "config.json")
     if not config:
@@ -134,7 +133,7 @@ def read_runs(rundirs: Iterable[str | os.PathLike]) -> list[Run]:
     and no claim is made of it.
     Raises ValueError where there is no folder, or one is no run folder.
     """
-    folders = [path for path in map(paths.as_path, rundirs) if not path.is_file()]
+    folders = [path for path in map(storage.as_path, rundirs) if not path.is_file()]
     if not folders:
         raise ValueError("no run folder to report on; give some with --runs=runs/demo/*")
     runs = [read_run(path) for path in folders]

@@ -15,6 +15,7 @@ from lm import (
     metrics,
     objectives,
     shards,
+    storage,
     tasks,
     tokenizer,
     transformer,
@@ -22,7 +23,6 @@ from lm import (
 from lm.distill import on_policy
 from lm.runs import schema, workdir
 from lm.runs.schema import Run
-from lm.storage import paths
 
 STAGES = {"pretrain": "masked language modelling", "finetune": "a task", "distill": "a teacher"}
 FIGURES = ("loss", "nats", "text_nats", "bits_per_byte", "token_accuracy")  # of held-out examples
@@ -39,7 +39,7 @@ def make_run(config: dict, place) -> Run:
     sections = {name: make(**config[name]) for name, make in schema.SECTIONS.items()}
     if sections["parallel"].fixed_shards:  # rows in turn have other bits on one device
         sections["model"] = dataclasses.replace(sections["model"], attention="whole")
-    run = Run(config, paths.as_path(place), **sections)
+    run = Run(config, storage.as_path(place), **sections)
     lookup.lookup(STAGES, config["stage"], "stage")
     lookup.lookup(tokenizer.KINDS, config["tokenizer"]["kind"], "tokenizer.kind")
     for key, least in _least_values(config):
@@ -271,7 +271,7 @@ def _check_vocabulary(run: Run) -> None:
     directory = tokenizer_dir(run)
     own = directory.resolve() == (run.workdir / "tokenizer").resolve()
     fresh = own and not workdir.is_claimed(run.workdir)
-    if (directory / tokenizer.FACTS).exists():
+    if (directory / tokenizer.METADATA_FILE).exists():
         facts = tokenizer.read(directory)[1]
         made = facts | facts.get("training", {})
         for key in ("kind", "pieces", "num_sentinels", "normalization", "character_coverage"):
@@ -289,10 +289,10 @@ def _check_vocabulary(run: Run) -> None:
                 f"tokenizer.normalization={facts['normalization']!r} has no use for bytes, which "
                 f"stand for the text as it is; with tokenizer.kind='bytes' use identity."
             )
-        if facts["kind"] == "bytes" and facts["pieces"] != tokenizer.BYTE_PIECES:
+        if facts["kind"] == "bytes" and facts["pieces"] != tokenizer.BYTE_VOCAB_SIZE:
             raise ValueError(
                 f"tokenizer.pieces={facts['pieces']} is not the number of bytes and special ids; "
-                f"with tokenizer.kind='bytes' use {tokenizer.BYTE_PIECES}."
+                f"with tokenizer.kind='bytes' use {tokenizer.BYTE_VOCAB_SIZE}."
             )
     else:
         facts = tokenizer.read(directory)[1]  # which says what is missing

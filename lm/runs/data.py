@@ -6,11 +6,10 @@ import dataclasses
 import itertools
 import pathlib
 
-from lm import pipeline, shards, sources, tasks, tokenizer
+from lm import pipeline, shards, sources, storage, tasks, tokenizer
 from lm.runs import checks, workdir
 from lm.runs.schema import Run
 from lm.shards import finished_corpus
-from lm.storage import paths
 
 
 def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
@@ -30,7 +29,7 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
                     f"train and validation."
                 )
         else:
-            named = sources.splits_held_out(run.data.task_named(name).source, *named, run.data.dir)
+            named = sources.resolve_splits(run.data.task_named(name).source, *named, run.data.dir)
         train[name], heldout[name] = named
     return train, heldout
 
@@ -40,7 +39,7 @@ def _held_out(run: Run, name: str) -> str:
     if run.data.heldout != sources.DEFAULT_HELDOUT:
         return run.data.heldout
     source = run.data.task_named(name).source
-    return sources.splits_held_out(source, "train", run.data.heldout, run.data.dir)[1]
+    return sources.resolve_splits(source, "train", run.data.heldout, run.data.dir)[1]
 
 
 def check_columns(run: Run) -> None:
@@ -56,11 +55,11 @@ def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
     """The run's tokenizer; before the workdir is claimed, trained where there is none yet."""
     directory = checks.tokenizer_dir(run)
     named = directory.resolve() != (run.workdir / "tokenizer").resolve()
-    if (directory / tokenizer.FACTS).exists() or named or workdir.is_claimed(run.workdir):
+    if (directory / tokenizer.METADATA_FILE).exists() or named or workdir.is_claimed(run.workdir):
         return tokenizer.Tokenizer(directory)
     options = dict(run.config["tokenizer"])
     if options["kind"] == "bytes":
-        return tokenizer.spell(directory, options["num_sentinels"])
+        return tokenizer.write_byte_tokenizer(directory, options["num_sentinels"])
     options.pop("dir")
     texts = Texts(run, splits(run)[0], options.pop("documents"))
     return tokenizer.train(texts, directory, **options)
@@ -89,10 +88,10 @@ class Texts:
 def _texts_of(run: Run, name: str, split: str):
     """(records of a task's split, a function to the texts of each of them, one after the other)."""
     if tasks.is_corpus(name):
-        manifest, directory = shards.find(name, split), paths.as_path(name).expanduser()
+        manifest, directory = shards.find(name, split), storage.as_path(name).expanduser()
         parts = finished_corpus.pieces_of(str(directory), split, "", "file", "")
         documents = lambda: itertools.chain.from_iterable(
-            ((part.document(raw).text,) for raw in part.raw()) for part in parts
+            ((part.document(raw).text,) for raw in part.raw_records()) for part in parts
         )
         return manifest["counts"]["documents"], documents
     task, split = run.data.reading(name, split)
@@ -126,11 +125,11 @@ def make_split(
 
 def _examples(run: Run, data, tokens, folder: str, by_task: dict[str, str]) -> pipeline.Examples:
     lying = shards_of(run, folder, by_task)
-    on_disk = {task: paths.local_copy(at, shards.MANIFEST) for task, at in lying.items()}
+    on_disk = {task: storage.local_copy(at, shards.MANIFEST) for task, at in lying.items()}
     made = pipeline.make_examples(data, run.objective, tokens, by_task, on_disk)
     for task, at in lying.items():
-        if paths.is_remote(at):
-            paths.copy(on_disk[task], at, shards.MANIFEST)
+        if storage.is_remote(at):
+            storage.copy_dir(on_disk[task], at, shards.MANIFEST)
     return made
 
 
@@ -142,7 +141,7 @@ def shards_of(run: Run, name: str, splits: dict[str, str]) -> dict[str, pathlib.
     shards, found = run.place("data.shards", "shards"), {}
     for task, split in splits.items():
         if tasks.is_corpus(task):
-            found[task] = paths.as_path(task).expanduser() / split
+            found[task] = storage.as_path(task).expanduser() / split
         else:
             found[task] = shards / task / name if len(splits) > 1 else shards / name
     return found

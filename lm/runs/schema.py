@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-from lm import distill, objectives, optimizers, parallel, pipeline, steps, transformer
-from lm.storage import paths
+from lm import distill, objectives, optimizers, parallel, pipeline, steps, storage, transformer
 from lm.transformer import lora
 
 SECTIONS = {
@@ -55,7 +54,7 @@ class Run:
         """The directory that config key "section.key" names, or workdir/default."""
         section, leaf = key.split(".")
         named = self.config[section][leaf]
-        return paths.as_path(named).expanduser() if named else self.workdir / default
+        return storage.as_path(named).expanduser() if named else self.workdir / default
 
     @property
     def shapes(self) -> dict:

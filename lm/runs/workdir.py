@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from lm import logs, lookup, tokenizer
+from lm import logs, lookup, storage, tokenizer
 from lm.runs.schema import Run
-from lm.storage import paths
 
 # What a continued run may change, for it decides no number but how exactly they are computed.
 OPERATIONAL = ("parallel", "every", "evaluate", "keep", "keep_every", "keep_best", "guard.hang")
@@ -17,12 +16,12 @@ OPERATIONAL += ("model.remat", "model.attention")
 
 def is_claimed(workdir) -> bool:
     """Whether a run's training has begun there."""
-    return (paths.as_path(workdir) / "config.json").exists()
+    return (storage.as_path(workdir) / "config.json").exists()
 
 
 def read_config(workdir) -> dict:
     """The config of a claimed workdir. Raises ValueError where there is none, or it is damaged."""
-    path = paths.as_path(workdir) / "config.json"
+    path = storage.as_path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run (no config.json); train one there first.")
     try:
@@ -105,5 +104,5 @@ def claim(run: Run, tokens: tokenizer.Tokenizer) -> None:
     """Make the workdir this config's, with a copy of its tokenizer, so that it stands by itself."""
     own = run.workdir / "tokenizer"
     if own.resolve() != tokens.directory.resolve():
-        paths.copy(tokens.directory, own, tokenizer.FACTS)
+        storage.copy_dir(tokens.directory, own, tokenizer.METADATA_FILE)
     logs.write_atomically(run.workdir / "config.json", json.dumps(run.config, indent=2) + "\n")

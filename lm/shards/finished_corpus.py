@@ -10,9 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lm import sources, tokenizer
+from lm import sources, storage, tokenizer
 from lm.shards import shard_files
-from lm.storage import paths
 
 BLOCK = 1 << 16  # tokens of a corpus read at once, unless a document has more
 SPLITS = ("train", "validation")  # directories of a finished corpus
@@ -20,7 +19,7 @@ SPLITS = ("train", "validation")  # directories of a finished corpus
 
 def _folder(directory) -> pathlib.Path:
     """The folder of a finished corpus; ValueError where it is none."""
-    directory = paths.as_path(directory).expanduser()
+    directory = storage.as_path(directory).expanduser()
     if shard_files.read_manifest(directory) is None:
         raise ValueError(
             f"{directory} holds no finished corpus (no {shard_files.MANIFEST}); make one with "
@@ -61,7 +60,7 @@ def check_tokenizer(directory, tokens: tokenizer.Tokenizer) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of a finished corpus, read back to text: raw() and document() as sources.Part has.
+    """A file of a finished corpus, read back to text: raw_records() and document() as sources.SourceFile has.
 
     start, stop: which documents of the split are in the file.
     """
@@ -72,7 +71,7 @@ class Shard:
     start: int
     stop: int
 
-    def raw(self) -> Iterator[np.ndarray]:
+    def raw_records(self) -> Iterator[np.ndarray]:
         """The token ids of one document at a time, the empty line behind it included, in order."""
         stream, ends = _bounded(self.split)
         start = self.start
@@ -103,18 +102,18 @@ def _tokenizer(directory: str) -> tokenizer.Tokenizer:
 def pieces_of(source: str, split: str, column: str, unit: str, data_dir: str) -> list:
     """The shards of a split, where `source` is a finished corpus's directory; else its parts.
 
-    split: "train" or "validation". The others: as in sources.parts_of, whose errors these are, or
+    split: "train" or "validation". The others: as in sources.list_files, whose errors these are, or
     of finished.find.
     """
-    directory = paths.as_path(source.strip()).expanduser()
+    directory = storage.as_path(source.strip()).expanduser()
     if shard_files.read_manifest(directory) is None:
-        return sources.parts_of(source, column=column, unit=unit, data_dir=data_dir)
+        return sources.list_files(source, column=column, unit=unit, data_dir=data_dir)
     manifest = find(directory, split)
     numbers = (file["documents"] for file in manifest["files"].values())
     ends = itertools.accumulate(numbers, initial=0)
     tokens, split = (
         str(directory / "tokenizer"),
-        paths.local_copy(directory / split, shard_files.MANIFEST),
+        storage.local_copy(directory / split, shard_files.MANIFEST),
     )
     bounds = zip(manifest["files"], itertools.pairwise(ends), strict=True)
     return [Shard(f"{split}/{name}", str(split), tokens, *span) for name, span in bounds]

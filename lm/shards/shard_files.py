@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.storage import paths
+from lm import storage
 
 RECORD = 4096  # tokens; with no compression, the fastest to read at random
 BLOCK = 64 * RECORD  # tokens in memory before they are written
@@ -171,7 +171,7 @@ def read_manifest(directory) -> dict | None:
 
     Raises ValueError if it is damaged or an earlier version's.
     """
-    path = paths.as_path(directory) / MANIFEST
+    path = storage.as_path(directory) / MANIFEST
     if not path.exists():
         return None
     try:
@@ -191,7 +191,7 @@ def read_manifest(directory) -> dict | None:
 
 def cure(directory) -> str:
     """What to do about a damaged directory of shards, of which a finished corpus has several."""
-    directory = paths.as_path(directory)
+    directory = storage.as_path(directory)
     above, own = directory.parent / MANIFEST, directory / MANIFEST
     if own.exists() and b'"kind": "taught"' in own.read_bytes():
         return f"remove {directory}, and make it anew with `python -m lm teacher-cache`"

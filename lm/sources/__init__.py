@@ -9,18 +9,24 @@ path by places.place.
 
 from __future__ import annotations
 
-from lm.sources.documents import LIMIT, BadRecord, Document
-from lm.sources.parts import KINDS, Part, check_starts, parts_of, unread
-from lm.sources.random_access import records, source_fingerprint, splits_held_out, stream
+from lm.sources.documents import MAX_RECORD_BYTES, BadRecord, Document
+from lm.sources.random_access import iter_records, records, resolve_splits, source_fingerprint
+from lm.sources.source_files import (
+    KINDS,
+    SourceFile,
+    check_first_records,
+    list_files,
+    skipped_files,
+)
 from lm.sources.tfds import (
     DEFAULT_HELDOUT,
-    EMBEDDED,
+    EMBEDDED_DATASETS,
     FORMAT,
     TfdsRecords,
     data_root,
-    fingerprint,
-    held_out,
+    resolve_tfds_splits,
     tfds_bytes,
+    tfds_fingerprint,
     tfds_records,
     tfds_splits,
 )

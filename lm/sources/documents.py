@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-LIMIT = 1 << 24  # bytes of a raw record; a longer one is not held in memory
-EXCERPT = 200  # bytes that are kept of a record that is too long
+MAX_RECORD_BYTES = 1 << 24  # bytes of a raw record; a longer one is not held in memory
+EXCERPT_BYTES = 200  # bytes that are kept of a record that is too long
 
 
 class BadRecord(ValueError):
@@ -16,16 +16,16 @@ class Document(NamedTuple):
     """What a raw record says: its text, or the reading rule that drops it."""
 
     text: str
-    dropped: str = ""  # "empty", "redirect", ..; the text is "" then
+    drop_reason: str = ""  # "empty", "redirect", ..; the text is "" then
 
 
-def too_long(start: bytes) -> dict[str, Any]:
+def oversized_record(start: bytes) -> dict[str, Any]:
     """The raw record that stands for one of more than LIMIT bytes, of which `start` is known."""
-    reason = f"longer than {LIMIT:,} bytes"
-    return {"unreadable": reason, "excerpt": bytes(start[:EXCERPT])}
+    reason = f"longer than {MAX_RECORD_BYTES:,} bytes"
+    return {"unreadable": reason, "excerpt": bytes(start[:EXCERPT_BYTES])}
 
 
-def decoded(raw: bytes) -> str:
+def decode_utf8(raw: bytes) -> str:
     """The text of bytes, which are UTF-8 and nothing else.
 
     Raises BadRecord with the position of the first byte that is not.
@@ -36,7 +36,7 @@ def decoded(raw: bytes) -> str:
         raise BadRecord(f"invalid UTF-8 at byte {error.start}") from None
 
 
-def document(value: Any) -> Document:
+def to_document(value: Any) -> Document:
     """The document of a text, as str or as UTF-8.
 
     A byte order mark at the start goes, every end of line becomes "\\n", all else stays. A text
@@ -44,7 +44,7 @@ def document(value: Any) -> Document:
     Raises BadRecord for what is no text: another type, a NUL, half of a surrogate pair.
     """
     if isinstance(value, bytes):
-        value = decoded(value)
+        value = decode_utf8(value)
     if not isinstance(value, str):
         raise BadRecord(f"the value is {type(value).__name__}, not text")
     text = value.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

@@ -16,11 +16,11 @@ from lm import lookup
 from lm.sources import documents, tfds
 
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-CHUNK = 1 << 20  # bytes that are read at once
-ROWS = 64  # of a Parquet file, held at once
+CHUNK_BYTES = 1 << 20  # bytes that are read at once
+PARQUET_BATCH_ROWS = 64  # of a Parquet file, held at once
 
 
-def stored(name: str):
+def open_stored(name: str):
     """The file at a path or address as it is stored, a context that gives a binary stream."""
     if "://" not in name:
         return open(name, "rb")
@@ -30,12 +30,12 @@ def stored(name: str):
 
 
 @contextlib.contextmanager
-def opened(name: str) -> Iterator[Any]:
+def open_decompressed(name: str) -> Iterator[Any]:
     """The file at a path or address without its compression, as a buffered binary stream."""
     codec = next((codec for suffix, codec in CODECS.items() if name.lower().endswith(suffix)), "")
-    with stored(name) as file:
+    with open_stored(name) as file:
         if not codec:  # fsspec's own readline takes no limit
-            yield file if "://" not in name else io.BufferedReader(file, CHUNK)
+            yield file if "://" not in name else io.BufferedReader(file, CHUNK_BYTES)
             return
         import pyarrow
 
@@ -44,86 +44,86 @@ def opened(name: str) -> Iterator[Any]:
         file.seek(0)
         inner = pyarrow.PythonFile(file, mode="r")
         with pyarrow.CompressedInputStream(inner, codec) as stream:
-            yield io.BufferedReader(stream, CHUNK)
+            yield io.BufferedReader(stream, CHUNK_BYTES)
 
 
-def lines(stream) -> Iterator[bytes | dict]:
+def iter_lines(stream) -> Iterator[bytes | dict]:
     """The lines of a stream without their ends, holding no more than LIMIT bytes."""
-    while line := stream.readline(documents.LIMIT + 2):
+    while line := stream.readline(documents.MAX_RECORD_BYTES + 2):
         text = line.removesuffix(b"\n").removesuffix(b"\r")
-        if len(text) <= documents.LIMIT:
+        if len(text) <= documents.MAX_RECORD_BYTES:
             yield text
             continue
         while line and not line.endswith(b"\n"):
-            line = stream.readline(CHUNK)
-        yield documents.too_long(text)
+            line = stream.readline(CHUNK_BYTES)
+        yield documents.oversized_record(text)
 
 
-def text_file(part) -> Iterator[bytes | dict]:
+def read_text(part) -> Iterator[bytes | dict]:
     """A text file's raw records, by part.unit: the file, its paragraphs or its lines."""
-    with opened(part.name) as stream:
+    with open_decompressed(part.name) as stream:
         yield from lookup.lookup(UNITS, part.unit, "--unit")(stream)
 
 
-def _whole(stream) -> Iterator[bytes | dict]:
-    text = stream.read(documents.LIMIT + 1)
-    yield text if len(text) <= documents.LIMIT else documents.too_long(text)
+def _read_whole(stream) -> Iterator[bytes | dict]:
+    text = stream.read(documents.MAX_RECORD_BYTES + 1)
+    yield text if len(text) <= documents.MAX_RECORD_BYTES else documents.oversized_record(text)
 
 
-def _paragraphs(stream) -> Iterator[bytes | dict]:
+def _iter_paragraphs(stream) -> Iterator[bytes | dict]:
     held, size = [], 0
-    for line in lines(stream):
+    for line in iter_lines(stream):
         if isinstance(line, dict) or line.strip():
-            size += documents.LIMIT + 1 if isinstance(line, dict) else len(line) + 1
-            if size <= documents.LIMIT + 1 or not held:
+            size += documents.MAX_RECORD_BYTES + 1 if isinstance(line, dict) else len(line) + 1
+            if size <= documents.MAX_RECORD_BYTES + 1 or not held:
                 held.append(line)
         elif held:
-            yield _joined(held, size)
+            yield _join_paragraph(held, size)
             held, size = [], 0
     if held:
-        yield _joined(held, size)
+        yield _join_paragraph(held, size)
 
 
-def _joined(held: list, size: int) -> bytes | dict:
+def _join_paragraph(held: list, size: int) -> bytes | dict:
     if isinstance(held[0], dict):
         return held[0]
     text = b"\n".join(held)
-    return text if size <= documents.LIMIT + 1 else documents.too_long(text)
+    return text if size <= documents.MAX_RECORD_BYTES + 1 else documents.oversized_record(text)
 
 
-UNITS = {"file": _whole, "paragraph": _paragraphs, "line": lines}
+UNITS = {"file": _read_whole, "paragraph": _iter_paragraphs, "line": iter_lines}
 
 
-def text_document(part, raw: bytes) -> documents.Document:
+def parse_text(part, raw: bytes) -> documents.Document:
     """The document of a file, paragraph or line."""
-    return documents.document(raw)
+    return documents.to_document(raw)
 
 
-def json_lines(part) -> Iterator[bytes | dict]:
+def read_json_lines(part) -> Iterator[bytes | dict]:
     """The lines of a file of JSON objects; the first one must have the column."""
     first = True
-    with opened(part.name) as stream:
-        for line in lines(stream):
+    with open_decompressed(part.name) as stream:
+        for line in iter_lines(stream):
             if first and isinstance(line, bytes) and line.strip():
                 first = False
                 with contextlib.suppress(documents.BadRecord):
-                    _has_column(part, json_object(line))
+                    _check_column(part, parse_json_object(line))
             yield line
 
 
-def json_document(part, raw: bytes) -> documents.Document:
+def parse_json(part, raw: bytes) -> documents.Document:
     """The document in the column of a JSON object; an empty line is an empty document."""
     if not raw.strip():
         return documents.Document("", "empty")
-    record = json_object(raw)
+    record = parse_json_object(raw)
     if part.column not in record:
         raise documents.BadRecord(f"no column {part.column!r}")
-    return documents.document(record[part.column])
+    return documents.to_document(record[part.column])
 
 
-def json_object(raw: bytes) -> dict:
+def parse_json_object(raw: bytes) -> dict:
     """The JSON object of a line of UTF-8. Raises BadRecord for anything else."""
-    text = documents.decoded(raw).removeprefix("\ufeff")
+    text = documents.decode_utf8(raw).removeprefix("\ufeff")
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -133,7 +133,7 @@ def json_object(raw: bytes) -> dict:
     return record
 
 
-def _has_column(part, columns) -> None:
+def _check_column(part, columns) -> None:
     if part.column not in columns:
         raise ValueError(
             f"{part.name} has no column {part.column!r}; name with --column one of "
@@ -141,21 +141,21 @@ def _has_column(part, columns) -> None:
         )
 
 
-def tab_separated(part) -> Iterator[bytes | dict]:
+def read_tsv(part) -> Iterator[bytes | dict]:
     """The rows below the header of a tab-separated file, whose fields hold no tab and no newline.
 
     Source: the media type text/tab-separated-values, iana.org: there is no quoting.
     """
-    with opened(part.name) as stream:
-        rows = lines(stream)
+    with open_decompressed(part.name) as stream:
+        rows = iter_lines(stream)
         header = next(rows, {"unreadable": "missing"})
         if isinstance(header, dict):
             raise ValueError(
                 f"{part.name} has no header: its first line is {header['unreadable']}; write the "
                 f"names of the columns there, with tabs between."
             )
-        columns = documents.decoded(header).removeprefix("\ufeff").split("\t")
-        _has_column(part, columns)
+        columns = documents.decode_utf8(header).removeprefix("\ufeff").split("\t")
+        _check_column(part, columns)
         if columns.count(part.column) > 1:
             raise ValueError(
                 f"{part.name} has {columns.count(part.column)} columns {part.column!r}; give each "
@@ -166,28 +166,28 @@ def tab_separated(part) -> Iterator[bytes | dict]:
             yield row if isinstance(row, dict) else {"row": row, **at}
 
 
-def tab_document(part, raw: dict) -> documents.Document:
+def parse_tsv_row(part, raw: dict) -> documents.Document:
     """The document in the column of a row; an empty row is an empty document."""
     if not raw["row"].strip():
         return documents.Document("", "empty")
     fields = raw["row"].split(b"\t")
     if len(fields) != raw["fields"]:
         raise documents.BadRecord(f"{len(fields)} fields where the header has {raw['fields']}")
-    return documents.document(fields[raw["at"]])
+    return documents.to_document(fields[raw["at"]])
 
 
-def parquet_rows(part) -> Iterator[dict]:
+def read_parquet(part) -> Iterator[dict]:
     """The values of a Parquet file's column, which is the only one read, as UTF-8."""
     import pyarrow
     import pyarrow.parquet
 
-    with stored(part.name) as file:
+    with open_stored(part.name) as file:
         try:
             table = pyarrow.parquet.ParquetFile(
-                file, buffer_size=CHUNK, page_checksum_verification=True
+                file, buffer_size=CHUNK_BYTES, page_checksum_verification=True
             )
             schema = table.schema_arrow
-            _has_column(part, schema.names)
+            _check_column(part, schema.names)
             kind = schema.field(part.column).type
             if pyarrow.types.is_dictionary(kind):
                 kind = kind.value_type
@@ -196,17 +196,17 @@ def parquet_rows(part) -> Iterator[dict]:
                     f"column {part.column!r} of {part.name} is {kind}, not string; "
                     f"name another of {', '.join(schema.names)} with --column."
                 )
-            for rows in table.iter_batches(ROWS, columns=[part.column]):
+            for rows in table.iter_batches(PARQUET_BATCH_ROWS, columns=[part.column]):
                 # As bytes: strings that are not UTF-8 are told from others below, not here.
                 for value in rows.column(0).cast(kind).cast(pyarrow.large_binary()):
                     text = value.as_py()
-                    long = text is not None and len(text) > documents.LIMIT
-                    yield documents.too_long(text) if long else {"value": text}
+                    long = text is not None and len(text) > documents.MAX_RECORD_BYTES
+                    yield documents.oversized_record(text) if long else {"value": text}
         except pyarrow.ArrowException as error:
             raise OSError(str(error)) from None
 
 
-def array_records(part) -> Iterator[bytes | dict]:
+def read_array_record(part) -> Iterator[bytes | dict]:
     """The records of a local ArrayRecord file."""
     from array_record.python import array_record_module
 
@@ -214,28 +214,32 @@ def array_records(part) -> Iterator[bytes | dict]:
     try:
         for _ in range(reader.num_records()):
             record = reader.read()
-            yield record if len(record) <= documents.LIMIT else documents.too_long(record)
+            yield (
+                record
+                if len(record) <= documents.MAX_RECORD_BYTES
+                else documents.oversized_record(record)
+            )
     finally:
         reader.close()  # raises for a file that was cut short, which has shown no record
 
 
-def array_document(part, raw: bytes) -> documents.Document:
+def parse_array_record(part, raw: bytes) -> documents.Document:
     """The document of an ArrayRecord: UTF-8 text, or where a column is named, a JSON object."""
-    return json_document(part, raw) if part.column else documents.document(raw)
+    return parse_json(part, raw) if part.column else documents.to_document(raw)
 
 
-def tfds_rows(part) -> Iterator[dict]:
+def read_tfds(part) -> Iterator[dict]:
     """The values of a TFDS split's column, as stored."""
     source = tfds.tfds_records(*tfds.split_address(part.name), part.data_dir).source
-    _has_column(part, source[0])
+    _check_column(part, source[0])
     for index in range(len(source)):
         value = source[index][part.column]
-        long = isinstance(value, bytes) and len(value) > documents.LIMIT
-        yield documents.too_long(value) if long else {"value": value}
+        long = isinstance(value, bytes) and len(value) > documents.MAX_RECORD_BYTES
+        yield documents.oversized_record(value) if long else {"value": value}
 
 
-def value_document(part, raw: dict) -> documents.Document:
+def parse_value(part, raw: dict) -> documents.Document:
     """The document of a row of which only the value of the column is kept."""
     if raw["value"] is None:
         raise documents.BadRecord(f"column {part.column!r} is null")
-    return documents.document(raw["value"])
+    return documents.to_document(raw["value"])

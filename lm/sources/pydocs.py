@@ -31,18 +31,24 @@ import tqdm
 from lm import lookup
 
 # Left out: this package, and packaging tools, whose copies of other packages would come twice.
-LEFT_OUT = {"lm", "pip", "setuptools", "wheel"}
-LEFT_OUT |= {"torch", "transformers", "sympy", "mpmath", "networkx"}  # of tests; they come and go
-LEFT_OUT_FOLDERS = {"test", "tests", "_test", "_tests", "_vendor"}
+EXCLUDED_PACKAGES = {"lm", "pip", "setuptools", "wheel"}
+EXCLUDED_PACKAGES |= {
+    "torch",
+    "transformers",
+    "sympy",
+    "mpmath",
+    "networkx",
+}  # of tests; they come and go
+EXCLUDED_FOLDERS = {"test", "tests", "_test", "_tests", "_vendor"}
 TEST_FILE = re.compile(r"test_.*|.*_tests?|conftest")
 
 SPLITS = {"train": 90, "validation": 5, "test": 5}  # percent of the modules
-DOCUMENT_WORDS = 8  # at least, in a document
-PARAGRAPH_WORDS = 4  # at least, in a paragraph
-SUMMARY_WORDS = 30  # at most, in a summary
-BODY_WORDS = 20  # at least, in what a summary sums up
-POOL_FILES = 300  # with fewer, starting processes costs more than it saves
-POOL_PROCESSES = 8  # at most
+MIN_DOCUMENT_WORDS = 8  # at least, in a document
+MIN_PARAGRAPH_WORDS = 4  # at least, in a paragraph
+MAX_SUMMARY_WORDS = 30  # at most, in a summary
+MIN_BODY_WORDS = 20  # at least, in what a summary sums up
+MIN_POOL_FILES = 300  # with fewer, starting processes costs more than it saves
+MAX_PROCESSES = 8  # at most
 
 
 class Document(NamedTuple):
@@ -61,7 +67,7 @@ class Document(NamedTuple):
 
 
 WORD = re.compile(r"""["'(]*[A-Za-z]+(?:['-][A-Za-z]+)*["')]*[.,;:!?]*["')]*""")
-LITTLE_WORD = re.compile(
+FUNCTION_WORD = re.compile(
     r"\b(?:a|an|the|th(?:is|at|ese|ose|en|an|ey|ere)|its?|is|are|was|were|be|been|ha[sd]|have|do|does"
     r"|can|may|will|would|should|must|not?|if|wh(?:en|ere|ich|o|at)|how|of|to|in|on|at|by|for|from"
     r"|with|without|as|into|and|or|but|all|any|each|only|your?|we)\b"
@@ -70,7 +76,7 @@ LITTLE_WORD = re.compile(
 
 def is_long(text: str) -> bool:
     """It has the words of a sentence, not of a heading or a signature."""
-    return len(text.split()) >= PARAGRAPH_WORDS
+    return len(text.split()) >= MIN_PARAGRAPH_WORDS
 
 
 def is_wordy(text: str) -> bool:
@@ -82,17 +88,17 @@ def is_wordy(text: str) -> bool:
 def is_english(text: str) -> bool:
     """It ends as a sentence does, or one of six of its words, at least, holds one together."""
     words = len(re.findall(r"[a-z]+", text.lower()))
-    return text.endswith(".") or 6 * len(LITTLE_WORD.findall(text.lower())) >= max(1, words)
+    return text.endswith(".") or 6 * len(FUNCTION_WORD.findall(text.lower())) >= max(1, words)
 
 
-def is_whole(text: str) -> bool:
+def is_complete(text: str) -> bool:
     """It does not end by announcing what is left out, such as code."""
     return not text.endswith(":")
 
 
 def is_prose(text: str) -> bool:
     """A paragraph on which all of the rules above hold."""
-    return is_long(text) and is_wordy(text) and is_english(text) and is_whole(text)
+    return is_long(text) and is_wordy(text) and is_english(text) and is_complete(text)
 
 
 def is_sentence(text: str) -> bool:
@@ -114,25 +120,43 @@ MARKUP = [(re.compile(pattern), plain) for pattern, plain in (
     (r"\\([*_`|])", r"\1"),  # \*
 )]  # fmt: skip
 
-RULE = re.compile(r"[^\w\s][^\w]{2,}")  # a heading's underline, a table's border
+UNDERLINE = re.compile(r"[^\w\s][^\w]{2,}")  # a heading's underline, a table's border
 TABLE = re.compile(r"^\||\S\s{3,}\S")  # a row's border, or columns
 DIRECTIVE = re.compile(r"\.\.\s+(?:([\w-]+)::)?\s*(.*)")
-SPOKEN = {"note", "warning", "tip", "important", "hint", "caution", "attention", "admonition"}
-UNREAD = {"example", "examples", "usage", "references", "reference", "see also", "todo", "methods"}
+PROSE_DIRECTIVES = {
+    "note",
+    "warning",
+    "tip",
+    "important",
+    "hint",
+    "caution",
+    "attention",
+    "admonition",
+}
+SKIPPED_SECTIONS = {
+    "example",
+    "examples",
+    "usage",
+    "references",
+    "reference",
+    "see also",
+    "todo",
+    "methods",
+}
 BULLET = re.compile(r"()(?:[-*+•]|\(?\d+[.)]|:\w+:)\s+(?=\S)")
 FIELD = re.compile(r":\w+ (?:[\w.,|\[\] ]+ )?(\**\w+):\s+(?=\S)")  # ":param x:", ":param int x:"
-NAMED = re.compile(r"(\**[\w.]+)(?: ?\([^)]*\))?:\s+(?=\S)")  # "x:", "x (int):"
-TYPED = re.compile(r"(\**\w+(?:, \**\w+)*) : .*")  # "x : int", its description below
+PARAMETER = re.compile(r"(\**[\w.]+)(?: ?\([^)]*\))?:\s+(?=\S)")  # "x:", "x (int):"
+NUMPY_PARAMETER = re.compile(r"(\**\w+(?:, \**\w+)*) : .*")  # "x : int", its description below
 
 
-def unmarked(text: str) -> str:
+def strip_markup(text: str) -> str:
     """The words without the marks of reStructuredText and Markdown, one space between two."""
     for pattern, plain in MARKUP:
         text = pattern.sub(plain, text)
     return " ".join(text.split())
 
 
-def paragraphs(docstring: str) -> list[str]:
+def split_paragraphs(docstring: str) -> list[str]:
     """A cleaned docstring's paragraphs of running text, each on one line, prose or not.
 
     Doctests, literal blocks, tables, directives and the sections in UNREAD are left out. An item of
@@ -140,106 +164,116 @@ def paragraphs(docstring: str) -> list[str]:
     """
     found: list[list[str]] = []
     opened, item = None, False  # the indent of what is being read, and whether it is an item
-    for indent, line in _readable(docstring.splitlines()):
+    for indent, line in _prose_lines(docstring.splitlines()):
         if not line:
             opened = None
             continue
         deeper = opened is not None and indent > opened
-        goes_on = indent == opened or (deeper and (item or _runs_on(found[-1][-1])))
+        goes_on = indent == opened or (deeper and (item or _is_continued(found[-1][-1])))
         head = BULLET.match(line) or FIELD.match(line)
         # Inside running text "word:" may well begin a line without beginning an item.
         if not head and (not goes_on or (item and not deeper)):
-            head = NAMED.match(line) or TYPED.match(line)
+            head = PARAMETER.match(line) or NUMPY_PARAMETER.match(line)
         if head or not goes_on:
             found.append([])
             opened, item = indent, bool(head)
         found[-1] += [f"{head[1]}:" if head[1] else "", line[head.end() :]] if head else [line]
-    return [unmarked(" ".join(lines)) for lines in found]
+    return [strip_markup(" ".join(lines)) for lines in found]
 
 
-def _runs_on(line: str) -> bool:
+def _is_continued(line: str) -> bool:
     """A line of text that the next one continues, even where that is indented."""
     return is_long(line) and not line.endswith((".", ":"))
 
 
-def _readable(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _prose_lines(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
     """(indent, stripped line) of every line; "" for what ends a paragraph or is left out."""
     hidden = None  # lines deeper than this indent are left out
     fenced = doctest = False
     for line, after in itertools.zip_longest(lines, lines[1:], fillvalue=""):
         indent, line = len(line) - len(line.lstrip()), line.strip()
-        title = line.rstrip(":").lower() in UNREAD
+        title = line.rstrip(":").lower() in SKIPPED_SECTIONS
         if line.startswith("```"):
             fenced, line = not fenced, ""
-        if line and not RULE.fullmatch(line) and RULE.fullmatch(after.strip()):
+        if line and not UNDERLINE.fullmatch(line) and UNDERLINE.fullmatch(after.strip()):
             hidden, line = indent - 1 if title else None, ""
         elif line and hidden is not None and indent <= hidden:
             hidden = None
         doctest = bool(line) and (doctest or line.startswith(">>>"))
-        if fenced or doctest or hidden is not None or RULE.fullmatch(line) or TABLE.search(line):
+        if (
+            fenced
+            or doctest
+            or hidden is not None
+            or UNDERLINE.fullmatch(line)
+            or TABLE.search(line)
+        ):
             line = ""
         directive = DIRECTIVE.fullmatch(line)
-        if line.endswith("::") or (title and line) or (directive and directive[1] not in SPOKEN):
+        if (
+            line.endswith("::")
+            or (title and line)
+            or (directive and directive[1] not in PROSE_DIRECTIVES)
+        ):
             hidden = indent
-        yield indent, directive[2] * (directive[1] in SPOKEN) if directive else line
+        yield indent, directive[2] * (directive[1] in PROSE_DIRECTIVES) if directive else line
 
 
 # From a file to documents.
 
 
-def document(module: str, name: str, docstring: str) -> Document | None:
+def make_document(module: str, name: str, docstring: str) -> Document | None:
     """The prose of a docstring (as inspect.cleandoc leaves it), or None where there is too little.
 
     module, name: where it is from, both dotted.
     """
     # A docstring may spell out halves of characters, which no encoding can hold.
-    found = paragraphs(docstring.encode("utf-8", "ignore").decode())
+    found = split_paragraphs(docstring.encode("utf-8", "ignore").decode())
     kept = [text for text in found if is_prose(text)]
-    if sum(len(text.split()) for text in kept) < DOCUMENT_WORDS:
+    if sum(len(text.split()) for text in kept) < MIN_DOCUMENT_WORDS:
         return None
-    body, summary = _pair(kept) if kept[0] == found[0] else ("", "")
+    body, summary = _body_and_summary(kept) if kept[0] == found[0] else ("", "")
     return Document(module, name, body, summary, "\n\n".join(kept))
 
 
-def _pair(kept: Sequence[str]) -> tuple[str, str]:
+def _body_and_summary(kept: Sequence[str]) -> tuple[str, str]:
     """(body, summary) of paragraphs: the first sums up the others, or ("", "")."""
     summary, body = kept[0], "\n\n".join(kept[1:])
-    short = is_sentence(summary) and len(summary.split()) <= SUMMARY_WORDS
+    short = is_sentence(summary) and len(summary.split()) <= MAX_SUMMARY_WORDS
     copied = summary.casefold().rstrip(".") in body.casefold()
-    enough = len(body.split()) >= BODY_WORDS
+    enough = len(body.split()) >= MIN_BODY_WORDS
     return (body, summary) if short and enough and not copied else ("", "")
 
 
-def documents(module: str, source: bytes) -> tuple[int, list[Document]]:
+def parse_documents(module: str, source: bytes) -> tuple[int, list[Document]]:
     """(number of docstrings, their documents) of a file, in its order; (0, []) if unreadable."""
     if b'"""' not in source and b"'''" not in source:  # twice as fast as to parse them all
         return 0, []
     try:
         with warnings.catch_warnings(action="ignore"):  # of wrong escapes in others' code
-            found = list(_docstrings(module, ast.parse(source)))
+            found = list(_iter_docstrings(module, ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # as the parser says too deep
         return 0, []
-    made = [document(module, name, docstring) for name, docstring in found]
+    made = [make_document(module, name, docstring) for name, docstring in found]
     return len(found), [each for each in made if each]
 
 
-def _docstrings(name: str, node: ast.AST) -> Iterator[tuple[str, str]]:
+def _iter_docstrings(name: str, node: ast.AST) -> Iterator[tuple[str, str]]:
     """(dotted name, docstring) of a module, class or function and all within, in file order."""
     docstring = ast.get_docstring(node)
     if docstring:
         yield name, docstring
     for child in node.body:
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _docstrings(f"{name}.{child.name}", child)
+            yield from _iter_docstrings(f"{name}.{child.name}", child)
 
 
-def _read(file: tuple[str, str]) -> tuple[int, list[Document]]:
+def _read_file(file: tuple[str, str]) -> tuple[int, list[Document]]:
     """documents() of a (module, path); a file that has gone is an empty one."""
     module, path = file
-    return documents(module, pathlib.Path(path).read_bytes() if os.path.isfile(path) else b"")
+    return parse_documents(module, pathlib.Path(path).read_bytes() if os.path.isfile(path) else b"")
 
 
-def documents_of(
+def read_documents(
     files: Sequence[tuple[str, str]], counts: collections.Counter
 ) -> dict[str, list[Document]]:
     """Split -> the documents of files (module, path), each only once, sorted by module and name.
@@ -248,16 +282,16 @@ def documents_of(
     Whatever the number of processes, the result is the same.
     """
     found: list[Document] = []
-    processes = min(POOL_PROCESSES, os.cpu_count() or 1) if len(files) >= POOL_FILES else 1
+    processes = min(MAX_PROCESSES, os.cpu_count() or 1) if len(files) >= MIN_POOL_FILES else 1
     # Spawned, since a process that uses jax must not be forked.
     pool = multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else None
     with pool or contextlib.nullcontext():
-        read = pool.imap(_read, files, chunksize=32) if pool else map(_read, files)
+        read = pool.imap(_read_file, files, chunksize=32) if pool else map(_read_file, files)
         for seen, made in tqdm.tqdm(read, "reading", len(files), unit="file", disable=None):
             counts["docstrings"] += seen
             counts["too_short"] += seen - len(made)
             found += made
-    kept = distinct(sorted(found, key=lambda each: (each.module, each.name)))
+    kept = deduplicate(sorted(found, key=lambda each: (each.module, each.name)))
     counts["duplicates"] += len(found) - len(kept)
     counts["documents"] += len(kept)
     counts["pairs"] += sum(bool(each.body) for each in kept)
@@ -267,7 +301,7 @@ def documents_of(
     return {split: kept for split, kept in splits.items() if kept}
 
 
-def distinct(found: Iterable[Document]) -> list[Document]:
+def deduplicate(found: Iterable[Document]) -> list[Document]:
     """The documents of which neither the text nor the body came before, in either role.
 
     Two texts that differ in case, digits and white space alone are one.
@@ -295,7 +329,9 @@ def split_of(module: str) -> str:
 # From the environment to a TFDS dataset.
 
 
-def installed(packages: Sequence[str] | None = None) -> dict[str, importlib.metadata.Distribution]:
+def installed_distributions(
+    packages: Sequence[str] | None = None,
+) -> dict[str, importlib.metadata.Distribution]:
     """Name -> distribution, sorted: of the packages named, or of all but those in LEFT_OUT.
 
     Raises ValueError for a name that is not installed.
@@ -303,7 +339,7 @@ def installed(packages: Sequence[str] | None = None) -> dict[str, importlib.meta
     # The first of a name is the one that is imported; a broken one has no name.
     there = {d.name: d for d in reversed(list(importlib.metadata.distributions())) if d.name}
     if not packages:
-        return {name: there[name] for name in sorted(there.keys() - LEFT_OUT)}
+        return {name: there[name] for name in sorted(there.keys() - EXCLUDED_PACKAGES)}
     if absent := set(packages) - there.keys():
         name = min(absent)
         raise ValueError(
@@ -313,13 +349,13 @@ def installed(packages: Sequence[str] | None = None) -> dict[str, importlib.meta
     return {name: there[name] for name in sorted(set(packages))}
 
 
-def files_of(distributions: Iterable[importlib.metadata.Distribution]) -> list[tuple[str, str]]:
+def python_files(distributions: Iterable[importlib.metadata.Distribution]) -> list[tuple[str, str]]:
     """(dotted module, path) of the Python files, sorted, each once, without tests and copies."""
     files = {}
     for distribution in distributions:
         for file in distribution.files or ():
             parts = file.with_suffix("").parts
-            tests = TEST_FILE.fullmatch(parts[-1]) or LEFT_OUT_FOLDERS & set(parts)
+            tests = TEST_FILE.fullmatch(parts[-1]) or EXCLUDED_FOLDERS & set(parts)
             if file.suffix == ".py" and ".." not in parts and not tests:
                 module = ".".join(parts).removesuffix(".__init__")
                 files.setdefault(module, str(distribution.locate_file(file)))
@@ -351,9 +387,9 @@ class PyDocs(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
-        distributions = installed(self.packages)
+        distributions = installed_distributions(self.packages)
         counts = collections.Counter()
-        splits = documents_of(files_of(distributions.values()), counts)
+        splits = read_documents(python_files(distributions.values()), counts)
         if "train" not in splits:
             raise ValueError(f"no prose for train in {list(distributions)}; name more packages.")
         self.info.metadata.update(

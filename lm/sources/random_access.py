@@ -11,9 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lm import lookup
+from lm import lookup, storage
 from lm.sources import documents, formats, tfds
-from lm.storage import paths
 
 SPLIT = "{split}"
 SLICE = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
@@ -30,9 +29,9 @@ def records(source: str, split: str, data_dir: str = "") -> Sequence[dict[str, A
     """
     if source.startswith("tfds:"):
         return tfds.tfds_records(source.removeprefix("tfds:"), split, data_dir)
-    name, start, end = _slice(split)
-    rows = [row for path in _files(source, name) for row in _rows(path)]
-    first, last = (_place(word, len(rows)) for word in (start or "0", end or "100%"))
+    name, start, end = _parse_slice(split)
+    rows = [row for path in _split_files(source, name) for row in _read_rows(path)]
+    first, last = (_slice_bound(word, len(rows)) for word in (start or "0", end or "100%"))
     if not rows[first:last]:
         raise ValueError(
             f"the split {split!r} of {source} holds no example, out of {len(rows)}; take a wider "
@@ -41,29 +40,34 @@ def records(source: str, split: str, data_dir: str = "") -> Sequence[dict[str, A
     return FileRecords(source, rows[first:last])
 
 
-def splits_held_out(source: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
+def resolve_splits(source: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
     """(train split, held-out split): as given, or the end of train if there is no validation.
 
     Of many examples the last 1 %, of few the last one is held out. Raises ValueError where a split
     is not there, where the two share examples, and for too few to hold one out.
     """
     if source.startswith("tfds:"):
-        return tfds.held_out(source.removeprefix("tfds:"), train, heldout, data_dir)
-    (ours, *_), (theirs, *_) = _slice(train), _slice(heldout)
-    files = _files(source, ours)
-    if heldout == tfds.DEFAULT_HELDOUT and not _found(source, theirs):
+        return tfds.resolve_tfds_splits(source.removeprefix("tfds:"), train, heldout, data_dir)
+    (ours, *_), (theirs, *_) = _parse_slice(train), _parse_slice(heldout)
+    files = _split_files(source, ours)
+    if heldout == tfds.DEFAULT_HELDOUT and not _match_files(source, theirs):
         if train != ours:
             raise ValueError(
                 f"data.train={train!r} of {source} is a slice, and there is no {heldout!r}; name "
                 f"the slice to hold out, as data.heldout='{ours}[99%:]'."
             )
-        every = itertools.chain.from_iterable(map(_rows, files))
-        return tfds.end_of(source, ours, sum(1 for _ in itertools.islice(every, tfds.ENOUGH)))
-    _files(source, theirs)
+        every = itertools.chain.from_iterable(map(_read_rows, files))
+        return tfds.hold_out_end(
+            source, ours, sum(1 for _ in itertools.islice(every, tfds.MIN_EXAMPLES_FOR_PERCENT))
+        )
+    _split_files(source, theirs)
     if ours == theirs:
         count = len(records(source, ours))
         a, b = (
-            [_place(w or d, count) for w, d in zip(_slice(s)[1:], ("0", "100%"), strict=True)]
+            [
+                _slice_bound(w or d, count)
+                for w, d in zip(_parse_slice(s)[1:], ("0", "100%"), strict=True)
+            ]
             for s in (train, heldout)
         )
         if max(a[0], b[0]) < min(a[1], b[1]):
@@ -77,10 +81,10 @@ def splits_held_out(source: str, train: str, heldout: str, data_dir: str = "") -
 def source_fingerprint(source: str, split: str, data_dir: str = "") -> str:
     """A hash of what a source's split is made of: TFDS's word on itself, or the files' bytes."""
     if source.startswith("tfds:"):
-        return tfds.fingerprint(source.removeprefix("tfds:"), data_dir)
+        return tfds.tfds_fingerprint(source.removeprefix("tfds:"), data_dir)
     sums = hashlib.sha256()
-    for path in _files(source, _slice(split)[0]):
-        with formats.stored(path) as file:
+    for path in _split_files(source, _parse_slice(split)[0]):
+        with formats.open_stored(path) as file:
             sums.update(hashlib.file_digest(file, "sha256").digest())
     return sums.hexdigest()
 
@@ -98,48 +102,48 @@ class FileRecords:
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, number, columns, row = self.rows[index]
         try:
-            return _record(row, columns)
+            return _parse_row(row, columns)
         except documents.BadRecord as error:
             raise ValueError(
                 f"line {number} of {path} cannot be read: {error}; repair or remove it."
             ) from None
 
 
-def _record(row: bytes | dict, columns: list[str] | None) -> dict[str, Any]:
+def _parse_row(row: bytes | dict, columns: list[str] | None) -> dict[str, Any]:
     if isinstance(row, dict):
         raise documents.BadRecord(row["unreadable"])
     if columns is None:
-        return formats.json_object(row)
-    text = documents.decoded(row).removeprefix("\ufeff")
+        return formats.parse_json_object(row)
+    text = documents.decode_utf8(row).removeprefix("\ufeff")
     fields = text.split("\t")
     if len(fields) != len(columns):
         raise documents.BadRecord(f"{len(fields)} fields where the header has {len(columns)}")
     return dict(zip(columns, fields, strict=True))
 
 
-def stream(path: str) -> Iterator[dict[str, Any]]:
+def iter_records(path: str) -> Iterator[dict[str, Any]]:
     """The records of one file of JSONL or TSV front to back, one in memory at a time."""
-    return (FileRecords(path, [row])[0] for row in _rows(path))
+    return (FileRecords(path, [row])[0] for row in _read_rows(path))
 
 
-def _rows(path: str) -> Iterator[tuple]:
+def _read_rows(path: str) -> Iterator[tuple]:
     """(file, line, columns or None, bytes) of each row of a file; blank lines are none."""
     columns = None
     tabs = ".tsv" in os.path.basename(path).lower()
     try:
-        with formats.opened(path) as stream:
-            for number, row in enumerate(formats.lines(stream), 1):
+        with formats.open_decompressed(path) as stream:
+            for number, row in enumerate(formats.iter_lines(stream), 1):
                 if tabs and number == 1:
-                    columns = _header(path, row if isinstance(row, bytes) else b"")
+                    columns = _parse_header(path, row if isinstance(row, bytes) else b"")
                 elif isinstance(row, dict) or row.strip():
                     yield path, number, columns, row
     except (EOFError, OSError, documents.BadRecord) as error:
         raise ValueError(f"{path} cannot be read: {error}; fetch or write it anew.") from None
 
 
-def _header(path: str, row: bytes) -> list[str]:
+def _parse_header(path: str, row: bytes) -> list[str]:
     """The columns that the first line of TSV names."""
-    columns = documents.decoded(row).removeprefix("\ufeff").split("\t")
+    columns = documents.decode_utf8(row).removeprefix("\ufeff").split("\t")
     again = [name for name in columns if columns.count(name) > 1]
     if again:
         raise ValueError(
@@ -149,14 +153,14 @@ def _header(path: str, row: bytes) -> list[str]:
     return columns
 
 
-def _files(source: str, split: str) -> list[str]:
+def _split_files(source: str, split: str) -> list[str]:
     """The files of a split, sorted. Raises ValueError, naming those beside it, for none."""
     if SPLIT not in source and split != "train":
         raise ValueError(
             f"{source} is one split, train, and has no {split!r}; name a slice of it, as "
             f"train[95%:], or write {SPLIT} where the files of several splits differ."
         )
-    found = _found(source, split)
+    found = _match_files(source, split)
     if not found:
         named = source.replace(SPLIT, split)
         folder = os.path.dirname(named) or "."
@@ -172,20 +176,20 @@ def _files(source: str, split: str) -> list[str]:
     return found
 
 
-def _found(source: str, split: str) -> list[str]:
+def _match_files(source: str, split: str) -> list[str]:
     """The files of a split that are there, named or matched; a source without {split} is train."""
     if SPLIT not in source and split != "train":
         return []
     found = []
     for item in source.replace(SPLIT, split).split(","):
-        if paths.is_remote(item):
-            found += paths.glob_paths(item) if "*" in item else [item]
+        if storage.is_remote(item):
+            found += storage.glob_paths(item) if "*" in item else [item]
         else:
             found += sorted(glob.glob(os.path.expanduser(item.strip()), recursive=True))
     return found
 
 
-def _slice(split: str) -> tuple[str, str | None, str | None]:
+def _parse_slice(split: str) -> tuple[str, str | None, str | None]:
     """(name, first, last) of a split as train[:99%]."""
     found = SLICE.fullmatch(split)
     if not found:
@@ -196,7 +200,7 @@ def _slice(split: str) -> tuple[str, str | None, str | None]:
     return found.groups()
 
 
-def _place(word: str, count: int) -> int:
+def _slice_bound(word: str, count: int) -> int:
     """The row that a slice's bound means: a number, or a share of all rows in percent."""
     number = int(word.removesuffix("%"))
     number = round(count * number / 100) if word.endswith("%") else number

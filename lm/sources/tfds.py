@@ -14,12 +14,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lm import lookup
-from lm.storage import paths
+from lm import lookup, storage
 
-EMBEDDED = {"pydocs"}  # datasets that this package builds itself
+EMBEDDED_DATASETS = {"pydocs"}  # datasets that this package builds itself
 
-ENOUGH = 51  # examples of which 1 %, rounded, is one
+MIN_EXAMPLES_FOR_PERCENT = 51  # examples of which 1 %, rounded, is one
 DEFAULT_HELDOUT = "validation"  # TFDS's word, which not every dataset has
 
 FORMAT = "array_record"
@@ -41,7 +40,7 @@ class TfdsRecords:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return _plain(self.source[index])
+        return _to_python(self.source[index])
 
     def __iter__(self):
         return (self[index] for index in range(len(self)))
@@ -52,7 +51,7 @@ def data_root(data_dir: str = ""):
     from etils import epath
 
     root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    if paths.is_remote(root):
+    if storage.is_remote(root):
         raise ValueError(
             f"the TFDS directory {root} is in a bucket, and is read from a disk alone; copy it to "
             f"one, or make a corpus of it with `python -m lm corpus`, which may lie in a bucket."
@@ -67,7 +66,7 @@ def tfds_splits(name: str, data_dir: str = "") -> dict[str, int]:
     data_dir: "" is the user's TFDS directory, $TFDS_DATA_DIR or else ~/tensorflow_datasets.
     Raises ValueError, with the cure, where the dataset is absent or not stored as ArrayRecord.
     """
-    info = json.loads((_directory(name, data_dir) / "dataset_info.json").read_text())
+    info = json.loads((_dataset_dir(name, data_dir) / "dataset_info.json").read_text())
     return {s["name"]: sum(map(int, s.get("shardLengths", ()))) for s in info.get("splits", ())}
 
 
@@ -82,7 +81,7 @@ def tfds_records(name: str, split: str, data_dir: str = "") -> TfdsRecords:
     splits = tfds_splits(name, data_dir)
     for part in split.split("+"):
         lookup.lookup(splits | {"all": 0}, part.split("[")[0].strip(), f"the split of {name}")
-    builder = tfds.builder_from_directory(_directory(name, data_dir))
+    builder = tfds.builder_from_directory(_dataset_dir(name, data_dir))
     try:
         examples = builder.info.splits[split].num_examples
     except ValueError:
@@ -108,19 +107,19 @@ def tfds_bytes(name: str, split: str, data_dir: str = "") -> int:
 
     name, split, data_dir, errors: as in tfds_records.
     """
-    info = json.loads((_directory(name, data_dir) / "dataset_info.json").read_text())
+    info = json.loads((_dataset_dir(name, data_dir) / "dataset_info.json").read_text())
     stored = {s["name"]: int(s.get("numBytes", 0)) for s in info.get("splits", ())}
     sizes, ranges = tfds_splits(name, data_dir), _ranges(name, split, data_dir)
     return sum(stored[part] * (last - first) // sizes[part] for part, first, last in ranges)
 
 
-def fingerprint(name: str, data_dir: str = "") -> str:
+def tfds_fingerprint(name: str, data_dir: str = "") -> str:
     """A hash of what a dataset says of itself: version, splits, sizes; not of where it lies."""
-    info = (_directory(name, data_dir) / "dataset_info.json").read_bytes()
+    info = (_dataset_dir(name, data_dir) / "dataset_info.json").read_bytes()
     return hashlib.sha256(info).hexdigest()
 
 
-def end_of(source: str, split: str, count: int) -> tuple[str, str]:
+def hold_out_end(source: str, split: str, count: int) -> tuple[str, str]:
     """(all but the end of a split, its end): the last 1 %, of fewer than ENOUGH the last example.
 
     Raises ValueError where it has fewer than 2.
@@ -130,11 +129,11 @@ def end_of(source: str, split: str, count: int) -> tuple[str, str]:
             f"{source} has {count} of the 2 examples or more that {split} needs for one to be held "
             f"out; add some, or name another split in data.heldout."
         )
-    cut = "99%" if count >= ENOUGH else "-1"
+    cut = "99%" if count >= MIN_EXAMPLES_FOR_PERCENT else "-1"
     return f"{split}[:{cut}]", f"{split}[{cut}:]"
 
 
-def held_out(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
+def resolve_tfds_splits(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
     """(train split, held-out split): as given, or as `end_of` train if there is no validation.
 
     Raises ValueError for what tfds_splits and end_of raise, for a split that is not there, and
@@ -143,7 +142,7 @@ def held_out(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[s
     splits = tfds_splits(name, data_dir)
     if heldout == DEFAULT_HELDOUT and heldout not in splits:
         lookup.lookup(splits, train, f"the split of {name} to hold {heldout!r} out of")
-        return end_of(name, train, splits[train])
+        return hold_out_end(name, train, splits[train])
     for a in _ranges(name, train, data_dir):
         for b in _ranges(name, heldout, data_dir):
             if a[0] == b[0] and max(a[1], b[1]) < min(a[2], b[2]):
@@ -161,7 +160,7 @@ def _ranges(name: str, split: str, data_dir: str) -> list[tuple[str, int, int]]:
     splits = tfds_splits(name, data_dir)
     if split == "all":
         return [(part, 0, size) for part, size in splits.items()]
-    infos = tfds.builder_from_directory(_directory(name, data_dir)).info.splits
+    infos = tfds.builder_from_directory(_dataset_dir(name, data_dir)).info.splits
     for part in split.split("+"):
         lookup.lookup(splits, part.split("[")[0].strip(), f"the split of {name}")
     try:
@@ -176,35 +175,35 @@ def _ranges(name: str, split: str, data_dir: str) -> list[tuple[str, int, int]]:
     ]
 
 
-def _plain(value: Any) -> Any:
+def _to_python(value: Any) -> Any:
     """numpy and bytes to Python and str, at any depth."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_python(item) for key, item in value.items()}
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     if hasattr(value, "tolist"):  # numpy arrays and scalars
-        return _plain(value.tolist())
+        return _to_python(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_python(item) for item in value]
     return value
 
 
-def _address(name: str) -> tuple[str, str]:
+def _split_version(name: str) -> tuple[str, str]:
     """("dataset" or "dataset/config", version or "")."""
     path, _, version = name.partition(":")
     head, _, last = path.rpartition("/")
     return (head, last) if not version and VERSION.fullmatch(last) else (path, version)
 
 
-def _directory(name: str, data_dir: str):
+def _dataset_dir(name: str, data_dir: str):
     """The directory that holds the dataset's files, as an epath.Path."""
     root = data_root(data_dir)
-    path, wanted = _address(name)
-    versions = _versions(root / path)
+    path, wanted = _split_version(name)
+    versions = _finished_versions(root / path)
     if wanted and wanted in versions:
         versions = [wanted]
     elif not versions or wanted:
-        raise ValueError(_absent(name, root, versions))
+        raise ValueError(_absent_message(name, root, versions))
     directory = root / path / max(versions, key=lambda v: [int(n) for n in v.split(".")])
     info = json.loads((directory / "dataset_info.json").read_text())
     # A dataset without a word on its format is from before TFDS had two.
@@ -214,12 +213,12 @@ def _directory(name: str, data_dir: str):
             f"{name} at {directory} is stored as {stored}, which is not read here; "
             f"where tensorflow is installed, convert it with `tfds convert_format "
             f"--dataset_version_dir={directory} --out_file_format={FORMAT}`, "
-            f"or build it anew elsewhere with {_build(name, '<another directory>')}."
+            f"or build it anew elsewhere with {_build_command(name, '<another directory>')}."
         )
     return directory
 
 
-def _versions(directory) -> list[str]:
+def _finished_versions(directory) -> list[str]:
     """The finished versions in root/name[/config]; what a killed build left is not one."""
     if not directory.is_dir():
         return []
@@ -232,24 +231,24 @@ def _versions(directory) -> list[str]:
     )
 
 
-def _build(name: str, root: Any) -> str:
+def _build_command(name: str, root: Any) -> str:
     """The shell command that prepares a dataset for this package."""
-    path, version = _address(name)
-    if path in EMBEDDED:
+    path, version = _split_version(name)
+    if path in EMBEDDED_DATASETS:
         return "`python -m lm corpus --config=configs/pretrain.py`"
     exact = f"{path}:{version}" if version else path
     return f"`tfds build {exact} --file_format={FORMAT} --data_dir={root}`"
 
 
-def _absent(name: str, root, versions: list[str]) -> str:
+def _absent_message(name: str, root, versions: list[str]) -> str:
     """The sentence for a dataset that is not there: where, what lies near, and the cure."""
-    path, _ = _address(name)
-    cure = f"prepare it with {_build(name, root)}"
-    if path not in EMBEDDED:
+    path, _ = _split_version(name)
+    cure = f"prepare it with {_build_command(name, root)}"
+    if path not in EMBEDDED_DATASETS:
         cure += " where tensorflow is installed"
     if versions:
         return f"{name} is not in {root / path}, which has {', '.join(versions)}; {cure}."
-    there = _datasets(root)
+    there = _list_datasets(root)
     # A misspelt dataset is still near to its own name when a config makes the whole path far.
     heads = {full.split("/")[0]: full for full in there}
     near = difflib.get_close_matches(path, there, 1) or [
@@ -258,11 +257,11 @@ def _absent(name: str, root, versions: list[str]) -> str:
     return f"{name} is not in {root}; {cure}" + (f"; did you mean {near[0]!r}?" if near else ".")
 
 
-def _datasets(root) -> list[str]:
+def _list_datasets(root) -> list[str]:
     """Every dataset, with its config where it has one, that has a finished version in root."""
     if not root.is_dir():
         return []
     children = [child for child in root.iterdir() if child.is_dir()]
     grandchildren = [g for child in children for g in child.iterdir() if g.is_dir()]
-    found = [path for path in (*children, *grandchildren) if _versions(path)]
+    found = [path for path in (*children, *grandchildren) if _finished_versions(path)]
     return sorted(str(path.relative_to(root)) for path in found)

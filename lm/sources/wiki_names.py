@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _split_names(text: str) -> tuple[str, ...]:
     """Names to compare with what was folded likewise."""
     return tuple(name.casefold() for name in re.split(r"[|\n]", text) if name)
 
 
 # Templates that mark a disambiguation page; those of MIXED may have other words before them.
-MIXED = _names("disambiguation|disambig")
-MARKS = MIXED + _names("""
+PREFIXED_DISAMBIGUATION_TEMPLATES = _split_names("disambiguation|disambig")
+DISAMBIGUATION_TEMPLATES = PREFIXED_DISAMBIGUATION_TEMPLATES + _split_names("""
 disamb|dab|hndis|geodis|numberdis|schooldis|roaddis|callsigndis|mathdab
 begriffsklärung|homonymie|desambiguación|desambiguacion|desambigua|disambigua|desambiguação
 doorverwijspagina|неоднозначность|многозначность|ujednoznacznienie|förgrening|flertydig
@@ -20,14 +20,14 @@ täsmennyssivu|rozcestník|egyértelműsítő|消歧义|消歧義|消歧义页|�
 """)
 
 # What stands in parentheses at the end of a disambiguation page's title.
-TITLES = _names("""
+DISAMBIGUATION_TITLES = _split_names("""
 disambiguation|begriffsklärung|homonymie|desambiguación|disambigua|doorverwijspagina
 desambiguação|значения|ujednoznacznienie|rozcestník|egyértelműsítő|消歧义|消歧義|曖昧さ回避
 동음이의|توضيح|פירושונים
 """)
 
 # Words between two pairs of underscores that say how a page is shown.
-SWITCHES = _names("""
+MAGIC_WORDS = _split_names("""
 notoc|forcetoc|toc|noeditsection|newsectionlink|nonewsectionlink|nogallery|hiddencat|index|noindex
 expectunusedcategory|expectunusedtemplate|nocontentconvert|nocc|notitleconvert|notc|start|end
 staticredirect|noglobal|disambig|expected_unconnected_page|archivedtalk|notalk|expectwithoutscans
@@ -38,8 +38,8 @@ aucunsommaire|aucunetdm|forcersommaire|forcertdm|sommaire|tdm|aucunegalerie|sect
 """)
 
 # Sections of an article that hold references and links and no prose.
-APPARATUS = frozenset(
-    _names("""
+REFERENCE_SECTIONS = frozenset(
+    _split_names("""
 see also|references|external links|further reading|notes|footnotes|citations|bibliography|sources
 works cited|notes and references|references and notes|general references
 siehe auch|einzelnachweise|weblinks|literatur|quellen|anmerkungen|fußnoten

@@ -20,7 +20,7 @@ GAP, ITEM, PARAGRAPH = "\1", "\2", "\3"
 HIDDEN = ("category", "file", "image", "media")
 PICTURE = re.compile(r"\.(jpe?g|png|gif|svg|tiff?|webp|xcf|djvu|pdf|og[agv]|webm|midi?|wav|mp3)$")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*|simple|zh-min-nan")
-MAGIC = re.compile(rf"__(?:{'|'.join(wiki_names.SWITCHES)})__", re.IGNORECASE)
+MAGIC = re.compile(rf"__(?:{'|'.join(wiki_names.MAGIC_WORDS)})__", re.IGNORECASE)
 # References and comments are most of the markup, and quicker to find than to parse.
 BESIDE = re.compile(
     r"<!--.*?-->|<ref\b[^<>]*/>|<ref\b[^<>]*>(?:[^<]|<(?!/?ref\b))*</ref\s*>",
@@ -142,7 +142,7 @@ def _told(sections) -> list[str]:
     for level, title, text in sections:
         if level > apparatus:
             continue
-        apparatus = level if title.casefold() in wiki_names.APPARATUS else 7
+        apparatus = level if title.casefold() in wiki_names.REFERENCE_SECTIONS else 7
         if apparatus == 7:
             kept.append((level, title, text))
     told, full = [], set()  # levels of sections with prose below a section, read from the end

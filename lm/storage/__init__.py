@@ -1,19 +1,22 @@
-"""Files on disks and in buckets of Google Cloud Storage (gs://), through one path interface.
+"""Files on local disks and in Google Cloud Storage (gs://), through one path interface.
 
-paths  as_path and what both kinds of storage need: append, copy, move, remove
-staging  folders that appear whole
-gcs    paths in a bucket, with retries and errors that are sentences
+paths    as_path, and what both kinds of storage support: append, copy, move, remove
+staging  directories that appear complete or not at all
+gcs      gs:// paths, with retries and readable errors
 """
 
 from lm.storage.paths import (
+    CACHE_DIR,
+    COPY_CHUNK_BYTES,
+    SCHEME,
     as_path,
     check_deletable,
-    copy,
+    copy_dir,
     glob_paths,
     is_remote,
     local_copy,
-    move,
+    move_dir,
     open_append,
-    remove,
-    write,
+    remove_dir,
+    write_atomic,
 )

@@ -15,10 +15,10 @@ import shutil
 import time
 
 SCHEME = "gs://"
-CACHE = "~/.cache/lm/gs"  # of files for those who read only from a disk
-THREADS, PIECE = 8, 1 << 24  # files copied at once, and bytes of each in memory
-PERIOD = 30.0  # seconds between two writes of an object that grows
-SHARE = 20  # and as many times as long as the last one took
+CACHE_DIR = "~/.cache/lm/gs"  # of files for those who read only from a disk
+COPY_THREADS, COPY_CHUNK_BYTES = 8, 1 << 24  # files copied at once, and bytes of each in memory
+FLUSH_SECONDS = 30.0  # seconds between two writes of an object that grows
+FLUSH_COST_FACTOR = 20  # and as many times as long as the last one took
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -40,7 +40,7 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
         raise ValueError(
             f"{path} needs a package that is not here ({error}); pip install gcsfs."
         ) from error
-    return gcs.path(os.fspath(path))
+    return gcs.as_gcs_path(os.fspath(path))
 
 
 def glob_paths(pattern: str) -> list[str]:
@@ -50,7 +50,7 @@ def glob_paths(pattern: str) -> list[str]:
     as_path(pattern)  # which says what is missing
     from lm.storage import gcs
 
-    return sorted(SCHEME + name for name in gcs.files().glob(pattern))
+    return sorted(SCHEME + name for name in gcs.filesystem().glob(pattern))
 
 
 def check_deletable(folder: pathlib.Path) -> None:
@@ -62,10 +62,10 @@ def check_deletable(folder: pathlib.Path) -> None:
     if is_remote(folder):
         from lm.storage import gcs
 
-        gcs.files().call("GET", "b/{}", os.fspath(folder).split("/")[2])
+        gcs.filesystem().call("GET", "b/{}", os.fspath(folder).split("/")[2])
 
 
-def write(path: str | os.PathLike, data: bytes) -> None:
+def write_atomic(path: str | os.PathLike, data: bytes) -> None:
     """Replace the file by `data`: a reader sees the old or the new, never a part.
 
     Raises OSError where it cannot be written.
@@ -92,10 +92,10 @@ def open_append(path: str | os.PathLike):
     later, if something else is written then, and when `flush` or `close` returns.
     """
     path = as_path(path)
-    return _Growing(path) if is_remote(path) else open(path, "ab", buffering=0)  # noqa: SIM115
+    return _AppendObject(path) if is_remote(path) else open(path, "ab", buffering=0)  # noqa: SIM115
 
 
-class _Growing:
+class _AppendObject:
     """An object of a bucket that grows: buckets know no appending, so all of it is written anew."""
 
     def __init__(self, path: pathlib.Path):
@@ -117,14 +117,14 @@ class _Growing:
         started = time.monotonic()
         self._path.write_bytes(bytes(self._data))
         self._written, now = len(self._data), time.monotonic()
-        self._due = now + max(PERIOD, SHARE * (now - started))
+        self._due = now + max(FLUSH_SECONDS, FLUSH_COST_FACTOR * (now - started))
 
     def close(self) -> None:
         """Write what is left."""
         self.flush()
 
 
-def copy(source: pathlib.Path, target: pathlib.Path, last: str = "") -> None:
+def copy_dir(source: pathlib.Path, target: pathlib.Path, last: str = "") -> None:
     """Copy a folder with all that is in it. To and from a bucket the file `last`, which tells what
     the others are, comes last; where the target has the same one, nothing is copied.
 
@@ -139,8 +139,8 @@ def copy(source: pathlib.Path, target: pathlib.Path, last: str = "") -> None:
             if there.exists() and there.read_bytes() == mark:
                 return
             there.unlink(missing_ok=True)
-        names = [name for name in _below(source) if name != last]
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        names = [name for name in _list_files(source) if name != last]
+        with concurrent.futures.ThreadPoolExecutor(COPY_THREADS) as pool:
             list(pool.map(lambda name: _copy_file(source / name, target / name), names))
         if last:
             _copy_file(source / last, there)
@@ -151,14 +151,14 @@ def copy(source: pathlib.Path, target: pathlib.Path, last: str = "") -> None:
         ) from error
 
 
-def _below(folder: pathlib.Path) -> list[str]:
+def _list_files(folder: pathlib.Path) -> list[str]:
     """The files in a folder, however deep, by their paths from there."""
     if not is_remote(folder):
         return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     from lm.storage import gcs
 
     above = f"{os.fspath(folder).removeprefix(SCHEME)}/"
-    found = gcs.files().find(above)  # an empty object of a folder's own name is none of them
+    found = gcs.filesystem().find(above)  # an empty object of a folder's own name is none of them
     return [name.removeprefix(above) for name in found if not name.endswith("/")]
 
 
@@ -168,7 +168,7 @@ def _copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.{os.getpid()}")
     with source.open("rb") as read, fresh.open("wb") as written:
-        shutil.copyfileobj(read, written, PIECE)
+        shutil.copyfileobj(read, written, COPY_CHUNK_BYTES)
     if fresh != target:
         os.replace(fresh, target)
 
@@ -181,15 +181,15 @@ def local_copy(folder: pathlib.Path, last: str) -> pathlib.Path:
     """
     if not is_remote(folder):
         return folder
-    local = pathlib.Path(CACHE).expanduser() / os.fspath(folder).removeprefix(SCHEME)
+    local = pathlib.Path(CACHE_DIR).expanduser() / os.fspath(folder).removeprefix(SCHEME)
     if (folder / last).exists():
-        copy(folder, local, last)
+        copy_dir(folder, local, last)
     else:
         shutil.rmtree(local, ignore_errors=True)
     return local
 
 
-def remove(folder: pathlib.Path) -> None:
+def remove_dir(folder: pathlib.Path) -> None:
     """Remove a folder and all that is in it, or the link to one."""
     if is_remote(folder):
         folder.rmtree()
@@ -199,7 +199,7 @@ def remove(folder: pathlib.Path) -> None:
         shutil.rmtree(folder)
 
 
-def move(folder: pathlib.Path, target: pathlib.Path, mark: str) -> None:
+def move_dir(folder: pathlib.Path, target: pathlib.Path, mark: str) -> None:
     """Rename a folder. In a bucket that takes a while, and its file `mark`, by which others know
     it to be whole, goes first and comes with it no more.
     """
@@ -209,6 +209,6 @@ def move(folder: pathlib.Path, target: pathlib.Path, mark: str) -> None:
     from lm.storage import gcs
 
     (folder / mark).unlink()
-    for name in _below(folder):  # copied where they are, not through this machine
-        gcs.files().cp_file(f"{folder}/{name}", f"{target}/{name}")
+    for name in _list_files(folder):  # copied where they are, not through this machine
+        gcs.filesystem().cp_file(f"{folder}/{name}", f"{target}/{name}")
     folder.rmtree()

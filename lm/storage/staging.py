@@ -10,7 +10,9 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-MARK = "made-by-lm"  # the file by which a folder is known to be ours, to be emptied and removed
+OWNER_MARK = (
+    "made-by-lm"  # the file by which a folder is known to be ours, to be emptied and removed
+)
 
 
 @contextlib.contextmanager
@@ -22,13 +24,13 @@ def staging_dir(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     room = out.with_name(f".{out.name}.lm-part")
     room.mkdir(parents=True, exist_ok=True)
-    if any(room.iterdir()) and not (room / MARK).exists():
+    if any(room.iterdir()) and not (room / OWNER_MARK).exists():
         raise ValueError(f"{room} is needed to make {out} in, and holds something else; move it.")
-    lock = _locked(room)  # held by the process, so that none outlives a kill
+    lock = _try_lock(room)  # held by the process, so that none outlives a kill
     if lock is None:
         raise ValueError(f"another process is making {out}; wait for it.")
     try:
-        (room / MARK).touch()
+        (room / OWNER_MARK).touch()
         shutil.rmtree(room / "new", ignore_errors=True)  # of a run that was killed
         (room / "new").mkdir()
         yield room / "new"
@@ -44,7 +46,7 @@ def staging_dir(out: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(lock)
 
 
-def _locked(room: pathlib.Path) -> int | None:
+def _try_lock(room: pathlib.Path) -> int | None:
     """A lock on a folder; None where another process has it, or has removed the folder since."""
     try:
         lock = os.open(room, os.O_RDONLY)

@@ -23,28 +23,28 @@ those put a space before a text, lose what they have no piece for, or order thei
 from __future__ import annotations
 
 from lm.tokenizer.model import (
-    BYTE_PIECES,
+    BYTE_VOCAB_SIZE,
     EOS,
-    FACTS,
-    MODEL,
+    METADATA_FILE,
+    MODEL_FILE,
     PAD,
     UNK,
     Tokenizer,
-    blank,
-    byte_model,
+    byte_model_proto,
+    empty_model_proto,
     fingerprint,
     padded_rows,
     read,
-    spell,
     write,
+    write_byte_tokenizer,
 )
-from lm.tokenizer.report import REPORTED, measure, numbers, table
+from lm.tokenizer.report import MAX_REPORTED_TEXTS, describe_sizes, format_stats, text_stats
 from lm.tokenizer.training import (
-    FITTED,
     KINDS,
     NORMALIZATIONS,
     NUM_THREADS,
-    chunks_of,
-    sample,
+    TRAINED_KINDS,
+    reservoir_sample,
+    split_chunks,
     train,
 )

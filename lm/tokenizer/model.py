@@ -11,13 +11,12 @@ import re
 
 import numpy as np
 
-from lm import objectives
-from lm.storage import paths
+from lm import objectives, storage
 
 PAD, EOS, UNK = 0, 1, 2
-BYTE_PIECES = 3 + 256
-MODEL, FACTS = "tokenizer.model", "tokenizer.json"
-CURE = "make it with `python -m lm tokenizer --config=...`."
+BYTE_VOCAB_SIZE = 3 + 256
+MODEL_FILE, METADATA_FILE = "tokenizer.model", "tokenizer.json"
+REMEDY = "make it with `python -m lm tokenizer --config=...`."
 
 SURROGATES = re.compile("[\ud800-\udfff]")  # no UTF-8 exists for one, so SentencePiece raises
 
@@ -30,14 +29,14 @@ def padded_rows(size: int, multiple: int = 128) -> int:
 # The files. --------------------------------------------------------------------------------------
 
 
-def spell(directory: str | os.PathLike, num_sentinels: int) -> Tokenizer:
+def write_byte_tokenizer(directory: str | os.PathLike, num_sentinels: int) -> Tokenizer:
     """Write the tokenizer that spells every text in its UTF-8 bytes, with the ids of ByT5.
 
     They are transformers': 259 pieces, and the sentinels ascending after them.
     """
-    facts = {"kind": "bytes", "pieces": BYTE_PIECES, "num_sentinels": num_sentinels}
+    facts = {"kind": "bytes", "pieces": BYTE_VOCAB_SIZE, "num_sentinels": num_sentinels}
     facts |= {"normalization": "identity", "sentinel_order": "ascending"}
-    return write(directory, byte_model().SerializeToString(), facts)
+    return write(directory, byte_model_proto().SerializeToString(), facts)
 
 
 def write(directory: str | os.PathLike, model: bytes, facts: dict) -> Tokenizer:
@@ -46,14 +45,14 @@ def write(directory: str | os.PathLike, model: bytes, facts: dict) -> Tokenizer:
     facts: JSON, with pieces, num_sentinels, normalization, and sentinel_order where it is not
     "descending"; size, rows and the fingerprint are added.
     """
-    directory = paths.as_path(directory)
+    directory = storage.as_path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     size = facts["pieces"] + facts["num_sentinels"]
     facts = facts | {"size": size, "rows": padded_rows(size)}
     facts["fingerprint"] = fingerprint(model, facts)
     # The facts come last and hold the fingerprint: a crash in between is found when loading.
-    paths.write(directory / MODEL, model)
-    paths.write(directory / FACTS, json.dumps(facts, indent=2).encode() + b"\n")
+    storage.write_atomic(directory / MODEL_FILE, model)
+    storage.write_atomic(directory / METADATA_FILE, json.dumps(facts, indent=2).encode() + b"\n")
     return Tokenizer(directory)
 
 
@@ -67,17 +66,17 @@ def fingerprint(model: bytes, facts: dict) -> str:
 def read(directory: pathlib.Path) -> tuple[bytes, dict]:
     """A tokenizer's model and facts, checked. Raises ValueError if missing or damaged."""
     try:
-        model = (directory / MODEL).read_bytes()
-        facts = json.loads((directory / FACTS).read_bytes())
+        model = (directory / MODEL_FILE).read_bytes()
+        facts = json.loads((directory / METADATA_FILE).read_bytes())
         sound = fingerprint(model, facts) == facts["fingerprint"]
         sound = sound and {"pieces", "normalization"} <= facts.keys()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"there is no tokenizer in {directory}; {CURE}") from error
+        raise ValueError(f"there is no tokenizer in {directory}; {REMEDY}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{directory / FACTS} is damaged ({error}); {CURE}") from error
+        raise ValueError(f"{directory / METADATA_FILE} is damaged ({error}); {REMEDY}") from error
     if not sound:
         raise ValueError(
-            f"{MODEL} and {FACTS} in {directory} do not belong together or are damaged; {CURE}"
+            f"{MODEL_FILE} and {METADATA_FILE} in {directory} do not belong together or are damaged; {REMEDY}"
         )
     return model, facts
 
@@ -85,7 +84,7 @@ def read(directory: pathlib.Path) -> tuple[bytes, dict]:
 # SentencePiece models made by hand. --------------------------------------------------------------
 
 
-def blank(kind: int, special: dict[str, str]):
+def empty_model_proto(kind: int, special: dict[str, str]):
     """A SentencePiece ModelProto without pieces, which changes no text.
 
     kind: TrainerSpec.ModelType of sentencepiece_model.proto. special: role (pad, eos, unk, bos) ->
@@ -103,12 +102,12 @@ def blank(kind: int, special: dict[str, str]):
     return model
 
 
-def byte_model():
+def byte_model_proto():
     """ByT5's ids as a SentencePiece model: pad, eos, unk and 256 bytes, to which all falls back."""
     from sentencepiece import sentencepiece_model_pb2
 
     characters = sentencepiece_model_pb2.TrainerSpec.CHAR
-    model = blank(characters, {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"})
+    model = empty_model_proto(characters, {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"})
     model.trainer_spec.byte_fallback = True
     model.trainer_spec.unk_id = 2
     model.normalizer_spec.escape_whitespaces = False
@@ -136,7 +135,7 @@ class Tokenizer:
     def __init__(self, directory: str | os.PathLike):
         import sentencepiece
 
-        self.directory = paths.as_path(directory).absolute()
+        self.directory = storage.as_path(directory).absolute()
         model, facts = read(self.directory)
         self._spm = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.pad, self.eos, self.unk = self._spm.pad_id(), self._spm.eos_id(), self._spm.unk_id()
@@ -149,8 +148,8 @@ class Tokenizer:
         for name in ("pieces", "size", "rows"):
             if facts.get(name, getattr(self, name)) != getattr(self, name):
                 raise ValueError(
-                    f"{self.directory / FACTS} says {name}={facts[name]}, and the model in it has "
-                    f"{getattr(self, name)}; {CURE}"
+                    f"{self.directory / METADATA_FILE} says {name}={facts[name]}, and the model in it has "
+                    f"{getattr(self, name)}; {REMEDY}"
                 )
         self.fingerprint = facts["fingerprint"]
         probe = self._spm.normalize("x x")

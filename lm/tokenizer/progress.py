@@ -62,7 +62,7 @@ def share_done(log: str, pieces: int) -> float:
     last = lambda what: int(found[-1]) if (found := re.findall(what, log)) else None
     joined, alphabet = last(r"merges=(\d+)"), last(r"Alphabet size=(\d+)")
     if joined is not None and alphabet is not None:
-        return min(joined / max(pieces - model.BYTE_PIECES - alphabet, 1), 1.0)
+        return min(joined / max(pieces - model.BYTE_VOCAB_SIZE - alphabet, 1), 1.0)
     first, left = last(r"Initialized (\d+) seed"), last(r"EM sub_iter=\d+ size=(\d+)")
     if not first or not left or first <= 1.1 * pieces:
         return 0.0

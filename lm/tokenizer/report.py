@@ -8,9 +8,9 @@ import numpy as np
 
 from lm.tokenizer import model
 
-REPORTED = 2000  # held-out texts, at most, that the command reports on
+MAX_REPORTED_TEXTS = 2000  # held-out texts, at most, that the command reports on
 
-ROWS = {  # of the printed table: key, form, meaning
+STAT_FORMATS = {  # of the printed table: key, form, meaning
     "tokens_per_word": ("{:.3f}", "tokens a word, words as spaces part them (fertility)"),
     "tokens_per_character": ("{:.3f}", "tokens a character, for scripts without spaces"),
     "bytes_per_token": ("{:.3f}", "bytes of UTF-8 a token"),
@@ -21,7 +21,7 @@ ROWS = {  # of the printed table: key, form, meaning
 }
 
 
-def numbers(tokens: model.Tokenizer, vocab_size: int) -> str:
+def describe_sizes(tokens: model.Tokenizer, vocab_size: int) -> str:
     """The tokenizer's three numbers, and what a model of `vocab_size` rows makes of them."""
     said = (
         f"{tokens.pieces} pieces + {tokens.num_sentinels} sentinels = {tokens.size} ids, padded to "
@@ -33,7 +33,7 @@ def numbers(tokens: model.Tokenizer, vocab_size: int) -> str:
     return f"{said}; model.vocab_size={vocab_size} differs, {spare} of its rows are no id's"
 
 
-def measure(tokens: model.Tokenizer, texts: Iterable[str], longest: int = 10) -> dict:
+def text_stats(tokens: model.Tokenizer, texts: Iterable[str], longest: int = 10) -> dict:
     """How `tokens` spells `texts`, best such as it was not fitted to: facts as JSON has them.
 
     fingerprint, pieces, size, rows: the tokenizer's. texts, tokens, words, characters, bytes:
@@ -68,7 +68,7 @@ def measure(tokens: model.Tokenizer, texts: Iterable[str], longest: int = 10) ->
             "unk_share": _ratio(counts[tokens.unk], total),
             "restored_share": _ratio(restored, made["texts"]),
             "unused_share": _ratio((counts[pieces] == 0).sum(), len(pieces)),
-            "longest_pieces": _longest(tokens, pieces[counts[pieces] > 0], counts, longest),
+            "longest_pieces": _longest_pieces(tokens, pieces[counts[pieces] > 0], counts, longest),
         }
     )
 
@@ -77,7 +77,9 @@ def _ratio(part, whole) -> float | None:
     return float(part) / float(whole) if whole else None
 
 
-def _longest(tokens: model.Tokenizer, pieces: np.ndarray, counts: np.ndarray, most: int) -> list:
+def _longest_pieces(
+    tokens: model.Tokenizer, pieces: np.ndarray, counts: np.ndarray, most: int
+) -> list:
     """The longest of `pieces` in characters, those of equal length by their ids."""
     shown = [(piece, tokens.decode([piece])) for piece in pieces.tolist()]
     shown = sorted(shown, key=lambda pair: -len(pair[1]))[:most]
@@ -87,12 +89,12 @@ def _longest(tokens: model.Tokenizer, pieces: np.ndarray, counts: np.ndarray, mo
     ]
 
 
-def table(found: dict) -> str:
+def format_stats(found: dict) -> str:
     """What `measure` found, a line each."""
     counts = ("tokens", "words", "characters", "bytes")
     counted = ", ".join(f"{found[name]:,} {name}" for name in counts)
     lines = [f"{found['texts']:,} texts: {counted}"]
-    for name, (form, meaning) in ROWS.items():
+    for name, (form, meaning) in STAT_FORMATS.items():
         value = "-" if found[name] is None else form.format(found[name])
         lines.append(f"  {value:>9}  {meaning}")
     longest = " ".join(repr(row["piece"]) for row in found["longest_pieces"])

@@ -15,13 +15,13 @@ from lm import lookup
 from lm.tokenizer import model, progress
 
 NUM_THREADS = 16  # of training; a constant, since the model depends on it in the last bits
-CHUNK = 1000  # characters; SentencePiece silently drops what is longer than its maximum
+MAX_CHUNK_CHARS = 1000  # characters; SentencePiece silently drops what is longer than its maximum
 
-FITTED = {
+TRAINED_KINDS = {
     "unigram": "pieces by which the texts are likely, the least useful dropped first",
     "bpe": "pieces joined of two, the most frequent pair first",
 }
-KINDS = FITTED | {"bytes": "UTF-8 bytes, as ByT5 has them; nothing is fitted"}
+KINDS = TRAINED_KINDS | {"bytes": "UTF-8 bytes, as ByT5 has them; nothing is fitted"}
 NORMALIZATIONS = {
     "identity": dict(
         normalization_rule_name="identity",
@@ -31,8 +31,10 @@ NORMALIZATIONS = {
     "nmt_nfkc": dict(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True),
 }
 
-LINES = re.compile(rf"\n{{0,8}}(?:[^\n]{{1,{CHUNK}}}(?= |\n|$)|[^\n]{{1,{CHUNK}}})")
-SKIPPED = str.maketrans({"\0": " ", "\u2585": " "})  # training drops a chunk that has one
+CHUNK_PATTERN = re.compile(
+    rf"\n{{0,8}}(?:[^\n]{{1,{MAX_CHUNK_CHARS}}}(?= |\n|$)|[^\n]{{1,{MAX_CHUNK_CHARS}}})"
+)
+SKIPPED_CHARS = str.maketrans({"\0": " ", "\u2585": " "})  # training drops a chunk that has one
 
 
 def train(
@@ -58,7 +60,7 @@ def train(
     Source: Kudo 2018, arXiv:1804.10959 (unigram); Sennrich et al. 2016, arXiv:1508.07909 (bpe);
     Kudo and Richardson 2018, arXiv:1808.06226 (SentencePiece).
     """
-    lookup.lookup(FITTED, kind, "tokenizer.kind")
+    lookup.lookup(TRAINED_KINDS, kind, "tokenizer.kind")
     options = lookup.lookup(NORMALIZATIONS, normalization, "tokenizer.normalization")
     for name, value, least in [("num_sentinels", num_sentinels, 0), ("max_chunks", max_chunks, 1)]:
         if value < least:
@@ -71,10 +73,10 @@ def train(
     # Read in full before SentencePiece starts: it would turn an error of the source, and even the
     # user's interrupt, into a RuntimeError of its own.
     read = tqdm.tqdm(texts, desc="reading texts", unit="text", disable=None)
-    chunks = sample((chunk for text in read for chunk in chunks_of(text)), max_chunks)
+    chunks = reservoir_sample((chunk for text in read for chunk in split_chunks(text)), max_chunks)
     print(f"fitting {pieces:,} pieces to {len(chunks):,} lines", file=sys.stderr, flush=True)
     options = options | {"model_type": kind, "character_coverage": character_coverage}
-    fitted = fit(chunks, pieces=pieces, **options)
+    fitted = fit_model(chunks, pieces=pieces, **options)
 
     facts = {
         "kind": kind,
@@ -91,14 +93,16 @@ def train(
     return model.write(directory, fitted, facts)
 
 
-def chunks_of(text: str) -> Iterator[str]:
+def split_chunks(text: str) -> Iterator[str]:
     """The lines of a text, each with the newlines before it, cut at spaces to CHUNK characters."""
-    for chunk in LINES.findall(model.SURROGATES.sub("\ufffd", text).translate(SKIPPED)):
+    for chunk in CHUNK_PATTERN.findall(
+        model.SURROGATES.sub("\ufffd", text).translate(SKIPPED_CHARS)
+    ):
         if not chunk.isspace():
             yield chunk
 
 
-def sample(items: Iterable[str], count: int) -> list[str]:
+def reservoir_sample(items: Iterable[str], count: int) -> list[str]:
     """`count` of the items, every subset equally likely and always the same; all if fewer.
 
     SentencePiece samples too, but otherwise in every process.
@@ -113,7 +117,7 @@ def sample(items: Iterable[str], count: int) -> list[str]:
     return kept
 
 
-def fit(chunks: list[str], *, pieces: int, **options) -> bytes:
+def fit_model(chunks: list[str], *, pieces: int, **options) -> bytes:
     """The bytes of the model of `chunks`, each below CHUNK + 8 characters.
 
     options: SentencePiece's own. Raises ValueError where `pieces` and the chunks do not agree.
@@ -139,13 +143,13 @@ def fit(chunks: list[str], *, pieces: int, **options) -> bytes:
                 # It learns nothing from a text's own "<unk>" where a piece is called so.
                 **{f"{role}_piece": f"\ue000{role}" for role in ("pad", "eos", "unk")},
                 required_chars="▁\n",  # in a corpus without a space, ▁ would be spelt in bytes
-                max_sentence_length=4 * (CHUNK + 8),  # bytes
+                max_sentence_length=4 * (MAX_CHUNK_CHARS + 8),  # bytes
                 num_threads=NUM_THREADS,
                 minloglevel=level,
                 **options,
             )
     except RuntimeError as error:
-        raise ValueError(pieces_advice(str(error), pieces)) from error
+        raise ValueError(explain_vocab_size_error(str(error), pieces)) from error
     named = sentencepiece_model_pb2.ModelProto.FromString(fitted.getvalue())
     for role in ("pad", "eos", "unk"):
         named.trainer_spec.ClearField(f"{role}_piece")  # and so it is <pad>, </s>, <unk> again
@@ -154,7 +158,7 @@ def fit(chunks: list[str], *, pieces: int, **options) -> bytes:
     return named.SerializeToString()
 
 
-def pieces_advice(error: str, pieces: int) -> str:
+def explain_vocab_size_error(error: str, pieces: int) -> str:
     """SentencePiece's complaint about the number of pieces as one sentence with the cure."""
     if found := re.search(r"too high .* <= (\d+)", error):
         most = found[1]

@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 import jax
 
-from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, runs, steps
-from lm.storage import paths
+from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, runs, steps, storage
 from lm.train import early_stopping, guard, live_teacher, signals, watchdog
 
 IN_FLIGHT = 2  # updates that the devices may be behind, so that the end of each is known
@@ -179,16 +178,16 @@ class Loop:
         self.tracing = on
         if on:
             self.traced = self.run.workdir / "profile"
-            if paths.is_remote(self.traced):  # which the profiler cannot write to
+            if storage.is_remote(self.traced):  # which the profiler cannot write to
                 self.traced = pathlib.Path(tempfile.mkdtemp())
             jax.profiler.start_trace(str(self.traced))
             return
         self.watch.beat("the trace", watchdog.ALLOWANCE)
         try:
             jax.profiler.stop_trace()
-            if paths.is_remote(self.run.workdir):
-                paths.copy(self.traced, self.run.workdir / "profile")
-                paths.remove(self.traced)
+            if storage.is_remote(self.run.workdir):
+                storage.copy_dir(self.traced, self.run.workdir / "profile")
+                storage.remove_dir(self.traced)
         except (jax.errors.JaxRuntimeError, OSError) as error:  # a full disk, no end of a run
             self._event("no trace", said=watchdog.short(error))
 

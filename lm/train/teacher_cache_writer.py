@@ -22,10 +22,10 @@ from lm import (
     pipeline,
     runs,
     steps,
+    storage,
     transformer,
 )
 from lm.pipeline import teacher_cache
-from lm.storage import paths
 from lm.train import live_teacher
 
 SAMPLED = 8  # batches whose targets are counted to foretell the size
@@ -173,7 +173,7 @@ class CacheWriter:
             f"{each:,} bytes an update, {self.bytes_of(self.total):,} in all"
         )
         said += f", {self.done:,} updates are there" if self.done else ""
-        if paths.is_remote(here):
+        if storage.is_remote(here):
             return f"{said}."
         there = next(folder for folder in (here, *here.absolute().parents) if folder.exists())
         free = shutil.disk_usage(there).free

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from lm import parallel
-from lm.storage import paths
+from lm import parallel, storage
 from lm.train import signals
 
 STACKS = "stacks.txt"  # of host 0; stacks.1.txt of host 1, and so on
@@ -95,7 +94,7 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float, workdir, tell: Callable[[str], None]):
-        host, path = parallel.host_index_and_count()[0], paths.as_path(workdir) / STACKS
+        host, path = parallel.host_index_and_count()[0], storage.as_path(workdir) / STACKS
         self._path = path.with_suffix(f".{host}.txt") if host else path
         self._seconds, self._tell = seconds, tell
         self._what, self._deadline, self._over = "the start", 0.0, threading.Event()
@@ -132,7 +131,7 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)
                 file.seek(0)
-                paths.write(self._path, file.read())
+                storage.write_atomic(self._path, file.read())
             with contextlib.suppress(OSError):
                 self._tell(sentence)
         finally:

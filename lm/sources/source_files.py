@@ -15,29 +15,33 @@ from lm import lookup
 from lm.sources import documents, formats, tfds, wikipedia
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """How the parts of a kind are read."""
 
-    raw: Callable[[Part], Iterator]
-    document: Callable[[Part, Any], documents.Document]
+    raw: Callable[[SourceFile], Iterator]
+    document: Callable[[SourceFile, Any], documents.Document]
     suffix: str = ""  # of its files, as a regular expression
     packed: bool = False  # may .gz, .bz2 or .zst follow?
     column: str = ""  # where the text is unless told; "" is a kind without columns
 
 
 KINDS = {
-    "text": Kind(formats.text_file, formats.text_document, r"\.txt", packed=True),
-    "jsonl": Kind(
-        formats.json_lines, formats.json_document, r"\.(jsonl|ndjson|json(?=[.-]))", True, "text"
+    "text": FileKind(formats.read_text, formats.parse_text, r"\.txt", packed=True),
+    "jsonl": FileKind(
+        formats.read_json_lines, formats.parse_json, r"\.(jsonl|ndjson|json(?=[.-]))", True, "text"
     ),
-    "tsv": Kind(formats.tab_separated, formats.tab_document, r"\.tsv", True, "text"),
-    "parquet": Kind(formats.parquet_rows, formats.value_document, r"\.parquet", column="text"),
-    "array_record": Kind(formats.array_records, formats.array_document, r"\.array_record"),
+    "tsv": FileKind(formats.read_tsv, formats.parse_tsv_row, r"\.tsv", True, "text"),
+    "parquet": FileKind(formats.read_parquet, formats.parse_value, r"\.parquet", column="text"),
+    "array_record": FileKind(
+        formats.read_array_record, formats.parse_array_record, r"\.array_record"
+    ),
     # Wikipedia's larger dumps come in parts, as .xml-p1p41242.bz2.
-    "wikipedia": Kind(wikipedia.pages, wikipedia.document, r"\.xml(-p\d+p\d+)?", packed=True),
-    "tfds": Kind(formats.tfds_rows, formats.value_document, column="text"),
+    "wikipedia": FileKind(
+        wikipedia.read_pages, wikipedia.parse_page, r"\.xml(-p\d+p\d+)?", packed=True
+    ),
+    "tfds": FileKind(formats.read_tfds, formats.parse_value, column="text"),
 }
-CHOSEN = {"array_record"}  # kinds with a column only where one is named
+OPTIONAL_COLUMN_KINDS = {"array_record"}  # kinds with a column only where one is named
 SUFFIXES = (
     ".txt, .jsonl, .ndjson, .tsv and .xml, each also with .gz, .bz2 or .zst after it, .json.gz, "
     ".parquet, .array_record; a file of one JSON object a line is .jsonl"
@@ -47,7 +51,7 @@ INDEX = re.compile(r"-multistream-index\d*\.txt")  # beside a dump of Wikipedia
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class SourceFile:
     """One file or one TFDS split: small, picklable, opens what it reads by itself.
 
     name: path, address, or tfds:name@split. kind: a key of KINDS. column: where the text is, of
@@ -64,7 +68,7 @@ class Part:
     def __post_init__(self):
         kind = lookup.lookup(KINDS, self.kind, "the kind of a source")
         lookup.lookup(formats.UNITS, self.unit, "--unit")
-        if self.kind not in CHOSEN and not self.column:
+        if self.kind not in OPTIONAL_COLUMN_KINDS and not self.column:
             object.__setattr__(self, "column", kind.column)
         if self.kind == "array_record" and "://" in self.name:
             raise ValueError(f"{self.name}: ArrayRecord is read from local files; copy it here.")
@@ -73,17 +77,17 @@ class Part:
         """Bytes as stored; of a slice of a TFDS split, its share of them."""
         if self.kind == "tfds":
             return tfds.tfds_bytes(*tfds.split_address(self.name), self.data_dir)
-        with formats.stored(self.name) as file:
+        with formats.open_stored(self.name) as file:
             return file.seek(0, os.SEEK_END)
 
     def digest(self) -> str:
         """The sha256 of the bytes as stored; of TFDS, of what the dataset says of itself."""
         if self.kind == "tfds":
-            return tfds.fingerprint(tfds.split_address(self.name)[0], self.data_dir)
-        with formats.stored(self.name) as file:
+            return tfds.tfds_fingerprint(tfds.split_address(self.name)[0], self.data_dir)
+        with formats.open_stored(self.name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def raw(self) -> Iterator[bytes | dict]:
+    def raw_records(self) -> Iterator[bytes | dict]:
         """Raw records front to back, in constant memory: what `document` takes, and bare of work.
 
         The number of a record in this order is its position. A record that is too long comes as
@@ -114,9 +118,9 @@ class Part:
         return KINDS[self.kind].document(self, raw)
 
 
-def parts_of(
+def list_files(
     source: str, *, column: str = "", unit: str = "file", data_dir: str = ""
-) -> list[Part]:
+) -> list[SourceFile]:
     """The parts of a source, each once: in the order of the source, and of names within an item.
 
     source: items with commas between: a path; a folder, for all files below it whose suffix is
@@ -132,12 +136,17 @@ def parts_of(
                 raise ValueError("--source=tfds: names no dataset; give it as tfds:name@split.")
             name, split = tfds.split_address(item)
             tfds.tfds_records(name, split, data_dir)
-            part = Part(f"tfds:{name}@{split}", "tfds", column, data_dir=data_dir)
+            part = SourceFile(f"tfds:{name}@{split}", "tfds", column, data_dir=data_dir)
             found.setdefault(part.name, part)
             continue
-        for name in _files(item):
+        for name in _readable_files(item):
             kind = _kind_of(name)
-            part = Part(name, kind, column if KINDS[kind].column or kind in CHOSEN else "", unit)
+            part = SourceFile(
+                name,
+                kind,
+                column if KINDS[kind].column or kind in OPTIONAL_COLUMN_KINDS else "",
+                unit,
+            )
             found.setdefault(name if "://" in name else os.path.realpath(name), part)
     parts = list(found.values())
     if not parts:
@@ -149,21 +158,21 @@ def parts_of(
     return parts
 
 
-def unread(source: str) -> list[str]:
+def skipped_files(source: str) -> list[str]:
     """The files in the folders of a source that parts_of passes over: their suffix is not known."""
     items = filter(None, (item.strip() for item in source.split(",")))
-    found = [_found(item) for item in items if not item.startswith("tfds:")]
+    found = [_match(item) for item in items if not item.startswith("tfds:")]
     return sorted(name for folder, names in found if folder for name in names if not _kind_of(name))
 
 
-def check_starts(parts: list[Part]) -> None:
+def check_first_records(parts: list[SourceFile]) -> None:
     """Read the first record of each part but of plain text: a wrong column is found at once.
 
     Raises ValueError as raw() does.
     """
     for part in parts:
         if part.kind != "text":
-            records = part.raw()
+            records = part.raw_records()
             next(records, None)
             records.close()
 
@@ -179,9 +188,9 @@ def _kind_of(name: str) -> str:
     return ""
 
 
-def _files(item: str) -> list[str]:
+def _readable_files(item: str) -> list[str]:
     """The files that an item of a source means, sorted."""
-    folder, names = _found(item)
+    folder, names = _match(item)
     known = [name for name in names if _kind_of(name)]
     if not names:
         path = pathlib.Path(item)
@@ -195,7 +204,7 @@ def _files(item: str) -> list[str]:
     return sorted(known)
 
 
-def _found(item: str) -> tuple[bool, list[str]]:
+def _match(item: str) -> tuple[bool, list[str]]:
     """(is it a folder?, the files that it is, holds or matches)."""
     if "://" in item:
         import fsspec

@@ -93,7 +93,7 @@ def ours(size: str, count: int, seconds: float) -> dict:
         jax.block_until_ready((state, sums))
 
     taken = paced(step, seconds)
-    (memory,) = logs.memory(jax.devices()).values()
+    (memory,) = logs.memory_peak(jax.devices()).values()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     found = dict(seconds=taken, compile_seconds=compiling, memory_gib=memory, parameters=parameters)
     return found | dict(device=jax.devices()[0].device_kind)
@@ -129,7 +129,9 @@ def theirs(size: str, count: int, seconds: float, compiled: bool) -> dict:
     step()
     first = time.perf_counter() - start
     taken = paced(step, seconds)
-    (memory,) = logs.memory([]).values() if wide else (torch.cuda.max_memory_allocated() / 2**30,)
+    (memory,) = (
+        logs.memory_peak([]).values() if wide else (torch.cuda.max_memory_allocated() / 2**30,)
+    )
     parameters = sum(weight.numel() for weight in model.parameters())
     found = dict(seconds=taken, memory_gib=memory, parameters=parameters)
     found |= dict(compile_seconds=first - statistics.median(taken) if compiled else 0.0)

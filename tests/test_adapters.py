@@ -141,7 +141,7 @@ def update(params, examples, strategy=None, micro_batches=1, name="adamw"):
     )
     optimizer, _ = optimizers.make_optimizer(words, 10, shapes, optimizers.RunLength(1.0, 1))
     plan = steps.StepConfig(micro_batches=micro_batches)
-    place = strategy.place_rows if strategy else transformer.no_constraint
+    place = strategy.shard_activations if strategy else transformer.no_constraint
     model = transformer.Transformer(MODEL, place)
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(64, np.int32))
 
@@ -322,7 +322,7 @@ def first_of(tiny_config, tmp_path):
 
     def first_of(taken, **changes):
         run = runs.make_run(tiny_config(init_from=str(taken), **T5, **changes), tmp_path / "new")
-        return train.first_params(run, runs.make_tokenizer(run), None)
+        return train.initial_params(run, runs.make_tokenizer(run), None)
 
     return first_of
 

@@ -129,8 +129,8 @@ def test_the_best_is_kept_over_restarts_and_found_again(figure, best, tmp_path):
 def test_losses_rank_from_below_scores_from_above_and_what_is_not_finite_nowhere():
     values = {1: math.nan, 2: 2.0, 3: -math.inf, 4: 1.0, 5: math.inf, 6: 1.0, 7: 3.0}
     figures = {step: {"nats": x, "accuracy": x} for step, x in values.items()} | {8: {}}
-    assert retention.ranked("nats", figures) == [4, 6, 2, 7]
-    assert retention.ranked("accuracy", figures) == [7, 2, 4, 6]
+    assert retention.rank_steps("nats", figures) == [4, 6, 2, 7]
+    assert retention.rank_steps("accuracy", figures) == [7, 2, 4, 6]
 
 
 def test_a_figure_that_is_none_is_refused_at_the_first_evaluation(tmp_path):
@@ -282,18 +282,18 @@ def test_the_checksum_is_its_formula_in_exact_arithmetic(dtype):
     word = {4: np.uint32, 2: np.uint16, 1: np.uint8}[jnp.dtype(dtype).itemsize]
     words = rng.integers(0, np.iinfo(word).max, (5, 61), word, endpoint=True)
     words = words % 2 if dtype == "bool" else words
-    found = checkpoints.leaf_sum(jnp.asarray(words.view(jnp.dtype(dtype))))
+    found = checkpoints.leaf_checksum(jnp.asarray(words.view(jnp.dtype(dtype))))
     assert int(found) == exact_sum(words.ravel())
 
 
 def test_any_one_flipped_bit_changes_the_checksum():
     rng = np.random.default_rng(2)
     words = rng.integers(0, 2**32, 1000, np.uint32)
-    sums = jax.jit(jax.vmap(lambda x: checkpoints.leaf_sum(x)))
+    sums = jax.jit(jax.vmap(lambda x: checkpoints.leaf_checksum(x)))
     places = rng.integers(0, 1000, 640)
     flipped = np.tile(words, (640, 1))
     flipped[np.arange(640), places] ^= np.uint32(1) << (np.arange(640) % 32).astype(np.uint32)
-    whole = checkpoints.leaf_sum(jnp.asarray(words))
+    whole = checkpoints.leaf_checksum(jnp.asarray(words))
     assert not (np.asarray(sums(jnp.asarray(flipped))) == int(whole)).any()
 
 
@@ -326,11 +326,11 @@ def test_a_sharded_state_is_restored_into_its_shardings(tmp_path):
 @pytest.mark.parametrize("shape", [(), (3, 0), (5,), (2, 3, 7), (1, 300)])
 def test_a_sum_taken_in_parts_on_the_host_is_the_sum_on_the_device(dtype, shape):
     x = np.random.default_rng(0).normal(0, 9, shape).astype(jnp.dtype(dtype))
-    assert checkpoints.host_sum(x, chunk=4) == int(checkpoints.leaf_sum(jnp.asarray(x)))
+    assert checkpoints.host_checksum(x, chunk=4) == int(checkpoints.leaf_checksum(jnp.asarray(x)))
 
 
 def test_a_device_takes_an_empty_array_over_without_copying_it():
-    x = checkpoints.empty((3, 1000, 7))
+    x = checkpoints.aligned_empty((3, 1000, 7))
     x[:] = 1
     taken = jax.device_put(x, jax.devices("cpu")[0])
     assert taken.unsafe_buffer_pointer() == x.ctypes.data

@@ -60,14 +60,14 @@ def check_global(directory: pathlib.Path, mesh) -> None:
         saved.wait()
         check(saved.restore(like), 3, columns, mesh)
         hosts.barrier("restored")
-        if hosts.is_first():
+        if hosts.is_first_host():
             damage.flip(files(directory / "3" / "params")[0], np.random.default_rng(0))
         hosts.barrier("damaged")
         check(saved.restore(like), 2, columns, mesh)
         assert [name[:9] for name in names(directory)] == ["1", "2", "3.corrupt"]
         saved.save(global_state(3, rows, mesh), FACTS)
         saved.wait()
-        if not hosts.is_first():
+        if not hosts.is_first_host():
             whole = saved._items
             saved._items = lambda step, *rest: 1 / 0 if step == 3 else whole(step, *rest)
         check(saved.restore(like), 2, columns, mesh)

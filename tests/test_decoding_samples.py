@@ -249,7 +249,7 @@ def compiled(words, layout):
     """(strategy, decode_step of these words over it)."""
     devices = jax.devices()[: 8 if layout else 1]
     strategy = parallel.make_strategy(LAYOUTS[layout], devices)
-    model = transformer.Transformer(CONFIG, strategy.place_rows)
+    model = transformer.Transformer(CONFIG, strategy.shard_activations)
     options = dict(model=model, length=6, eos=EOS, how=decoding.parse(words))
     return strategy, strategy.compile(functools.partial(steps.decode_step, **options))
 

@@ -154,7 +154,7 @@ def test_answers_follow_from_the_seed_the_update_and_the_row(params):
 )
 def test_answers_are_the_same_on_any_devices(params, config, devices):
     strategy = parallel.make_strategy(config, jax.devices()[:devices])
-    write = strategy.compile(writer(place=strategy.place_rows))
+    write = strategy.compile(writer(place=strategy.shard_activations))
     place = strategy.place_batch
     written = write(strategy.place_state(params), place(asked()), place(addresses()))
     expected = jax.jit(writer())(params, asked(), addresses())

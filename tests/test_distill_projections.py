@@ -152,7 +152,7 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_which_learns(models):
 def update_of(name: str | None):
     """(state, sums) after an update on a layout, on one device for None."""
     strategy = make(name) if name else None
-    place = strategy.place_rows if name else transformer.no_constraint
+    place = strategy.shard_activations if name else transformer.no_constraint
     student, teacher = (transformer.Transformer(config, place) for config in (MODEL, WIDE))
     beside = features.first_projections(features.shapes(TERMS, MODEL, WIDE), jax.random.key(0))
     params = jax.device_get(drawn(student, 0) | {features.PROJECTIONS: beside})

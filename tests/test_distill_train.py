@@ -158,7 +158,7 @@ def test_rows_and_ledger_tell_what_the_answers_and_the_teacher_took(practised):
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
 def test_a_teacher_takes_its_parameters_room_in_its_own_dtype(student, teacher, dtype, size):
     run = student(**{"teacher.dtype": dtype})
-    strategy = train.layout(run, jax.devices()[:2])
+    strategy = train.make_strategy(run, jax.devices()[:2])
     theirs = runs.read_run(teacher)
     placed = live_teacher.placed(run, strategy, untrained.params(theirs))
     cost = live_teacher.cost(run, strategy, placed)
@@ -183,7 +183,7 @@ def test_a_head_that_was_none_is_said(student, capfd):
 
 def test_without_a_teacher_nothing_is_measured(student):
     run = student()
-    assert live_teacher.cost(run, train.layout(run, jax.devices()[:1]), None) == {}
+    assert live_teacher.cost(run, train.make_strategy(run, jax.devices()[:1]), None) == {}
 
 
 # Where it lies. ------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_a_wider_teacher_is_cut_by_its_own_sizes(student, tiny_config, tmp_path)
     mesh = {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
     change = {"teacher.workdir": str(theirs.workdir), "teacher.init": "random", "steps": 1}
     one, cut = student(**change), student(**change, **mesh)
-    strategy = train.layout(cut, jax.devices()[:4])
+    strategy = train.make_strategy(cut, jax.devices()[:4])
     placed = live_teacher.placed(cut, strategy, untrained.params(theirs))
     expected = parallel.make_strategy(cut.parallel, jax.devices()[:4]).shardings(placed)
     for leaf, sharding in zip(jax.tree.leaves(placed), jax.tree.leaves(expected), strict=True):

@@ -140,7 +140,7 @@ def test_training_starts_from_an_import_and_says_what_it_took(imported, tiny_con
     config["steps"], workdir = 1, imported.parent / f"tuned-{rows}"
     run = runs.make_run(config, workdir)
     theirs = params_of(imported)[1]
-    started = train.first_params(run, runs.make_tokenizer(run), None)
+    started = train.initial_params(run, runs.make_tokenizer(run), None)
     said = capfd.readouterr().err
     assert started["embed"]["embedding"].shape == (rows, 16)
     known = 512 if rows == 512 else runs.make_tokenizer(run).size
@@ -159,7 +159,7 @@ def test_an_import_teaches_a_student_that_starts_in_its_layers(imported, tiny_co
     config["teacher"]["init"] = "last"
     config["model"] |= runs.read_config(imported)["model"] | {"num_decoder_layers": 1}
     run, params = runs.make_run(config, tmp_path / "run"), params_of(imported)[1]
-    started = train.first_params(run, runs.make_tokenizer(run), params)
+    started = train.initial_params(run, runs.make_tokenizer(run), params)
     equal(started["encoder"], params["encoder"])
     equal(started["decoder"]["layers"], jax.tree.map(lambda x: x[1:], params["decoder"]["layers"]))
     train.train(run)

@@ -28,7 +28,7 @@ class Clock:
 
 
 def written(workdir, steps, **options):
-    with logs.Logs(workdir, 100, name="pretrain", **options) as log:
+    with logs.RunLog(workdir, 100, name="pretrain", **options) as log:
         for step in steps:
             log.write(step, "train", {"loss": 1.0 / (1 + step)})
             log.advance(step, {"loss": 1.0 / (1 + step)})
@@ -39,7 +39,7 @@ def steps_of(workdir):
 
 
 def test_what_is_written_is_read(tmp_path):
-    with logs.Logs(tmp_path, 10, name="x", clock=Clock(5.5)) as log:
+    with logs.RunLog(tmp_path, 10, name="x", clock=Clock(5.5)) as log:
         log.write(1, "train", {"loss": np.float32(0.5), "tokens": 7})
         log.write(1, "heldout", {"nats": 2.0})
         rows = logs.read(tmp_path / "metrics.jsonl")  # before the close: each row is flushed
@@ -51,7 +51,7 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_every_row_is_legal_json_and_comes_back_whole(tmp_path):
     hostile = {"a": math.nan, "b": math.inf, "c": np.float32("-inf"), "d": 1e-300}
-    with logs.Logs(tmp_path, 10, name="x") as log:
+    with logs.RunLog(tmp_path, 10, name="x") as log:
         log.write(1, "train", hostile)
 
     def refuse(constant):
@@ -65,7 +65,7 @@ def test_every_row_is_legal_json_and_comes_back_whole(tmp_path):
 
 def test_an_unknown_split_is_one_sentence(tmp_path):
     with (
-        logs.Logs(tmp_path, 10, name="x") as log,
+        logs.RunLog(tmp_path, 10, name="x") as log,
         pytest.raises(ValueError, match="heldout, train"),
     ):
         log.write(1, "held_out", {})
@@ -142,7 +142,7 @@ def records(path):
 def test_without_a_terminal_each_row_is_one_line_with_an_eta(tmp_path, monkeypatch):
     stream, clock = io.StringIO(), Clock()
     monkeypatch.setattr(sys, "stderr", stream)
-    with logs.Logs(tmp_path, 2000, name="x", resume_step=100, clock=clock) as log:
+    with logs.RunLog(tmp_path, 2000, name="x", resume_step=100, clock=clock) as log:
         clock.now += 10
         log.write(200, "train", {"loss": 5.3125, "tokens_per_second": 12345.6, "mfu": 0.5})
         log.advance(200, {"loss": 5.3125})
@@ -158,7 +158,7 @@ def test_on_a_terminal_there_is_a_bar_that_starts_where_the_run_does(tmp_path, m
     stream = io.StringIO()
     stream.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", stream)
-    with logs.Logs(tmp_path, 40, name="finetune", resume_step=10) as log:
+    with logs.RunLog(tmp_path, 40, name="finetune", resume_step=10) as log:
         log.write(20, "train", {"loss": 1.25})
         log.write(20, "heldout", {"nats": 1.5})
         log.advance(20, {"loss": 1.25})
@@ -172,20 +172,20 @@ def test_on_a_terminal_there_is_a_bar_that_starts_where_the_run_does(tmp_path, m
 
 
 def make_meter(clock):
-    return logs.Meter(flops_per_step=6e9, peak_flops=48e9, devices=4, clock=clock)
+    return logs.ThroughputMeter(flops_per_step=6e9, peak_flops=48e9, devices=4, clock=clock)
 
 
 def test_rates_are_those_of_the_interval_and_the_first_is_left_out():
     clock = Clock()
     meter = make_meter(clock)
     clock.now += 60  # compilation
-    assert meter.rates(10, 5120) == {}
+    assert meter.measure(10, 5120) == {}
     clock.now += 5
     found = {"step_seconds": 0.25, "tokens_per_second": 2048.0, "mfu": 0.5}
-    assert meter.rates(30, 10240) == found | {"tokens_per_second_per_device": 512.0}
+    assert meter.measure(30, 10240) == found | {"tokens_per_second_per_device": 512.0}
     clock.now += 1
-    assert meter.rates(31, 512)["step_seconds"] == 1.0
-    assert meter.rates(31, 512) == {}
+    assert meter.measure(31, 512)["step_seconds"] == 1.0
+    assert meter.measure(31, 512) == {}
 
 
 def test_an_evaluation_between_log_points_does_not_count():
@@ -193,11 +193,11 @@ def test_an_evaluation_between_log_points_does_not_count():
     meter = make_meter(clock)
     meter.start(1)
     clock.now += 2
-    assert meter.rates(3, 512)["step_seconds"] == 1.0
+    assert meter.measure(3, 512)["step_seconds"] == 1.0
     clock.now += 100
     meter.start(3)
     clock.now += 1
-    assert meter.rates(7, 512)["step_seconds"] == 0.25
+    assert meter.measure(7, 512)["step_seconds"] == 0.25
 
 
 def device(kind, platform="tpu", process_index=0):

@@ -22,13 +22,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def log_of(workdir, steps, **options) -> None:
-    with logs.Logs(workdir, 100, name="pretrain", **options) as log:
+    with logs.RunLog(workdir, 100, name="pretrain", **options) as log:
         for step in steps:
             log.write(step, "train", {"loss": float(step)})
 
 
 def test_events_are_rows_and_lines_in_the_order_of_time(tmp_path, capsys):
-    with logs.Logs(tmp_path, 50, name="x", clock=Clock(7.0)) as log:
+    with logs.RunLog(tmp_path, 50, name="x", clock=Clock(7.0)) as log:
         log.event("skipped", 3, batch=3, why="the loss is nan", replay="lm show --step=3")
         log.event(
             "spike", 4, loss=np.float32(9.0), batches=[np.int64(4), 5], nested={"a": math.inf}
@@ -47,7 +47,7 @@ def test_events_are_rows_and_lines_in_the_order_of_time(tmp_path, capsys):
 
 def test_events_are_never_taken_back(tmp_path):
     for resume in (0, 20, 0):
-        with logs.Logs(tmp_path, 50, name="x", resume_step=resume) as log:
+        with logs.RunLog(tmp_path, 50, name="x", resume_step=resume) as log:
             log.event("start", resume)
             log.event("far", 45)
             log.rewind(resume)
@@ -56,17 +56,17 @@ def test_events_are_never_taken_back(tmp_path):
 
 @pytest.mark.parametrize("torn", ['{"st', '{"step": 30, "event": ', "\0\0"])
 def test_a_torn_last_event_is_dropped_and_the_next_is_whole(tmp_path, torn):
-    with logs.Logs(tmp_path, 50, name="x") as log:
+    with logs.RunLog(tmp_path, 50, name="x") as log:
         log.event("one", 1)
     path = tmp_path / logs.EVENTS
     path.write_text(path.read_text() + torn)
-    with logs.Logs(tmp_path, 50, name="x", resume_step=1) as log:
+    with logs.RunLog(tmp_path, 50, name="x", resume_step=1) as log:
         log.event("two", 2)
     assert [row["event"] for row in logs.read(path)] == ["one", "two"]
 
 
 def test_a_rewound_log_is_that_of_a_run_that_never_went_further(tmp_path):
-    with logs.Logs(tmp_path, 100, name="x", clock=Clock()) as log:
+    with logs.RunLog(tmp_path, 100, name="x", clock=Clock()) as log:
         for step in (10, 20, 30, 40):
             log.write(step, "train", {"loss": 1.0})
         log.rewind(20)
@@ -117,7 +117,7 @@ def test_the_time_to_the_end_leaves_the_compilation_out_and_starts_anew_after_a_
     tmp_path, capsys
 ):
     clock = Clock()
-    with logs.Logs(tmp_path, 1000, name="x", clock=clock) as log:
+    with logs.RunLog(tmp_path, 1000, name="x", clock=clock) as log:
         for step, seconds in ((1, 60.0), (11, 1.0), (21, 1.0), (11, 50.0), (21, 2.0), (31, 1.0)):
             clock.now += seconds
             if step == 11 and seconds == 50.0:
@@ -131,7 +131,7 @@ def test_the_time_to_the_end_leaves_the_compilation_out_and_starts_anew_after_a_
 
 def test_a_resumed_run_tells_an_eta_of_its_own_updates_alone(tmp_path, capsys):
     clock = Clock()
-    with logs.Logs(tmp_path, 1000, name="x", resume_step=900, clock=clock) as log:
+    with logs.RunLog(tmp_path, 1000, name="x", resume_step=900, clock=clock) as log:
         for step in (910, 920):
             clock.now += 5.0
             log.write(step, "train", {"loss": 1.0})
@@ -143,7 +143,7 @@ def test_a_resumed_run_tells_an_eta_of_its_own_updates_alone(tmp_path, capsys):
 SCRIPT = """
 import sys
 from lm import logs
-with logs.Logs(sys.argv[1], 30, name="x") as log:
+with logs.RunLog(sys.argv[1], 30, name="x") as log:
     for step in (10, 20, 30):
         log.write(step, "train", {"loss": 1.0, "tokens_per_second": 5.0})
         log.advance(step, {"loss": 1.0})
@@ -177,13 +177,13 @@ def test_on_a_terminal_events_stand_above_the_bar(tmp_path):
 FULL = """
 import resource, sys
 from lm import logs
-log, ledger = logs.Logs(sys.argv[1], 1000, name="x"), logs.Ledger(sys.argv[1])
-ledger.row(0)
+log, ledger = logs.RunLog(sys.argv[1], 1000, name="x"), logs.TimeLedger(sys.argv[1])
+ledger.write_row(0)
 most = resource.RLIM_INFINITY
 for act in (
     lambda n: log.write(n, "train", {"loss": 1.0 / 3}),
     lambda n: log.event("spike", n),
-    lambda n: ledger.row(n),
+    lambda n: ledger.write_row(n),
 ):
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, most))
     try:
@@ -227,10 +227,10 @@ def test_memory_says_whose_it_is():
             self.memory_stats, self.process_index = lambda: stats, process_index
 
     counted = [Device({"peak_bytes_in_use": n << 30}, i) for n, i in ((3, 0), (5, 0), (9, 1))]
-    assert logs.memory(counted) == {"device_memory_peak_gib": 5.0}
+    assert logs.memory_peak(counted) == {"device_memory_peak_gib": 5.0}
     for silent in ([Device(None)], [Device({})]):
-        ((name, used),) = logs.memory(silent).items()
+        ((name, used),) = logs.memory_peak(silent).items()
         assert name == "process_memory_peak_gib"
         assert 0.02 < used < 64
     held = np.ones(1 << 26)  # 0.5 GiB
-    assert logs.memory([Device(None)])["process_memory_peak_gib"] > used - 0.1 and held.any()
+    assert logs.memory_peak([Device(None)])["process_memory_peak_gib"] > used - 0.1 and held.any()

@@ -28,16 +28,16 @@ def session(workdir, clock, first: int, stop: int, *, every=10, killed=False, **
 
     Returns what `row` said last.
     """
-    ledger = logs.Ledger(workdir, clock=clock, started=clock.now)
+    ledger = logs.TimeLedger(workdir, clock=clock, started=clock.now)
     spend(ledger, clock, "start", stalls.get("start", 5.0))
     spend(ledger, clock, "restore", stalls.get("restore", 0.0))
-    share = ledger.row(first)
+    share = ledger.write_row(first)
     spend(ledger, clock, "compile", stalls.get("compile", 20.0))
     for step in range(first + 1, stop + 1):
         spend(ledger, clock, "input", 0.01)
         spend(ledger, clock, "step", 0.1)
         if step % every == 0:
-            share = ledger.row(step)
+            share = ledger.write_row(step)
     for kind in ("input", "step", "decode", "save", "evaluate", "log", "other"):
         spend(ledger, clock, kind, stalls.get(kind, 0.0))
     if killed:
@@ -48,7 +48,7 @@ def session(workdir, clock, first: int, stop: int, *, every=10, killed=False, **
 
 
 def spend(ledger, clock, kind: str, seconds: float) -> None:
-    ledger.turn(kind)
+    ledger.switch(kind)
     clock.now += seconds
 
 
@@ -72,15 +72,15 @@ def test_the_parts_sum_to_the_wall_time_and_each_is_what_passed(tmp_path):
 
 def test_what_has_passed_of_a_kind_counts_from_the_last_row(tmp_path):
     clock = Clock()
-    ledger = logs.Ledger(tmp_path, clock=clock, started=clock.now)
+    ledger = logs.TimeLedger(tmp_path, clock=clock, started=clock.now)
     for seconds in (1.0, 4.0):
         spend(ledger, clock, "decode", seconds)
         spend(ledger, clock, "step", 2.0)
-        ledger.turn("log")
-        assert ledger.passed("decode") == pytest.approx(seconds)
-        assert ledger.passed("step") == pytest.approx(2.0)
-        ledger.row(1)
-        assert ledger.passed("decode") == 0
+        ledger.switch("log")
+        assert ledger.seconds_since_row("decode") == pytest.approx(seconds)
+        assert ledger.seconds_since_row("step") == pytest.approx(2.0)
+        ledger.write_row(1)
+        assert ledger.seconds_since_row("decode") == 0
 
 
 @pytest.mark.parametrize("kind", ["start", "compile", "input", "step", "save", "evaluate", "other"])
@@ -96,22 +96,22 @@ def test_a_stall_is_in_its_own_kind_and_in_no_other(kind, tmp_path):
 
 def test_real_stalls_are_within_a_tenth_and_the_sum_within_a_fiftieth(tmp_path):
     stalls, began = {"compile": 0.2, "input": 0.1, "save": 0.15, "evaluate": 0.12}, time.time()
-    with logs.Ledger(tmp_path, started=began) as ledger:
-        ledger.row(0)
+    with logs.TimeLedger(tmp_path, started=began) as ledger:
+        ledger.write_row(0)
         for kind, seconds in stalls.items():
             start = time.perf_counter()
-            ledger.turn(kind)
+            ledger.switch(kind)
             time.sleep(seconds)
             stalls[kind] = time.perf_counter() - start  # sleeps are late on a busy machine
-        ledger.turn("step")
+        ledger.switch("step")
     wall, found = time.time() - began, seconds_of(tmp_path)
     assert sum(found.values()) == pytest.approx(wall, rel=0.02)
     assert {kind: found[kind] for kind in stalls} == pytest.approx(stalls, rel=0.1)
 
 
 def test_an_unknown_kind_is_one_sentence(tmp_path):
-    with logs.Ledger(tmp_path) as ledger, pytest.raises(ValueError, match="'evaluate'"):
-        ledger.turn("evalute")
+    with logs.TimeLedger(tmp_path) as ledger, pytest.raises(ValueError, match="'evaluate'"):
+        ledger.switch("evalute")
 
 
 def test_updates_that_are_taken_again_are_lost_and_the_gap_is_down(tmp_path):
@@ -161,16 +161,16 @@ def test_what_is_done_a_third_time_is_lost_twice_but_never_counted_twice(tmp_pat
 
 def test_a_roll_back_loses_the_updates_and_what_was_done_after_them(tmp_path):
     clock = Clock()
-    with logs.Ledger(tmp_path, clock=clock, started=clock.now) as ledger:
-        ledger.row(0)
+    with logs.TimeLedger(tmp_path, clock=clock, started=clock.now) as ledger:
+        ledger.write_row(0)
         for step in range(1, 11):
             spend(ledger, clock, "step", 1.0)
-            ledger.row(step)
+            ledger.write_row(step)
         spend(ledger, clock, "step", 0.5)  # the update that was too much
         spend(ledger, clock, "restore", 3.0)
-        assert ledger.row(6) == pytest.approx(logs.goodput(tmp_path)["goodput"])
+        assert ledger.write_row(6) == pytest.approx(logs.goodput(tmp_path)["goodput"])
         spend(ledger, clock, "step", 1.0)
-        assert ledger.row(7) == pytest.approx(7 / 14.5)
+        assert ledger.write_row(7) == pytest.approx(7 / 14.5)
     assert seconds_of(tmp_path) == pytest.approx(
         dict.fromkeys([*logs.KINDS, "down"], 0.0) | {"step": 7.0, "lost": 4.5, "restore": 3.0}
     )
@@ -194,8 +194,11 @@ def test_the_share_that_a_row_tells_is_that_of_the_file(tmp_path):
 def test_a_run_without_rows_has_spent_nothing(tmp_path):
     found = logs.goodput(tmp_path)
     assert (found["wall"], found["goodput"], found["sessions"]) == (0.0, 0.0, 0)
-    with pytest.raises(ValueError, match="another config"), logs.Ledger(tmp_path / "new") as ledger:
-        ledger.turn("restore")
+    with (
+        pytest.raises(ValueError, match="another config"),
+        logs.TimeLedger(tmp_path / "new") as ledger,
+    ):
+        ledger.switch("restore")
         raise ValueError("another config")  # a run that is refused
     assert list(tmp_path.iterdir()) == []
 
@@ -215,9 +218,9 @@ def test_a_torn_last_row_is_dropped_and_the_next_session_goes_on(cut, tmp_path):
 def test_two_runs_of_one_process_do_not_both_have_its_start(tmp_path):
     clock = Clock()
     session(tmp_path, clock, 0, 10)
-    with logs.Ledger(tmp_path, clock=clock, started=900.0) as ledger:  # long before the first
+    with logs.TimeLedger(tmp_path, clock=clock, started=900.0) as ledger:  # long before the first
         clock.now += 1.0
-        ledger.row(10)
+        ledger.write_row(10)
     found = seconds_of(tmp_path)
     assert found["start"] == pytest.approx(6.0)
     assert found["down"] == 0.0
@@ -227,8 +230,8 @@ SCRIPT = """
 import sys, time
 time.sleep(0.4)
 from lm import logs
-with logs.Ledger(sys.argv[1]) as ledger:
-    ledger.row(0)
+with logs.TimeLedger(sys.argv[1]) as ledger:
+    ledger.write_row(0)
 """
 
 
@@ -246,20 +249,20 @@ def test_without_proc_the_processor_time_stands_for_the_start(monkeypatch):
 
     monkeypatch.setattr(time_ledger.pathlib.Path, "read_text", lambda self: "no such thing")
     monkeypatch.setattr(time_ledger.time, "process_time", lambda: 2.5)
-    assert time_ledger.start_of_process(100.0) == 97.5
+    assert time_ledger.process_start_time(100.0) == 97.5
 
 
 def test_the_null_form_takes_all_that_logs_and_ledger_do(tmp_path):
-    for made in (logs.Logs, logs.Ledger):
+    for made in (logs.RunLog, logs.TimeLedger):
         public = {name for name in vars(made) if not name.startswith("_")}
-        assert public <= set(dir(logs.Silent))
-    with logs.Silent() as silent:
+        assert public <= set(dir(logs.NullLog))
+    with logs.NullLog() as silent:
         silent.write(1, "train", {"loss": 1.0})
         silent.event("spike", 1, loss=9.0)
         silent.rewind(0)
         silent.advance(1)
-        silent.turn("step")
-        assert silent.row(1) == 0.0
+        silent.switch("step")
+        assert silent.write_row(1) == 0.0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -37,7 +37,7 @@ SECONDS = {"compile": 5e4, "input": 1e4, "save": 2e4, "evaluate": 4e4, "restore"
 def test_each_stall_of_a_run_and_of_its_continuation_is_in_its_own_kind(
     tiny_config, tmp_path, monkeypatch
 ):
-    clock, made = Stalls(), logs.Ledger
+    clock, made = Stalls(), logs.TimeLedger
     began = clock()
     monkeypatch.setattr(logs, "peak_flops", lambda devices: 1e12)
     monkeypatch.setattr(logs, "Ledger", lambda workdir: made(workdir, clock=clock, started=clock()))

@@ -124,7 +124,7 @@ def plain(optimizer: str):
 def test_every_layout_takes_the_step_of_one_device(name, optimizer):
     strategy = make(name)
     plan = steps.StepConfig(0, LAYOUTS[name][1].get("micro_batches", 1), average=AVERAGE)
-    step = strategy.compile(step_of(plan, optimizer, strategy.place_rows), donate=True)
+    step = strategy.compile(step_of(plan, optimizer, strategy.shard_activations), donate=True)
     state = first = strategy.place_state(made(optimizer)[2])
     for examples, expected in zip(BATCHES, plain(optimizer)[1], strict=True):
         state, sums = step(state, strategy.place_batch(examples))
@@ -136,7 +136,7 @@ def test_every_layout_takes_the_step_of_one_device(name, optimizer):
     assert int(ours.step) == UPDATES
     close = functools.partial(np.testing.assert_allclose, atol=5e-4)
     jax.tree.map(close, ours, plain(optimizer)[0])
-    assert strategy.disagreement(state) is None
+    assert strategy.find_disagreement(state) is None
     # The old state is used up, and the new one lies as it did.
     assert any(x.is_deleted() for x in jax.tree.leaves(first))
     placed = strategy.place_state(made(optimizer)[2])
@@ -207,7 +207,7 @@ def test_the_abstract_state_is_what_fetch_gives(name):
     strategy, state = make(name), made()[2]
     fetched = strategy.fetch(strategy.place_state(state))
     for shape, leaf in zip(
-        jax.tree.leaves(strategy.abstract(jax.eval_shape(lambda: state))),
+        jax.tree.leaves(strategy.abstract_state(jax.eval_shape(lambda: state))),
         jax.tree.leaves(fetched),
         strict=True,
     ):
@@ -353,14 +353,14 @@ def flipped(placed, device: int):
 def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
     strategy = make(name)
     state = strategy.place_state(made()[2])
-    assert strategy.disagreement(state) is None
+    assert strategy.find_disagreement(state) is None
     for leaf in ("head", "embed/embedding"):
         params = dict(state.params)
         if leaf == "head":
             params["head"] = flipped(params["head"], device)
         else:
             params["embed"] = {"embedding": flipped(params["embed"]["embedding"], device)}
-        assert strategy.disagreement(state._replace(params=params)) == f"params/{leaf}"
+        assert strategy.find_disagreement(state._replace(params=params)) == f"params/{leaf}"
 
 
 # What cannot be laid out. --------------------------------------------------------------------
@@ -401,11 +401,11 @@ def test_an_impossible_layout_is_a_sentence(count, options, sentence):
 def test_a_batch_passes_exactly_when_it_divides(shards, parts):
     for size in range(1, 50):
         if size % (shards * parts) == 0:
-            parallel.check_batch(size, shards, parts)
+            parallel.check_batch_size(size, shards, parts)
         else:
             advice = f"data.batch_size={size} does not divide .* a multiple of {shards * parts}"
             with pytest.raises(ValueError, match=advice):
-                parallel.check_batch(size, shards, parts)
+                parallel.check_batch_size(size, shards, parts)
 
 
 def test_a_run_is_read_in_its_own_layout_where_that_fits_and_by_pmap_elsewhere():
@@ -430,11 +430,11 @@ def test_fewer_devices_than_there_are_may_be_named():
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2}], ids=str)
 def test_what_is_sent_between_devices_does_not_grow_with_the_batch(sizes):
     strategy = mesh(**sizes)
-    step = step_of(steps.StepConfig(), place=strategy.place_rows)
+    step = step_of(steps.StepConfig(), place=strategy.shard_activations)
     state = jax.eval_shape(lambda: made()[2])
 
     def sent(rows: int) -> int:
-        given = strategy.placed(
+        given = strategy.global_shapes(
             state, jax.eval_shape(lambda: transformer.dummy_batch(64, 32, rows))
         )
         compiled = strategy.compile(step, donate=True).lower(*given).compile()

@@ -46,7 +46,7 @@ def trained(options: dict) -> dict:
     made = strategy.init(
         functools.partial(jax.tree.map, jax.numpy.copy), strategy.fetch(state).params
     )
-    copied = strategy.disagreement(state), strategy.disagreement(made)
+    copied = strategy.find_disagreement(state), strategy.find_disagreement(made)
     bits = ""
     if config.fixed_shards:
         leaves = jax.tree.leaves(jax.device_get(strategy.fetch(state)))
@@ -57,7 +57,7 @@ def trained(options: dict) -> dict:
 def main(port: str, host: str) -> None:
     """One of the two processes: a line of JSON for each layout, and when the hosts met."""
     jax.config.update("jax_disable_most_optimizations", True)
-    parallel.start(f"localhost:{port}", 2, int(host))
+    parallel.initialize(f"localhost:{port}", 2, int(host))
     said = {name: trained(options) for name, options in LAYOUTS.items()}
     time.sleep(2 * (host == "1"))
     came = time.time()
@@ -144,7 +144,7 @@ def test_hosts_know_their_number_and_wait_for_the_last(pair):
 )
 def test_words_that_name_no_host_are_a_sentence(words, sentence):
     with pytest.raises(ValueError, match=sentence):
-        parallel.start(*words)
+        parallel.initialize(*words)
 
 
 SLURM = {"JOB_ID": "7", "STEP_NODELIST": "n[1-2]", "PROCID": "1", "LOCALID": "0"}
@@ -156,12 +156,12 @@ def test_the_environment_of_a_cluster_starts_the_hosts_and_one_machine_does_not(
 ):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
-    parallel.start()
-    parallel.start("here:80", 1, 0)
+    parallel.initialize()
+    parallel.initialize("here:80", 1, 0)
     assert not calls
     for name, value in (SLURM | {"NTASKS": tasks}).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    parallel.start()
+    parallel.initialize()
     assert len(calls) == started
     assert all(options["heartbeat_timeout_seconds"] <= 60 for options in calls)
 
@@ -172,12 +172,12 @@ def test_hosts_that_do_not_come_are_a_sentence(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(ValueError, match="not found within 300 seconds .DEADLINE_EXCEEDED.; start"):
-        parallel.start("here:80", 2, 0)
+        parallel.initialize("here:80", 2, 0)
     for name, value in (SLURM | {"NTASKS": "2"}).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     late = r"not found within 300 seconds .DEADLINE_EXCEEDED.; run the same command again"
     with pytest.raises(TimeoutError, match=late) as caught:
-        parallel.start()
+        parallel.initialize()
 
     def work():
         raise caught.value

@@ -75,9 +75,9 @@ def without_text_bytes(lowered, vocab: int) -> str:
 
 def trained_program(run: runs.Run, teacher=None):
     """What train lowers, of its own state and first batch."""
-    strategy = train.layout(run)
+    strategy = train.make_strategy(run)
     tokens = runs.make_tokenizer(run)
-    work = train.make_work(run, strategy, tokens, *runs.make_examples(run, tokens))
+    work = train.make_setup(run, strategy, tokens, *runs.make_examples(run, tokens))
     first = next(iter(pipeline.train_batches(work.examples, run.config["seed"])))
     state = strategy.init(work.make, None)
     if teacher is not None:

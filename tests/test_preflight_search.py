@@ -96,8 +96,8 @@ def test_a_layout_is_allowed_exactly_where_training_accepts_it(made):
         strategy = "pmap" if fsdp * tensor == 1 else "mesh"
         layout = layouts.Layout(strategy, -1, fsdp, tensor, micro)
         try:
-            laid = train.layout(layouts.laid_out(run, layout), jax.devices())
-            laid.abstract(state)
+            laid = train.make_strategy(layouts.laid_out(run, layout), jax.devices())
+            laid.abstract_state(state)
         except ValueError:
             continue
         accepted.add(layout)
@@ -113,8 +113,8 @@ def test_the_least_is_what_training_places_and_its_gradients(made):
     size = lambda leaf: math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for fsdp, tensor in ((8, 1), (2, 4), (1, 2)):
         layout = layouts.Layout("mesh", -1, fsdp, tensor)
-        strategy = train.layout(layouts.laid_out(run, layout), jax.devices())
-        state = strategy.abstract(program.state(run))
+        strategy = train.make_strategy(layouts.laid_out(run, layout), jax.devices())
+        state = strategy.abstract_state(program.state(run))
         placed = sum(map(size, jax.tree.leaves((state, state.params))))
         assert shapes.least(layout) == placed
     assert shapes.least(layouts.Layout()) == whole_bytes(run)

@@ -157,7 +157,7 @@ def test_a_row_is_the_mean_over_all_updates_since_the_one_before(go, pretrained)
 def test_a_finished_run_is_left_as_it_is(go, pretrained, tiny_config, monkeypatch):
     before = contents(pretrained)
     monkeypatch.setattr(train.loop, "Loop", None)
-    monkeypatch.setattr(train.setup, "first_params", None)
+    monkeypatch.setattr(train.setup, "initial_params", None)
     run = runs.make_run(json.loads((pretrained / "config.json").read_text()), pretrained)
     figures = train.train(run, jax.devices()[:1])
     assert figures["nats"] == rows(pretrained, "heldout")[-1]["nats"]

@@ -5,7 +5,7 @@ older step; both are done here. Every leaf has an integer checksum of its bits, 
 the newest step that verifies and renames the others out of the way.
 """
 
-from lm.checkpoints.checksums import empty, host_sum, leaf_sum, tree_checksums
+from lm.checkpoints.checksums import aligned_empty, host_checksum, leaf_checksum, tree_checksums
 from lm.checkpoints.metadata import Mismatch, flatten
-from lm.checkpoints.retention import ranked
+from lm.checkpoints.retention import rank_steps
 from lm.checkpoints.store import Checkpoints

@@ -13,7 +13,7 @@ FACTOR = np.uint32(2654435761)
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def leaf_sum(x: jax.Array) -> jax.Array:
+def leaf_checksum(x: jax.Array) -> jax.Array:
     """A uint32 checksum of an array's bits, the same for any sharding; leaves of up to 4 bytes."""
     words = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize])
     words, index, stride = words.astype(jnp.uint32), jnp.uint32(0), 1
@@ -26,7 +26,7 @@ def leaf_sum(x: jax.Array) -> jax.Array:
     return parts
 
 
-def host_sum(x, chunk: int = 2**20) -> int:
+def host_checksum(x, chunk: int = 2**20) -> int:
     """leaf_sum of an array on this host, taken in parts: it needs next to no memory."""
     flat, total = np.asarray(x).reshape(-1), 0
     words = flat.view(f"u{flat.dtype.itemsize}")
@@ -40,10 +40,10 @@ def host_sum(x, chunk: int = 2**20) -> int:
 @jax.jit
 def tree_checksums(tree: Any) -> Any:
     """leaf_sum of every leaf."""
-    return jax.tree.map(leaf_sum, tree)
+    return jax.tree.map(leaf_checksum, tree)
 
 
-def empty(shape: tuple[int, ...]) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
     """An unset float32 array that jax.device_put takes over on CPU without copying it."""
     size = 4 * math.prod(shape)
     raw = np.empty(size + 64, np.uint8)

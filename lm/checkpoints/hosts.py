@@ -14,7 +14,7 @@ from lm.checkpoints import metadata
 SOUND, MISMATCH, DAMAGED = 0, 1, 2  # the gravest last
 
 
-def tried(work: Callable[[], Any]) -> tuple[Any, str | None]:
+def try_on_all_hosts(work: Callable[[], Any]) -> tuple[Any, str | None]:
     """(work(), None), or (None, the damage in words) where it fails on any host.
 
     Every host must call this. forms.Mismatch, which is no damage, is raised, and on every host.
@@ -39,14 +39,14 @@ def short(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def of_first(numbers: list[int]) -> list[int]:
+def broadcast_steps(numbers: list[int]) -> list[int]:
     """The first host's numbers, int32, on every host; every host must call this."""
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
     mine = np.resize(np.asarray(numbers, np.int32), count)
     return multihost_utils.broadcast_one_to_all(mine).tolist()
 
 
-def is_first() -> bool:
+def is_first_host() -> bool:
     """Whether this host is the one that renames and deletes."""
     return jax.process_index() == 0
 
@@ -56,7 +56,7 @@ def barrier(where: str) -> None:
     multihost_utils.sync_global_devices(where)
 
 
-def local(leaf):
+def local_leaf(leaf):
     """A leaf to save: numpy where it is one host's of several, for Orbax then takes no other."""
     ours = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
     return np.asarray(leaf) if ours and jax.process_count() > 1 else leaf

@@ -19,37 +19,37 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def form(leaf) -> dict:
+def leaf_spec(leaf) -> dict:
     """{"dtype", "shape"} of an array or a ShapeDtypeStruct, as facts say it."""
     return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
 
 
 def seal(facts: dict) -> dict:
     """Facts with "seal", a hash over all others."""
-    return facts | {"seal": hash_of(facts)}
+    return facts | {"seal": hash_facts(facts)}
 
 
 def unseal(facts: dict) -> dict:
     """Facts without their seal; ValueError where they are not as they were sealed."""
     facts = dict(facts)
-    if facts.pop("seal", None) != hash_of(facts):
+    if facts.pop("seal", None) != hash_facts(facts):
         raise ValueError("its facts do not match their seal")
     return facts
 
 
-def hash_of(facts: dict) -> str:
+def hash_facts(facts: dict) -> str:
     """The sha256 of facts, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def check(item: str, target: dict, stored: dict, where: str) -> None:
+def check_leaves(item: str, target: dict, stored: dict, where: str) -> None:
     """Raise Mismatch naming the first leaf whose form is not the stored one.
 
     target: {path: leaf}; stored: {path: form}; where: the checkpoint, for the sentence.
     Orbax would cast another dtype without a word.
     """
     for name in sorted(target.keys() | stored.keys()):
-        ours = form(target[name]) if name in target else None
+        ours = leaf_spec(target[name]) if name in target else None
         theirs = {k: stored[name][k] for k in ("dtype", "shape")} if name in stored else None
         if ours != theirs:
             raise Mismatch(

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 LOWER = ("loss", "nats", "text_nats", "bits_per_byte")  # of all others the highest is best
 
 
-def ranked(figure: str, figures: dict[int, dict[str, float]]) -> list[int]:
+def rank_steps(figure: str, figures: dict[int, dict[str, float]]) -> list[int]:
     """The steps that have a held-out figure, the best first, of equal ones the earliest.
 
     figures: {step: figures of that step}. A figure that is not finite counts as none.
@@ -21,7 +21,7 @@ def ranked(figure: str, figures: dict[int, dict[str, float]]) -> list[int]:
     return sorted(known, key=lambda step: sign * known[step])
 
 
-class Best:
+class KeepBest:
     """Orbax's preservation policy that keeps the best step by a held-out figure.
 
     figures_of: step -> its figures, read from its own facts, so that it survives a restart.
@@ -33,11 +33,11 @@ class Best:
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         """One answer a checkpoint, oldest first."""
         figures = {info.step: self._figures_of(info.step) for info in checkpoints}
-        best = ranked(self._figure, figures)[:1]
+        best = rank_steps(self._figure, figures)[:1]
         return [info.step in best for info in checkpoints]
 
 
-def policy(keep: int, keep_every: int, best: Best | None):
+def make_policy(keep: int, keep_every: int, best: KeepBest | None):
     """Orbax's policy of them all; at least the newest two stay, for one may be damaged."""
     managers = ocp.checkpoint_managers
     rules = [managers.LatestN(max(keep, 2))]

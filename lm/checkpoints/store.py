@@ -41,8 +41,8 @@ class Checkpoints:
         self._figures: dict[int, dict[str, float]] = {}
         if not read_only:
             storage.check_deletable(self.directory)
-        best = retention.Best(keep_best, self._figures_of) if keep_best else None
-        self._policy = retention.policy(keep, keep_every, best)
+        best = retention.KeepBest(keep_best, self._figures_of) if keep_best else None
+        self._policy = retention.make_policy(keep, keep_every, best)
         # Floats hardly compress, and compressing them takes as much memory again.
         self._arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
         self._saving = None
@@ -99,7 +99,7 @@ class Checkpoints:
             )
         trees = {"params": state.params, "opt_state": state.opt_state, "average": state.average}
         items = {
-            item: {name: hosts.local(leaf) for name, leaf in metadata.flatten(tree).items()}
+            item: {name: hosts.local_leaf(leaf) for name, leaf in metadata.flatten(tree).items()}
             for item, tree in trees.items()
             if tree is not None
         }
@@ -122,10 +122,12 @@ class Checkpoints:
 
     def _leaves(self, items: dict) -> dict:
         # On the host the sums of arrays need no second copy, on devices they are faster.
-        on_host = lambda leaves: {name: checksums.host_sum(leaf) for name, leaf in leaves.items()}
+        on_host = lambda leaves: {
+            name: checksums.host_checksum(leaf) for name, leaf in leaves.items()
+        }
         sums_of = checksums.tree_checksums if self.background else on_host
         found = {item: jax.device_get(sums_of(leaves)) for item, leaves in items.items()}
-        said = lambda item, name, leaf: {"sum": int(found[item][name]), **metadata.form(leaf)}
+        said = lambda item, name, leaf: {"sum": int(found[item][name]), **metadata.leaf_spec(leaf)}
         return {
             item: {name: said(item, name, leaf) for name, leaf in leaves.items()}
             for item, leaves in items.items()
@@ -161,7 +163,7 @@ class Checkpoints:
         return [path for path in paths if is_folder(path) and not (path / COMMITTED).exists()]
 
     def _clear(self) -> None:
-        for path in self._unfinished() if hosts.is_first() else ():
+        for path in self._unfinished() if hosts.is_first_host() else ():
             storage.remove_dir(path)
 
     def restore(self, state, accept: Callable[[dict], bool] = lambda facts: True):
@@ -175,7 +177,7 @@ class Checkpoints:
         a sound checkpoint of another model, and where none is accepted.
         """
         wanted = {"params": state.params, "opt_state": state.opt_state, "average": state.average}
-        steps = hosts.of_first(self.steps())
+        steps = hosts.broadcast_steps(self.steps())
         if not steps:
             self._check_nothing_lost()
             return None
@@ -201,26 +203,28 @@ class Checkpoints:
         Raises ValueError as restore_params where there is none, or its facts cannot be read.
         """
         step = self.named(which)[0]
-        facts, damage = hosts.tried(lambda: self._facts(step))
+        facts, damage = hosts.try_on_all_hosts(lambda: self._facts(step))
         if damage:
             raise ValueError(
                 f"checkpoint {step} in {self.directory} is damaged ({damage}); restore it from a "
                 f"copy."
             )
         leaves = facts["leaves"]
-        return step, metadata.hash_of(leaves["average" if "average" in leaves else "params"])[:16]
+        return step, metadata.hash_facts(leaves["average" if "average" in leaves else "params"])[
+            :16
+        ]
 
     def named(self, which: str | int) -> list[int]:
         """The steps that `which` means, the first choice first; see restore_params.
 
         Raises ValueError where there is none.
         """
-        steps = hosts.of_first(self.steps())
+        steps = hosts.broadcast_steps(self.steps())
         if not steps:
             raise ValueError(f"no checkpoint in {self.directory}; train that run first.")
         if which == "best":
             figures = {step: self._figures_of(step) for step in steps}
-            chosen = retention.ranked(self.keep_best, figures)
+            chosen = retention.rank_steps(self.keep_best, figures)
             lacking = f"no checkpoint has the figure keep_best={self.keep_best!r}"
             if not self.keep_best:
                 lacking = "the run has no keep_best, so no checkpoint is the best"
@@ -268,14 +272,14 @@ class Checkpoints:
 
     def _read(self, step: int, wanted: dict, accept):
         # ((items, facts), None); (None, None) where not accepted; (None, the damage in words).
-        facts, damage = hosts.tried(lambda: self._facts(step))
+        facts, damage = hosts.try_on_all_hosts(lambda: self._facts(step))
         if damage or not accept({name: facts[name] for name in facts if name != "leaves"}):
             return None, damage
         leaves = facts.pop("leaves")
-        items, damage = hosts.tried(lambda: self._items(step, wanted, leaves))
+        items, damage = hosts.try_on_all_hosts(lambda: self._items(step, wanted, leaves))
         if damage:
             return None, damage
-        _, damage = hosts.tried(lambda: _check_sums(items, leaves))
+        _, damage = hosts.try_on_all_hosts(lambda: _check_sums(items, leaves))
         if damage:
             return None, damage
         trees = {item: jax.tree.structure(tree) for item, tree in wanted.items()}
@@ -295,7 +299,7 @@ class Checkpoints:
 
     def _figures_of(self, step: int) -> dict[str, float]:
         if step not in self._figures:
-            facts, damage = hosts.tried(lambda: self._facts(step))
+            facts, damage = hosts.try_on_all_hosts(lambda: self._facts(step))
             self._figures[step] = {} if damage else facts["figures"]
         return self._figures[step]
 
@@ -311,7 +315,7 @@ class Checkpoints:
                 stored = {name: stored[name] for name in stored if name.split(".")[0] not in unread}
             if tree is not None:
                 where = f"checkpoint {step} of {self.directory}"
-                metadata.check(source, target, stored, where)
+                metadata.check_leaves(source, target, stored, where)
             found = {}
             if target:
                 placed = ocp.checkpoint_utils.construct_restore_args(target)
@@ -324,10 +328,10 @@ class Checkpoints:
         # A step left in place would make a later save of that step impossible.
         if self.read_only or not damaged + refused:
             return
-        for step in damaged if hosts.is_first() else ():
+        for step in damaged if hosts.is_first_host() else ():
             aside = f"{step}.corrupt-{time.time_ns()}"
             storage.move_dir(self.directory / str(step), self.directory / aside, COMMITTED)
-        for step in refused if hosts.is_first() else ():
+        for step in refused if hosts.is_first_host() else ():
             (self.directory / str(step) / COMMITTED).unlink()  # at once it is no step any more
             storage.remove_dir(self.directory / str(step))
         hosts.barrier("checkpoints put away")

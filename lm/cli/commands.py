@@ -78,15 +78,17 @@ def train(values) -> int:
 
     run = checked_run(values)
     allow = tuple(filter(None, values.allow_change.split(",")))
-    profile = train.traced(values.profile)
-    parallel.start(values.coordinator, values.hosts, values.host)
+    profile = train.parse_profile(values.profile)
+    parallel.initialize(values.coordinator, values.hosts, values.host)
     try:
         if values.dry_run:
             train.check(run, allow)
-            train.layout(run)
+            train.make_strategy(run)
             print(json.dumps(run.config, indent=2))
             if "epoch" not in run.config["duration"]:  # which needs the data
-                print(json.dumps(train.planned(run, runs.total_updates(run, 0))), file=sys.stderr)
+                print(
+                    json.dumps(train.planned_cost(run, runs.total_updates(run, 0))), file=sys.stderr
+                )
             return 0
         figures = train.train(run, allow=allow, profile=profile)
     except (train.Unfinished, train.Diverged) as stop:
@@ -121,7 +123,7 @@ def _together(values):
     """What the hosts of a command do as one: a mistake of this one ends it, others would wait."""
     from lm import parallel, train
 
-    parallel.start(values.coordinator, values.hosts, values.host)
+    parallel.initialize(values.coordinator, values.hosts, values.host)
     try:
         with train.detect_lost_host(_lost):
             yield

@@ -17,7 +17,7 @@ class HeldOut:
     """The held-out loss of any parameters: compiled once, called as often as one likes."""
 
     def __init__(self, run: runs.Run, strategy, examples: pipeline.Examples, tokens):
-        model = transformer.Transformer(run.model, strategy.place_rows)
+        model = transformer.Transformer(run.model, strategy.shard_activations)
         text_bytes = tokens.piece_bytes(run.model.vocab_size)
         plain = steps.LossConfig(z_loss=0.0, smoothing=0.0)
         loss = steps.make_language_loss(model, plain, text_bytes)
@@ -44,7 +44,7 @@ class HeldOut:
         bar = tqdm.tqdm(self.batches(), total=total, desc=label, disable=None, leave=bool(label))
         for rows in bar:
             beat()
-            yield self._strategy.place_batch(parallel.own_rows(rows))
+            yield self._strategy.place_batch(parallel.host_rows(rows))
 
     def sums(self, params, label: str = "", beat=lambda: None) -> dict[str, float]:
         """Sums over all held-out examples, each counted once; params as placed.
@@ -65,7 +65,7 @@ class HeldOut:
         found = []
         for rows in self._placed(label, lambda: None):
             own = self._strategy.fetch_rows(self._by_row(params, rows))
-            found.append(parallel.all_rows(own))
+            found.append(parallel.gather_rows(own))
         whole = jax.tree.map(lambda *parts: np.concatenate(parts).astype(np.float64), *found)
         return {name: sums[whole["weight"] > 0] for name, sums in whole.items()}
 

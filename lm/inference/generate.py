@@ -47,7 +47,7 @@ class Generator:
         self._step = strategy.compile(
             functools.partial(
                 steps.decode_step,
-                model=transformer.Transformer(run.model, strategy.place_rows),
+                model=transformer.Transformer(run.model, strategy.shard_activations),
                 length=run.lengths[1],
                 eos=tokens.eos,
                 how=how,
@@ -104,10 +104,10 @@ class Generator:
         for numbers, rows in pipeline.input_batches(asked, self._rows, self._most):
             addresses = np.zeros((self._rows, 2), np.int32)
             addresses[: len(numbers)] = [(self._seed, first + number) for number in numbers]
-            own, addresses = parallel.own_rows((rows, addresses))
+            own, addresses = parallel.host_rows((rows, addresses))
             place = self._strategy.place_batch
             found = self._step(self._params, place(own), place(addresses))
-            found = parallel.all_rows(self._strategy.fetch_rows(found))
+            found = parallel.gather_rows(self._strategy.fetch_rows(found))
             for number, ids, scores in zip(numbers, found.ids, found.scores, strict=False):
                 kept = max(1, int(np.sum(scores > -np.inf)))  # beams may find fewer than n_best
                 said[number] = ids[:kept], scores[:kept]

@@ -37,7 +37,7 @@ def read_trained(
     run: runs.Run, tokens, which: str | int = "newest", strategy=None
 ) -> tuple[dict, int]:
     """What read_params gives as training holds it: LoRA's factors beside the kernels."""
-    shapes = strategy.abstract(run.shapes) if strategy else run.shapes
+    shapes = strategy.abstract_state(run.shapes) if strategy else run.shapes
     shapes = shapes | {features.PROJECTIONS: None}  # what a student had beside it stays unread
     with open_checkpoints(run, read_only=True) as saved:
         params, facts = saved.restore_params(shapes, which)

@@ -226,7 +226,7 @@ class ResumableWriter:
         os.truncate(self._part, size)
         if not self.done:
             logs.write_atomically(self._facts, json.dumps(made_of, indent=2) + "\n")
-        self._file = logs.Appended(self._part)
+        self._file = logs.AppendedFile(self._part)
 
     def _kept(self, chunk: int) -> tuple[int, int]:
         """(lines, their bytes) of the whole chunks that are there."""

@@ -163,7 +163,7 @@ def read_params(directory, config: transformer.ModelConfig) -> dict:
     arrays = _index(directory)
     slots, unused = _slots(arrays)
     shapes = flax.traverse_util.flatten_dict(transformer.param_shapes(config), sep="/")
-    params = {path: checkpoints.empty(leaf.shape) for path, leaf in shapes.items()}
+    params = {path: checkpoints.aligned_empty(leaf.shape) for path, leaf in shapes.items()}
     layers = lambda path: range(len(params[path])) if "/layers/" in path else (None,)
     wanted = {(path, layer) for path in params for layer in layers(path)}
     unused += {name for key, (name, _) in slots.items() if key not in wanted}

@@ -70,7 +70,7 @@ def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -
     tensors, shapes = _tensors(directory), _flat(transformer.param_shapes(config))
     places = names.places(family, {path: leaf.shape for path, leaf in shapes.items()})
     sources = _account(directory, family, tensors, places)
-    leaves = {path: checkpoints.empty(leaf.shape) for path, leaf in shapes.items()}
+    leaves = {path: checkpoints.aligned_empty(leaf.shape) for path, leaf in shapes.items()}
     bar = tqdm.tqdm(places.items(), "reading", unit="tensor", disable=None, leave=False)
     for name, place in bar:
         leaf = leaves[place.path]

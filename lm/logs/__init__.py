@@ -8,9 +8,9 @@ rates     tokens per second, MFU, memory
 manifest  run.json: what made the run
 """
 
-from lm.logs.jsonl import Appended, read, write_atomically
+from lm.logs.jsonl import AppendedFile, read, write_atomically
 from lm.logs.manifest import MANIFEST, command, commit, versions, write_manifest
 from lm.logs.tensorboard import TENSORBOARD
-from lm.logs.throughput import Meter, measured_flops, memory, peak_flops
-from lm.logs.time_ledger import GOODPUT, KINDS, OUTSIDE, USEFUL, Ledger, goodput
-from lm.logs.writer import EVENTS, METRICS, Logs, Silent
+from lm.logs.throughput import ThroughputMeter, measured_flops, memory_peak, peak_flops
+from lm.logs.time_ledger import GOODPUT, KINDS, OUTSIDE, USEFUL, TimeLedger, goodput
+from lm.logs.writer import EVENTS, METRICS, NullLog, RunLog

@@ -58,7 +58,7 @@ def _restored(row: dict) -> dict:
     return {key: float(value) if value in NAMES else value for key, value in row.items()}
 
 
-def line(row: Mapping) -> str:
+def to_line(row: Mapping) -> str:
     """A row as one line of JSON."""
     return json.dumps(_legal(row), allow_nan=False) + "\n"
 
@@ -88,7 +88,7 @@ def read(path: str | os.PathLike) -> list[dict]:
     return rows
 
 
-class Appended:
+class AppendedFile:
     """A file that grows: what is added is on disk (but for a power cut) when `add` returns.
 
     In a bucket it is there when `flush` or `close` returns. No buffer on a disk: what a full one
@@ -123,16 +123,16 @@ class Appended:
             raise _unwritable(self._path, error) from error
 
 
-class Rows(Appended):
+class JsonlWriter(AppendedFile):
     """A JSONL file that grows by rows; it is opened without the torn last line of a kill.
 
     kept: which of the rows that are there stay; the others are dropped.
     """
 
     def __init__(self, path: str | os.PathLike, kept: Callable[[dict], bool] = lambda row: True):
-        write_atomically(path, "".join(line(row) for row in read(path) if kept(row)))
+        write_atomically(path, "".join(to_line(row) for row in read(path) if kept(row)))
         super().__init__(path)
 
     def add_row(self, row: Mapping) -> None:
         """Append a row."""
-        self.add(line(row).encode())
+        self.add(to_line(row).encode())

@@ -18,7 +18,7 @@ from lm.logs import jsonl
 TENSORBOARD = "tensorboard"
 
 
-class Board:
+class TensorBoardWriter:
     """An event file of its own in workdir/tensorboard.
 
     step: updates already done; a reader forgets what earlier files say of later ones.
@@ -28,7 +28,7 @@ class Board:
         directory = storage.as_path(workdir) / TENSORBOARD
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{step}"
-        self._file = jsonl.Appended(directory / name)
+        self._file = jsonl.AppendedFile(directory / name)
         self._add(file_version="brain.Event:2")
         if step:
             self.forget(step)

@@ -25,7 +25,7 @@ PEAK_FLOPS = (
 )
 
 
-class Meter:
+class ThroughputMeter:
     """Tokens per second, MFU and step time between two log points.
 
     flops_per_step: of one update over all devices, padding included, since it is computed.
@@ -49,7 +49,7 @@ class Meter:
         """Measure from here on: after the first update, an evaluation or a checkpoint."""
         self._since = (step, self._clock())
 
-    def rates(self, step: int, tokens: float) -> dict[str, float]:
+    def measure(self, step: int, tokens: float) -> dict[str, float]:
         """step_seconds, tokens_per_second, that per device and mfu since the last call of this or
         of `start`.
 
@@ -103,7 +103,7 @@ def measured_flops(device) -> float:
     return 2 * size**3 / statistics.median(seconds)
 
 
-def memory(devices: Sequence) -> dict[str, float]:
+def memory_peak(devices: Sequence) -> dict[str, float]:
     """The most memory used so far, in GiB: "device_memory_peak_gib", of the fullest of those of
     these jax devices that are this process's, where they count it (GPU, TPU), or else
     "process_memory_peak_gib", resident, of the process.

@@ -36,7 +36,7 @@ USEFUL = ("step", "decode")
 REPEATED = ("input", *USEFUL, "save", "evaluate", "log", "other")  # kinds that may be lost
 
 
-def start_of_process(now: float) -> float:
+def process_start_time(now: float) -> float:
     """When this process started, in Unix seconds; without Linux's /proc, from its CPU time."""
     try:
         words = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -47,7 +47,7 @@ def start_of_process(now: float) -> float:
     return now - (age if age >= 0 else time.process_time())
 
 
-class Ledger:
+class TimeLedger:
     """The account of one session, a context manager: it begins with the process, as "start".
 
     `turn` says what the time goes to from now on; `row` puts the account on disk. The first row
@@ -66,7 +66,7 @@ class Ledger:
         self._workdir, self._file = storage.as_path(workdir), None
         before = jsonl.read(self._workdir / GOODPUT)[-1:]
         self._clock, now = clock, clock()
-        started = start_of_process(now) if started is None else started
+        started = process_start_time(now) if started is None else started
         # Two runs of one process share its start; the seconds of the first are its own.
         self._start = min(now, max([started, *(row["time"] for row in before)]))
         self._session = before[0]["session"] + 1 if before else 0
@@ -75,16 +75,16 @@ class Ledger:
         # The last row's updates; of the run, useful seconds of other sessions, and its first start.
         self._step, self._others, self._first = None, 0.0, self._start
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> TimeLedger:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if self._file and not isinstance(error, OSError):
-            self.row(self._step)
+            self.write_row(self._step)
         if self._file:
             self._file.close()
 
-    def turn(self, kind: str) -> None:
+    def switch(self, kind: str) -> None:
         """From now on time is of this kind; what has passed is of the former one.
 
         Raises ValueError for a kind that is none of KINDS.
@@ -94,7 +94,7 @@ class Ledger:
         self._seconds[self._kind] += now - self._since
         self._kind, self._since = kind, now
 
-    def passed(self, kind: str) -> float:
+    def seconds_since_row(self, kind: str) -> float:
         """Seconds of a kind since the last row, up to the last turn."""
         return self._seconds[kind] - self._told[kind]
 
@@ -103,18 +103,18 @@ class Ledger:
         if self._file:
             self._file.flush()
 
-    def row(self, step: int) -> float:
+    def write_row(self, step: int) -> float:
         """Put the account on disk, `step` updates being done; of the wall time of the whole run,
         returns the share spent on updates that still count.
 
         Call it once after the start or restore, at each log point, and after a roll-back.
         """
-        self.turn(self._kind)
+        self.switch(self._kind)
         seconds = {kind: value for kind, value in self._seconds.items() if value}
         row = {"session": self._session, "step": step, "start": self._start, "time": self._since}
         if self._file is None:  # not before: a run that is refused leaves nothing
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._file = jsonl.Rows(self._workdir / GOODPUT)
+            self._file = jsonl.JsonlWriter(self._workdir / GOODPUT)
         self._file.add_row(row | {"seconds": seconds})
         self._told = dict(self._seconds)
         if self._step is None or step < self._step:  # something may be lost: count anew

@@ -26,7 +26,7 @@ PRINTED = {"loss": "loss {:.4g}", "nats": "nats {:.4g}", "tokens_per_second": "{
 SCORES = {name for metric in metrics.METRICS.values() for name in metric.names}  # in percent
 
 
-class Logs:
+class RunLog:
     """The log of one run, kept in its workdir, and its progress to stderr.
 
     A context manager. total_steps: updates of the whole run. name: the word before the bar.
@@ -47,16 +47,16 @@ class Logs:
     ):
         self._workdir = storage.as_path(workdir)
         self._workdir.mkdir(parents=True, exist_ok=True)
-        self._events = jsonl.Rows(self._workdir / EVENTS)
-        self._rows = jsonl.Rows(self._workdir / METRICS, _until(resume_step))
-        self._board = tensorboard.Board(self._workdir, resume_step)
+        self._events = jsonl.JsonlWriter(self._workdir / EVENTS)
+        self._rows = jsonl.JsonlWriter(self._workdir / METRICS, _until(resume_step))
+        self._board = tensorboard.TensorBoardWriter(self._workdir, resume_step)
         self._bar = tqdm.tqdm(
             total=total_steps, initial=resume_step, desc=name, unit="update", disable=None
         )
         self._total, self._step, self._clock, self._shown = total_steps, resume_step, clock, {}
         self._since, self._fresh = (resume_step, clock()), True
 
-    def __enter__(self) -> Logs:
+    def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, *exception) -> None:
@@ -103,7 +103,7 @@ class Logs:
     def rewind(self, step: int) -> None:
         """Go back to `step` updates done: later rows are dropped, as on resume; events stay."""
         self._rows.close()
-        self._rows = jsonl.Rows(self._workdir / METRICS, _until(step))
+        self._rows = jsonl.JsonlWriter(self._workdir / METRICS, _until(step))
         self._board.forget(step)
         self._bar.update(step - self._step)
         self._step, self._since, self._fresh = step, (step, self._clock()), True
@@ -144,10 +144,10 @@ def _short(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-class Silent:
+class NullLog:
     """What the processes that keep no log have in place of Logs and Ledger: it does nothing."""
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> NullLog:
         return self
 
     def __exit__(self, *exception) -> None:
@@ -171,13 +171,13 @@ class Silent:
     def advance(self, step: int, scalars: Mapping[str, float] | None = None) -> None:
         """Nothing."""
 
-    def turn(self, kind: str) -> None:
+    def switch(self, kind: str) -> None:
         """Nothing."""
 
-    def passed(self, kind: str) -> float:
+    def seconds_since_row(self, kind: str) -> float:
         """Nothing is known of seconds."""
         return 0.0
 
-    def row(self, step: int) -> float:
+    def write_row(self, step: int) -> float:
         """Nothing is known of the share of time."""
         return 0.0

@@ -1,7 +1,7 @@
 """Where state and batches lie, and how a step is compiled: replicated (pmap) or sharded (mesh).
 
-Both strategies have the same methods: place_state, place_batch, place_rows, compile, fetch,
-fetch_numbers, fetch_rows, init, abstract, placed, disagreement. Several hosts run the same program;
+Both strategies have the same methods: place_state, place_batch, shard_activations, compile, fetch,
+fetch_numbers, fetch_rows, init, abstract_state, global_shapes, find_disagreement. Several hosts run the same program;
 each hands over its own rows of a batch.
 """
 
@@ -11,14 +11,14 @@ import dataclasses
 
 import jax
 
-from lm.parallel.config import ParallelConfig, check_batch
+from lm.parallel.config import ParallelConfig, check_batch_size
 from lm.parallel.mesh import Mesh
 from lm.parallel.multihost import (
-    all_rows,
     barrier,
+    gather_rows,
     host_index_and_count,
-    own_rows,
-    start,
+    host_rows,
+    initialize,
     wait_before_exit,
 )
 from lm.parallel.pmap import Pmap

@@ -54,7 +54,7 @@ class ParallelConfig:
         return self.shards if self.reduction == "fixed" else 0
 
 
-def check_batch(batch_size: int, shards: int, micro_batches: int) -> None:
+def check_batch_size(batch_size: int, shards: int, micro_batches: int) -> None:
     """Raise ValueError unless a batch divides over data shards and micro-batches."""
     if batch_size % (shards * micro_batches):
         raise ValueError(

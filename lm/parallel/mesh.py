@@ -56,7 +56,7 @@ class Mesh:
     def shardings(self, state: Any) -> Any:
         """A sharding a leaf: parameters by RULES, what the optimizer keeps of one like it."""
         placed = lambda spec: NamedSharding(self.mesh, spec)
-        return jax.tree.map(placed, sharding.specs(state, dict(self.mesh.shape)))
+        return jax.tree.map(placed, sharding.partition_specs(state, dict(self.mesh.shape)))
 
     def place_state(self, tree: Any) -> Any:
         """State or parameters, equal on all hosts, laid out by RULES."""
@@ -83,7 +83,7 @@ class Mesh:
         place = lambda x: jax.make_array_from_process_local_data(self._rows, np.asarray(x))
         return jax.tree.map(place, tree)
 
-    def place_rows(self, x: jax.Array) -> jax.Array:
+    def shard_activations(self, x: jax.Array) -> jax.Array:
         """Activations inside a program, [B, ...]: rows over data and fsdp, all else whole.
 
         Untold, the compiler may cut them as it finds parameters cut, and move them between devices
@@ -131,19 +131,19 @@ class Mesh:
 
         return jax.tree.map(gather, tree)
 
-    def abstract(self, tree: Any) -> Any:
+    def abstract_state(self, tree: Any) -> Any:
         """Shapes, dtypes and shardings of the state, to restore into."""
         shaped = lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s)
         return jax.tree.map(shaped, tree, self.shardings(tree))
 
-    def placed(self, state: Any, rows: Any) -> tuple[Any, Any]:
+    def global_shapes(self, state: Any, rows: Any) -> tuple[Any, Any]:
         """Shapes of what all hosts together place of a state and of a batch, given as shapes."""
         deal = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._rows)
-        return self.abstract(state), jax.tree.map(deal, rows)
+        return self.abstract_state(state), jax.tree.map(deal, rows)
 
-    def disagreement(self, state: Any) -> str | None:
+    def find_disagreement(self, state: Any) -> str | None:
         """The path of a leaf whose copies on all hosts' devices differ in a bit, else None."""
-        cut = jax.tree.leaves(sharding.specs(state, dict(self.mesh.shape)))
+        cut = jax.tree.leaves(sharding.partition_specs(state, dict(self.mesh.shape)))
         copied = [
             tuple(i for i, axis in enumerate(sharding.AXES) if axis not in spec) for spec in cut
         ]
@@ -156,7 +156,7 @@ class Mesh:
         return jax.shard_map(
             sums,
             mesh=self.mesh,
-            in_specs=(sharding.specs(state, dict(self.mesh.shape)),),
+            in_specs=(sharding.partition_specs(state, dict(self.mesh.shape)),),
             out_specs=PartitionSpec(*sharding.AXES),
             check_vma=False,
         )(state)

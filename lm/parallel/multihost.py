@@ -16,7 +16,7 @@ DAY = 24 * 60 * 60 * 1000  # milliseconds
 FAREWELL = 20_000  # milliseconds in which the others may come to the same end
 
 
-def start(coordinator: str = "", hosts: int = 0, host: int = -1, *, patience=PATIENCE) -> None:
+def initialize(coordinator: str = "", hosts: int = 0, host: int = -1, *, patience=PATIENCE) -> None:
     """Join the other hosts, before any device is used; a machine by itself does nothing.
 
     coordinator: address:port of host 0, the same on all; hosts: their number; host: this one's,
@@ -97,13 +97,13 @@ def wait_before_exit() -> None:
             time.sleep(1)  # the others are gone by then
 
 
-def own_rows(rows: Any) -> Any:
+def host_rows(rows: Any) -> Any:
     """This host's rows of arrays that all hosts have: of H hosts, host h has rows h, h + H, .."""
     host, count = host_index_and_count()
     return jax.tree.map(lambda x: x[host::count], rows)
 
 
-def all_rows(own: Any) -> Any:
+def gather_rows(own: Any) -> Any:
     """The rows of all hosts on every host, as numpy: undoes own_rows. Every host must call this."""
     if host_index_and_count()[1] == 1:
         return own

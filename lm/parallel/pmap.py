@@ -68,7 +68,7 @@ class Pmap:
         deal = lambda x: np.asarray(x).reshape(-1, self._held, *np.shape(x)[1:]).swapaxes(0, 1)
         return jax.tree.map(lambda x: jax.device_put(deal(x), self._sharding), tree)
 
-    def place_rows(self, x: jax.Array) -> jax.Array:
+    def shard_activations(self, x: jax.Array) -> jax.Array:
         """Activations inside a program, as they are: they have this device's rows alone."""
         return x
 
@@ -92,18 +92,18 @@ class Pmap:
         gather = lambda x: np.asarray(x).swapaxes(0, 1).reshape(-1, *x.shape[2:])
         return jax.tree.map(gather, tree)
 
-    def abstract(self, tree: Any) -> Any:
+    def abstract_state(self, tree: Any) -> Any:
         """Shapes and dtypes of `fetch(state)`, to restore into."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
 
-    def placed(self, state: Any, rows: Any) -> tuple[Any, Any]:
+    def global_shapes(self, state: Any, rows: Any) -> tuple[Any, Any]:
         """Shapes of what all hosts together place of a state and of a batch, given as shapes."""
         count = self.shards
         stack = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)
         deal = lambda x: jax.ShapeDtypeStruct((count, len(x) // count, *x.shape[1:]), x.dtype)
         return jax.tree.map(stack, state), jax.tree.map(deal, rows)
 
-    def disagreement(self, state: Any) -> str | None:
+    def find_disagreement(self, state: Any) -> str | None:
         """The path of a leaf whose copies on all hosts' devices differ in a bit, else None."""
         sums = np.asarray(self.fetch(self._sums(state)))
         return replicas.first_difference(state, sums, [(0,)] * sums.shape[-1])

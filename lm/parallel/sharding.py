@@ -38,7 +38,7 @@ def path_of(keys) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def spec_of(path: str) -> tuple[str | None, ...]:
+def spec_for_path(path: str) -> tuple[str | None, ...]:
     """A mesh axis, or None, for each axis of the parameter; () where it is whole everywhere."""
     for pattern, spec in RULES:
         if re.search(pattern, path):
@@ -46,14 +46,14 @@ def spec_of(path: str) -> tuple[str | None, ...]:
     raise ValueError(f"parameter {path} is covered by no sharding rule; add one to RULES.")
 
 
-class Ruled:
+class ShardingRules:
     """The rules applied to a tree of parameters. Raises ValueError where a size does not divide."""
 
     def __init__(self, params: Any, sizes: dict[str, int]):
         self.specs = {}
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
             path, shape = path_of(keys), np.shape(leaf)
-            spec = spec_of(path)
+            spec = spec_for_path(path)
             for axis, size in zip(spec, shape, strict=bool(spec)):
                 if axis and size % sizes[axis]:
                     raise ValueError(
@@ -82,18 +82,18 @@ class Ruled:
         return ()
 
 
-def specs(tree: Any, sizes: dict[str, int]) -> Any:
+def partition_specs(tree: Any, sizes: dict[str, int]) -> Any:
     """A PartitionSpec for each leaf of a steps.State, or of parameters alone.
 
     sizes: devices along each of AXES. What the optimizer keeps of a parameter lies like it.
     Raises ValueError, naming the parameter, where no rule covers it or a size does not divide.
     """
-    ruled = Ruled(getattr(tree, "params", tree), sizes)
+    ruled = ShardingRules(getattr(tree, "params", tree), sizes)
     of = lambda keys, leaf: PartitionSpec(*ruled.spec(path_of(keys), leaf))
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def shape_on_a_device(leaf, spec: tuple, sizes: dict[str, int]) -> tuple[int, ...]:
+def shape_per_device(leaf, spec: tuple, sizes: dict[str, int]) -> tuple[int, ...]:
     """The shape of the part of a leaf that one device holds."""
     spec = spec or (None,) * len(leaf.shape)
     return tuple(
@@ -110,14 +110,14 @@ def sharding_table(config, shapes) -> str:
     """
     sizes = dict(zip(AXES, (max(config.data, 1), config.fsdp, config.tensor), strict=True))
     mesh = config.strategy == "mesh"
-    ruled = Ruled(shapes.params, sizes if mesh else dict.fromkeys(AXES, 1))
+    ruled = ShardingRules(shapes.params, sizes if mesh else dict.fromkeys(AXES, 1))
     row = "{:<48} {:>20} {:>20} {:>20} {:>10} {:>10}".format
     over = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if mesh or axis == "data")
     said = [f"{config.strategy}: {over} = {math.prod(sizes.values())} devices"]
     said.append(row("parameter", "shape", "axes", "per device", "MiB", "kept MiB"))
 
     def bytes_of(path: str, leaf) -> int:
-        held = shape_on_a_device(leaf, ruled.spec(path, leaf) if mesh else (), sizes)
+        held = shape_per_device(leaf, ruled.spec(path, leaf) if mesh else (), sizes)
         return math.prod(held) * leaf.dtype.itemsize
 
     kept = dict.fromkeys([*ruled.specs, None], 0)
@@ -126,7 +126,7 @@ def sharding_table(config, shapes) -> str:
     total = 0
     for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
         path, spec = path_of(keys), ruled.spec(path_of(keys), leaf) if mesh else ()
-        held, own = shape_on_a_device(leaf, spec, sizes), bytes_of(path, leaf)
+        held, own = shape_per_device(leaf, spec, sizes), bytes_of(path, leaf)
         total += own
         axes = " ".join(axis or "-" for axis in spec) or "whole"
         shown = (" ".join(map(str, shape)) for shape in (leaf.shape, held))

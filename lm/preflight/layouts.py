@@ -117,7 +117,7 @@ class Shapes:
             words = laid_out(self.run, layout).parallel
             shards = max(layout.shards(chips), words.fixed_shards)
             rows = self.run.data.batch_size
-            parallel.check_batch(rows, shards, layout.micro_batches)
+            parallel.check_batch_size(rows, shards, layout.micro_batches)
         except ValueError as error:
             return str(error)
         found = self._by_axes(layout)

@@ -70,12 +70,12 @@ def prepared(run: runs.Run, devices) -> Prepared:
     """
     devices = list(devices)
     hosts = len({device.process_index for device in devices})
-    strategy = train.layout(run, devices, (0, hosts))
-    update = made_update(run, strategy.place_rows)
-    state, rows = strategy.placed(update.shapes, batch_shapes(run))
+    strategy = train.make_strategy(run, devices, (0, hosts))
+    update = made_update(run, strategy.shard_activations)
+    state, rows = strategy.global_shapes(update.shapes, batch_shapes(run))
     teacher = None
     if run.config["stage"] == "distill" and not run.config["teacher"]["cache"]:
-        teacher, _ = strategy.placed(train.live_teacher.shapes(run), batch_shapes(run))
+        teacher, _ = strategy.global_shapes(train.live_teacher.shapes(run), batch_shapes(run))
     return Prepared(strategy, update.step, (state, rows, teacher))
 
 

@@ -17,13 +17,13 @@ from lm.train.setup import (
     LOSSES,
     Update,
     check,
-    first_params,
-    layout,
+    initial_params,
+    make_setup,
+    make_strategy,
     make_update,
-    make_work,
-    planned,
+    parse_profile,
+    planned_cost,
     step_flops,
-    traced,
     train,
 )
 from lm.train.signals import Signals, Unfinished

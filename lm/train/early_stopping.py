@@ -34,7 +34,7 @@ class EarlyStopping:
             return
         memory = self.memory
         had = {} if memory["best"] is None else {memory["step"]: {self.figure: memory["best"]}}
-        best = checkpoints.ranked(self.figure, had | {step: figures})[:1]
+        best = checkpoints.rank_steps(self.figure, had | {step: figures})[:1]
         if best == [step]:
             self.memory = memory | {"best": figures[self.figure], "step": step, "since": 0}
         else:

@@ -73,7 +73,7 @@ def cost(run: runs.Run, strategy, teacher) -> dict[str, float]:
     rows = run.data.batch_size // parts // parallel.host_index_and_count()[1]
     ids = [np.ones((rows, length), np.int32) for length in run.lengths for _ in range(2)]
     examples = strategy.place_batch(batch.Batch(*ids))
-    model = transformer.Transformer(model_of(run), strategy.place_rows)
+    model = transformer.Transformer(model_of(run), strategy.shard_activations)
     forward = strategy.compile(functools.partial(_forward, model=model))
     seconds = []
     for _ in range(1 + CALLS):
@@ -116,8 +116,8 @@ def shares(cost: dict, rates: dict, memory: dict, ledger) -> dict[str, float]:
         if cost and peak:
             part = "teacher_gib" if whose == "device" else "teacher_process_gib"
             found["teacher_memory_share"] = cost[part] / peak
-    if written := ledger.passed("decode"):
-        found["decode_share"] = written / (written + ledger.passed("step"))
+    if written := ledger.seconds_since_row("decode"):
+        found["decode_share"] = written / (written + ledger.seconds_since_row("step"))
     return found
 
 
@@ -131,7 +131,7 @@ class Answers:
         self.policy = on_policy.parse(run.config["teacher"]["on_policy"])
         self._strategy, self._rows = strategy, run.data.batch_size
         self._seed = run.config["seed"]
-        model = transformer.Transformer(run.model, strategy.place_rows)
+        model = transformer.Transformer(run.model, strategy.shard_activations)
         options = {"length": run.lengths[1], "eos": eos, "how": self.policy.how}
         self._write = strategy.compile(
             functools.partial(on_policy.answered, model=model, **options)
@@ -145,7 +145,7 @@ class Answers:
         numbers = index * self._rows + np.arange(self._rows)
         addresses = np.stack([np.full_like(numbers, self._seed), numbers], axis=1)
         addresses = addresses.astype(np.uint32).view(np.int32)
-        own = self._strategy.place_batch(parallel.own_rows(addresses))
+        own = self._strategy.place_batch(parallel.host_rows(addresses))
         return self._write(params, placed, own)
 
     def given(self, placed: batch.Batch) -> batch.Batch:

@@ -73,7 +73,9 @@ class Loop:
         self._go_on_from(facts)
         peak = 1.0 if self.host else logs.peak_flops(self.strategy.devices)
         devices = len(self.strategy.devices)
-        self.meter = logs.Meter(flops_per_step=self.work.flops, peak_flops=peak, devices=devices)
+        self.meter = logs.ThroughputMeter(
+            flops_per_step=self.work.flops, peak_flops=peak, devices=devices
+        )
         hang, tell = self.run.config["guard"]["hang"], lambda said: self._event("hang", said=said)
         dog = watchdog.Watchdog(hang, self.run.workdir, tell)
         with dog as self.watch, watchdog.detect_lost_host(self._lost):
@@ -97,7 +99,7 @@ class Loop:
 
     def _updates(self) -> None:
         """To the last update, from wherever one is."""
-        self.ledger.row(self.number)
+        self.ledger.write_row(self.number)
         self.fresh, self.answered = True, False
         if self.saved_at is None:
             self._save()
@@ -120,7 +122,7 @@ class Loop:
                 self._follow(due)
             else:
                 self._go_back()
-        self.ledger.turn("save")
+        self.ledger.switch("save")
         self.saved.wait()
 
     def _done(self) -> bool:
@@ -131,13 +133,13 @@ class Loop:
         number = self.number + 1
         if self.profile and self.profile[0] <= number <= self.profile[1]:
             self._trace(True)
-        self.ledger.turn("input")
+        self.ledger.switch("input")
         self.watch.beat(f"update {number}", watchdog.ALLOWANCE if self.fresh else 1)
         placed = self.strategy.place_batch(batch.Batch(*next(self.batches)))
         placed = self._answered(placed) if self.work.answers else placed
-        self.ledger.turn("compile" if self.fresh else "step")
+        self.ledger.switch("compile" if self.fresh else "step")
         self.state, sums = self.work.update(self.state, placed, self.teacher)
-        self.ledger.turn("step")
+        self.ledger.switch("step")
         self.unread.append({"step": number, "batch": self.index, "sums": sums})
         self.number, self.index = number, self.index + 1
         self.flying.append(sums["loss"])
@@ -145,9 +147,9 @@ class Loop:
             jax.block_until_ready(self.flying.popleft())
         if self.fresh:
             jax.block_until_ready(self.state)
-            self.ledger.turn("save")
+            self.ledger.switch("save")
             self.saved.wait()  # the first save has shown by now that there is room and permission
-            self.ledger.turn("step")
+            self.ledger.switch("step")
             self.fresh = False
         if self.tracing and number == self.profile[1]:
             jax.block_until_ready(self.state)
@@ -161,10 +163,10 @@ class Loop:
         answers, number = self.work.answers, self.number + 1
         if not answers.policy.is_on_policy(self.index):
             return answers.given(placed)
-        self.ledger.turn("step")
+        self.ledger.switch("step")
         jax.block_until_ready(self.state)
         self.watch.beat(f"answers to learn from in update {number}", watchdog.ALLOWANCE)
-        self.ledger.turn("decode" if self.answered else "compile")
+        self.ledger.switch("decode" if self.answered else "compile")
         params = self.work.plain(self.state.params)
         placed = jax.block_until_ready(answers.written(params, placed, self.index))
         self.watch.beat(f"update {number}", watchdog.ALLOWANCE if self.fresh else 1)
@@ -217,8 +219,8 @@ class Loop:
             self._save(figures)
         if due - {"log"}:
             self.meter.start(self.number)
-            self.ledger.row(self.number)  # what is due after an update is lost only with it
-        self.ledger.turn("other")
+            self.ledger.write_row(self.number)  # what is due after an update is lost only with it
+        self.ledger.switch("other")
 
     # What the devices have to say. ------------------------------------------------------------
 
@@ -227,7 +229,7 @@ class Loop:
         arrays = [row["sums"] for row in self.unread if isinstance(row["sums"]["loss"], jax.Array)]
         self.watch.beat(f"update {self.number}")
         jax.block_until_ready(arrays[-1:])
-        self.ledger.turn("log")
+        self.ledger.switch("log")
         fetched = self.strategy.fetch_numbers(arrays)
         self.flying.clear()
         first = len(self.unread) - len(fetched)
@@ -255,7 +257,7 @@ class Loop:
 
     def _write_row(self) -> None:
         """The row of the updates since the last one; those left out count for nothing in it."""
-        self.ledger.turn("log")
+        self.ledger.switch("log")
         kept = [row["sums"] for row in self.unread if row["sums"]["finite"]]
         skipped = int(self.unread[-1]["sums"]["skipped"])
         self.unread, figures, tokens = [], {"loss": math.nan}, 0.0
@@ -265,19 +267,19 @@ class Loop:
             figures, tokens = steps.metrics_from_sums(added), added["inputs"] + added["weight"]
             figures |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
         figures |= {"skipped": skipped} | self.work.rates(max(0, self.number - 1 - skipped))
-        rates = self.meter.rates(self.number, tokens)
-        memory = logs.memory(self.strategy.devices)
+        rates = self.meter.measure(self.number, tokens)
+        memory = logs.memory_peak(self.strategy.devices)
         figures |= rates | live_teacher.shares(self.work.cost, rates, memory, self.ledger) | memory
         if self.run.data.max_bad_records:
             figures["bad_records"] = len(self.work.examples.damaged)
-        figures["goodput"] = self.ledger.row(self.number)
+        figures["goodput"] = self.ledger.write_row(self.number)
         self.log.write(self.number, "train", figures)
         self.log.advance(self.number, figures)
 
     def _evaluate(self) -> dict[str, float]:
-        self.ledger.turn("evaluate")
+        self.ledger.switch("evaluate")
         waiting = lambda: self.watch.beat(f"evaluation {self.number}", watchdog.ALLOWANCE)
-        params = self.work.plain(weights(self.state))
+        params = self.work.plain(eval_params(self.state))
         self.figures = steps.metrics_from_sums(self.work.heldout.sums(params, beat=waiting))
         if self.work.judge:
             self.figures |= self.work.judge(params, beat=waiting)
@@ -290,8 +292,8 @@ class Loop:
     def _save(self, figures: dict[str, float] | None = None) -> None:
         """Start to save; copies of the state that differ are never saved."""
         self.watch.beat(f"checkpoint {self.number}", watchdog.ALLOWANCE)
-        self.ledger.turn("save")
-        odd = self.strategy.disagreement(self.state)
+        self.ledger.switch("save")
+        odd = self.strategy.find_disagreement(self.state)
         if odd:
             said = f"copies of {odd} on different devices differ in their bits"
             self._event("disagreement", said=said)
@@ -315,7 +317,7 @@ class Loop:
             self._save()
         self.saved.wait()
         self._event("stopped", signal=self.stop.name)
-        self.ledger.row(self.number)
+        self.ledger.write_row(self.number)
         raise signals.Unfinished(
             f"{self.stop.name} stopped the run after update {self.number} of {self.work.total}, "
             f"which is saved; run the same command again to continue."
@@ -330,7 +332,7 @@ class Loop:
         if self.guard.rollbacks >= self.guard.allowed:
             self._give_up(bad, f"guard.rollbacks={self.guard.allowed} did not help")
         self.watch.beat(f"the return from update {self.number}", watchdog.ALLOWANCE)
-        self.ledger.turn("restore")
+        self.ledger.switch("restore")
         self.saved.wait()
         self.state, self.unread, self.flying = None, [], collections.deque()
         found = self._restore(bad[0]["step"])
@@ -342,7 +344,7 @@ class Loop:
         self._go_on_from(facts | {"position": {"next_index": index}})
         self.saved_at = self.number
         self.log.rewind(self.number)
-        self.ledger.row(self.number)
+        self.ledger.write_row(self.number)
         self._event("rollback", times=times, bad=[row["step"] for row in bad], passed_over=passed)
         self.meter.start(self.number)
 
@@ -355,7 +357,7 @@ class Loop:
         planned = lambda facts: before(facts) and facts["step"] % self.every["checkpoint"] == 0
         for accept in (planned, before):
             try:
-                return self.saved.restore(self.strategy.abstract(self.work.shapes), accept)
+                return self.saved.restore(self.strategy.abstract_state(self.work.shapes), accept)
             except checkpoints.Mismatch:
                 continue
         return None
@@ -393,6 +395,6 @@ def _beside(bad: dict) -> dict:
     return {name: value for name, value in bad.items() if name not in ("kind", "step")}
 
 
-def weights(state):
+def eval_params(state):
     """What is evaluated, decoded and started from: the average of weights, where there is one."""
     return state.params if state.average is None else state.average

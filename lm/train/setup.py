@@ -47,7 +47,7 @@ def distillation_loss(run: runs.Run, text_bytes, place):
 LOSSES = {"pretrain": language_loss, "finetune": language_loss, "distill": distillation_loss}
 
 
-def first_params(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
+def initial_params(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
     """The parameters to start from, None for random ones. teacher: the teacher's, if any.
 
     Of a run named by init_from all are taken, but where its vocabulary is another one, the rows of
@@ -114,14 +114,14 @@ def check(run: runs.Run, allow: tuple[str, ...] = ()) -> None:
         pipeline.open_teacher_cache(run.config["teacher"]["cache"])
 
 
-def layout(run: runs.Run, devices=None, hosts=None):
+def make_strategy(run: runs.Run, devices=None, hosts=None):
     """The strategy of the run, if its batch divides over these devices (all by default).
 
     hosts: as of parallel.make_strategy.
     """
     strategy = parallel.make_strategy(run.parallel, devices, hosts)
     shards = max(strategy.shards, run.parallel.fixed_shards)
-    parallel.check_batch(run.data.batch_size, shards, run.parallel.micro_batches)
+    parallel.check_batch_size(run.data.batch_size, shards, run.parallel.micro_batches)
     return strategy
 
 
@@ -137,7 +137,7 @@ def train(run: runs.Run, devices=None, *, allow=(), profile=None) -> dict[str, f
         return _train(run, devices, allow, profile)
 
 
-def traced(text: str) -> tuple[int, int] | None:
+def parse_profile(text: str) -> tuple[int, int] | None:
     """The first and last update of --profile=first:last; None where it is empty.
 
     Raises ValueError where it says neither.
@@ -160,16 +160,16 @@ def _lost(said: str) -> None:
 
 def _train(run: runs.Run, devices, allow, profile) -> dict[str, float]:
     check(run, allow)
-    strategy, first = layout(run, devices), parallel.host_index_and_count()[0] == 0
+    strategy, first = make_strategy(run, devices), parallel.host_index_and_count()[0] == 0
     tokens, examples, heldout = _prepared(run)
     if run.config["teacher"]["cache"]:
         told = teacher_cache_writer.find_teacher_cache(run, tokens, examples)
         examples = dataclasses.replace(examples, teacher_cache=told)
-    work = make_work(run, strategy, tokens, examples, heldout)
-    ledger = logs.Ledger(run.workdir) if first else logs.Silent()
+    work = make_setup(run, strategy, tokens, examples, heldout)
+    ledger = logs.TimeLedger(run.workdir) if first else logs.NullLog()
     with signals.Signals() as stop, ledger, inference.open_checkpoints(run) as saved:
-        ledger.turn("restore")
-        found = saved.restore(strategy.abstract(work.shapes))
+        ledger.switch("restore")
+        found = saved.restore(strategy.abstract_state(work.shapes))
         state, past = found or (None, {"step": 0, "position": {"next_index": 0}})
         if found:
             _check_facts(run, work.facts, past, allow)
@@ -179,12 +179,12 @@ def _train(run: runs.Run, devices, allow, profile) -> dict[str, float]:
         if waited.over:
             print(f"{run.workdir}: {waited.ended(past['step'])}", file=sys.stderr)
             return _last_heldout(run)
-        ledger.turn("start")
+        ledger.switch("start")
         teacher = live_teacher.read(run, tokens, strategy, fresh=not found)
         if found:
             state = strategy.place_state(state)
         else:
-            state = strategy.init(work.make, first_params(run, tokens, teacher))
+            state = strategy.init(work.make, initial_params(run, tokens, teacher))
         found = None
         # The placed copies alone stay; the loop's first update uses up its own.
         teacher = live_teacher.placed(run, strategy, teacher)
@@ -244,11 +244,11 @@ def make_update(
     return Update(make, step, rate, jax.eval_shape(make, shapes))
 
 
-def make_work(run: runs.Run, strategy, tokens, examples, heldout) -> loop.TrainSetup:
+def make_setup(run: runs.Run, strategy, tokens, examples, heldout) -> loop.TrainSetup:
     """What the updates of a run are made of. examples, heldout: pipeline.Examples of the splits."""
     total, pace = runs.total_updates(run, len(examples)), runs.pace(run, len(examples))
     text_bytes = tokens.piece_bytes(run.model.vocab_size)
-    update = make_update(run, text_bytes, total, pace, strategy.place_rows)
+    update = make_update(run, text_bytes, total, pace, strategy.shard_activations)
     times = {"": 1.0} | optimizers.multipliers(run.optimizer)
 
     def rates(done: int) -> dict[str, float]:
@@ -300,8 +300,8 @@ def _check_facts(run: runs.Run, ours: dict, stored: dict, allow) -> None:
 
 def _log(run: runs.Run, total: int, step: int):
     if parallel.host_index_and_count()[0]:
-        return logs.Silent()
-    return logs.Logs(run.workdir, total, name=run.name, resume_step=step)
+        return logs.NullLog()
+    return logs.RunLog(run.workdir, total, name=run.name, resume_step=step)
 
 
 def _claim(run: runs.Run, tokens, work: loop.TrainSetup, strategy, log, step: int) -> None:
@@ -329,12 +329,12 @@ def _facts_of(run: runs.Run, tokens, work: loop.TrainSetup, strategy) -> dict:
             "tokenizer": tokens.fingerprint,
             "flops_per_step": work.flops,
         }
-        | planned(run, work.total)
+        | planned_cost(run, work.total)
         | work.cost
     )
 
 
-def planned(run: runs.Run, total: int) -> dict[str, int]:
+def planned_cost(run: runs.Run, total: int) -> dict[str, int]:
     """What a run of so many updates takes: updates, tokens (padding counted), model FLOPs."""
     tokens = total * runs.pace(run, 0).tokens
     flops = total * step_flops(run)

@@ -114,7 +114,7 @@ class CacheWriter:
         _check(run, k, dtype, updates)
         self.run, self.strategy = run, parallel.make_strategy(run.parallel)
         micro = run.parallel.micro_batches
-        parallel.check_batch(run.data.batch_size, self.strategy.shards, micro)
+        parallel.check_batch_size(run.data.batch_size, self.strategy.shards, micro)
         self.first = parallel.host_index_and_count()[0] == 0
         self.tokens, self.examples = self._prepared()
         self.identity = identity(run, self.tokens, self.examples, k, dtype)
@@ -209,7 +209,9 @@ class CacheWriter:
         theirs = runs.read_run(named)
         params, _ = inference.read_params(theirs, self.tokens, which, self.strategy)
         params = self.strategy.place_state(live_teacher.cast(ours, params))
-        model = transformer.Transformer(live_teacher.model_of(ours), self.strategy.place_rows)
+        model = transformer.Transformer(
+            live_teacher.model_of(ours), self.strategy.shard_activations
+        )
         options = {name: self.identity[name] for name in ("k", "dtype", "temperature")}
         options |= {"model": model, "parts": ours.parallel.micro_batches}
         step = self.strategy.compile(functools.partial(teacher_top_k_step, **options))
@@ -217,7 +219,7 @@ class CacheWriter:
         bar = {"total": self.total, "initial": self.done, "unit": "update", "disable": None}
         for rows in tqdm.tqdm(dealt, desc="teacher-cache", file=sys.stderr, **bar):
             told = self.strategy.fetch_rows(step(params, self.strategy.place_batch(rows)))
-            rows, told = parallel.all_rows((batch.Batch(*rows), told))
+            rows, told = parallel.gather_rows((batch.Batch(*rows), told))
             self.tail.append(_tail_mass(rows, told, options["temperature"]))
             yield teacher_cache.records_of(rows, told, self.identity)
 

@@ -1,6 +1,8 @@
-"""Eight fake devices and a compilation cache, set before jax is imported by any test.
+"""Settings of jax for all tests, and shared fixtures: a tiny TFDS directory, tokenizer, config.
 
-The fixtures are what a tiny run needs: a TFDS directory, a tokenizer, a config.
+XLA compiles without its optimizations, in half the time. Laws of bits, memory and FLOPs need them:
+mark such a test or module with `pytest.mark.exact`. `JAX_DISABLE_MOST_OPTIMIZATIONS=false pytest`
+optimizes everything. The variables are set before any test imports jax.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ os.environ["NPROC"] = "32"  # fewer and XLA's collectives deadlock on two cores
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+NO_OPTIMIZATIONS = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+UNOPTIMIZED = os.environ.setdefault(NO_OPTIMIZATIONS, "true")
 
 DOCUMENTS = {"train": 60, "validation": 12}
 PIECES, SENTINELS = 400, 10
@@ -72,12 +76,41 @@ def made_up_documents(seed: int, count: int) -> list[dict[str, str]]:
     return rows
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Set XLA's optimizations for a test, here and in its subprocesses, before its fixtures run."""
+    mode = "false" if item.get_closest_marker("exact") else UNOPTIMIZED
+    if mode == os.environ[NO_OPTIMIZATIONS]:
+        return
+    os.environ[NO_OPTIMIZATIONS] = mode
+    if jax := sys.modules.get("jax"):
+        jax.config.update(NO_OPTIMIZATIONS.lower(), mode not in ("false", "0"))
+        jax.clear_caches()  # the key of jit's cache does not hold the mode
+
+
 @pytest.fixture(scope="module", autouse=True)
-def forgotten_programs():
-    """What a module compiled is dropped behind it: thousands of programs take gigabytes."""
+def clear_caches():
+    """Drop a module's programs after it: thousands of programs take gigabytes."""
     yield
-    if "jax" in sys.modules:
-        sys.modules["jax"].clear_caches()
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def assumed_peak_flops():
+    """Let training assume 1e12 FLOP/s instead of measuring the machine at the start of each run."""
+    if "lm.train" not in sys.modules:
+        yield
+        return
+    from jax import Device
+
+    from lm import logs
+
+    measure = logs.peak_flops
+    peak_flops = lambda devices: 1e12 if isinstance(devices[0], Device) else measure(devices)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "peak_flops", peak_flops)
+        yield
 
 
 @pytest.fixture(scope="session")

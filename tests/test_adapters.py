@@ -35,7 +35,6 @@ from tests.test_train import (  # noqa: F401
     T5,
     assert_same_bits,
     go,
-    in_less_time,
     last,
     pretrained,
 )

@@ -36,14 +36,6 @@ KINDS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast_compilation():
-    """Most of these tests' time is XLA's."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def model_of(**words):
     return transformer.Transformer(dataclasses.replace(MODEL, **words))
 

@@ -25,16 +25,6 @@ ON_POLICY = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_less_time():
-    """Without XLA's best code, and without measuring the machine at each run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "peak_flops", lambda devices: 1e12)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def teacher(tiny_config, tmp_path_factory):
     """A run that has learnt nothing, but answers."""

@@ -9,7 +9,6 @@ import pytest
 from experiments import pipeline
 from lm import runs
 from tests.conftest import made_up_documents
-from tests.test_train import in_less_time  # noqa: F401
 
 TASK = """
 from configs import own_task

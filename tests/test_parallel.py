@@ -44,14 +44,6 @@ TAKEN += [("pmap 4", "adafactor"), ("data 2, fsdp 2, tensor 2", "adafactor")]
 AVERAGE = 0.9
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast_compilation():
-    """Most of these tests' time is XLA's; what it may not change does not need its best code."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def ragged_batch(seed: int) -> batch.Batch:
     """Rows of very different lengths, ever longer, the last four empty."""
     rng = np.random.default_rng(seed)

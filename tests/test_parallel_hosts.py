@@ -26,7 +26,7 @@ LAYOUTS = {
     "fixed": {"reduction": "fixed", "micro_batches": 2},
     "fsdp 4": {"strategy": "mesh", "fsdp": 4},
 }
-FLAGS = dict(os.environ) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 PATIENCE = 400  # seconds that both may take on a busy machine
 
 
@@ -56,7 +56,6 @@ def trained(options: dict) -> dict:
 
 def main(port: str, host: str) -> None:
     """One of the two processes: a line of JSON for each layout, and when the hosts met."""
-    jax.config.update("jax_disable_most_optimizations", True)
     parallel.initialize(f"localhost:{port}", 2, int(host))
     said = {name: trained(options) for name, options in LAYOUTS.items()}
     time.sleep(2 * (host == "1"))
@@ -81,7 +80,9 @@ def pair() -> list[dict]:
     """What each of the two processes has to say; both are killed if they take too long."""
     port = str(free_port())
     command = [sys.executable, "-m", "tests.test_parallel_hosts", port]
-    options = dict(env=FLAGS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    options = dict(
+        env=os.environ | FLAGS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     hosts = [subprocess.Popen([*command, str(host)], **options) for host in range(2)]
     try:
         found = [host.communicate(timeout=PATIENCE) for host in hosts]
@@ -96,9 +97,7 @@ def pair() -> list[dict]:
 @pytest.fixture(scope="module")
 def alone() -> dict:
     """What one process with four devices has to say."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield {name: trained(options) for name, options in LAYOUTS.items()}
-    jax.config.update("jax_disable_most_optimizations", False)
+    return {name: trained(options) for name, options in LAYOUTS.items()}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -43,14 +43,6 @@ def has_compiler() -> bool:
 tpu = pytest.mark.skipif(not has_compiler(), reason="no TPU compiler; make tpu-compiler")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_less_time():
-    """Without XLA's best code: what is lowered is the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def asked(tiny_config, tmp_path):
     """(**changes) -> the flags of a tiny run, of a workdir that is not there yet."""

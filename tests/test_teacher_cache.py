@@ -34,16 +34,6 @@ SMALL = {"model.num_encoder_layers": 1, "model.num_decoder_layers": 1, "steps": 
 LENGTHS = {"data.input_length": 32, "data.target_length": 12}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_less_time():
-    """Without XLA's best code, and without measuring the machine at each run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "peak_flops", lambda devices: 1e12)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def go(tiny_config, tiny_tokens, tmp_path_factory):
     """(devices, **changes) -> workdir of a run trained to its end."""

@@ -34,16 +34,6 @@ PAIRS = {"data.task": "docstring_summary", "data.target_length": 8, "tokenizer.d
 STUDENT = {"model.num_encoder_layers": 1, "model.num_decoder_layers": 1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_less_time():
-    """Without XLA's best code, and without measuring the machine at each run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logs, "peak_flops", lambda devices: 1e12)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def go(tiny_config, tmp_path_factory):
     """(workdir or None for a new one, **changes of the config) -> workdir, trained to the end."""

@@ -19,7 +19,6 @@ from tests.test_train import (  # noqa: F401
     ROOT,
     assert_same_bits,
     go,
-    in_less_time,
     last,
     pretrained,
     rows,

@@ -217,9 +217,9 @@ def test_what_is_away_and_what_is_not_there_are_told_apart(bucket, monkeypatch):
     monkeypatch.setattr(gcs.retry, "asyncio", at_once)  # it tries six times in 34 seconds
     away = gcs.UncachedFileSystem(endpoint_url="http://127.0.0.1:9", token="anon")
     for ask in (away.cat_file, away.exists):
-        with pytest.raises(OSError, match="gs://b/x y cannot be reached .*see to the network"):
+        with pytest.raises(OSError, match="gs://b/x y cannot be reached .*check the network"):
             ask("b/x y")
-    with pytest.raises(FileNotFoundError, match=f"{bucket}/x y is not there"):
+    with pytest.raises(FileNotFoundError, match=f"{bucket}/x y does not exist"):
         storage.as_path(f"{bucket}/x y").read_bytes()
     with pytest.raises(ValueError, match="names no bucket"):
         storage.as_path("gs:///run")

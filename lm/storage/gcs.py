@@ -1,7 +1,7 @@
-"""Buckets of Google Cloud Storage: paths with pathlib's methods, and errors that are sentences.
+"""Google Cloud Storage: paths with pathlib's methods, and readable errors.
 
-etils, Orbax and jax's compilation cache reach gs:// through fsspec, so through the one file system
-that is made known to it here.
+etils, Orbax and jax's compilation cache reach gs:// through fsspec, and so through the file system
+that is registered here.
 """
 
 from __future__ import annotations
@@ -20,36 +20,34 @@ from etils import epath
 from fsspec import asyn
 from gcsfs import core, retry
 
-# What gcsfs raises once it has tried again in vain, beside OSError.
+# What gcsfs raises, besides OSError, when all its retries have failed.
 # Source: gcsfs/retry.py, validate_response and retry_request.
 REQUEST_ERRORS = (retry.HttpError, retry.ChecksumError, aiohttp.ClientError)
 REQUEST_ERRORS += (requests.exceptions.RequestException, google.auth.exceptions.GoogleAuthError)
 ACCESS_HINT = (
-    "log in with `gcloud auth application-default login`, or grant the account of this machine "
+    "log in with `gcloud auth application-default login`, or grant this machine's account "
     "the roles Storage Object User and Storage Legacy Bucket Reader on the bucket"
 )
 
 
 class UncachedFileSystem(core.GCSFileSystem):
-    """gcsfs, but each request is asked anew, and no failure means that a file is absent.
+    """gcsfs without a listings cache, whose request failures never read as a missing file.
 
-    Other hosts and TensorStore write as well, so that no listing is kept.
+    Listings are not cached because other hosts and TensorStore write too.
     """
 
-    def __init__(self, *arguments: Any, **named: Any):
-        super().__init__(*arguments, **{"use_listings_cache": False} | named)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"use_listings_cache": False} | kwargs)
 
-    async def _call(self, method, path, *arguments, **named):
+    async def _call(self, method, path, *args, **kwargs):
         try:
-            return await super()._call(method, path, *arguments, **named)
+            return await super()._call(method, path, *args, **kwargs)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{_address(path, arguments)} is not there.") from error
-        except REQUEST_ERRORS as error:
-            raise _unreachable_error(path, arguments, error) from error
-        except OSError as error:
-            if not str(error).startswith("Forbidden"):
-                raise
-            raise _unreachable_error(path, arguments, error) from error
+            raise FileNotFoundError(f"{_address(path, args)} does not exist.") from error
+        except (*REQUEST_ERRORS, OSError) as error:
+            if isinstance(error, REQUEST_ERRORS) or str(error).startswith("Forbidden"):
+                raise _unreachable_error(path, args, error) from error
+            raise
 
     call = asyn.sync_wrapper(_call)
 
@@ -59,45 +57,35 @@ class UncachedFileSystem(core.GCSFileSystem):
         except FileNotFoundError:
             return False
 
-    async def _mkdir(self, path, *arguments, **named) -> None:
-        """Nothing: a bucket has no folders, and none is made by writing to it."""
+    async def _mkdir(self, path, *args, **kwargs) -> None:
+        """Do nothing: a bucket has no folders, and writing to it must not create one."""
 
-    async def _makedirs(self, path, exist_ok=False) -> None:
-        """Nothing, as _mkdir."""
-
-
-def _address(path: str, arguments: tuple) -> str:
-    """The address that a request is about, whose path is a form for the arguments or a URL."""
-    found = re.search(r"/b/([^/?]+)/o(?:/([^?]+))?", path)
-    parts = arguments or map(urllib.parse.unquote, filter(None, found.groups() if found else ()))
-    return "gs://" + "/".join(map(str, parts))
+    _makedirs = _mkdir
 
 
-def _unreachable_error(path: str, arguments: tuple, error: Exception) -> OSError:
-    said = " ".join(str(error).split())[:200] or type(error).__name__
+def _address(path: str, args: tuple) -> str:
+    """The gs:// address of a request whose path is a template for args or a URL."""
+    match = re.search(r"/b/([^/?]+)/o(?:/([^?]+))?", path)
+    names = args or map(urllib.parse.unquote, filter(None, match.groups() if match else ()))
+    return "gs://" + "/".join(map(str, names))
+
+
+def _unreachable_error(path: str, args: tuple, error: Exception) -> OSError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return OSError(
-        f"{_address(path, arguments)} cannot be reached ({said}); see to the network, or {ACCESS_HINT}."
+        f"{_address(path, args)} cannot be reached ({reason}); check the network, or {ACCESS_HINT}."
     )
 
 
 class GCSPath(type(epath.Path("gs://bucket"))):
-    """etils' path, with what it lacks of pathlib's where there is no working folder and no link."""
+    """etils' path with the pathlib methods it lacks; a bucket has no working directory or links."""
 
-    def absolute(self) -> GCSPath:
-        """Itself."""
-        return self
-
-    def resolve(self, strict: bool = False) -> GCSPath:
-        """Itself."""
-        return self
-
-    def is_symlink(self) -> bool:
-        """Never."""
-        return False
+    absolute = resolve = lambda self, strict=False: self
+    is_symlink = lambda self: False
 
 
 def as_gcs_path(address: str) -> GCSPath:
-    """The path of gs://bucket/...; ValueError where there is no such bucket."""
+    """The path of gs://bucket/... Raises ValueError if the bucket does not exist."""
     bucket = address.removeprefix("gs://").partition("/")[0]
     if not bucket:
         raise ValueError(f"{address} names no bucket; write gs://bucket/folder.")
@@ -107,10 +95,10 @@ def as_gcs_path(address: str) -> GCSPath:
 
 @functools.cache
 def check_bucket(bucket: str) -> None:
-    """Raise ValueError where there is no such bucket, OSError where it may not be read."""
+    """Raise ValueError if the bucket does not exist, OSError if it may not be read."""
     try:
         filesystem().call("GET", "b/{}/o", bucket, maxResults=1)
-    except (FileNotFoundError, ValueError) as error:  # a name that none may have is a bad request
+    except (FileNotFoundError, ValueError) as error:  # an invalid bucket name is a bad request
         raise ValueError(
             f"there is no bucket gs://{bucket}; make it with `gcloud storage buckets create "
             f"gs://{bucket} --location=...`, in the region of the machines."
@@ -119,8 +107,8 @@ def check_bucket(bucket: str) -> None:
 
 @functools.cache
 def filesystem() -> UncachedFileSystem:
-    """The file system, from now on that of every gs:// in this process."""
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints a trace for each failure
+    """The file system, registered for every gs:// path of this process."""
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback for each failure
     for scheme in ("gs", "gcs"):
         fsspec.register_implementation(scheme, UncachedFileSystem, clobber=True)
-    return fsspec.filesystem("gcs", finalize_on_close=True)  # as etils asks for it
+    return fsspec.filesystem("gcs", finalize_on_close=True)  # the arguments that etils uses

@@ -1,8 +1,8 @@
-"""Where files lie: on this machine's disks, or in a bucket of Google Cloud Storage, as gs://...
+"""Paths on local disks and in Google Cloud Storage (gs://...), all with pathlib's methods.
 
-Both are paths with pathlib's methods, so that most code need not know. What a bucket cannot do is
-here: files that grow, copies of folders, and files for those who read only from a disk. An object
-of a bucket appears whole or not at all, so that nothing is renamed there.
+Also what buckets do not support by themselves: appending, copying directories, and files for
+readers that need a local disk. An object in a bucket appears complete or not at all, so nothing is
+renamed there.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import shutil
 import time
 
 SCHEME = "gs://"
-CACHE_DIR = "~/.cache/lm/gs"  # of files for those who read only from a disk
-COPY_THREADS, COPY_CHUNK_BYTES = 8, 1 << 24  # files copied at once, and bytes of each in memory
-FLUSH_SECONDS = 30.0  # seconds between two writes of an object that grows
-FLUSH_COST_FACTOR = 20  # and as many times as long as the last one took
+CACHE_DIR = "~/.cache/lm/gs"  # local copies of files in buckets
+COPY_THREADS, COPY_CHUNK_BYTES = 8, 1 << 24
+FLUSH_SECONDS = 30.0  # between two uploads of a growing object,
+FLUSH_COST_FACTOR = 20  # or this many times as long as the last upload took
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is an address in a bucket."""
+    """Whether a path is a gs:// address."""
     return os.fspath(path).startswith(SCHEME)
 
 
 def as_path(path: str | os.PathLike) -> pathlib.Path:
-    """A path, or of gs://bucket/..., one with the same methods.
+    """A pathlib.Path, or for gs://bucket/... a path with the same methods.
 
-    Raises ValueError where there is no such bucket or gcsfs is not installed, OSError where it
+    Raises ValueError if the bucket does not exist or gcsfs is not installed, OSError if the bucket
     cannot be reached.
     """
     if not is_remote(path):
@@ -38,146 +38,145 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
         from lm.storage import gcs
     except ImportError as error:
         raise ValueError(
-            f"{path} needs a package that is not here ({error}); pip install gcsfs."
+            f"{path} needs a package that is not installed ({error}); pip install gcsfs."
         ) from error
     return gcs.as_gcs_path(os.fspath(path))
 
 
-def glob_paths(pattern: str) -> list[str]:
-    """The files and folders that a pattern with * names, sorted."""
-    if not is_remote(pattern):
-        return sorted(glob.glob(pattern))
-    as_path(pattern)  # which says what is missing
+def _filesystem():
     from lm.storage import gcs
 
-    return sorted(SCHEME + name for name in gcs.filesystem().glob(pattern))
+    return gcs.filesystem()
+
+
+def glob_paths(pattern: str) -> list[str]:
+    """The files and directories that match a pattern with *, sorted."""
+    if not is_remote(pattern):
+        return sorted(glob.glob(pattern))
+    as_path(pattern)  # reports a missing bucket or package
+    return sorted(SCHEME + name for name in _filesystem().glob(pattern))
 
 
 def check_deletable(folder: pathlib.Path) -> None:
-    """Raise OSError where this account may not ask what kind a bucket is.
+    """Raise OSError if this account may not read the bucket's metadata.
 
-    Orbax does before it deletes, in google.cloud.storage's words, hours after the start.
+    Orbax reads it before it deletes; without this check it would fail hours after the start.
     Source: orbax/checkpoint/_src/path/gcs_utils.py, is_hierarchical_namespace_enabled.
     """
     if is_remote(folder):
-        from lm.storage import gcs
-
-        gcs.filesystem().call("GET", "b/{}", os.fspath(folder).split("/")[2])
+        _filesystem().call("GET", "b/{}", os.fspath(folder).split("/")[2])
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Replace the file by `data`: a reader sees the old or the new, never a part.
+    """Replace the contents of a file: readers see the old or the new contents, never a mixture.
 
-    Raises OSError where it cannot be written.
+    Raises OSError if it cannot be written.
     """
     path = as_path(path)
     if is_remote(path):
         path.write_bytes(data)
         return
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(fresh, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(fresh, path)
+        os.replace(temporary, path)
     finally:
-        fresh.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def open_append(path: str | os.PathLike):
-    """A file to append to, with write, flush and close.
+    """Open a file for appending, with write, flush and close.
 
-    On a disk what is written is there when `write` returns; in a bucket at most PERIOD seconds
-    later, if something else is written then, and when `flush` or `close` returns.
+    On a disk `write` is durable when it returns. In a bucket, data is uploaded by a `write` that
+    comes FLUSH_SECONDS after the last upload, and by `flush` and `close`.
     """
     path = as_path(path)
     return _AppendObject(path) if is_remote(path) else open(path, "ab", buffering=0)  # noqa: SIM115
 
 
 class _AppendObject:
-    """An object of a bucket that grows: buckets know no appending, so all of it is written anew."""
+    """A growing object. Buckets cannot append, so every upload rewrites the whole object."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
         self._data = bytearray(path.read_bytes() if path.exists() else b"")
-        self._due, self._written = 0.0, len(self._data)
+        self._next_flush, self._uploaded = 0.0, len(self._data)
 
     def write(self, data: bytes) -> int:
-        """Take it all up; the object is behind by PERIOD at most."""
+        """Append to the buffer; upload if the last upload is long enough ago."""
         self._data += data
-        if time.monotonic() >= self._due:
+        if time.monotonic() >= self._next_flush:
             self.flush()
         return len(data)
 
     def flush(self) -> None:
-        """Write the object, where anything is new."""
-        if self._written == len(self._data):
+        """Upload the object if the buffer has grown."""
+        if self._uploaded == len(self._data):
             return
         started = time.monotonic()
         self._path.write_bytes(bytes(self._data))
-        self._written, now = len(self._data), time.monotonic()
-        self._due = now + max(FLUSH_SECONDS, FLUSH_COST_FACTOR * (now - started))
+        self._uploaded, now = len(self._data), time.monotonic()
+        self._next_flush = now + max(FLUSH_SECONDS, FLUSH_COST_FACTOR * (now - started))
 
-    def close(self) -> None:
-        """Write what is left."""
-        self.flush()
+    close = flush
 
 
 def copy_dir(source: pathlib.Path, target: pathlib.Path, last: str = "") -> None:
-    """Copy a folder with all that is in it. To and from a bucket the file `last`, which tells what
-    the others are, comes last; where the target has the same one, nothing is copied.
+    """Copy a directory tree.
 
-    Raises OSError, naming both folders, where it cannot be done.
+    last: a file whose contents identify the rest. To and from a bucket it is copied last, and
+    nothing is copied if the target already has the same one.
+    Raises OSError, naming both directories, if the copy fails.
     """
     if not is_remote(source) and not is_remote(target):
         shutil.copytree(source, target, dirs_exist_ok=True)
         return
     try:
         if last:
-            mark, there = (source / last).read_bytes(), target / last
-            if there.exists() and there.read_bytes() == mark:
+            contents, mark = (source / last).read_bytes(), target / last
+            if mark.exists() and mark.read_bytes() == contents:
                 return
-            there.unlink(missing_ok=True)
+            mark.unlink(missing_ok=True)
         names = [name for name in _list_files(source) if name != last]
         with concurrent.futures.ThreadPoolExecutor(COPY_THREADS) as pool:
             list(pool.map(lambda name: _copy_file(source / name, target / name), names))
         if last:
-            _copy_file(source / last, there)
+            _copy_file(source / last, mark)
     except OSError as error:
         raise OSError(
-            f"{source} cannot be copied to {target} ({error.strerror or error}); see to the space "
+            f"{source} cannot be copied to {target} ({error.strerror or error}); check the space "
             f"and the permissions there, and run the same command again."
         ) from error
 
 
 def _list_files(folder: pathlib.Path) -> list[str]:
-    """The files in a folder, however deep, by their paths from there."""
+    """The paths of all files below a directory, relative to it."""
     if not is_remote(folder):
         return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-    from lm.storage import gcs
-
-    above = f"{os.fspath(folder).removeprefix(SCHEME)}/"
-    found = gcs.filesystem().find(above)  # an empty object of a folder's own name is none of them
-    return [name.removeprefix(above) for name in found if not name.endswith("/")]
+    prefix = f"{os.fspath(folder).removeprefix(SCHEME)}/"
+    names = _filesystem().find(prefix)  # may include an empty object named like the folder
+    return [name.removeprefix(prefix) for name in names if not name.endswith("/")]
 
 
 def _copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
-    fresh = target
+    temporary = target
     if not is_remote(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.{os.getpid()}")
-    with source.open("rb") as read, fresh.open("wb") as written:
-        shutil.copyfileobj(read, written, COPY_CHUNK_BYTES)
-    if fresh != target:
-        os.replace(fresh, target)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with source.open("rb") as reader, temporary.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, COPY_CHUNK_BYTES)
+    if temporary != target:
+        os.replace(temporary, target)
 
 
 def local_copy(folder: pathlib.Path, last: str) -> pathlib.Path:
-    """The folder on a disk of this machine, for those who read from nowhere else.
+    """The directory on a local disk, for readers that need one.
 
-    Of a bucket's, that is below ~/.cache/lm/gs: a copy, by `copy`, or where the bucket has no
-    finished one, nothing.
+    A directory in a bucket is copied to CACHE_DIR by `copy_dir`; if its file `last` is missing, it
+    is unfinished, and the local copy is removed.
     """
     if not is_remote(folder):
         return folder
@@ -190,7 +189,7 @@ def local_copy(folder: pathlib.Path, last: str) -> pathlib.Path:
 
 
 def remove_dir(folder: pathlib.Path) -> None:
-    """Remove a folder and all that is in it, or the link to one."""
+    """Remove a directory tree, or the link to one."""
     if is_remote(folder):
         folder.rmtree()
     elif folder.is_symlink():
@@ -200,15 +199,15 @@ def remove_dir(folder: pathlib.Path) -> None:
 
 
 def move_dir(folder: pathlib.Path, target: pathlib.Path, mark: str) -> None:
-    """Rename a folder. In a bucket that takes a while, and its file `mark`, by which others know
-    it to be whole, goes first and comes with it no more.
+    """Rename a directory.
+
+    In a bucket this is a copy that takes time, so the file `mark`, which says that the directory is
+    complete, is deleted first and not copied.
     """
     if not is_remote(folder):
         folder.rename(target)
         return
-    from lm.storage import gcs
-
     (folder / mark).unlink()
-    for name in _list_files(folder):  # copied where they are, not through this machine
-        gcs.filesystem().cp_file(f"{folder}/{name}", f"{target}/{name}")
+    for name in _list_files(folder):  # copied by the server
+        _filesystem().cp_file(f"{folder}/{name}", f"{target}/{name}")
     folder.rmtree()

@@ -1,4 +1,4 @@
-"""Folders that appear whole: made in a hidden folder beside their place, then renamed."""
+"""Directories that appear complete: written in a hidden sibling directory, then renamed."""
 
 from __future__ import annotations
 
@@ -10,30 +10,28 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-OWNER_MARK = (
-    "made-by-lm"  # the file by which a folder is known to be ours, to be emptied and removed
-)
+OWNER_MARK = "made-by-lm"  # marks a directory as ours, so that it may be emptied and removed
 
 
 @contextlib.contextmanager
 def staging_dir(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder, to make `out` in and then rename; what is left of it is removed at the end.
+    """Yield an empty directory to write `out` in and rename to it; remove what is left at the end.
 
-    It lies in a hidden one beside `out`, which only what has our mark is taken for.
-    Raises ValueError where another process is at it, OSError with the cure where the disk is full.
+    It lies in .<out>.lm-part beside `out`, which is reused only if it carries OWNER_MARK.
+    Raises ValueError if another process is writing `out`, OSError if the disk is full.
     """
-    room = out.with_name(f".{out.name}.lm-part")
-    room.mkdir(parents=True, exist_ok=True)
-    if any(room.iterdir()) and not (room / OWNER_MARK).exists():
-        raise ValueError(f"{room} is needed to make {out} in, and holds something else; move it.")
-    lock = _try_lock(room)  # held by the process, so that none outlives a kill
+    parent = out.with_name(f".{out.name}.lm-part")
+    parent.mkdir(parents=True, exist_ok=True)
+    if any(parent.iterdir()) and not (parent / OWNER_MARK).exists():
+        raise ValueError(f"{parent} is needed to write {out} but has other contents; move them.")
+    lock = _try_lock(parent)  # the kernel releases it when the process ends
     if lock is None:
         raise ValueError(f"another process is making {out}; wait for it.")
     try:
-        (room / OWNER_MARK).touch()
-        shutil.rmtree(room / "new", ignore_errors=True)  # of a run that was killed
-        (room / "new").mkdir()
-        yield room / "new"
+        (parent / OWNER_MARK).touch()
+        shutil.rmtree(parent / "new", ignore_errors=True)  # left by a killed run
+        (parent / "new").mkdir()
+        yield parent / "new"
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -41,20 +39,20 @@ def staging_dir(out: pathlib.Path) -> Iterator[pathlib.Path]:
             f"there is no space left for {out}; free some, or set another --out."
         ) from error
     finally:
-        shutil.rmtree(room / "new", ignore_errors=True)
-        shutil.rmtree(room, ignore_errors=True)  # with the mark, which is to go last
+        shutil.rmtree(parent / "new", ignore_errors=True)
+        shutil.rmtree(parent, ignore_errors=True)  # the mark goes last
         os.close(lock)
 
 
-def _try_lock(room: pathlib.Path) -> int | None:
-    """A lock on a folder; None where another process has it, or has removed the folder since."""
+def _try_lock(folder: pathlib.Path) -> int | None:
+    """Lock a directory; None if another process holds the lock or has removed the directory."""
     try:
-        lock = os.open(room, os.O_RDONLY)
+        lock = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
         return None
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(lock).st_ino == room.stat().st_ino:
+        if os.fstat(lock).st_ino == folder.stat().st_ino:
             return lock
     os.close(lock)
     return None

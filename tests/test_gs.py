@@ -233,7 +233,7 @@ def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
         log.write(1, "train", {"loss": 1.0})
         log.write(2, "train", {"loss": 1.0})
         assert there() == [1]  # not each row writes all of the object anew
-        clock[0] += storage.FLUSH_SECONDS
+        clock[0] += storage.paths.FLUSH_SECONDS
         log.write(3, "train", {"loss": 1.0})
         assert there() == [1, 2, 3]
         log.write(4, "train", {"loss": 1.0})
@@ -289,7 +289,7 @@ def test_a_bucket_that_is_not_there_and_a_package_that_is_not(bucket, config, mo
 
 def test_the_datasets_of_tfds_are_not_looked_for_in_a_bucket(config, bucket, tmp_path):
     made = config | {"data": config["data"] | {"dir": f"{bucket}/tfds"}}
-    with pytest.raises(ValueError, match="is in a bucket, and is read from a disk alone"):
+    with pytest.raises(ValueError, match="is in a bucket, but TFDS is read from a local disk only"):
         train.check(runs.make_run(made, tmp_path))
 
 

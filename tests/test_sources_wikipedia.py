@@ -35,7 +35,7 @@ def wanted(pages=dump.PAGES) -> list[tuple[str, str]]:
 def tree(text: str) -> dict:
     """A raw record of a page with this body."""
     page = dump.page_xml(dump.Page("Title", text), 1)
-    return {"page": page.strip().encode(), "hidden": wikitext.HIDDEN}
+    return {"page": page.strip().encode(), "hidden": wikitext.HIDDEN_PREFIXES}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def part(tmp_path) -> sources.SourceFile:
 
 @pytest.mark.parametrize("page", dump.PAGES, ids=lambda page: page.title)
 def test_a_page_is_told_as_it_is_read_by_hand(page, part):
-    raw = {"page": dump.page_xml(page, 1).strip().encode(), "hidden": wikitext.HIDDEN}
+    raw = {"page": dump.page_xml(page, 1).strip().encode(), "hidden": wikitext.HIDDEN_PREFIXES}
     assert part.document(raw) == (page.prose, page.dropped)
 
 
@@ -95,7 +95,7 @@ def test_a_wiki_of_another_language_has_prefixes_and_words_of_its_own(tmp_path):
     }
 
 
-@pytest.mark.parametrize("word", wiki_names.DISAMBIGUATION_TEMPLATES)
+@pytest.mark.parametrize("word", wiki_names.DISAMBIGUATIONS)
 def test_every_mark_of_a_disambiguation_is_one_as_a_template_alone(word, part):
     for text in (f"x {{{{{word}}}}}", f"x {{{{ {word.capitalize()} |y}}}}"):
         assert part.document(tree(text)) == ("", "disambiguation")
@@ -112,7 +112,7 @@ def test_every_mark_of_a_disambiguation_is_one_as_a_template_alone(word, part):
 def test_a_title_says_that_a_page_is_a_disambiguation(word, part):
     for title, dropped in ((f"X ({word})", True), (f"X （{word}）", True), (word, False)):
         xml = dump.page_xml(dump.Page(title, "Text."), 1).strip().encode()
-        document = part.document({"page": xml, "hidden": wikitext.HIDDEN})
+        document = part.document({"page": xml, "hidden": wikitext.HIDDEN_PREFIXES})
         assert document == (("", "disambiguation") if dropped else ("Text.", ""))
 
 
@@ -396,7 +396,7 @@ def test_markup_that_ends_is_told_however_much_there_is():
 
 @pytest.mark.parametrize("run", [" ", "\n", "a ", "a dab ", "_", "<!--", "<nowiki>"])
 def test_a_mark_is_looked_for_in_the_time_of_one_reading(run, part):
-    text = wikipedia.IGNORED_MARKUP.sub("", "{{" + run * 200_000)
+    text = wikipedia.COMMENT_OR_NOWIKI.sub("", "{{" + run * 200_000)
     assert not wikipedia.DISAMBIGUATION_TEMPLATE.search(text)  # minutes, were it quadratic
 
 

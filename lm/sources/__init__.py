@@ -1,10 +1,14 @@
-"""Where text comes from: TFDS datasets, and files of every kind, the Wikipedia dump among them.
+"""Readers of text: TFDS datasets, and files of every supported kind, Wikipedia dumps included.
 
-tfds: datasets stored as ArrayRecord. rows: records with columns, by number, of TFDS or of files.
-parts: a source in words, to its files and splits, to raw records, to documents; formats: how each
-kind of file is read; documents: bytes to text; wikipedia, wikitext: a dump to prose. places,
-buckets: where the files of every run lie, on a disk or in a bucket; what a user writes becomes a
-path by places.place.
+random_access  the records of a task's split by index, from TFDS or from JSONL and TSV files
+tfds           TFDS datasets stored as ArrayRecord, read without TensorFlow
+source_files   a source string -> its files and TFDS splits -> raw records -> documents
+formats        how each kind of file is read
+documents      the record types, and the decoding of bytes to text
+wikipedia      an XML dump -> pages -> the prose of articles
+wikitext       MediaWiki's markup -> prose
+wiki_names     per-language names of templates, sections and switches
+pydocs         the embedded dataset: the docstrings of the installed Python packages
 """
 
 from __future__ import annotations

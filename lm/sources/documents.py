@@ -1,47 +1,44 @@
-"""What a raw record says, and the one place where its bytes become text."""
+"""The document type, and the only code that decodes the bytes of records to text."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-MAX_RECORD_BYTES = 1 << 24  # bytes of a raw record; a longer one is not held in memory
-EXCERPT_BYTES = 200  # bytes that are kept of a record that is too long
+MAX_RECORD_BYTES = 1 << 24  # a longer raw record is not kept in memory
+EXCERPT_BYTES = 200  # kept of a record that is too long
 
 
 class BadRecord(ValueError):
-    """A record that cannot be read: the reason in one clause, for whoever counts and keeps it."""
+    """A record that cannot be read; the message is the reason, to be counted and logged."""
 
 
 class Document(NamedTuple):
-    """What a raw record says: its text, or the reading rule that drops it."""
+    """The text of a record, or the reason why it is dropped."""
 
     text: str
     drop_reason: str = ""  # "empty", "redirect", ..; the text is "" then
 
 
 def oversized_record(start: bytes) -> dict[str, Any]:
-    """The raw record that stands for one of more than LIMIT bytes, of which `start` is known."""
+    """The placeholder for a raw record of more than MAX_RECORD_BYTES that begins with `start`."""
     reason = f"longer than {MAX_RECORD_BYTES:,} bytes"
     return {"unreadable": reason, "excerpt": bytes(start[:EXCERPT_BYTES])}
 
 
-def decode_utf8(raw: bytes) -> str:
-    """The text of bytes, which are UTF-8 and nothing else.
-
-    Raises BadRecord with the position of the first byte that is not.
-    """
+def decode_utf8(data: bytes) -> str:
+    """Decode UTF-8. Raises BadRecord with the position of the first invalid byte."""
     try:
-        return raw.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadRecord(f"invalid UTF-8 at byte {error.start}") from None
 
 
 def to_document(value: Any) -> Document:
-    """The document of a text, as str or as UTF-8.
+    """The document of a text, given as str or as UTF-8 bytes.
 
-    A byte order mark at the start goes, every end of line becomes "\\n", all else stays. A text
-    of nothing but white space is dropped as "empty".
-    Raises BadRecord for what is no text: another type, a NUL, half of a surrogate pair.
+    Removes a leading byte order mark and turns every line end into "\\n". A text of nothing but
+    white space is dropped as "empty".
+    Raises BadRecord for another type, a NUL character or an unpaired surrogate.
     """
     if isinstance(value, bytes):
         value = decode_utf8(value)

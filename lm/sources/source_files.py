@@ -1,4 +1,4 @@
-"""A source in words, to its parts: files and TFDS splits, each read front to back on its own."""
+"""A source string -> its files and TFDS splits, each read front to back on its own."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lm.sources import documents, formats, tfds, wikipedia
 
 
 class FileKind(NamedTuple):
-    """How the parts of a kind are read."""
+    """How files of a kind are recognized and read."""
 
-    raw: Callable[[SourceFile], Iterator]
-    document: Callable[[SourceFile, Any], documents.Document]
-    suffix: str = ""  # of its files, as a regular expression
-    packed: bool = False  # may .gz, .bz2 or .zst follow?
-    column: str = ""  # where the text is unless told; "" is a kind without columns
+    read: Callable[[SourceFile], Iterator]
+    parse: Callable[[SourceFile, Any], documents.Document]
+    suffix: str = ""  # of the file name, as a regular expression
+    compressible: bool = False  # whether .gz, .bz2 or .zst may follow
+    column: str = ""  # the default text column; "" for kinds without columns
 
 
 KINDS = {
-    "text": FileKind(formats.read_text, formats.parse_text, r"\.txt", packed=True),
+    "text": FileKind(formats.read_text, formats.parse_text, r"\.txt", True),
     "jsonl": FileKind(
         formats.read_json_lines, formats.parse_json, r"\.(jsonl|ndjson|json(?=[.-]))", True, "text"
     ),
@@ -37,26 +37,29 @@ KINDS = {
     ),
     # Wikipedia's larger dumps come in parts, as .xml-p1p41242.bz2.
     "wikipedia": FileKind(
-        wikipedia.read_pages, wikipedia.parse_page, r"\.xml(-p\d+p\d+)?", packed=True
+        wikipedia.read_pages, wikipedia.parse_page, r"\.xml(-p\d+p\d+)?", compressible=True
     ),
     "tfds": FileKind(formats.read_tfds, formats.parse_value, column="text"),
 }
-OPTIONAL_COLUMN_KINDS = {"array_record"}  # kinds with a column only where one is named
 SUFFIXES = (
     ".txt, .jsonl, .ndjson, .tsv and .xml, each also with .gz, .bz2 or .zst after it, .json.gz, "
     ".parquet, .array_record; a file of one JSON object a line is .jsonl"
 )
 SHARD = r"(-\d+-of-\d+)?"  # as in c4-train.json-00000-of-01024.gz
-INDEX = re.compile(r"-multistream-index\d*\.txt")  # beside a dump of Wikipedia
+INDEX = re.compile(r"-multistream-index\d*\.txt")  # distributed with a dump of Wikipedia
+
+
+def _takes_column(kind: str) -> bool:
+    return bool(KINDS[kind].column) or kind == "array_record"  # JSON objects or plain text
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """One file or one TFDS split: small, picklable, opens what it reads by itself.
+    """One file, or one TFDS split, of a source: small, picklable, opened only by its methods.
 
-    name: path, address, or tfds:name@split. kind: a key of KINDS. column: where the text is, of
-    kinds that have columns. unit: what is a document in a text file: file, paragraph or line.
-    data_dir: of a TFDS split, as in tfds_splits.
+    name: path, address, or tfds:name@split. kind: a key of KINDS. column: the text column, for
+    kinds with columns. unit: what is a document in a text file: file, paragraph or line.
+    data_dir: as in tfds_splits.
     """
 
     name: str
@@ -68,36 +71,35 @@ class SourceFile:
     def __post_init__(self):
         kind = lookup.lookup(KINDS, self.kind, "the kind of a source")
         lookup.lookup(formats.UNITS, self.unit, "--unit")
-        if self.kind not in OPTIONAL_COLUMN_KINDS and not self.column:
-            object.__setattr__(self, "column", kind.column)
+        object.__setattr__(self, "column", self.column or kind.column)
         if self.kind == "array_record" and "://" in self.name:
             raise ValueError(f"{self.name}: ArrayRecord is read from local files; copy it here.")
 
     def size(self) -> int:
-        """Bytes as stored; of a slice of a TFDS split, its share of them."""
+        """Bytes as stored; for a slice of a TFDS split, its share of the split's bytes."""
         if self.kind == "tfds":
             return tfds.tfds_bytes(*tfds.split_address(self.name), self.data_dir)
         with formats.open_stored(self.name) as file:
             return file.seek(0, os.SEEK_END)
 
     def digest(self) -> str:
-        """The sha256 of the bytes as stored; of TFDS, of what the dataset says of itself."""
+        """The sha256 of the bytes as stored; for TFDS, of the dataset's metadata."""
         if self.kind == "tfds":
             return tfds.tfds_fingerprint(tfds.split_address(self.name)[0], self.data_dir)
         with formats.open_stored(self.name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def raw_records(self) -> Iterator[bytes | dict]:
-        """Raw records front to back, in constant memory: what `document` takes, and bare of work.
+        """Raw records front to back in constant memory, to be passed to `document`.
 
-        The number of a record in this order is its position. A record that is too long comes as
-        what is known of it, {"unreadable": reason, "excerpt": bytes}.
-        Raises ValueError, with the position, for a file that is damaged, cut short, or of another
-        form, and for a column that the first record does not have.
+        Cheap: all parsing is left to `document`. A record that is too long is yielded as
+        {"unreadable": reason, "excerpt": bytes}.
+        Raises ValueError, with the position, for a file that is damaged, truncated or of another
+        format, and if the first record lacks the column.
         """
         number = 0
         try:
-            for record in KINDS[self.kind].raw(self):
+            for record in KINDS[self.kind].read(self):
                 yield record
                 number += 1
         except documents.BadRecord as error:
@@ -109,128 +111,127 @@ class SourceFile:
             ) from None
 
     def document(self, raw: bytes | dict) -> documents.Document:
-        """The document of a raw record: a pure function, and the costly part of reading.
+        """Parse a raw record: a pure function, and the expensive half of reading.
 
         Raises BadRecord with the reason for a record that cannot be read.
         """
         if isinstance(raw, dict) and "unreadable" in raw:
             raise documents.BadRecord(raw["unreadable"])
-        return KINDS[self.kind].document(self, raw)
+        return KINDS[self.kind].parse(self, raw)
 
 
 def list_files(
     source: str, *, column: str = "", unit: str = "file", data_dir: str = ""
 ) -> list[SourceFile]:
-    """The parts of a source, each once: in the order of the source, and of names within an item.
+    """The files of a source, each once: in the order of its items, sorted within an item.
 
-    source: items with commas between: a path; a folder, for all files below it whose suffix is
-    known, hidden ones left out; a glob, ** too; each of these also with a scheme, as gs://;
-    tfds:name[/config][:version], with @split where it is not train. column, unit, data_dir: as in
-    Part.
-    Raises ValueError for an item without a file, and for what no part has a use for.
+    source: items separated by commas: a path; a directory, for all files below it with a known
+    suffix, hidden ones excluded; a glob, ** too; each of these also as an address, as gs://..;
+    tfds:name[/config][:version], with @split unless it is train. column, unit, data_dir: as in
+    SourceFile.
+    Raises ValueError for an item without files, and for a column or unit that no file uses.
     """
-    found = {}
-    for item in filter(None, (item.strip() for item in source.split(","))):
+    files = {}
+    for item in _items(source):
         if item.startswith("tfds:"):
             if item == "tfds:":
                 raise ValueError("--source=tfds: names no dataset; give it as tfds:name@split.")
             name, split = tfds.split_address(item)
             tfds.tfds_records(name, split, data_dir)
-            part = SourceFile(f"tfds:{name}@{split}", "tfds", column, data_dir=data_dir)
-            found.setdefault(part.name, part)
+            file = SourceFile(f"tfds:{name}@{split}", "tfds", column, data_dir=data_dir)
+            files.setdefault(file.name, file)
             continue
         for name in _readable_files(item):
             kind = _kind_of(name)
-            part = SourceFile(
-                name,
-                kind,
-                column if KINDS[kind].column or kind in OPTIONAL_COLUMN_KINDS else "",
-                unit,
-            )
-            found.setdefault(name if "://" in name else os.path.realpath(name), part)
-    parts = list(found.values())
-    if not parts:
+            file = SourceFile(name, kind, column if _takes_column(kind) else "", unit)
+            files.setdefault(name if "://" in name else os.path.realpath(name), file)
+    if not files:
         raise ValueError("--source is empty; name files, a folder, a glob or tfds:name.")
-    if column and not any(part.column for part in parts):
+    if column and not any(file.column for file in files.values()):
         raise ValueError(f"--column={column!r}: no file of {source} has columns; leave it out.")
-    if unit != "file" and not any(part.kind == "text" for part in parts):
+    if unit != "file" and not any(file.kind == "text" for file in files.values()):
         raise ValueError(f"--unit={unit!r}: no file of {source} is plain text; leave it out.")
-    return parts
+    return list(files.values())
 
 
 def skipped_files(source: str) -> list[str]:
-    """The files in the folders of a source that parts_of passes over: their suffix is not known."""
-    items = filter(None, (item.strip() for item in source.split(",")))
-    found = [_match(item) for item in items if not item.startswith("tfds:")]
-    return sorted(name for folder, names in found if folder for name in names if not _kind_of(name))
+    """The files in a source's directories that list_files skips because of their suffix."""
+    matches = [_match(item) for item in _items(source) if not item.startswith("tfds:")]
+    return sorted(n for is_dir, names in matches if is_dir for n in names if not _kind_of(n))
 
 
-def check_first_records(parts: list[SourceFile]) -> None:
-    """Read the first record of each part but of plain text: a wrong column is found at once.
+def check_first_records(files: list[SourceFile]) -> None:
+    """Read the first record of each file but plain text, to report a wrong column early.
 
-    Raises ValueError as raw() does.
+    Raises ValueError as raw_records does.
     """
-    for part in parts:
-        if part.kind != "text":
-            records = part.raw_records()
+    for file in files:
+        if file.kind != "text":
+            records = file.raw_records()
             next(records, None)
             records.close()
 
 
+def _items(source: str) -> list[str]:
+    return [item.strip() for item in source.split(",") if item.strip()]
+
+
 def _kind_of(name: str) -> str:
-    """The kind of a file by its suffix, "" for none; the index of a dump is no text."""
+    """The kind of a file by its suffix; "" if it is unknown or the index of a dump."""
     if INDEX.search(name):
         return ""
-    for kind, how in KINDS.items():
-        packed = r"(\.gz|\.bz2|\.zst)?" if how.packed else ""
-        if how.suffix and re.search(how.suffix + SHARD + packed + "$", name, re.IGNORECASE):
-            return kind
+    for name_of_kind, kind in KINDS.items():
+        codec = r"(\.gz|\.bz2|\.zst)?" if kind.compressible else ""
+        if kind.suffix and re.search(kind.suffix + SHARD + codec + "$", name, re.IGNORECASE):
+            return name_of_kind
     return ""
 
 
 def _readable_files(item: str) -> list[str]:
-    """The files that an item of a source means, sorted."""
-    folder, names = _match(item)
-    known = [name for name in names if _kind_of(name)]
+    """The files of known kinds that an item of a source names, sorted."""
+    is_dir, names = _match(item)
     if not names:
         path = pathlib.Path(item)
-        beside = path.parent.iterdir() if path.parent.is_dir() else []
-        beside = [other.name for other in beside if other.exists()]  # no link to nowhere
-        hint = lookup.nearest(path.name, beside) or "."
+        siblings = path.parent.iterdir() if path.parent.is_dir() else []
+        siblings = [sibling.name for sibling in siblings if sibling.exists()]  # no broken link
+        hint = lookup.nearest(path.name, siblings) or "."
         raise ValueError(f"--source={item}: there is no such file, folder or match{hint}")
-    if not known or (len(known) < len(names) and not folder):
-        odd = next(name for name in names if not _kind_of(name))
-        raise ValueError(f"--source={item}: {odd} has none of the suffixes read here: {SUFFIXES}.")
-    return sorted(known)
+    unknown = [name for name in names if not _kind_of(name)]
+    if len(unknown) == len(names) or (unknown and not is_dir):
+        raise ValueError(
+            f"--source={item}: {unknown[0]} has none of the suffixes read here: {SUFFIXES}."
+        )
+    return sorted(set(names) - set(unknown))
 
 
 def _match(item: str) -> tuple[bool, list[str]]:
-    """(is it a folder?, the files that it is, holds or matches)."""
+    """(whether the item is a directory, the files that it is, holds or matches)."""
     if "://" in item:
-        import fsspec
-
-        try:
-            system, path = fsspec.core.url_to_fs(item)
-            folder = system.isdir(path)
-            there = system.find(path, detail=True) if folder else system.glob(path, detail=True)
-        except ImportError as error:
-            raise ValueError(f"--source={item}: {error}, with pip install.") from None
-        except ValueError as error:
-            raise ValueError(
-                f"--source={item}: {error}; give a path, or gs://, s3://, https:// or another "
-                f"address that fsspec knows."
-            ) from None
-        except OSError as error:
-            raise ValueError(f"--source={item} cannot be listed: {str(error)[:200]}.") from None
-        files = (name for name, info in there.items() if info["type"] == "file")
-        return folder, [system.unstrip_protocol(name) for name in files]
+        return _match_address(item)
     path = pathlib.Path(item).expanduser()
     if path.is_dir():
-        below = (file for file in path.rglob("*") if file.is_file())
-        return True, [str(f) for f in below if not _is_hidden(f.relative_to(path))]
+        files = (file for file in path.rglob("*") if file.is_file())
+        hidden = lambda file: any(name.startswith(".") for name in file.relative_to(path).parts)
+        return True, [str(file) for file in files if not hidden(file)]
     names = [str(path)] if path.exists() else glob.glob(str(path), recursive=True)
     return False, [name for name in names if os.path.isfile(name)]
 
 
-def _is_hidden(path: pathlib.PurePath) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _match_address(item: str) -> tuple[bool, list[str]]:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(item)
+        is_dir = system.isdir(path)
+        infos = system.find(path, detail=True) if is_dir else system.glob(path, detail=True)
+    except ImportError as error:
+        raise ValueError(f"--source={item}: {error}, with pip install.") from None
+    except ValueError as error:
+        raise ValueError(
+            f"--source={item}: {error}; give a path, or gs://, s3://, https:// or another "
+            f"address that fsspec knows."
+        ) from None
+    except OSError as error:
+        raise ValueError(f"--source={item} cannot be listed: {str(error)[:200]}.") from None
+    files = (name for name, info in infos.items() if info["type"] == "file")
+    return is_dir, [system.unstrip_protocol(name) for name in files]

@@ -1,6 +1,6 @@
-"""Records from TFDS, stored as ArrayRecord and read without TensorFlow.
+"""TFDS datasets stored as ArrayRecord, read without TensorFlow.
 
-A data directory holds root/name[/config]/version; the newest version is read unless one is named.
+A dataset lies in data_dir/name[/config]/version; the newest version is read unless one is named.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 from lm import lookup, storage
 
-EMBEDDED_DATASETS = {"pydocs"}  # datasets that this package builds itself
+EMBEDDED_DATASETS = {"pydocs"}  # built by this package
 
-MIN_EXAMPLES_FOR_PERCENT = 51  # examples of which 1 %, rounded, is one
-DEFAULT_HELDOUT = "validation"  # TFDS's word, which not every dataset has
+MIN_EXAMPLES_FOR_PERCENT = 51  # 1 % of fewer rounds to none
+DEFAULT_HELDOUT = "validation"  # TFDS's usual name; not every dataset has this split
 
 FORMAT = "array_record"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -27,9 +27,9 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 @dataclasses.dataclass(frozen=True)
 class TfdsRecords:
-    """A split of a TFDS dataset as a random-access sequence: len() and [i] -> dict of str, int.
+    """A split as a random-access sequence: len() and [i] -> dict of str, numbers and lists.
 
-    Pickles by its address, so that worker processes open the files themselves.
+    Pickles by address, so that worker processes open the files themselves.
     """
 
     name: str
@@ -46,15 +46,16 @@ class TfdsRecords:
         return (self[index] for index in range(len(self)))
 
 
-def data_root(data_dir: str = ""):
-    """The TFDS directory: data_dir, or where it is "", $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+def data_root(data_dir: str = "") -> Any:
+    """The TFDS directory as an epath.Path: data_dir, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     from etils import epath
 
     root = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     if storage.is_remote(root):
         raise ValueError(
-            f"the TFDS directory {root} is in a bucket, and is read from a disk alone; copy it to "
-            f"one, or make a corpus of it with `python -m lm corpus`, which may lie in a bucket."
+            f"the TFDS directory {root} is in a bucket, but TFDS is read from a local disk only; "
+            f"copy it to one, or make a corpus of it with `python -m lm corpus`, which may lie in a "
+            f"bucket."
         )
     return epath.Path(root).expanduser().resolve()
 
@@ -62,33 +63,33 @@ def data_root(data_dir: str = ""):
 def tfds_splits(name: str, data_dir: str = "") -> dict[str, int]:
     """Split name -> number of examples.
 
-    name: dataset, dataset/config, either with :version or /version or neither.
-    data_dir: "" is the user's TFDS directory, $TFDS_DATA_DIR or else ~/tensorflow_datasets.
-    Raises ValueError, with the cure, where the dataset is absent or not stored as ArrayRecord.
+    name: dataset or dataset/config, optionally with :version or /version.
+    data_dir: as in data_root.
+    Raises ValueError, with the fix, if the dataset is missing or not stored as ArrayRecord.
     """
-    info = json.loads((_dataset_dir(name, data_dir) / "dataset_info.json").read_text())
-    return {s["name"]: sum(map(int, s.get("shardLengths", ()))) for s in info.get("splits", ())}
+    splits = _dataset_info(name, data_dir).get("splits", ())
+    return {split["name"]: sum(map(int, split.get("shardLengths", ()))) for split in splits}
+
+
+def _dataset_info(name: str, data_dir: str) -> dict:
+    return json.loads((_dataset_dir(name, data_dir) / "dataset_info.json").read_text())
 
 
 def tfds_records(name: str, split: str, data_dir: str = "") -> TfdsRecords:
-    """The records of a split: bytes become str, sequences lists, numpy scalars int or float.
+    """The records of a split: bytes become str, arrays lists, numpy scalars int or float.
 
-    name, data_dir: as in tfds_splits. split: in TFDS's words, as train, train[:99%], train+test.
-    Raises ValueError for what tfds_splits raises, and for a split that is absent or empty.
+    name, data_dir: as in tfds_splits. split: in TFDS's syntax, as train, train[:99%], train+test.
+    Raises ValueError like tfds_splits, and if the split does not exist or is empty.
     """
     import tensorflow_datasets as tfds
 
     splits = tfds_splits(name, data_dir)
-    for part in split.split("+"):
-        lookup.lookup(splits | {"all": 0}, part.split("[")[0].strip(), f"the split of {name}")
+    _check_split_names(name, split, splits | {"all": 0})
     builder = tfds.builder_from_directory(_dataset_dir(name, data_dir))
     try:
         examples = builder.info.splits[split].num_examples
     except ValueError:
-        raise ValueError(
-            f"the split {split!r} of {name} cannot be read as a slice; "
-            f"write it as train[:99%], train[1000:] or train+test."
-        ) from None
+        raise _slice_error(name, split) from None
     if examples < 1:
         raise ValueError(
             f"the split {split!r} of {name} holds no example, out of {splits}; take a wider slice."
@@ -96,87 +97,100 @@ def tfds_records(name: str, split: str, data_dir: str = "") -> TfdsRecords:
     return TfdsRecords(name, split, builder.as_data_source(split, file_format=FORMAT))
 
 
+def _check_split_names(name: str, split: str, splits: dict[str, int]) -> None:
+    for term in split.split("+"):
+        lookup.lookup(splits, term.split("[")[0].strip(), f"the split of {name}")
+
+
+def _slice_error(name: str, split: str, reason: str = "") -> ValueError:
+    return ValueError(
+        f"the split {split!r} of {name} cannot be read as a slice{reason}; "
+        f"write it as train[:99%], train[1000:] or train+test."
+    )
+
+
 def split_address(address: str) -> tuple[str, str]:
-    """tfds:name@split to (name, split), train where none is named."""
+    """(name, split) of tfds:name@split; the default split is train."""
     name, _, split = address.removeprefix("tfds:").partition("@")
     return name, split or "train"
 
 
 def tfds_bytes(name: str, split: str, data_dir: str = "") -> int:
-    """Bytes of a split's data, or of a slice's share of its splits.
+    """The bytes of a split's data; for a slice, its share of them.
 
-    name, split, data_dir, errors: as in tfds_records.
+    Arguments and errors as in tfds_records.
     """
-    info = json.loads((_dataset_dir(name, data_dir) / "dataset_info.json").read_text())
-    stored = {s["name"]: int(s.get("numBytes", 0)) for s in info.get("splits", ())}
+    splits = _dataset_info(name, data_dir).get("splits", ())
+    num_bytes = {split["name"]: int(split.get("numBytes", 0)) for split in splits}
     sizes, ranges = tfds_splits(name, data_dir), _ranges(name, split, data_dir)
-    return sum(stored[part] * (last - first) // sizes[part] for part, first, last in ranges)
+    return sum(num_bytes[part] * (stop - start) // sizes[part] for part, start, stop in ranges)
 
 
 def tfds_fingerprint(name: str, data_dir: str = "") -> str:
-    """A hash of what a dataset says of itself: version, splits, sizes; not of where it lies."""
+    """A hash of a dataset's metadata (version, splits, sizes), independent of its location."""
     info = (_dataset_dir(name, data_dir) / "dataset_info.json").read_bytes()
     return hashlib.sha256(info).hexdigest()
 
 
 def hold_out_end(source: str, split: str, count: int) -> tuple[str, str]:
-    """(all but the end of a split, its end): the last 1 %, of fewer than ENOUGH the last example.
+    """(all but the end of a split, its end): the last 1 %, or the last example of few.
 
-    Raises ValueError where it has fewer than 2.
+    Raises ValueError if it has fewer than 2.
     """
     if count < 2:
         raise ValueError(
             f"{source} has {count} of the 2 examples or more that {split} needs for one to be held "
-            f"out; add some, or name another split in data.heldout."
+            f"out; add some, or name another split in data.heldout_split."
         )
     cut = "99%" if count >= MIN_EXAMPLES_FOR_PERCENT else "-1"
     return f"{split}[:{cut}]", f"{split}[{cut}:]"
 
 
 def resolve_tfds_splits(name: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
-    """(train split, held-out split): as given, or as `end_of` train if there is no validation.
+    """(train split, held-out split): as given, or if there is no validation, slices of train.
 
-    Raises ValueError for what tfds_splits and end_of raise, for a split that is not there, and
-    where the two splits share examples.
+    Raises ValueError like tfds_splits and hold_out_end, if a split does not exist, and if the two
+    share examples.
     """
     splits = tfds_splits(name, data_dir)
     if heldout == DEFAULT_HELDOUT and heldout not in splits:
         lookup.lookup(splits, train, f"the split of {name} to hold {heldout!r} out of")
         return hold_out_end(name, train, splits[train])
-    for a in _ranges(name, train, data_dir):
-        for b in _ranges(name, heldout, data_dir):
-            if a[0] == b[0] and max(a[1], b[1]) < min(a[2], b[2]):
-                raise ValueError(
-                    f"data.train={train!r} and data.heldout={heldout!r} of {name} share examples; "
-                    f"use disjoint slices, as {a[0]}[:95%] and {a[0]}[95%:]."
-                )
+    for split, start, stop in _ranges(name, train, data_dir):
+        for heldout_split, heldout_start, heldout_stop in _ranges(name, heldout, data_dir):
+            if split == heldout_split and max(start, heldout_start) < min(stop, heldout_stop):
+                raise ValueError(shared_examples_error(name, train, heldout, split))
     return train, heldout
 
 
+def shared_examples_error(source: str, train: str, heldout: str, split: str) -> str:
+    """The error message for a train and a held-out split that overlap in `split`."""
+    return (
+        f"data.train_split={train!r} and data.heldout_split={heldout!r} of {source} share examples; "
+        f"use disjoint slices, as {split}[:95%] and {split}[95%:]."
+    )
+
+
 def _ranges(name: str, split: str, data_dir: str) -> list[tuple[str, int, int]]:
-    """(split, first, after last) of each part of a split in TFDS's words."""
+    """(split name, start, stop) of each term of a split in TFDS's syntax."""
     import tensorflow_datasets as tfds
 
     splits = tfds_splits(name, data_dir)
     if split == "all":
         return [(part, 0, size) for part, size in splits.items()]
     infos = tfds.builder_from_directory(_dataset_dir(name, data_dir)).info.splits
-    for part in split.split("+"):
-        lookup.lookup(splits, part.split("[")[0].strip(), f"the split of {name}")
+    _check_split_names(name, split, splits)
     try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        ranges = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, AssertionError) as error:
-        raise ValueError(
-            f"the split {split!r} of {name} cannot be read as a slice ({error}); "
-            f"write it as train[:99%], train[1000:] or train+test."
-        ) from None
+        raise _slice_error(name, split, f" ({error})") from None
     return [
-        (p.splitname, p.from_ or 0, splits[p.splitname] if p.to is None else p.to) for p in parts
+        (r.splitname, r.from_ or 0, splits[r.splitname] if r.to is None else r.to) for r in ranges
     ]
 
 
 def _to_python(value: Any) -> Any:
-    """numpy and bytes to Python and str, at any depth."""
+    """Convert numpy values and bytes to Python values and str, at any depth."""
     if isinstance(value, dict):
         return {key: _to_python(item) for key, item in value.items()}
     if isinstance(value, bytes):
@@ -196,21 +210,21 @@ def _split_version(name: str) -> tuple[str, str]:
 
 
 def _dataset_dir(name: str, data_dir: str):
-    """The directory that holds the dataset's files, as an epath.Path."""
+    """The directory of a dataset's version, as an epath.Path."""
     root = data_root(data_dir)
-    path, wanted = _split_version(name)
+    path, version = _split_version(name)
     versions = _finished_versions(root / path)
-    if wanted and wanted in versions:
-        versions = [wanted]
-    elif not versions or wanted:
+    if version and version in versions:
+        versions = [version]
+    elif not versions or version:
         raise ValueError(_absent_message(name, root, versions))
     directory = root / path / max(versions, key=lambda v: [int(n) for n in v.split(".")])
     info = json.loads((directory / "dataset_info.json").read_text())
-    # A dataset without a word on its format is from before TFDS had two.
+    # Datasets without the field were written before TFDS had a second format.
     stored = info.get("fileFormat", "tfrecord")
     if FORMAT not in {stored, *info.get("alternativeFileFormats", ())}:
         raise ValueError(
-            f"{name} at {directory} is stored as {stored}, which is not read here; "
+            f"{name} at {directory} is stored as {stored}, which is unsupported; "
             f"where tensorflow is installed, convert it with `tfds convert_format "
             f"--dataset_version_dir={directory} --out_file_format={FORMAT}`, "
             f"or build it anew elsewhere with {_build_command(name, '<another directory>')}."
@@ -219,15 +233,14 @@ def _dataset_dir(name: str, data_dir: str):
 
 
 def _finished_versions(directory) -> list[str]:
-    """The finished versions in root/name[/config]; what a killed build left is not one."""
+    """The complete versions in root/name[/config]; a killed build leaves an incomplete one."""
     if not directory.is_dir():
         return []
+    files = ("dataset_info.json", "features.json")
     return sorted(
         child.name
         for child in directory.iterdir()
-        if VERSION.fullmatch(child.name)
-        and (child / "dataset_info.json").exists()
-        and (child / "features.json").exists()
+        if VERSION.fullmatch(child.name) and all((child / file).exists() for file in files)
     )
 
 
@@ -241,27 +254,27 @@ def _build_command(name: str, root: Any) -> str:
 
 
 def _absent_message(name: str, root, versions: list[str]) -> str:
-    """The sentence for a dataset that is not there: where, what lies near, and the cure."""
+    """The error message for a missing dataset: where it was sought, similar names, and the fix."""
     path, _ = _split_version(name)
-    cure = f"prepare it with {_build_command(name, root)}"
+    fix = f"prepare it with {_build_command(name, root)}"
     if path not in EMBEDDED_DATASETS:
-        cure += " where tensorflow is installed"
+        fix += " where tensorflow is installed"
     if versions:
-        return f"{name} is not in {root / path}, which has {', '.join(versions)}; {cure}."
-    there = _list_datasets(root)
-    # A misspelt dataset is still near to its own name when a config makes the whole path far.
-    heads = {full.split("/")[0]: full for full in there}
-    near = difflib.get_close_matches(path, there, 1) or [
+        return f"{name} is not in {root / path}, which has {', '.join(versions)}; {fix}."
+    datasets = _list_datasets(root)
+    # Compare the dataset name alone too: a config can make the whole path of a typo look unlike.
+    heads = {full.split("/")[0]: full for full in datasets}
+    close = difflib.get_close_matches(path, datasets, 1) or [
         heads[head] for head in difflib.get_close_matches(path.split("/")[0], heads, 1)
     ]
-    return f"{name} is not in {root}; {cure}" + (f"; did you mean {near[0]!r}?" if near else ".")
+    return f"{name} is not in {root}; {fix}" + (f"; did you mean {close[0]!r}?" if close else ".")
 
 
 def _list_datasets(root) -> list[str]:
-    """Every dataset, with its config where it has one, that has a finished version in root."""
+    """Every dataset[/config] in root that has a complete version."""
     if not root.is_dir():
         return []
     children = [child for child in root.iterdir() if child.is_dir()]
     grandchildren = [g for child in children for g in child.iterdir() if g.is_dir()]
-    found = [path for path in (*children, *grandchildren) if _finished_versions(path)]
-    return sorted(str(path.relative_to(root)) for path in found)
+    datasets = [path for path in (*children, *grandchildren) if _finished_versions(path)]
+    return sorted(str(path.relative_to(root)) for path in datasets)

@@ -1,4 +1,4 @@
-"""What the wikis of several languages call things that an article is read without."""
+"""Tables for reading wikitext: names of templates, sections and switches in several languages."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import re
 
 
 def _split_names(text: str) -> tuple[str, ...]:
-    """Names to compare with what was folded likewise."""
+    """Names separated by | or line ends, case-folded."""
     return tuple(name.casefold() for name in re.split(r"[|\n]", text) if name)
 
 
-# Templates that mark a disambiguation page; those of MIXED may have other words before them.
-PREFIXED_DISAMBIGUATION_TEMPLATES = _split_names("disambiguation|disambig")
-DISAMBIGUATION_TEMPLATES = PREFIXED_DISAMBIGUATION_TEMPLATES + _split_names("""
+# Templates that mark a disambiguation page; the PREFIXED ones may have other words before them.
+PREFIXED_DISAMBIGUATIONS = _split_names("disambiguation|disambig")
+DISAMBIGUATIONS = PREFIXED_DISAMBIGUATIONS + _split_names("""
 disamb|dab|hndis|geodis|numberdis|schooldis|roaddis|callsigndis|mathdab
 begriffsklärung|homonymie|desambiguación|desambiguacion|desambigua|disambigua|desambiguação
 doorverwijspagina|неоднозначность|многозначность|ujednoznacznienie|förgrening|flertydig
 täsmennyssivu|rozcestník|egyértelműsítő|消歧义|消歧義|消歧义页|曖昧さ回避|aimai|동음이의|توضيح|פירושונים
 """)
 
-# What stands in parentheses at the end of a disambiguation page's title.
+# Markers in parentheses at the end of a disambiguation page's title.
 DISAMBIGUATION_TITLES = _split_names("""
 disambiguation|begriffsklärung|homonymie|desambiguación|disambigua|doorverwijspagina
 desambiguação|значения|ujednoznacznienie|rozcestník|egyértelműsítő|消歧义|消歧義|曖昧さ回避
 동음이의|توضيح|פירושונים
 """)
 
-# Words between two pairs of underscores that say how a page is shown.
+# Behaviour switches, written between two pairs of underscores.
 MAGIC_WORDS = _split_names("""
 notoc|forcetoc|toc|noeditsection|newsectionlink|nonewsectionlink|nogallery|hiddencat|index|noindex
 expectunusedcategory|expectunusedtemplate|nocontentconvert|nocc|notitleconvert|notc|start|end
@@ -37,7 +37,7 @@ aucunsommaire|aucunetdm|forcersommaire|forcertdm|sommaire|tdm|aucunegalerie|sect
 без_оглавления|без_огл|обязательное_оглавление|обяз_огл|оглавление|огл|без_галереи
 """)
 
-# Sections of an article that hold references and links and no prose.
+# Titles of sections that hold references and links but no prose.
 REFERENCE_SECTIONS = frozenset(
     _split_names("""
 see also|references|external links|further reading|notes|footnotes|citations|bibliography|sources
@@ -53,3 +53,37 @@ ver também|referências|ligações externas|przypisy|linki zewnętrzne|zobacz t
 脚注|関連項目|外部リンク|出典|같이 보기|각주|외부 링크
 """)
 )
+
+# Templates that display one of their arguments as words of the sentence: the number of that
+# positional argument. Arguments named as in TEXT_ARGUMENTS may take its place.
+DISPLAYED_ARGUMENT = {"lang": 2, "langx": 2, "transliteration": 2, "transl": 2, "color": 2}
+DISPLAYED_ARGUMENT |= dict.fromkeys(
+    _split_names("""
+abbr|nowrap|nobr|small|big|sic|ill|mvar|val|smallcaps|sc|em|nihongo|interlanguage link|small caps
+quote|blockquote|cquote|flag|circa|as of|us$
+"""),
+    1,
+)
+TEXT_ARGUMENTS = ("text", "quote")
+TEXT_BEFORE_ARGUMENT = {"circa": "c. ", "as of": "As of ", "us$": "US$"}
+REPLACING_ARGUMENT = {"as of": "alt"}  # displayed alone if given
+# Further arguments displayed after it, each with the text before it.
+FURTHER_ARGUMENTS = {"val": {"e": "×10^", "u": " ", "ul": " "}, "circa": {"2": " – c. "}}
+
+# Templates that display a number and its unit, and the words between the numbers of a range.
+MEASURE_TEMPLATES = frozenset({"convert", "cvt"})
+RANGE_SEPARATORS = dict.fromkeys(("-", "–", "−"), "–") | {"+/-": " ± ", "±": " ± ", "*": " × "}
+RANGE_SEPARATORS |= {"×": " × ", "xx": " × ", "x": " × ", "to(-)": " to ", "and(-)": " and "}
+RANGE_SEPARATORS |= {",": ", "}
+
+# Templates that display fixed characters.
+CHARACTER_TEMPLATES = {
+    **dict.fromkeys(("snd", "spnd", "spaced ndash"), " – "),
+    **dict.fromkeys(("ndash", "en dash"), "–"),
+    **dict.fromkeys(("dot", "·"), " · "),
+    "mdash": "—",
+    "nbsp": " ",
+    "'": "'",
+    "!": "|",
+    "=": "=",
+}

@@ -1,7 +1,7 @@
-"""A dump of Wikipedia: its XML to pages, a page to the prose of its article.
+"""A Wikipedia dump: its XML to pages, and a page to the prose of its article.
 
-Source: https://www.mediawiki.org/xml/export-0.11.xsd. Dumps in one stream or many, whole or in
-parts, are read alike, in constant memory.
+Source: https://www.mediawiki.org/xml/export-0.11.xsd. Single-stream, multistream and partial dumps
+are read alike, in constant memory.
 """
 
 from __future__ import annotations
@@ -13,103 +13,106 @@ from xml.etree import ElementTree
 from lm.sources import documents, formats, wiki_names, wikitext
 
 PAGE_START, PAGE_END, DUMP_END = b"<page>", b"</page>", b"</mediawiki>"
-TRUNCATED = "it is cut short: it ends without </mediawiki>"
 
-# A link to one of these namespaces shows a picture in an article, or nothing.
+# A link to one of these namespaces shows a picture or nothing.
 HIDDEN_NAMESPACES = {"-2": "media", "6": "file", "14": "category"}
 NAMESPACE = re.compile(r'<namespace key="(-?\d+)"[^>]*>([^<]*)<')
 
 REDIRECT = re.compile(r"\s*#\s*redirect\b", re.IGNORECASE)
 
-# A disambiguation page has one of these templates, or says so in its title.
-PREFIXED_TEMPLATE = rf"(?:[\w–-][\w –-]*[ _])?(?:{'|'.join(wiki_names.PREFIXED_DISAMBIGUATION_TEMPLATES)})(?:[ _]cleanup)?"
-DISAMBIGUATION_TEMPLATE = re.compile(
-    rf"__DISAMBIG__|\{{\{{\s*(?:{'|'.join(wiki_names.DISAMBIGUATION_TEMPLATES)}|{PREFIXED_TEMPLATE})\s*(?:\||\}}\}})",
-    re.IGNORECASE,
+# A disambiguation page contains one of these templates, or has a marker in its title.
+PREFIXED_TEMPLATE = (
+    rf"(?:[\w–-][\w –-]*[ _])?(?:{'|'.join(wiki_names.PREFIXED_DISAMBIGUATIONS)})(?:[ _]cleanup)?"
 )
-IGNORED_MARKUP = re.compile(
-    r"<!--.*?(?:-->|\Z)|<nowiki>.*?(?:</nowiki>|\Z)", re.DOTALL | re.IGNORECASE
+DISAMBIGUATION_TEMPLATE = re.compile(
+    rf"__DISAMBIG__"
+    rf"|\{{\{{\s*(?:{'|'.join(wiki_names.DISAMBIGUATIONS)}|{PREFIXED_TEMPLATE})\s*(?:\||\}}\}})",
+    re.IGNORECASE,
 )
 DISAMBIGUATION_TITLE = re.compile(
     rf"[(（](?:{'|'.join(wiki_names.DISAMBIGUATION_TITLES)})[)）]$", re.IGNORECASE
 )
+COMMENT_OR_NOWIKI = re.compile(
+    r"<!--.*?(?:-->|\Z)|<nowiki>.*?(?:</nowiki>|\Z)", re.DOTALL | re.IGNORECASE
+)
 
 
-def read_pages(part) -> Iterator[dict]:
-    """The pages of a dump: {"page": its XML, "hidden": prefixes of links that show no text}.
+def read_pages(file) -> Iterator[dict]:
+    """The pages of a dump: {"page": XML, "hidden": prefixes of links that show no text}.
 
-    A file may hold several dumps, one after the other. Inside a page "<" is escaped, so that a
-    search for its tags finds nothing else.
-    Raises EOFError for a dump that was cut short, ValueError for XML of another kind.
+    A file may hold several dumps in a row. Page text escapes "<", so searching for tags is exact.
+    Raises EOFError for a truncated dump, ValueError for other XML.
     """
-    with formats.open_decompressed(part.name) as stream:
-        held = bytearray()
-        _skip_space(stream, held)
+    with formats.open_decompressed(file.name) as stream:
+        buffer = bytearray()
+        _skip_space(stream, buffer)
         while True:
-            if b"<mediawiki" not in held:
+            if b"<mediawiki" not in buffer:
                 raise ValueError(
-                    f"{part.name} is not an XML export of MediaWiki from {bytes(held[:60])!r} on; "
-                    f"give a dump of pages, and nothing else in its file."
+                    f"{file.name} is not an XML export of MediaWiki from {bytes(buffer[:60])!r} "
+                    f"on; give a dump of pages, and nothing else in its file."
                 )
-            yield from _read_dump(stream, held, part.name)
-            _skip_space(stream, held)
-            if not held:
+            yield from _read_dump(stream, buffer, file.name)
+            _skip_space(stream, buffer)
+            if not buffer:
                 return
 
 
-def _skip_space(stream, held: bytearray) -> None:
-    """Drop white space, and hold a chunk of what follows it; of an archive's end, nothing."""
-    held[:] = held.lstrip()
-    while len(held) < formats.CHUNK_BYTES and (chunk := stream.read(formats.CHUNK_BYTES)):
-        held += chunk
-        held[:] = held.lstrip()
+def _skip_space(stream, buffer: bytearray) -> None:
+    """Drop leading white space and fill the buffer to CHUNK_BYTES, or to the end of the stream."""
+    buffer[:] = buffer.lstrip()
+    while len(buffer) < formats.CHUNK_BYTES and (chunk := stream.read(formats.CHUNK_BYTES)):
+        buffer += chunk
+        buffer[:] = buffer.lstrip()
 
 
-def _read_dump(stream, held: bytearray, name: str) -> Iterator[dict]:
+def _read_dump(stream, buffer: bytearray, name: str) -> Iterator[dict]:
     """The pages up to </mediawiki>."""
-    header = bytearray(tag := _read_until(stream, held, b">"))
+    header = bytearray(tag := _read_until(stream, buffer, b">"))
     while not tag.endswith((PAGE_START, DUMP_END)) and len(header) <= documents.MAX_RECORD_BYTES:
-        header += (tag := _read_until(stream, held, b">"))
-    hidden, mark = _hidden_prefixes(bytes(header)), tag[tag.rfind(b"<") :]
-    while mark == PAGE_START:
-        page = PAGE_START + _read_until(stream, held, PAGE_END)
-        long = len(page) > documents.MAX_RECORD_BYTES
-        yield documents.oversized_record(page) if long else {"page": page, "hidden": hidden}
-        mark = _read_until(stream, held, b">").strip()
-    if mark != DUMP_END:
-        raise ValueError(f"{name} has {mark[:60]!r} between pages; give a dump of pages.")
+        header += (tag := _read_until(stream, buffer, b">"))
+    hidden, tag = _hidden_prefixes(bytes(header)), tag[tag.rfind(b"<") :]
+    while tag == PAGE_START:
+        page = PAGE_START + _read_until(stream, buffer, PAGE_END)
+        if len(page) > documents.MAX_RECORD_BYTES:
+            yield documents.oversized_record(page)
+        else:
+            yield {"page": page, "hidden": hidden}
+        tag = _read_until(stream, buffer, b">").strip()
+    if tag != DUMP_END:
+        raise ValueError(f"{name} has {tag[:60]!r} between pages; give a dump of pages.")
 
 
-def _read_until(stream, held: bytearray, mark: bytes) -> bytes:
-    """What comes up to the mark, and the mark; of more than LIMIT bytes, LIMIT + 1 of them."""
+def _read_until(stream, buffer: bytearray, mark: bytes) -> bytes:
+    """The bytes up to and including the mark, cut to MAX_RECORD_BYTES + 1."""
     start, searched = b"", 0
-    while (found := held.find(mark, searched)) < 0:
-        searched = max(0, len(held) - len(mark) + 1)
+    while (found := buffer.find(mark, searched)) < 0:
+        searched = max(0, len(buffer) - len(mark) + 1)
         if searched > documents.MAX_RECORD_BYTES:
-            start = start or bytes(held[: documents.MAX_RECORD_BYTES + 1])
-            del held[:searched]
+            start = start or bytes(buffer[: documents.MAX_RECORD_BYTES + 1])
+            del buffer[:searched]
             searched = 0
         chunk = stream.read(formats.CHUNK_BYTES)
         if not chunk:
-            raise EOFError(TRUNCATED)
-        held += chunk
-    text = start or bytes(held[: found + len(mark)])
-    del held[: found + len(mark)]
+            raise EOFError("it is cut short: it ends without </mediawiki>")
+        buffer += chunk
+    text = start or bytes(buffer[: found + len(mark)])
+    del buffer[: found + len(mark)]
     return text
 
 
 def _hidden_prefixes(header: bytes) -> tuple[str, ...]:
-    """The prefixes of media, files and categories: English ones hold in every wiki."""
-    local = NAMESPACE.findall(header.decode("utf-8", errors="ignore"))
-    names = {name.casefold() for key, name in local if key in HIDDEN_NAMESPACES and name}
+    """The link prefixes of media, files and categories: the wiki's own, and the English ones."""
+    namespaces = NAMESPACE.findall(header.decode("utf-8", errors="ignore"))
+    names = {name.casefold() for key, name in namespaces if key in HIDDEN_NAMESPACES and name}
     return tuple(sorted({*HIDDEN_NAMESPACES.values(), "image", *names}))
 
 
-def parse_page(part, raw: dict) -> documents.Document:
-    """The prose of a page, without its title, or the rule that drops the page.
+def parse_page(file, raw: dict) -> documents.Document:
+    """The prose of a page without its title, or the reason why the page is dropped.
 
-    namespace: not an article; redirect; content: an article that is not wikitext;
-    disambiguation; empty: no prose is left. Of several revisions the last counts.
+    Reasons: namespace (not an article), redirect, content (an article that is not wikitext),
+    disambiguation, empty (no prose). The last of several revisions is used.
     """
     try:
         page = ElementTree.fromstring(documents.decode_utf8(raw["page"]))
@@ -127,6 +130,6 @@ def parse_page(part, raw: dict) -> documents.Document:
         return documents.Document("", "content")
     if DISAMBIGUATION_TITLE.search(
         page.findtext("title", "").strip()
-    ) or DISAMBIGUATION_TEMPLATE.search(IGNORED_MARKUP.sub("", text)):
+    ) or DISAMBIGUATION_TEMPLATE.search(COMMENT_OR_NOWIKI.sub("", text)):
         return documents.Document("", "disambiguation")
     return documents.to_document(wikitext.prose(text, raw["hidden"]))

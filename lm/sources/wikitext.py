@@ -1,9 +1,9 @@
-"""Wikitext to prose: what a reader of the article reads, without what stands beside the text.
+"""Wikitext to prose: the running text of an article, without what stands around it.
 
-Kept: paragraphs, titles of sections, items of lists as lines, the text of links.
-Left out: templates (but for those that stand for a word of the sentence), tables, references,
-files, galleries, formulas, listings, categories, languages, comments, addresses, magic words, and
-the sections of references and links at an article's end.
+Kept: paragraphs, section titles, list items as lines, the text of links.
+Removed: templates (except those that stand for a word of the sentence), tables, references, files,
+galleries, formulas, listings, categories, language links, comments, addresses, magic words, and the
+sections of references and links at the end.
 """
 
 from __future__ import annotations
@@ -11,169 +11,159 @@ from __future__ import annotations
 import collections
 import html
 import re
+from collections.abc import Callable, Iterable
 
 from lm.sources import documents, wiki_names
 
-# None can occur in XML: where something was left out, an item of a list or a paragraph begins.
+# Characters that cannot occur in XML mark a removal, a list item and a paragraph start.
 GAP, ITEM, PARAGRAPH = "\1", "\2", "\3"
 
-HIDDEN = ("category", "file", "image", "media")
+HIDDEN_PREFIXES = ("category", "file", "image", "media")
 PICTURE = re.compile(r"\.(jpe?g|png|gif|svg|tiff?|webp|xcf|djvu|pdf|og[agv]|webm|midi?|wav|mp3)$")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*|simple|zh-min-nan")
-MAGIC = re.compile(rf"__(?:{'|'.join(wiki_names.MAGIC_WORDS)})__", re.IGNORECASE)
-# References and comments are most of the markup, and quicker to find than to parse.
-BESIDE = re.compile(
+MAGIC_WORD = re.compile(rf"__(?:{'|'.join(wiki_names.MAGIC_WORDS)})__", re.IGNORECASE)
+# References and comments are most of the markup; a search removes them faster than the parser.
+COMMENT_OR_REFERENCE = re.compile(
     r"<!--.*?-->|<ref\b[^<>]*/>|<ref\b[^<>]*>(?:[^<]|<(?!/?ref\b))*</ref\s*>",
     re.DOTALL | re.IGNORECASE,
 )
-# A <p> whose end is left out, as it may be: the parser would search the rest of the text for it.
-ENDLESS = re.compile(
+# HTML allows <p> without </p>, but the parser would search the rest of the text for each.
+UNCLOSED_PARAGRAPH = re.compile(
     r"<p(?:\s[^<>]*|/)?>(?=(?:[^<]|<(?!/?(?:p|nowiki)[\s/>]))*+(?!</(?:p|nowiki)[\s>]))",
     re.IGNORECASE,
 )
-SPECIAL = re.compile(r"[\[\]{}'<]")  # what all of MARKUP begins with
-MARKUP = re.compile(  # what is unbalanced stays text to the parser
+MARKUP_START = re.compile(r"[\[\]{}'<]")  # every match of UNBALANCED_MARKUP begins with one
+UNBALANCED_MARKUP = re.compile(  # the parser leaves it in the text
     r"\[\[|\]\]|\{\{|\}\}|'{2,}"
     r"|</?(?:ref|references|div|span|small|big|center|b|i|u|s|p|sub|sup|font|blockquote|table|t[drh]"
     r"|li|[uod]l|gallery|math|nowiki|(?:no|only)?include(?:only)?|code|tt|poem)\b[^<>\n]*>",
     re.IGNORECASE,
 )
-# Of a table without end, or whose start is a template's; no absolute value, as |x|.
-ROWS = re.compile(r"^[ \t]*(?:\{\||\|(?![ \t]*[\w-]+[ \t]*\|(?!\|))).*$", re.MULTILINE)
+# Rows of a table without end, or whose start comes from a template; absolute values |x| are kept.
+TABLE_ROWS = re.compile(r"^[ \t]*(?:\{\||\|(?![ \t]*[\w-]+[ \t]*\|(?!\|))).*$", re.MULTILINE)
 
 TAGS = """ref references gallery math chem ce table timeline score syntaxhighlight source pre graph
- imagemap hiero inputbox templatedata categorytree mapframe maplink style section includeonly del
- indicator templatestyles"""
-LEFT_OUT = frozenset(TAGS.split())
-ITEMS = frozenset({"li", "dt", "dd"})
-BLOCKS = frozenset({"p", "div", "blockquote", "center", "poem", "ul", "ol", "dl"})
+    imagemap hiero inputbox templatedata categorytree mapframe maplink style section includeonly del
+    indicator templatestyles"""
+REMOVED_TAGS = frozenset(TAGS.split())
+ITEM_TAGS = frozenset({"li", "dt", "dd"})
+BLOCK_TAGS = frozenset({"p", "div", "blockquote", "center", "poem", "ul", "ol", "dl"})
 
-# Templates that stand for words of the sentence: the number of the argument that is read, which
-# may have the name of TEXT instead.
-ARGUMENT = {"lang": 2, "langx": 2, "transliteration": 2, "transl": 2, "color": 2, "abbr": 1}
-FIRST = """nowrap|nobr|small|big|sic|ill|mvar|val|smallcaps|sc|em|nihongo|interlanguage link
-small caps|quote|blockquote|cquote|flag|circa|as of|us$"""
-ARGUMENT |= dict.fromkeys(re.split(r"[|\n]", FIRST), 1)
-TEXT = ("text", "quote")
-BEFORE = {"circa": "c. ", "as of": "As of ", "us$": "US$"}  # shown before the argument
-INSTEAD = {"as of": "alt"}  # the argument that is shown alone where it is given
-AFTER = {"val": {"e": "×10^", "u": " ", "ul": " "}, "circa": {"2": " – c. "}}  # between arguments
-MEASURES = frozenset({"convert", "cvt"})
-RANGES = dict.fromkeys(("-", "–", "−"), "–") | {"+/-": " ± ", "±": " ± ", "*": " × ", "×": " × "}
-RANGES |= {"xx": " × ", "x": " × ", "to(-)": " to ", "and(-)": " and ", ",": ", "}
-CHARACTERS = {"snd": " – ", "spaced ndash": " – ", "ndash": "–", "mdash": "—", "nbsp": " "}
-CHARACTERS |= {"'": "'", "!": "|", "=": "=", "dot": " · ", "·": " · "}
-CHARACTERS |= {"spnd": " – ", "en dash": "–"}
-
-RUN = re.compile(r"[ \t,;:\x01]+")
-EMPTY = re.compile(r" ?[(（]\x01[)）]")
-ONLY_GAPS = re.compile(r"^[ \t]*\x01[ \t\x01]*\n", re.MULTILINE)
+GAPS_AND_COMMAS = re.compile(r"[ \t,;:\x01]+")
+EMPTY_BRACKETS = re.compile(r" ?[(（]\x01[)）]")
+LINE_OF_GAPS = re.compile(r"^[ \t]*\x01[ \t\x01]*\n", re.MULTILINE)
 SPACES = re.compile(r"[ \t\u00a0\u2007\u2009\u202f]+")
 
-# What is opened and never closed makes the parser search the rest of the text for each.
+# Markup that is opened and never closed makes the parser search the rest of the text each time.
 VERBATIM = "math|chem|ce|nowiki|pre|source|syntaxhighlight|score"
-OPENED = re.compile(
+OPEN_OR_CLOSE = re.compile(
     rf"<({VERBATIM})\b[^<>]*>[^<]*</\1\s*>|\{{\{{|\}}\}}|^[ \t]*(?:\{{\||\|\}}(?!\}}))|<!--|-->"
     r"|\[\[|\]\]|\[(?=(?:[a-z]+:)?//)|\]"
     rf"|<(?P<closes>/?)(?P<tag>[a-z][a-z0-9]*)(?:[^<>{{]|\{{\{{[^{{}}<>]*\}}\}})*>?",
     re.IGNORECASE | re.MULTILINE,
 )
-OPENER = {"}}": "{{", "|}": "{|", "-->": "<!--", "]]": "[[", "]": "["}
-SINGLE = frozenset(("br", "hr", "wbr", "meta", "link", "img", "li", "dt", "dd", "th", "td", "tr"))
-SEARCHED = 10**7  # characters, at most
+OPENER_OF = {"}}": "{{", "|}": "{|", "-->": "<!--", "]]": "[[", "]": "["}
+UNPAIRED_TAGS = frozenset(re.findall(r"\w+", "br hr wbr meta link img li dt dd th td tr"))
+MAX_SEARCHED = 10**7  # characters that the parser may search for ends
 
 
-def prose(text: str, hidden: tuple[str, ...] = HIDDEN) -> str:
-    """The prose of an article's wikitext, paragraphs and titles of sections an empty line apart.
+def prose(text: str, hidden: tuple[str, ...] = HIDDEN_PREFIXES) -> str:
+    """The prose of an article's wikitext, paragraphs and section titles separated by empty lines.
 
     hidden: prefixes, in lower case, of links to files and categories.
-    A title without prose below it goes. Unbalanced markup is left out where it stands.
-    Raises BadRecord where the parser gives up, where so much is opened and never closed that it
-    would search for minutes, and where things stand too deep within one another.
+    Titles of sections without prose are removed, and so is unbalanced markup.
+    Raises BadRecord if the parser fails, if so much is opened and never closed that it would search
+    for minutes, and if the nesting is too deep.
     """
-    text = ENDLESS.sub(PARAGRAPH, text)
-    most = sum(map(text.count, ("{{", "{|", "[", "<")))  # tells of nearly all pages, and at once
-    if most * len(text) > SEARCHED and (unclosed := _unclosed(text)) * len(text) > SEARCHED:
+    text = UNCLOSED_PARAGRAPH.sub(PARAGRAPH, text)
+    openers = sum(map(text.count, ("{{", "{|", "[", "<")))  # a fast upper bound
+    if (
+        openers * len(text) > MAX_SEARCHED
+        and (n := _count_unclosed(text)) * len(text) > MAX_SEARCHED
+    ):
         raise documents.BadRecord(
-            f"wikitext: {unclosed:,} templates, tables, links, comments or tags have no end"
+            f"wikitext: {n:,} templates, tables, links, comments or tags have no end"
         )
     try:
-        sections = _sections(_Reader(BESIDE.sub(GAP, text), hidden))
+        sections = _sections(_Reader(COMMENT_OR_REFERENCE.sub(GAP, text), hidden))
     except RecursionError:
         raise documents.BadRecord("wikitext: nested too deep") from None
-    return "\n\n".join(_told([(level, title, _tidy("".join(t))) for level, title, t in sections]))
+    texts = [(level, title, _close_gaps("".join(parts))) for level, title, parts in sections]
+    return "\n\n".join(_without_references(texts))
 
 
 def _sections(reader: _Reader) -> list[tuple[int, str, list[str]]]:
-    """Level, title and parts of the text of each section; level 0 comes before the first title."""
+    """Level, title and pieces of text of each section; level 0 comes before the first title."""
     sections = [(0, "", [])]
     for token in reader.tokens:
         if type(token).__name__ == "HeadingStart":
-            sections.append((token.level, _tidy(reader.until("HeadingEnd")[0]), []))
+            sections.append((token.level, _close_gaps(reader.until("HeadingEnd")[0]), []))
         else:
             sections[-1][2].append(reader.read(token))
     return sections
 
 
-def _unclosed(text: str) -> int:
-    """How many templates, tables, links, comments and tags do not end where they began."""
-    stack, held, unclosed = [], collections.Counter(), 0
-    for found in OPENED.finditer(text):
-        mark, name = found[0].lstrip(), (found["tag"] or "").lower()
-        if found[1] or (mark.endswith("/>") or name in SINGLE) and mark.endswith(">"):
+def _count_unclosed(text: str) -> int:
+    """The number of templates, tables, links, comments and tags that are not closed."""
+    stack, num_open, unclosed = [], collections.Counter(), 0
+    for match in OPEN_OR_CLOSE.finditer(text):
+        mark, tag = match[0].lstrip(), (match["tag"] or "").lower()
+        if match[1] or (mark.endswith("/>") or tag in UNPAIRED_TAGS) and mark.endswith(">"):
             continue
-        if found["closes"] and not mark.endswith(">"):
-            continue  # ends nothing
-        name = (name if mark.endswith(">") else "<") if name else OPENER.get(mark, mark)
-        if not (found["closes"] or mark in OPENER):
+        if match["closes"] and not mark.endswith(">"):
+            continue  # not a tag
+        name = (tag if mark.endswith(">") else "<") if tag else OPENER_OF.get(mark, mark)
+        if not (match["closes"] or mark in OPENER_OF):
             stack.append(name)
-            held[name] += 1
-        elif held[name]:
+            num_open[name] += 1
+        elif num_open[name]:
             while (last := stack.pop()) != name:
-                held[last] -= 1
+                num_open[last] -= 1
                 unclosed += 1
-            held[name] -= 1
+            num_open[name] -= 1
     return unclosed + len(stack)
 
 
-def _told(sections) -> list[str]:
-    """Titles and texts of the sections that a reader reads, in order."""
-    kept, apparatus = [], 7  # the level of a section whose deeper ones are left out with it
+def _without_references(sections: Iterable[tuple[int, str, str]]) -> list[str]:
+    """Titles and texts, in order, without reference sections and titles without prose."""
+    deepest = 7  # below every heading level
+    kept, removed_level = [], deepest
     for level, title, text in sections:
-        if level > apparatus:
-            continue
-        apparatus = level if title.casefold() in wiki_names.REFERENCE_SECTIONS else 7
-        if apparatus == 7:
+        if level > removed_level:
+            continue  # a subsection of a reference section
+        is_reference = title.casefold() in wiki_names.REFERENCE_SECTIONS
+        removed_level = level if is_reference else deepest
+        if not is_reference:
             kept.append((level, title, text))
-    told, full = [], set()  # levels of sections with prose below a section, read from the end
+    blocks, levels = [], set()  # levels of the following sections with prose, read backwards
     for level, title, text in reversed(kept):
-        if text or any(deeper > level for deeper in full):
-            told += [part for part in (text, title) if part]
-            full.add(level)
-        full = {higher for higher in full if higher <= level}
-    return told[::-1]
+        if text or any(deeper > level for deeper in levels):
+            blocks += [block for block in (text, title) if block]
+            levels.add(level)
+        levels = {higher for higher in levels if higher <= level}
+    return blocks[::-1]
 
 
-def _tidy(text: str) -> str:
-    """The text without gaps, and without the brackets and commas that stood around them."""
-    text = ROWS.sub("", text).replace(PARAGRAPH, "\n\n")
+def _close_gaps(text: str) -> str:
+    """Remove gaps together with the brackets, commas and spaces around them."""
+    text = TABLE_ROWS.sub("", text).replace(PARAGRAPH, "\n\n")
     text = re.sub(rf"\n?{ITEM}+", "\n", SPACES.sub(" ", text))
     if GAP in text:
-        text = ONLY_GAPS.sub("", text + "\n")
-        text = EMPTY.sub("", RUN.sub(_closed_up, text))
+        text = LINE_OF_GAPS.sub("", text + "\n")
+        text = EMPTY_BRACKETS.sub("", GAPS_AND_COMMAS.sub(_close_gap, text))
         text = SPACES.sub(" ", text.replace(GAP, ""))
     lines = "\n".join(line.strip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
-def _closed_up(run: re.Match) -> str:
-    """Spaces, commas and gaps between words, as they would stand without the gaps."""
+def _close_gap(run: re.Match) -> str:
+    """Spaces and commas between words, as they would stand without the gaps among them."""
     if GAP not in run[0]:
         return run[0]
     before = run.string[run.start() - 1] if run.start() else "\n"
     after = run.string[run.end()] if run.end() < len(run.string) else "\n"
     if before in "(（" and after in ")）":
-        return GAP  # for EMPTY to find
+        return GAP  # EMPTY_BRACKETS removes it
     if before in "(（\n" or after in ")）.!?":
         return ""
     marks = run[0].replace(GAP, "")
@@ -181,51 +171,48 @@ def _closed_up(run: re.Match) -> str:
 
 
 class _Reader:
-    """Reads the tokens of a wikitext once, front to back, into the text that they show.
+    """Reads the tokens of a wikitext once, front to back, and returns the text they display.
 
-    The parser's own next step, a tree of nodes, takes several times as long as the tokens.
+    Building the parser's own tree of nodes takes several times as long as its tokens.
     """
 
     def __init__(self, text: str, hidden: tuple[str, ...]):
         from mwparserfromhell import parser
         from mwparserfromhell.parser import tokenizer
 
-        make = parser.CTokenizer or tokenizer.Tokenizer  # in C, where it could be compiled
+        make_tokenizer = parser.CTokenizer or tokenizer.Tokenizer  # compiled, if available
         try:
-            self.tokens = iter(make().tokenize(text))
+            self.tokens = iter(make_tokenizer().tokenize(text))
         except parser.ParserError as error:
             raise documents.BadRecord(f"wikitext: {error}") from None
         self.hidden = hidden
         self.verbatim = False
 
     def read(self, token) -> str:
-        """What the markup that begins with this token shows."""
-        return READ[type(token).__name__](self, token)
+        """The text displayed by the markup that begins with this token."""
+        return READERS[type(token).__name__](self, token)
 
     def until(self, *ends: str) -> tuple[str, str]:
-        """What is shown up to a token of one of these names, and the name."""
-        parts = []
+        """The displayed text up to a token of one of these types, and the type."""
+        pieces = []
         for token in self.tokens:
             name = type(token).__name__
             if name in ends:
-                return "".join(parts), name
-            parts.append(READ[name](self, token))
+                return "".join(pieces), name
+            pieces.append(READERS[name](self, token))
         raise documents.BadRecord(f"wikitext: the parser lost the end of a {ends[-1]}")
 
 
-def _text(reader: _Reader, token) -> str:
+def _read_text(reader: _Reader, token) -> str:
     text = token["text"]
     if reader.verbatim:
         return text
-    text = MARKUP.sub(_unbalanced, text) if SPECIAL.search(text) else text
-    return MAGIC.sub(GAP, text) if "__" in text else text
+    if MARKUP_START.search(text):
+        text = UNBALANCED_MARKUP.sub(lambda m: ITEM if m[0].lower().startswith("<li") else "", text)
+    return MAGIC_WORD.sub(GAP, text) if "__" in text else text
 
 
-def _unbalanced(markup: re.Match) -> str:
-    return ITEM if markup[0].lower().startswith("<li") else ""
-
-
-def _link(reader: _Reader, token) -> str:
+def _read_link(reader: _Reader, token) -> str:
     title, end = reader.until("WikilinkSeparator", "WikilinkClose")
     text = reader.until("WikilinkClose")[0] if end == "WikilinkSeparator" else None
     prefix, colon, name = title.strip().partition(":")
@@ -238,63 +225,67 @@ def _link(reader: _Reader, token) -> str:
     return text or title.strip().lstrip(":")
 
 
-def _address(reader: _Reader, token) -> str:
+def _read_address(reader: _Reader, token) -> str:
     end = reader.until("ExternalLinkSeparator", "ExternalLinkClose")[1]
     text = reader.until("ExternalLinkClose")[0] if end == "ExternalLinkSeparator" else ""
     return text or GAP
 
 
-def _template(reader: _Reader, token) -> str:
+def _read_template(reader: _Reader, token) -> str:
     name, end = reader.until("TemplateParamSeparator", "TemplateClose")
-    values, number = {}, 0
+    arguments, number = {}, 0  # positional ones are named "1", "2", ..
     while end == "TemplateParamSeparator":
         value, end = reader.until(end, "TemplateParamEquals", "TemplateClose")
         if end == "TemplateParamEquals":
             key = value.strip()
             value, end = reader.until("TemplateParamSeparator", "TemplateClose")
-            values[key] = value.strip()
+            arguments[key] = value.strip()
         else:
             number += 1
-            values[str(number)] = value
+            arguments[str(number)] = value
     name = name.replace(GAP, "").strip().replace("_", " ").casefold()
-    if name in CHARACTERS:
-        return CHARACTERS[name]
-    if name in MEASURES and number > 1:
-        return _measure([values[str(i + 1)].strip() for i in range(number)])
+    if name in wiki_names.CHARACTER_TEMPLATES:
+        return wiki_names.CHARACTER_TEMPLATES[name]
+    if name in wiki_names.MEASURE_TEMPLATES and number > 1:
+        return _format_measure([arguments[str(i + 1)].strip() for i in range(number)])
     if name.startswith("formatnum:"):
         return name.partition(":")[2]
-    return _argument(name, values)
+    return _displayed_argument(name, arguments)
 
 
-def _argument(name: str, values: dict[str, str]) -> str:
-    """The argument that a template shows, with what it puts around it."""
-    number = 1 if name.startswith("lang-") else ARGUMENT.get(name, 0)
-    keys = (str(number), *TEXT) if number else ()
-    value = next((values[key] for key in keys if key in values), "")
-    if alone := values.get(INSTEAD.get(name)):
-        return alone
-    if not value:
+def _displayed_argument(name: str, arguments: dict[str, str]) -> str:
+    """The argument that a template displays, with the text around it; GAP if there is none."""
+    if replacing := arguments.get(wiki_names.REPLACING_ARGUMENT.get(name)):
+        return replacing
+    number = 1 if name.startswith("lang-") else wiki_names.DISPLAYED_ARGUMENT.get(name, 0)
+    keys = (str(number), *wiki_names.TEXT_ARGUMENTS) if number else ()
+    text = next((arguments[key] for key in keys if key in arguments), "")
+    if not text:
         return GAP
-    before = BEFORE.get(name, "")
-    before = before.lower() if "lc" in values else before
-    after = AFTER.get(name, {}).items()
-    return before + value + "".join(mark + values[key] for key, mark in after if values.get(key))
+    before = wiki_names.TEXT_BEFORE_ARGUMENT.get(name, "")
+    text = (before.lower() if "lc" in arguments else before) + text
+    for key, separator in wiki_names.FURTHER_ARGUMENTS.get(name, {}).items():
+        if arguments.get(key):
+            text += separator + arguments[key]
+    return text
 
 
-def _measure(values: list[str]) -> str:
-    """Number and unit, or the numbers of a range, or of a measure in parts, as 5 ft 6 in."""
-    shown, unit = values[0], 1
+def _format_measure(values: list[str]) -> str:
+    """A number and its unit, a range and its unit, or a measure in parts, as 5 ft 6 in."""
+    text, unit = values[0], 1
     while unit + 2 < len(values) and values[unit + 1].lstrip("+-−.")[:1].isnumeric():
-        shown += RANGES.get(values[unit], f" {values[unit]} ") + values[unit + 1]
+        text += (
+            wiki_names.RANGE_SEPARATORS.get(values[unit], f" {values[unit]} ") + values[unit + 1]
+        )
         unit += 2
-    return f"{shown} {values[unit]}"
+    return f"{text} {values[unit]}"
 
 
-def _tag(reader: _Reader, token) -> str:
-    name, end = reader.until(*TAG_GOES_ON)
+def _read_tag(reader: _Reader, token) -> str:
+    name, end = reader.until(*TAG_CONTINUES)
     attributes = ""
     while end == "TagAttrStart":
-        attribute, end = reader.until(*TAG_GOES_ON)
+        attribute, end = reader.until(*TAG_CONTINUES)
         attributes += attribute.replace(" ", "").casefold() + " "
     name, contents = name.strip().casefold(), ""
     if end == "TagCloseOpen":
@@ -302,23 +293,23 @@ def _tag(reader: _Reader, token) -> str:
         contents = reader.until("TagOpenClose")[0]
         reader.verbatim = False
         reader.until("TagCloseClose")
-    if name in LEFT_OUT or "display:none" in attributes:
+    if name in REMOVED_TAGS or "display:none" in attributes:
         return GAP
     if name in ("br", "hr"):
         return "\n"
-    if name in ITEMS:
+    if name in ITEM_TAGS:
         return ITEM + contents
-    return f"\n\n{contents}\n\n" if name in BLOCKS else contents
+    return f"\n\n{contents}\n\n" if name in BLOCK_TAGS else contents
 
 
-def _entity(reader: _Reader, token) -> str:
-    reader.verbatim, before = True, reader.verbatim
-    text = reader.until("HTMLEntityEnd")[0]
-    reader.verbatim = before
-    return html.unescape(f"&{text};")
+def _read_entity(reader: _Reader, token) -> str:
+    verbatim, reader.verbatim = reader.verbatim, True
+    name = reader.until("HTMLEntityEnd")[0]
+    reader.verbatim = verbatim
+    return html.unescape(f"&{name};")
 
 
-def _left_out(end: str):
+def _remove_until(end: str) -> Callable[[_Reader, object], str]:
     def read(reader: _Reader, token) -> str:
         reader.until(end)
         return GAP
@@ -326,24 +317,24 @@ def _left_out(end: str):
     return read
 
 
-def _shown_as(text: str):
+def _constant(text: str) -> Callable[[_Reader, object], str]:
     return lambda reader, token: text
 
 
-TAG_GOES_ON = ("TagAttrStart", "TagCloseOpen", "TagCloseSelfclose")
-READ = {
-    "Text": _text,
-    "WikilinkOpen": _link,
-    "ExternalLinkOpen": _address,
-    "TemplateOpen": _template,
-    "TagOpenOpen": _tag,
-    "TagAttrEquals": _shown_as("="),
-    "TagAttrQuote": _shown_as(""),
-    "HTMLEntityStart": _entity,
-    "HTMLEntityNumeric": _shown_as("#"),
-    "HTMLEntityHex": _shown_as("x"),
+TAG_CONTINUES = ("TagAttrStart", "TagCloseOpen", "TagCloseSelfclose")
+READERS = {  # by the type of the first token
+    "Text": _read_text,
+    "WikilinkOpen": _read_link,
+    "ExternalLinkOpen": _read_address,
+    "TemplateOpen": _read_template,
+    "TagOpenOpen": _read_tag,
+    "TagAttrEquals": _constant("="),
+    "TagAttrQuote": _constant(""),
+    "HTMLEntityStart": _read_entity,
+    "HTMLEntityNumeric": _constant("#"),
+    "HTMLEntityHex": _constant("x"),
     "HeadingStart": lambda reader, token: f"\n\n{reader.until('HeadingEnd')[0]}\n\n",
-    "CommentStart": _left_out("CommentEnd"),
-    "ArgumentOpen": _left_out("ArgumentClose"),
-    "ArgumentSeparator": _shown_as(""),
+    "CommentStart": _remove_until("CommentEnd"),
+    "ArgumentOpen": _remove_until("ArgumentClose"),
+    "ArgumentSeparator": _constant(""),
 }

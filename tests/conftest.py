@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import os
 import pathlib
-import random
 import signal
 import sys
 
 import pytest
+
+from tests import tiny_data
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -28,52 +29,6 @@ UNOPTIMIZED = os.environ.setdefault(NO_OPTIMIZATIONS, "true")
 
 DOCUMENTS = {"train": 60, "validation": 12}
 PIECES, SENTINELS = 400, 10
-
-
-def write_tfds(root, address: str, splits: dict[str, list[dict[str, str]]]) -> None:
-    """Records of text fields as the TFDS dataset name[/config] under root, in ArrayRecord."""
-    import tensorflow_datasets as tfds
-
-    dataset, _, variant = address.partition("/")
-    fields = {key: tfds.features.Text() for key in next(iter(splits.values()))[0]}
-
-    with tfds.core.registered.skip_registration():
-
-        class Handmade(tfds.core.GeneratorBasedBuilder):
-            name = dataset
-            VERSION = tfds.core.Version("1.0.0")
-            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=variant)] if variant else []
-            url_infos = None  # nothing to download
-
-            def _info(self):
-                features = tfds.features.FeaturesDict(fields)
-                return tfds.core.DatasetInfo(
-                    builder=self, features=features, disable_shuffling=True
-                )
-
-            def _split_generators(self, dl_manager):
-                return {split: self._generate_examples(rows) for split, rows in splits.items()}
-
-            def _generate_examples(self, rows):
-                yield from enumerate(rows)
-
-    tfds.disable_progress_bar()
-    Handmade(data_dir=root, file_format="array_record").download_and_prepare(
-        download_dir=root / "downloads"
-    )
-
-
-def made_up_documents(seed: int, count: int) -> list[dict[str, str]]:
-    """Documents of 30 to 90 made-up words; the frequent ones are short."""
-    rng = random.Random(seed)
-    spell = random.Random(0)
-    words = ["".join(spell.choices("aeiouklmnrst", k=2 + i // 20)) for i in range(120)]
-    weights = [1 / (1 + i) for i in range(len(words))]
-    rows = []
-    for index in range(count):
-        made = rng.choices(words, weights, k=rng.randint(30, 90))
-        rows.append({"title": f"Made-up {seed}.{index}", "text": " ".join(made).capitalize()})
-    return rows
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -117,8 +72,8 @@ def assumed_peak_flops():
 def tiny_tfds(tmp_path_factory):
     """A TFDS directory with a hand-made wikipedia/20230601.en and pydocs, train and validation."""
     root = tmp_path_factory.mktemp("tiny_tfds")
-    rows = {split: made_up_documents(n, n) for split, n in DOCUMENTS.items()}
-    write_tfds(root, "wikipedia/20230601.en", rows)
+    rows = {split: tiny_data.made_up_documents(n, n) for split, n in DOCUMENTS.items()}
+    tiny_data.write_tfds(root, "wikipedia/20230601.en", rows)
     pairs = {
         split: [
             {
@@ -132,7 +87,7 @@ def tiny_tfds(tmp_path_factory):
         ]
         for split, made in rows.items()
     }
-    write_tfds(root, "pydocs", pairs)
+    tiny_data.write_tfds(root, "pydocs", pairs)
     return root
 
 
@@ -141,7 +96,8 @@ def tiny_tokens(tiny_tfds, tmp_path_factory):
     """A tokenizer.Tokenizer of PIECES pieces and SENTINELS sentinels, of the training texts."""
     from lm import tokenizer
 
-    texts = [row["text"] for row in made_up_documents(DOCUMENTS["train"], DOCUMENTS["train"])]
+    rows = tiny_data.made_up_documents(DOCUMENTS["train"], DOCUMENTS["train"])
+    texts = [row["text"] for row in rows]
     directory = tmp_path_factory.mktemp("tiny_tokens")
     return tokenizer.train(texts, directory, pieces=PIECES, num_sentinels=SENTINELS)
 

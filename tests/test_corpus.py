@@ -15,7 +15,7 @@ import pytest
 from lm import shards, sources, tasks, tokenizer
 from lm.shards import encoding, processes
 from lm.storage import staging
-from tests import conftest
+from tests import tiny_data
 
 PAIR = shards.Form(inputs=32, targets=16)
 WIKIPEDIA, SUMMARY = tasks.TASKS["wikipedia"], tasks.TASKS["docstring_summary"]
@@ -232,7 +232,7 @@ def test_shards_of_something_else_are_refused_by_name(
 ):
     out, before = train_shards[0], contents(train_shards[0])
     data, elsewhere = str(tiny_tfds), tmp_path_factory.mktemp("elsewhere")
-    conftest.write_tfds(elsewhere, "wikipedia/20230601.en", {"train": [{"text": "Another one."}]})
+    tiny_data.write_tfds(elsewhere, "wikipedia/20230601.en", {"train": [{"text": "Another one."}]})
     other = tokenizer.train(
         [text["text"] for text in texts("wikipedia", tiny_tfds)],
         tmp_path_factory.mktemp("other"),

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import pipeline
 from lm import runs
-from tests.conftest import made_up_documents
+from tests.tiny_data import made_up_documents
 
 TASK = """
 from configs import own_task

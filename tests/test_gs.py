@@ -173,7 +173,7 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used(
 
 def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_path):
     from lm.corpus import build, documents
-    from tests.conftest import made_up_documents
+    from tests.tiny_data import made_up_documents
 
     text = "\n".join(row["text"] for row in made_up_documents(5, 60))
     (tmp_path / "text.txt").write_text(text)

@@ -10,7 +10,7 @@ import pytest
 
 from lm import sources
 from lm.sources import documents, random_access
-from tests import conftest
+from tests import tiny_data
 
 ROWS = [{"en": f"the {i} cats", "de": f"die {i} Katzen"} for i in range(200)]
 
@@ -89,7 +89,7 @@ def test_at_least_one_row_is_held_out_and_the_rest_is_learnt(count, tmp_path):
 
 
 def test_of_a_dataset_of_few_examples_one_is_held_out_as_well(tmp_path):
-    conftest.write_tfds(tmp_path, "few", {"train": ROWS[:41], "more": ROWS[:60]})
+    tiny_data.write_tfds(tmp_path, "few", {"train": ROWS[:41], "more": ROWS[:60]})
     split = lambda train: sources.resolve_splits("tfds:few", train, "validation", str(tmp_path))
     read = lambda split: [*sources.records("tfds:few", split, str(tmp_path))]
     assert split("more") == ("more[:99%]", "more[99%:]")

@@ -19,38 +19,26 @@ import numpy as np
 import pytest
 
 from lm import tokenizer
+from tests.tiny_data import varied_texts
 
 ROOT = pathlib.Path(__file__).parents[1]
 PIECES, NUM_SENTINELS = 600, 10
 
 
-def corpus(seed=0, texts=300):
-    """Texts of made-up words, the frequent ones short; with code, chat and other scripts."""
-    rng = random.Random(seed)
-    words = ["".join(rng.choices("aeiouklmnrst", k=2 + i // 50)) for i in range(400)]
-    weights = [1 / (1 + i) for i in range(400)]
-
-    def sentence():
-        return " ".join(rng.choices(words, weights, k=12)).capitalize() + "."
-
-    lines = ["def f(x):\n    return {x: [x]}", "user: hi\nassistant: hello", "日本 שלום", ""]
-    return [f"{sentence()} {sentence()}\n\n{rng.choice(lines)}" for _ in range(texts)]
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.train(corpus(), path, pieces=PIECES, num_sentinels=NUM_SENTINELS)
+    tokenizer.train(varied_texts(), path, pieces=PIECES, num_sentinels=NUM_SENTINELS)
     return path
 
 
 def trained(name):
-    """A fixture: the tokenizer of corpus() by some options."""
+    """A fixture: the tokenizer of varied_texts() by some options."""
 
     @pytest.fixture(scope="module", name=name)
     def fixture(tmp_path_factory):
         path = tmp_path_factory.mktemp(name)
-        return tokenizer.train(corpus(), path, pieces=PIECES, **OPTIONS[name])
+        return tokenizer.train(varied_texts(), path, pieces=PIECES, **OPTIONS[name])
 
     return fixture
 
@@ -211,7 +199,7 @@ def test_newlines_and_indentation_are_cheap(which, request):
 
 
 def test_a_corpus_without_spaces_still_learns_the_space(tmp_path):
-    texts = [text.replace(" ", "").replace("\n", "") for text in corpus()]
+    texts = [text.replace(" ", "").replace("\n", "") for text in varied_texts()]
     tok = tokenizer.train(texts, tmp_path, pieces=400, num_sentinels=0)
     assert tok.decode(tok.encode(" a 日\n")) == " a 日\n"
     assert tok.piece_bytes(400)[tok.encode(" a 日\n")].sum() == 7
@@ -284,10 +272,10 @@ def test_a_pickled_tokenizer_is_its_directory_and_works_alike(plain):
 TRAIN_AGAIN = """
 import sys; sys.path[:0] = sys.argv[1:3]
 from lm import tokenizer
-import test_tokenizer
+import tiny_data
 for kind in ("unigram", "bpe"):
     options = dict(kind=kind, pieces=400, max_chunks=200)
-    tokenizer.train(test_tokenizer.corpus(), f"{sys.argv[3]}/{kind}", **options)
+    tokenizer.train(tiny_data.varied_texts(), f"{sys.argv[3]}/{kind}", **options)
 """
 
 
@@ -297,7 +285,7 @@ def test_the_number_of_threads_that_fit_is_a_constant_and_told(tmp_path, monkeyp
     given, fit = {}, sentencepiece.SentencePieceTrainer.train
     spy = lambda **options: given.update(options) or fit(**options)
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", spy)
-    tokenizer.train(corpus(), tmp_path, pieces=400)
+    tokenizer.train(varied_texts(), tmp_path, pieces=400)
     facts = tokenizer.read(tmp_path)[1]
     assert given["num_threads"] == facts["training"]["num_threads"] == tokenizer.NUM_THREADS == 16
 
@@ -322,12 +310,14 @@ def test_the_facts_are_written_beside_the_model(directory, plain, spelt):
     kinds = [facts["kind"], tokenizer.read(spelt.directory)[1]["kind"]]
     assert kinds == ["unigram", "bytes"] and set(kinds) < set(tokenizer.KINDS)
     assert facts["normalization"] == "identity" and facts["fingerprint"] == plain.fingerprint
-    assert facts["training"]["lines"] == sum(1 for t in corpus() for _ in tokenizer.split_chunks(t))
+    assert facts["training"]["lines"] == sum(
+        1 for t in varied_texts() for _ in tokenizer.split_chunks(t)
+    )
 
 
 def test_the_fingerprint_follows_pieces_and_sentinels(tmp_path, plain):
     def fingerprint(**options):
-        return tokenizer.train(corpus(), tmp_path, **options).fingerprint
+        return tokenizer.train(varied_texts(), tmp_path, **options).fingerprint
 
     assert fingerprint(pieces=PIECES, num_sentinels=NUM_SENTINELS) == plain.fingerprint
     assert fingerprint(pieces=PIECES, num_sentinels=11) != plain.fingerprint
@@ -348,14 +338,14 @@ def test_chunks_fit_and_lose_nothing_but_blank_lines():
 
 @pytest.mark.parametrize("spoiler", ["\0", "▅", "\ud800", "\t", " y" * 4000])
 def test_what_sentencepiece_would_drop_is_learnt_from(tmp_path, spoiler):
-    texts = [*corpus(), *[" zebra" * 150 + spoiler + " zebra" * 150] * 2]
+    texts = [*varied_texts(), *[" zebra" * 150 + spoiler + " zebra" * 150] * 2]
     tok = tokenizer.train(texts, tmp_path, pieces=400)
     assert len(tok.encode(" zebra")) == 1
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_texts_own_special_names_are_learnt_from_and_stay_text(tmp_path, kind):
-    texts = [text.replace("hello", "<unk> </s> <pad> <s>") for text in corpus()]
+    texts = [text.replace("hello", "<unk> </s> <pad> <s>") for text in varied_texts()]
     tok = tokenizer.train(texts, tmp_path, kind=kind, pieces=400)
     assert tok.names()[:3] == ["<pad>", "</s>", "<unk>"]
     for name in ("<pad>", "</s>", "<unk>", "<s>"):
@@ -405,11 +395,12 @@ def test_a_sample_is_fair_repeatable_and_whole_when_small():
 
 
 def test_training_says_what_it_does_and_sentencepiece_says_nothing(tmp_path, capfd):
-    tokenizer.train(corpus(), tmp_path, pieces=400)
+    lines = [line for text in varied_texts() for line in tokenizer.split_chunks(text)]
+    tokenizer.train(varied_texts(), tmp_path, pieces=400)
     out, err = capfd.readouterr()
     assert out == ""
     assert [line for line in err.splitlines() if "reading texts" not in line] == [
-        f"fitting 400 pieces to {sum(1 for t in corpus() for _ in tokenizer.split_chunks(t))} lines"
+        f"fitting 400 pieces to {len(lines)} lines"
     ]
 
 
@@ -430,18 +421,18 @@ def test_too_little_text_names_the_most_pieces_and_that_many_work(tmp_path, kind
     with pytest.raises(
         ValueError, match=r"tokenizer.pieces=32000 is more .* --config.tok"
     ) as error:
-        tokenizer.train(corpus(), tmp_path, kind=kind)
+        tokenizer.train(varied_texts(), tmp_path, kind=kind)
     assert list(tmp_path.iterdir()) == []
     most = int(str(error.value).rpartition("=")[2].rstrip("."))
-    assert tokenizer.train(corpus(), tmp_path, kind=kind, pieces=most).pieces == most
+    assert tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=most).pieces == most
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_too_few_pieces_names_the_least_and_that_many_work(tmp_path, kind):
     with pytest.raises(ValueError, match=r"tokenizer.pieces=260 cannot hold") as error:
-        tokenizer.train(corpus(), tmp_path, kind=kind, pieces=260)
+        tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=260)
     least = int(str(error.value).partition("tokenizer.pieces=")[2].partition("pieces=")[2][:3])
-    assert tokenizer.train(corpus(), tmp_path, kind=kind, pieces=least).pieces == least
+    assert tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=least).pieces == least
 
 
 @pytest.mark.parametrize(
@@ -515,7 +506,7 @@ def foreign(path, facts=(), **options):
     ids = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(
-            chunk for text in corpus() for chunk in tokenizer.split_chunks(text)
+            chunk for text in varied_texts() for chunk in tokenizer.split_chunks(text)
         ),
         model_writer=model,
         minloglevel=2,

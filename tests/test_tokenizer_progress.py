@@ -11,7 +11,7 @@ import pytest
 
 from lm import tokenizer
 from lm.tokenizer import progress
-from tests.test_tokenizer import corpus
+from tests.tiny_data import varied_texts
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ def test_the_share_done_grows_with_the_log_from_nothing_to_all(
     tmp_path, capfd, monkeypatch, kind, pieces
 ):
     monkeypatch.setattr(progress, "SILENT", progress.TOLD)
-    tokenizer.train(corpus(), tmp_path, kind=kind, pieces=pieces)
+    tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=pieces)
     lines = capfd.readouterr().err.splitlines()
     shares = [progress.share_done("\n".join(lines[:i]), pieces) for i in range(len(lines) + 1)]
     assert shares == sorted(shares) and len(set(shares)) >= 4
@@ -42,12 +42,12 @@ def test_a_log_that_says_nothing_or_too_much_is_no_error():
 ON_A_TERMINAL = """
 import sys; sys.path[:0] = sys.argv[1:2]
 from lm import tokenizer
-from tests.test_tokenizer import corpus
+from tests.tiny_data import varied_texts
 for kind in ("unigram", "bpe"):
-    print(tokenizer.train(corpus(), sys.argv[2], kind=kind, pieces=400).fingerprint)
+    print(tokenizer.train(varied_texts(), sys.argv[2], kind=kind, pieces=400).fingerprint)
     print("after", kind, file=sys.stderr)
 try:
-    tokenizer.train(corpus(), sys.argv[2])
+    tokenizer.train(varied_texts(), sys.argv[2])
 except ValueError as error:
     print("still here:", error, file=sys.stderr)
 """
@@ -70,7 +70,7 @@ def test_a_terminal_sees_a_bar_the_same_model_comes_out_and_errors_are_seen(tmp_
     assert "still here: tokenizer.pieces=32000 is more" in screen
     assert "trainer" not in screen, "SentencePiece's own log stays away"
     quiet = [
-        tokenizer.train(corpus(), tmp_path, kind=kind, pieces=400).fingerprint
+        tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=400).fingerprint
         for kind in ("unigram", "bpe")
     ]
     assert fingerprints == quiet

@@ -11,7 +11,7 @@ import pytest
 
 from lm import cli, runs, tokenizer
 from tests.test_main import flat
-from tests.test_tokenizer import corpus
+from tests.tiny_data import varied_texts
 
 SCRIPTS = [
     "日本語で書く。",
@@ -27,7 +27,7 @@ MARKS = ".!?…。！？｡।॥؟۔።။។‼⁉"
 
 def texts(count=60):
     """Half words in Latin letters, half sentences of many scripts."""
-    found = corpus(seed=3, texts=count)
+    found = varied_texts(seed=3, count=count)
     return [f"{text} {SCRIPTS[i % len(SCRIPTS)]}" for i, text in enumerate(found)]
 
 
@@ -168,7 +168,7 @@ def test_the_report_of_bytes_is_known_beforehand(fitted):
 
 @EVERY
 def test_the_report_counts_what_one_would_count_by_hand(fitted, name):
-    tok, held_out = fitted[name], [*corpus(seed=9, texts=20), *SCRIPTS, *CODE, ""]
+    tok, held_out = fitted[name], [*varied_texts(seed=9, count=20), *SCRIPTS, *CODE, ""]
     found = tokenizer.text_stats(tok, iter(held_out), longest=5)
     ids = [piece for text in held_out for piece in tok.encode(text).tolist()]
     seen = [tok.normalise(text) for text in held_out]
@@ -195,7 +195,7 @@ def test_the_report_counts_what_one_would_count_by_hand(fitted, name):
 
 @EVERY
 def test_reports_of_parts_add_up_to_the_report_of_the_whole(fitted, name):
-    parts = [corpus(seed=5, texts=9), SCRIPTS]
+    parts = [varied_texts(seed=5, count=9), SCRIPTS]
     first, second, whole = (
         tokenizer.text_stats(fitted[name], given) for given in (*parts, sum(parts, []))
     )
@@ -239,7 +239,7 @@ def test_the_table_shows_every_figure(fitted):
     assert lines[0] == "2 texts: 12 tokens, 3 words, 8 characters, 12 bytes"
     shown = [line.split()[0] for line in lines[1:-1]]
     assert shown == ["4.000", "1.500", "1.000", "100.000%", "0.000%", "100.000%", "-"]
-    found = tokenizer.text_stats(fitted["unigram"], corpus())
+    found = tokenizer.text_stats(fitted["unigram"], varied_texts())
     (last,) = [line for line in tokenizer.format_stats(found).splitlines() if "longest" in line]
     assert all(repr(row["piece"]) in last for row in found["longest_pieces"])
 

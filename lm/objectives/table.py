@@ -220,7 +220,7 @@ def check_sentinels(config: ObjectiveConfig, input_length: int, num_sentinels: i
     T5 and its descendants then write ids of ordinary pieces without a word.
     Raises ValueError.
     """
-    needed = example_lengths(config, input_length).sentinels
+    needed = lengths(config, input_length).sentinels
     if needed > num_sentinels:
         keys = DECIDING.get(config.name, ())
         said = "".join(f", objective.{key}={getattr(config, key)}" for key in keys)

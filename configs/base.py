@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.steps = 65_536  # updates; 0: duration says how many
     config.duration = ""  # instead of steps: "3 epochs" or "34e9 tokens" (padding counted)
     config.init_from = ""  # workdir of a run to start from: its newest parameters; at the end @best
-    # (by its keep_best) or @1200: those of that update
+    # (by its checkpoint.best_metric) or @1200: those of that update
 
     config.model = model = ConfigDict()  # set by a preset of configs/models.py, after a colon
     model.vocab_size = 32_128  # rows of the embedding: pieces + sentinels + padding
@@ -58,35 +58,43 @@ def get_config() -> ConfigDict:
     config.tokenizer = tokenizer = ConfigDict()
     tokenizer.dir = ""  # empty: that of init_from or of the teacher, else {workdir}/tokenizer
     tokenizer.kind = "unigram"  # bpe; or bytes (ByT5), with pieces=259
-    tokenizer.pieces = 32_000  # of SentencePiece, 3 special ones and 256 bytes included
-    tokenizer.num_sentinels = 100  # ids above the pieces
+    tokenizer.vocab_size = 32_000  # of SentencePiece, 3 special ones and 256 bytes included
+    tokenizer.num_extra_ids = 100  # ids above the pieces
     tokenizer.normalization = "identity"  # or nmt_nfkc, which loses newlines and runs of spaces
     tokenizer.character_coverage = 0.9995  # of the characters; the rest is spelt in bytes
-    tokenizer.documents = 200_000  # of the training split, from the first, to learn from
+    tokenizer.max_documents = 200_000  # of the training split, from the first, to learn from
 
     config.data = data = ConfigDict()
     data.task = "pydocs"  # of lm/tasks; a corpus's directory with a slash; a,b or a=3,b=1: mixed
-    data.tasks = ConfigDict()  # your own, by name, in the words of lm/tasks/task.py; an example:
+    data.custom_tasks = (
+        ConfigDict()
+    )  # your own, by name, in the words of lm/tasks/task.py; an example:
     # configs/own_task.py
-    data.dir = ""  # TFDS directory; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
-    data.shards = ""  # where token shards lie; empty: {workdir}/shards
-    data.train = "train"  # TFDS split, slices allowed; a corpus has train and validation, whole
-    data.heldout = "validation"  # if there is none, the last 1 % of train, or its last row
+    data.tfds_dir = ""  # TFDS directory; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
+    data.shards_dir = ""  # where token shards lie; empty: {workdir}/shards
+    data.train_split = (
+        "train"  # TFDS split, slices allowed; a corpus has train and validation, whole
+    )
+    data.heldout_split = "validation"  # if there is none, the last 1 % of train, or its last row
     data.input_length = 512  # tokens per encoder row
     data.target_length = 128  # tokens per decoder row of pairs; the objective sets it for text
     data.batch_size = 128  # rows per update, over all devices
-    data.limit = 0  # rows that count at most for a task's share of a mixture (T5's K); 0: all
-    data.temperature = 1.0  # shares are sizes ** (1 / temperature); large: all equal
+    data.max_examples_per_task = (
+        0  # rows that count at most for a task's share of a mixture (T5's K); 0: all
+    )
+    data.mixing_temperature = 1.0  # shares are sizes ** (1 / temperature); large: all equal
     data.packing = "none"  # or first_fit: as many pairs to a row as fit; training only
     data.max_bad_records = 0  # damaged records to leave out (their rows stay empty) before stopping
-    data.workers = 0  # processes that make batches; 0: threads of this one. The order is the same
+    data.num_workers = (
+        0  # processes that make batches; 0: threads of this one. The order is the same
+    )
 
     config.objective = objective = ConfigDict()  # how running text becomes a pair; lm/objectives
     objective.name = "span_corruption"  # or iid_replace, token_masking, mass, drop, gap_sentences,
     # prefix_lm, language_model, deshuffling, ul2
     objective.noise_density = 0.15  # share that is hidden; of prefix_lm: where placement is end;
     # not read by language_model and deshuffling (the whole text), nor by ul2 (shares of its own)
-    objective.mean_span = 3.0  # tokens per hidden span; read by span_corruption alone
+    objective.mean_noise_span_length = 3.0  # tokens per hidden span; read by span_corruption alone
     objective.placement = "uniform"  # every place (of mass: of the span; of prefix_lm: of the cut;
     # of gap_sentences: order of sentences) alike; or, of span_corruption and ul2: t5 (never the
     # first token, always the last); of prefix_lm: end; of gap_sentences: lead, principal
@@ -95,31 +103,39 @@ def get_config() -> ConfigDict:
 
     config.loss = loss = ConfigDict()
     loss.z_loss = 1e-4  # times log(Z)^2, added to each token's loss
-    loss.smoothing = 0.0  # label smoothing, a share
+    loss.label_smoothing = 0.0  # label smoothing, a share
 
     config.lora = lora = ConfigDict()  # train two thin factors of some kernels, nothing else
     lora.rank = 0  # of the factors' product; 0: no LoRA
     lora.alpha = 16.0  # the product counts alpha / rank times
-    lora.match = "attention/(query|value)/kernel$"  # a regular expression of the kernels' paths
+    lora.target_pattern = (
+        "attention/(query|value)/kernel$"  # a regular expression of the kernels' paths
+    )
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adafactor"  # adamw, adamw_rms (nanoT5's), muon (with adamw), lion
-    optimizer.peak = 1e-2  # learning rate
+    optimizer.learning_rate = 1e-2  # learning rate
     optimizer.schedule = "rsqrt"  # constant, linear, cosine, wsd (warm-up, stable, decay)
     optimizer.warmup = 10_000  # updates; 0: none, or as warmup_duration says
     optimizer.warmup_duration = ""  # "2 percent", "0.5 epochs", "1e9 tokens", "100 updates"
     optimizer.cooldown = 0  # updates of wsd's last, falling part; 0: as cooldown_duration says
     optimizer.cooldown_duration = ""  # in the same words
-    optimizer.final = 0.0  # share of peak after the last update (linear, cosine, wsd)
-    optimizer.clip_norm = 1.0  # of the gradient of all that is trained; 0: none
+    optimizer.final_learning_rate_fraction = (
+        0.0  # share of peak after the last update (linear, cosine, wsd)
+    )
+    optimizer.grad_clip_norm = 1.0  # of the gradient of all that is trained; 0: none
     optimizer.weight_decay = 0.0  # times the learning rate
-    optimizer.decays = "(scale|bias)$=0"  # multipliers of weight_decay by a regular expression of
+    optimizer.weight_decay_multipliers = (
+        "(scale|bias)$=0"  # multipliers of weight_decay by a regular expression of
+    )
     # the parameter's path, space between; the first match wins, no match is 1
-    optimizer.rates = ""  # multipliers of the learning rate (the decay's too), in the same words:
+    optimizer.learning_rate_multipliers = (
+        ""  # multipliers of the learning rate (the decay's too), in the same words:
+    )
     # "encoder/=0.1 embed=none"; none freezes
     optimizer.beta1 = 0.9  # of the first moment or momentum; not read by adafactor
     optimizer.beta2 = 0.98  # of the second moment (lion: the momentum); not read by adafactor
-    optimizer.average = 0.0  # decay of a running average of the weights, which is what is
+    optimizer.ema_decay = 0.0  # decay of a running average of the weights, which is what is
     # evaluated, decoded, exported and started from; 0: none
 
     config.parallel = parallel = ConfigDict()
@@ -127,38 +143,47 @@ def get_config() -> ConfigDict:
     parallel.data = -1  # devices along data; -1: all that remain
     parallel.fsdp = 1  # devices that share parameters and optimizer state (mesh)
     parallel.tensor = 1  # devices that share heads, d_ff and vocabulary (mesh)
-    parallel.micro_batches = 1  # parts a batch is taken in, to save memory
+    parallel.num_microbatches = 1  # parts a batch is taken in, to save memory
     parallel.reduction = "fast"  # or fixed (pmap): the same bits on any number of CPU devices; it
     # makes attention whole
-    parallel.shards = 8  # parts that fixed adds in one order; devices must divide it; a power of 2
+    parallel.reduction_shards = (
+        8  # parts that fixed adds in one order; devices must divide it; a power of 2
+    )
 
     config.teacher = teacher = ConfigDict()
     teacher.workdir = ""  # of the run that teaches (distill)
-    teacher.init = "even"  # where the student starts from: the teacher's layers, or random
+    teacher.student_init = "even"  # where the student starts from: the teacher's layers, or random
     teacher.loss = "labels weight=0.2, forward_kl weight=0.8 temperature=2"  # lm/distill/terms.py
     teacher.dtype = "float32"  # of its parameters and activations; or bfloat16
     teacher.cache = ""  # directory of what it said (teacher-cache); empty: it runs beside
     teacher.on_policy = ""  # learn from the student's own answers, in words, as
     # "share=0.5 sample temperature=1"; empty: never
 
-    config.every = every = ConfigDict()
-    every.log = 100  # updates between rows of the log
-    every.evaluate = 1000  # updates between held-out evaluations
-    every.checkpoint = 1000  # updates between checkpoints
-    config.keep = 2  # checkpoints kept, the newest
-    config.keep_every = 0  # and those at its multiples, in updates; 0: none
-    config.keep_best = ""  # and the best by this held-out figure, as nats, or score of the task, as
-    # bleu (of several tasks: task/bleu); empty: none
-    config.early_stop = 0  # evaluations in a row without a better keep_best that end it; 0: none do
+    config.log_every_steps = 100  # updates between rows of the log
+    config.eval_every_steps = 1000  # updates between held-out evaluations
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_steps = 1000  # updates between checkpoints
+    checkpoint.max_to_keep = 2  # the newest checkpoints that are kept
+    checkpoint.keep_period = 0  # also keep those whose update is a multiple of this; 0: none
+    checkpoint.best_metric = (
+        ""  # also keep the best by this held-out figure, as nats, or a score of
+    )
+    # the task, as bleu (with several tasks: task/bleu); empty: none
+    config.early_stopping_patience = 0  # stop after this many evaluations without a better
+    # checkpoint.best_metric; 0: never
 
     config.guard = guard = ConfigDict()
-    guard.patience = 5  # updates in a row, not finite or spikes, after which it is rolled back
-    guard.rollbacks = 3  # as often; then training stops with a report
-    guard.spike = 6.0  # robust deviations above the median of recent losses; 0: no loss is a spike
-    guard.hang = 1800.0  # seconds without an update's end after which the process ends; 0: never
+    guard.max_bad_steps = 5  # updates in a row, not finite or spikes, after which it is rolled back
+    guard.max_rollbacks = 3  # as often; then training stops with a report
+    guard.spike_threshold = (
+        6.0  # robust deviations above the median of recent losses; 0: no loss is a spike
+    )
+    guard.hang_timeout_seconds = (
+        1800.0  # seconds without an update's end after which the process ends; 0: never
+    )
 
     config.evaluate = evaluate = ConfigDict()
-    evaluate.examples = 2048  # held-out examples for the loss, from the first; 0: all
-    evaluate.decode = 512  # held-out examples to decode and score; 0: all
+    evaluate.max_examples = 2048  # held-out examples for the loss, from the first; 0: all
+    evaluate.max_decoded_examples = 512  # held-out examples to decode and score; 0: all
     evaluate.decoding = "greedy"  # or "beam width=4 alpha=0.6", "sample top_p=0.9"; lm/decoding
     return config.lock()

@@ -13,6 +13,6 @@ from configs import distill
 def get_config(preset: str = "tiny"):
     config = distill.get_config(preset)
     config.teacher.loss = "labels"
-    config.data.train = f"{config.teacher.workdir or 'runs/finetune'}/answers.jsonl"
-    config.data.shards = ""
+    config.data.train_split = f"{config.teacher.workdir or 'runs/finetune'}/answers.jsonl"
+    config.data.shards_dir = ""
     return config

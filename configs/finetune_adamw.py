@@ -15,8 +15,9 @@ def get_config(preset: str = "t5_1_1_small"):
     config.update(steps=0, duration="10 epochs")
     config.model.dropout_rate = 0.1
     config.data.update(task="aeslc", target_length=128, batch_size=64)
-    config.optimizer.update(name="adamw", peak=1e-4, schedule="linear", weight_decay=0.01)
+    config.optimizer.update(name="adamw", learning_rate=1e-4, schedule="linear", weight_decay=0.01)
     config.optimizer.update(warmup=0, warmup_duration="6 percent", beta2=0.999)
-    config.every.update(evaluate=500, checkpoint=500)
-    config.update(keep_best="nats", early_stop=5)
+    config.eval_every_steps = 500
+    config.checkpoint.every_steps = 500
+    config.checkpoint.best_metric, config.early_stopping_patience = "nats", 5
     return config

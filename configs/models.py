@@ -89,7 +89,7 @@ PRESETS |= {f"t5gemma_{pair}": (255_872, 128, _t5gemma(pair)) for pair in PAIRS}
 
 
 def apply(config, preset: str):
-    """Set config.model, and tokenizer.pieces and num_sentinels, to those of `preset`.
+    """Set config.model, and tokenizer.vocab_size and num_sentinels, to those of `preset`.
 
     A folder of a run, instead: its model and tokenizer, and config.init_from to start from it.
     Returns config.
@@ -101,12 +101,12 @@ def apply(config, preset: str):
         theirs = runs.read_config(folder)
         words = theirs["model"].items()
         config.model.update({k: v for k, v in words if k not in transformer.COMPUTED})
-        for key in ("kind", "pieces", "num_sentinels", "normalization"):
+        for key in ("kind", "vocab_size", "num_extra_ids", "normalization"):
             config.tokenizer[key] = theirs["tokenizer"][key]
         config.init_from = str(folder)
         return config
     chosen = lookup.lookup(PRESETS, preset, "the preset (or run's folder) after the config's colon")
-    config.tokenizer.pieces, config.tokenizer.num_sentinels, model = chosen
+    config.tokenizer.vocab_size, config.tokenizer.num_extra_ids, model = chosen
     config.tokenizer.kind = "bytes" if preset.startswith("byt5") else "unigram"
     config.model.update(model)
     return config

@@ -14,6 +14,7 @@ def get_config(preset: str = "tiny"):
     config.model.dropout_rate = 0.1
     config.data.update(task="multi30k_en_de", packing="first_fit", batch_size=8)
     config.data.update(input_length=128, target_length=128)
-    config.optimizer.update(name="adamw_rms", peak=0.01, schedule="cosine", warmup=100)
-    config.every.update(log=50, evaluate=500, checkpoint=500)
+    config.optimizer.update(name="adamw_rms", learning_rate=0.01, schedule="cosine", warmup=100)
+    config.update(log_every_steps=50, eval_every_steps=500)
+    config.checkpoint.every_steps = 500
     return config

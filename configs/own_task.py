@@ -8,7 +8,7 @@ from configs import finetune
 
 def get_config(preset: str = "tiny"):
     config = finetune.get_config(preset)
-    config.data.tasks = dict(
+    config.data.custom_tasks = dict(
         en_de=dict(
             source="data/{split}.tsv",  # train.tsv, and validation.tsv where there is one
             inputs="translate English to German: {en}",

@@ -11,6 +11,6 @@ from configs import multi30k
 
 def get_config(preset: str = "tiny"):
     config = multi30k.get_config(preset)
-    config.data.update(task="sgd_dialogues", train="train[:98%]", heldout="train[98%:]")
+    config.data.update(task="sgd_dialogues", train_split="train[:98%]", heldout_split="train[98%:]")
     config.data.update(input_length=128, target_length=48, packing="none", batch_size=16)
     return config

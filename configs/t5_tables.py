@@ -23,10 +23,10 @@ ROWS = {
     "rate_15": dict(name="iid_replace", noise_density=0.15),
     "rate_25": dict(name="iid_replace", noise_density=0.25),
     "rate_50": dict(name="iid_replace", noise_density=0.50),
-    "span_2": dict(mean_span=2.0, placement="t5"),  # Table 7
-    "span_3": dict(mean_span=3.0, placement="t5"),
-    "span_5": dict(mean_span=5.0, placement="t5"),
-    "span_10": dict(mean_span=10.0, placement="t5"),
+    "span_2": dict(mean_noise_span_length=2.0, placement="t5"),  # Table 7
+    "span_3": dict(mean_noise_span_length=3.0, placement="t5"),
+    "span_5": dict(mean_noise_span_length=5.0, placement="t5"),
+    "span_10": dict(mean_noise_span_length=10.0, placement="t5"),
 }
 SENTINELS = {"rate_25": 128, "rate_50": 256}
 
@@ -34,8 +34,8 @@ SENTINELS = {"rate_25": 128, "rate_50": 256}
 def get_config(row: str = "baseline"):
     config = models.apply(base.get_config(), "t5_base")
     config.objective.update(lookup.lookup(ROWS, row, "the row after the config's colon"))
-    config.tokenizer.num_sentinels = SENTINELS.get(row, config.tokenizer.num_sentinels)
-    rows = config.tokenizer.pieces + config.tokenizer.num_sentinels
+    config.tokenizer.num_extra_ids = SENTINELS.get(row, config.tokenizer.num_extra_ids)
+    rows = config.tokenizer.vocab_size + config.tokenizer.num_extra_ids
     config.model.update(vocab_size=max(rows, config.model.vocab_size), dropout_rate=0.1)
     config.steps = 2**19
     config.data.task = "wikipedia"

@@ -93,8 +93,8 @@ def answers(home: str, name: str) -> str:
 
 def _data(home: str, data: str, name: str) -> list[str]:
     return [
-        f"--config.data.dir={data}",
-        f"--config.data.shards={home}/shards/{name}",
+        f"--config.data.tfds_dir={data}",
+        f"--config.data.shards_dir={home}/shards/{name}",
         *TASKS[name].flags,
     ]
 
@@ -108,13 +108,19 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
     made, file = [], f"configs/{name}.py"
     if method in METHODS:
         words += ["--config.stage=distill", f"--config.teacher.workdir={home}/{name}/teacher"]
-        words += [f"--config.teacher.init={INIT}", f"--config.teacher.loss={METHODS[method]}"]
+        words += [
+            f"--config.teacher.student_init={INIT}",
+            f"--config.teacher.loss={METHODS[method]}",
+        ]
     if method.startswith("sequence"):
-        words += [f"--config.data.train={answers(home, name)}"]
-        words += [f"--config.data.shards={home}/shards/{name}_answers"]
+        words += [f"--config.data.train_split={answers(home, name)}"]
+        words += [f"--config.data.shards_dir={home}/shards/{name}_answers"]
     if method == "on_policy":
         words += ["--config.teacher.on_policy=share=0.25 sample", *UNPACKED.get(name, ())]
-        words += ["--config.data.packing=none", f"--config.data.shards={home}/shards/{name}_rows"]
+        words += [
+            "--config.data.packing=none",
+            f"--config.data.shards_dir={home}/shards/{name}_rows",
+        ]
     words.insert(0, f"--config={file}")
     if method == "cached":
         cache = f"{home}/{name}/cache/{seed}"
@@ -145,7 +151,7 @@ def timed(home: str, data: str, name: str, method: str) -> list[list[str]]:
     one after another on an otherwise idle machine, as those of the comparison need not be.
     """
     words = student(home, data, name, method, stages.SEEDS[0])[-1][:-1]
-    words += ["--config.steps=60", "--config.every.log=5", "--config.every.evaluate=60"]
+    words += ["--config.steps=60", "--config.log_every_steps=5", "--config.eval_every_steps=60"]
     return [[*words, f"--workdir={home}/{name}/timed/{method}"]]
 
 

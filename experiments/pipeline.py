@@ -50,13 +50,16 @@ def prepared(config) -> list[str]:
 def flags(config) -> dict[str, list[str]]:
     """The flags of each run's training."""
     home, data = config.workdir, config.data_dir or f"{config.workdir}/tfds"
-    shared = [f"--config.data.dir={data}", f"--config.seed={config.seed}"]
+    shared = [f"--config.data.tfds_dir={data}", f"--config.seed={config.seed}"]
     named = config.tokenizer or (f"{home}/corpus/tokenizer" if config.corpus else "")
     corpus = [f"--config.data.task={home}/corpus"] * bool(config.corpus)
     pretrain = [*_stage(config.pretrain), *corpus, *shared]
     pretrain += [f"--config.tokenizer.dir={named}"] * bool(named)
     tokens = f"--config.tokenizer.dir={named or f'{home}/pretrain/tokenizer'}"
-    pairs = [f"--config.data.shards={home}/pairs", f"--config.evaluate.decode={config.decode}"]
+    pairs = [
+        f"--config.data.shards_dir={home}/pairs",
+        f"--config.evaluate.max_decoded_examples={config.decode}",
+    ]
     pairs += shared
     finetune = [*_stage(config.finetune), *pairs]
     student = [*_stage(config.distill, config.finetune.file), *pairs, "--config.stage=distill"]

@@ -65,7 +65,9 @@ def row_of(preset: str, chip: str, tries: int) -> dict:
     target = slices.slice_named(found.slice)
     made |= dict(slice=found.slice, chips=target.chips, proven=found.proven, flags=found.flags)
     made |= dict(layout=search.name_of(found.layout, target.chips), remat=found.layout.remat)
-    made |= dict(micro_batches=found.layout.micro_batches, peak=found.peak, step_s=found.step_s)
+    made |= dict(
+        num_microbatches=found.layout.num_microbatches, peak=found.peak, step_s=found.step_s
+    )
     return made | dict(memory=target.chip.memory, mfu=found.mfu, compile_seconds=found.seconds)
 
 
@@ -80,7 +82,7 @@ def table(rows: list[dict]) -> str:
         ]
         if row["slice"]:
             of = f"{row['peak'] / 2**30:.1f} of {row['memory'] / 2**30:.2f}"
-            cells += [row["chips"], row["layout"], row["micro_batches"], row["remat"], of]
+            cells += [row["chips"], row["layout"], row["num_microbatches"], row["remat"], of]
             if row["proven"]:
                 cells += [
                     f"{row['step_s'] * 1e3:.0f}",

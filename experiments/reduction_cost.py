@@ -47,7 +47,7 @@ def update(devices: int, reduction: str):
     strategy = parallel.make_strategy(config, jax.devices()[:devices])
     shapes, model = transformer.param_shapes(MODEL), transformer.Transformer(MODEL)
     optimizer, _ = optimizers.make_optimizer(
-        optimizers.OptimizerConfig(name="adamw", peak=1e-3, warmup=0),
+        optimizers.OptimizerConfig(name="adamw", learning_rate=1e-3, warmup=0),
         1000,
         shapes,
         optimizers.RunLength(1.0, 1),

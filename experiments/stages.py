@@ -30,7 +30,7 @@ def arguments(text: str, workdir: str) -> argparse.Namespace:
 def prepared(home: str, data: str) -> list[list[str]]:
     """Commands that make the tokenizer, of both languages and encyclopedic text, and the corpus."""
     tokens = ["--config.data.task=multi30k_en_de,wikipedia", "--config.data.packing=none"]
-    tokens += [f"--config.data.dir={data}", f"--workdir={home}/tokens"]
+    tokens += [f"--config.data.tfds_dir={data}", f"--workdir={home}/tokens"]
     texts = ["--source=tfds:english_prose,tfds:wikipedia/20230601.en", f"--data_dir={data}"]
     texts += [f"--tokenizer={home}/tokens/tokenizer", f"--out={home}/prose"]
     return [["tokenizer", "--config=configs/multi30k.py", *tokens], ["corpus", *texts]]
@@ -40,7 +40,7 @@ def pretrained(home: str, seed: int) -> list[str]:
     """The command that pre-trains a seed's model by span corruption."""
     flags = [f"--config.data.task={home}/prose", f"--config.seed={seed}", *SIZE]
     flags += [f"--config.steps={PRETRAIN}", "--config.data.input_length=128"]
-    flags += ["--config.data.batch_size=16", "--config.every.evaluate=400"]
+    flags += ["--config.data.batch_size=16", "--config.eval_every_steps=400"]
     return ["train", "--config=configs/pretrain.py", *flags, f"--workdir={home}/pretrain/{seed}"]
 
 
@@ -50,8 +50,8 @@ def tuned(home: str, data: str, config: str, seed: int, steps: int, scratch=Fals
     start, flags = f":{home}/pretrain/{seed}", []
     if scratch:
         start, flags = "", [*SIZE, f"--config.tokenizer.dir={home}/tokens/tokenizer"]
-    flags += [f"--config.data.dir={data}", f"--config.seed={seed}", f"--config.steps={steps}"]
-    flags += [f"--config.data.shards={home}/shards/{config}"]
+    flags += [f"--config.data.tfds_dir={data}", f"--config.seed={seed}", f"--config.steps={steps}"]
+    flags += [f"--config.data.shards_dir={home}/shards/{config}"]
     flags += [f"--config.name={name}", f"--workdir={home}/{name}/{seed}"]
     return ["train", f"--config=configs/{config}.py{start}", *flags]
 

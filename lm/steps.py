@@ -42,7 +42,7 @@ class StepConfig:
     """
 
     seed: int = 0
-    micro_batches: int = 1
+    num_microbatches: int = 1
     shards: int = 0
     average: float = 0.0
     total: int = 0
@@ -59,10 +59,10 @@ class LossConfig:
     """What is added to the cross-entropy."""
 
     z_loss: float = 1e-4
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self):
-        for field, (low, high) in {"z_loss": (0, 1), "smoothing": (0, 0.999)}.items():
+        for field, (low, high) in {"z_loss": (0, 1), "label_smoothing": (0, 0.999)}.items():
             value = getattr(self, field)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"loss.{field}={value} is out of bounds; use {low} to {high}.")
@@ -108,7 +108,11 @@ def make_language_loss(model, config: LossConfig, text_bytes: Array) -> Loss:
         logits = apply_model(model, params, examples, key)
         weights = batch.loss_weights(examples)
         total, _ = losses.cross_entropy(
-            logits, examples.targets, weights, z_loss=config.z_loss, smoothing=config.smoothing
+            logits,
+            examples.targets,
+            weights,
+            z_loss=config.z_loss,
+            smoothing=config.label_smoothing,
         )
         return total, {"loss": total} | token_sums(logits, examples, text_bytes)
 
@@ -223,13 +227,13 @@ def _summed(
     own = jnp.array(numbers)[jax.lax.axis_index(axis.name)] if axis else 0
     if not plan.shards:
         key = jax.random.fold_in(key, own) if axis else key
-        added = _over_micro_batches(gradients, examples, key, plan.micro_batches)
+        added = _over_micro_batches(gradients, examples, key, plan.num_microbatches)
         return jax.lax.psum(added, axis.name) if axis else added
 
     def of_shard(shard):
         number, part = _barrier(shard)
         part_key = jax.random.fold_in(key, number)
-        return _barrier(_over_micro_batches(gradients, part, part_key, plan.micro_batches))
+        return _barrier(_over_micro_batches(gradients, part, part_key, plan.num_microbatches))
 
     held = plan.shards // len(numbers)
     shards = (own + len(numbers) * jnp.arange(held), _split(examples, held))

@@ -111,13 +111,14 @@ def tiny_config(tiny_tfds, tiny_tokens):
     config.steps = 6
     config.model.update(vocab_size=512, d_model=16, d_ff=32, num_heads=4, num_kv_heads=4)
     config.model.update(head_dim=4, num_encoder_layers=2, num_decoder_layers=2, layers="scanned")
-    config.tokenizer.update(dir=str(tiny_tokens.directory), pieces=PIECES)
-    config.tokenizer.num_sentinels = SENTINELS
-    config.data.update(task="wikipedia", dir=str(tiny_tfds), input_length=32)
+    config.tokenizer.update(dir=str(tiny_tokens.directory), vocab_size=PIECES)
+    config.tokenizer.num_extra_ids = SENTINELS
+    config.data.update(task="wikipedia", tfds_dir=str(tiny_tfds), input_length=32)
     config.data.update(target_length=16, batch_size=8)
-    config.optimizer.update(name="adamw", peak=1e-2, schedule="constant", warmup=2)
-    config.every.update(log=1, evaluate=3, checkpoint=3)
-    config.evaluate.update(examples=20, decode=4)
+    config.optimizer.update(name="adamw", learning_rate=1e-2, schedule="constant", warmup=2)
+    config.update(log_every_steps=1, eval_every_steps=3)
+    config.checkpoint.every_steps = 3
+    config.evaluate.update(max_examples=20, max_decoded_examples=4)
 
     def make(**changes) -> dict:
         made = copy.deepcopy(config)

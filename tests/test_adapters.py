@@ -44,7 +44,7 @@ MODEL = transformer.ModelConfig(
     **SIZES, num_encoder_layers=2, num_decoder_layers=3, layers="scanned"
 )
 EVERY = "layers/.*/kernel$"  # of attention and feed-forward alike
-LORA = transformer.LoraConfig(rank=3, alpha=6.0, match=EVERY)
+LORA = transformer.LoraConfig(rank=3, alpha=6.0, target_pattern=EVERY)
 TUNED = PAIRS | {"stage": "finetune", "lora.rank": 2, "lora.alpha": 4.0}
 
 
@@ -98,7 +98,7 @@ def test_a_merged_kernel_is_the_kernel_and_the_scaled_product_and_all_else_is_as
 
 
 def test_factors_of_full_rank_reach_any_kernel(base):
-    config = transformer.LoraConfig(rank=16, alpha=4.0, match="decoder/.*/query/kernel$")
+    config = transformer.LoraConfig(rank=16, alpha=4.0, target_pattern="decoder/.*/query/kernel$")
     wanted = drawn(base, 3)
     params = lora.init_lora(config, base, jax.random.key(0))
     for name in ("self_attention", "cross_attention"):
@@ -132,14 +132,18 @@ def test_gradients_go_to_the_factors_alone_and_are_those_of_the_product(base, ex
             np.testing.assert_allclose(made, expected, atol=1e-3 * np.abs(expected).max())
 
 
-def update(params, examples, strategy=None, micro_batches=1, name="adamw"):
+def update(params, examples, strategy=None, num_microbatches=1, name="adamw"):
     """(state, sums) after one update."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     words = optimizers.OptimizerConfig(
-        name=name, peak=0.1, schedule="constant", warmup=0, rates=f"{lora.OTHERS}=none"
+        name=name,
+        learning_rate=0.1,
+        schedule="constant",
+        warmup=0,
+        learning_rate_multipliers=f"{lora.OTHERS}=none",
     )
     optimizer, _ = optimizers.make_optimizer(words, 10, shapes, optimizers.RunLength(1.0, 1))
-    plan = steps.StepConfig(micro_batches=micro_batches)
+    plan = steps.StepConfig(num_microbatches=num_microbatches)
     place = strategy.shard_activations if strategy else transformer.no_constraint
     model = transformer.Transformer(MODEL, place)
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(64, np.int32))
@@ -167,16 +171,16 @@ def alone(base, examples):
 @pytest.mark.parametrize(
     "words",
     [
-        {"strategy": "pmap", "data": 4, "micro_batches": 2},
+        {"strategy": "pmap", "data": 4, "num_microbatches": 2},
         {"strategy": "mesh", "data": 2, "fsdp": 2, "tensor": 2},
     ],
-    ids=["pmap and micro_batches", "mesh"],
+    ids=["pmap and num_microbatches", "mesh"],
 )
 def test_an_update_is_the_same_however_it_is_laid_out(alone, examples, words):
     params, (expected, summed) = alone
     config = parallel.ParallelConfig(**words)
     strategy = parallel.make_strategy(config)
-    state, sums = update(params, examples, strategy, config.micro_batches)
+    state, sums = update(params, examples, strategy, config.num_microbatches)
     np.testing.assert_allclose(sums["loss"], summed["loss"], rtol=1e-5)
     close = lambda one, other: np.testing.assert_allclose(one, other, atol=2e-4)
     jax.tree.map(close, jax.device_get(state.params), jax.device_get(expected.params))
@@ -250,13 +254,16 @@ def test_an_update_costs_less_than_one_of_all_parameters(base, examples):
         ({"rank": -1}, "lora.rank=-1 is too small; use 0"),
         ({"rank": 2, "alpha": 0.0}, "lora.alpha=0.0 is out of bounds"),
         ({"rank": 2, "alpha": float("nan")}, "lora.alpha=nan is out of bounds"),
-        ({"rank": 2, "match": "("}, r"lora.match='\(' is no regular expression"),
+        ({"rank": 2, "target_pattern": "("}, r"lora.target_pattern='\(' is no regular expression"),
         ({"alpha": 2.0}, "lora.alpha=2.0 and .* no use with lora.rank=0; set a rank"),
         (
-            {"rank": 2, "match": "querry"},
+            {"rank": 2, "target_pattern": "querry"},
             "'querry' matches no parameter; match a path like dec",
         ),
-        ({"rank": 2, "match": "embed"}, "matches embed/embedding, which is no kernel of a layer"),
+        (
+            {"rank": 2, "target_pattern": "embed"},
+            "matches embed/embedding, which is no kernel of a layer",
+        ),
         ({"rank": 17}, "lora.rank=17 is more than .* can have, 16; use at most that"),
     ],
 )
@@ -268,14 +275,14 @@ def test_what_lora_cannot_do_is_said_in_a_sentence(words, said):
 def test_lora_of_random_parameters_is_refused(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="lora.rank=2 would leave random parameters .* init_from"):
         runs.make_run(tiny_config(**{"lora.rank": 2}), tmp_path)
-    with pytest.raises(ValueError, match="lora.match='nothing' matches no parameter"):
-        words = {"lora.rank": 2, "lora.match": "nothing", "init_from": "somewhere"}
+    with pytest.raises(ValueError, match="lora.target_pattern='nothing' matches no parameter"):
+        words = {"lora.rank": 2, "lora.target_pattern": "nothing", "init_from": "somewhere"}
         runs.make_run(tiny_config(**words), tmp_path)
 
 
 @pytest.fixture(scope="module")
 def tuned(go, pretrained):  # noqa: F811
-    return go(**TUNED, init_from=str(pretrained), **{"optimizer.average": 0.5})
+    return go(**TUNED, init_from=str(pretrained), **{"optimizer.ema_decay": 0.5})
 
 
 def test_a_run_keeps_its_base_and_what_reads_it_sees_one_merged_model(tuned, pretrained):  # noqa: F811
@@ -298,7 +305,7 @@ def test_a_run_keeps_its_base_and_what_reads_it_sees_one_merged_model(tuned, pre
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(go, pretrained, tuned, tmp_path):  # noqa: F811
     workdir = tmp_path / "run"
-    words = {**TUNED, "init_from": str(pretrained), "optimizer.average": 0.5}
+    words = {**TUNED, "init_from": str(pretrained), "optimizer.ema_decay": 0.5}
     shutil.copytree(tuned, workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
     assert last(workdir)[1]["step"] == 4

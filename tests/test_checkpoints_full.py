@@ -59,7 +59,7 @@ def filled(directory: pathlib.Path, leave: int = 0):
 def whole_run(tiny_config, tmp_path_factory):
     """A tiny run that saved at every update, trained to its end where there is room."""
     folder = tmp_path_factory.mktemp("whole")
-    changes = {"steps": 4, "every.checkpoint": 1, "data.shards": str(folder / "shards")}
+    changes = {"steps": 4, "checkpoint.every_steps": 1, "data.shards_dir": str(folder / "shards")}
     made = runs.make_run(tiny_config(**changes), folder / "run")
     train.train(made, jax.devices()[:1])
     return made

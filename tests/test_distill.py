@@ -16,7 +16,7 @@ from lm import batch, distill, losses, parallel, steps, transformer
 
 VOCAB, ROWS, LENGTH = 16, 16, 6
 TEXT_BYTES = np.arange(VOCAB)
-CONFIG = steps.LossConfig(z_loss=0.1, smoothing=0.1)
+CONFIG = steps.LossConfig(z_loss=0.1, label_smoothing=0.1)
 SOFT = "forward_kl, reverse_kl temperature=2, jsd beta=0.3 temperature=0.5"
 SAME = "forward_kl temperature=2, reverse_kl temperature=2, jsd beta=0.3 temperature=2"  # cached
 ALL = f"labels weight=0.4, {SOFT} weight=0.2:3, logit_mse weight=0.1"
@@ -241,11 +241,11 @@ def test_the_policy_term_is_of_what_the_student_wrote_alone():
 
 MESH = {"strategy": "mesh"}
 LAYOUTS = {  # name: (devices, ParallelConfig)
-    "pmap 1, 2 parts": (1, {"micro_batches": 2}),
-    "pmap 4, 2 parts": (4, {"micro_batches": 2}),
+    "pmap 1, 2 parts": (1, {"num_microbatches": 2}),
+    "pmap 4, 2 parts": (4, {"num_microbatches": 2}),
     "pmap 8": (8, {}),
     "data 2, fsdp 2, tensor 2": (8, MESH | {"fsdp": 2, "tensor": 2}),
-    "data 4, fsdp 2, 2 parts": (8, MESH | {"fsdp": 2, "micro_batches": 2}),
+    "data 4, fsdp 2, 2 parts": (8, MESH | {"fsdp": 2, "num_microbatches": 2}),
 }
 UPDATES = 3
 DESCENT = optax.sgd(0.5)
@@ -259,9 +259,9 @@ def fresh():
     return jax.device_get(steps.State(count(), STUDENT, DESCENT.init(STUDENT), count()))
 
 
-def learnt(text, batches, strategy, micro_batches=1, shards=0):
+def learnt(text, batches, strategy, num_microbatches=1, shards=0):
     """(last parameters, sums of each update); they are all one program."""
-    plan = steps.StepConfig(0, micro_batches, shards, total=UPDATES)
+    plan = steps.StepConfig(0, num_microbatches, shards, total=UPDATES)
     student = Table()
     step = functools.partial(
         steps.train_step, loss=loss_of(text, student), optimizer=DESCENT, plan=plan
@@ -291,7 +291,7 @@ def test_every_layout_learns_the_same_from_a_teacher(name, text):
     config = parallel.ParallelConfig(**options)
     strategy = parallel.make_strategy(config, jax.devices()[:count])
     batches = CACHED if text != LIVE else MARKED
-    params, found = learnt(text, batches, strategy, config.micro_batches)
+    params, found = learnt(text, batches, strategy, config.num_microbatches)
     for ours, theirs in zip(found, alone(text)[1], strict=True):
         assert ours.keys() == theirs.keys()
         for key in ours:

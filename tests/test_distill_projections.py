@@ -158,8 +158,8 @@ def update_of(name: str | None):
     params = jax.device_get(drawn(student, 0) | {features.PROJECTIONS: beside})
     taught = jax.device_get(drawn(teacher, 1))
     optimizer = optax.sgd(0.1)  # linear: Adam makes of a gradient near 0 a step of any sign
-    parts = LAYOUTS[name][1].get("micro_batches", 1) if name else 1
-    plan = steps.StepConfig(micro_batches=parts, total=10)
+    parts = LAYOUTS[name][1].get("num_microbatches", 1) if name else 1
+    plan = steps.StepConfig(num_microbatches=parts, total=10)
     state = jax.device_get(steps.init_state(student, optimizer, plan, params))
     words = steps.LossConfig(), np.ones(48, np.int32)
     loss = distill.make_distillation_loss(student, *words, teacher, TERMS)
@@ -187,7 +187,7 @@ def test_every_layout_takes_the_update_of_one_device(name):
 
 # A run. --------------------------------------------------------------------------------------
 
-NARROW = {"model.d_model": 8, "model.num_encoder_layers": 1, "teacher.init": "random"}
+NARROW = {"model.d_model": 8, "model.num_encoder_layers": 1, "teacher.student_init": "random"}
 NARROW |= {"teacher.loss": "labels, hidden decoder=all", "stage": "distill"}
 
 
@@ -227,9 +227,15 @@ def test_a_student_is_read_where_its_teacher_is_gone(narrow, pretrained, monkeyp
 
 def test_a_run_that_goes_on_goes_on_with_its_projections(go, narrow, pretrained):  # noqa: F811
     whole = held(narrow, 6)
-    other = go(**NARROW, **{"teacher.workdir": str(pretrained), "keep": 10, "steps": 6})
+    other = go(
+        **NARROW, **{"teacher.workdir": str(pretrained), "checkpoint.max_to_keep": 10, "steps": 6}
+    )
     shutil.rmtree(other / "checkpoints" / "6")  # as if stopped before
-    go(other, **NARROW, **{"teacher.workdir": str(pretrained), "keep": 10, "steps": 6})
+    go(
+        other,
+        **NARROW,
+        **{"teacher.workdir": str(pretrained), "checkpoint.max_to_keep": 10, "steps": 6},
+    )
     assert_same_bits(held(other, 6), whole)
 
 
@@ -241,7 +247,7 @@ def test_training_starts_from_a_student_without_its_projections(go, narrow):  # 
 
 def test_projections_beside_lora_are_a_sentence(tiny_config, pretrained, tmp_path):  # noqa: F811
     changes = NARROW | {"teacher.workdir": str(pretrained), "lora.rank": 2}
-    config = tiny_config(**changes | {"teacher.init": "even sliced"})
+    config = tiny_config(**changes | {"teacher.student_init": "even sliced"})
     with pytest.raises(ValueError) as caught:
         train.check(runs.make_run(config, tmp_path / "run"))
     assert "use relations, or lora.rank=0" in str(caught.value)

@@ -56,7 +56,7 @@ def rows_of(path) -> list[dict]:
 def test_a_split_is_asked_pair_by_pair_and_keeps_what_is_right(split, teacher, echo, tmp_path):
     inference.predict(teacher, inference.Split(teacher, split), str(tmp_path / "out.jsonl"))
     run = runs.read_run(teacher)
-    run.config["evaluate"]["decode"] = 0
+    run.config["evaluate"]["max_decoded_examples"] = 0
     own = dict(zip(("train", "heldout"), runs.splits(run), strict=True))[split]
     pairs = evaluate.task_texts(run, "docstring_summary", own["docstring_summary"])
     rows = rows_of(tmp_path / "out.jsonl")
@@ -94,7 +94,7 @@ def test_a_student_learns_what_was_said_and_is_held_against_what_is_right(
 ):
     config = tiny_config(**PAIRS, stage="distill", steps=3)
     config["teacher"] |= {"workdir": str(teacher), "loss": "labels", "init": "even"}
-    config["data"]["train"] = written(tmp_path / "answers.jsonl", SAID)
+    config["data"]["train_split"] = written(tmp_path / "answers.jsonl", SAID)
     run = runs.make_run(config, tmp_path / "student")
     tokens = runs.make_tokenizer(run)
     learnt, held = runs.make_examples(run, tokens)
@@ -144,7 +144,7 @@ def test_a_row_that_answers_nothing_is_a_sentence(row):
 
 def test_running_text_has_no_answers(tiny_config, tmp_path):
     config = tiny_config()
-    config["data"]["train"] = written(tmp_path / "answers.jsonl", SAID)
+    config["data"]["train_split"] = written(tmp_path / "answers.jsonl", SAID)
     with pytest.raises(ValueError, match="has answers, but wikipedia is running text; use data.tr"):
         train.check(runs.make_run(config, tmp_path / "run"))
     written_by = untrained.write(tiny_config(), tmp_path / "text")
@@ -175,7 +175,7 @@ def test_a_student_of_other_ids_learns_from_answers_alone(
         runs.make_run(made, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     made["stage"], made["teacher"]["workdir"] = "finetune", ""
-    made["data"]["train"] = written(tmp_path / "answers.jsonl", SAID)
+    made["data"]["train_split"] = written(tmp_path / "answers.jsonl", SAID)
     made["data"]["input_length"] = 64
     train.check(runs.make_run(made, tmp_path / "run"))
 

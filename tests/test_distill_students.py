@@ -225,14 +225,22 @@ def test_a_projection_follows_from_the_seed_and_keeps_lengths_on_average():
 @pytest.mark.parametrize(
     ("init", "fields", "sentence"),
     [
-        ("evn", {}, "teacher.init='evn' is unknown; .*did you mean 'even'"),
-        ("", {}, "teacher.init='' is no start; write even, first or last, .* or random alone"),
+        ("evn", {}, "teacher.student_init='evn' is unknown; .*did you mean 'even'"),
+        (
+            "",
+            {},
+            "teacher.student_init='' is no start; write even, first or last, .* or random alone",
+        ),
         ("sliced", {}, "is no start"),
         ("even last", {}, "is no start"),
         ("random sliced", {}, "is no start"),
         ("even shared", {}, "is no start"),
         ("shared even sliced", {}, "is no start"),
-        ("even", dict(d_ff=6), "d_ff=6 differs .* 12, .* teacher.init='even sliced' for a part"),
+        (
+            "even",
+            dict(d_ff=6),
+            "d_ff=6 differs .* 12, .* teacher.student_init='even sliced' for a part",
+        ),
         ("even sliced", dict(d_ff=24), "d_ff=24 is more than the teacher's 12; use at most 12, or"),
         ("even sliced", dict(num_decoder_layers=5), "=5 is more than the teacher's 4; use at most"),
         ("even sliced", dict(num_kv_heads=1), "has 4 to each of model.num_kv_heads=1, and the te"),

@@ -39,7 +39,7 @@ def student(tiny_config, teacher, tmp_path_factory):
 
     def student(workdir=None, **changes) -> runs.Run:
         changes = {**PAIRS, **STUDENT, "teacher.workdir": str(teacher), "steps": 2, **changes}
-        changes = {"every.checkpoint": 2, "evaluate.examples": 8, **changes}
+        changes = {"checkpoint.every_steps": 2, "evaluate.max_examples": 8, **changes}
         workdir = workdir or tmp_path_factory.mktemp("student") / "run"
         return runs.make_run(tiny_config(**changes), workdir)
 
@@ -113,7 +113,11 @@ def test_own_answers_are_the_same_on_four_devices(student, practised):
 
 
 def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student, monkeypatch):
-    lora = {"lora.rank": 2, "lora.match": "query/kernel$", "teacher.on_policy": "share=1 sample"}
+    lora = {
+        "lora.rank": 2,
+        "lora.target_pattern": "query/kernel$",
+        "teacher.on_policy": "share=1 sample",
+    }
     write, used = live_teacher.Answers.written, []
 
     def written(self, params, placed, index):
@@ -162,7 +166,7 @@ def test_a_teacher_takes_its_parameters_room_in_its_own_dtype(student, teacher, 
 
 
 def test_a_head_that_was_none_is_said(student, capfd):
-    rest = {"steps": 1, "evaluate.examples": 1}
+    rest = {"steps": 1, "evaluate.max_examples": 1}
     trained(student(**rest))
     assert "never a head" not in capfd.readouterr().err
     trained(student(**rest, **{"model.head": "tied"}))
@@ -183,7 +187,7 @@ def test_a_wider_teacher_is_cut_by_its_own_sizes(student, tiny_config, tmp_path)
     wide = {"model.d_model": 32, "model.d_ff": 48, "model.num_heads": 8, "model.num_kv_heads": 8}
     theirs = untrained.write(tiny_config(**PAIRS, **wide), tmp_path / "wide")
     mesh = {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
-    change = {"teacher.workdir": str(theirs.workdir), "teacher.init": "random", "steps": 1}
+    change = {"teacher.workdir": str(theirs.workdir), "teacher.student_init": "random", "steps": 1}
     one, cut = student(**change), student(**change, **mesh)
     strategy = train.make_strategy(cut, jax.devices()[:4])
     placed = live_teacher.placed(cut, strategy, untrained.params(theirs))

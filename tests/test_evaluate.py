@@ -92,7 +92,11 @@ def test_a_uniform_model_has_log_v_nats_and_its_bits_per_byte(run, tokens, heldo
 
 
 def test_the_lead_baseline_and_the_references_are_of_whole_texts(tiny_config, tmp_path):
-    changes = {"data.task": "docstring_summary", "stage": "finetune", "evaluate.decode": 0}
+    changes = {
+        "data.task": "docstring_summary",
+        "stage": "finetune",
+        "evaluate.max_decoded_examples": 0,
+    }
     run = runs.make_run(tiny_config(**changes, **{"data.target_length": 2}), tmp_path)
     pairs = evaluate.task_texts(run, "docstring_summary")
     assert len(pairs) == 12

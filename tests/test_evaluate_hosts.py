@@ -19,7 +19,9 @@ def workdir(tiny_config, tmp_path_factory):
     """A run of 3 updates on pairs, 10 of them held out: no multiple of a batch."""
     os.environ.update(children.surroundings(pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])))
     place = tmp_path_factory.mktemp("together") / "run"
-    made = tiny_config(**{"stage": "finetune", "evaluate.decode": 10, "evaluate.examples": 10})
+    made = tiny_config(
+        **{"stage": "finetune", "evaluate.max_decoded_examples": 10, "evaluate.max_examples": 10}
+    )
     mine = {"source": "tfds:pydocs", "inputs": "{body}", "targets": "{summary}"}
     made["data"] |= {"task": "mine", "tasks": {"mine": mine | {"metrics": ["chrf"]}}}
     train.train(runs.make_run(made | {"steps": 3}, place), jax.devices()[:2])

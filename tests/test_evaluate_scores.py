@@ -28,7 +28,7 @@ MINE = {  # a task whose scores are above 0 for any model that says something
 def workdir(tiny_config, tmp_path_factory):
     """A run of 6 updates on a task of its own, with checkpoints 3 and 6."""
     place = tmp_path_factory.mktemp("scored") / "run"
-    made = tiny_config(**{"stage": "finetune", "evaluate.decode": 10})
+    made = tiny_config(**{"stage": "finetune", "evaluate.max_decoded_examples": 10})
     made["data"] |= {"task": "mine", "tasks": {"mine": MINE}}
     train.train(runs.make_run(made, place), jax.devices()[:2])
     return place

@@ -15,8 +15,8 @@ from configs import own_task
 
 def get_config():
     config = own_task.get_config()
-    config.data.tasks.en_de.source = {source!r}
-    config.evaluate.examples = 8
+    config.data.custom_tasks.en_de.source = {source!r}
+    config.evaluate.max_examples = 8
     return config
 """
 TINY = {"d_model": 16, "d_ff": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8}
@@ -45,7 +45,12 @@ def home(tmp_path_factory):
 def flags(home):
     """The command's, with every stage tiny."""
     sizes = {f"model.{key}": value for key, value in TINY.items()}
-    sizes |= {"data.input_length": 24, "data.batch_size": 8, "parallel.data": 1, "every.log": 1}
+    sizes |= {
+        "data.input_length": 24,
+        "data.batch_size": 8,
+        "parallel.data": 1,
+        "log_every_steps": 1,
+    }
     tiny = " ".join(f"--config.{key}={value}" for key, value in sizes.items())
     fewer = "--config.model.num_encoder_layers=1 --config.model.num_decoder_layers=1"
     made = {"workdir": home / "runs", "corpus": home / "texts" / "*.txt", "decode": 4}

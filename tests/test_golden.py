@@ -81,7 +81,7 @@ def test_every_stage_config_takes_every_preset_and_passes_the_checks(name, prese
             runs.make_run(config, "nowhere")
         config |= {"stage": "finetune"}
     made = runs.make_run(config, "nowhere")
-    assert made.model.vocab_size >= config["tokenizer"]["pieces"] + 100
+    assert made.model.vocab_size >= config["tokenizer"]["vocab_size"] + 100
 
 
 def test_fine_tuning_has_dropout_and_pre_training_has_none():

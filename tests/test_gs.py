@@ -14,7 +14,7 @@ from experiments.kill_drill import outcome
 from lm import cli, evaluate, inference, interop, logs, pipeline, report, runs, show, storage, train
 from lm.storage import gcs
 
-CHANGES = {"model.dropout_rate": 0.1, "every.checkpoint": 2, "keep": 2}
+CHANGES = {"model.dropout_rate": 0.1, "checkpoint.every_steps": 2, "checkpoint.max_to_keep": 2}
 
 
 def fetched(address: str, folder: pathlib.Path) -> pathlib.Path:

@@ -21,8 +21,13 @@ VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
 def config(tiny_config, tiny_tokens, bucket, tmp_path_factory):
     """A file for --config of a tiny run with dropout, its shards made, one copy in the bucket."""
     path = tmp_path_factory.mktemp("hosts") / "config.py"
-    changes = {"steps": STEPS, "every.checkpoint": SAVE, "every.evaluate": STEPS, "keep": 2}
-    made = tiny_config(**changes, **{"model.dropout_rate": 0.1, "evaluate.examples": 8})
+    changes = {
+        "steps": STEPS,
+        "checkpoint.every_steps": SAVE,
+        "eval_every_steps": STEPS,
+        "checkpoint.max_to_keep": 2,
+    }
+    made = tiny_config(**changes, **{"model.dropout_rate": 0.1, "evaluate.max_examples": 8})
     path.write_text(test_hosts.CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
     with pytest.MonkeyPatch.context() as patch:

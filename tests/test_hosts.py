@@ -28,9 +28,14 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     """A file for --config of a tiny run with dropout, its shards made."""
     os.environ.update(children.surroundings(pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])))
     path = tmp_path_factory.mktemp("hosts") / "config.py"
-    changes = {"steps": STEPS, "every.checkpoint": SAVE, "every.log": 1, "every.evaluate": 8}
-    changes |= {"model.dropout_rate": 0.1, "evaluate.examples": 8}
-    made = tiny_config(**changes | {"data.shards": str(path.parent / "shards")})
+    changes = {
+        "steps": STEPS,
+        "checkpoint.every_steps": SAVE,
+        "log_every_steps": 1,
+        "eval_every_steps": 8,
+    }
+    changes |= {"model.dropout_rate": 0.1, "evaluate.max_examples": 8}
+    made = tiny_config(**changes | {"data.shards_dir": str(path.parent / "shards")})
     path.write_text(CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
     runs.make_examples(runs.make_run(made, path.parent / "made"), tiny_tokens)
@@ -104,7 +109,7 @@ def test_one_of_them_writes(pair):
 
 def test_a_mistake_that_one_host_finds_is_a_sentence_on_all(config):
     workdir = config.parent / "mistaken"
-    both = start(config, workdir, 2, 1, f"--config.data.shards={config}/no/folder")
+    both = start(config, workdir, 2, 1, f"--config.data.shards_dir={config}/no/folder")
     assert ends(both) == [2, drill.UNFINISHED], both[0].said() + both[1].said()
     assert "lm: another host was lost before the first update" in both[1].said()
     assert not any("Traceback" in child.said() for child in both)

@@ -66,7 +66,7 @@ def test_an_import_is_a_run_with_the_models_words_its_numbers_and_its_ids(import
     text = "Returns the shape of an array.\n\n  Raises: ValueError é ☃"
     ours = runs.make_tokenizer(run)
     np.testing.assert_array_equal(ours.encode(text), tiny_tokens.encode(text))
-    assert run.config["tokenizer"]["pieces"] == tiny_tokens.pieces
+    assert run.config["tokenizer"]["vocab_size"] == tiny_tokens.pieces
 
 
 def test_an_export_of_an_import_is_the_same_checkpoint(imported, foreign, tmp_path):
@@ -156,7 +156,7 @@ def test_training_starts_from_an_import_and_says_what_it_took(imported, tiny_con
 def test_an_import_teaches_a_student_that_starts_in_its_layers(imported, tiny_config, tmp_path):
     config = tiny_config(**{"stage": "distill", "steps": 2, "teacher.workdir": str(imported)})
     config["tokenizer"]["dir"] = ""
-    config["teacher"]["init"] = "last"
+    config["teacher"]["student_init"] = "last"
     config["model"] |= runs.read_config(imported)["model"] | {"num_decoder_layers": 1}
     run, params = runs.make_run(config, tmp_path / "run"), params_of(imported)[1]
     started = train.initial_params(run, runs.make_tokenizer(run), params)

@@ -71,9 +71,14 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     """A file for --config of a tiny run with dropout, its shards made."""
     os.environ.update(children.surroundings(pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])))
     path = tmp_path_factory.mktemp("points") / "config.py"
-    changes = {"steps": STEPS, "every.checkpoint": SAVE, "every.log": 1, "every.evaluate": 6}
-    changes |= {"model.dropout_rate": 0.1, "evaluate.examples": 8}
-    made = tiny_config(**changes | {"data.shards": str(path.parent / "shards")})
+    changes = {
+        "steps": STEPS,
+        "checkpoint.every_steps": SAVE,
+        "log_every_steps": 1,
+        "eval_every_steps": 6,
+    }
+    changes |= {"model.dropout_rate": 0.1, "evaluate.max_examples": 8}
+    made = tiny_config(**changes | {"data.shards_dir": str(path.parent / "shards")})
     path.write_text(CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
     runs.make_examples(runs.make_run(made, path.parent / "made"), tiny_tokens)

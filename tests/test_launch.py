@@ -259,7 +259,7 @@ def test_a_signal_comes_to_each_host_once(script):
 def test_launched_processes_are_those_of_the_door_and_a_mistake_is_theirs(tmp_path):
     """The flags by which they find each other are those with which tests/test_hosts.py trains."""
     words = ["--on=local", "--slice=local-2", "--", "train", f"--workdir={tmp_path / 'run'}"]
-    words += ["--config=configs/pretrain_wikipedia.py:tiny", f"--config.data.dir={tmp_path}"]
+    words += ["--config=configs/pretrain_wikipedia.py:tiny", f"--config.data.tfds_dir={tmp_path}"]
     command = [sys.executable, "-m", "experiments.launch", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stdout + done.stderr

@@ -60,7 +60,7 @@ def test_each_stall_of_a_run_and_of_its_continuation_is_in_its_own_kind(
         yield from itertools.islice(batches(*arguments, **options), 5)
         raise KeyboardInterrupt
 
-    run = runs.make_run(tiny_config(**{"every.checkpoint": 2}), tmp_path / "run")
+    run = runs.make_run(tiny_config(**{"checkpoint.every_steps": 2}), tmp_path / "run")
     monkeypatch.setattr(pipeline, "train_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
         train.train(run, jax.devices()[:1])

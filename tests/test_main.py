@@ -58,7 +58,7 @@ def test_a_run_is_evaluated_anew_on_more_examples(pretrained, tmp_path, capsys):
     config = json.loads((copy / "config.json").read_text())
     tokens = []
     for examples in (8, 16):
-        config["evaluate"]["examples"] = examples
+        config["evaluate"]["max_examples"] = examples
         (copy / "config.json").write_text(json.dumps(config))
         assert lm("evaluate", f"--workdir={copy}") == 0
         tokens.append(json.loads(capsys.readouterr().out)["tokens"])
@@ -219,12 +219,12 @@ MISTAKES = {
     f"{PRETRAIN} stray": "does not take 'stray'",
     f"{PRETRAIN} --config.model.num_kv_heads=3": "num_heads=4 is not a multiple of .*=3; use",
     f"{PRETRAIN} --config.model.vocab_size=300": "300 is smaller than .* 3968 .* use 4096",
-    f"{PRETRAIN} --config.tokenizer.num_sentinels=3": "needs \\d+ sentinels, .* num_sentinels=3",
-    f"{PRETRAIN} --config.optimizer.peak=nan": "optimizer.peak=nan is out of bounds; use 0 to",
+    f"{PRETRAIN} --config.tokenizer.num_extra_ids=3": "needs \\d+ sentinels, .* num_sentinels=3",
+    f"{PRETRAIN} --config.optimizer.learning_rate=nan": "optimizer.learning_rate=nan is out of bounds; use 0 to",
     f"{PRETRAIN} --config.steps=0": "steps=0 and duration='' say nothing",
     f"{PRETRAIN} --config.objective.name=mlm": "'mlm' is unknown; choose one of deshuffling",
     f"{PRETRAIN} --config.parallel.fsdp=2": "use parallel.strategy='mesh'",
-    f"{PRETRAIN} --config.data.dir={{w}}": "pydocs is not in .*python -m lm corpus",
+    f"{PRETRAIN} --config.data.tfds_dir={{w}}": "pydocs is not in .*python -m lm corpus",
     "train --config=configs/distill.py --workdir={w}": "needs a teacher; set --config.teacher",
     "train --config=configs/finetune.py --workdir={w} --config.init_from={w}": "holds no run",
     "train --config=configs/demo.py --workdir={w}": "the config has an unknown key clean",
@@ -246,10 +246,10 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(line, tmp_path, capsys):
 def test_a_workdir_of_another_config_is_refused_by_the_keys_that_differ(
     pretrained, tiny_config, capsys
 ):
-    flags = flat(tiny_config(**{"parallel.data": 1, "seed": 5, "optimizer.peak": 0.5}))
+    flags = flat(tiny_config(**{"parallel.data": 1, "seed": 5, "optimizer.learning_rate": 0.5}))
     assert lm("train", "--config=configs/base.py", *flags, f"--workdir={pretrained}") == 2
     said = capsys.readouterr().err
-    assert "optimizer.peak (here 0.5, there 0.01), seed (here 5, there 0)" in said
+    assert "optimizer.learning_rate (here 0.5, there 0.01), seed (here 5, there 0)" in said
 
 
 def test_who_looks_for_the_place_gets_the_traceback(monkeypatch, tmp_path):

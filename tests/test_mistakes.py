@@ -14,29 +14,86 @@ CURE = r"\b(use|set|choose|leave|give|did you mean|lower|raise|make|write|say|ta
 UNKNOWN = ["stepz=1", "model.d_modle=3", "optimizer.peek=1", "every.chekpoint=5", "teecher.init=x"]
 TYPES = [  # a text where a number belongs, a fraction where a count does, a value for a section
     *("steps=many", "steps=1e3", "model.d_model=1.5", "model.dropout_rate=some"),
-    *("optimizer.peak=fast", "guard.spike=high", "keep=two", "data=pydocs", "every=5"),
+    *(
+        "optimizer.learning_rate=fast",
+        "guard.spike_threshold=high",
+        "checkpoint.max_to_keep=two",
+        "data=pydocs",
+        "every=5",
+    ),
 ]
 BOUNDS = [
-    *("steps=-1", "seed=-1", "seed=4294967296", "keep=0", "keep_every=-1", "every.log=0"),
-    *("every.checkpoint=-5", "every.evaluate=0", "evaluate.examples=-1", "tokenizer.pieces=0"),
+    *(
+        "steps=-1",
+        "seed=-1",
+        "seed=4294967296",
+        "checkpoint.max_to_keep=0",
+        "checkpoint.keep_period=-1",
+        "log_every_steps=0",
+    ),
+    *(
+        "checkpoint.every_steps=-5",
+        "eval_every_steps=0",
+        "evaluate.max_examples=-1",
+        "tokenizer.vocab_size=0",
+    ),
     *("model.dropout_rate=1.5", "model.dropout_rate=-0.1", "model.dropout_rate=nan"),
     *("model.d_model=0", "model.num_heads=-4", "model.relative_buckets=0", "model.logits_cap=-1"),
-    *("optimizer.peak=inf", "optimizer.peak=-1", "optimizer.clip_norm=-1", "optimizer.beta2=1.0"),
-    *("optimizer.clip_norm=nan", "optimizer.weight_decay=nan", "optimizer.average=1.0"),
-    *("optimizer.warmup=-1", "optimizer.final=2", "optimizer.average=-0.5", "optimizer.beta1=nan"),
-    *("loss.z_loss=-1", "loss.z_loss=inf", "loss.smoothing=1.5"),
+    *(
+        "optimizer.learning_rate=inf",
+        "optimizer.learning_rate=-1",
+        "optimizer.grad_clip_norm=-1",
+        "optimizer.beta2=1.0",
+    ),
+    *("optimizer.grad_clip_norm=nan", "optimizer.weight_decay=nan", "optimizer.ema_decay=1.0"),
+    *(
+        "optimizer.warmup=-1",
+        "optimizer.final_learning_rate_fraction=2",
+        "optimizer.ema_decay=-0.5",
+        "optimizer.beta1=nan",
+    ),
+    *("loss.z_loss=-1", "loss.z_loss=inf", "loss.label_smoothing=1.5"),
     *("objective.noise_density=0", "objective.noise_density=1"),
-    *("objective.noise_density=nan", "objective.mean_span=0.5", "data.batch_size=0"),
-    *("data.batch_size=-8", "data.input_length=0", "data.target_length=0", "data.temperature=0"),
-    *("data.temperature=nan", "data.limit=-1", "data.workers=-1", "data.max_bad_records=-1"),
-    *("guard.patience=0", "guard.rollbacks=-1", "guard.spike=nan", "guard.spike=-1"),
-    *("guard.hang=-1", "guard.hang=nan", "parallel.data=0", "parallel.tensor=0"),
-    *("parallel.micro_batches=0", "parallel.shards=3", "tokenizer.character_coverage=2"),
+    *("objective.noise_density=nan", "objective.mean_noise_span_length=0.5", "data.batch_size=0"),
+    *(
+        "data.batch_size=-8",
+        "data.input_length=0",
+        "data.target_length=0",
+        "data.mixing_temperature=0",
+    ),
+    *(
+        "data.mixing_temperature=nan",
+        "data.max_examples_per_task=-1",
+        "data.num_workers=-1",
+        "data.max_bad_records=-1",
+    ),
+    *(
+        "guard.max_bad_steps=0",
+        "guard.max_rollbacks=-1",
+        "guard.spike_threshold=nan",
+        "guard.spike_threshold=-1",
+    ),
+    *(
+        "guard.hang_timeout_seconds=-1",
+        "guard.hang_timeout_seconds=nan",
+        "parallel.data=0",
+        "parallel.tensor=0",
+    ),
+    *(
+        "parallel.num_microbatches=0",
+        "parallel.reduction_shards=3",
+        "tokenizer.character_coverage=2",
+    ),
 ]
 WORDS = [
     *("stage=training", "optimizer.name=adam", "optimizer.schedule=cosin", "model.dtype=fp16"),
     *("parallel.strategy=ddp", "parallel.reduction=fats", "model.norm=rmss", "data.packing=first"),
-    *("data.task=wiki", "tokenizer.kind=unigrams", "objective.name=mask", "keep_best=nats!"),
+    *(
+        "data.task=wiki",
+        "tokenizer.kind=unigrams",
+        "objective.name=mask",
+        "checkpoint.best_metric=nats!",
+    ),
 ]
 PAIRS = {  # options that exclude each other, and the keys that the sentence names
     "steps=10 duration=3_epochs": "steps duration",
@@ -47,9 +104,9 @@ PAIRS = {  # options that exclude each other, and the keys that the sentence nam
     "optimizer.warmup=20 optimizer.warmup_duration=2_percent": "warmup warmup_duration",
     "optimizer.warmup=0 optimizer.warmup_duration=1_epochs_2_percent": "one duration",
     "optimizer.schedule=cosine optimizer.cooldown=10": "cooldown wsd",
-    "optimizer.schedule=constant optimizer.final=0.5": "final",
-    "optimizer.decays=[=0": "decays",
-    "optimizer.rates=encoder=fast": "rates",
+    "optimizer.schedule=constant optimizer.final_learning_rate_fraction=0.5": "final",
+    "optimizer.weight_decay_multipliers=[=0": "decays",
+    "optimizer.learning_rate_multipliers=encoder=fast": "rates",
     "parallel.fsdp=2": "parallel.fsdp mesh",
     "parallel.reduction=fixed parallel.strategy=mesh": "reduction pmap",
     "teacher.workdir=here": "teacher.workdir stage",
@@ -65,7 +122,7 @@ FLAGS = {
     "--profile=15:10": "profile 15:10",
     "--profile=ten": "profile ten",
     "--profile=0:3": "profile 0:3",
-    "--allow_change=optimizer.peek": "optimizer.peek optimizer.peak",
+    "--allow_change=optimizer.peek": "optimizer.peek optimizer.learning_rate",
 }
 KEYED = {line: line.partition("=")[0].rpartition(".")[2] for line in [*TYPES, *BOUNDS, *WORDS]}
 
@@ -91,7 +148,7 @@ def no_device(monkeypatch):
 
 def train(tmp_path, *changes: str) -> list[str]:
     assert trained.train, "imported before devices are refused"
-    place = () if "data=pydocs" in changes else (f"data.dir={tmp_path}",)
+    place = () if "data=pydocs" in changes else (f"data.tfds_dir={tmp_path}",)
     flags = [f"--config.{change}" for change in (*place, *changes)]
     return ["train", "--config=configs/pretrain.py", *flags, f"--workdir={tmp_path / 'run'}"]
 

@@ -312,9 +312,18 @@ def test_a_sentence_ends_at_the_last_of_several_ends():
         (dict(noise_density=0.0), "objective.noise_density=0.0 is not between 0 and 1"),
         (dict(noise_density=1.0), "objective.noise_density=1.0 is not between 0 and 1"),
         (dict(noise_density=float("nan")), "objective.noise_density=nan .*use 0.15"),
-        (dict(mean_span=0.5), "objective.mean_span=0.5 .*at least 1 token; use 3.0"),
-        (dict(mean_span=float("inf")), "objective.mean_span=inf is not a finite number"),
-        (dict(mean_span=float("nan")), "objective.mean_span=nan is not a finite number"),
+        (
+            dict(mean_noise_span_length=0.5),
+            "objective.mean_noise_span_length=0.5 .*at least 1 token; use 3.0",
+        ),
+        (
+            dict(mean_noise_span_length=float("inf")),
+            "objective.mean_noise_span_length=inf is not a finite number",
+        ),
+        (
+            dict(mean_noise_span_length=float("nan")),
+            "objective.mean_noise_span_length=nan is not a finite number",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused_with_value_bound_and_cure(change, message):

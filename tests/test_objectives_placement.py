@@ -171,7 +171,7 @@ def test_too_few_sentinels_are_said_with_the_keys_that_the_objective_reads():
     for name, keys, cure in (
         (
             "span_corruption",
-            ", objective.noise_density=0.5, objective.mean_span=3.0",
+            ", objective.noise_density=0.5, objective.mean_noise_span_length=3.0",
             "or lengthen",
         ),
         ("iid_replace", ", objective.noise_density=0.5", r"shorten input_length\.$"),

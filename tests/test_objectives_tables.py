@@ -16,9 +16,9 @@ def example_of(row: str):
     config = t5_tables.get_config(row)
     objective = objectives.ObjectiveConfig(**config.objective)
     raw = objectives.lengths(objective, config.data.input_length).raw
-    size = config.tokenizer.pieces + config.tokenizer.num_sentinels
-    sentinels = np.arange(size - 1, config.tokenizer.pieces - 1, -1)
-    words = np.arange(3, config.tokenizer.pieces)
+    size = config.tokenizer.vocab_size + config.tokenizer.num_extra_ids
+    sentinels = np.arange(size - 1, config.tokenizer.vocab_size - 1, -1)
+    words = np.arange(3, config.tokenizer.vocab_size)
     vocabulary = objectives.Vocabulary(sentinels, 1, words, np.zeros(size, bool))
     text = np.arange(1000, 1000 + raw)
     return text, *objectives.corrupt(objective, text, np.random.default_rng(0), vocabulary), size
@@ -40,10 +40,10 @@ def test_no_row_runs_out_of_sentinels_and_none_has_many_to_spare(row):
     config = t5_tables.get_config(row)
     objective = objectives.ObjectiveConfig(**config.objective)
     needed = objectives.lengths(objective, config.data.input_length).sentinels
-    found = config.tokenizer.num_sentinels
+    found = config.tokenizer.num_extra_ids
     assert needed <= found and (found == 100 or found == needed)
     rows = config.model.vocab_size
-    assert rows % 128 == 0 and config.tokenizer.pieces + found <= rows
+    assert rows % 128 == 0 and config.tokenizer.vocab_size + found <= rows
     _, inputs, targets, size = example_of(row)
     assert max(inputs.max(), targets.max()) < size
 
@@ -80,7 +80,11 @@ def test_the_tables_have_the_papers_rates_and_spans():
     assert objective("baseline") == objective("rate_15")
     for span in (2, 3, 5, 10):
         found = objective(f"span_{span}")
-        assert (found.mean_span, found.noise_density, found.placement) == (span, 0.15, "t5")
+        assert (found.mean_noise_span_length, found.noise_density, found.placement) == (
+            span,
+            0.15,
+            "t5",
+        )
 
 
 def test_a_row_that_is_not_there_is_a_sentence():

@@ -26,7 +26,7 @@ TOWER["encoder"]["layers"] |= {"norm": {"scale": (3, 5)}, "relative": {"relative
 
 def make(params, steps=STEPS, **fields):
     """An optimizer at a constant rate of 0.02, without clipping, unless fields say else."""
-    defaults = dict(peak=0.02, schedule="constant", warmup=0, clip_norm=0.0)
+    defaults = dict(learning_rate=0.02, schedule="constant", warmup=0, grad_clip_norm=0.0)
     config = optimizers.OptimizerConfig(**defaults | fields)
     return optimizers.make_optimizer(config, steps, params, PACE)[0]
 
@@ -79,7 +79,9 @@ def test_every_optimizer_lowers_a_quadratic(name):
     shapes = {"encoder": {"layers": {"up": {"kernel": (2, 6, 8)}, "norm": {"scale": (2, 6)}}}}
     params, (target,) = draw(shapes | {"head": (6, 8)}, 1)
     loss = lambda params: optax.tree.norm(optax.tree.sub(params, target), squared=True)
-    optimizer = make(params, 100, name=name, peak=0.1, schedule="linear", clip_norm=1.0)
+    optimizer = make(
+        params, 100, name=name, learning_rate=0.1, schedule="linear", grad_clip_norm=1.0
+    )
 
     @jax.jit
     def step(carry, _):
@@ -96,7 +98,9 @@ def test_every_optimizer_lowers_a_quadratic(name):
 def test_an_update_uses_the_rate_of_its_number():
     """A constant gradient moves AdamW by the rate itself, so the path shows the schedule."""
     params, ones = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
-    config = optimizers.OptimizerConfig(name="adamw", schedule="linear", warmup=3, peak=0.01)
+    config = optimizers.OptimizerConfig(
+        name="adamw", schedule="linear", warmup=3, learning_rate=0.01
+    )
     optimizer, rate = optimizers.make_optimizer(config, STEPS, params, PACE)
     moved = [-train(optimizer, params, [ones] * n)["w"] for n in range(6)]
     np.testing.assert_allclose(np.diff(moved), [rate(n) for n in range(5)], rtol=1e-4, atol=1e-8)
@@ -104,7 +108,7 @@ def test_an_update_uses_the_rate_of_its_number():
 
 def test_adafactor_is_its_paper_in_float64():
     params, gradients = params_and_gradients()
-    ours = train(make(params, name="adafactor", peak=0.01), params, gradients)
+    ours = train(make(params, name="adafactor", learning_rate=0.01), params, gradients)
     rms = lambda x: np.sqrt(np.mean(x * x))
 
     def exact(x, *grads):
@@ -129,13 +133,13 @@ def test_the_first_step_is_the_rate_times_the_size_of_the_parameter(name):
     params, gradients = params_and_gradients(1)
     params["norm"]["scale"] *= 0  # below 1e-3, that is the size
     rms = lambda x: np.sqrt(np.mean(np.square(x)))
-    optimizer = make(params, name=name, peak=0.01)
+    optimizer = make(params, name=name, learning_rate=0.01)
     moved = jax.tree.map(lambda a, b: rms(a - b), train(optimizer, params, gradients), params)
     expected = jax.tree.map(lambda x: 0.01 * max(rms(x), 1e-3), params)
     assert_close(moved, expected, rtol=1e-3)
     # LoRA's b starts at 0: factors take the rate as it is.
     params, gradients = {"adapters": params}, [{"adapters": tree} for tree in gradients]
-    optimizer = make(params, name=name, peak=0.01)
+    optimizer = make(params, name=name, learning_rate=0.01)
     moved = jax.tree.map(lambda a, b: rms(a - b), train(optimizer, params, gradients), params)
     assert_close(moved, jax.tree.map(lambda _: 0.01, params), rtol=1e-3)
 
@@ -144,7 +148,7 @@ def test_the_first_step_is_the_rate_times_the_size_of_the_parameter(name):
 def test_weight_decay_is_a_share_of_the_rate_and_spares_scales_and_bias(name):
     params, _ = params_and_gradients(0)
     zero = jax.tree.map(np.zeros_like, params)
-    optimizer = make(params, name=name, weight_decay=0.1, peak=0.01)
+    optimizer = make(params, name=name, weight_decay=0.1, learning_rate=0.01)
     decayed = train(optimizer, params, [zero, zero])
     for key, share in {"wide": 0.999**2, "narrow": 0.999**2, "norm": 1, "relative": 1}.items():
         expected = jax.tree.map(lambda x, share=share: share * x, params[key])
@@ -258,7 +262,7 @@ def test_sharded_parameters_get_the_updates_of_whole_ones_and_stay_sharded(name)
         np.float32(x), NamedSharding(mesh, PartitionSpec(*SPECS[keys[1].key]))
     )
     place = lambda tree: jax.tree_util.tree_map_with_path(lay, tree)
-    optimizer = make(params, name=name, weight_decay=0.1, clip_norm=1.0)
+    optimizer = make(params, name=name, weight_decay=0.1, grad_clip_norm=1.0)
 
     def update(grads, params):
         updates, state = optimizer.update(grads, optimizer.init(params), params)
@@ -287,7 +291,7 @@ def test_clipping_scales_the_whole_gradient_to_its_norm(clip_norm):
         jax.tree.map(lambda g, n=norm: g * min(1, clip_norm / n), tree)
         for tree, norm in zip(gradients, norms, strict=True)
     ]
-    optimizer = lambda clip: make(params, name="adamw", clip_norm=clip)
+    optimizer = lambda clip: make(params, name="adamw", grad_clip_norm=clip)
     ours = train(optimizer(clip_norm), params, gradients)
     assert_close(ours, train(optimizer(0.0), params, by_hand), rtol=1e-4)
 
@@ -295,6 +299,6 @@ def test_clipping_scales_the_whole_gradient_to_its_norm(clip_norm):
 def test_a_gradient_below_the_norm_and_a_norm_of_zero_clip_nothing():
     params, (grads,) = params_and_gradients(1)
     params, grads = jax.tree.map(jnp.float32, (params, grads))
-    optimizers_of = [make(params, name="adamw", clip_norm=clip) for clip in (0.0, 1e6)]
+    optimizers_of = [make(params, name="adamw", grad_clip_norm=clip) for clip in (0.0, 1e6)]
     none, large = (each.update(grads, each.init(params), params)[0] for each in optimizers_of)
     jax.tree.map(np.testing.assert_array_equal, none, large)

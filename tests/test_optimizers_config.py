@@ -24,8 +24,9 @@ config_of = optimizers.OptimizerConfig
 
 def moved(rates="", decays=None, weight_decay=0.0, gradients=None, **fields):
     """How far each parameter is moved by one update of rate 1 with gradients of 1."""
-    more = {} if decays is None else {"decays": decays}
-    config = dict(name="lion", peak=1.0, schedule="constant", warmup=0, clip_norm=0.0, rates=rates)
+    more = {} if decays is None else {"weight_decay_multipliers": decays}
+    config = dict(name="lion", learning_rate=1.0, schedule="constant", warmup=0, grad_clip_norm=0.0)
+    config |= dict(learning_rate_multipliers=rates)
     config = config_of(**config | fields, weight_decay=weight_decay, **more)
     optimizer, _ = optimizers.make_optimizer(config, 10, PARAMS, PACE)
     gradients = jax.tree.map(jnp.ones_like, PARAMS) if gradients is None else gradients
@@ -38,8 +39,17 @@ path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/")
 
 # Numbers and words. --------------------------------------------------------------------------
 
-BOUNDED = ["peak", "final", "weight_decay", "clip_norm", "beta1", "beta2", "warmup", "cooldown"]
-BOUNDED += ["average"]
+BOUNDED = [
+    "learning_rate",
+    "final_learning_rate_fraction",
+    "weight_decay",
+    "grad_clip_norm",
+    "beta1",
+    "beta2",
+    "warmup",
+    "cooldown",
+]
+BOUNDED += ["ema_decay"]
 
 
 @pytest.mark.parametrize("field", BOUNDED)
@@ -49,7 +59,7 @@ def test_a_number_out_of_bounds_is_refused_with_its_bounds(field, value):
         config_of(**{field: value})
 
 
-@pytest.mark.parametrize("field", ["beta1", "beta2", "average"])
+@pytest.mark.parametrize("field", ["beta1", "beta2", "ema_decay"])
 def test_a_mean_that_would_never_move_is_refused(field):
     with pytest.raises(ValueError, match=f"optimizer.{field}=1.0 is out of bounds; use 0 to 0.99"):
         config_of(name="adamw", **{field: 1.0})
@@ -86,9 +96,18 @@ CONTRADICTIONS = [
     (dict(schedule="wsd"), "'wsd' has no optimizer.cooldown"),
     (dict(schedule="cosine", cooldown=5), "cooldown=5 has no use with .*'cosine'; .* at 0, or"),
     (dict(cooldown_duration="1 epochs"), "cooldown_duration='1 epochs' has no use with .*'rsqrt'"),
-    (dict(final=0.1), "final=0.1 has no use with .*'rsqrt'"),
-    (dict(schedule="constant", final=0.1), "final=0.1 has no use with .*'constant'"),
-    (dict(decays="bias=0"), "decays='bias=0' has no use with optimizer.weight_decay=0.0"),
+    (
+        dict(final_learning_rate_fraction=0.1),
+        "final_learning_rate_fraction=0.1 has no use with .*'rsqrt'",
+    ),
+    (
+        dict(schedule="constant", final_learning_rate_fraction=0.1),
+        "final_learning_rate_fraction=0.1 has no use with .*'constant'",
+    ),
+    (
+        dict(weight_decay_multipliers="bias=0"),
+        "weight_decay_multipliers='bias=0' has no use with optimizer.weight_decay=0.0",
+    ),
     (dict(beta1=0.8), "beta1=0.8 has no use with .*'adafactor'; leave it at 0.9"),
     (dict(beta2=0.8), "beta2=0.8 has no use with .*'adafactor'"),
 ]
@@ -104,8 +123,12 @@ def test_a_key_without_use_is_refused_with_what_makes_it_so(fields, message):
 AGREED = [
     dict(warmup=0, warmup_duration="1 epochs"),
     dict(schedule="wsd", cooldown_duration="1 epochs"),
-    *(dict(WSD, final=0.1), dict(schedule="cosine", final=0.1), dict(schedule="linear", final=1.0)),
-    dict(weight_decay=0.1, decays="bias=0"),
+    *(
+        dict(WSD, final_learning_rate_fraction=0.1),
+        dict(schedule="cosine", final_learning_rate_fraction=0.1),
+        dict(schedule="linear", final_learning_rate_fraction=1.0),
+    ),
+    dict(weight_decay=0.1, weight_decay_multipliers="bias=0"),
     dict(name="lion", beta1=0.8, beta2=0.99),
 ]
 
@@ -119,7 +142,7 @@ def test_the_same_keys_where_they_have_a_use_are_taken(fields):
 @pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
 def test_a_default_contradicts_nothing(name, schedule):
     config = config_of(name=name, schedule=schedule, **{"cooldown": 5} if schedule == "wsd" else {})
-    assert config.warmup and config.beta1 and config.decays
+    assert config.warmup and config.beta1 and config.weight_decay_multipliers
     optimizers.make_optimizer(config, 20_000, {"w": jnp.ones(2)}, PACE)
 
 
@@ -149,7 +172,7 @@ def test_the_first_match_wins():
         "encoder/norm/scale": 0.25,
         "head": 2,
     }
-    steps, _ = moved(decays="norm/=3 encoder/=1 .*=0", weight_decay=0.5, peak=0.5)
+    steps, _ = moved(decays="norm/=3 encoder/=1 .*=0", weight_decay=0.5, learning_rate=0.5)
     # Of 0.5, lion's sign is 0.5 and the decay of weights of 1 is 0.25 times the multiplier.
     assert -steps["encoder/norm/scale"][0] == 0.5 + 0.75
     assert -steps["encoder/layers/up/kernel"][0, 0, 0] == 0.5 + 0.25
@@ -159,7 +182,7 @@ def test_the_first_match_wins():
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_what_is_frozen_keeps_its_bits_and_has_no_moments(name):
     gradients = jax.tree.map(jnp.ones_like, PARAMS) | {"head": jnp.full((3, 4), jnp.nan)}
-    fields = dict(name=name, weight_decay=0.5, clip_norm=1.0, gradients=gradients)
+    fields = dict(name=name, weight_decay=0.5, grad_clip_norm=1.0, gradients=gradients)
     steps, state = moved("head=none encoder/norm=none", **fields)
     kept = [path(keys) for keys, leaf in leaves(state) if leaf.ndim]
     assert any("embed/embedding" in name for name in kept)
@@ -179,29 +202,38 @@ def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
     # Adafactor's mean of squares.
     for name in ("adamw", "adafactor"):
         calm, loud = (
-            moved("head=none", name=name, clip_norm=1.0, gradients=g) for g in (gradients, huge)
+            moved("head=none", name=name, grad_clip_norm=1.0, gradients=g)
+            for g in (gradients, huge)
         )
         jax.tree.map(np.testing.assert_array_equal, calm[1], loud[1])
 
 
 def test_named_rates_are_listed_for_the_log():
     assert optimizers.multipliers(config_of()) == {}
-    config = config_of(rates="encoder/=0.1 embed=none")
+    config = config_of(learning_rate_multipliers="encoder/=0.1 embed=none")
     assert optimizers.multipliers(config) == {"encoder/": 0.1, "embed": 0.0}
 
 
 BAD_WORDS = [
-    ("rates", "encoder", "'encoder', which is no pattern=multiplier"),
-    ("rates", "=0.1", "'=0.1', which is no pattern=multiplier"),
-    ("rates", "enc(oder=0.1", r"'enc\(oder', which is no regular expression \(missing \)"),
-    ("rates", "head=0", "a number above 0, up to 1000, or none"),
-    ("rates", "head=-1", "a number above 0"),
-    ("rates", "head=nan", "a number above 0"),
-    ("rates", "head=1e9", "a number above 0"),
-    ("rates", "head=None", "use a number above 0, up to 1000, or none"),
-    ("decays", "head=none", "a number from 0 to 1000"),
-    ("decays", "head=-1", "a number from 0 to 1000"),
-    ("decays", "head=x", "optimizer.decays has 'head=x', whose multiplier is out of bounds; use"),
+    ("learning_rate_multipliers", "encoder", "'encoder', which is no pattern=multiplier"),
+    ("learning_rate_multipliers", "=0.1", "'=0.1', which is no pattern=multiplier"),
+    (
+        "learning_rate_multipliers",
+        "enc(oder=0.1",
+        r"'enc\(oder', which is no regular expression \(missing \)",
+    ),
+    ("learning_rate_multipliers", "head=0", "a number above 0, up to 1000, or none"),
+    ("learning_rate_multipliers", "head=-1", "a number above 0"),
+    ("learning_rate_multipliers", "head=nan", "a number above 0"),
+    ("learning_rate_multipliers", "head=1e9", "a number above 0"),
+    ("learning_rate_multipliers", "head=None", "use a number above 0, up to 1000, or none"),
+    ("weight_decay_multipliers", "head=none", "a number from 0 to 1000"),
+    ("weight_decay_multipliers", "head=-1", "a number from 0 to 1000"),
+    (
+        "weight_decay_multipliers",
+        "head=x",
+        "optimizer.weight_decay_multipliers has 'head=x', whose multiplier is out of bounds; use",
+    ),
 ]
 
 
@@ -211,7 +243,7 @@ def test_what_is_no_pattern_or_no_multiplier_is_refused(field, text, message):
         config_of(weight_decay=0.1, **{field: text})
 
 
-@pytest.mark.parametrize("field", ["rates", "decays"])
+@pytest.mark.parametrize("field", ["learning_rate_multipliers", "weight_decay_multipliers"])
 @pytest.mark.parametrize("text", ["heat=0.5", "embed=0.5 embedding=2", "head=0.5 head=0.5"])
 def test_a_pattern_that_decides_on_no_parameter_is_refused(field, text):
     with pytest.raises(ValueError, match=f"optimizer.{field} has .* first match of no parameter"):
@@ -227,7 +259,7 @@ def test_by_default_all_but_norms_and_relative_biases_decay_in_the_model():
     config = transformer.ModelConfig(vocab_size=64, d_model=16, d_ff=16, head_dim=4, norm="layer")
     params = jax.tree.map(lambda x: jnp.ones(x.shape), transformer.param_shapes(config))
     optimizer, _ = optimizers.make_optimizer(
-        config_of(name="lion", weight_decay=0.5, clip_norm=0.0), 10, params, PACE
+        config_of(name="lion", weight_decay=0.5, grad_clip_norm=0.0), 10, params, PACE
     )
     nothing = jax.tree.map(jnp.zeros_like, params)
     steps, _ = optimizer.update(nothing, optimizer.init(params), params)

@@ -21,7 +21,7 @@ every_schedule = pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
 
 def rate_of(schedule, steps=STEPS, pace=PACE, **fields):
     """The rate of AdamW with a peak of 0.02; wsd falls over 20 updates, unless fields say else."""
-    defaults = dict(name="adamw", peak=0.02, schedule=schedule, warmup=0)
+    defaults = dict(name="adamw", learning_rate=0.02, schedule=schedule, warmup=0)
     defaults |= {"cooldown": COOLDOWN[schedule]} if schedule in COOLDOWN else {}
     config = optimizers.OptimizerConfig(**defaults | fields)
     return optimizers.make_optimizer(config, steps, {"w": jnp.zeros(())}, pace)[1]
@@ -50,7 +50,7 @@ def test_linear_cosine_and_wsd_go_from_peak_to_final_where_training_ends(warmup,
     cooled = np.clip((n - (STEPS - 20)) / 20, 0, 1)
     shares = {"linear": 1 - done, "cosine": (1 + np.cos(np.pi * done)) / 2, "wsd": 1 - cooled}
     for schedule, left in shares.items():
-        rate = rate_of(schedule, warmup=warmup, final=final)
+        rate = rate_of(schedule, warmup=warmup, final_learning_rate_fraction=final)
         expected = 0.02 * (final + (1 - final) * left)
         np.testing.assert_allclose([rate(i) for i in n], expected, rtol=1e-5, atol=1e-8)
 
@@ -58,7 +58,7 @@ def test_linear_cosine_and_wsd_go_from_peak_to_final_where_training_ends(warmup,
 @pytest.mark.parametrize("schedule", FALLS)
 @pytest.mark.parametrize("final", [0.0, 0.25])
 def test_after_the_last_update_the_rate_stays_at_its_final_share(schedule, final):
-    rate = rate_of(schedule, final=final, warmup=3)
+    rate = rate_of(schedule, final_learning_rate_fraction=final, warmup=3)
     rates = [rate(n) for n in (STEPS, STEPS + 1, 10 * STEPS)]
     np.testing.assert_allclose(rates, 0.02 * final, atol=1e-9)
 
@@ -73,27 +73,30 @@ def test_wsd_is_stable_between_warm_up_and_cooldown_and_may_have_no_middle():
 
 def test_cosine_is_optax_warm_up_and_cosine():
     theirs = optax.warmup_cosine_decay_schedule(0.0, 0.02, 10, STEPS, end_value=0.002)
-    ours = rate_of("cosine", warmup=10, final=0.1)
+    ours = rate_of("cosine", warmup=10, final_learning_rate_fraction=0.1)
     steps = range(STEPS + 5)
     np.testing.assert_allclose([ours(n) for n in steps], [theirs(n) for n in steps], rtol=1e-5)
 
 
 def test_linear_is_optax_warm_up_and_linear():
     ramp, fall = optax.linear_schedule(0, 0.02, 10), optax.linear_schedule(0.02, 0.004, STEPS - 10)
-    theirs, ours = optax.join_schedules([ramp, fall], [10]), rate_of("linear", warmup=10, final=0.2)
+    theirs, ours = (
+        optax.join_schedules([ramp, fall], [10]),
+        rate_of("linear", warmup=10, final_learning_rate_fraction=0.2),
+    )
     steps = range(STEPS + 5)
     np.testing.assert_allclose([ours(n) for n in steps], [theirs(n) for n in steps], rtol=1e-5)
 
 
 def test_rsqrt_is_t5_one_over_root_n():
-    rate = rate_of("rsqrt", warmup=10_000, peak=0.01)
+    rate = rate_of("rsqrt", warmup=10_000, learning_rate=0.01)
     for n in (0, 1, 9_999, 10_000, 40_000, 1_000_000):
         assert rate(n) == pytest.approx(1 / math.sqrt(max(n, 10_000)), rel=1e-6)
 
 
 @every_schedule
 def test_a_rate_is_the_same_compiled_and_never_negative(schedule):
-    final = {"final": 0.1} if schedule in FALLS else {}
+    final = {"final_learning_rate_fraction": 0.1} if schedule in FALLS else {}
     rate = rate_of(schedule, warmup=7, **final)
     steps = jnp.arange(2 * STEPS)
     compiled = jax.jit(jax.vmap(rate))(steps)

@@ -44,7 +44,7 @@ def apart(tree) -> dict[str, np.ndarray]:
 
 def ours(**fields) -> dict[str, np.ndarray]:
     """Our parameters after ten updates, in float32; the rate warms up, then falls."""
-    config = optimizers.OptimizerConfig(schedule="cosine", warmup=3, clip_norm=0.0, **fields)
+    config = optimizers.OptimizerConfig(schedule="cosine", warmup=3, grad_clip_norm=0.0, **fields)
     as_float32 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
     pace = optimizers.RunLength(1.0, 1)
     optimizer, _ = optimizers.make_optimizer(config, UPDATES, as_float32(PARAMS), pace)
@@ -96,7 +96,7 @@ def test_adafactor_is_transformers():
     make = lambda params: transformers.Adafactor(
         params, scale_parameter=True, relative_step=False, warmup_init=False, lr=1.0
     )
-    assert_equal_moves(ours(name="adafactor", peak=0.1), by_torch(make, 0.1))
+    assert_equal_moves(ours(name="adafactor", learning_rate=0.1), by_torch(make, 0.1))
 
 
 def test_adafactor_with_small_matrices_factored_is_transformers_too():
@@ -122,7 +122,14 @@ def test_adafactor_with_small_matrices_factored_is_transformers_too():
 def test_adamw_is_torchs():
     torch = pytest.importorskip("torch")
     make = lambda params: torch.optim.AdamW(params, betas=(0.8, 0.95), weight_decay=0.3)
-    mine = ours(name="adamw", peak=0.02, beta1=0.8, beta2=0.95, weight_decay=0.3, decays=".*=1")
+    mine = ours(
+        name="adamw",
+        learning_rate=0.02,
+        beta1=0.8,
+        beta2=0.95,
+        weight_decay=0.3,
+        weight_decay_multipliers=".*=1",
+    )
     assert_equal_moves(mine, by_torch(make, 0.02))
 
 
@@ -140,7 +147,7 @@ def test_adamw_rms_is_nanot5s():
         return x
 
     theirs = jax.tree.map(exact, apart(PARAMS), *map(apart, GRADIENTS))
-    assert_equal_moves(ours(name="adamw_rms", peak=0.05, beta2=beta2), theirs)
+    assert_equal_moves(ours(name="adamw_rms", learning_rate=0.05, beta2=beta2), theirs)
 
 
 def test_lion_is_its_papers():
@@ -153,7 +160,7 @@ def test_lion_is_its_papers():
         return x
 
     theirs = jax.tree.map(exact, apart(PARAMS), *map(apart, GRADIENTS))
-    mine = ours(name="lion", peak=0.01, weight_decay=0.3, decays=".*=1")
+    mine = ours(name="lion", learning_rate=0.01, weight_decay=0.3, weight_decay_multipliers=".*=1")
     assert_equal_moves(mine, theirs)
 
 
@@ -171,6 +178,6 @@ def test_muon_is_torchs_for_kernels_and_torchs_adamw_for_all_else(monkeypatch):
         params, momentum=0.0, nesterov=False, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
     )
     rest = lambda params: torch.optim.AdamW(params, betas=(0.9, 0.98), weight_decay=0.3)
-    mine = ours(name="muon", peak=0.02, weight_decay=0.3, decays=".*=1")
+    mine = ours(name="muon", learning_rate=0.02, weight_decay=0.3, weight_decay_multipliers=".*=1")
     assert_equal_moves(mine, by_torch(orthogonal, 0.02, momenta, kernels), rtol=1e-3)
     assert_equal_moves(mine, by_torch(rest, 0.02, names={"head", "scale"}))

@@ -33,7 +33,9 @@ def test_a_table_is_learnt_continued_and_scored_by_a_config_alone(config, tmp_pa
     assert runs.read_run(workdir).data == again.data
     figures = evaluate.evaluate(workdir)
     rows = [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()]
-    assert figures["examples"] == len(rows) == 4  # evaluate.decode of the ten held out
+    assert (
+        figures["examples"] == len(rows) == 4
+    )  # evaluate.max_decoded_examples of the ten held out
     assert [row["inputs"] for row in rows] == [f"say: {i}" for i in range(50, 54)]
     assert [row["targets"] for row in rows] == [f"{i}{i}" for i in range(50, 54)]
     assert 0 <= figures["exact_match"] <= 100
@@ -62,7 +64,7 @@ def test_a_small_table_without_a_validation_file_is_learnt_and_scored(count, con
 
 
 def test_a_missing_column_is_told_before_anything_is_trained(config, tmp_path):
-    config["data"]["tasks"]["doubles"]["targets"] = "{c}"
+    config["data"]["custom_tasks"]["doubles"]["targets"] = "{c}"
     with pytest.raises(ValueError, match="has no column 'c', .* it has a, b"):
         train.check(runs.make_run(config, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -73,6 +75,6 @@ def test_shards_of_another_template_are_refused(config, tmp_path):
     tokens = runs.make_tokenizer(run)
     runs.make_examples(run, tokens)
     runs.make_examples(run, tokens)  # found
-    config["data"]["tasks"]["doubles"]["inputs"] = "double: {a}"
+    config["data"]["custom_tasks"]["doubles"]["inputs"] = "double: {a}"
     with pytest.raises(ValueError, match="holds shards of another task"):
         runs.make_examples(runs.make_run(config, tmp_path / "run"), tokens)

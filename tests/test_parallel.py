@@ -32,12 +32,12 @@ ROWS, UPDATES = 16, 2
 
 MESH = {"strategy": "mesh"}
 LAYOUTS = {  # name: (devices, ParallelConfig)
-    "pmap 1, 2 parts": (1, {"micro_batches": 2}),
+    "pmap 1, 2 parts": (1, {"num_microbatches": 2}),
     "pmap 4": (4, {}),
-    "pmap 8, 2 parts": (8, {"micro_batches": 2}),
+    "pmap 8, 2 parts": (8, {"num_microbatches": 2}),
     "data 4, fsdp 2": (8, MESH | {"fsdp": 2}),
     "data 2, fsdp 2, tensor 2": (8, MESH | {"fsdp": 2, "tensor": 2}),
-    "data 2, tensor 4, 2 parts": (8, MESH | {"tensor": 4, "micro_batches": 2}),
+    "data 2, tensor 4, 2 parts": (8, MESH | {"tensor": 4, "num_microbatches": 2}),
 }
 TAKEN = [(name, "adamw") for name in LAYOUTS]
 TAKEN += [("pmap 4", "adafactor"), ("data 2, fsdp 2, tensor 2", "adafactor")]
@@ -65,7 +65,7 @@ BATCHES = [ragged_batch(seed) for seed in range(UPDATES)]
 def made(name: str = "adamw"):
     """(loss, optimizer, first state) of the tiny model, with all that a loss and state can hold."""
     optimizer, _ = optimizers.make_optimizer(
-        optimizers.OptimizerConfig(name=name, peak=1e-2, warmup=0, weight_decay=0.1),
+        optimizers.OptimizerConfig(name=name, learning_rate=1e-2, warmup=0, weight_decay=0.1),
         10,
         transformer.param_shapes(MODEL),
         optimizers.RunLength(1.0, 1),
@@ -81,7 +81,7 @@ def made(name: str = "adamw"):
 def loss_of(place=transformer.no_constraint):
     """The loss of the tiny model, its activations placed so."""
     model = transformer.Transformer(MODEL, place)
-    config = steps.LossConfig(z_loss=1e-3, smoothing=0.1)
+    config = steps.LossConfig(z_loss=1e-3, label_smoothing=0.1)
     return steps.make_language_loss(model, config, np.arange(MODEL.vocab_size) % 5)
 
 
@@ -115,7 +115,7 @@ def plain(optimizer: str):
 @pytest.mark.parametrize("name, optimizer", TAKEN, ids=str)
 def test_every_layout_takes_the_step_of_one_device(name, optimizer):
     strategy = make(name)
-    plan = steps.StepConfig(0, LAYOUTS[name][1].get("micro_batches", 1), average=AVERAGE)
+    plan = steps.StepConfig(0, LAYOUTS[name][1].get("num_microbatches", 1), average=AVERAGE)
     step = strategy.compile(step_of(plan, optimizer, strategy.shard_activations), donate=True)
     state = first = strategy.place_state(made(optimizer)[2])
     for examples, expected in zip(BATCHES, plain(optimizer)[1], strict=True):
@@ -283,7 +283,7 @@ def test_the_rules_cover_every_parameter_of_every_model(name):
 
 
 def test_no_rule_is_dead_and_none_is_hidden_by_one_before():
-    everywhere = lora.LoraConfig(rank=2, match="kernel$")
+    everywhere = lora.LoraConfig(rank=2, target_pattern="kernel$")
     shapes = lora.shapes(everywhere, transformer.param_shapes(MODEL))
     wide = dataclasses.replace(MODEL, d_model=24)
     shapes["projections"] = features.shapes(distill.parse("hidden"), MODEL, wide)
@@ -376,10 +376,22 @@ def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
         (4, {"strategy": "mesh", "tensor": 8}, "= -1 x 1 x 8 does not fit on 4 devices"),
         (8, {"strategy": "mash"}, "parallel.strategy='mash' is unknown; choose one of mesh, pmap"),
         (8, {"reduction": "fix"}, "parallel.reduction='fix' is unknown; choose one of fast, fixed"),
-        (8, {"shards": 6}, "parallel.shards=6 cannot be halved down to one; use a power of 2"),
-        (8, {"shards": 0}, "parallel.shards=0 is too small; use 1"),
-        (8, {"reduction": "fixed", "shards": 4}, "parallel.shards=4 do not divide over 8 devices"),
-        (6, {"reduction": "fixed"}, "parallel.shards=8 do not divide over 6 devices; use a power"),
+        (
+            8,
+            {"reduction_shards": 6},
+            "parallel.reduction_shards=6 cannot be halved down to one; use a power of 2",
+        ),
+        (8, {"reduction_shards": 0}, "parallel.reduction_shards=0 is too small; use 1"),
+        (
+            8,
+            {"reduction": "fixed", "reduction_shards": 4},
+            "parallel.reduction_shards=4 do not divide over 8 devices",
+        ),
+        (
+            6,
+            {"reduction": "fixed"},
+            "parallel.reduction_shards=8 do not divide over 6 devices; use a power",
+        ),
         (8, MESH | {"reduction": "fixed"}, "'fixed' orders .* use parallel.strategy='pmap', or"),
     ],
 )

@@ -27,17 +27,19 @@ LONG = 128  # inputs of a row that attention would take by itself, were it not w
 
 @functools.cache
 def update(
-    optimizer: str, micro_batches: int, devices: int, reduction: str = "fixed", attention="rows"
+    optimizer: str, num_microbatches: int, devices: int, reduction: str = "fixed", attention="rows"
 ):
     """(strategy, compiled update, first state), with dropout and all that a state can hold."""
     config = dataclasses.replace(MODEL, attention=attention)
-    layout = parallel.ParallelConfig(reduction=reduction, micro_batches=micro_batches)
+    layout = parallel.ParallelConfig(reduction=reduction, num_microbatches=num_microbatches)
     strategy = parallel.make_strategy(layout, jax.devices()[:devices])
     shapes, model = transformer.param_shapes(config), transformer.Transformer(config)
-    chosen = optimizers.OptimizerConfig(name=optimizer, peak=1e-2, warmup=0, weight_decay=0.1)
+    chosen = optimizers.OptimizerConfig(
+        name=optimizer, learning_rate=1e-2, warmup=0, weight_decay=0.1
+    )
     made, _ = optimizers.make_optimizer(chosen, 10, shapes, optimizers.RunLength(1.0, 1))
     loss = steps.make_language_loss(model, steps.LossConfig(), np.arange(MODEL.vocab_size) % 5)
-    plan = steps.StepConfig(0, micro_batches, layout.fixed_shards, average=0.9)
+    plan = steps.StepConfig(0, num_microbatches, layout.fixed_shards, average=0.9)
     step = functools.partial(steps.train_step, loss=loss, optimizer=made, plan=plan)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)

@@ -23,7 +23,7 @@ from tests import test_parallel
 
 LAYOUTS = {
     "pmap": {},
-    "fixed": {"reduction": "fixed", "micro_batches": 2},
+    "fixed": {"reduction": "fixed", "num_microbatches": 2},
     "fsdp 4": {"strategy": "mesh", "fsdp": 4},
 }
 FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -35,7 +35,7 @@ def trained(options: dict) -> dict:
     config = parallel.ParallelConfig(**options)
     strategy = parallel.make_strategy(config, jax.devices()[:4])
     host, hosts = parallel.host_index_and_count()
-    plan = steps.StepConfig(0, config.micro_batches, config.fixed_shards, average=0.9)
+    plan = steps.StepConfig(0, config.num_microbatches, config.fixed_shards, average=0.9)
     step = strategy.compile(test_parallel.step_of(plan), donate=True)
     state = strategy.place_state(test_parallel.made()[2])
     losses, shown = [], strategy.fetch_rows(strategy.place_batch(np.arange(host, 16, hosts)))

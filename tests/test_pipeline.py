@@ -231,20 +231,29 @@ def test_inputs_to_decode_come_once_each_in_rows_as_wide_as_the_bucket_of_the_lo
         ({"batch_size": 0}, "data.batch_size=0 is too small; use 1 or more"),
         ({"input_length": 7}, "data.input_length=7 is too small; use 8 or more"),
         ({"target_length": 1}, "data.target_length=1 is too small; use 2 or more"),
-        ({"limit": -1}, "data.limit=-1 is too small; use 0 or more"),
-        ({"workers": -1}, "data.workers=-1 is too small; use 0 or more"),
+        (
+            {"max_examples_per_task": -1},
+            "data.max_examples_per_task=-1 is too small; use 0 or more",
+        ),
+        ({"num_workers": -1}, "data.num_workers=-1 is too small; use 0 or more"),
         ({"packing": "firstfit"}, "data.packing='firstfit' is unknown; .* 'first_fit'"),
         (
             {"task": "pydocs", "packing": "first_fit"},
             "has no use for data.task='pydocs'.* use none",
         ),
-        ({"task": "pydocs", "limit": 5}, "data.limit=5 has no use for one task alone"),
         (
-            {"task": "pydocs=1,wikipedia=2", "temperature": 2.0},
-            "data.temperature=2.0 has no use for rates that are fixed",
+            {"task": "pydocs", "max_examples_per_task": 5},
+            "data.max_examples_per_task=5 has no use for one task alone",
         ),
-        ({"temperature": 0.0}, "data.temperature=0.0 is not a finite number above 0"),
-        ({"temperature": float("nan")}, "data.temperature=nan is not a finite number above 0"),
+        (
+            {"task": "pydocs=1,wikipedia=2", "mixing_temperature": 2.0},
+            "data.mixing_temperature=2.0 has no use for rates that are fixed",
+        ),
+        ({"mixing_temperature": 0.0}, "data.mixing_temperature=0.0 is not a finite number above 0"),
+        (
+            {"mixing_temperature": float("nan")},
+            "data.mixing_temperature=nan is not a finite number above 0",
+        ),
         ({"task": "wikipedai"}, "data.task='wikipedai' is unknown; choose one of .*'wikipedia'"),
     ],
 )

@@ -126,8 +126,8 @@ def tasks_of(examples: pipeline.Examples, numbers) -> list[str]:
     ("changes", "rates"),
     [
         ({"data.task": "wikipedia=3,docstring_summary=1"}, [300, 100]),
-        ({"data.task": BOTH, "data.limit": 20}, [100, 100]),
-        ({"data.task": BOTH, "data.temperature": 1e6}, [100, 100]),
+        ({"data.task": BOTH, "data.max_examples_per_task": 20}, [100, 100]),
+        ({"data.task": BOTH, "data.mixing_temperature": 1e6}, [100, 100]),
         ({"data.task": BOTH}, None),
     ],
 )
@@ -309,9 +309,9 @@ def test_a_corpus_of_another_tokenizer_or_a_slice_of_one_is_refused(
         mistyped = {"data.task": f"{tmp_path}/absent", "tokenizer.dir": ""}
         runs.make_run(tiny_config(**mistyped), tmp_path)
     with pytest.raises(ValueError, match="are both 'train'; leave them at train and validation"):
-        both = {"data.task": str(finished), "data.heldout": "train"}
+        both = {"data.task": str(finished), "data.heldout_split": "train"}
         runs.splits(runs.make_run(tiny_config(**both), tmp_path))
-    sliced = tiny_config(**{"data.task": str(finished), "data.train": "train[:50%]"})
+    sliced = tiny_config(**{"data.task": str(finished), "data.train_split": "train[:50%]"})
     with pytest.raises(ValueError, match="no slices of them"):
         runs.make_examples(
             runs.make_run(sliced, tmp_path), tokenizer.Tokenizer(finished / "tokenizer")

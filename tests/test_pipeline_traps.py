@@ -132,7 +132,7 @@ def test_processes_deal_whole_batches(train):
     several = naive.mp_prefetch(grain.MultiprocessingOptions(num_workers=2))
     found = [np.array(rows) for rows in itertools.islice(several, 2)]
     assert not same(found, list(itertools.islice(naive, 2)))
-    data = dataclasses.replace(train.data, workers=2)
+    data = dataclasses.replace(train.data, num_workers=2)
     (part,) = train.parts
     dealt = pipeline.Examples((dataclasses.replace(part, data=data),))
     assert same(batches(dealt, 7), batches(train, 7))

@@ -1,4 +1,4 @@
-"""Laws of data.workers: the order is that of one process; who dies, is missed at once."""
+"""Laws of data.num_workers: the order is that of one process; who dies, is missed at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def made(tiny_config, tiny_tokens, tmp_path_factory) -> pipeline.Examples:
 
 
 def with_workers(examples: pipeline.Examples, workers: int) -> pipeline.Examples:
-    data = dataclasses.replace(examples.data, workers=workers)
+    data = dataclasses.replace(examples.data, num_workers=workers)
     parts = (dataclasses.replace(part, data=data) for part in examples.parts)
     return pipeline.Examples(tuple(parts))
 
@@ -61,7 +61,9 @@ def test_a_killed_worker_is_missed_at_once_and_the_others_end(made):
     assert len(workers) == 2
     os.kill(workers[0].pid, signal.SIGKILL)
     start = time.monotonic()
-    with pytest.raises(ChildProcessError, match=r"data.workers=2 ended with exit code -9 .* again"):
+    with pytest.raises(
+        ChildProcessError, match=r"data.num_workers=2 ended with exit code -9 .* again"
+    ):
         take(batches, 5)
     assert time.monotonic() - start < 5
     for worker in workers:
@@ -161,7 +163,7 @@ def test_a_run_goes_on_with_another_number_of_workers_and_with_no_other_change(
 ):
     shutil.copytree(tiny_tokens.directory, tmp_path / "tokenizer")
     (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
-    runs.check_workdir(runs.make_run(tiny_config(**{"data.workers": 3}), tmp_path))
+    runs.check_workdir(runs.make_run(tiny_config(**{"data.num_workers": 3}), tmp_path))
     for key, value in (("batch_size", 16), ("limit", 5), ("packing", "first_fit")):
         other = tiny_config(**{f"data.{key}": value, "data.task": "wikipedia,docstring_summary"})
         with pytest.raises(ValueError, match=f"another config: .*data.{key}"):

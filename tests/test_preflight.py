@@ -25,9 +25,9 @@ from tests import test_main
 PMAP, MESH = {}, {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
 LAYOUTS = {
     "pmap": PMAP,
-    "pmap fixed": {"parallel.reduction": "fixed", "parallel.micro_batches": 1},
+    "pmap fixed": {"parallel.reduction": "fixed", "parallel.num_microbatches": 1},
     "mesh": MESH,
-    "mesh micro-batches": MESH | {"parallel.micro_batches": 2, "optimizer.average": 0.9},
+    "mesh micro-batches": MESH | {"parallel.num_microbatches": 2, "optimizer.ema_decay": 0.9},
 }
 STUDENT = {"stage": "distill", "model.num_encoder_layers": 1, "model.num_decoder_layers": 1}
 

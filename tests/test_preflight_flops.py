@@ -91,10 +91,10 @@ def test_what_is_computed_again_counts_again():
 
 
 @functools.cache
-def shapes_of(config, rows=ROWS, inputs=INPUTS, targets=TARGETS, micro_batches=1):
+def shapes_of(config, rows=ROWS, inputs=INPUTS, targets=TARGETS, num_microbatches=1):
     """A train step of a model, and the shapes of its arguments."""
     model, optimizer = transformer.Transformer(config), optax.sgd(1e-3)
-    plan = steps.StepConfig(micro_batches=micro_batches)
+    plan = steps.StepConfig(num_microbatches=num_microbatches)
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(config.vocab_size, np.int32))
     init = functools.partial(steps.init_state, model, optimizer, plan)
     state = jax.eval_shape(init, transformer.param_shapes(config))
@@ -128,7 +128,7 @@ def test_how_layers_and_attention_are_computed_changes_no_count(fields):
 
 def test_micro_batches_change_no_count():
     config = words.model_of("t5_1_1")
-    assert executed(config, micro_batches=2) == 3 * counted(config)
+    assert executed(config, num_microbatches=2) == 3 * counted(config)
 
 
 @pytest.mark.parametrize("layers", transformer.config.LAYERS)

@@ -29,7 +29,7 @@ class FakeCompiler:
     def needed(self, config: dict, chips: int) -> int:
         words = config["parallel"]
         data = chips // (words["fsdp"] * words["tensor"])
-        rows = config["data"]["batch_size"] / (data * words["fsdp"] * words["micro_batches"])
+        rows = config["data"]["batch_size"] / (data * words["fsdp"] * words["num_microbatches"])
         whole = 1 if words["strategy"] == "pmap" else words["fsdp"] * words["tensor"]
         kept = ROW * rows * SAVED[config["model"]["remat"]] / words["tensor"]
         return int(self.state / whole + kept)
@@ -42,8 +42,8 @@ class FakeCompiler:
         needed = self.needed(config, target.chips)
         again = 4 / 3 if config["model"]["remat"] == "full" else 1
         figures = dict(executed_flops=int(1e12 * again), model_flops=int(1e12), seconds=1.5)
-        figures |= dict(memory_bytes=10**7 * words["micro_batches"])
-        sent = 10**6 * words["fsdp"] * words["micro_batches"] * (target.chips > 1)
+        figures |= dict(memory_bytes=10**7 * words["num_microbatches"])
+        sent = 10**6 * words["fsdp"] * words["num_microbatches"] * (target.chips > 1)
         figures |= dict(collectives={"all-gather": sent})
         figures |= dict(target=target.name, chips=target.chips, hosts=target.hosts)
         figures |= dict(
@@ -81,7 +81,7 @@ def whole_bytes(run) -> int:
 
 
 def words_of(layout) -> tuple:
-    return (layout.strategy, layout.fsdp, layout.tensor, layout.micro_batches, layout.remat)
+    return (layout.strategy, layout.fsdp, layout.tensor, layout.num_microbatches, layout.remat)
 
 
 # Layouts. ----------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_smaller_steps_come_first(made):
     kinds = search.ladders(run, layouts.Layout(), target)
     assert [len(kind) for kind in kinds] == [5, 2, 3]  # 2..32 rows, dots and full, 2 4 8
     both = search.changes(layouts.Layout(), kinds[:2])
-    assert [(one.micro_batches, one.remat) for one in both[:3]] == [
+    assert [(one.num_microbatches, one.remat) for one in both[:3]] == [
         *[(2, "dots"), (2, "full"), (4, "dots")]
     ]
     assert search.changes(layouts.Layout(), ()) == [layouts.Layout()]
@@ -186,8 +186,8 @@ def test_the_number_of_rows_decides_no_more_than_it_must(made, chip_of):
     for rows in (2, 8):  # of 32 a chip; as many fit
         target = chip_of(int(whole_bytes(run) + (rows + 0.5) * ROW))("v5e-8")
         advice, _ = advised(run, target)
-        assert advice.trials[0].layout == layouts.Layout(micro_batches=32 // rows)
-        assert advice.trials[0].flags == (f"--config.parallel.micro_batches={32 // rows}",)
+        assert advice.trials[0].layout == layouts.Layout(num_microbatches=32 // rows)
+        assert advice.trials[0].flags == (f"--config.parallel.num_microbatches={32 // rows}",)
 
 
 def test_two_changes_are_advised_only_where_one_is_not_enough(made, chip_of):
@@ -297,11 +297,11 @@ def test_layouts_are_ranked_by_time_among_those_that_fit(made, chip_of):
 
 
 def test_the_runs_own_layout_is_among_them(made):
-    run = made(**{"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.micro_batches": 4})
+    run = made(**{"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.num_microbatches": 4})
     fake = FakeCompiler(1000)
     trials = search.search(run, slices.slice_named("v5e-8"), tries=2, compile=fake)
     assert () in [trial.flags for trial in trials]
-    for odd in ({"parallel.strategy": "mesh"}, {"parallel.micro_batches": 3}):  # rarely proposed
+    for odd in ({"parallel.strategy": "mesh"}, {"parallel.num_microbatches": 3}):  # rarely proposed
         run = made(**{"data.batch_size": 24} | odd)
         trials = search.search(run, slices.slice_named("v5e-8"), tries=1, compile=fake)
         assert [trial.flags for trial in trials] == [()]
@@ -312,7 +312,7 @@ def test_what_a_program_settles_is_not_compiled_again(made, chip_of):
     target = chip_of(int(whole_bytes(run) + 1.3 * ROW))("v5e-1")  # 1 row of 32
     fake = FakeCompiler(whole_bytes(run))
     trials = search.search(run, target, tries=18, compile=fake)
-    saves = lambda c: (c["parallel"]["micro_batches"], layouts.REMATS.index(c["model"]["remat"]))
+    saves = lambda c: (c["parallel"]["num_microbatches"], layouts.REMATS.index(c["model"]["remat"]))
     fits = lambda config: fake.needed(config, 1) <= target.chip.memory
     below = lambda a, b: all(x <= y for x, y in zip(saves(a), saves(b), strict=True))
     for (a, _), (b, _) in itertools.combinations(fake.asked, 2):  # b after a

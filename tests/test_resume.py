@@ -34,12 +34,12 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "config.py"
     changes = {
         "steps": STEPS,
-        "every.checkpoint": CHECKPOINT,
-        "every.evaluate": 6,
-        "every.log": LOG,
+        "checkpoint.every_steps": CHECKPOINT,
+        "eval_every_steps": 6,
+        "log_every_steps": LOG,
     }
-    changes |= {"model.dropout_rate": 0.1, "evaluate.examples": 8}
-    made = tiny_config(**changes | {"data.shards": str(path.parent / "shards")})
+    changes |= {"model.dropout_rate": 0.1, "evaluate.max_examples": 8}
+    made = tiny_config(**changes | {"data.shards_dir": str(path.parent / "shards")})
     path.write_text(CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
     runs.make_examples(runs.make_run(made, path.parent / "made"), tiny_tokens)

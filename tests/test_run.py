@@ -47,21 +47,30 @@ IMPOSSIBLE = [
     ({"steps": 0, "duration": "2 eons"}, "duration='2 eons'|duration=.*'eons' is unknown"),
     ({"steps": 0, "duration": "5 percent"}, "duration='5 percent' of a run is no length"),
     ({"steps": -1}, "steps=-1 is too small; use 0 or more"),
-    ({"keep_every": -1}, "keep_every=-1 is too small; use 0 or more"),
-    ({"keep_best": "nat"}, "keep_best='nat' is unknown; .* did you mean 'nats'"),
-    ({"keep_best": "nats", "every.checkpoint": 4}, "every.checkpoint=4 is no multiple of .*=3"),
-    ({"guard.patience": 0}, "guard.patience=0 is too small; use 1 or more"),
-    ({"guard.rollbacks": -1}, "guard.rollbacks=-1 is too small; use 0 or more"),
-    ({"guard.hang": -1.0}, "guard.hang=-1.0 is too small; use 0 or more"),
+    ({"checkpoint.keep_period": -1}, "checkpoint.keep_period=-1 is too small; use 0 or more"),
+    (
+        {"checkpoint.best_metric": "nat"},
+        "checkpoint.best_metric='nat' is unknown; .* did you mean 'nats'",
+    ),
+    (
+        {"checkpoint.best_metric": "nats", "checkpoint.every_steps": 4},
+        "checkpoint.every_steps=4 is no multiple of .*=3",
+    ),
+    ({"guard.max_bad_steps": 0}, "guard.max_bad_steps=0 is too small; use 1 or more"),
+    ({"guard.max_rollbacks": -1}, "guard.max_rollbacks=-1 is too small; use 0 or more"),
+    (
+        {"guard.hang_timeout_seconds": -1.0},
+        "guard.hang_timeout_seconds=-1.0 is too small; use 0 or more",
+    ),
     ({"tokenizer.character_coverage": 2.0}, "character_coverage=2.0 is no share.*use 0.98 to 1"),
     ({"seed": -1}, "seed=-1 is too small; use 0 or more"),
     ({"seed": 1 << 32}, "seed=4294967296 has more than 32 bits; use one below 4294967296"),
-    ({"keep": 1}, "keep=1 is too small; use 2 or more"),
-    ({"every.log": 0}, "every.log=0 is too small; use 1 or more"),
-    ({"every.evaluate": 0}, "every.evaluate=0 is too small; use 1 or more"),
-    ({"every.checkpoint": -5}, "every.checkpoint=-5 is too small; use 1 or more"),
-    ({"evaluate.examples": -1}, "evaluate.examples=-1 is too small; use 0 or more"),
-    ({"tokenizer.documents": 0}, "tokenizer.documents=0 is too small; use 1 or more"),
+    ({"checkpoint.max_to_keep": 1}, "checkpoint.max_to_keep=1 is too small; use 2 or more"),
+    ({"log_every_steps": 0}, "log_every_steps=0 is too small; use 1 or more"),
+    ({"eval_every_steps": 0}, "eval_every_steps=0 is too small; use 1 or more"),
+    ({"checkpoint.every_steps": -5}, "checkpoint.every_steps=-5 is too small; use 1 or more"),
+    ({"evaluate.max_examples": -1}, "evaluate.max_examples=-1 is too small; use 0 or more"),
+    ({"tokenizer.max_documents": 0}, "tokenizer.max_documents=0 is too small; use 1 or more"),
     ({"model.d_model": 0}, "model.d_model=0 is too small; use 1 or more"),
     ({"model.dropout_rate": 1.0}, "model.dropout_rate=1.0 is no probability; use 0 to below 1"),
     ({"model.dropout_rate": float("nan")}, "model.dropout_rate=nan is no probability"),
@@ -69,12 +78,21 @@ IMPOSSIBLE = [
     ({"model.relative_limit": 16}, "model.relative_limit=16 do not make bins"),
     ({"data.batch_size": 0}, "data.batch_size=0 is too small; use 1 or more"),
     ({"objective.noise_density": 1.0}, "objective.noise_density=1.0 is not between 0 and 1"),
-    ({"objective.mean_span": 0.5}, "objective.mean_span=0.5 is not a finite number of at least 1"),
-    ({"optimizer.peak": float("nan")}, "optimizer.peak=nan is out of bounds; use 0 to 1000"),
-    ({"optimizer.peak": -1.0}, "optimizer.peak=-1.0 is out of bounds; use 0 to 1000"),
+    (
+        {"objective.mean_noise_span_length": 0.5},
+        "objective.mean_noise_span_length=0.5 is not a finite number of at least 1",
+    ),
+    (
+        {"optimizer.learning_rate": float("nan")},
+        "optimizer.learning_rate=nan is out of bounds; use 0 to 1000",
+    ),
+    (
+        {"optimizer.learning_rate": -1.0},
+        "optimizer.learning_rate=-1.0 is out of bounds; use 0 to 1000",
+    ),
     ({"optimizer.warmup": -1}, "optimizer.warmup=-1 is out of bounds"),
-    ({"loss.smoothing": 1.0}, "loss.smoothing=1.0 is out of bounds; use 0 to 0.999"),
-    ({"parallel.micro_batches": 0}, "parallel.micro_batches=0 is too small; use 1"),
+    ({"loss.label_smoothing": 1.0}, "loss.label_smoothing=1.0 is out of bounds; use 0 to 0.999"),
+    ({"parallel.num_microbatches": 0}, "parallel.num_microbatches=0 is too small; use 1"),
     ({"parallel.data": 0}, "parallel.data=0 is no size; use 1 or more, or -1 for all"),
     # Keys that contradict each other.
     ({"parallel.fsdp": 2}, "parallel.fsdp=2 .* pmap replicates; use parallel.strategy='mesh'"),
@@ -85,7 +103,7 @@ IMPOSSIBLE = [
     ({"teacher.workdir": "/r"}, "teacher.workdir='/r' has no use in stage='pretrain'; use stage="),
     (
         {"stage": "distill", "teacher.workdir": "/r", "init_from": "/p"},
-        "init_from='/p' and teacher.init both say where the student starts; leave init_from empty",
+        "init_from='/p' and teacher.student_init both say where the student starts; leave init_from empty",
     ),
     (
         {"tokenizer.dir": "/nowhere"},
@@ -131,8 +149,8 @@ def test_every_number_of_a_config_has_a_bound(tiny_config, tmp_path):
     ("changes", "count", "shards"),
     [
         ({"data.batch_size": 12}, 8, 8),
-        ({"data.batch_size": 8, "parallel.micro_batches": 3}, 4, 4),
-        ({"data.batch_size": 8, "parallel.micro_batches": 2}, 8, 8),
+        ({"data.batch_size": 8, "parallel.num_microbatches": 3}, 4, 4),
+        ({"data.batch_size": 8, "parallel.num_microbatches": 2}, 8, 8),
         ({"data.batch_size": 6, "parallel.strategy": "mesh", "parallel.fsdp": 4}, 4, 4),
     ],
 )
@@ -140,7 +158,7 @@ def test_a_batch_that_does_not_divide_stops_before_the_workdir_is_made(
     changes, count, shards, tiny_config, tmp_path
 ):
     run = runs.make_run(tiny_config(**changes), tmp_path / "run")
-    product = shards * changes.get("parallel.micro_batches", 1)
+    product = shards * changes.get("parallel.num_microbatches", 1)
     sentence = f"data.batch_size={changes['data.batch_size']} does not divide over {shards} shards"
     with pytest.raises(ValueError, match=f"{sentence} .* use a multiple of {product}"):
         train.train(run, devices=jax.devices()[:count])
@@ -166,10 +184,10 @@ def test_sentinels_are_enough_to_the_very_last(tiny_config, tmp_path):
 
 
 def test_a_tokenizer_that_is_yet_to_be_made_is_checked_by_its_config(tiny_config, tmp_path):
-    new = {"tokenizer.dir": "", "tokenizer.pieces": 505, "tokenizer.num_sentinels": 8}
+    new = {"tokenizer.dir": "", "tokenizer.vocab_size": 505, "tokenizer.num_extra_ids": 8}
     with pytest.raises(ValueError, match=r"the tokenizer's 505 pieces \+ 8 sentinels; use 640"):
         runs.make_run(tiny_config(**new), tmp_path)
-    runs.make_run(tiny_config(**new | {"tokenizer.num_sentinels": 7}), tmp_path)
+    runs.make_run(tiny_config(**new | {"tokenizer.num_extra_ids": 7}), tmp_path)
 
 
 def test_a_workdir_is_its_own_config_again_and_names_the_keys_of_another(tiny_config, tmp_path):
@@ -180,11 +198,11 @@ def test_a_workdir_is_its_own_config_again_and_names_the_keys_of_another(tiny_co
     runs.check_workdir(run)
     assert runs.read_run(workdir) == run
     before = (workdir / "config.json").read_bytes()
-    other = runs.make_run(tiny_config(**{"optimizer.peak": 0.5, "steps": 7}), workdir)
+    other = runs.make_run(tiny_config(**{"optimizer.learning_rate": 0.5, "steps": 7}), workdir)
     with pytest.raises(ValueError) as error:
         runs.check_workdir(other)
     sentence = str(error.value)
-    assert "optimizer.peak (here 0.5, there 0.01)" in sentence
+    assert "optimizer.learning_rate (here 0.5, there 0.01)" in sentence
     assert "steps (here 7, there 6)" in sentence
     assert "another --workdir" in sentence
     assert sentence.count("(here ") == 2
@@ -197,24 +215,24 @@ NUMBERS = {  # of twelve fields that decide a run's numbers, other values
     "data.batch_size": 16,
     "data.input_length": 40,
     "stage": "finetune",
-    "optimizer.peak": 0.5,
+    "optimizer.learning_rate": 0.5,
     "optimizer.name": "lion",
     "loss.z_loss": 0.5,
-    "guard.spike": 3.0,
-    "objective.mean_span": 4.0,
+    "guard.spike_threshold": 3.0,
+    "objective.mean_noise_span_length": 4.0,
     "model.dropout_rate": 0.1,
-    "data.train": "train[:50%]",
+    "data.train_split": "train[:50%]",
 }
 FREE = {  # of those that do not
     "parallel.data": 2,
-    "parallel.micro_batches": 2,
-    "every.log": 5,
-    "keep": 3,
-    "keep_every": 9,
-    "evaluate.examples": 4,
-    "guard.hang": 60.0,
+    "parallel.num_microbatches": 2,
+    "log_every_steps": 5,
+    "checkpoint.max_to_keep": 3,
+    "checkpoint.keep_period": 9,
+    "evaluate.max_examples": 4,
+    "guard.hang_timeout_seconds": 60.0,
     "model.dtype": "bfloat16",
-    "data.workers": 1,
+    "data.num_workers": 1,
     "model.remat": "full",
     "model.attention": "whole",
     "model.layers": "unrolled",
@@ -250,7 +268,9 @@ def test_keys_that_decide_no_number_are_changed_freely(claimed, tiny_config):
 
 def test_what_is_allowed_must_be_a_key(claimed, tiny_config):
     run = runs.make_run(tiny_config(), claimed)
-    with pytest.raises(ValueError, match="optimizer.peek is no key .*mean 'optimizer.peak'"):
+    with pytest.raises(
+        ValueError, match="optimizer.peek is no key .*mean 'optimizer.learning_rate'"
+    ):
         runs.check_workdir(run, ("optimizer.peek",))
 
 
@@ -345,7 +365,10 @@ def test_an_origin_of_another_model_is_refused_before_any_work(tiny_config, tmp_
     taught = {"stage": "distill", "teacher.workdir": str(first.workdir)}
     for change, sentence in (
         ({"model.num_encoder_layers": 3}, "num_encoder_layers=3 is more than the teacher's 2"),
-        ({"model.vocab_size": 640, "teacher.init": "random"}, "640 differs from the teacher's 512"),
+        (
+            {"model.vocab_size": 640, "teacher.student_init": "random"},
+            "640 differs from the teacher's 512",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             runs.make_run(tiny_config(**taught, **change), tmp_path / "third")
@@ -353,7 +376,9 @@ def test_an_origin_of_another_model_is_refused_before_any_work(tiny_config, tmp_
 
 
 def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp_path, monkeypatch):
-    run = runs.make_run(tiny_config(**{"tokenizer.dir": "", "tokenizer.documents": 50}), tmp_path)
+    run = runs.make_run(
+        tiny_config(**{"tokenizer.dir": "", "tokenizer.max_documents": 50}), tmp_path
+    )
     given = []
     fit = tokenizer.train
 
@@ -363,14 +388,14 @@ def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp
 
     monkeypatch.setattr(tokenizer, "train", spy)
     made = runs.make_tokenizer(run)
-    records = sources.tfds_records("wikipedia/20230601.en", "train", run.data.dir)
+    records = sources.tfds_records("wikipedia/20230601.en", "train", run.data.tfds_dir)
     assert given == [records[i]["text"] for i in range(50)]
     assert (made.pieces, made.num_sentinels) == (400, 10)
     monkeypatch.setattr(tokenizer, "train", None)
     assert runs.make_tokenizer(run).fingerprint == made.fingerprint
     # What was made for one config is not taken for what another asks for.
-    other = {"tokenizer.dir": "", "tokenizer.num_sentinels": 9}
-    with pytest.raises(ValueError, match="num_sentinels=9 differs from the 10 of the tokenizer in"):
+    other = {"tokenizer.dir": "", "tokenizer.num_extra_ids": 9}
+    with pytest.raises(ValueError, match="num_extra_ids=9 differs from the 10 of the tokenizer in"):
         runs.make_run(tiny_config(**other), tmp_path)
     other = {"tokenizer.dir": "", "tokenizer.character_coverage": 0.99}
     with pytest.raises(ValueError, match="character_coverage=0.99 differs from the 0.9995 of the"):
@@ -381,26 +406,32 @@ def test_what_is_held_out_is_never_trained_on(tiny_config, tmp_path):
     run = runs.make_run(tiny_config(), tmp_path)
     assert runs.splits(run) == ({"wikipedia": "train"}, {"wikipedia": "validation"})
     for change, sentence in (
-        ({"data.heldout": "validatoin"}, "'validatoin' is unknown; .* did you mean 'validation'"),
-        ({"data.heldout": "train[:10%]"}, "'train' and data.heldout='train.*' .* share examples"),
-        ({"data.train": "train+validation"}, "share examples; use disjoint slices"),
-        ({"data.heldout": "all"}, "share examples"),
-        ({"data.heldout": ""}, "is unknown"),
+        (
+            {"data.heldout_split": "validatoin"},
+            "'validatoin' is unknown; .* did you mean 'validation'",
+        ),
+        (
+            {"data.heldout_split": "train[:10%]"},
+            "'train' and data.heldout_split='train.*' .* share examples",
+        ),
+        ({"data.train_split": "train+validation"}, "share examples; use disjoint slices"),
+        ({"data.heldout_split": "all"}, "share examples"),
+        ({"data.heldout_split": ""}, "is unknown"),
     ):
         with pytest.raises(ValueError, match=sentence):
             runs.splits(runs.make_run(tiny_config(**change), tmp_path))
         train_texts, heldout = (
             {records[i]["text"] for i in range(len(records))}
             for records in (
-                sources.tfds_records("wikipedia/20230601.en", split, run.data.dir)
+                sources.tfds_records("wikipedia/20230601.en", split, run.data.tfds_dir)
                 for split in ("train", "validation")
             )
         )
         assert heldout and train_texts.isdisjoint(heldout)
 
 
-BYTES = {"tokenizer.kind": "bytes", "tokenizer.pieces": 259, "tokenizer.dir": ""}
-BYTES |= {"tokenizer.num_sentinels": 100, "model.vocab_size": 384}
+BYTES = {"tokenizer.kind": "bytes", "tokenizer.vocab_size": 259, "tokenizer.dir": ""}
+BYTES |= {"tokenizer.num_extra_ids": 100, "model.vocab_size": 384}
 
 
 def test_bytes_need_no_fitting_and_their_blanks_are_filled(tiny_config, tmp_path):
@@ -422,6 +453,6 @@ def test_bytes_need_no_fitting_and_their_blanks_are_filled(tiny_config, tmp_path
 
 def test_another_number_of_byte_pieces_is_refused(tiny_config, tmp_path):
     with pytest.raises(
-        ValueError, match="tokenizer.pieces=300 .* with tokenizer.kind='bytes' use 259"
+        ValueError, match="tokenizer.vocab_size=300 .* with tokenizer.kind='bytes' use 259"
     ):
-        runs.make_run(tiny_config(**BYTES | {"tokenizer.pieces": 300}), tmp_path)
+        runs.make_run(tiny_config(**BYTES | {"tokenizer.vocab_size": 300}), tmp_path)

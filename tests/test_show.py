@@ -103,7 +103,7 @@ LAYOUTS = {
 def test_the_sharding_table_is_what_a_device_then_holds(optimizer, tiny_config):
     """Against the arrays themselves, laid out on eight devices."""
     keys = {f"parallel.{axis}": size for axis, size in LAYOUTS[optimizer].items()}
-    keys |= {"parallel.strategy": "mesh", "optimizer.name": optimizer, "optimizer.average": 0.9}
+    keys |= {"parallel.strategy": "mesh", "optimizer.name": optimizer, "optimizer.ema_decay": 0.9}
     made = runs.make_run(tiny_config(**keys), "nowhere")
     title, head, *lines, total = show.sharding(made).splitlines()
     strategy = parallel.make_strategy(made.parallel)
@@ -134,7 +134,7 @@ def test_the_sharding_table_needs_no_device_but_sizes_that_divide(tiny_config):
     keys = {
         "parallel.strategy": "mesh",
         "parallel.fsdp": 16,
-        "optimizer.average": 0.5,
+        "optimizer.ema_decay": 0.5,
     }
     said = show.sharding(runs.make_run(tiny_config(**keys), "nowhere"))
     assert said.startswith("mesh: data 1 x fsdp 16 x tensor 1 = 16 devices\n")

@@ -52,7 +52,7 @@ def noiseless(params, examples, key=None, teacher=None, progress=None):
     return steps.make_language_loss(Table(), LOSS, TEXT_BYTES)(params, examples)
 
 
-LOSS = steps.LossConfig(z_loss=0.01, smoothing=0.1)
+LOSS = steps.LossConfig(z_loss=0.01, label_smoothing=0.1)
 DESCENT = optax.sgd(0.5)  # the step is half the gradient
 
 
@@ -98,14 +98,14 @@ def test_an_update_is_the_gradient_of_the_loss_per_target_token():
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_take_the_step_of_the_whole_ragged_batch(parts):
     examples, state = ragged(), state_of(table())
-    assert_same_update(step_of(micro_batches=parts)(state, examples), step_of()(state, examples))
+    assert_same_update(step_of(num_microbatches=parts)(state, examples), step_of()(state, examples))
 
 
 @pytest.mark.parametrize("devices, parts", [(2, 1), (4, 1), (2, 2)])
 def test_devices_take_the_step_of_the_whole_ragged_batch(devices, parts):
     examples, state = ragged(), state_of(table())
     split = jax.tree.map(lambda x: x.reshape(devices, -1, LENGTH), examples)
-    step = step_of(axis=rows(devices), micro_batches=parts)
+    step = step_of(axis=rows(devices), num_microbatches=parts)
     many = jax.pmap(step, axis_name="rows", in_axes=(None, 0), devices=jax.devices()[:devices])(
         state, split
     )
@@ -265,7 +265,7 @@ def test_an_updates_dropout_follows_from_seed_and_step():
 
 
 def test_each_micro_batch_has_its_own_dropout():
-    keys = keys_of(micro_batches=4)
+    keys = keys_of(num_microbatches=4)
     assert len(keys) == len(set(keys)) == 4
 
 
@@ -376,7 +376,7 @@ FAST_KEY = jax.random.key(0, impl="rbg")  # compiles in a fraction of the time
 @pytest.fixture(scope="module")
 def learn():
     """Batch -> (last state, losses per token) after UPDATES updates on it from seed 0."""
-    config = optimizers.OptimizerConfig("adamw", peak=0.01, schedule="constant", warmup=0)
+    config = optimizers.OptimizerConfig("adamw", learning_rate=0.01, schedule="constant", warmup=0)
     optimizer, _ = optimizers.make_optimizer(
         config, UPDATES, transformer.param_shapes(CONFIG), optimizers.RunLength(1.0, 1)
     )

@@ -174,7 +174,7 @@ def test_what_a_dialogue_would_leave_out_of_its_templates_is_refused(spec):
     with pytest.raises(ValueError) as error:
         tasks.task_named("mine", own(**given, turns="u"))
     for part in (
-        "data.tasks.mine: turns='u' of a task is asked with words and {u} at their end",
+        "data.custom_tasks.mine: turns='u' of a task is asked with words and {u} at their end",
         "answered with {u}",
         f"inputs={given['inputs']!r} and targets={given['targets']!r}",
         "write 'respond: {u}' and leave targets out.",
@@ -256,19 +256,22 @@ def test_a_task_of_ones_own_is_a_few_strings():
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"source": ""}, "data.tasks.mine names no source; set it to"),
-        ({"input": "{a}"}, "data.tasks.mine='input' is unknown; .* 'inputs'"),
-        ({"metrics": "bleu"}, r"data.tasks.mine.metrics='bleu' is not a tuple of words"),
-        ({"inputs": 3}, "data.tasks.mine.inputs=3 is not text"),
-        ({"metrics": ["blue"]}, "data.tasks.mine: the metric of a task='blue' is unknown"),
-        ({"inputs": "say"}, "data.tasks.mine: inputs='say' of a task has no column; write one"),
-        ({"inputs": "say {a"}, "data.tasks.mine: inputs='say {a' of a task is no template"),
-        ({"targets": ""}, "data.tasks.mine: targets='' of a task has no column"),
+        ({"source": ""}, "data.custom_tasks.mine names no source; set it to"),
+        ({"input": "{a}"}, "data.custom_tasks.mine='input' is unknown; .* 'inputs'"),
+        ({"metrics": "bleu"}, r"data.custom_tasks.mine.metrics='bleu' is not a tuple of words"),
+        ({"inputs": 3}, "data.custom_tasks.mine.inputs=3 is not text"),
+        ({"metrics": ["blue"]}, "data.custom_tasks.mine: the metric of a task='blue' is unknown"),
+        (
+            {"inputs": "say"},
+            "data.custom_tasks.mine: inputs='say' of a task has no column; write one",
+        ),
+        ({"inputs": "say {a"}, "data.custom_tasks.mine: inputs='say {a' of a task is no template"),
+        ({"targets": ""}, "data.custom_tasks.mine: targets='' of a task has no column"),
         (
             {"inputs": "{c}", "turns": "c", "labels": ("a",)},
             "and turns='c' are texts; leave labels out",
         ),
-        ({"turns": "c"}, "data.tasks.mine: turns='c' of a task is asked with words and {c}"),
+        ({"turns": "c"}, "data.custom_tasks.mine: turns='c' of a task is asked with words and {c}"),
         ({"inputs": "say {a!r}"}, "mine: inputs='say {a!r}' of a task has {a!r}, .* write {a}"),
         ({"targets": "{b:>10}"}, "mine: targets='{b:>10}' of a task has {b:>10}, .* write {b}"),
         ({"inputs": "{} {a}"}, "mine: inputs='{} {a}' of a task has {}, .* write {name}"),

@@ -41,7 +41,12 @@ def go(tiny_config, tiny_tokens, tmp_path_factory):
     def go(devices=1, workdir=None, **changes) -> pathlib.Path:
         workdir = workdir or tmp_path_factory.mktemp("run") / "run"
         changes = {**PAIRS, **LENGTHS, "tokenizer.dir": str(tiny_tokens.directory), **changes}
-        changes = {"every.evaluate": 10, "every.checkpoint": 10, "evaluate.examples": 4, **changes}
+        changes = {
+            "eval_every_steps": 10,
+            "checkpoint.every_steps": 10,
+            "evaluate.max_examples": 4,
+            **changes,
+        }
         train.train(runs.make_run(tiny_config(**changes), workdir), jax.devices()[:devices])
         return workdir
 
@@ -138,7 +143,7 @@ def test_from_any_update_and_on_any_host_each_row_has_its_own(marked, start, hos
 
 @pytest.mark.parametrize("marked", ["text"], indirect=True)
 def test_worker_processes_bring_it_too(marked):
-    data = dataclasses.replace(marked[0].data, workers=2)
+    data = dataclasses.replace(marked[0].data, num_workers=2)
     parts = tuple(dataclasses.replace(part, data=data) for part in marked[0].parts)
     examples = dataclasses.replace(marked[0], parts=parts)
     dealt = pipeline.train_batches(examples, 3, start=1)
@@ -308,7 +313,7 @@ def test_a_killed_writer_goes_on_behind_its_last_whole_file(asked, tmp_path, mon
 
 def test_it_does_not_matter_on_which_devices_it_is_written(asked, whole, tmp_path):
     changes = {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
-    run = asked(tmp_path / "mesh", **changes, **{"parallel.micro_batches": 2})
+    run = asked(tmp_path / "mesh", **changes, **{"parallel.num_microbatches": 2})
     theirs, ours = (
         pipeline.open_teacher_cache(whole),
         pipeline.open_teacher_cache(written(run, 64, "float32")),
@@ -336,7 +341,7 @@ OTHERS = {
     "rows": ({"data.batch_size": 16}, r"another order of data: order.batch_size \(here 16,"),
     "packing": ({"data.packing": "first_fit"}, r"another order of data: order.packing"),
     "lengths": ({"data.target_length": 10}, r"another order of data: order.columns"),
-    "split": ({"data.train": "train[:50%]"}, r"another order of data: order.files"),
+    "split": ({"data.train_split": "train[:50%]"}, r"another order of data: order.files"),
     "task": ({"data.task": "wikipedia"}, r"another order of data: order.columns"),
     "temperature": (
         {"teacher.loss": "jsd temperature=3"},
@@ -354,8 +359,12 @@ def test_a_cache_of_anything_else_is_refused_by_name(asked, whole, tmp_path, wha
 
 
 def test_students_of_other_shapes_and_rates_share_a_cache(asked, whole, tmp_path):
-    changes = {"optimizer.peak": 0.1, "model.num_encoder_layers": 2, "teacher.init": "random"}
-    changes |= {"data.workers": 2, "parallel.micro_batches": 4, "steps": 2}
+    changes = {
+        "optimizer.learning_rate": 0.1,
+        "model.num_encoder_layers": 2,
+        "teacher.student_init": "random",
+    }
+    changes |= {"data.num_workers": 2, "parallel.num_microbatches": 4, "steps": 2}
     assert find(asked(tmp_path / "run", **{"teacher.cache": str(whole)}, **changes)).updates == 4
 
 
@@ -425,8 +434,8 @@ def test_a_cache_is_asked_for_nothing_that_it_lacks(asked, changes, sentence):
 CUT = {
     "parallel.strategy": "mesh",
     "parallel.fsdp": 2,
-    "parallel.micro_batches": 2,
-    "data.workers": 1,
+    "parallel.num_microbatches": 2,
+    "data.num_workers": 1,
 }
 
 
@@ -435,7 +444,7 @@ def learn(go, teacher):
     """(devices, workdir, **changes) -> the losses of a student of the teacher, update by update."""
 
     def learn(devices=1, workdir=None, **changes):
-        changes = {**SMALL, "teacher.workdir": str(teacher), "every.checkpoint": 2, **changes}
+        changes = {**SMALL, "teacher.workdir": str(teacher), "checkpoint.every_steps": 2, **changes}
         workdir = go(devices, workdir, stage="distill", **changes)
         rows = logs.read(workdir / logs.METRICS)
         return [row["loss"] for row in rows if row["split"] == "train"]

@@ -24,11 +24,19 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
     """A file for --config of a student with dropout, of an untrained teacher, its shards made."""
     home = tmp_path_factory.mktemp("hosts")
     pairs = {"data.task": "docstring_summary", "data.target_length": 12, "steps": STEPS}
-    pairs |= {"data.shards": str(home / "shards"), "evaluate.examples": 8, "every.evaluate": STEPS}
+    pairs |= {
+        "data.shards_dir": str(home / "shards"),
+        "evaluate.max_examples": 8,
+        "eval_every_steps": STEPS,
+    }
     teacher = untrained.write(tiny_config(**pairs), home / "teacher")
     runs.make_examples(teacher, tiny_tokens)
     student = {"stage": "distill", "teacher.workdir": str(home / "teacher")}
-    student |= {"model.num_decoder_layers": 1, "model.dropout_rate": 0.1, "every.checkpoint": 2}
+    student |= {
+        "model.num_decoder_layers": 1,
+        "model.dropout_rate": 0.1,
+        "checkpoint.every_steps": 2,
+    }
     (home / "config.py").write_text(test_hosts.CONFIG)
     (home / "config.json").write_text(json.dumps(tiny_config(**pairs | student)))
     with pytest.MonkeyPatch.context() as patch:

@@ -419,7 +419,7 @@ def test_an_error_of_the_source_comes_through(tmp_path):
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_too_little_text_names_the_most_pieces_and_that_many_work(tmp_path, kind):
     with pytest.raises(
-        ValueError, match=r"tokenizer.pieces=32000 is more .* --config.tok"
+        ValueError, match=r"tokenizer.vocab_size=32000 is more .* --config.tok"
     ) as error:
         tokenizer.train(varied_texts(), tmp_path, kind=kind)
     assert list(tmp_path.iterdir()) == []
@@ -440,10 +440,10 @@ def test_too_few_pieces_names_the_least_and_that_many_work(tmp_path, kind):
     [
         ([], {}, "the texts are empty"),
         (["", "\n \n"], {}, "the texts are empty"),
-        (["a b"], {"pieces": 0}, "refused tokenizer.pieces=0 .*use 1000 or more"),
+        (["a b"], {"pieces": 0}, "refused tokenizer.vocab_size=0 .*use 1000 or more"),
         (["a b"], {"normalization": "nfc"}, "tokenizer.normalization='nfc' is unknown; choose one"),
         (["a b"], {"kind": "bp"}, "tokenizer.kind='bp' is unknown; choose one of bpe, unigram"),
-        (["a b"], {"num_sentinels": -1}, "tokenizer.num_sentinels=-1 is below 0; use 0 or more"),
+        (["a b"], {"num_sentinels": -1}, "tokenizer.num_extra_ids=-1 is below 0; use 0 or more"),
         (["a b"], {"max_chunks": 0}, "tokenizer.max_chunks=0 is below 1; use 1 or more"),
         (["a b"], {"character_coverage": 1.5}, "character_coverage=1.5 is not a share .*0.9995"),
         (["a b"], {"character_coverage": 0.9}, "=0.9 is not a share from 0.98 to 1; use 0.9995"),

@@ -67,7 +67,7 @@ def test_a_terminal_sees_a_bar_the_same_model_comes_out_and_errors_are_seen(tmp_
     assert (
         screen.count("fitting: 100%") >= 2 and "after bpe" in screen.partition("after unigram")[2]
     )
-    assert "still here: tokenizer.pieces=32000 is more" in screen
+    assert "still here: tokenizer.vocab_size=32000 is more" in screen
     assert "trainer" not in screen, "SentencePiece's own log stays away"
     quiet = [
         tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=400).fingerprint

@@ -285,8 +285,8 @@ def test_the_command_reports_on_texts_that_were_not_trained_on(tiny_config, tmp_
 def test_without_its_dataset_the_command_writes_nothing(
     tiny_config, tmp_path, capsys, kind, pieces
 ):
-    wanted = {"tokenizer.dir": "", "tokenizer.kind": kind, "tokenizer.pieces": pieces}
-    config = tiny_config(**wanted | {"data.dir": str(tmp_path / "nowhere")})
+    wanted = {"tokenizer.dir": "", "tokenizer.kind": kind, "tokenizer.vocab_size": pieces}
+    config = tiny_config(**wanted | {"data.tfds_dir": str(tmp_path / "nowhere")})
     assert command(config, tmp_path / "run") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "run").exists()
 

@@ -39,7 +39,7 @@ def go(tiny_config, tmp_path_factory):
     """(workdir or None for a new one, **changes of the config) -> workdir, trained to the end."""
 
     def go(workdir=None, *, allow=(), profile=None, **changes) -> pathlib.Path:
-        changes = {"every.checkpoint": 2, "evaluate.examples": 16, **T5, **changes}
+        changes = {"checkpoint.every_steps": 2, "evaluate.max_examples": 16, **T5, **changes}
         workdir = workdir or tmp_path_factory.mktemp("run") / "run"
         run = runs.make_run(tiny_config(**changes), workdir)
         train.train(run, jax.devices()[:1], allow=allow, profile=profile)
@@ -98,7 +98,7 @@ def last(workdir: pathlib.Path, accept=lambda facts: True):
     optimizer, _ = optimizers.make_optimizer(
         run.trained, STEPS, run.shapes, optimizers.RunLength(1.0, 1)
     )
-    plan = steps.StepConfig(average=run.optimizer.average)
+    plan = steps.StepConfig(average=run.optimizer.ema_decay)
     make = functools.partial(steps.init_state, transformer.Transformer(run.model), optimizer, plan)
     shapes = jax.eval_shape(make, run.shapes)
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
@@ -136,7 +136,7 @@ def test_the_logged_rate_is_the_schedule_of_the_updates_before(pretrained):
 
 
 def test_a_row_is_the_mean_over_all_updates_since_the_one_before(go, pretrained):
-    coarse = rows(go(**{"every.log": 3, "every.checkpoint": 3}), "train")
+    coarse = rows(go(**{"log_every_steps": 3, "checkpoint.every_steps": 3}), "train")
     fine = {row["step"]: row["nats"] for row in rows(pretrained, "train")}
     assert [row["step"] for row in coarse] == [1, 3, 6]
     # All batches of running text have as many targets, so that means may be averaged here.
@@ -183,9 +183,9 @@ def test_a_checkpoint_of_other_data_is_not_continued(go, interrupted, tmp_path):
 def test_a_workdir_of_another_config_is_left_as_it_is(go, pretrained):
     before = contents(pretrained)
     with pytest.raises(
-        ValueError, match=r"another config: optimizer.peak \(here 0.5, there 0.01\)"
+        ValueError, match=r"another config: optimizer.learning_rate \(here 0.5, there 0.01\)"
     ):
-        go(pretrained, **{"optimizer.peak": 0.5})
+        go(pretrained, **{"optimizer.learning_rate": 0.5})
     assert contents(pretrained) == before
 
 
@@ -267,7 +267,7 @@ def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces
     go, pretrained, other_tokens, capfd
 ):
     change = {"stage": "finetune", "init_from": str(pretrained), "steps": 1}
-    change |= {"tokenizer.pieces": 283, "tokenizer.num_sentinels": 10}
+    change |= {"tokenizer.vocab_size": 283, "tokenizer.num_extra_ids": 10}
     go(**change, **{"tokenizer.dir": str(other_tokens.directory)})
     theirs = runs.make_tokenizer(runs.read_run(pretrained))
     shared = set(theirs.names()) & set(other_tokens.names())
@@ -282,7 +282,7 @@ def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces
         (
             "@best",
             "",
-            "the run has no keep_best, so no checkpoint is the best in .*; choose newest",
+            "the run has no checkpoint.best_metric, so no checkpoint is the best in .*; choose newest",
         ),
         ("", "encodr/=none", "'encodr/', which is the first match of no parameter; remove it"),
     ],
@@ -291,7 +291,9 @@ def test_a_check_finds_what_a_run_would_refuse_and_writes_nothing(
     origin, rates, sentence, tiny_config, pretrained, tmp_path
 ):
     changes = {**PAIRS, "stage": "finetune", "init_from": f"{pretrained}{origin}"}
-    run = runs.make_run(tiny_config(**changes, **{"optimizer.rates": rates}), tmp_path / "run")
+    run = runs.make_run(
+        tiny_config(**changes, **{"optimizer.learning_rate_multipliers": rates}), tmp_path / "run"
+    )
     with pytest.raises(ValueError, match=sentence):
         train.check(run)
     assert not (tmp_path / "run").exists()
@@ -315,10 +317,13 @@ def test_parameters_of_another_model_are_not_started_from(change, sentence, go, 
     [
         (
             {"model.d_ff": 64},
-            "model.d_ff=64 differs from the teacher's 32, .*teacher.init='random'",
+            "model.d_ff=64 differs from the teacher's 32, .*teacher.student_init='random'",
         ),
         ({"model.num_decoder_layers": 3}, "=3 is more than the teacher's 2; use at most 2, or"),
-        ({"teacher.init": "randm"}, "teacher.init='randm' is unknown; .* did you mean 'random'"),
+        (
+            {"teacher.student_init": "randm"},
+            "teacher.student_init='randm' is unknown; .* did you mean 'random'",
+        ),
     ],
 )
 def test_a_student_that_does_not_fit_its_teacher_is_a_sentence(change, sentence, go, pretrained):

@@ -25,8 +25,13 @@ from tests.test_train import (  # noqa: F401
 )
 
 CURVE = {1: 5.0, 2: 4.0, 3: 4.5, 4: math.nan, 5: 4.0, 6: 3.0, 7: 9.0, 8: 9.0, 9: 9.0}  # nats
-STOPPING = {"every.evaluate": 1, "every.checkpoint": 2, "steps": 9, "early_stop": 3}
-STOPPING |= {"keep_best": "nats"}
+STOPPING = {
+    "eval_every_steps": 1,
+    "checkpoint.every_steps": 2,
+    "steps": 9,
+    "early_stopping_patience": 3,
+}
+STOPPING |= {"checkpoint.best_metric": "nats"}
 
 
 def judged(curve, most, memory=None, figure="nats"):
@@ -103,7 +108,7 @@ def test_a_run_that_is_no_better_ends_and_stays_ended(go, ended, scripted, tmp_p
     go(workdir, **STOPPING)
     assert "ended early after update 5, for 3 evaluations in a row" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in workdir.glob("*.jsonl")} == before
-    go(workdir, **STOPPING | {"early_stop": 4})
+    go(workdir, **STOPPING | {"early_stopping_patience": 4})
     assert kept(workdir) == [9, 8, 6], "it goes on, found a better one, and bore more"
     assert logs.goodput(workdir)["sessions"] == 2
 
@@ -130,8 +135,17 @@ def test_a_run_that_was_killed_ends_where_the_unbroken_one_does(
 
 
 def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # noqa: F811
-    words = {**PAIRS, "stage": "finetune", "init_from": str(pretrained), "evaluate.decode": 3}
-    words |= {"every.evaluate": 2, "keep_best": "rougeL", "optimizer.peak": 0.1}
+    words = {
+        **PAIRS,
+        "stage": "finetune",
+        "init_from": str(pretrained),
+        "evaluate.max_decoded_examples": 3,
+    }
+    words |= {
+        "eval_every_steps": 2,
+        "checkpoint.best_metric": "rougeL",
+        "optimizer.learning_rate": 0.1,
+    }
     workdir = go(**words)
     found = {row["step"]: row["rougeL"] for row in rows(workdir, "heldout")}
     assert set(found) == {2, 4, 6}
@@ -144,14 +158,26 @@ def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # no
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ({"early_stop": 3}, "early_stop=3 has no figure to go by; set keep_best"),
-        ({"early_stop": -1}, "early_stop=-1 is too small; use 0 or more"),
-        ({"keep_best": "rougeL"}, "keep_best='rougeL' is unknown"),  # wikipedia has no answers
-        ({"keep_best": "bleu", "data.task": "docstring_summary"}, "keep_best='bleu' .*rougeL"),
-        ({"keep_best": "perplexity"}, "keep_best='perplexity' .*; use nats, which orders .* alike"),
         (
-            {"keep_best": "rougeL", "data.task": "docstring_summary=1,aeslc=2"},
-            "keep_best='rougeL' .*aeslc/rougeL, .*docstring_summary/rougeL",
+            {"early_stopping_patience": 3},
+            "early_stopping_patience=3 has no figure to go by; set checkpoint.best_metric",
+        ),
+        ({"early_stopping_patience": -1}, "early_stopping_patience=-1 is too small; use 0 or more"),
+        (
+            {"checkpoint.best_metric": "rougeL"},
+            "checkpoint.best_metric='rougeL' is unknown",
+        ),  # wikipedia has no answers
+        (
+            {"checkpoint.best_metric": "bleu", "data.task": "docstring_summary"},
+            "checkpoint.best_metric='bleu' .*rougeL",
+        ),
+        (
+            {"checkpoint.best_metric": "perplexity"},
+            "checkpoint.best_metric='perplexity' .*; use nats, which orders .* alike",
+        ),
+        (
+            {"checkpoint.best_metric": "rougeL", "data.task": "docstring_summary=1,aeslc=2"},
+            "checkpoint.best_metric='rougeL' .*aeslc/rougeL, .*docstring_summary/rougeL",
         ),
     ],
 )
@@ -161,8 +187,11 @@ def test_what_no_checkpoint_can_be_best_by_is_refused(words, said, tiny_config, 
 
 
 def test_of_several_tasks_the_best_is_by_the_score_of_one(tiny_config, tmp_path):
-    words = {"keep_best": "aeslc/rougeL", "data.task": "docstring_summary=1,aeslc=2"}
-    assert runs.make_run(tiny_config(**words), tmp_path).config["keep_best"] == "aeslc/rougeL"
+    words = {"checkpoint.best_metric": "aeslc/rougeL", "data.task": "docstring_summary=1,aeslc=2"}
+    assert (
+        runs.make_run(tiny_config(**words), tmp_path).config["checkpoint.best_metric"]
+        == "aeslc/rougeL"
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,9 +212,17 @@ def test_init_from_names_a_workdir_and_which_of_its_checkpoints(named, expected)
 
 
 def test_the_door_fine_tunes_with_parts_frozen(pretrained, tiny_config, tmp_path, capsys):  # noqa: F811
-    words = {**PAIRS, "stage": "finetune", "init_from": str(pretrained), "every.checkpoint": 6}
-    words |= {"optimizer.rates": "encoder/=none embed=none decoder/norm=0.1", "every.evaluate": 6}
-    words |= {"evaluate.examples": 8, "parallel.data": 1}
+    words = {
+        **PAIRS,
+        "stage": "finetune",
+        "init_from": str(pretrained),
+        "checkpoint.every_steps": 6,
+    }
+    words |= {
+        "optimizer.learning_rate_multipliers": "encoder/=none embed=none decoder/norm=0.1",
+        "eval_every_steps": 6,
+    }
+    words |= {"evaluate.max_examples": 8, "parallel.data": 1}
     made = json.dumps(tiny_config(**words))
     config = tmp_path / "tiny.py"
     config.write_text(
@@ -216,12 +253,12 @@ def test_fine_tuning_drops_out_a_tenth_and_both_recipes_are_as_published():
     t5, adamw = (
         importlib.import_module(f"configs.finetune_{name}").get_config() for name in ("t5", "adamw")
     )
-    assert (t5.optimizer.name, t5.optimizer.peak, t5.optimizer.schedule) == (
+    assert (t5.optimizer.name, t5.optimizer.learning_rate, t5.optimizer.schedule) == (
         "adafactor",
         1e-3,
         "constant",
     )
     assert (t5.steps, t5.data.batch_size, t5.data.input_length) == (2**18, 128, 512)
-    assert (t5.keep_every, t5.every.checkpoint) == (5000, 5000)
-    assert (adamw.optimizer.name, adamw.optimizer.peak) == ("adamw", 1e-4)
+    assert (t5.checkpoint.keep_period, t5.checkpoint.every_steps) == (5000, 5000)
+    assert (adamw.optimizer.name, adamw.optimizer.learning_rate) == ("adamw", 1e-4)
     assert jax.tree.structure(t5.to_dict()) == jax.tree.structure(adamw.to_dict())

@@ -19,7 +19,7 @@ from tests.test_train import T5, assert_same_bits, go, last, rows  # noqa: F401
 
 CONFIG = {"patience": 3, "rollbacks": 2, "spike": 6.0}
 BATCHES = (4, 5, 6)  # that are bad, in runs of 12 updates
-LONG = {"steps": 12, "every.log": 4, "every.evaluate": 12, "guard.patience": 3}
+LONG = {"steps": 12, "log_every_steps": 4, "eval_every_steps": 12, "guard.max_bad_steps": 3}
 
 
 def judged(losses, **changes) -> tuple[guard.Guard, list]:
@@ -139,7 +139,7 @@ def events(workdir) -> list[dict]:
 
 def test_an_update_that_is_not_finite_changes_nothing_and_is_told_with_its_batch(go, poison):  # noqa: F811
     poison(lambda state, examples: state.step == 5)
-    workdir = go(**{"every.checkpoint": 5})
+    workdir = go(**{"checkpoint.every_steps": 5})
     state, facts = last(workdir)
     before = last(workdir, lambda facts: facts["step"] == 5)[0]
     assert (facts["step"], facts["skipped"], int(state.skipped)) == (6, 1, 1)
@@ -155,7 +155,9 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_told_with_its_batch
 
 def test_a_row_leaves_out_skipped_updates_and_the_rate_waits_for_them(go, poison):  # noqa: F811
     poison(lambda state, examples: state.step == 0)
-    first, final = rows(go(**{"every.log": 3, "steps": 3, "every.checkpoint": 3}), "train")
+    first, final = rows(
+        go(**{"log_every_steps": 3, "steps": 3, "checkpoint.every_steps": 3}), "train"
+    )
     assert math.isnan(first["loss"]) and first["learning_rate"] == 0
     assert final["step"] == 3 and math.isfinite(final["loss"])
     # A warm-up of 2 updates to 0.01: of the third, one was skipped.
@@ -219,8 +221,10 @@ def test_bad_batches_in_a_row_are_passed_over_as_if_they_had_never_been(
 
 def test_where_going_back_does_not_help_it_is_given_up_with_a_report(go, poison, tmp_path):  # noqa: F811
     poison(lambda state, examples: state.step >= 3)
-    changes = LONG | {"every.log": 1, "every.checkpoint": 1, "guard.rollbacks": 2}
-    with pytest.raises(train.Diverged, match=r"guard.rollbacks=2 did not help; .*--allow_change"):
+    changes = LONG | {"log_every_steps": 1, "checkpoint.every_steps": 1, "guard.max_rollbacks": 2}
+    with pytest.raises(
+        train.Diverged, match=r"guard.max_rollbacks=2 did not help; .*--allow_change"
+    ):
         go(tmp_path / "run", profile=(3, 6), **changes)
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb")), "of what there was"
     report = json.loads((tmp_path / "run" / "diverged.json").read_text())

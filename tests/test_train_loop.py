@@ -50,7 +50,14 @@ def test_between_log_points_nothing_is_transferred_and_nothing_compiled(go, monk
     monkeypatch.setattr(array.ArrayImpl, "_value", property(spy))
     monkeypatch.setattr(train.Loop, "_update", update)
     jax.monitoring.register_event_duration_secs_listener(count)
-    go(**{"every.log": 3, "every.checkpoint": 3, "steps": 7, "model.dropout_rate": 0.05})
+    go(
+        **{
+            "log_every_steps": 3,
+            "checkpoint.every_steps": 3,
+            "steps": 7,
+            "model.dropout_rate": 0.05,
+        }
+    )
     assert moved and compiled, "the spies see what there is"
     assert not [step for step in moved if step], "an update itself moves nothing to the host"
     assert set(compiled) <= {0, 1}, "later updates compile nothing"
@@ -66,7 +73,7 @@ def test_copies_of_the_state_that_differ_are_never_saved(tiny_config, tmp_path, 
         return state._replace(params=wrong), sums
 
     monkeypatch.setattr(steps, "train_step", drifting)
-    config = tiny_config(**T5, **{"every.checkpoint": 2, "evaluate.examples": 8})
+    config = tiny_config(**T5, **{"checkpoint.every_steps": 2, "evaluate.max_examples": 8})
     run = runs.make_run(config, tmp_path / "run")
     with pytest.raises(train.Unfinished, match=r"copies of params/.* differ .* from update 2"):
         train.train(run, jax.devices()[:2])
@@ -76,7 +83,7 @@ def test_copies_of_the_state_that_differ_are_never_saved(tiny_config, tmp_path, 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"parallel.strategy": "mesh", "parallel.fsdp": 2, "every.log": 2},
+        {"parallel.strategy": "mesh", "parallel.fsdp": 2, "log_every_steps": 2},
         {"model.dtype": "bfloat16", "model.layers": "unrolled", "model.remat": "full"},
     ],
     ids=["mesh", "bfloat16"],
@@ -90,7 +97,7 @@ def test_a_run_goes_on_over_other_devices_and_in_another_dtype(
 ):
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
-    made = {"every.checkpoint": 2, "evaluate.examples": 16} | T5 | changes
+    made = {"checkpoint.every_steps": 2, "evaluate.max_examples": 16} | T5 | changes
     train.train(runs.make_run(tiny_config(**made), workdir), jax.devices()[:4])
     facts = last(workdir)[1]
     assert facts["step"] == 6 and facts["position"] == {"next_index": 6}
@@ -113,9 +120,11 @@ def test_a_change_that_is_allowed_is_made_midway_and_no_other(
 ):
     workdir = tmp_path / "run"
     shutil.copytree(interrupted, workdir)
-    changes = {"optimizer.peak": 0.5, "loss.z_loss": 0.1}
-    made = tiny_config(**{"every.checkpoint": 2, "evaluate.examples": 16}, **T5, **changes)
-    run, allow = runs.make_run(made, workdir), ("optimizer.peak", "loss")
+    changes = {"optimizer.learning_rate": 0.5, "loss.z_loss": 0.1}
+    made = tiny_config(
+        **{"checkpoint.every_steps": 2, "evaluate.max_examples": 16}, **T5, **changes
+    )
+    run, allow = runs.make_run(made, workdir), ("optimizer.learning_rate", "loss")
     with pytest.raises(ValueError, match=r"loss.z_loss .*--allow_change=loss.z_loss\."):
         train.train(run, jax.devices()[:1], allow=allow[:1])
     train.train(run, jax.devices()[:1], allow=allow)
@@ -125,7 +134,7 @@ def test_a_change_that_is_allowed_is_made_midway_and_no_other(
 
 def test_a_duration_is_as_many_updates_and_the_average_is_what_is_evaluated(go, pretrained):  # noqa: F811
     tokens = 3 * 8 * sum(runs.read_run(pretrained).lengths)  # of three updates, padding counted
-    change = {"steps": 0, "duration": f"{tokens} tokens", "optimizer.average": 0.5}
+    change = {"steps": 0, "duration": f"{tokens} tokens", "optimizer.ema_decay": 0.5}
     workdir = go(**change)
     state, facts = last(workdir)
     assert facts["step"] == 3
@@ -140,7 +149,7 @@ def test_a_duration_is_as_many_updates_and_the_average_is_what_is_evaluated(go, 
 
 def test_the_log_alone_changes_no_bit_of_a_run_and_the_seed_every_one(go, pretrained):  # noqa: F811
     state = last(pretrained)[0]
-    assert_same_bits(last(go(**{"every.log": 5, "every.evaluate": 6}))[0], state)
+    assert_same_bits(last(go(log_every_steps=5, eval_every_steps=6))[0], state)
     other = last(go(seed=1))[0]
     for ours, theirs in zip(*map(jax.tree.leaves, (state.params, other.params)), strict=True):
         assert np.any(np.asarray(ours) != np.asarray(theirs))
@@ -218,13 +227,13 @@ def test_an_update_that_never_ends_is_named_and_left_but_not_a_long_compilation(
             fired.wait(60)
 
     def slow(state, *arguments, **options):
-        time.sleep(3)  # longer than guard.hang, while it is traced
+        time.sleep(3)  # longer than guard.hang_timeout_seconds, while it is traced
         jax.debug.callback(stuck, state.step)
         return whole(state, *arguments, **options)
 
     monkeypatch.setattr(steps, "train_step", slow)
     monkeypatch.setattr(watchdog, "ALLOWANCE", 60)  # for machines that have much else to do
-    go(tmp_path / "run", **{"guard.hang": 2.0})
+    go(tmp_path / "run", **{"guard.hang_timeout_seconds": 2.0})
     # Of the last updates under way, which are two or three, the newest.
     assert len(said) == 1 and said[0].startswith(("update 5", "update 6")), said
     stacks = (tmp_path / "run" / "stacks.txt").read_text()
@@ -257,7 +266,7 @@ def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_lo
     monkeypatch.setattr(parallel, "host_index_and_count", lambda: (0, hosts))
     monkeypatch.setattr(watchdog, "on_abort", lambda tell: None)
     cures = {
-        "RESOURCE_EXHAUSTED: 9 GiB": r"9 GiB.* data.batch_size, .*micro_batches, .*model.remat",
+        "RESOURCE_EXHAUSTED: 9 GiB": r"9 GiB.* data.batch_size, .*num_microbatches, .*model.remat",
         "INVALID_ARGUMENT: a shape": "refuse this .*a shape",
     }
     lost = []
@@ -275,7 +284,7 @@ def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_lo
     with pytest.raises(OSError, match="room"), watchdog.detect_lost_host(lost.append):
         raise OSError("make room") from gone
     with pytest.raises(ValueError, match="use 1"), watchdog.detect_lost_host(lost.append):
-        raise ValueError("keep=0 is too small; use 1.")
+        raise ValueError("checkpoint.max_to_keep=0 is too small; use 1.")
     assert lost == [str(gone)] * 2 * (hosts - 1)
 
 

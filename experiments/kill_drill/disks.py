@@ -91,7 +91,7 @@ def state_shapes(run):
     params = transformer.param_shapes(run.model)
     pace = optimizers.RunLength(1.0, 1)
     optimizer, _ = optimizers.make_optimizer(run.optimizer, run.config["steps"], params, pace)
-    plan = steps.StepConfig(average=run.optimizer.average)
+    plan = steps.StepConfig(average=run.optimizer.ema_decay)
     model = transformer.Transformer(run.model)
     return jax.eval_shape(functools.partial(steps.init_state, model, optimizer, plan), params)
 

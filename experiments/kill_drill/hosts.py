@@ -9,7 +9,7 @@ import time
 from experiments.kill_drill import children, drill, outcome, toy
 
 PAIR = drill.Case("pretrain", hosts=2)
-HANG = 12  # guard.hang of runs that are to hang, in seconds
+HANG = 12  # guard.hang_timeout_seconds of runs that are to hang, in seconds
 MINUTE = 60.0
 
 
@@ -85,7 +85,7 @@ def host_term(of: drill.Drill, number: int) -> dict:
 
 def stall(of: drill.Drill, number: int) -> dict:
     """A batch never comes: the watchdog writes where all threads stand, and ends it with 75."""
-    changes = (f"guard.hang={HANG}",)
+    changes = (f"guard.hang_timeout_seconds={HANG}",)
     case = drill.Case(toy.STAGES[number % 3], changes)
     trial = drill.Trial(of, case, of.fresh("stall", number))
     index = of.random("stall", number).randint(1, toy.STEPS - 1)
@@ -100,7 +100,7 @@ def stall(of: drill.Drill, number: int) -> dict:
 
 
 LAYOUTS = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2))  # devices a process, processes
-FIXED = ("parallel.reduction=fixed", "parallel.shards=8")
+FIXED = ("parallel.reduction=fixed", "parallel.reduction_shards=8")
 
 
 def topology(of: drill.Drill, number: int) -> dict:

@@ -16,7 +16,9 @@ from experiments.kill_drill import children, drill, outcome, toy
 
 KILLS = 3  # a run
 PROMISE = 10.0  # seconds from SIGTERM to the end
-PATIENCE = 5  # updates in a row, not finite, after which a run goes back: guard.patience's default
+PATIENCE = (
+    5  # updates in a row, not finite, after which a run goes back: guard.max_bad_steps's default
+)
 
 
 def phase(trial: drill.Trial) -> str:
@@ -208,7 +210,7 @@ def worker(of: drill.Drill, number: int) -> dict:
     rng = of.random("worker", number)
     case = drill.Case(toy.STAGES[number % 2])
     trial = drill.Trial(of, case, of.fresh("worker", number))
-    trial.case = drill.Case(case.stage, ("data.workers=2",))
+    trial.case = drill.Case(case.stage, ("data.num_workers=2",))
     (child,) = trial.start(plain=True)
     trial.await_update(child, rng.randint(1, toy.STEPS // 2))
     makers = batch_makers(child.pid)

@@ -11,14 +11,14 @@ STAGES = ("pretrain", "finetune", "distill")
 SIZES = """
     model.vocab_size=512 model.d_model=32 model.d_ff=64 model.num_heads=4 model.num_kv_heads=4
     model.head_dim=8 model.num_encoder_layers=2 model.num_decoder_layers=2 model.layers=scanned
-    model.dropout_rate=0.1 tokenizer.pieces=400 tokenizer.num_sentinels=10
-    data.train=train[:120] data.heldout=validation[:16] data.input_length=32 data.target_length=16
-    data.batch_size=8 evaluate.examples=8 every.evaluate=10
+    model.dropout_rate=0.1 tokenizer.vocab_size=400 tokenizer.num_extra_ids=10
+    data.train_split=train[:120] data.heldout_split=validation[:16] data.input_length=32 data.target_length=16
+    data.batch_size=8 evaluate.max_examples=8 eval_every_steps=10
 """
 OWN = {  # of each stage: another optimizer, another rhythm of the log
-    "pretrain": "optimizer.name=adafactor optimizer.average=0.9 every.log=1",
-    "finetune": "optimizer.name=adamw optimizer.peak=1e-3 every.log=3",
-    "distill": "optimizer.name=adamw optimizer.peak=1e-3 every.log=1 model.num_encoder_layers=1",
+    "pretrain": "optimizer.name=adafactor optimizer.ema_decay=0.9 log_every_steps=1",
+    "finetune": "optimizer.name=adamw optimizer.learning_rate=1e-3 log_every_steps=3",
+    "distill": "optimizer.name=adamw optimizer.learning_rate=1e-3 log_every_steps=1 model.num_encoder_layers=1",
 }
 LOG = {"pretrain": 1, "finetune": 3, "distill": 1}  # updates between rows
 
@@ -31,8 +31,8 @@ def unbroken(home: pathlib.Path, stage: str) -> pathlib.Path:
 def flags(home: pathlib.Path, stage: str, changes: tuple[str, ...] = ()) -> list[str]:
     """The config of a stage as flags of the door; changes: "key=value", which win."""
     keys = [*SIZES.split(), *OWN[stage].split()]
-    keys += [f"steps={STEPS}", f"every.checkpoint={SAVE}", f"data.dir={home}/tfds"]
-    keys += [f"data.shards={home}/shards/{'text' if stage == 'pretrain' else 'pairs'}"]
+    keys += [f"steps={STEPS}", f"checkpoint.every_steps={SAVE}", f"data.tfds_dir={home}/tfds"]
+    keys += [f"data.shards_dir={home}/shards/{'text' if stage == 'pretrain' else 'pairs'}"]
     if stage == "pretrain":
         keys.append(f"tokenizer.dir={home}/made/tokenizer")
     if stage == "finetune":

@@ -43,7 +43,7 @@ def corpus(values) -> None:
     if read & sources.EMBEDDED_DATASETS:
         from lm.sources import pydocs
 
-        print(pydocs.build(str(sources.data_root(run.data.dir))))
+        print(pydocs.build(str(sources.data_root(run.data.tfds_dir))))
     tokens = runs.make_tokenizer(run)
     for examples in runs.make_examples(run, tokens):
         for part in examples.parts:
@@ -190,7 +190,7 @@ def predict(values) -> None:
     A line of text, --text and a row with "inputs" are asked as they stand, the task's words before
     them included. Of any other row of JSONL or TSV the run's task makes the input from its columns;
     columns are passed on. With --split the pairs of the task's own data are asked; a student learns
-    from the answers with --config.data.train=OUT. What is interrupted goes on where it was when the
+    from the answers with --config.data.train_split=OUT. What is interrupted goes on where it was when the
     same command is run again, from OUT.part. On a terminal, without --input, --split and --text,
     lines are asked as they are typed: the task's words are put before them, and a dialogue has a
     history.

@@ -59,7 +59,11 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "updates": ("integer", 0, "batches to ask the teacher about, from the first; 0: the run's"),
     "decoding": ("text", "", "greedy, 'beam width=4', 'sample top_p=0.9',..; empty: the run's own"),
     "step": ("text", "", "newest (empty), best, an update's number; evaluate: all, or 100,200"),
-    "allow_change": ("text", "", "keys that may differ from the run's own: optimizer.peak,.."),
+    "allow_change": (
+        "text",
+        "",
+        "keys that may differ from the run's own: optimizer.learning_rate,..",
+    ),
     "profile": ("text", "", "updates to trace into the workdir's folder profile, as 10:15"),
     "coordinator": ("text", "", "address:port of host 0, where several hosts train one run"),
     "hosts": ("integer", 0, "how many they are"),

@@ -135,7 +135,7 @@ def make_tokenizer(
     except ValueError as error:
         # It speaks to those who have a config; here only `pieces` is a flag.
         said, others, _ = str(error).partition(", or a lower tokenizer.character_coverage")
-        said = said.replace("--config.tokenizer.", "--").replace("tokenizer.pieces", "--pieces")
+        said = said.replace("--config.tokenizer.", "--").replace("tokenizer.vocab_size", "--pieces")
         raise ValueError(f"{said}{others and '.'}") from error
 
 

@@ -6,7 +6,7 @@ added up depends on no packing and on no cut of the batch, and divided by all ta
 The layers of a tower are averaged, the two towers added.
 
 Layers count from 1. The student's last learns from the teacher's last, any other from the one that
-teacher.init='even' would copy, or from the number said for it, as in 2:7-4:12.
+teacher.student_init='even' would copy, or from the number said for it, as in 2:7-4:12.
 """
 
 from __future__ import annotations

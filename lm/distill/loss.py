@@ -84,7 +84,7 @@ def _part(term: Term, said: ModelOutputs, config: steps.LossConfig) -> tuple[Arr
             said.examples.targets,
             batch.label_weights(said.examples),
             z_loss=config.z_loss,
-            smoothing=config.smoothing,
+            smoothing=config.label_smoothing,
         )
     weights = batch.loss_weights(said.examples)
     if term.name == "policy":

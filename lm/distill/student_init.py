@@ -1,6 +1,6 @@
 """Where a student starts: in its teacher's layers, in a part of their width, or at random.
 
-The words of teacher.init: `even`, `first` or `last` says which layers of each tower are copied;
+The words of teacher.student_init: `even`, `first` or `last` says which layers of each tower are copied;
 behind it, for a narrower student, `sliced` or `projected`; before it `shared`, where the encoder
 is to be the teacher's own and to stay so. Or `random` alone. What is copied is so to the bit.
 
@@ -30,7 +30,7 @@ from flax import traverse_util
 from lm import initialization, lookup, transformer
 
 SIZES = tuple(field.name for field in dataclasses.fields(transformer.Shape))
-RANDOM = ", or teacher.init='random'"
+RANDOM = ", or teacher.student_init='random'"
 # The norm whose result a kernel reads, by the kernel's place in a layer; of an encoder's result
 # and of the head, the norm at the end of a tower.
 READERS = {
@@ -71,13 +71,15 @@ class Start:
 
 
 def parse_start(text: str) -> Start | None:
-    """The start that teacher.init says in words, None for a random one.
+    """The start that teacher.student_init says in words, None for a random one.
 
     Raises ValueError for unknown words, and for some that do not go together.
     """
     words = text.split()
     for word in words:
-        lookup.lookup(dict.fromkeys((*DEPTHS, *WIDTHS, "shared", "random")), word, "teacher.init")
+        lookup.lookup(
+            dict.fromkeys((*DEPTHS, *WIDTHS, "shared", "random")), word, "teacher.student_init"
+        )
     if words == ["random"]:
         return None
     depths, widths = ([word for word in words if word in table] for table in (DEPTHS, WIDTHS))
@@ -85,7 +87,7 @@ def parse_start(text: str) -> Start | None:
     shared = words[:1] == ["shared"]
     if len(depths) != 1 or len(widths) > 1 or rest != shared or shared and widths:
         raise ValueError(
-            f"teacher.init={text!r} is no start; write even, first or last, and for a narrower "
+            f"teacher.student_init={text!r} is no start; write even, first or last, and for a narrower "
             f"student sliced or projected behind it, or for the teacher's own encoder shared "
             f"before it; or random alone."
         )
@@ -129,7 +131,9 @@ def _check_width(start: Start, init: str, theirs, ours) -> None:
     for field in SIZES:
         most, less = getattr(theirs, field), getattr(ours, field) < getattr(theirs, field)
         if not start.width:
-            part = f", teacher.init='{init} sliced' for a part of it" * (less and not start.shared)
+            part = f", teacher.student_init='{init} sliced' for a part of it" * (
+                less and not start.shared
+            )
             initialization.check_same(ours, theirs, (field,), "the teacher's", part + RANDOM)
         _check_most(field, getattr(ours, field), most)
     groups = [config.num_heads // config.num_kv_heads for config in (ours, theirs)]
@@ -155,14 +159,14 @@ def _check_turned(config) -> None:
         if getattr(config, field) not in words:
             raise ValueError(
                 f"model.{field}={getattr(config, field)!r} knows d_model's axes apart, and "
-                f"teacher.init's word projected turns them; use sliced."
+                f"teacher.student_init's word projected turns them; use sliced."
             )
 
 
 def _check_shared(init: str, teacher_config, config) -> None:
     if config.arrangement != "encoder_decoder" or config.shared == "all":
         raise ValueError(
-            f"teacher.init={init!r} needs an encoder that does not write; use "
+            f"teacher.student_init={init!r} needs an encoder that does not write; use "
             f"{init.removeprefix('shared ')!r}, or model.arrangement='encoder_decoder' and "
             f"model.shared='embeddings'."
         )
@@ -170,7 +174,7 @@ def _check_shared(init: str, teacher_config, config) -> None:
     if ours != theirs:
         raise ValueError(
             f"model.num_encoder_layers={ours} is not the teacher's {theirs}, whose encoder "
-            f"teacher.init={init!r} takes; use {theirs}, or {init.removeprefix('shared ')!r}."
+            f"teacher.student_init={init!r} takes; use {theirs}, or {init.removeprefix('shared ')!r}."
         )
 
 

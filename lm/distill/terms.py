@@ -4,7 +4,7 @@ Terms stand between commas, each a name and its options, as in
 "labels weight=0.2, forward_kl weight=0.8 temperature=2". Every term takes weight=W, or weight=A:B:
 A at the first update, B at the last, linear in between.
 
-labels      the cross-entropy of the targets, with loss.z_loss and loss.smoothing
+labels      the cross-entropy of the targets, with loss.z_loss and loss.label_smoothing
 forward_kl  KL(teacher || student); reverse_kl, the other way; jsd, between them by beta (0 to 1);
             each of distributions softened by temperature, times its square; a cached teacher is
             asked at one temperature, the same for all of them

@@ -81,13 +81,13 @@ class Evaluation:
 
     split: of the tasks' sources; empty: what the run holds out. how: in the words of lm.decoding;
     empty: evaluate.decoding of the run. most: examples of each task, 0 for all; None: of what the
-    run holds out as its evaluate.examples and evaluate.decode say, of another split all.
+    run holds out as its evaluate.max_examples and evaluate.max_decoded_examples say, of another split all.
     """
 
     def __init__(self, workdir, *, split: str = "", how: str = "", most: int | None = None):
         run, self.strategy, self.tokens = loading.open_workdir(workdir)
         self.run = run
-        self.split = run.data.heldout if split in ("", "heldout") else split
+        self.split = run.data.heldout_split if split in ("", "heldout") else split
         limits = run.config["evaluate"] | ({"decoding": how} if how else {})
         if most is not None or not self._is_heldout:
             limits |= {"examples": most or 0, "decode": most or 0}
@@ -99,7 +99,7 @@ class Evaluation:
 
     @property
     def _is_heldout(self) -> bool:
-        return self.split == self.run.data.heldout
+        return self.split == self.run.data.heldout_split
 
     @functools.cached_property
     def _splits(self) -> dict[str, str]:
@@ -109,7 +109,7 @@ class Evaluation:
     @functools.cached_property
     def _data(self) -> dict[str, str]:
         # A hash of what each task's split is read from; a corpus never changes.
-        task, place = self.run.data.task_named, self.run.data.dir
+        task, place = self.run.data.task_named, self.run.data.tfds_dir
         return {
             name: sources.source_fingerprint(task(name).source, split, place)
             for name, split in self._splits.items()
@@ -183,7 +183,7 @@ class Evaluation:
         if not math.isfinite(whole["nats"].sum()):
             raise ValueError(
                 f"the loss of {self.run.workdir} at update {step} on {self.split} is not finite; "
-                f"choose another checkpoint by --step, or train with a lower optimizer.peak."
+                f"choose another checkpoint by --step, or train with a lower optimizer.learning_rate."
             )
         for name, examples in each.items():
             found = scores.score_losses(examples) | self._baselines[name]

@@ -19,14 +19,14 @@ class HeldOut:
     def __init__(self, run: runs.Run, strategy, examples: pipeline.Examples, tokens):
         model = transformer.Transformer(run.model, strategy.shard_activations)
         text_bytes = tokens.piece_bytes(run.model.vocab_size)
-        plain = steps.LossConfig(z_loss=0.0, smoothing=0.0)
+        plain = steps.LossConfig(z_loss=0.0, label_smoothing=0.0)
         loss = steps.make_language_loss(model, plain, text_bytes)
         self._step = strategy.compile(functools.partial(steps.eval_step, loss=loss))
         self._by_row = strategy.compile(
             functools.partial(row_sums, model=model, text_bytes=text_bytes)
         )
         self._strategy, self._examples = strategy, examples
-        self._seed, self._limit = run.config["seed"], run.config["evaluate"]["examples"]
+        self._seed, self._limit = run.config["seed"], run.config["evaluate"]["max_examples"]
 
     def batches(self) -> Iterator:
         """The batches, whole, the same at every call and on every host."""

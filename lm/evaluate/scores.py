@@ -16,14 +16,14 @@ LARGEST = 700.0  # nats of a perplexity that is a float
 
 
 def task_texts(run: runs.Run, name: str, split: str = "") -> list[tasks.Text]:
-    """The pairs of a task of the run as texts, whole, at most evaluate.decode of them.
+    """The pairs of a task of the run as texts, whole, at most evaluate.max_decoded_examples of them.
 
     split: of the task's source; empty: the one the run holds out.
     """
     task, split = run.data.reading(name, split or runs.splits(run)[1][name])
-    records = sources.records(task.source, split, run.data.dir)
+    records = sources.records(task.source, split, run.data.tfds_dir)
     every = (text for i in range(len(records)) for text in task.to_texts(records[i]))
-    return list(itertools.islice(every, run.config["evaluate"]["decode"] or None))
+    return list(itertools.islice(every, run.config["evaluate"]["max_decoded_examples"] or None))
 
 
 def references(pairs: Sequence[tasks.Text]) -> list:

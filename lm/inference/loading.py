@@ -14,7 +14,9 @@ from lm.transformer import lora
 
 def open_checkpoints(run: runs.Run, *, read_only: bool = False) -> checkpoints.Checkpoints:
     """The checkpoints of a run, kept as its config says."""
-    kept = {key: run.config[key] for key in ("keep", "keep_every", "keep_best")}
+    config = run.config["checkpoint"]
+    kept = {"keep": config["max_to_keep"], "keep_every": config["keep_period"]}
+    kept["keep_best"] = config["best_metric"]
     return checkpoints.Checkpoints(run.workdir / "checkpoints", read_only=read_only, **kept)
 
 

@@ -95,7 +95,7 @@ class Split:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for name, split in self._splits.items():
             task, split = self._this.data.reading(name, split)
-            records = sources.records(task.source, split, self._this.data.dir)
+            records = sources.records(task.source, split, self._this.data.tfds_dir)
             named = {"task": name} if len(self._splits) > 1 else {}
             for index in range(len(records)):
                 yield from (named | text for text in task.to_texts(records[index]))

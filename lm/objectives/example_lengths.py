@@ -28,7 +28,7 @@ def span_count(config, raw: int) -> int:
     Two spans need a shown token between them; T5 does not check this and would lose spans.
     """
     noise = hidden_count(config, raw)
-    return min(max(round(noise / config.mean_span), 1), raw - noise)
+    return min(max(round(noise / config.mean_noise_span_length), 1), raw - noise)
 
 
 def span_lengths(config, raw: int) -> Lengths:

@@ -19,14 +19,14 @@ from lm.objectives import corruption, example_lengths, noise_masks
 class ObjectiveConfig:
     """What is hidden and how it is asked for; keys as in configs/base.py, checked when built.
 
-    noise_density: the share of tokens that is hidden, in (0, 1). mean_span: tokens a hidden span,
+    noise_density: the share of tokens that is hidden, in (0, 1). mean_noise_span_length: tokens a hidden span,
     1 or more. placement, replacement, target: words that the objective has.
     Raises ValueError.
     """
 
     name: str = "span_corruption"
     noise_density: float = 0.15
-    mean_span: float = 3.0
+    mean_noise_span_length: float = 3.0
     placement: str = "uniform"
     replacement: str = "mask"
     target: str = "hidden"
@@ -41,9 +41,9 @@ class ObjectiveConfig:
                 f"objective.noise_density={self.noise_density} is not between 0 and 1, both "
                 f"excluded; use 0.15, as T5 and BERT do."
             )
-        if not 1 <= self.mean_span < math.inf:
+        if not 1 <= self.mean_noise_span_length < math.inf:
             raise ValueError(
-                f"objective.mean_span={self.mean_span} is not a finite number of at least 1 token; "
+                f"objective.mean_noise_span_length={self.mean_noise_span_length} is not a finite number of at least 1 token; "
                 f"use 3.0, as T5 does."
             )
 
@@ -79,13 +79,13 @@ def _words(placements, replacements=("mask",), targets=("hidden",)) -> dict:
 
 MODES = {"NLU": -1, "S2S": -2, "NLG": -3}  # which sentinel, counted from the last
 UL2 = (  # Tay et al. 2022, arXiv:2205.05131
-    ("NLU", dict(noise_density=0.15, mean_span=3.0)),
-    ("NLU", dict(noise_density=0.15, mean_span=8.0)),
+    ("NLU", dict(noise_density=0.15, mean_noise_span_length=3.0)),
+    ("NLU", dict(noise_density=0.15, mean_noise_span_length=8.0)),
     ("S2S", dict(noise_density=0.25, name="prefix_lm", placement="end")),
-    ("NLG", dict(noise_density=0.5, mean_span=3.0)),
-    ("NLG", dict(noise_density=0.5, mean_span=8.0)),
-    ("NLG", dict(noise_density=0.15, mean_span=64.0)),
-    ("NLG", dict(noise_density=0.5, mean_span=64.0)),
+    ("NLG", dict(noise_density=0.5, mean_noise_span_length=3.0)),
+    ("NLG", dict(noise_density=0.5, mean_noise_span_length=8.0)),
+    ("NLG", dict(noise_density=0.15, mean_noise_span_length=64.0)),
+    ("NLG", dict(noise_density=0.5, mean_noise_span_length=64.0)),
 )
 
 
@@ -211,7 +211,10 @@ def lengths(config: ObjectiveConfig, input_length: int) -> example_lengths.Lengt
 
 
 # The keys that decide, beside the length, how many sentinels an example needs; others have none.
-DECIDING = {"span_corruption": ("noise_density", "mean_span"), "iid_replace": ("noise_density",)}
+DECIDING = {
+    "span_corruption": ("noise_density", "mean_noise_span_length"),
+    "iid_replace": ("noise_density",),
+}
 
 
 def check_sentinels(config: ObjectiveConfig, input_length: int, num_sentinels: int) -> None:
@@ -224,7 +227,7 @@ def check_sentinels(config: ObjectiveConfig, input_length: int, num_sentinels: i
     if needed > num_sentinels:
         keys = DECIDING.get(config.name, ())
         said = "".join(f", objective.{key}={getattr(config, key)}" for key in keys)
-        cure = " or lengthen mean_span" if "mean_span" in keys else ""
+        cure = " or lengthen mean_noise_span_length" if "mean_noise_span_length" in keys else ""
         raise ValueError(
             f"input_length={input_length} with objective.name={config.name!r}{said} needs {needed} "
             f"sentinels, but the tokenizer has num_sentinels={num_sentinels}; train it with "

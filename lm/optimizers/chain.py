@@ -46,11 +46,11 @@ def make_optimizer(
     """
     param_groups.check_groups(config, params)
     rates, decays = (
-        param_groups.parse(config.rates, "rates"),
-        param_groups.parse(config.decays, "decays"),
+        param_groups.parse(config.learning_rate_multipliers, "learning_rate_multipliers"),
+        param_groups.parse(config.weight_decay_multipliers, "weight_decay_multipliers"),
     )
     rate = schedules.SCHEDULES[config.schedule](config.span(steps, pace))
-    links = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    links = [optax.clip_by_global_norm(config.grad_clip_norm)] if config.grad_clip_norm else []
     links.append(transforms.OPTIMIZERS[config.name](config))
     if config.weight_decay:
         links.append(decay_weights(config.weight_decay, decays))

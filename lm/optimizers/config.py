@@ -17,27 +17,32 @@ class OptimizerConfig:
     """
 
     name: str = "adafactor"
-    peak: float = 1e-2
+    learning_rate: float = 1e-2
     schedule: str = "rsqrt"
     warmup: int = 10_000
     warmup_duration: str = ""
     cooldown: int = 0
     cooldown_duration: str = ""
-    final: float = 0.0
-    clip_norm: float = 1.0
+    final_learning_rate_fraction: float = 0.0
+    grad_clip_norm: float = 1.0
     weight_decay: float = 0.0
-    decays: str = "(scale|bias)$=0"
-    rates: str = ""
+    weight_decay_multipliers: str = "(scale|bias)$=0"
+    learning_rate_multipliers: str = ""
     beta1: float = 0.9
     beta2: float = 0.98
-    average: float = 0.0
+    ema_decay: float = 0.0
 
     def __post_init__(self):
         lookup.lookup(transforms.OPTIMIZERS, self.name, "optimizer.name")
         lookup.lookup(schedules.SCHEDULES, self.schedule, "optimizer.schedule")
-        bounds = {"peak": (0, 1e3), "final": (0, 1), "weight_decay": (0, 1), "clip_norm": (0, 1e9)}
+        bounds = {
+            "learning_rate": (0, 1e3),
+            "final_learning_rate_fraction": (0, 1),
+            "weight_decay": (0, 1),
+            "grad_clip_norm": (0, 1e9),
+        }
         # Not 1: Adam divides by 1 - beta^t.
-        bounds |= {"beta1": (0, 0.9999), "beta2": (0, 0.99999), "average": (0, 0.99999)}
+        bounds |= {"beta1": (0, 0.9999), "beta2": (0, 0.99999), "ema_decay": (0, 0.99999)}
         bounds |= {"warmup": (0, run_length.MOST), "cooldown": (0, run_length.MOST)}
         for field, (low, high) in bounds.items():
             value = getattr(self, field)
@@ -54,8 +59,8 @@ class OptimizerConfig:
                     f"optimizer.{field}={number} and optimizer.{field}_duration={text!r} both say "
                     f"how long; set {field}=0 or leave {field}_duration empty."
                 )
-        param_groups.parse(self.rates, "rates")
-        param_groups.parse(self.decays, "decays")
+        param_groups.parse(self.learning_rate_multipliers, "learning_rate_multipliers")
+        param_groups.parse(self.weight_decay_multipliers, "weight_decay_multipliers")
         self._check_uses()
 
     def _check_uses(self) -> None:
@@ -70,12 +75,16 @@ class OptimizerConfig:
         useless = {
             "cooldown": (self.schedule != "wsd", schedule, "schedule='wsd'"),
             "cooldown_duration": (self.schedule != "wsd", schedule, "schedule='wsd'"),
-            "final": (
+            "final_learning_rate_fraction": (
                 self.schedule not in schedules.FALLING,
                 schedule,
                 "schedule='linear', 'cosine' or 'wsd'",
             ),
-            "decays": (not self.weight_decay, "weight_decay=0.0", "a weight_decay"),
+            "weight_decay_multipliers": (
+                not self.weight_decay,
+                "weight_decay=0.0",
+                "a weight_decay",
+            ),
             "beta1": (self.name == "adafactor", name, "another optimizer"),
             "beta2": (self.name == "adafactor", name, "another optimizer"),
         }
@@ -103,4 +112,6 @@ class OptimizerConfig:
                 f"{length['cooldown']} are more than the {steps} of the run; shorten one, or "
                 f"raise steps to {sum(length.values())}."
             )
-        return schedules.ScheduleConfig(self.peak, self.final, steps=steps, **length)
+        return schedules.ScheduleConfig(
+            self.learning_rate, self.final_learning_rate_fraction, steps=steps, **length
+        )

@@ -23,7 +23,7 @@ def parse(text: str, field: str) -> Rules:
     Raises ValueError for what is no regular expression or no multiplier.
     """
     rules = []
-    freezes = field == "rates"
+    freezes = field == "learning_rate_multipliers"
     for word in text.split():
         pattern, equals, value = word.rpartition("=")
         if not (pattern and equals):
@@ -70,7 +70,7 @@ def check_groups(config, params: Any) -> None:
     config: an OptimizerConfig. params: the tree of parameters, shapes suffice.
     """
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for field in ("rates", "decays"):
+    for field in ("learning_rate_multipliers", "weight_decay_multipliers"):
         text = getattr(config, field)
         rules = parse(text, field)
         first = [next((i for i, (p, _) in enumerate(rules) if re.search(p, q)), -1) for q in paths]
@@ -87,13 +87,19 @@ def check_groups(config, params: Any) -> None:
 
 
 def multipliers(config) -> dict[str, float]:
-    """Multipliers of the learning rate by their pattern, as optimizer.rates has them; frozen: 0."""
-    return {pattern: value or 0.0 for pattern, value in parse(config.rates, "rates")}
+    """Multipliers of the learning rate by their pattern, as optimizer.learning_rate_multipliers has them; frozen: 0."""
+    return {
+        pattern: value or 0.0
+        for pattern, value in parse(config.learning_rate_multipliers, "learning_rate_multipliers")
+    }
 
 
 def trained_count(config, params: Any) -> int:
     """How many numbers of a tree are trained: those that no rate freezes. Shapes suffice."""
-    rules, leaves = parse(config.rates, "rates"), jax.tree_util.tree_leaves_with_path(params)
+    rules, leaves = (
+        parse(config.learning_rate_multipliers, "learning_rate_multipliers"),
+        jax.tree_util.tree_leaves_with_path(params),
+    )
     return sum(leaf.size for keys, leaf in leaves if multiplier(rules, keys) is not None)
 
 

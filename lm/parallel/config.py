@@ -21,14 +21,14 @@ class ParallelConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    micro_batches: int = 1
+    num_microbatches: int = 1
     reduction: str = "fast"
-    shards: int = 8
+    reduction_shards: int = 8
 
     def __post_init__(self):
         lookup.lookup(STRATEGIES, self.strategy, "parallel.strategy")
         lookup.lookup(REDUCTIONS, self.reduction, "parallel.reduction")
-        for field in ("fsdp", "tensor", "micro_batches", "shards"):
+        for field in ("fsdp", "tensor", "num_microbatches", "reduction_shards"):
             if getattr(self, field) < 1:
                 raise ValueError(f"parallel.{field}={getattr(self, field)} is too small; use 1.")
         if self.data < 1 and self.data != -1:
@@ -43,21 +43,21 @@ class ParallelConfig:
                 "parallel.reduction='fixed' orders the sums of pmap, and those of a mesh are the "
                 "compiler's; use parallel.strategy='pmap', or parallel.reduction='fast'."
             )
-        if self.shards & (self.shards - 1):
+        if self.reduction_shards & (self.reduction_shards - 1):
             raise ValueError(
-                f"parallel.shards={self.shards} cannot be halved down to one; use a power of 2."
+                f"parallel.reduction_shards={self.reduction_shards} cannot be halved down to one; use a power of 2."
             )
 
     @property
     def fixed_shards(self) -> int:
         """Parts of a batch that are added in one order; 0 where the order is free."""
-        return self.shards if self.reduction == "fixed" else 0
+        return self.reduction_shards if self.reduction == "fixed" else 0
 
 
-def check_batch_size(batch_size: int, shards: int, micro_batches: int) -> None:
+def check_batch_size(batch_size: int, shards: int, num_microbatches: int) -> None:
     """Raise ValueError unless a batch divides over data shards and micro-batches."""
-    if batch_size % (shards * micro_batches):
+    if batch_size % (shards * num_microbatches):
         raise ValueError(
             f"data.batch_size={batch_size} does not divide over {shards} shards x "
-            f"parallel.micro_batches={micro_batches}; use a multiple of {shards * micro_batches}."
+            f"parallel.num_microbatches={num_microbatches}; use a multiple of {shards * num_microbatches}."
         )

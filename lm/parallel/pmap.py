@@ -42,7 +42,7 @@ class Pmap:
             )
         if config.fixed_shards % self.shards:
             raise ValueError(
-                f"parallel.shards={config.shards} do not divide over {self.shards} devices; use "
+                f"parallel.reduction_shards={config.reduction_shards} do not divide over {self.shards} devices; use "
                 f"a power of 2 of them by parallel.data, or more shards."
             )
         self.devices = [device for own in by_host for device in own[:each]]

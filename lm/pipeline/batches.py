@@ -50,9 +50,15 @@ def data_order_spec(examples: task_examples.Examples, seed: int) -> dict:
         "input_length": data.input_length,
         "packing": data.packing,
         "rates": examples.rates if len(examples.parts) > 1 else [],
-        "objective": dataclasses.asdict(objective) if any(p.raw for p in examples.parts) else {},
+        "objective": _stored_objective(objective) if any(p.raw for p in examples.parts) else {},
         "files": hashlib.sha256(files.encode()).hexdigest(),
     }
+
+
+def _stored_objective(objective) -> dict:
+    """An objective's fields by the names that caches on disk have."""
+    fields = dataclasses.asdict(objective)
+    return {"mean_span" if k == "mean_noise_span_length" else k: v for k, v in fields.items()}
 
 
 def train_batches(
@@ -62,7 +68,7 @@ def train_batches(
 
     A row's masks are drawn from its place in the run, before the host's slice, so that batch t is
     the same set of rows whatever the number of hosts; each gets batch_size / hosts of them.
-    data.workers processes make the batches, or threads of this one if 0: their order is the same.
+    data.num_workers processes make the batches, or threads of this one if 0: their order is the same.
     Rows of damaged records are empty, up to data.max_bad_records of them; more raise ValueError.
     Raises what making a batch raises; ChildProcessError where a worker was killed; ValueError where
     the hosts cannot share a batch.
@@ -82,7 +88,7 @@ def train_batches(
     own = order(examples, seed)[host::hosts]
     own = own.batch(size // hosts, drop_remainder=True, batch_fn=np.array)
     own = own.map_with_index(with_places)[start:]
-    if examples.data.workers:
+    if examples.data.num_workers:
         return _counted(examples, _by_workers(examples, seed, own))
     made = own.map(lambda rows: _made(examples, rows, seed))
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
@@ -131,7 +137,7 @@ def _by_workers(examples: task_examples.Examples, seed: int, own) -> Iterator[tu
     context = multiprocessing.get_context("spawn")
     workers = []
     try:
-        for first in range(examples.data.workers):
+        for first in range(examples.data.num_workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, examples, seed), daemon=True)
             process.start()
@@ -147,7 +153,7 @@ def _by_workers(examples: task_examples.Examples, seed: int, own) -> Iterator[tu
             except (EOFError, OSError) as error:
                 process.join()
                 raise ChildProcessError(
-                    f"a process of data.workers={len(workers)} ended with exit code "
+                    f"a process of data.num_workers={len(workers)} ended with exit code "
                     f"{process.exitcode} (-9: it was killed, perhaps for want of memory); run the "
                     f"same command again to continue, with fewer workers if it happens again."
                 ) from error

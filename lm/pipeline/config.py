@@ -20,27 +20,27 @@ class DataConfig:
     """
 
     task: str = "pydocs"
-    dir: str = ""
-    shards: str = ""
-    train: str = "train"
-    heldout: str = "validation"
+    tfds_dir: str = ""
+    shards_dir: str = ""
+    train_split: str = "train"
+    heldout_split: str = "validation"
     input_length: int = 512
     target_length: int = 128
     batch_size: int = 128
-    limit: int = 0
-    temperature: float = 1.0
+    max_examples_per_task: int = 0
+    mixing_temperature: float = 1.0
     packing: str = "none"
     max_bad_records: int = 0
-    workers: int = 0
-    tasks: Mapping = dataclasses.field(default_factory=dict, hash=False)
+    num_workers: int = 0
+    custom_tasks: Mapping = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        for name, spec in self.tasks.items():
+        for name, spec in self.custom_tasks.items():
             tasks.task_from_config(name, spec)
         mixed = self.mixture
         lookup.lookup(PACKINGS, self.packing, "data.packing")
-        least = dict(input_length=8, target_length=2, batch_size=1, limit=0, workers=0)
-        least |= dict(max_bad_records=0)
+        least = dict(input_length=8, target_length=2, batch_size=1)
+        least |= dict(max_examples_per_task=0, num_workers=0, max_bad_records=0)
         for field, value in least.items():
             if getattr(self, field) < value:
                 raise ValueError(
@@ -48,9 +48,9 @@ class DataConfig:
                 )
         if None not in mixed.values():
             rates((), list(mixed.values()))
-        if not 0 < self.temperature < math.inf:
+        if not 0 < self.mixing_temperature < math.inf:
             raise ValueError(
-                f"data.temperature={self.temperature} is not a finite number above 0; use 1.0 for "
+                f"data.mixing_temperature={self.mixing_temperature} is not a finite number above 0; use 1.0 for "
                 f"rates proportional to the numbers of examples, 2.0 to favour small tasks."
             )
         if self.packing != "none" and not any(self.task_named(name).pairs for name in mixed):
@@ -59,8 +59,8 @@ class DataConfig:
                 f"running text and fills its rows by itself; use none."
             )
         for key, value, default in (
-            ("limit", self.limit, 0),
-            ("temperature", self.temperature, 1.0),
+            ("max_examples_per_task", self.max_examples_per_task, 0),
+            ("mixing_temperature", self.mixing_temperature, 1.0),
         ):
             if value != default and (len(mixed) == 1 or None not in mixed.values()):
                 why = "one task alone" if len(mixed) == 1 else "rates that are fixed"
@@ -77,11 +77,11 @@ class DataConfig:
     @property
     def mixture(self) -> dict[str, float | None]:
         """The tasks of the mixture, each with its fixed rate or None."""
-        return tasks.mixture(self.task, self.tasks)
+        return tasks.mixture(self.task, self.custom_tasks)
 
     def task_named(self, name: str) -> tasks.Task:
         """The task of this name: the user's own, built in, or a finished corpus."""
-        return tasks.task_named(name, self.tasks)
+        return tasks.task_named(name, self.custom_tasks)
 
     def reading(self, name: str, split: str) -> tuple[tasks.Task, str]:
         """The task and split to read a task's records by; of a file of answers, its rows."""
@@ -127,6 +127,6 @@ def rates(
     if (math.log(max(shares)) - math.log(min(shares))) * power > math.log(MOST):
         raise ValueError(
             f"data.task draws one task more than {MOST:,} times as often as another; use rates "
-            f"nearer to one another, a data.limit or a higher data.temperature."
+            f"nearer to one another, a data.max_examples_per_task or a higher data.mixing_temperature."
         )
     return [round(100 * (share / min(shares)) ** power) for share in shares]

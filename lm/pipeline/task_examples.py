@@ -103,8 +103,8 @@ class Examples:
         return config.rates(
             [len(part) for part in self.parts],
             [fixed[part.name] for part in self.parts],
-            limit=self.data.limit,
-            temperature=self.data.temperature,
+            limit=self.data.max_examples_per_task,
+            temperature=self.data.mixing_temperature,
         )
 
     @property
@@ -214,7 +214,7 @@ def make_examples(
             shards.check_tokenizer(name, tokens)
         else:
             (task, named), form = data.reading(name, split), data.form(name)
-            manifest = shards.prepare(task, named, data.dir, tokens, form, out)
+            manifest = shards.prepare(task, named, data.tfds_dir, tokens, form, out)
         part = Part(name, str(out), manifest, data, objective, tokens.vocabulary)
         if not len(part):
             raise ValueError(

@@ -18,7 +18,7 @@ KEYS = {  # field of a Layout: (section of the config, key)
     "data": ("parallel", "data"),
     "fsdp": ("parallel", "fsdp"),
     "tensor": ("parallel", "tensor"),
-    "micro_batches": ("parallel", "micro_batches"),
+    "num_microbatches": ("parallel", "num_microbatches"),
     "remat": ("model", "remat"),
     "layers": ("model", "layers"),
 }
@@ -36,7 +36,7 @@ class Layout:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    micro_batches: int = 1
+    num_microbatches: int = 1
     remat: str = "none"
     layers: str = "scanned"
 
@@ -117,7 +117,7 @@ class Shapes:
             words = laid_out(self.run, layout).parallel
             shards = max(layout.shards(chips), words.fixed_shards)
             rows = self.run.data.batch_size
-            parallel.check_batch_size(rows, shards, layout.micro_batches)
+            parallel.check_batch_size(rows, shards, layout.num_microbatches)
         except ValueError as error:
             return str(error)
         found = self._by_axes(layout)
@@ -183,7 +183,7 @@ class Shapes:
         gradients scattered over fsdp, activations summed over tensor; a ring moves n - 1 parts of
         n. Under a mesh each micro-batch adds its own gradients up; under pmap the update does.
         """
-        sizes, parts = layout.sizes(self.target.chips), layout.micro_batches
+        sizes, parts = layout.sizes(self.target.chips), layout.num_microbatches
         ring = {axis: (size - 1) / size for axis, size in sizes.items()}
         kept, weights = self._by_axes(layout)
         gathered = weights * layout.fsdp
@@ -195,7 +195,7 @@ class Shapes:
 
     def _rows(self, layout: Layout) -> float:
         # Rows of a micro-batch on a chip.
-        parts = layout.shards(self.target.chips) * layout.micro_batches
+        parts = layout.shards(self.target.chips) * layout.num_microbatches
         return self.run.data.batch_size / parts
 
     @property

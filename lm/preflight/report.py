@@ -217,7 +217,7 @@ def ranking(target: slices.Slice, trials: list[search.Trial]) -> dict[str, Any]:
     layouts = [
         {
             "layout": search.name_of(one.layout, target.chips),
-            "micro_batches": one.layout.micro_batches,
+            "num_microbatches": one.layout.num_microbatches,
             "remat": one.layout.remat,
             "flags": list(one.flags),
             "fits": one.fits,

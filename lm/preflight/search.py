@@ -117,7 +117,7 @@ class Trials:
             self.target.chip, flops=self._flops * share, memory_bytes=memory, network=links
         )
         parts = guess.compute_s + guess.memory_s + guess.network_s
-        simple = (layout.tensor, layout.fsdp, layout.micro_batches, layout.remat != "none")
+        simple = (layout.tensor, layout.fsdp, layout.num_microbatches, layout.remat != "none")
         return not self.fits(layout), guess.step_s, parts, simple
 
     def take(self, layout: layouts.Layout, label: str = "") -> Trial:
@@ -219,11 +219,11 @@ def slow(run: runs.Run) -> bool:
 
 def ladders(run: runs.Run, own: layouts.Layout, target: slices.Slice) -> list[list[dict]]:
     """Changes of a layout that save memory, by kind, each from the smallest step up."""
-    micro = [n for n in layouts.doublings(run.data.batch_size) if n > own.micro_batches]
+    micro = [n for n in layouts.doublings(run.data.batch_size) if n > own.num_microbatches]
     stronger = layouts.REMATS[layouts.REMATS.index(own.remat) + 1 :]
     wider = [n for n in layouts.divisors(target.chips) if n > own.fsdp]
     return [
-        [{"micro_batches": n} for n in micro],
+        [{"num_microbatches": n} for n in micro],
         [{"remat": word} for word in stronger],
         [{"strategy": "mesh", "fsdp": n} for n in wider],
     ]
@@ -306,7 +306,7 @@ def _settled(other: layouts.Layout, made: Trial) -> bool:
     axes = lambda one: (one.strategy, one.fsdp, one.tensor)
     if axes(other) != axes(made.layout):
         return False
-    saves = lambda one: (one.micro_batches, layouts.REMATS.index(one.remat))
+    saves = lambda one: (one.num_microbatches, layouts.REMATS.index(one.remat))
     pairs = list(zip(saves(other), saves(made.layout), strict=True))
     if made.fits:
         return all(theirs >= ours for theirs, ours in pairs)
@@ -335,7 +335,7 @@ def name_of(layout: layouts.Layout, chips: int) -> str:
 
 def _cells(one: Trial, target: slices.Slice) -> list[str]:
     layout, known = one.layout, one.step_s > 0
-    cells = [name_of(layout, target.chips), str(layout.micro_batches), layout.remat]
+    cells = [name_of(layout, target.chips), str(layout.num_microbatches), layout.remat]
     cells += [f"{one.peak / 2**30:.2f}" if one.peak else "?"]
     cells += [f"{one.step_s * 1e3:.1f}" if known else "?", f"{one.mfu:.1%}" if known else "?"]
     return [*cells, _fitness(one, target)]

@@ -27,6 +27,14 @@ from lm.runs.schema import Run
 STAGES = {"pretrain": "masked language modelling", "finetune": "a task", "distill": "a teacher"}
 FIGURES = ("loss", "nats", "text_nats", "bits_per_byte", "token_accuracy")  # of held-out examples
 
+TOKENIZER_KEYS = {  # a key of the section tokenizer: its name in tokenizer.json
+    "kind": "kind",
+    "vocab_size": "pieces",
+    "num_extra_ids": "num_sentinels",
+    "normalization": "normalization",
+    "character_coverage": "character_coverage",
+}
+
 
 def make_run(config: dict, place) -> Run:
     """Check a config, before any device, file or minute is spent.
@@ -71,7 +79,7 @@ def make_run(config: dict, place) -> Run:
         )
     if config["stage"] == "distill" and config["init_from"]:
         raise ValueError(
-            f"init_from={config['init_from']!r} and teacher.init both say where the student "
+            f"init_from={config['init_from']!r} and teacher.student_init both say where the student "
             f"starts; leave init_from empty."
         )
     _check_origin(run)
@@ -156,7 +164,7 @@ def _check_policy(run: Run) -> None:
 
 
 def score_names(run: Run) -> list[str]:
-    """The scores of the run's tasks, of several tasks as task/score, that keep_best may name."""
+    """The scores of the run's tasks, of several tasks as task/score, that checkpoint.best_metric may name."""
     names, several = [], len(run.data.names) > 1
     for name in run.data.names:
         task = run.data.task_named(name)
@@ -168,26 +176,26 @@ def score_names(run: Run) -> list[str]:
 def _check_best(run: Run) -> None:
     """There is a figure of every checkpoint, to tell the best of them."""
     config = run.config
-    if not config["keep_best"]:
-        if config["early_stop"]:
+    if not config["checkpoint"]["best_metric"]:
+        if config["early_stopping_patience"]:
             raise ValueError(
-                f"early_stop={config['early_stop']} has no figure to go by; set keep_best as well, "
+                f"early_stopping_patience={config['early_stopping_patience']} has no figure to go by; set checkpoint.best_metric as well, "
                 f"to nats or a score of the task."
             )
         return
-    if config["keep_best"] == "perplexity":
+    if config["checkpoint"]["best_metric"] == "perplexity":
         raise ValueError(
-            "keep_best='perplexity' is no figure of training; use nats, which orders checkpoints "
+            "checkpoint.best_metric='perplexity' is no figure of training; use nats, which orders checkpoints "
             "alike."
         )
     known = dict.fromkeys((*FIGURES, *score_names(run)))
-    lookup.lookup(known, config["keep_best"], "keep_best")
-    every = config["every"]
-    if every["checkpoint"] % every["evaluate"]:
+    lookup.lookup(known, config["checkpoint"]["best_metric"], "checkpoint.best_metric")
+    every, checkpoint = config["eval_every_steps"], config["checkpoint"]["every_steps"]
+    if checkpoint % every:
         raise ValueError(
-            f"keep_best={config['keep_best']!r} needs an evaluation at each checkpoint, but "
-            f"every.checkpoint={every['checkpoint']} is no multiple of every.evaluate="
-            f"{every['evaluate']}; make it one."
+            f"checkpoint.best_metric={config['checkpoint']['best_metric']!r} needs an evaluation at each checkpoint, but "
+            f"checkpoint.every_steps={checkpoint} is no multiple of eval_every_steps="
+            f"{every}; make it one."
         )
 
 
@@ -196,12 +204,14 @@ def _check_lora(run: Run) -> None:
     if not run.lora.rank:
         return
     config = run.config
-    if config["stage"] == "distill" and distill.frozen(config["teacher"]["init"], run.model):
+    if config["stage"] == "distill" and distill.frozen(
+        config["teacher"]["student_init"], run.model
+    ):
         raise ValueError(
-            f"lora.rank={run.lora.rank} would adapt the encoder that teacher.init="
+            f"lora.rank={run.lora.rank} would adapt the encoder that teacher.student_init="
             f"{config['teacher']['init']!r} leaves the teacher's; use lora.rank=0, or another init."
         )
-    from_teacher = config["stage"] == "distill" and config["teacher"]["init"] != "random"
+    from_teacher = config["stage"] == "distill" and config["teacher"]["student_init"] != "random"
     if not (config["init_from"] or from_teacher):
         raise ValueError(
             f"lora.rank={run.lora.rank} would leave random parameters as they are; set init_from "
@@ -238,7 +248,7 @@ def _check_origin(run: Run) -> None:
         initialization.check_origin(run.model, model, taken)
     else:
         _check_tokens(run, taken)
-        distill.check_student(run.config["teacher"]["init"], model, run.model)
+        distill.check_student(run.config["teacher"]["student_init"], model, run.model)
 
 
 def _check_tokens(run: Run, taught_by: str) -> None:
@@ -251,19 +261,27 @@ def _check_tokens(run: Run, taught_by: str) -> None:
         raise ValueError(
             f"{ours} is another tokenizer than the teacher's {theirs}, whose ids stand for other "
             f"pieces; leave tokenizer.dir empty, or learn from the teacher's answers: stage="
-            f"'finetune' and data.train=FILE of `python -m lm predict --workdir={taught_by} "
+            f"'finetune' and data.train_split=FILE of `python -m lm predict --workdir={taught_by} "
             f"--split=train --out=FILE`."
         )
 
 
 def _least_values(config: dict):
-    yield from (("steps", 0), ("seed", 0), ("keep", 2), ("keep_every", 0))
-    yield ("early_stop", 0)
-    yield from (("guard.patience", 1), ("guard.rollbacks", 0), ("guard.spike", 0))
-    yield ("guard.hang", 0)
-    yield from ((f"every.{key}", 1) for key in config["every"])
-    yield from (("evaluate.examples", 0), ("evaluate.decode", 0), ("tokenizer.documents", 1))
-    yield from (("tokenizer.pieces", 1), ("tokenizer.num_sentinels", 0))
+    yield from (("steps", 0), ("seed", 0), ("checkpoint.max_to_keep", 2))
+    yield from (("checkpoint.keep_period", 0), ("early_stopping_patience", 0))
+    yield from (
+        ("guard.max_bad_steps", 1),
+        ("guard.max_rollbacks", 0),
+        ("guard.spike_threshold", 0),
+    )
+    yield ("guard.hang_timeout_seconds", 0)
+    yield from (("log_every_steps", 1), ("eval_every_steps", 1), ("checkpoint.every_steps", 1))
+    yield from (
+        ("evaluate.max_examples", 0),
+        ("evaluate.max_decoded_examples", 0),
+        ("tokenizer.max_documents", 1),
+    )
+    yield from (("tokenizer.vocab_size", 1), ("tokenizer.num_extra_ids", 0))
 
 
 def _check_vocabulary(run: Run) -> None:
@@ -274,15 +292,16 @@ def _check_vocabulary(run: Run) -> None:
     if (directory / tokenizer.METADATA_FILE).exists():
         facts = tokenizer.read(directory)[1]
         made = facts | facts.get("training", {})
-        for key in ("kind", "pieces", "num_sentinels", "normalization", "character_coverage"):
+        for key, stored in TOKENIZER_KEYS.items():
             asked = run.config["tokenizer"][key]
-            if fresh and made.get(key, asked) != asked:
+            if fresh and made.get(stored, asked) != asked:
                 raise ValueError(
-                    f"tokenizer.{key}={asked!r} differs from the {made[key]!r} of the tokenizer "
+                    f"tokenizer.{key}={asked!r} differs from the {made[stored]!r} of the tokenizer "
                     f"in {directory}; use that, or remove it."
                 )
     elif fresh:
-        facts = run.config["tokenizer"]
+        options = run.config["tokenizer"]
+        facts = {stored: options[key] for key, stored in TOKENIZER_KEYS.items()}
         lookup.lookup(tokenizer.NORMALIZATIONS, facts["normalization"], "tokenizer.normalization")
         if facts["kind"] == "bytes" and facts["normalization"] != "identity":
             raise ValueError(
@@ -291,7 +310,7 @@ def _check_vocabulary(run: Run) -> None:
             )
         if facts["kind"] == "bytes" and facts["pieces"] != tokenizer.BYTE_VOCAB_SIZE:
             raise ValueError(
-                f"tokenizer.pieces={facts['pieces']} is not the number of bytes and special ids; "
+                f"tokenizer.vocab_size={facts['pieces']} is not the number of bytes and special ids; "
                 f"with tokenizer.kind='bytes' use {tokenizer.BYTE_VOCAB_SIZE}."
             )
     else:

@@ -16,30 +16,32 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
     """The splits to train on and to hold out, by task."""
     train, heldout = {}, {}
     for name in run.data.names:
-        named = run.data.train, run.data.heldout
-        if tasks.is_answers(run.data.train):
-            run.data.reading(name, run.data.train)  # which says what cannot be answered
-            named = run.data.train, _held_out(run, name)
+        named = run.data.train_split, run.data.heldout_split
+        if tasks.is_answers(run.data.train_split):
+            run.data.reading(name, run.data.train_split)  # which says what cannot be answered
+            named = run.data.train_split, _held_out(run, name)
         elif tasks.is_corpus(name):
             for split in named:
                 shards.find(name, split)
             if len({*named}) == 1:
                 raise ValueError(
-                    f"data.train and data.heldout of {name} are both {named[0]!r}; leave them at "
+                    f"data.train_split and data.heldout_split of {name} are both {named[0]!r}; leave them at "
                     f"train and validation."
                 )
         else:
-            named = sources.resolve_splits(run.data.task_named(name).source, *named, run.data.dir)
+            named = sources.resolve_splits(
+                run.data.task_named(name).source, *named, run.data.tfds_dir
+            )
         train[name], heldout[name] = named
     return train, heldout
 
 
 def _held_out(run: Run, name: str) -> str:
     # What a task holds out where its training split is a file of answers to the rest.
-    if run.data.heldout != sources.DEFAULT_HELDOUT:
-        return run.data.heldout
+    if run.data.heldout_split != sources.DEFAULT_HELDOUT:
+        return run.data.heldout_split
     source = run.data.task_named(name).source
-    return sources.resolve_splits(source, "train", run.data.heldout, run.data.dir)[1]
+    return sources.resolve_splits(source, "train", run.data.heldout_split, run.data.tfds_dir)[1]
 
 
 def check_columns(run: Run) -> None:
@@ -48,7 +50,7 @@ def check_columns(run: Run) -> None:
         for name, split in by_task.items():
             if not tasks.is_corpus(name):
                 task, split = run.data.reading(name, split)
-                task.to_texts(sources.records(task.source, split, run.data.dir)[0])
+                task.to_texts(sources.records(task.source, split, run.data.tfds_dir)[0])
 
 
 def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
@@ -59,10 +61,10 @@ def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
         return tokenizer.Tokenizer(directory)
     options = dict(run.config["tokenizer"])
     if options["kind"] == "bytes":
-        return tokenizer.write_byte_tokenizer(directory, options["num_sentinels"])
-    options.pop("dir")
-    texts = Texts(run, splits(run)[0], options.pop("documents"))
-    return tokenizer.train(texts, directory, **options)
+        return tokenizer.write_byte_tokenizer(directory, options["num_extra_ids"])
+    texts = Texts(run, splits(run)[0], options["max_documents"])
+    chosen = {stored: options[key] for key, stored in checks.TOKENIZER_KEYS.items()}
+    return tokenizer.train(texts, directory, **chosen)
 
 
 class Texts:
@@ -95,7 +97,7 @@ def _texts_of(run: Run, name: str, split: str):
         )
         return manifest["counts"]["documents"], documents
     task, split = run.data.reading(name, split)
-    records = sources.records(task.source, split, run.data.dir)
+    records = sources.records(task.source, split, run.data.tfds_dir)
     fields = ("inputs", "targets") if task.pairs else ("text",)
     return len(records), lambda: (
         [text[field] for text in task.to_texts(records[i]) for field in fields]
@@ -134,11 +136,11 @@ def _examples(run: Run, data, tokens, folder: str, by_task: dict[str, str]) -> p
 
 
 def shards_of(run: Run, name: str, splits: dict[str, str]) -> dict[str, pathlib.Path]:
-    """Where the shards of a split lie, by task: a corpus's own, or in data.shards.
+    """Where the shards of a split lie, by task: a corpus's own, or in data.shards_dir.
 
     name: of the folder, as "train" or "heldout".
     """
-    shards, found = run.place("data.shards", "shards"), {}
+    shards, found = run.place("data.shards_dir", "shards"), {}
     for task, split in splits.items():
         if tasks.is_corpus(task):
             found[task] = storage.as_path(task).expanduser() / split

@@ -19,16 +19,16 @@ SECTIONS = {
 }
 PLAIN_SECTIONS = {
     "tokenizer": (
-        *("dir", "kind", "pieces", "num_sentinels"),
-        *("normalization", "character_coverage", "documents"),
+        *("dir", "kind", "vocab_size", "num_extra_ids"),
+        *("normalization", "character_coverage", "max_documents"),
     ),
-    "teacher": ("workdir", "init", "loss", "dtype", "cache", "on_policy"),
-    "every": ("log", "evaluate", "checkpoint"),
-    "evaluate": ("examples", "decode", "decoding"),
-    "guard": ("patience", "rollbacks", "spike", "hang"),
+    "teacher": ("workdir", "student_init", "loss", "dtype", "cache", "on_policy"),
+    "checkpoint": ("every_steps", "max_to_keep", "keep_period", "best_metric"),
+    "evaluate": ("max_examples", "max_decoded_examples", "decoding"),
+    "guard": ("max_bad_steps", "max_rollbacks", "spike_threshold", "hang_timeout_seconds"),
 }
 PLAIN_KEYS = ("name", "stage", "seed", "steps", "duration", "init_from")
-PLAIN_KEYS += ("keep", "keep_every", "keep_best", "early_stop")
+PLAIN_KEYS += ("log_every_steps", "eval_every_steps", "early_stopping_patience")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,12 @@ class Run:
         if self.config["stage"] == "distill":
             stays = distill.frozen(teacher["init"], self.model)
         stays = lora.OTHERS if self.lora.rank else stays
-        rates = f"{stays}=none {self.optimizer.rates}" if stays else self.optimizer.rates
-        return dataclasses.replace(self.optimizer, rates=rates)
+        rates = (
+            f"{stays}=none {self.optimizer.learning_rate_multipliers}"
+            if stays
+            else self.optimizer.learning_rate_multipliers
+        )
+        return dataclasses.replace(self.optimizer, learning_rate_multipliers=rates)
 
     @property
     def lengths(self) -> tuple[int, int]:

@@ -8,9 +8,9 @@ from lm import logs, lookup, storage, tokenizer
 from lm.runs.schema import Run
 
 # What a continued run may change, for it decides no number but how exactly they are computed.
-OPERATIONAL = ("parallel", "every", "evaluate", "keep", "keep_every", "keep_best", "guard.hang")
-OPERATIONAL += ("early_stop",)
-OPERATIONAL += ("data.workers", "data.max_bad_records", "model.dtype", "model.layers")
+OPERATIONAL = ("parallel", "log_every_steps", "eval_every_steps", "checkpoint", "evaluate")
+OPERATIONAL += ("guard.hang_timeout_seconds", "early_stopping_patience")
+OPERATIONAL += ("data.num_workers", "data.max_bad_records", "model.dtype", "model.layers")
 OPERATIONAL += ("model.remat", "model.attention")
 
 
@@ -86,7 +86,7 @@ def check_workdir(run: Run, allow: tuple[str, ...] = ()) -> None:
         if key not in known:
             raise ValueError(
                 f"--allow_change={key} is no key of the config{lookup.nearest(key, known)}; name "
-                f"keys as optimizer.peak, several with a comma between."
+                f"keys as optimizer.learning_rate, several with a comma between."
             )
     theirs = read_config(run.workdir) if is_claimed(run.workdir) else run.config
     differing = differences(settled(run.config), settled(theirs))

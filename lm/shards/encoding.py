@@ -72,14 +72,14 @@ def _found(out: pathlib.Path, identity: dict) -> dict | None:
     """The manifest of shards of this identity in `out`; ValueError where it holds anything else."""
     manifest = shard_files.read_manifest(out)
     if manifest is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; set another --config.data.shards.")
+        raise ValueError(f"{out} is there already; set another --config.data.shards_dir.")
     theirs = manifest["identity"] if manifest else identity
     differing = [key for key in identity if theirs.get(key) != identity[key]]
     if differing:
         raise ValueError(
             f"{out} holds shards of another {' and '.join(differing)} "
             f"({', '.join(str(theirs.get(key)) for key in differing)}); "
-            f"remove it or set another --config.data.shards."
+            f"remove it or set another --config.data.shards_dir."
         )
     return manifest
 

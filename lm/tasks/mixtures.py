@@ -28,28 +28,30 @@ def task_from_config(name: str, spec: Mapping) -> Task:
     fields = {field.name: field for field in dataclasses.fields(Task)}
     if not isinstance(spec, Mapping) or not spec.get("source"):
         raise ValueError(
-            f"data.tasks.{name} names no source; set it to tfds:name, or to files as "
+            f"data.custom_tasks.{name} names no source; set it to tfds:name, or to files as "
             f"'data/{{split}}.jsonl'."
         )
     if any(mark in name for mark in "/,= "):
-        raise ValueError(f"data.tasks has the name {name!r}; use letters, digits and _ alone.")
+        raise ValueError(
+            f"data.custom_tasks has the name {name!r}; use letters, digits and _ alone."
+        )
     given = {}
     for key, value in spec.items():
-        lookup.lookup(fields, key, f"the key of data.tasks.{name}")
+        lookup.lookup(fields, key, f"the key of data.custom_tasks.{name}")
         several = fields[key].type.startswith("tuple")
         fits = isinstance(value, list | tuple) if several else isinstance(value, str)
         if not fits:
             kind = "a tuple of words, as ('bleu',)" if several else "text"
-            raise ValueError(f"data.tasks.{name}.{key}={value!r} is not {kind}.")
+            raise ValueError(f"data.custom_tasks.{name}.{key}={value!r} is not {kind}.")
         given[key] = tuple(value) if several else value
     try:
         return Task(**given)
     except ValueError as error:
-        raise ValueError(f"data.tasks.{name}: {error}") from None
+        raise ValueError(f"data.custom_tasks.{name}: {error}") from None
 
 
 def task_named(name: str, own: Mapping = {}) -> Task:  # noqa: B006  (it is not changed)
-    """The task of this name, or an error that lists them. own: data.tasks of the config."""
+    """The task of this name, or an error that lists them. own: data.custom_tasks of the config."""
     if is_corpus(name):
         return CORPUS
     if name in own:

@@ -11,7 +11,7 @@ FILE = re.compile(r"\.(jsonl|ndjson)(\.gz|\.bz2|\.zst)?$")
 
 
 def is_answers(split: str) -> bool:
-    """Whether data.train names files of answers, no split: they end in .jsonl."""
+    """Whether data.train_split names files of answers, no split: they end in .jsonl."""
     return bool(FILE.search(split))
 
 
@@ -49,7 +49,7 @@ def with_teacher_answers(name: str, task: Task, split: str) -> tuple[Task, str]:
         return task, split
     if not task.pairs:
         raise ValueError(
-            f"data.train={split!r} has answers, but {name} is running text; use data.train='train'."
+            f"data.train_split={split!r} has answers, but {name} is running text; use data.train_split='train'."
         )
     fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     return TeacherAnswers(**fields | {"source": split}, name=name), "train"

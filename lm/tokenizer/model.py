@@ -187,7 +187,7 @@ class Tokenizer:
         if not 0 <= k < self.num_sentinels:
             raise ValueError(
                 f"sentinel {k} is beyond the tokenizer's num_sentinels={self.num_sentinels}; train "
-                f"it with --config.tokenizer.num_sentinels={k + 1} or more."
+                f"it with --config.tokenizer.num_extra_ids={k + 1} or more."
             )
         return self.pieces + k if self.sentinel_order == "ascending" else self.size - 1 - k
 

@@ -163,14 +163,14 @@ def explain_vocab_size_error(error: str, pieces: int) -> str:
     if found := re.search(r"too high .* <= (\d+)", error):
         most = found[1]
         return (
-            f"tokenizer.pieces={pieces} is more than these texts support, {most}; use more text, "
-            f"or --config.tokenizer.pieces={most}."
+            f"tokenizer.vocab_size={pieces} is more than these texts support, {most}; use more text, "
+            f"or --config.tokenizer.vocab_size={most}."
         )
     if found := re.search(r"required_chars. \d+ vs (\d+)", error):
         least = found[1]
         return (
-            f"tokenizer.pieces={pieces} cannot hold the bytes and characters of these texts, "
-            f"{least}; use --config.tokenizer.pieces={least} or more, or a lower "
+            f"tokenizer.vocab_size={pieces} cannot hold the bytes and characters of these texts, "
+            f"{least}; use --config.tokenizer.vocab_size={least} or more, or a lower "
             f"tokenizer.character_coverage."
         )
-    return f"SentencePiece refused tokenizer.pieces={pieces} ({error}); use 1000 or more."
+    return f"SentencePiece refused tokenizer.vocab_size={pieces} ({error}); use 1000 or more."

@@ -8,7 +8,7 @@ from lm import checkpoints
 class EarlyStopping:
     """Counts evaluations in a row without a better figure; plain JSON that travels in checkpoints.
 
-    figure: keep_best of the config. most: early_stop, so many end the run; 0: none do. memory: that
+    figure: checkpoint.best_metric. most: early_stopping_patience, so many end the run; 0: none do. memory: that
     of another one, to go on from; where it is of another figure, it counts for nothing.
     """
 
@@ -21,7 +21,11 @@ class EarlyStopping:
     @classmethod
     def of(cls, config: dict, facts: dict) -> EarlyStopping:
         """That of a run that goes on from a checkpoint with these facts."""
-        return cls(config["keep_best"], config["early_stop"], facts.get("patience"))
+        return cls(
+            config["checkpoint"]["best_metric"],
+            config["early_stopping_patience"],
+            facts.get("patience"),
+        )
 
     @property
     def over(self) -> bool:
@@ -52,6 +56,6 @@ class EarlyStopping:
     def ended(self, step: int) -> str:
         """What `train` says of a run that is over."""
         return (
-            f"training ended early after update {step}, for {self.account}; raise early_stop (or "
+            f"training ended early after update {step}, for {self.account}; raise early_stopping_patience (or "
             f"set it to 0) to go on."
         )

@@ -12,7 +12,7 @@ LEAST = 1e-3  # of the median, that a deviation is at least: equal losses make n
 
 
 class Diverged(Exception):
-    """Training was given up after guard.rollbacks; diverged.json tells why. Exit code 3."""
+    """Training was given up after guard.max_rollbacks; diverged.json tells why. Exit code 3."""
 
     code = 3
 
@@ -25,8 +25,8 @@ class Guard:
 
     def __init__(self, config: dict, memory: dict | None = None):
         memory = memory or {"recent": [], "row": [], "rollbacks": 0}
-        self._patience, self._spike = config["patience"], config["spike"]
-        self.allowed, self.rollbacks = config["rollbacks"], memory["rollbacks"]
+        self._patience, self._spike = config["max_bad_steps"], config["spike_threshold"]
+        self.allowed, self.rollbacks = config["max_rollbacks"], memory["rollbacks"]
         self._recent, self.row = list(memory["recent"]), list(memory["row"])
 
     @property
@@ -36,14 +36,14 @@ class Guard:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the last guard.patience updates were all bad, so that it is time to go back."""
+        """Whether the last guard.max_bad_steps updates were all bad, so that it is time to go back."""
         return len(self.row) >= self._patience
 
     def judge(self, step: int, batch: int, loss: float, finite: bool, usual=True) -> dict | None:
         """An account of an update if it was bad, else None: {kind, step, batch, loss, ..}.
 
         loss: per target token, in nats. kind: skipped (loss or gradient was not finite), or spike:
-        a loss more than guard.spike deviations above the median of the last good ones.
+        a loss more than guard.spike_threshold deviations above the median of the last good ones.
         usual: whether the loss can be compared with others; if not, it is no spike, nor a measure.
         """
         bad = None if finite else {"kind": "skipped"}

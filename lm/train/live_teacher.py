@@ -44,7 +44,10 @@ def read(run: runs.Run, tokens, strategy, *, fresh: bool):
     whole, or of other tokens.
     """
     named, which = runs.teacher_source(run)
-    live, starts = not run.config["teacher"]["cache"], run.config["teacher"]["init"] != "random"
+    live, starts = (
+        not run.config["teacher"]["cache"],
+        run.config["teacher"]["student_init"] != "random",
+    )
     if not named or not (live or (fresh and starts)):
         return None
     return inference.read_params(runs.read_run(named), tokens, which, strategy)[0]
@@ -69,7 +72,7 @@ def cost(run: runs.Run, strategy, teacher) -> dict[str, float]:
     if teacher is None:
         return {}
     shards = max(strategy.shards, run.parallel.fixed_shards)
-    parts = run.parallel.micro_batches * shards // strategy.shards
+    parts = run.parallel.num_microbatches * shards // strategy.shards
     rows = run.data.batch_size // parts // parallel.host_index_and_count()[1]
     ids = [np.ones((rows, length), np.int32) for length in run.lengths for _ in range(2)]
     examples = strategy.place_batch(batch.Batch(*ids))

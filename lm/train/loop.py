@@ -53,7 +53,10 @@ class Loop:
         self.run, self.strategy, self.work, self.saved = run, strategy, work, saved
         self.log, self.ledger, self.stop, self.profile = log, ledger, stop, profile
         self.tracing = False
-        self.every, self.figures, self.flying = run.config["every"], {}, collections.deque()
+        self.every = {"log": run.config["log_every_steps"]}
+        self.every |= {"evaluate": run.config["eval_every_steps"]}
+        self.every |= {"checkpoint": run.config["checkpoint"]["every_steps"]}
+        self.figures, self.flying = {}, collections.deque()
         self.host, self.hosts = parallel.host_index_and_count()
 
     def train_from(self, state, facts: dict, teacher=None) -> dict[str, float]:
@@ -76,7 +79,10 @@ class Loop:
         self.meter = logs.ThroughputMeter(
             flops_per_step=self.work.flops, peak_flops=peak, devices=devices
         )
-        hang, tell = self.run.config["guard"]["hang"], lambda said: self._event("hang", said=said)
+        hang, tell = (
+            self.run.config["guard"]["hang_timeout_seconds"],
+            lambda said: self._event("hang", said=said),
+        )
         dog = watchdog.Watchdog(hang, self.run.workdir, tell)
         with dog as self.watch, watchdog.detect_lost_host(self._lost):
             try:
@@ -330,7 +336,7 @@ class Loop:
         """
         bad, index = self.guard.row, self.guard.row[-1]["batch"] + 1
         if self.guard.rollbacks >= self.guard.allowed:
-            self._give_up(bad, f"guard.rollbacks={self.guard.allowed} did not help")
+            self._give_up(bad, f"guard.max_rollbacks={self.guard.allowed} did not help")
         self.watch.beat(f"the return from update {self.number}", watchdog.ALLOWANCE)
         self.ledger.switch("restore")
         self.saved.wait()
@@ -363,11 +369,11 @@ class Loop:
         return None
 
     def _give_up(self, bad: list[dict], why: str) -> None:
-        peak = self.run.optimizer.peak
+        peak = self.run.optimizer.learning_rate
         sentence = (
             f"update {bad[-1]['step']} was the last of {len(bad)} in a row that were not finite or "
             f"spikes, and {why}; look at their batches, named in {self.run.workdir / DIVERGED}, "
-            f"and lower optimizer.peak={peak} with --allow_change=optimizer.peak."
+            f"and lower optimizer.learning_rate={peak} with --allow_change=optimizer.learning_rate."
         )
         if not self.host:
             rows = [row | {"see": self._see(row)} for row in bad]

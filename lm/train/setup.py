@@ -67,10 +67,10 @@ def _taken(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
     config = run.config
     if teacher is not None:
         theirs = runs.read_run(runs.teacher_source(run)[0]).model
-        init, seed = config["teacher"]["init"], config["seed"]
+        init, seed = config["teacher"]["student_init"], config["seed"]
         if distill.parse_start(init) and distill.leaves_head(theirs, run.model):
             print(
-                f"teacher.init {init}: model.head={run.model.head!r} starts as the teacher's "
+                f"teacher.student_init {init}: model.head={run.model.head!r} starts as the teacher's "
                 f"embedding, which was never a head; the first updates go into learning one.",
                 file=sys.stderr,
             )
@@ -121,7 +121,7 @@ def make_strategy(run: runs.Run, devices=None, hosts=None):
     """
     strategy = parallel.make_strategy(run.parallel, devices, hosts)
     shards = max(strategy.shards, run.parallel.fixed_shards)
-    parallel.check_batch_size(run.data.batch_size, shards, run.parallel.micro_batches)
+    parallel.check_batch_size(run.data.batch_size, shards, run.parallel.num_microbatches)
     return strategy
 
 
@@ -232,9 +232,9 @@ def make_update(
     optimizer, rate = optimizers.make_optimizer(run.trained, total, shapes, pace)
     plan = steps.StepConfig(
         run.config["seed"],
-        run.parallel.micro_batches,
+        run.parallel.num_microbatches,
         run.parallel.fixed_shards,
-        run.optimizer.average,
+        run.optimizer.ema_decay,
         total,
     )
     loss = lookup.lookup(LOSSES, run.config["stage"], "stage")(run, text_bytes, place)
@@ -256,7 +256,7 @@ def make_setup(run: runs.Run, strategy, tokens, examples, heldout) -> loop.Train
         return {f"learning_rate{name and '/'}{name}": now * part for name, part in times.items()}
 
     facts = {"config": runs.settled(run.config), "tokenizer": tokens.fingerprint}
-    scored = run.config["keep_best"] not in ("", *runs.FIGURES)
+    scored = run.config["checkpoint"]["best_metric"] not in ("", *runs.FIGURES)
     return loop.TrainSetup(
         make=update.make,
         update=strategy.compile(update.step, donate=True),

@@ -113,7 +113,7 @@ class CacheWriter:
     def __init__(self, run: runs.Run, k: int = 16, dtype: str = "float16", updates: int = 0):
         _check(run, k, dtype, updates)
         self.run, self.strategy = run, parallel.make_strategy(run.parallel)
-        micro = run.parallel.micro_batches
+        micro = run.parallel.num_microbatches
         parallel.check_batch_size(run.data.batch_size, self.strategy.shards, micro)
         self.first = parallel.host_index_and_count()[0] == 0
         self.tokens, self.examples = self._prepared()
@@ -213,7 +213,7 @@ class CacheWriter:
             live_teacher.model_of(ours), self.strategy.shard_activations
         )
         options = {name: self.identity[name] for name in ("k", "dtype", "temperature")}
-        options |= {"model": model, "parts": ours.parallel.micro_batches}
+        options |= {"model": model, "parts": ours.parallel.num_microbatches}
         step = self.strategy.compile(functools.partial(teacher_top_k_step, **options))
         dealt = itertools.islice(self._dealt(self.done), self.total - self.done)
         bar = {"total": self.total, "initial": self.done, "unit": "update", "disable": None}

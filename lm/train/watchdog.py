@@ -77,7 +77,7 @@ def detect_lost_host(lost: Callable[[str], None]) -> Iterator[None]:
         if said.startswith("RESOURCE_EXHAUSTED"):
             raise ValueError(
                 f"the devices have no room for this ({said}); lower data.batch_size, raise "
-                f"parallel.micro_batches, or set model.remat='full'."
+                f"parallel.num_microbatches, or set model.remat='full'."
             ) from error
         if said.startswith("INVALID_ARGUMENT"):
             raise ValueError(f"the devices refuse this ({said}); see to their drivers.") from error
@@ -118,7 +118,7 @@ class Watchdog:
             if self._over.wait(self._seconds / 10):
                 return
         sentence = (
-            f"{self._what} has not ended for guard.hang={self._seconds:g} seconds or more; where "
+            f"{self._what} has not ended for guard.hang_timeout_seconds={self._seconds:g} seconds or more; where "
             f"each thread stood is in {self._path}; run the same command again to continue."
         )
         end = threading.Timer(GRACE, exit_now, [sentence])  # a disk may hang as well

@@ -29,7 +29,7 @@ class LoraConfig:
 
     rank: int = 0
     alpha: float = 16.0
-    match: str = "attention/(query|value)/kernel$"
+    target_pattern: str = "attention/(query|value)/kernel$"
 
     def __post_init__(self):
         if self.rank < 0:
@@ -37,17 +37,17 @@ class LoraConfig:
         if not 0 < self.alpha <= MOST:
             raise ValueError(f"lora.alpha={self.alpha} is out of bounds; use 1e-9 to {MOST:g}.")
         try:
-            re.compile(self.match)
+            re.compile(self.target_pattern)
         except re.error as error:
             raise ValueError(
-                f"lora.match={self.match!r} is no regular expression ({error}); write a bracket or "
-                f"star that stands for itself with a backslash before it."
+                f"lora.target_pattern={self.target_pattern!r} is no regular expression ({error}); "
+                f"write a bracket or star that stands for itself with a backslash before it."
             ) from None
-        asked = (self.alpha, self.match) != (LoraConfig.alpha, LoraConfig.match)
+        asked = (self.alpha, self.target_pattern) != (LoraConfig.alpha, LoraConfig.target_pattern)
         if not self.rank and asked:
             raise ValueError(
-                f"lora.alpha={self.alpha} and lora.match={self.match!r} have no use with "
-                f"lora.rank=0; set a rank, or leave them as they are in configs/base.py."
+                f"lora.alpha={self.alpha} and lora.target_pattern={self.target_pattern!r} have no use "
+                f"with lora.rank=0; set a rank, or leave them as they are in configs/base.py."
             )
 
     @property
@@ -65,22 +65,22 @@ def shapes(config: LoraConfig, params: Any) -> Any:
     """The tree that training holds, as shapes: the model's `params`, and a and b where there is a
     rank.
 
-    Raises ValueError where lora.match finds no kernel, or something else, and for a rank that a
+    Raises ValueError where lora.target_pattern finds no kernel, or something else, and for a rank that a
     kernel has not.
     """
     if not config.rank:
         return params
     flat = traverse_util.flatten_dict(params, sep="/")
-    found = {path: leaf for path, leaf in flat.items() if re.search(config.match, path)}
+    found = {path: leaf for path, leaf in flat.items() if re.search(config.target_pattern, path)}
     kernels = [path for path in flat if "/layers/" in path and path.endswith("/kernel")]
     if odd := sorted(found.keys() - set(kernels)):
         raise ValueError(
-            f"lora.match={config.match!r} matches {odd[0]}, which is no kernel of a layer; match "
+            f"lora.target_pattern={config.target_pattern!r} matches {odd[0]}, which is no kernel of a layer; match "
             f"paths like {kernels[0]} alone."
         )
     if not found:
         raise ValueError(
-            f"lora.match={config.match!r} matches no parameter; match a path like {kernels[0]}."
+            f"lora.target_pattern={config.target_pattern!r} matches no parameter; match a path like {kernels[0]}."
         )
     made = {}
     for path, leaf in found.items():

@@ -212,7 +212,7 @@ MISTAKES = {
     "train --config=configs/pretrain.py:tny --workdir={w}": "'tny' is unknown; .* 'tiny'",
     f"{PRETRAIN} --config.model.num_head=3": "no key 'num_head'; did you mean 'num_heads'?",
     f"{PRETRAIN} --config.steps=1.5": "--config.steps=1.5 is no whole number; write it in digits",
-    f"{PRETRAIN} --config.every=5": "--config.every=5 is for a whole section; set one of its keys",
+    f"{PRETRAIN} --config.guard=5": "--config.guard=5 is for a whole section; set one of its keys",
     f"{PRETRAIN} --profile=9:3": "--profile=9:3 are no updates; write the first and last",
     f"{PRETRAIN} --hosts=2": "give all three, or none",
     f"{PRETRAIN} --workdri=x": "'workdri'. Did you mean: workdir",

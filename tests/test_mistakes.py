@@ -11,7 +11,7 @@ from lm import cli
 from lm import train as trained
 
 CURE = r"\b(use|set|choose|leave|give|did you mean|lower|raise|make|write|say|takes|needs?|must)\b"
-UNKNOWN = ["stepz=1", "model.d_modle=3", "optimizer.peek=1", "every.chekpoint=5", "teecher.init=x"]
+UNKNOWN = ["stepz=1", "model.d_modle=3", "optimizer.learning_rat=1", "checkpoint.evry_steps=5", "teecher.student_init=x"]
 TYPES = [  # a text where a number belongs, a fraction where a count does, a value for a section
     *("steps=many", "steps=1e3", "model.d_model=1.5", "model.dropout_rate=some"),
     *(
@@ -19,7 +19,7 @@ TYPES = [  # a text where a number belongs, a fraction where a count does, a val
         "guard.spike_threshold=high",
         "checkpoint.max_to_keep=two",
         "data=pydocs",
-        "every=5",
+        "guard=5",
     ),
 ]
 BOUNDS = [
@@ -105,8 +105,8 @@ PAIRS = {  # options that exclude each other, and the keys that the sentence nam
     "optimizer.warmup=0 optimizer.warmup_duration=1_epochs_2_percent": "one duration",
     "optimizer.schedule=cosine optimizer.cooldown=10": "cooldown wsd",
     "optimizer.schedule=constant optimizer.final_learning_rate_fraction=0.5": "final",
-    "optimizer.weight_decay_multipliers=[=0": "decays",
-    "optimizer.learning_rate_multipliers=encoder=fast": "rates",
+    "optimizer.weight_decay_multipliers=[=0": "weight_decay_multipliers",
+    "optimizer.learning_rate_multipliers=encoder=fast": "learning_rate_multipliers",
     "parallel.fsdp=2": "parallel.fsdp mesh",
     "parallel.reduction=fixed parallel.strategy=mesh": "reduction pmap",
     "teacher.workdir=here": "teacher.workdir stage",
@@ -122,7 +122,7 @@ FLAGS = {
     "--profile=15:10": "profile 15:10",
     "--profile=ten": "profile ten",
     "--profile=0:3": "profile 0:3",
-    "--allow_change=optimizer.peek": "optimizer.peek optimizer.learning_rate",
+    "--allow_change=optimizer.learning_rat": "optimizer.learning_rat optimizer.learning_rate",
 }
 KEYED = {line: line.partition("=")[0].rpartition(".")[2] for line in [*TYPES, *BOUNDS, *WORDS]}
 

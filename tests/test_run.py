@@ -269,9 +269,9 @@ def test_keys_that_decide_no_number_are_changed_freely(claimed, tiny_config):
 def test_what_is_allowed_must_be_a_key(claimed, tiny_config):
     run = runs.make_run(tiny_config(), claimed)
     with pytest.raises(
-        ValueError, match="optimizer.peek is no key .*mean 'optimizer.learning_rate'"
+        ValueError, match="optimizer.learning_rat is no key .*mean 'optimizer.learning_rate'"
     ):
-        runs.check_workdir(run, ("optimizer.peek",))
+        runs.check_workdir(run, ("optimizer.learning_rat",))
 
 
 def test_a_duration_is_counted_in_batches_of_the_run(tiny_config, tmp_path):

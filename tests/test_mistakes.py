@@ -11,7 +11,13 @@ from lm import cli
 from lm import train as trained
 
 CURE = r"\b(use|set|choose|leave|give|did you mean|lower|raise|make|write|say|takes|needs?|must)\b"
-UNKNOWN = ["stepz=1", "model.d_modle=3", "optimizer.learning_rat=1", "checkpoint.evry_steps=5", "teecher.student_init=x"]
+UNKNOWN = [
+    "stepz=1",
+    "model.d_modle=3",
+    "optimizer.learning_rat=1",
+    "checkpoint.evry_steps=5",
+    "teecher.student_init=x",
+]
 TYPES = [  # a text where a number belongs, a fraction where a count does, a value for a section
     *("steps=many", "steps=1e3", "model.d_model=1.5", "model.dropout_rate=some"),
     *(

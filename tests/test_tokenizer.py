@@ -429,9 +429,9 @@ def test_too_little_text_names_the_most_pieces_and_that_many_work(tmp_path, kind
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_too_few_pieces_names_the_least_and_that_many_work(tmp_path, kind):
-    with pytest.raises(ValueError, match=r"tokenizer.pieces=260 cannot hold") as error:
+    with pytest.raises(ValueError, match=r"tokenizer.vocab_size=260 cannot hold") as error:
         tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=260)
-    least = int(str(error.value).partition("tokenizer.pieces=")[2].partition("pieces=")[2][:3])
+    least = int(str(error.value).partition("tokenizer.vocab_size=")[2].partition("pieces=")[2][:3])
     assert tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=least).pieces == least
 
 

@@ -54,7 +54,7 @@ def data_root(data_dir: str = "") -> Any:
     if storage.is_remote(root):
         raise ValueError(
             f"the TFDS directory {root} is in a bucket, but TFDS is read from a local disk only; "
-            f"copy it to one, or make a corpus of it with `python -m lm corpus`, which may lie in a "
+            f"copy it to one, or make a corpus of it with `python -m lm corpus`, which may be in a "
             f"bucket."
         )
     return epath.Path(root).expanduser().resolve()
@@ -166,8 +166,8 @@ def resolve_tfds_splits(name: str, train: str, heldout: str, data_dir: str = "")
 def shared_examples_error(source: str, train: str, heldout: str, split: str) -> str:
     """The error message for a train and a held-out split that overlap in `split`."""
     return (
-        f"data.train_split={train!r} and data.heldout_split={heldout!r} of {source} share examples; "
-        f"use disjoint slices, as {split}[:95%] and {split}[95%:]."
+        f"data.train_split={train!r} and data.heldout_split={heldout!r} of {source} share "
+        f"examples; use disjoint slices, as {split}[:95%] and {split}[95%:]."
     )
 
 

@@ -65,7 +65,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         interop.write(asked.run, place)
         other = theirs(place, texts, run.lengths, tokens.eos)
-    task, row = run.data.task_named(name), {"task": name, "inputs": len(texts), "update": step}
+    task, row = run.data.get_task(name), {"task": name, "inputs": len(texts), "update": step}
     ids = [tasks.truncate_input(task, text, run.data.input_length, tokens)[0] for text in texts]
     row["same inputs"] = sum(map(np.array_equal, ids, other["inputs"]))
     for how in SEARCHES:

@@ -142,7 +142,7 @@ def stored_texts(directory: pathlib.Path, rng) -> dict:
     documents = (rng.integers(3, PIECES, 2000, dtype=np.int32) for _ in range(STORED // 2000))
     gap, size = np.array([4, 5]), PIECES + SENTINELS
     written = {"shard": shards.write_text(directory / "shard", documents, gap, size)}
-    return shards.finish(directory, {}, written, {})
+    return shards.write_manifest(directory, {}, written, {})
 
 
 def naive_batches(directory: pathlib.Path, raw: int, noise: int, spans: int):
@@ -189,7 +189,7 @@ def pipeline_speed(repeats: int = REPEATS) -> list[dict]:
         t5 = make(placement="t5")
         for config in (make(), t5, make(name="token_masking"), make(name="ul2")):
             said = objectives.lengths(config, INPUT_LENGTH)
-            part = pipeline.Part("text", str(directory), manifest, data, config, VOCABULARY)
+            part = pipeline.TaskSplit("text", str(directory), manifest, data, config, VOCABULARY)
             batches = pipeline.train_batches(pipeline.Examples((part,)), seed=0)
             speed = timed_batches(batches, said.raw, repeats)
             words = [config.placement]

@@ -103,7 +103,7 @@ def baseline(arm: str, words: tuple[str, ...], said: list[str], truth: list[str]
     figures = {"intervals": {}}
     for word in words:
         figures |= metrics.score(word, said, truth)
-        figures["intervals"] |= metrics.intervals(word, said, truth)
+        figures["intervals"] |= metrics.confidence_intervals(word, said, truth)
     return {"arm": arm, "seed": 0, "decoding": "", "figures": figures}
 
 

@@ -28,7 +28,7 @@ def main(home: str, data: str) -> int:
         for ours, theirs in zip(*arms, strict=True):
             said = [[row["prediction"] for row in arm["answers"]] for arm in (ours, theirs)]
             truth = [row["targets"] for row in ours["answers"]]
-            ends = metrics.difference("bleu", *said, truth)["bleu"]
+            ends = metrics.difference_intervals("bleu", *said, truth)["bleu"]
             differences.append(f"| {how} | {ours['seed']} | {ends[0]:.2f} to {ends[1]:.2f} |")
     stages.keep("translation", rows)
     print(stages.table(rows, ("bleu", "chrf", "nats")))

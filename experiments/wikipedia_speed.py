@@ -88,7 +88,7 @@ def jobs(path: pathlib.Path) -> tuple[dict[str, Callable[[], object]], int, int]
     prose = [part.document(r).text for r in articles]
     tokens, out = path.with_name("tokenizer"), path.with_name("corpus")
     tokenizer.train(prose, tokens, pieces=PIECES)
-    recipe = documents.Recipe(source=str(path), tokenizer=str(tokens), rules="none", shards=2)
+    recipe = documents.CorpusConfig(source=str(path), tokenizer=str(tokens), rules="none", shards=2)
 
     def corpus(workers: int) -> None:
         manifest, _ = build.build(recipe, out, workers)

@@ -24,7 +24,7 @@ def rows(run: runs.Run, split: str, count: int, step: int = 1) -> str:
     seed = run.config["seed"]
     lookup.lookup({"train": train, "heldout": heldout}, split, "--split")
     if split == "train":
-        order, size = pipeline.order(train, seed), run.data.batch_size
+        order, size = pipeline.row_order(train, seed), run.data.batch_size
         first = (step - 1) * size
         names = [train.find(order[first + i])[0].name for i in range(min(count, size))]
         shown = [(names, next(iter(pipeline.train_batches(train, seed, start=step - 1))))]

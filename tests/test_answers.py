@@ -77,7 +77,7 @@ def test_answers_do_not_depend_on_the_devices(how, strategy, run, params, tiny_t
 def test_a_bucket_of_lengths_is_one_program_compiled_once(run, params, tiny_tokens, traced):
     answer = make(run, tiny_tokens, params, rows=2)
     answer(TEXTS)
-    buckets = {pipeline.bucket(len(tiny_tokens.encode(text)) + 1, 64) for text in TEXTS}
+    buckets = {pipeline.bucket_length(len(tiny_tokens.encode(text)) + 1, 64) for text in TEXTS}
     assert sorted(columns for _, columns in traced) == sorted(buckets) == [16, 32, 64]
     answer(TEXTS[::-1])
     answer(TEXTS[:1])

@@ -17,7 +17,7 @@ from lm.shards import encoding, processes
 from lm.storage import staging
 from tests import tiny_data
 
-PAIR = shards.Form(inputs=32, targets=16)
+PAIR = shards.PairLengths(inputs=32, targets=16)
 WIKIPEDIA, SUMMARY = tasks.TASKS["wikipedia"], tasks.TASKS["docstring_summary"]
 
 
@@ -273,7 +273,7 @@ def test_a_missing_shard_is_named(train_shards):
     facts = {"sha256": "", "bytes": 5, "head": ""}
     wrong = manifest | {"files": {**manifest["files"], "shard-00009.array_record": facts}}
     with pytest.raises(ValueError, match=r"shard-00009.array_record has 0 bytes instead of 5; rem"):
-        shards.files_of(directory, wrong)
+        shards.shard_paths(directory, wrong)
 
 
 def test_a_truncated_shard_is_named(train_shards, tmp_path):
@@ -282,7 +282,7 @@ def test_a_truncated_shard_is_named(train_shards, tmp_path):
     (name, *_) = manifest["files"]
     (copy / name).write_bytes((copy / name).read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"{name} has .* remove .*copy, and it is made anew"):
-        shards.files_of(copy, manifest)
+        shards.shard_paths(copy, manifest)
 
 
 def test_shards_do_not_care_where_their_dataset_lies(

@@ -87,7 +87,7 @@ def asked(source: str, out, **changes) -> list[str]:
 def local(source, tmp_path_factory) -> dict[str, bytes]:
     """The files that one process makes."""
     out = tmp_path_factory.mktemp("local") / "corpus"
-    recipe = documents.Recipe(source=source, pieces=500, shards=3, heldout=0.2)
+    recipe = documents.CorpusConfig(source=source, pieces=500, shards=3, heldout=0.2)
     manifest, _ = build.build(recipe, out, workers=1)
     records = manifest["records"]
     assert records["duplicates"]["near"] >= 4 and records["duplicates"]["exact"] >= 8
@@ -157,7 +157,7 @@ def test_several_processes_make_the_bytes_of_one(source, changes, tmp_path):
     )
     assert code == 0, said
     given = {"source": source, "pieces": 500, "heldout": 0.2} | changes
-    build.build(documents.Recipe(**given), tmp_path / "local", workers=1)
+    build.build(documents.CorpusConfig(**given), tmp_path / "local", workers=1)
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")
 
 
@@ -200,7 +200,7 @@ def test_a_file_of_texts_is_in_the_order_of_the_sources_without_what_is_repeated
     tmp_path, monkeypatch
 ):
     monkeypatch.setattr(beam_files, "join", lambda place, name: f"{place}/{name}")
-    monkeypatch.setattr(beam_files, "whole", functools.partial(open, mode="wb"))
+    monkeypatch.setattr(beam_files, "atomic_file", functools.partial(open, mode="wb"))
     rng = random.Random(0)
     places = [(part, record) for part in range(3) for record in range(12)]
     texts = [(place, rng.randbytes(16), f"text {place}") for place in places]
@@ -223,12 +223,12 @@ def test_a_file_of_texts_is_in_the_order_of_the_sources_without_what_is_repeated
 
 def test_counts_added_up_in_any_order_are_the_tally():
     found = [
-        documents.Found("a", b"k" * 16, lines={"min_words": 2}),
-        documents.Found("b", b"l" * 16),
-        documents.Found(dropped="redirect"),
-        documents.Found(dropped="min_characters", lines={"min_words": 1, "citations": 3}),
-        documents.Found(dropped="redirect"),
-        documents.Found(reason="no JSON", excerpt="{"),
+        documents.RecordResult("a", b"k" * 16, lines={"min_words": 2}),
+        documents.RecordResult("b", b"l" * 16),
+        documents.RecordResult(dropped="redirect"),
+        documents.RecordResult(dropped="min_characters", lines={"min_words": 1, "citations": 3}),
+        documents.RecordResult(dropped="redirect"),
+        documents.RecordResult(reason="no JSON", excerpt="{"),
     ]
     tally = documents.Tally()
     for one in found:
@@ -237,21 +237,21 @@ def test_counts_added_up_in_any_order_are_the_tally():
     for one in reversed(found):
         for name, count in beam._counts(((0, 0), one)):
             added[name] = added.get(name, 0) + count
-    bad = [documents.quarantined("file", 5, found[-1])]
-    recipe = documents.Recipe(source="", dedupe="none", heldout=0)
+    bad = [documents.quarantine_line("file", 5, found[-1])]
+    recipe = documents.CorpusConfig(source="", dedupe="none", heldout=0)
     made, held = beam._totals(recipe, [[list(name), n] for name, n in added.items()], bad)
     assert vars(made) == vars(tally) and held == {"train": 2}
 
 
 @pytest.mark.parametrize("kind", dedupe.KINDS)
 def test_kinds_of_duplicates_that_are_not_found_are_counted_as_none(kind):
-    recipe = documents.Recipe(source="", dedupe=kind)
+    recipe = documents.CorpusConfig(source="", dedupe=kind)
     made, held = beam._totals(recipe, [], [])
     expected = {"none": {}, "exact": {"exact": 0}, "near": {"exact": 0, "near": 0}}[kind]
     assert made.counts()["duplicates"] == expected and held == {"train": 0, "validation": 0}
 
 
-def one_file(documents_in_it: int) -> documents.Shard:
+def one_file(documents_in_it: int) -> documents.SplitFiles:
     facts = {"documents": documents_in_it}
     return beam._shard({"train": [facts, [0, 1], [5] * documents_in_it]}, {"train": 9})
 
@@ -264,11 +264,11 @@ def test_files_that_workers_did_not_leave_are_missed(count, held):
 
 
 def test_a_corpus_with_a_document_missing_is_not_finished(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(runners, "options", lambda *_: None)
+    monkeypatch.setattr(runners, "pipeline_options", lambda *_: None)
     monkeypatch.setattr(beam_files, "new_folder", contextlib.nullcontext)
     monkeypatch.setattr(beam, "_gather", lambda *_: (documents.Tally(), {"train": 4}))
     monkeypatch.setattr(beam, "_write", lambda *_: [one_file(3)])
-    recipe = documents.Recipe(source=source, tokenizer="bytes", shards=1, heldout=0)
+    recipe = documents.CorpusConfig(source=source, tokenizer="bytes", shards=1, heldout=0)
     with pytest.raises(ValueError, match="the workers left 1"):
         beam.build(recipe, tmp_path / "out", "DirectRunner")
     assert not list(tmp_path.iterdir())
@@ -290,7 +290,7 @@ TRACE = "Traceback (most recent call last):\n  File 'x', line 1, in f\n"
     ids=str,
 )
 def test_the_last_error_of_a_traceback_counts_and_faults_of_ours_are_not_hidden(error, sentence):
-    assert runners.complaint(error) == sentence
+    assert runners.user_error(error) == sentence
 
 
 # The door. ---------------------------------------------------------------------------------------

@@ -34,8 +34,8 @@ def asked(source, **changes) -> dict:
     return {"source": str(source), **made}
 
 
-def recipe(source, **changes) -> documents.Recipe:
-    return documents.Recipe(**asked(source, **changes))
+def recipe(source, **changes) -> documents.CorpusConfig:
+    return documents.CorpusConfig(**asked(source, **changes))
 
 
 def flags_of(source, out, **changes) -> list[str]:
@@ -121,7 +121,7 @@ def expected(lines: list[bytes]) -> list[str]:
         text = text.strip() if isinstance(text, str) else ""
         if not 20 <= len(text) <= 3000:
             continue
-        normalised = dedupe.normalise(text)
+        normalised = dedupe.normalize(text)
         if normalised in seen:
             continue
         seen.add(normalised)
@@ -363,7 +363,7 @@ def test_another_corpus_is_refused_by_what_differs(made, folder_of, tmp_path):
         (build, "_kept"),
         (folder, "make_tokenizer"),
         (documents, "write_shard"),
-        (folder, "finish"),
+        (folder, "finish_corpus"),
     ],
 )
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
@@ -404,7 +404,7 @@ def test_two_processes_do_not_make_the_same_corpus_at_once(folder_of, tmp_path):
 def test_what_a_quicker_process_has_made_is_found_under_the_lock(
     made, folder_of, tmp_path, monkeypatch
 ):
-    looked, plain = [], folder.finished
+    looked, plain = [], folder.read_finished_corpus
 
     def finished(out, identity):
         looked.append(out)
@@ -412,7 +412,7 @@ def test_what_a_quicker_process_has_made_is_found_under_the_lock(
             shutil.copytree(made[0], out)
         return plain(out, identity)
 
-    monkeypatch.setattr(folder, "finished", finished)
+    monkeypatch.setattr(folder, "read_finished_corpus", finished)
     monkeypatch.setattr(build, "_gather", None)
     assert build.build(recipe(folder_of), tmp_path / "out", 1) == (made[1], True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -596,7 +596,7 @@ def telling(_) -> str:
 
 
 def work_for_ever() -> None:
-    for said in processes.ordered(telling, iter(int, 1), 2):
+    for said in processes.ordered_map(telling, iter(int, 1), 2):
         print(said, flush=True)
 
 
@@ -617,7 +617,7 @@ def test_workers_end_with_a_parent_that_is_killed():
 def test_results_are_in_order_and_items_are_taken_as_they_are_needed(workers):
     taken = []
     items = (taken.append(item) or item for item in range(40))
-    for number, result in enumerate(processes.ordered(slow_square, items, workers, (5,))):
+    for number, result in enumerate(processes.ordered_map(slow_square, items, workers, (5,))):
         assert result == (5 + number * number, workers == 1 and "jax" in sys.modules)
         assert len(taken) <= number + 2 + processes.AHEAD * workers
     assert number == 39
@@ -625,9 +625,9 @@ def test_results_are_in_order_and_items_are_taken_as_they_are_needed(workers):
 
 def test_what_happens_to_a_worker_is_said():
     with pytest.raises(ValueError, match="item 2 is bad"):
-        list(processes.ordered(failing, range(9), 2))
+        list(processes.ordered_map(failing, range(9), 2))
     with pytest.raises(ValueError, match="one of 2 worker processes was killed.* --workers"):
-        list(processes.ordered(dying, range(9), 2))
+        list(processes.ordered_map(dying, range(9), 2))
 
 
 # The door. -----------------------------------------------------------------------------------
@@ -652,7 +652,7 @@ def test_the_door_builds_finds_and_tells(folder_of, made, tmp_path, capsys):
 
 
 def test_the_doors_defaults_are_the_recipes():
-    plain = documents.Recipe("x")
+    plain = documents.CorpusConfig("x")
     for name, value in vars(plain).items():
         assert name == "source" or cli.FLAGS[name][1] == value, name
 
@@ -719,12 +719,12 @@ def test_flags_that_do_not_go_together_are_a_sentence(flags, sentence, capsys):
 
 def test_a_recipe_names_every_rule_with_its_limit_so_that_defaults_may_change(folder_of):
     wanted = recipe(folder_of, rules="default")
-    said = folder.identity_of(wanted, build.parts_of(wanted))["rules"]
+    said = folder.corpus_identity(wanted, build.parts_of(wanted))["rules"]
     assert (
-        rules.chosen(said) == rules.chosen("default")
+        rules.parse_rules(said) == rules.parse_rules("default")
         and said == "min_characters=50,max_characters=1000000"
     )
-    assert "data_dir" not in folder.identity_of(wanted, build.parts_of(wanted))
+    assert "data_dir" not in folder.corpus_identity(wanted, build.parts_of(wanted))
 
 
 def test_the_summary_names_all_counts(made):

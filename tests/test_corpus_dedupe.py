@@ -18,7 +18,7 @@ def words_of(rng: random.Random, count: int) -> list[str]:
 
 
 def signatures(texts) -> np.ndarray:
-    return np.stack([dedupe.signature(dedupe.normalise(text)) for text in texts])
+    return np.stack([dedupe.signature(dedupe.normalize(text)) for text in texts])
 
 
 def near(texts) -> list[bool]:
@@ -51,7 +51,7 @@ def pairs():
 def test_the_time_for_a_run_of_combining_marks_is_no_more_than_its_length():
     start = time.process_time()
     text = "e" + "\u0301\u0327" * 100_000
-    assert dedupe.normalise(text) == dedupe.normalise(text[:31])
+    assert dedupe.normalize(text) == dedupe.normalize(text[:31])
     assert time.process_time() - start < 2  # the square of it takes minutes
 
 
@@ -59,8 +59,8 @@ def test_the_time_for_a_run_of_combining_marks_is_no_more_than_its_length():
 def test_composed_and_decomposed_texts_are_the_same_however_long_a_word(text):
     composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
     assert composed != decomposed
-    assert dedupe.normalise(composed) == dedupe.normalise(decomposed)
-    assert dedupe.normalise(decomposed) == unicodedata.normalize("NFKC", text)
+    assert dedupe.normalize(composed) == dedupe.normalize(decomposed)
+    assert dedupe.normalize(decomposed) == unicodedata.normalize("NFKC", text)
 
 
 def test_the_estimate_is_jaccards_index_within_its_standard_error(pairs):
@@ -88,9 +88,9 @@ def test_the_estimate_is_a_strangers(pairs):
 
 def test_signatures_never_change():
     text = "The quick brown fox jumps over the lazy dog, 東京 and कि."
-    made = dedupe.signature(dedupe.normalise(text))
+    made = dedupe.signature(dedupe.normalize(text))
     assert made[:4].tolist() == [58879, 56031, 35803, 58565]
-    assert dedupe.key(dedupe.normalise(text)).hex() == "a517fd16ba11ffbf667bbf054a76ae93"
+    assert dedupe.key(dedupe.normalize(text)).hex() == "a517fd16ba11ffbf667bbf054a76ae93"
 
 
 @pytest.mark.parametrize("count", [dedupe.PIECE - 1, dedupe.PIECE, dedupe.PIECE + 7])
@@ -112,7 +112,7 @@ def test_a_long_text_is_hashed_as_a_whole(count):
     ],
 )
 def test_the_same_is_equal_but_for_case_width_and_space(one, other, same):
-    assert (dedupe.key(dedupe.normalise(one)) == dedupe.key(dedupe.normalise(other))) == same
+    assert (dedupe.key(dedupe.normalize(one)) == dedupe.key(dedupe.normalize(other))) == same
 
 
 def test_punctuation_does_not_count_in_what_is_near():

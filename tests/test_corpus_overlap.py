@@ -201,7 +201,7 @@ def write_corpus(directory, tokens: tokenizer.Tokenizer, splits: dict[str, list[
             encoded = map(tokens.encode, texts)
             path = directory / split / name
             written[name] = shards.write_text(path, encoded, gap, tokens.size)
-        shards.finish(directory / split, {}, written, {})
+        shards.write_manifest(directory / split, {}, written, {})
     (directory / shards.MANIFEST).write_text('{"identity": {}}')
     return str(directory)
 
@@ -220,7 +220,7 @@ def test_a_corpus_reads_back_as_its_documents(kind, block, request, tmp_path, mo
     files = [texts[:2], texts[2:4], [], texts[4:]]
     tokens = request.getfixturevalue(kind)
     directory = write_corpus(tmp_path, tokens, {"train": files})
-    pieces = finished_corpus.pieces_of(directory, "train", "", "file", "")
+    pieces = finished_corpus.corpus_or_source_parts(directory, "train", "", "file", "")
     assert [piece.name for piece in pieces] == [
         f"{directory}/train/shard-{number}.array_record" for number in range(4)
     ]
@@ -240,8 +240,10 @@ def test_a_corpus_overlaps_as_its_source_does_whatever_empty_lines_are_in_it(uni
             (place / f"{number}.txt").write_text("".join(joined))
     made = tmp_path / "made"
     options = {"rules": "none", "dedupe": "none", "tokenizer": "bytes", "heldout": 0, "unit": unit}
-    build.build(documents.Recipe(source=str(here), shards=2, **options), made, 1)
-    compare = lambda source, other: overlap.compare(source, other, n=5, unit=unit, workers=1)
+    build.build(documents.CorpusConfig(source=str(here), shards=2, **options), made, 1)
+    compare = lambda source, other: overlap.measure_overlap(
+        source, other, n=5, unit=unit, workers=1
+    )
     counted = ("documents", "short", "touched", "half", "whole", "runs", "found")
     facts = lambda report: [[one[key] for key in counted] for one in report["evaluation"].values()]
     for other in (str(here), str(there)):
@@ -259,14 +261,14 @@ def test_a_split_that_a_corpus_has_not_is_refused_and_not_read_as_files(spelt, t
     with pytest.raises(
         ValueError, match="has no validation; remove it, and make it anew with a --heldout"
     ):
-        overlap.compare(made, made, n=2, workers=1)
+        overlap.measure_overlap(made, made, n=2, workers=1)
 
 
 def test_a_corpus_is_found_from_home(spelt, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "made").mkdir()
     write_corpus(tmp_path / "made", spelt, {"train": [["a b c"]], "validation": [["b c"]]})
-    report = overlap.compare("~/made", " ~/made", n=2, workers=1)
+    report = overlap.measure_overlap("~/made", " ~/made", n=2, workers=1)
     assert report["evaluation"][" ~/made"]["whole"] == 1
 
 
@@ -279,13 +281,13 @@ def test_a_finished_corpus_is_compared_with_itself_and_with_files(tiny_tokens, t
     more = tmp_path / "more.txt"
     more.write_text(f"{lines[20]}\nnothing like it in the corpus at all, not at all\n")
     n = next(k for k in range(5, 20) if k <= min(len(lines[i].split()) for i in (3, 20)))
-    report = overlap.compare(made, f"{made},{more}", n=n, unit="line", workers=workers)
+    report = overlap.measure_overlap(made, f"{made},{more}", n=n, unit="line", workers=workers)
     own, other = report["evaluation"][made], report["evaluation"][str(more)]
     assert own["touched"] == own["whole"] == 1 and other["touched"] == 1
     assert own["worst"][0]["text"] == " ".join(lines[3].split()[: overlap.SHOWN])
     assert other["worst"][0]["record"] == 0 and other["documents"] == 2
     assert json.loads(json.dumps(report)) == report
-    shown = overlap.table_of(report)
+    shown = overlap.format_report(report)
     assert all(name in shown for name in (made, str(more), lines[20], "touched"))
 
 
@@ -299,14 +301,14 @@ def test_a_finished_corpus_is_compared_with_itself_and_with_files(tiny_tokens, t
 def test_what_cannot_be_compared_is_refused_with_the_cure(evaluation, n, sentence, tmp_path):
     (tmp_path / "a.txt").write_text(evaluation)
     with pytest.raises(ValueError, match=sentence):
-        overlap.compare(str(tmp_path / "a.txt"), str(tmp_path / "a.txt"), n=n, workers=1)
+        overlap.measure_overlap(str(tmp_path / "a.txt"), str(tmp_path / "a.txt"), n=n, workers=1)
 
 
 def test_training_data_without_a_document_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("a b c d e")
     (tmp_path / "b.txt").write_text("\n")
     with pytest.raises(ValueError, match="holds no document to compare with"):
-        overlap.compare(str(tmp_path / "b.txt"), str(tmp_path / "a.txt"), n=N, workers=1)
+        overlap.measure_overlap(str(tmp_path / "b.txt"), str(tmp_path / "a.txt"), n=N, workers=1)
 
 
 def test_the_door_prints_the_table_and_writes_the_report(tmp_path, capsys):
@@ -318,7 +320,7 @@ def test_the_door_prints_the_table_and_writes_the_report(tmp_path, capsys):
     assert cli.main(["corpus", *asked, "--ngram=5", f"--out={out}"]) == 0
     report = json.loads(out.read_text())
     assert report["ngram"] == 5 and report["evaluation"][str(evaluation)]["whole"] == 1
-    assert overlap.table_of(report) == capsys.readouterr().out.strip()
+    assert overlap.format_report(report) == capsys.readouterr().out.strip()
     assert cli.main(["corpus", *asked[1:]]) == 2
     assert "--overlap needs --source=..." in capsys.readouterr().err
 

@@ -31,8 +31,8 @@ PAGES = (  # what C4's rules look at, and near misses of it
 )
 
 
-def cleaned(text: str, spec: str) -> rules.Cleaned:
-    return rules.clean(text, rules.chosen(spec))
+def cleaned(text: str, spec: str) -> rules.CleanResult:
+    return rules.clean(text, rules.parse_rules(spec))
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,8 @@ def test_the_time_for_a_long_run_of_marks_is_no_more_than_its_length():
 
 
 def test_a_character_is_a_word_only_where_scripts_put_no_spaces():
-    assert rules.words("two words") == ["two", "words"]
-    assert rules.words("東京 is กข") == [
+    assert rules.split_words("two words") == ["two", "words"]
+    assert rules.split_words("東京 is กข") == [
         "東",
         "京",
         "is",
@@ -99,7 +99,7 @@ def test_a_character_is_a_word_only_where_scripts_put_no_spaces():
         "ข",
     ]
     for text in ("a  b\tc\nd", "über-all x", " lead", ""):
-        assert rules.words(text) == text.split()
+        assert rules.split_words(text) == text.split()
 
 
 @pytest.mark.parametrize("name", sorted(rules.RULES))
@@ -168,10 +168,15 @@ def test_cleaning_twice_is_cleaning_once():
 
 
 def test_rules_are_named_with_limits_and_the_later_limit_counts():
-    assert rules.chosen("none") == ()
-    assert rules.chosen("min_words=3, curly_bracket") == (("min_words", 3), ("curly_bracket", None))
-    assert dict(rules.chosen("c4,min_words=9")) == dict(rules.chosen("c4")) | {"min_words": 9}
-    assert rules.chosen("max_word") == (("max_word", rules.RULES["max_word"].limit),)
+    assert rules.parse_rules("none") == ()
+    assert rules.parse_rules("min_words=3, curly_bracket") == (
+        ("min_words", 3),
+        ("curly_bracket", None),
+    )
+    assert dict(rules.parse_rules("c4,min_words=9")) == dict(rules.parse_rules("c4")) | {
+        "min_words": 9
+    }
+    assert rules.parse_rules("max_word") == (("max_word", rules.RULES["max_word"].limit),)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_rules_are_named_with_limits_and_the_later_limit_counts():
 )
 def test_a_rule_that_is_none_is_a_sentence(spec, sentence):
     with pytest.raises(ValueError, match=sentence):
-        rules.chosen(spec)
+        rules.parse_rules(spec)
 
 
 def test_each_rule_says_what_it_does():

@@ -24,7 +24,7 @@ def write(directory, documents, files: int, size: int = SIZE) -> tuple[shards.St
     for number, part in enumerate(np.array_split(np.arange(len(documents)), files)):
         some = [documents[index] for index in part]
         written[f"file{number}"] = shards.write_text(directory / f"file{number}", some, GAP, size)
-    manifest = shards.finish(directory, {"a": 1}, written, {})
+    manifest = shards.write_manifest(directory, {"a": 1}, written, {})
     parts = [part for ids in documents for part in (ids, GAP)]
     return shards.Stream(str(directory), manifest), np.concatenate(parts)
 
@@ -214,7 +214,10 @@ def test_a_manifest_that_is_not_ours_is_none_and_never_to_be_removed(content, tm
     (tmp_path / "train").mkdir()
     (tmp_path / shards.MANIFEST).write_text(content)
     assert shards.read_manifest(tmp_path) is None
-    assert shard_files.cure(tmp_path / "train") == f"remove {tmp_path}/train, and it is made anew"
+    assert (
+        shard_files.rebuild_hint(tmp_path / "train")
+        == f"remove {tmp_path}/train, and it is made anew"
+    )
 
 
 def test_shards_of_an_earlier_version_are_a_sentence(stored, tmp_path):
@@ -248,7 +251,7 @@ def test_the_manifest_is_written_last(tmp_path, monkeypatch):
     file = shards.write_text(tmp_path / "file0", made_up(0, 3, 9), GAP, SIZE)
     monkeypatch.setattr(shard_files.np, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        shards.finish(tmp_path, {}, {"file0": file}, {})
+        shards.write_manifest(tmp_path, {}, {"file0": file}, {})
     assert shards.read_manifest(tmp_path) is None
 
 
@@ -258,7 +261,9 @@ def test_pairs_come_back_as_they_were(tmp_path):
     written = {}
     for number, some in enumerate((pairs[:20], pairs[20:])):
         written[str(number)] = shards.write_pairs(tmp_path / str(number), some, SIZE)
-    stored = shards.Pairs(str(tmp_path), shards.finish(tmp_path, {}, written, {"truncated": 2}))
+    stored = shards.Pairs(
+        str(tmp_path), shards.write_manifest(tmp_path, {}, written, {"truncated": 2})
+    )
     assert len(stored) == 30 and stored.manifest["counts"]["truncated"] == 2
     for index, pair in enumerate(pairs):
         for ids, expected in zip(stored[index], pair, strict=True):
@@ -268,7 +273,7 @@ def test_pairs_come_back_as_they_were(tmp_path):
 
 FULL = """
 import numpy as np, pathlib, resource, signal, sys
-from lm import corpus
+from lm import shards
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 documents = (np.full(1000, 5) for _ in range(1000))
@@ -297,14 +302,14 @@ def finished(tmp_path, tiny_tokens):
     (corpus_dir / "train").mkdir(parents=True)
     shutil.copytree(tiny_tokens.directory, corpus_dir / "tokenizer")
     text = {"file0": shards.write_text(corpus_dir / "train/file0", made_up(0, 9, 30), GAP, SIZE)}
-    shards.finish(corpus_dir / "train", {"tokenizer": tiny_tokens.fingerprint}, text, {})
+    shards.write_manifest(corpus_dir / "train", {"tokenizer": tiny_tokens.fingerprint}, text, {})
     (corpus_dir / shards.MANIFEST).write_text(json.dumps({"identity": {}}))
     return corpus_dir
 
 
 def test_a_finished_corpus_is_found_by_its_split_and_tokenizer(finished, tiny_tokens):
-    assert shards.find(finished, "train") == shards.read_manifest(finished / "train")
-    assert shards.tokenizer_of(finished) == finished / "tokenizer"
+    assert shards.read_split_manifest(finished, "train") == shards.read_manifest(finished / "train")
+    assert shards.corpus_tokenizer_dir(finished) == finished / "tokenizer"
     shards.check_tokenizer(finished, tiny_tokens)
 
 
@@ -320,25 +325,25 @@ def test_a_corpus_whose_tokenizer_was_exchanged_is_a_sentence(finished, tmp_path
 def test_frequencies_are_those_written_or_a_sentence(finished):
     directory = finished / "train"
     manifest = shards.read_manifest(directory)
-    counts = shards.beside(directory, manifest, shards.COUNTS)
+    counts = shards.load_array(directory, manifest, shards.COUNTS)
     np.save(directory / shards.COUNTS, counts[::-1])
     with pytest.raises(ValueError, match="counts.npy is missing or not what was written; remove"):
-        shards.beside(directory, manifest, shards.COUNTS)
+        shards.load_array(directory, manifest, shards.COUNTS)
 
 
 def test_what_is_no_finished_corpus_is_a_sentence(finished, tmp_path):
     from lm import tokenizer
 
     with pytest.raises(ValueError, match=r"no split|'train\[:9\]' of .* has train and validation"):
-        shards.find(finished, "train[:9]")
+        shards.read_split_manifest(finished, "train[:9]")
     with pytest.raises(
         ValueError, match="has no validation; remove it, and make it anew with a --heldout"
     ):
-        shards.find(finished, "validation")
+        shards.read_split_manifest(finished, "validation")
     with pytest.raises(ValueError, match="other holds no finished corpus .* --out=.*other"):
-        shards.find(tmp_path / "other", "train")
+        shards.read_split_manifest(tmp_path / "other", "train")
     with pytest.raises(ValueError, match="other holds no finished corpus"):
-        shards.tokenizer_of(tmp_path / "other")
+        shards.corpus_tokenizer_dir(tmp_path / "other")
     other = tokenizer.write_byte_tokenizer(tmp_path / "bytes", 10)
     with pytest.raises(ValueError, match="was written with another tokenizer than .*; leave"):
         shards.check_tokenizer(finished, other)

@@ -66,7 +66,7 @@ def test_scores_and_intervals_follow_from_the_predictions_that_are_written(workd
     for word in MINE["metrics"]:
         for name, value in metrics.score(word, said, right).items():
             assert figures[name] == value, name
-        for name, ends in metrics.intervals(word, said, right).items():
+        for name, ends in metrics.confidence_intervals(word, said, right).items():
             assert figures["intervals"][name] == list(ends), name
     assert figures["chrf"] > 0 and figures["lead_rouge1"] > 0
     assert figures["signatures"]["chrf"].startswith("nrefs:1|case:mixed")

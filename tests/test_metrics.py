@@ -202,7 +202,7 @@ def test_neither_the_order_of_examples_nor_a_reference_said_twice_counts(word):
 @pytest.mark.parametrize("predictions, references", [([], []), (["a"], []), (["a"], ["a", "b"])])
 def test_lists_that_do_not_pair_are_refused(word, predictions, references):
     counts = f"{len(predictions)} predictions and {len(references)} references cannot be scored"
-    for measure in metrics.score, metrics.intervals:
+    for measure in metrics.score, metrics.confidence_intervals:
         with pytest.raises(ValueError, match=counts):
             measure(word, predictions, references)
 
@@ -215,7 +215,7 @@ def test_an_example_without_a_reference_is_refused():
 def test_an_unknown_word_lists_the_known_ones():
     for measure in (
         lambda: metrics.score("blue", ["a"], ["a"]),
-        lambda: metrics.intervals("blue", ["a"], ["a"]),
+        lambda: metrics.confidence_intervals("blue", ["a"], ["a"]),
         lambda: metrics.signature("blue"),
     ):
         with pytest.raises(ValueError, match="'blue' is unknown.*accuracy, bleu.*did you mean"):

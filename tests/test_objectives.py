@@ -71,7 +71,7 @@ def test_filling_the_blanks_restores_the_text(keys):
         inputs, targets = corrupt(config, tokens, rng_of(seed))
         hidden = None
         if keys in FORGETFUL:
-            hidden = objectives.hide(config, tokens, rng_of(seed), VOCABULARY)
+            hidden = objectives.noise_mask(config, tokens, rng_of(seed), VOCABULARY)
         text = restore(config, inputs, targets, hidden)
         assert text.dtype == np.int32 and text.tolist() == tokens.tolist()
 
@@ -80,7 +80,7 @@ def test_filling_the_blanks_restores_the_text(keys):
 def test_what_is_hidden_is_what_is_asked_for(keys):
     for config, tokens, seed in cases(keys, 150, 200):
         _, targets = corrupt(config, tokens, rng_of(seed))
-        hidden = objectives.hide(config, tokens, rng_of(seed), VOCABULARY)
+        hidden = objectives.noise_mask(config, tokens, rng_of(seed), VOCABULARY)
         assert hidden.dtype == bool and hidden.shape == tokens.shape
         asked = targets[:-1][targets[:-1] < PIECES]
         whole = config.target == "whole"
@@ -93,7 +93,7 @@ def test_what_is_not_written_down_is_asked_for_in_a_sentence(keys):
     halves = corrupt(config, tokens, rng_of(0))
     with pytest.raises(ValueError, match="does not write down which tokens .*hidden=objectives"):
         restore(config, *halves)
-    hidden = objectives.hide(config, tokens, rng_of(0), VOCABULARY)
+    hidden = objectives.noise_mask(config, tokens, rng_of(0), VOCABULARY)
     with pytest.raises(ValueError, match="are not those of a text of 49, of which 7 are hidden"):
         restore(config, *halves, np.append(hidden, False))
 
@@ -160,7 +160,7 @@ def test_the_same_generator_gives_the_same_example_and_the_callers_tokens_stay(k
 @pytest.mark.parametrize("keys", [k for k in EVERY if k["name"] in (SPAN, "iid_replace")])
 def test_sentinels_come_in_order_and_none_closes_the_targets(keys):
     for config, tokens, seed in cases(keys, 200, 200):
-        hidden = objectives.hide(config, tokens, rng_of(seed), VOCABULARY)
+        hidden = objectives.noise_mask(config, tokens, rng_of(seed), VOCABULARY)
         runs = sum(1 for is_hidden, _ in itertools.groupby(hidden) if is_hidden)
         for part in corrupt(config, tokens, rng_of(seed)):
             assert part[part >= PIECES].tolist() == list(range(SENTINEL, SENTINEL - runs, -1))
@@ -172,7 +172,7 @@ def test_a_masked_token_is_random_kept_or_masked_as_often_as_its_word_says():
     for word, shares in {"mask": (1, 0), "mask_or_random": (0.9, 0.1), "bert": (0.8, 0.1)}.items():
         config, found = config_of(0.5, name=MASK, replacement=word), []
         for seed in range(count):
-            hidden = objectives.hide(config, tokens, rng_of(seed), VOCABULARY)
+            hidden = objectives.noise_mask(config, tokens, rng_of(seed), VOCABULARY)
             inputs = corrupt(config, tokens, rng_of(seed))[0][:-1]
             assert (inputs[~hidden] == 7).all()
             found.append(inputs[hidden])
@@ -265,13 +265,13 @@ def test_principal_sentences_are_those_of_the_highest_rouge_against_the_rest():
         tokens = rng.integers(11, 41, 60)
         ends = objectives.noise_masks.sentence_ends(tokens, VOCABULARY)
         numbers = np.cumsum(ends) - ends
-        found = objectives.noise_masks.overlaps(tokens, numbers) * 2 / len(tokens)
+        found = objectives.noise_masks.shared_token_counts(tokens, numbers) * 2 / len(tokens)
         words = lambda ids: " ".join(f"w{i}" for i in ids)
         for number, ours in enumerate(found):
             here = numbers == number
             theirs = scorer.score(words(tokens[~here]), words(tokens[here]))["rouge1"].fmeasure
             assert ours == pytest.approx(theirs)
-        order = objectives.noise_masks.principal_first(tokens, numbers, rng)
+        order = objectives.noise_masks.principal_order(tokens, numbers, rng)
         assert (np.diff(found[order]) <= 0).all()
 
 
@@ -280,7 +280,7 @@ def test_whole_sentences_are_hidden_in_order_of_choice_while_they_fit():
     lead = dict(name="gap_sentences", placement="lead")
 
     def hidden(density, text):
-        mask = objectives.hide(config_of(density, **lead), text, rng_of(0), VOCABULARY)
+        mask = objectives.noise_mask(config_of(density, **lead), text, rng_of(0), VOCABULARY)
         return mask.nonzero()[0].tolist()
 
     assert hidden(0.25, tokens) == [0, 1, 2]
@@ -337,7 +337,7 @@ def test_a_name_alone_is_a_config(name):
 
 
 def test_texts_too_short_to_mask_and_spans_without_sentinels_are_refused():
-    for door in (objectives.corrupt, objectives.hide):
+    for door in (objectives.corrupt, objectives.noise_mask):
         with pytest.raises(ValueError, match="a text of 1 tokens .*fewer than 2"):
             door(config_of(), np.array([5]), rng_of(0), VOCABULARY)
     for few in (0, 1, 3):

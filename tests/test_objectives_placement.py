@@ -75,7 +75,7 @@ def test_numbers_of_hidden_tokens_and_spans_are_t5s():
             apart += (noise, spans) != t5_counts(length, density, span, np.float32)
             count += 1
             spans = min(spans, length - noise)  # T5 asks for more parts than there are tokens
-            found = objectives.hide(config, np.arange(2, 2 + length), rng_of(0), VOCABULARY)
+            found = objectives.noise_mask(config, np.arange(2, 2 + length), rng_of(0), VOCABULARY)
             runs = np.count_nonzero(np.diff(found.astype(int)) > 0)
             assert (found.sum(), runs) == (noise, spans)
     assert apart < 0.01 * count
@@ -211,7 +211,7 @@ def masks(length, count, seed=0, density=0.15, span=3.0, **keys) -> np.ndarray:
     """What `count` draws hide of a text of `length` tokens: bool[count, length]."""
     rng, tokens = rng_of(seed), np.arange(2, 2 + length)
     config = config_of(density, span, **keys)
-    return np.array([objectives.hide(config, tokens, rng, VOCABULARY) for _ in range(count)])
+    return np.array([objectives.noise_mask(config, tokens, rng, VOCABULARY) for _ in range(count)])
 
 
 def all_masks(length, noise, spans, ring=False):
@@ -253,7 +253,8 @@ def naive_spans(length, count, noise, spans) -> np.ndarray:
 def test_every_placement_of_spans_is_equally_likely(word, length, density, span):
     config = config_of(density, span, placement=word)
     noise, spans = (
-        f(config, length) for f in (example_lengths.hidden_count, example_lengths.span_count)
+        f(config, length)
+        for f in (example_lengths.num_noise_tokens, example_lengths.num_noise_spans)
     )
     possible = list(all_masks(length, noise, spans, ring=word == "uniform"))
     if word == "t5":
@@ -282,7 +283,7 @@ def test_every_place_of_one_span_and_every_cut_is_equally_likely():
 def test_every_sentence_is_hidden_first_equally_often():
     config, rng = config_of(0.35, name="gap_sentences"), rng_of(0)
     tokens = np.array([2, 3, 10] * 3)
-    draws = np.array([objectives.hide(config, tokens, rng, VOCABULARY) for _ in range(3000)])
+    draws = np.array([objectives.noise_mask(config, tokens, rng, VOCABULARY) for _ in range(3000)])
     assert_equally_often(
         draws[:, ::3], [(True, False, False), (False, True, False), (False,) * 2 + (True,)]
     )
@@ -315,9 +316,11 @@ def test_t5_never_hides_the_first_token_and_always_the_last():
 
 def test_the_parts_of_a_whole_are_never_empty_and_every_way_equally_likely():
     rng, ways = rng_of(0), list(itertools.combinations(range(1, 6), 2))
-    draws = np.array([noise_masks.part_ends(rng, 6, 3) for _ in range(3000)])
+    draws = np.array([noise_masks.random_segment_ends(rng, 6, 3) for _ in range(3000)])
     assert (draws[:, -1] == 6).all()
     assert_equally_often(draws[:, :-1], ways)
     for total in range(1, 5):
-        assert noise_masks.part_ends(rng, total, total).tolist() == list(range(1, total + 1))
-        assert noise_masks.part_ends(rng, total, 1).tolist() == [total]
+        assert noise_masks.random_segment_ends(rng, total, total).tolist() == list(
+            range(1, total + 1)
+        )
+        assert noise_masks.random_segment_ends(rng, total, 1).tolist() == [total]

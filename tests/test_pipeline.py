@@ -185,7 +185,7 @@ def test_each_held_out_example_counts_once_and_padding_never(made, name, limit):
     heldout = made[name][1]
     batches = list(pipeline.heldout_batches(heldout, seed=0, limit=limit))
     count = min(limit or len(heldout), len(heldout))
-    assert len(batches) == pipeline.heldout_count(heldout, limit) == -(-count // BATCH)
+    assert len(batches) == pipeline.num_heldout_batches(heldout, limit) == -(-count // BATCH)
     assert all(x.shape[0] == BATCH for rows in batches for x in rows[:4])
     weights = np.concatenate([batch.loss_weights(rows) for rows in batches])
     assert weights[:count].any(axis=1).all() and not weights[count:].any()

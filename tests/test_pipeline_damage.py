@@ -32,7 +32,7 @@ def stored(request, tmp_path_factory) -> pathlib.Path:
             files[path.name] = write(path, ids, np.array([9]), SIZE)
         else:
             files[path.name] = write(path, [(one[:16], one[:8]) for one in ids[:100]], SIZE)
-    shards.finish(directory, {"kind": request.param}, files, {})
+    shards.write_manifest(directory, {"kind": request.param}, files, {})
     assert len({path.stat().st_size for path in directory.glob("shard-*")}) == 1
     return directory
 
@@ -43,7 +43,7 @@ def examples_of(directory: pathlib.Path, most: int, **options) -> pipeline.Examp
     options |= {"task": task, "input_length": 64, "target_length": 16, "batch_size": 20}
     data = pipeline.DataConfig(max_bad_records=most, **options)
     objective = objectives.ObjectiveConfig()
-    part = pipeline.Part(task, str(directory), manifest, data, objective, VOCABULARY)
+    part = pipeline.TaskSplit(task, str(directory), manifest, data, objective, VOCABULARY)
     return pipeline.Examples((part,))
 
 

@@ -39,19 +39,19 @@ SIZES = [100, 700, 40_000, 3]
 
 
 def test_rates_are_proportional_at_temperature_one():
-    assert pipeline.rates([100, 700, 150], [None] * 3) == [100, 700, 150]
-    assert pipeline.rates([3, 9], [None] * 2) == [100, 300]
+    assert pipeline.mixing_rates([100, 700, 150], [None] * 3) == [100, 700, 150]
+    assert pipeline.mixing_rates([3, 9], [None] * 2) == [100, 300]
 
 
 def test_rates_are_equal_at_an_infinite_temperature():
-    assert pipeline.rates(SIZES, [None] * 4, temperature=1e9) == [100] * 4
+    assert pipeline.mixing_rates(SIZES, [None] * 4, temperature=1e9) == [100] * 4
 
 
 def test_a_limit_below_all_sizes_makes_them_equal_and_one_above_changes_nothing():
-    assert pipeline.rates(SIZES, [None] * 4, limit=3) == [100] * 4
-    without = pipeline.rates(SIZES, [None] * 4)
-    assert pipeline.rates(SIZES, [None] * 4, limit=40_000) == without
-    assert pipeline.rates(SIZES, [None] * 4, limit=700) == pipeline.rates(
+    assert pipeline.mixing_rates(SIZES, [None] * 4, limit=3) == [100] * 4
+    without = pipeline.mixing_rates(SIZES, [None] * 4)
+    assert pipeline.mixing_rates(SIZES, [None] * 4, limit=40_000) == without
+    assert pipeline.mixing_rates(SIZES, [None] * 4, limit=700) == pipeline.mixing_rates(
         [100, 700, 700, 3], [None] * 4
     )
 
@@ -61,13 +61,14 @@ def test_rates_are_those_of_the_paper(temperature):
     limit = 2**10
     raised = np.minimum(SIZES, limit) ** (1 / temperature)
     expected = raised / raised.sum()
-    found = np.array(pipeline.rates(SIZES, [None] * 4, limit=limit, temperature=temperature))
+    found = np.array(pipeline.mixing_rates(SIZES, [None] * 4, limit=limit, temperature=temperature))
     np.testing.assert_allclose(found / found.sum(), expected, rtol=0.01)
 
 
 def test_a_higher_temperature_never_widens_the_rates():
     spread = [
-        max(pipeline.rates(SIZES, [None] * 4, temperature=t)) for t in (0.9, 1.0, 2.0, 4.0, 1e6)
+        max(pipeline.mixing_rates(SIZES, [None] * 4, temperature=t))
+        for t in (0.9, 1.0, 2.0, 4.0, 1e6)
     ]
     assert spread == sorted(spread, reverse=True)
 
@@ -78,11 +79,11 @@ def test_a_higher_temperature_never_widens_the_rates():
 )
 def test_rates_too_far_apart_to_be_drawn_are_a_sentence(sizes, fixed, temperature):
     with pytest.raises(ValueError, match="more than 1,000,000 times as often .* use rates nearer"):
-        pipeline.rates(sizes, fixed, temperature=temperature)
+        pipeline.mixing_rates(sizes, fixed, temperature=temperature)
 
 
 def test_fixed_rates_do_not_see_the_sizes():
-    assert pipeline.rates([5, 10**6], [3.0, 1.5]) == [200, 100]
+    assert pipeline.mixing_rates([5, 10**6], [3.0, 1.5]) == [200, 100]
 
 
 # Words. ----------------------------------------------------------------------------------------
@@ -136,9 +137,9 @@ def test_any_stretch_holds_each_task_at_its_rate(
 ):
     train, _ = examples_of(tiny_config(**changes), tiny_tokens, tmp_path)
     sizes = [len(part) for part in train.parts]
-    rates = rates or pipeline.rates(sizes, [None, None])
+    rates = rates or pipeline.mixing_rates(sizes, [None, None])
     assert train.rates == rates
-    order, whole = pipeline.order(train, seed=1), sum(rates)
+    order, whole = pipeline.row_order(train, seed=1), sum(rates)
     for start in (0, 17, 10**6):
         names = tasks_of(train, [order[i] for i in range(start, start + whole)])
         found = collections.Counter(names)
@@ -147,7 +148,7 @@ def test_any_stretch_holds_each_task_at_its_rate(
 
 def test_each_task_comes_once_an_epoch_of_its_own(mixed):
     train, _ = mixed
-    order, seen = pipeline.order(train, seed=0), collections.defaultdict(list)
+    order, seen = pipeline.row_order(train, seed=0), collections.defaultdict(list)
     for index in range(2000):
         part, number = train.find(order[index])
         seen[part.name].append(number)
@@ -162,7 +163,7 @@ def test_each_task_comes_once_an_epoch_of_its_own(mixed):
 def test_tasks_of_one_size_are_not_shuffled_alike(mixed):
     (text, _), _ = mixed[0].parts, mixed[1]
     twice = dataclasses.replace(mixed[0], parts=(text, dataclasses.replace(text)))
-    order, size = pipeline.order(twice, seed=0), len(text)
+    order, size = pipeline.row_order(twice, seed=0), len(text)
     orders = [[], []]
     for index in range(2 * size):
         number = int(order[index])
@@ -211,7 +212,7 @@ def test_every_held_out_example_of_every_task_comes_once(mixed):
     for limit in (0, 5):
         batches = list(pipeline.heldout_batches(heldout, 0, limit))
         sizes = [min(limit, len(part)) if limit else len(part) for part in heldout.parts]
-        assert len(batches) == pipeline.heldout_count(heldout, limit)
+        assert len(batches) == pipeline.num_heldout_batches(heldout, limit)
         rows = np.concatenate([rows.targets_segment_ids.any(axis=1) for rows in batches])
         assert rows.sum() == sum(sizes)
         # and a task alone has the batches that it has among others
@@ -234,7 +235,7 @@ def test_show_names_the_task_of_each_row(tiny_config, tiny_tokens, tmp_path):
     run = runs.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
     said = show.rows(run, "train", 8)
     train, _ = runs.make_examples(run, tiny_tokens)
-    names = tasks_of(train, [pipeline.order(train, 0)[i] for i in range(8)])
+    names = tasks_of(train, [pipeline.row_order(train, 0)[i] for i in range(8)])
     found = [line.split()[1] for line in said.splitlines() if "encoder sees" in line]
     assert found == [f"{name}:" for name in names] and len(set(names)) == 2
     said = show.rows(run, "heldout", 2)

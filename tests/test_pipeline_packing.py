@@ -125,7 +125,7 @@ def test_no_pair_is_lost_or_doubled_in_an_epoch(made):
     expected = collections.Counter(stored(train))
     assert collections.Counter(pairs_of(everything)) == expected
     assert len(train) < 0.7 * len(train.parts[0].stored)
-    order = pipeline.order(train, seed=0)
+    order = pipeline.row_order(train, seed=0)
     for epoch in range(3):
         rows = [order[epoch * len(train) + i] for i in range(len(train))]
         assert sorted(rows) == list(range(len(train)))

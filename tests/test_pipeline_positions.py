@@ -21,7 +21,7 @@ PIPELINES = {  # tasks, packing
 }
 
 
-def part_of(task: str, directory: pathlib.Path, data: pipeline.DataConfig) -> pipeline.Part:
+def part_of(task: str, directory: pathlib.Path, data: pipeline.DataConfig) -> pipeline.TaskSplit:
     """A part of made-up ids, several times read in POSITIONS batches."""
     rng, path = np.random.default_rng(0), directory / task
     path.mkdir()
@@ -30,8 +30,10 @@ def part_of(task: str, directory: pathlib.Path, data: pipeline.DataConfig) -> pi
         file = shards.write_text(path / "file", ids, GAP, SIZE)
     else:
         file = shards.write_pairs(path / "file", [(one, one[:4]) for one in ids], SIZE)
-    manifest = shards.finish(path, {}, {"file": file}, {})
-    return pipeline.Part(task, str(path), manifest, data, objectives.ObjectiveConfig(), VOCABULARY)
+    manifest = shards.write_manifest(path, {}, {"file": file}, {})
+    return pipeline.TaskSplit(
+        task, str(path), manifest, data, objectives.ObjectiveConfig(), VOCABULARY
+    )
 
 
 @pytest.mark.parametrize("kind", PIPELINES)

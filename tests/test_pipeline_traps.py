@@ -112,7 +112,7 @@ def test_hosts_mask_as_one_host_does(train, hosts):
 
 def test_hosts_partition_each_epoch(train):
     """No row on two hosts, none twice in an epoch, none left out."""
-    order, size = pipeline.order(train, 0), len(train)
+    order, size = pipeline.row_order(train, 0), len(train)
     for epoch in range(3):
         dealt = [
             {order[i] for i in range(epoch * size, (epoch + 1) * size) if i % 4 == host}
@@ -143,8 +143,8 @@ def test_rows_are_named_by_plain_integers(train, monkeypatch):
     far, raw = np.int32(10**7), 568
     with np.errstate(over="ignore"):
         assert far * raw != 10**7 * raw
-    assert type(pipeline.order(train, 0)[5]) is int
-    given, read = [], pipeline.Part.text
+    assert type(pipeline.row_order(train, 0)[5]) is int
+    given, read = [], pipeline.TaskSplit.text
     own = dataclasses.replace(
         train.parts[0]
     )  # threads of other tests may still read the shared one
@@ -153,7 +153,7 @@ def test_rows_are_named_by_plain_integers(train, monkeypatch):
         given.extend([index] if self is own else [])
         return read(self, index)
 
-    monkeypatch.setattr(pipeline.Part, "text", spy)
+    monkeypatch.setattr(pipeline.TaskSplit, "text", spy)
     pipeline.Examples((own,)).batch(np.arange(4, dtype=np.int32), np.arange(4), 0)
     assert given == [0, 1, 2, 3] and {type(index) for index in given} == {int}
 
@@ -182,5 +182,5 @@ def test_a_seed_does_not_repeat_the_next_ones_epochs(train):
 
     assert naive(0)[50:] == naive(1)[:50]
     size = len(train)
-    first, second = (pipeline.order(train, seed) for seed in (0, 1))
+    first, second = (pipeline.row_order(train, seed) for seed in (0, 1))
     assert [first[size + i] for i in range(size)] != [second[i] for i in range(size)]

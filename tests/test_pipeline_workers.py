@@ -97,7 +97,7 @@ def test_what_a_worker_raises_is_raised_here(made, tmp_path):
 SCRIPT = """
 import itertools, os, pathlib, sys
 import numpy as np
-from lm import corpus, objectives, pipeline
+from lm import objectives, pipeline, shards
 from lm.pipeline import batches
 
 class Witness(pipeline.Examples):
@@ -108,13 +108,15 @@ class Witness(pipeline.Examples):
 if __name__ == "__main__":
     out = pathlib.Path(sys.argv[1])
     file = shards.write_text(out / "file", [np.arange(3, 3000)], np.array([4]), 4000)
-    manifest = corpus.finish(out, {}, {"file": file}, {})
+    manifest = shards.write_manifest(out, {}, {"file": file}, {})
     ids = np.arange(3990, 4000)
     vocabulary = objectives.Vocabulary(ids, 1, np.arange(3, 300), np.zeros(4000, bool))
-    data = pipeline.DataConfig(input_length=64, batch_size=4, workers=2)
-    part = pipeline.Part("t", str(out), manifest, data, objectives.ObjectiveConfig(), vocabulary)
+    data = pipeline.DataConfig(input_length=64, batch_size=4, num_workers=2)
+    split = pipeline.TaskSplit(
+        "t", str(out), manifest, data, objectives.ObjectiveConfig(), vocabulary
+    )
     rows = [(np.arange(4), np.arange(4))] * 1000
-    made = batches._by_workers(Witness((part,)), 0, rows)
+    made = batches._by_workers(Witness((split,)), 0, rows)
     for (flag, pid), _ in itertools.islice(made, int(sys.argv[2])):
         print(flag, pid, flush=True)
 """

@@ -55,7 +55,7 @@ def said(ids) -> str:
 
 @pytest.mark.parametrize("name", sorted(tasks.TASKS))
 def test_a_task_makes_what_it_says_and_leaves_the_record_alone(name):
-    task, before = tasks.task_named(name), json.dumps(RECORD)
+    task, before = tasks.get_task(name), json.dumps(RECORD)
     made = task.to_texts(RECORD)
     assert made == task.to_texts(RECORD) and made
     keys = {"inputs", "targets"} if task.pairs else {"text"}
@@ -122,7 +122,7 @@ def test_a_class_is_its_word_and_an_unknown_one_is_dropped():
 def test_the_word_of_a_label_fills_its_column_and_of_a_list_all_words_are_right(
     targets, value, right
 ):
-    task = tasks.task_named("mine", own(targets=targets, labels=("no", "yes")))
+    task = tasks.get_task("mine", own(targets=targets, labels=("no", "yes")))
     made = task.to_texts({"a": "1", "y": value})
     assert [text["targets"] for text in made] == right[:1]
     assert all(text.get("references", right[:1]) == right for text in made)
@@ -172,7 +172,7 @@ def test_all_that_a_dialogue_is_asked_with_is_in_its_inputs(targets):
 def test_what_a_dialogue_would_leave_out_of_its_templates_is_refused(spec):
     given = {"inputs": "respond: {u}", "targets": "{u}"} | spec
     with pytest.raises(ValueError) as error:
-        tasks.task_named("mine", own(**given, turns="u"))
+        tasks.get_task("mine", own(**given, turns="u"))
     for part in (
         "data.custom_tasks.mine: turns='u' of a task is asked with words and {u} at their end",
         "answered with {u}",
@@ -205,9 +205,9 @@ def test_a_turn_that_is_no_text_is_a_sentence(value, named):
 
 def test_an_unknown_task_lists_all_and_names_the_nearest():
     with pytest.raises(ValueError, match="choose one of .*pydocs, .*wikipedia.*; .*'wikipedia'"):
-        tasks.task_named("wikipeda")
+        tasks.get_task("wikipeda")
     with pytest.raises(ValueError, match="choose one of .*mine.*; did you mean 'mine'"):
-        tasks.task_named("min", {"mine": {"source": "a.jsonl"}})
+        tasks.get_task("min", {"mine": {"source": "a.jsonl"}})
 
 
 def test_every_record_of_a_dataset_makes_a_text(tiny_tfds):
@@ -246,10 +246,10 @@ def own(**spec) -> dict:
 
 
 def test_a_task_of_ones_own_is_a_few_strings():
-    task = tasks.task_named("mine", own(metrics=["bleu"]))
+    task = tasks.get_task("mine", own(metrics=["bleu"]))
     assert task.to_texts({"a": "1", "b": "2"}) == [{"inputs": "say: 1", "targets": "2"}]
     assert task == tasks.Task("data/{split}.tsv", "say: {a}", "{b}", ("bleu",))
-    braces = tasks.task_named("mine", own(inputs="{{a}} is {a}"))
+    braces = tasks.get_task("mine", own(inputs="{{a}} is {a}"))
     assert braces.to_texts({"a": 1, "b": 2.5}) == [{"inputs": "{a} is 1", "targets": "2.5"}]
 
 
@@ -280,7 +280,7 @@ def test_a_task_of_ones_own_is_a_few_strings():
 )
 def test_a_mistake_in_a_task_of_ones_own_is_a_sentence(spec, sentence):
     with pytest.raises(ValueError, match=sentence):
-        tasks.task_named("mine", own(**spec))
+        tasks.get_task("mine", own(**spec))
 
 
 def test_a_column_that_is_an_object_is_a_sentence_with_one_of_its_columns():
@@ -305,7 +305,7 @@ def test_a_column_is_looked_up_by_its_whole_name_before_it_is_a_path(column):
 
 
 def test_a_missing_column_is_a_sentence_with_those_there_are_and_the_nearest():
-    task = tasks.task_named("mine", own(inputs="say: {englsh}"))
+    task = tasks.get_task("mine", own(inputs="say: {englsh}"))
     sentence = "data/{split}.tsv has no column 'englsh', which the task's templates name; it has "
     with pytest.raises(ValueError, match=re.escape(sentence) + "english, b; did you mean 'eng"):
         task.to_texts({"english": "1", "b": "2"})

@@ -200,7 +200,7 @@ def test_a_damaged_file_of_a_cache_is_a_sentence(marked, tmp_path):
         cache.record(0)
     data[600] ^= 1
     file.write_bytes(data)
-    with pytest.raises(shards.Damaged, match=r"record \d+ of .*taught-00001.* teacher-cache"):
+    with pytest.raises(shards.DamagedRecord, match=r"record \d+ of .*taught-00001.* teacher-cache"):
         [pipeline.open_teacher_cache(tmp_path).record(row) for row in range(9 * 8)]
 
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 
-from lm import inference, lookup, storage
+from lm import lookup, storage
 
 
 def checked_run(values):
@@ -39,7 +39,7 @@ def corpus(values) -> None:
     from lm import runs, sources
 
     run = checked_run(values)
-    read = {run.data.task_named(name).source.removeprefix("tfds:") for name in run.data.names}
+    read = {run.data.get_task(name).source.removeprefix("tfds:") for name in run.data.names}
     if read & sources.EMBEDDED_DATASETS:
         from lm.sources import pydocs
 
@@ -197,6 +197,8 @@ def predict(values) -> None:
     """
 
     chosen = {"which": _chosen(values.step), "how": values.decoding, "seed": values.seed}
+    from lm import inference
+
     given = [flag for flag in ("text", "input", "split", "interactive") if values[flag].value]
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} cannot both be; leave one out.")

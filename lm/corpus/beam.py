@@ -46,7 +46,7 @@ Place = tuple[int, int]  # the number of a part, the number of a record in it: t
 
 
 def build(
-    recipe: documents.Recipe, out, runner: str, runner_flags: str = "", temp: str = ""
+    recipe: documents.CorpusConfig, out, runner: str, runner_flags: str = "", temp: str = ""
 ) -> tuple[dict, bool]:
     """Make the corpus of a recipe in folder `out`, or find it: (its manifest, whether found).
 
@@ -54,18 +54,18 @@ def build(
     workers write; "" is one beside `out`, for the DirectRunner alone. `out` is a local folder. The
     bytes in it, and the errors, are those of lm.corpus.build; the flags' errors, runners.options'.
     """
-    out = folder.place_of(out, recipe)
-    options = runners.options(runner, runner_flags, temp)
+    out = folder.resolve_out_dir(out, recipe)
+    options = runners.pipeline_options(runner, runner_flags, temp)
     parts = local.parts_of(recipe)
-    identity = folder.identity_of(recipe, parts)
-    if manifest := folder.finished(out, identity):
+    identity = folder.corpus_identity(recipe, parts)
+    if manifest := folder.read_finished_corpus(out, identity):
         return manifest, True
     sources.check_first_records(parts)
     count = recipe.shard_count(parts)
     with staging.staging_dir(out) as room:
-        if manifest := folder.finished(out, identity):  # by a process that was quicker
+        if manifest := folder.read_finished_corpus(out, identity):  # by a process that was quicker
             return manifest, True
-        with beam_files.new_folder(temp or str(room)) as place:
+        with beam_files.temporary_folder(temp or str(room)) as place:
             tally, held = _gather(recipe, parts, place, room, options)
             folder.check_splits(recipe, held, tally)
             sampled = _sampled(place, count, held["train"])
@@ -76,11 +76,13 @@ def build(
                 (room / split).mkdir()
                 for number in range(count):
                     name = documents.file_name(number, count)
-                    beam_files.fetch(beam_files.join(place, f"{split}-{name}"), room / split / name)
-        return folder.finish(room, out, identity, tally, written), False
+                    beam_files.download(
+                        beam_files.join(place, f"{split}-{name}"), room / split / name
+                    )
+        return folder.finish_corpus(room, out, identity, tally, written), False
 
 
-def _check_whole(written: list[documents.Shard], count: int, held: dict[str, int]) -> None:
+def _check_whole(written: list[documents.SplitFiles], count: int, held: dict[str, int]) -> None:
     """Raise ValueError unless the files have every document. held: split -> documents."""
     documents_of = lambda split: sum(one.written[split].facts["documents"] for one in written)
     found = {split: documents_of(split) for split in held}
@@ -95,7 +97,7 @@ def _check_whole(written: list[documents.Shard], count: int, held: dict[str, int
 
 
 def _gather(
-    recipe: documents.Recipe,
+    recipe: documents.CorpusConfig,
     parts: list[sources.SourceFile],
     place: str,
     room: pathlib.Path,
@@ -111,7 +113,7 @@ def _gather(
             | "spread parts" >> beam.Reshuffle()
             | "records" >> beam.FlatMap(_records, parts)
             | "spread records" >> beam.Reshuffle()
-            | "read" >> beam.Map(_read, parts, rules.chosen(recipe.rules), recipe.dedupe)
+            | "read" >> beam.Map(_read, parts, rules.parse_rules(recipe.rules), recipe.dedupe)
         )
         kept = found | "kept" >> beam.Filter(_is_kept)
         count = recipe.shard_count(parts)
@@ -134,12 +136,12 @@ def _gather(
         )
         (
             found
-            | "bad" >> beam.FlatMap(_bad, folder.names_of(parts))
+            | "bad" >> beam.FlatMap(_bad, folder.source_names(parts))
             | "write bad" >> beam.io.WriteToText(beam_files.join(place, "bad"))
         )
-    bad = [line for _, line in sorted(beam_files.lines(beam_files.join(place, "bad*")))]
+    bad = [line for _, line in sorted(beam_files.read_json_lines(beam_files.join(place, "bad*")))]
     (room / folder.QUARANTINE).write_text("".join(bad))
-    return _totals(recipe, list(beam_files.lines(beam_files.join(place, "counts*"))), bad)
+    return _totals(recipe, list(beam_files.read_json_lines(beam_files.join(place, "counts*"))), bad)
 
 
 def _records(number: int, parts: list[sources.SourceFile]) -> Iterator[tuple[Place, Any]]:
@@ -147,12 +149,12 @@ def _records(number: int, parts: list[sources.SourceFile]) -> Iterator[tuple[Pla
         yield (number, position), raw
 
 
-def _read(record, parts, chosen, kind) -> tuple[Place, documents.Found]:
+def _read(record, parts, chosen, kind) -> tuple[Place, documents.RecordResult]:
     place, raw = record
-    return place, documents.read(parts[place[0]], raw, chosen, kind)
+    return place, documents.read_record(parts[place[0]], raw, chosen, kind)
 
 
-def _is_kept(record: tuple[Place, documents.Found]) -> bool:
+def _is_kept(record: tuple[Place, documents.RecordResult]) -> bool:
     return bool(record[1].key)
 
 
@@ -237,7 +239,7 @@ def _write_texts(group, place: str, heldout: float) -> Iterator[tuple[tuple[str,
     texts = sorted(text for text in members["texts"] if text[0] not in repeated)
     keys = np.frombuffer(b"".join(key for _, key, _ in texts), dedupe.KEY)
     splits = [documents.SPLITS[one] for one in documents.is_heldout(keys, heldout).astype(int)]
-    with beam_files.whole(beam_files.join(place, f"texts-{number:05d}.jsonl")) as file:
+    with beam_files.atomic_file(beam_files.join(place, f"texts-{number:05d}.jsonl")) as file:
         for split, (_, key, text) in zip(splits, texts, strict=True):
             file.write(json.dumps([split, key.hex(), text]).encode() + b"\n")
     for kind in repeated.values():
@@ -258,7 +260,7 @@ def _counts(record) -> Iterator[tuple[tuple[str, str], int]]:
 
 
 def _totals(
-    recipe: documents.Recipe, counts: list, bad: list[str]
+    recipe: documents.CorpusConfig, counts: list, bad: list[str]
 ) -> tuple[documents.Tally, dict[str, int]]:
     """The tally of all records, and the documents of each split."""
     tally, held = documents.Tally(recipe), dict.fromkeys(documents.SPLITS, 0)
@@ -276,7 +278,7 @@ def _totals(
 def _bad(record, names: list[str]) -> Iterator[str]:
     (number, position), found = record
     if found.reason:
-        line = documents.quarantined(names[number], position, found)
+        line = documents.quarantine_line(names[number], position, found)
         yield json.dumps([[number, position], line])
 
 
@@ -285,7 +287,9 @@ def _bad(record, names: list[str]) -> Iterator[str]:
 
 def _texts(place: str, number: int) -> Iterator[tuple[str, bytes, str]]:
     """(split, key, text) of each document of a file."""
-    for split, key, text in beam_files.lines(beam_files.join(place, f"texts-{number:05d}.jsonl")):
+    for split, key, text in beam_files.read_json_lines(
+        beam_files.join(place, f"texts-{number:05d}.jsonl")
+    ):
         yield split, bytes.fromhex(key), text
 
 
@@ -299,8 +303,8 @@ def _sampled(place: str, count: int, total: int) -> Iterator[str]:
 
 
 def _write(
-    recipe: documents.Recipe, place: str, count: int, tokens: tokenizer.Tokenizer, options
-) -> list[documents.Shard]:
+    recipe: documents.CorpusConfig, place: str, count: int, tokens: tokenizer.Tokenizer, options
+) -> list[documents.SplitFiles]:
     """The token files of all splits in `place`: what was written, by number."""
     import apache_beam as beam
 
@@ -315,7 +319,8 @@ def _write(
             | "write facts" >> beam.io.WriteToText(beam_files.join(place, "facts"))
         )
     return [
-        _shard(*facts) for _, *facts in sorted(beam_files.lines(beam_files.join(place, "facts*")))
+        _shard(*facts)
+        for _, *facts in sorted(beam_files.read_json_lines(beam_files.join(place, "facts*")))
     ]
 
 
@@ -329,17 +334,17 @@ def _encode(number: int, place: str, count: int, splits, model: tuple[bytes, dic
             (pathlib.Path(room) / split).mkdir()
         made = documents.write_shard(room, name, {split: own(split) for split in splits}, tokens)
         for split in splits:
-            beam_files.put(f"{room}/{split}/{name}", beam_files.join(place, f"{split}-{name}"))
+            beam_files.upload(f"{room}/{split}/{name}", beam_files.join(place, f"{split}-{name}"))
     plain = lambda one: (one.facts, one.frequencies.tolist(), one.lengths.tolist())
     return [number, {split: plain(one) for split, one in made.written.items()}, made.text_bytes]
 
 
-def _shard(written: dict, text_bytes: dict[str, int]) -> documents.Shard:
+def _shard(written: dict, text_bytes: dict[str, int]) -> documents.SplitFiles:
     """What _encode returned, as documents.Shard."""
 
-    def read(facts: dict, frequencies: list, lengths: list) -> shard_files.Written:
-        return shard_files.Written(
+    def read(facts: dict, frequencies: list, lengths: list) -> shard_files.WrittenShard:
+        return shard_files.WrittenShard(
             facts, np.array(frequencies, np.int64), np.array(lengths, np.int32)
         )
 
-    return documents.Shard({split: read(*one) for split, one in written.items()}, text_bytes)
+    return documents.SplitFiles({split: read(*one) for split, one in written.items()}, text_bytes)

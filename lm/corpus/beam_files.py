@@ -25,7 +25,7 @@ def join(place: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def new_folder(parent: str) -> Iterator[str]:
+def temporary_folder(parent: str) -> Iterator[str]:
     """The address of a new folder in `parent`; it is removed at the end."""
     place = join(parent, f"lm-corpus-{uuid.uuid4().hex}")
     _files().mkdirs(place)
@@ -36,7 +36,7 @@ def new_folder(parent: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def whole(path: str) -> Iterator:
+def atomic_file(path: str) -> Iterator:
     """A file to write bytes to; it appears at the end, since runners may do a work twice."""
     part = f"{path}.{uuid.uuid4().hex}.part"
     with _files().create(part, BINARY) as file:
@@ -44,20 +44,20 @@ def whole(path: str) -> Iterator:
     _files().rename([part], [path])
 
 
-def lines(pattern: str) -> Iterator[Any]:
+def read_json_lines(pattern: str) -> Iterator[Any]:
     """The JSON of each line of the files whose address is like `pattern`; none where none is."""
     for found in _files().match([pattern])[0].metadata_list:
         with _files().open(found.path) as file:
             yield from map(json.loads, file)
 
 
-def put(path, address: str) -> None:
+def upload(path, address: str) -> None:
     """Copy a file of this machine to an address, where it appears whole."""
-    with open(path, "rb") as file, whole(address) as copy:
+    with open(path, "rb") as file, atomic_file(address) as copy:
         shutil.copyfileobj(file, copy)
 
 
-def fetch(address: str, path) -> None:
+def download(address: str, path) -> None:
     """Copy what is at an address to a file of this machine."""
     with _files().open(address, BINARY) as file, open(path, "wb") as copy:
         shutil.copyfileobj(file, copy)

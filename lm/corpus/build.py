@@ -30,7 +30,7 @@ SPOOLED = 16 << 20  # bytes in memory, or about so many, before they are written
 HELD = 500  # bytes that a document takes in memory beside its text
 
 
-def build(recipe: documents.Recipe, out, workers: int = 0) -> tuple[dict, bool]:
+def build(recipe: documents.CorpusConfig, out, workers: int = 0) -> tuple[dict, bool]:
     """Make the corpus of a recipe in folder `out`, or find it there: (its manifest, whether found).
 
     workers: processes, 0 for as many as there are processors and MiB to read; the bytes do not
@@ -38,15 +38,15 @@ def build(recipe: documents.Recipe, out, workers: int = 0) -> tuple[dict, bool]:
     Raises ValueError for what the user can mend: an unknown source, a damaged archive, a folder
     with something else. Then, and if it is killed at any moment, `out` is as it was before.
     """
-    out, parts = folder.place_of(out, recipe), parts_of(recipe)
+    out, parts = folder.resolve_out_dir(out, recipe), parts_of(recipe)
     size = sum(part.size() for part in parts)
     workers = workers or max(1, min(len(os.sched_getaffinity(0)), size >> 20))
-    identity = folder.identity_of(recipe, parts)
-    if manifest := folder.finished(out, identity):
+    identity = folder.corpus_identity(recipe, parts)
+    if manifest := folder.read_finished_corpus(out, identity):
         return manifest, True
     sources.check_first_records(parts)
     with staging.staging_dir(out) as room:
-        if manifest := folder.finished(out, identity):  # by a process that was quicker
+        if manifest := folder.read_finished_corpus(out, identity):  # by a process that was quicker
             return manifest, True
         spool = Spool(room / "spool", recipe.shard_count(parts))
         tally = _gather(recipe, parts, spool, room / folder.QUARANTINE, workers)
@@ -57,10 +57,10 @@ def build(recipe: documents.Recipe, out, workers: int = 0) -> tuple[dict, bool]:
         tokens = folder.make_tokenizer(recipe, room / "tokenizer", spool.texts(keys, sampled))
         written = _write(room, spool, keys, splits, tokens, workers)
         shutil.rmtree(spool.directory)
-        return folder.finish(room, out, identity, tally, written), False
+        return folder.finish_corpus(room, out, identity, tally, written), False
 
 
-def parts_of(recipe: documents.Recipe) -> list[sources.SourceFile]:
+def parts_of(recipe: documents.CorpusConfig) -> list[sources.SourceFile]:
     """The parts of a recipe's sources, in the order of their positions."""
     where = {"column": recipe.column, "unit": recipe.unit, "data_dir": recipe.data_dir}
     return sources.list_files(recipe.source, **where)
@@ -72,7 +72,7 @@ class Spool(NamedTuple):
     directory: pathlib.Path
     count: int
 
-    def add(self, found: list[documents.Found]) -> None:
+    def add(self, found: list[documents.RecordResult]) -> None:
         """Append documents."""
         keys = b"".join(one.key for one in found)
         lines = defaultdict(list)
@@ -126,24 +126,24 @@ def lines_of(path: pathlib.Path, wanted: np.ndarray) -> Iterator[str]:
 
 
 def _gather(
-    recipe: documents.Recipe,
+    recipe: documents.CorpusConfig,
     parts: list[sources.SourceFile],
     spool: Spool,
     quarantine: pathlib.Path,
     workers: int,
 ) -> documents.Tally:
     """Read all records into the spool, and those that cannot be read into quarantine."""
-    tally, names, held, size = documents.Tally(recipe), folder.names_of(parts), [], 0
-    common = (parts, rules.chosen(recipe.rules), recipe.dedupe)
+    tally, names, held, size = documents.Tally(recipe), folder.source_names(parts), [], 0
+    common = (parts, rules.parse_rules(recipe.rules), recipe.dedupe)
     spool.directory.mkdir()
     spool.add([])
     progress = tqdm.tqdm(desc="reading", unit=" records", disable=None)
     with progress, quarantine.open("w") as bad:
-        for read in processes.ordered(_read, _batches(parts), workers, common):
+        for read in processes.ordered_map(_read, _batches(parts), workers, common):
             for number, position, found in read:
                 tally.count(found)
                 if found.reason:
-                    bad.write(documents.quarantined(names[number], position, found))
+                    bad.write(documents.quarantine_line(names[number], position, found))
                 elif not found.dropped:
                     held.append(found)
                     size += len(found.text) + HELD
@@ -170,9 +170,9 @@ def _batches(parts: list[sources.SourceFile]) -> Iterator[list[tuple[int, int, b
         yield batch
 
 
-def _read(parts, chosen, kind, batch) -> list[tuple[int, int, documents.Found]]:
+def _read(parts, chosen, kind, batch) -> list[tuple[int, int, documents.RecordResult]]:
     """What a worker does with a batch of records."""
-    read = lambda number, raw: documents.read(parts[number], raw, chosen, kind)
+    read = lambda number, raw: documents.read_record(parts[number], raw, chosen, kind)
     return [(number, position, read(number, raw)) for number, position, raw in batch]
 
 
@@ -206,7 +206,7 @@ def _write(room, spool: Spool, keys, splits, tokens: tokenizer.Tokenizer, worker
     ]
     total, written = sum(int(own.sum()) for own in splits.values()), []
     with tqdm.tqdm(desc="encoding", unit=" documents", total=total, disable=None) as progress:
-        for shard in processes.ordered(
+        for shard in processes.ordered_map(
             _encode, items, min(workers, len(items)), (room, spool, tokens)
         ):
             written.append(shard)
@@ -214,7 +214,7 @@ def _write(room, spool: Spool, keys, splits, tokens: tokenizer.Tokenizer, worker
     return written
 
 
-def _encode(room, spool: Spool, tokens, item) -> documents.Shard:
+def _encode(room, spool: Spool, tokens, item) -> documents.SplitFiles:
     """What a worker does with a file of the spool."""
     number, wanted = item
     name = documents.file_name(number, spool.count)

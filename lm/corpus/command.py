@@ -11,7 +11,7 @@ from typing import Any
 from lm import logs, sources, storage
 from lm.corpus import beam, build, documents, folder, overlap, rules
 
-FIELDS = tuple(field.name for field in dataclasses.fields(documents.Recipe))
+FIELDS = tuple(field.name for field in dataclasses.fields(documents.CorpusConfig))
 TAKES = {  # what each of the three things that `corpus` does has a use for
     "overlap": ("overlap", "source", "out", "column", "unit", "data_dir", "workers", "ngram"),
     "source": (*FIELDS, "out", "workers", "runner", "runner_flags", "temp", "dry_run"),
@@ -43,7 +43,7 @@ def command(flags: dict[str, Any], given: Iterable[str] = ()) -> str:
         )
     check_given("source", given)
     flags |= {name: os.path.expanduser(flags[name]) for name in ("out", "tokenizer")}
-    recipe, out = documents.Recipe(**{name: flags[name] for name in FIELDS}), flags["out"]
+    recipe, out = documents.CorpusConfig(**{name: flags[name] for name in FIELDS}), flags["out"]
     if flags["dry_run"]:
         return plan(recipe, out)
     not_read = _not_read(recipe)
@@ -52,7 +52,7 @@ def command(flags: dict[str, Any], given: Iterable[str] = ()) -> str:
     return "\n".join([summary(manifest), *not_read, there])
 
 
-def _built(recipe: documents.Recipe, out, flags: dict[str, Any]) -> tuple[dict, bool]:
+def _built(recipe: documents.CorpusConfig, out, flags: dict[str, Any]) -> tuple[dict, bool]:
     """By local processes or by Beam: the manifest, and whether it was there already."""
     if flags["runner"]:
         if flags["workers"]:
@@ -73,20 +73,20 @@ def _compared(flags: dict[str, Any]) -> str:
     if flags["out"] and (out.is_dir() or not there):
         raise ValueError(f"--out={out} is to be a file, in a folder that is there; name another.")
     where = {name: flags[name] for name in ("column", "unit", "data_dir", "workers")}
-    report = overlap.compare(flags["source"], flags["overlap"], n=flags["ngram"], **where)
+    report = overlap.measure_overlap(flags["source"], flags["overlap"], n=flags["ngram"], **where)
     if flags["out"]:
         logs.write_atomically(out, json.dumps(report, indent=2) + "\n")
-    return overlap.table_of(report)
+    return overlap.format_report(report)
 
 
-def plan(recipe: documents.Recipe, out) -> str:
+def plan(recipe: documents.CorpusConfig, out) -> str:
     """What would be read, done and written, as lines of text; nothing is written."""
-    place, parts = folder.place_of(out, recipe), build.parts_of(recipe)
+    place, parts = folder.resolve_out_dir(out, recipe), build.parts_of(recipe)
     sources.check_first_records(parts)
     lines = [f"{part.size():>18,} bytes  {part.kind:<12} {part.name}" for part in parts]
     lines += [f"{sum(part.size() for part in parts):>18,} bytes  in {len(parts)} parts"]
     lines += [*_not_read(recipe), ""]
-    for name, limit in rules.chosen(recipe.rules):
+    for name, limit in rules.parse_rules(recipe.rules):
         shown = name if limit is None else f"{name}={limit}"
         lines.append(f"{'rule':<12} {shown}: {rules.RULES[name].meaning}")
     for field in ("dedupe", "heldout", "tokenizer", "pieces"):
@@ -96,7 +96,7 @@ def plan(recipe: documents.Recipe, out) -> str:
     return "\n".join([*lines, f"{'out':<12} {out}, files a split: {count}; it {there}"])
 
 
-def _not_read(recipe: documents.Recipe) -> list[str]:
+def _not_read(recipe: documents.CorpusConfig) -> list[str]:
     """A line for the files in the source's folders whose suffix is not known, or none."""
     names = sources.skipped_files(recipe.source)
     return [f"not read: {len(names):,} files of no known kind, as {names[0]}"] if names else []

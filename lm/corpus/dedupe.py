@@ -52,7 +52,7 @@ _FACTORS, _TERMS = _BITS[:ENTRIES, None] | np.uint64(1), _BITS[ENTRIES : 2 * ENT
 _PLACES = _BITS[2 * ENTRIES :] | np.uint64(1)
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """The text as it is compared: NFKC, case folded, one space for every run of white space.
 
     Of combining marks in a row the first 30 count, as in the Stream-Safe Text of Unicode's annex
@@ -69,7 +69,7 @@ def key(normalised: str) -> bytes:
 
 def shingles(normalised: str) -> np.ndarray:
     """A hash of each run of SPAN words, of all words where there are fewer: uint64 [n]."""
-    found = rules.words(PUNCTUATION.sub(" ", normalised))
+    found = rules.split_words(PUNCTUATION.sub(" ", normalised))
     hashes = np.array([zlib.crc32(word.encode()) for word in found], np.uint64)
     if not len(hashes):
         return hashes

@@ -28,7 +28,7 @@ SAMPLE = 1_000_000  # documents that a tokenizer is trained on, or about so many
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class CorpusConfig:
     """All that decides a corpus: the same recipe of the same sources makes the same bytes.
 
     source, column, unit, data_dir: as in sources.list_files. rules: as in rules.chosen. dedupe: one
@@ -50,7 +50,7 @@ class Recipe:
     shards: int = 0
 
     def __post_init__(self):
-        rules.chosen(self.rules)
+        rules.parse_rules(self.rules)
         lookup.lookup(dict.fromkeys(dedupe.KINDS), self.dedupe, "--dedupe")
         if not 0 <= self.heldout < 1:
             raise ValueError(f"--heldout={self.heldout} is not a share in [0, 1); use 0.01.")
@@ -75,7 +75,7 @@ class Recipe:
         return self.shards or min(max(1, by_size), SHARDS)
 
 
-class Found(NamedTuple):
+class RecordResult(NamedTuple):
     """What became of a record.
 
     text, key, signature: of a document that is kept ("" and b"" of another; signature as bytes, b""
@@ -92,21 +92,23 @@ class Found(NamedTuple):
     excerpt: str = ""
 
 
-def read(part: sources.SourceFile, raw: bytes | dict, chosen: rules.Chosen, kind: str) -> Found:
+def read_record(
+    part: sources.SourceFile, raw: bytes | dict, chosen: rules.RuleLimits, kind: str
+) -> RecordResult:
     """A raw record of a part -> the document it holds, or why there is none. kind: of dedupe."""
     try:
         document = part.document(raw)
     except sources.BadRecord as error:
         start = bytes_of(raw)[:EXCERPT].decode("utf-8", "backslashreplace")
-        return Found(reason=str(error), excerpt=start)
+        return RecordResult(reason=str(error), excerpt=start)
     if document.drop_reason:
-        return Found(dropped=document.drop_reason)
+        return RecordResult(dropped=document.drop_reason)
     text, dropped, lines = rules.clean(document.text, chosen)
     if dropped:
-        return Found(dropped=dropped, lines=lines)
-    normalised = dedupe.normalise(text)
+        return RecordResult(dropped=dropped, lines=lines)
+    normalised = dedupe.normalize(text)
     signature = dedupe.signature(normalised).tobytes() if kind == "near" else b""
-    return Found(text, dedupe.key(normalised), signature, lines=lines)
+    return RecordResult(text, dedupe.key(normalised), signature, lines=lines)
 
 
 def bytes_of(raw: bytes | dict) -> bytes:
@@ -116,7 +118,7 @@ def bytes_of(raw: bytes | dict) -> bytes:
     return next((value for value in raw.values() if isinstance(value, bytes)), b"")
 
 
-def quarantined(source: str, position: int, found: Found) -> str:
+def quarantine_line(source: str, position: int, found: RecordResult) -> str:
     """The line of quarantine.jsonl. position: the record's number in its source, from 0."""
     line = {"source": source, "position": position}
     line |= {"reason": found.reason, "excerpt": found.excerpt}
@@ -147,18 +149,18 @@ class Tally:
     is unreadable. recipe: whose rules and kinds are counted even where they find nothing.
     """
 
-    def __init__(self, recipe: Recipe | None = None):
+    def __init__(self, recipe: CorpusConfig | None = None):
         self.read, self.kept, self.quarantined, self.first = 0, 0, 0, ""
         self.dropped, self.lines, self.duplicates = Counter(), Counter(), Counter()
         if recipe:
-            names = [name for name, _ in rules.chosen(recipe.rules)]
+            names = [name for name, _ in rules.parse_rules(recipe.rules)]
             self.dropped.update(dict.fromkeys(names, 0))
             lines = (name for name in names if rules.RULES[name].scope == "line")
             self.lines.update(dict.fromkeys(lines, 0))
             kinds = dedupe.KINDS[1 : dedupe.KINDS.index(recipe.dedupe) + 1]
             self.duplicates.update(dict.fromkeys(kinds, 0))
 
-    def count(self, found: Found) -> None:
+    def count(self, found: RecordResult) -> None:
         """Add one record."""
         self.read += 1
         self.lines.update(found.lines or {})
@@ -182,10 +184,10 @@ class Tally:
         }
 
 
-class Shard(NamedTuple):
+class SplitFiles(NamedTuple):
     """One file of each split: what was written, and the UTF-8 bytes of its documents' text."""
 
-    written: dict[str, shard_files.Written]
+    written: dict[str, shard_files.WrittenShard]
     text_bytes: dict[str, int]
 
 
@@ -196,7 +198,7 @@ def file_name(number: int, count: int) -> str:
 
 def write_shard(
     directory, name: str, texts: dict[str, Iterable[str]], tokens: tokenizer.Tokenizer
-) -> Shard:
+) -> SplitFiles:
     """Write the file `name` of each split into its folder. texts: split -> documents in order."""
     gap, written, sizes = tokens.encode("\n\n"), {}, dict.fromkeys(texts, 0)
 
@@ -208,4 +210,4 @@ def write_shard(
     for split in texts:
         path = pathlib.Path(directory) / split / name
         written[split] = shard_files.write_text(path, encoded(split), gap, tokens.size)
-    return Shard(written, sizes)
+    return SplitFiles(written, sizes)

@@ -29,12 +29,14 @@ QUARANTINE = "quarantine.jsonl"
 PACKAGES = ("array_record", "sentencepiece", "mwparserfromhell")  # which decide the bytes
 
 
-def identity_of(recipe: documents.Recipe, parts: list[sources.SourceFile]) -> dict:
+def corpus_identity(recipe: documents.CorpusConfig, parts: list[sources.SourceFile]) -> dict:
     """All that decides the bytes of a corpus, as JSON: the recipe, and the sources by their hashes.
 
     Neither depends on where the sources lie.
     """
-    said = dataclasses.asdict(recipe) | {"rules": rules.spelt(rules.chosen(recipe.rules))}
+    said = dataclasses.asdict(recipe) | {
+        "rules": rules.format_rules(rules.parse_rules(recipe.rules))
+    }
     del said["source"], said["data_dir"], said["column"]
     said["shards"] = recipe.shard_count(parts)
     if recipe.tokenizer not in tokenizer.KINDS:
@@ -50,12 +52,12 @@ def identity_of(recipe: documents.Recipe, parts: list[sources.SourceFile]) -> di
     progress = tqdm.tqdm(parts, desc="hashing", unit=" parts", disable=None)
     found = [
         {"name": name, "sha256": part.digest(), "column": part.column}
-        for name, part in zip(names_of(parts), progress, strict=True)
+        for name, part in zip(source_names(parts), progress, strict=True)
     ]
     return {"sources": found, **said}
 
 
-def names_of(parts: list[sources.SourceFile]) -> list[str]:
+def source_names(parts: list[sources.SourceFile]) -> list[str]:
     """What a corpus calls its sources: files by their path from the folder that holds them all."""
     is_local = lambda part: part.kind != "tfds" and "://" not in part.name
     folders = [os.path.dirname(os.path.abspath(part.name)) for part in parts if is_local(part)]
@@ -63,7 +65,7 @@ def names_of(parts: list[sources.SourceFile]) -> list[str]:
     return [os.path.relpath(part.name, root) if is_local(part) else part.name for part in parts]
 
 
-def place_of(out, recipe: documents.Recipe) -> pathlib.Path:
+def resolve_out_dir(out, recipe: documents.CorpusConfig) -> pathlib.Path:
     """Where `out` really lies, behind all links.
 
     Raises ValueError for an address, and within a folder that the recipe's source reads.
@@ -81,7 +83,7 @@ def place_of(out, recipe: documents.Recipe) -> pathlib.Path:
     return place
 
 
-def finished(out: pathlib.Path, identity: dict) -> dict | None:
+def read_finished_corpus(out: pathlib.Path, identity: dict) -> dict | None:
     """The manifest of the corpus in `out`, None where nothing is there yet.
 
     Raises ValueError where `out` holds another corpus, a damaged one, or anything else.
@@ -107,23 +109,23 @@ def _check_whole(out: pathlib.Path, manifest: dict) -> None:
         own = shard_files.read_manifest(out / split)
         if own is None:
             missing = out / split / shard_files.MANIFEST
-            raise ValueError(f"{missing} does not exist; {shard_files.cure(out / split)}.")
-        shard_files.files_of(out / split, own)
+            raise ValueError(f"{missing} does not exist; {shard_files.rebuild_hint(out / split)}.")
+        shard_files.shard_paths(out / split, own)
         for name in own["beside"]:
-            shard_files.beside(out / split, own, name)
+            shard_files.load_array(out / split, own, name)
     if not (out / QUARANTINE).exists():
         raise ValueError(
-            f"{out / QUARANTINE} does not exist; {shard_files.cure(out / 'tokenizer')}."
+            f"{out / QUARANTINE} does not exist; {shard_files.rebuild_hint(out / 'tokenizer')}."
         )
     try:
         tokenizer.read(out / "tokenizer")
     except ValueError as error:
         reason = str(error).partition(";")[0]
-        raise ValueError(f"{reason}; {shard_files.cure(out / 'tokenizer')}.") from error
+        raise ValueError(f"{reason}; {shard_files.rebuild_hint(out / 'tokenizer')}.") from error
 
 
 def make_tokenizer(
-    recipe: documents.Recipe, directory: pathlib.Path, texts: Iterable[str]
+    recipe: documents.CorpusConfig, directory: pathlib.Path, texts: Iterable[str]
 ) -> tokenizer.Tokenizer:
     """The corpus's tokenizer in `directory`: a copy of the recipe's, or trained on these texts."""
     if recipe.tokenizer == "bytes":
@@ -139,7 +141,9 @@ def make_tokenizer(
         raise ValueError(f"{said}{others and '.'}") from error
 
 
-def check_splits(recipe: documents.Recipe, held: dict[str, int], tally: documents.Tally) -> None:
+def check_splits(
+    recipe: documents.CorpusConfig, held: dict[str, int], tally: documents.Tally
+) -> None:
     """Raise ValueError unless each split has a document. held: split -> documents."""
     if not sum(held.values()):
         dropped = ", ".join(
@@ -158,12 +162,12 @@ def check_splits(recipe: documents.Recipe, held: dict[str, int], tally: document
         )
 
 
-def finish(
+def finish_corpus(
     room: pathlib.Path,
     out: pathlib.Path,
     identity: dict,
     tally: documents.Tally,
-    written: list[documents.Shard],
+    written: list[documents.SplitFiles],
 ) -> dict:
     """Write the manifests of the splits and of the whole, and make the folder appear as `out`.
 
@@ -177,7 +181,7 @@ def finish(
         name = lambda number: documents.file_name(number, len(written))
         files = {name(number): shard.written[split] for number, shard in enumerate(written)}
         text_bytes = sum(shard.text_bytes[split] for shard in written)
-        made = shard_files.finish(room / split, own, files, {"text_bytes": text_bytes})
+        made = shard_files.write_manifest(room / split, own, files, {"text_bytes": text_bytes})
         splits[split] = made["counts"]
     manifest = {"identity": identity, "records": tally.counts(), "splits": splits}
     manifest["tokenizer"] = {"fingerprint": tokens.fingerprint, "pieces": tokens.pieces}

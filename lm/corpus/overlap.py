@@ -32,7 +32,7 @@ SHOWN = 40  # words of their longest match
 
 def words(text: str) -> list[str]:
     """The words by which documents are compared, here and when duplicates are dropped."""
-    return rules.words(dedupe.PUNCTUATION.sub(" ", dedupe.normalise(text)))
+    return rules.split_words(dedupe.PUNCTUATION.sub(" ", dedupe.normalize(text)))
 
 
 @functools.lru_cache(1 << 18)
@@ -114,7 +114,7 @@ def search(pieces: list, table: np.ndarray, n: int, workers: int = 1) -> tuple[n
     """
     found, counts = np.zeros(len(table), bool), {}
     progress = tqdm.tqdm(_batches(pieces), desc="training data", unit=f"x{BATCH}", disable=None)
-    for seen, more in processes.ordered(_find, progress, workers, (table, n)):
+    for seen, more in processes.ordered_map(_find, progress, workers, (table, n)):
         found[seen] = True
         counts = {key: counts.get(key, 0) + more[key] for key in more}
     return found, counts
@@ -164,7 +164,7 @@ def longest(marks: np.ndarray) -> tuple[int, int]:
     return int(starts[place]), int(stops[place] - starts[place])
 
 
-def compare(
+def measure_overlap(
     source: str, overlap: str, *, n: int = 13, workers: int = 0, column="", unit="file", data_dir=""
 ) -> dict:
     """What of each evaluation set stands in the training data, by runs of n words: JSON.
@@ -179,12 +179,13 @@ def compare(
         raise ValueError(f"--ngram={n} is no number of words; use 1 or more, as 13 or 8.")
     options = (column, unit, data_dir)
     sets = {
-        name: finished_corpus.pieces_of(name, "validation", *options) for name in overlap.split(",")
+        name: finished_corpus.corpus_or_source_parts(name, "validation", *options)
+        for name in overlap.split(",")
     }
     training = [
         piece
         for name in source.split(",")
-        for piece in finished_corpus.pieces_of(name, "train", *options)
+        for piece in finished_corpus.corpus_or_source_parts(name, "train", *options)
     ]
     counts = dict.fromkeys(("documents", "dropped", "unreadable"), 0)
     texts = (
@@ -203,7 +204,7 @@ def compare(
     return {"ngram": n, "training": {"source": source} | read, "evaluation": evaluation}
 
 
-def table_of(report: dict) -> str:
+def format_report(report: dict) -> str:
     """The report of `compare` as lines to print: a row for each evaluation set, and its worst."""
     columns = ("documents", "short", "touched", "half", "whole", "runs", "found")
     width = max(len("evaluation"), *map(len, report["evaluation"]))

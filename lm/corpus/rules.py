@@ -36,7 +36,7 @@ POLICIES = ("terms of use", "privacy policy", "cookie policy")
 POLICIES += ("uses cookies", "use of cookies", "use cookies")
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """What stands between spaces; of scripts that have none, each character."""
     return WORD.findall(text)
 
@@ -78,7 +78,7 @@ def _terminal_mark(line: str, _) -> str | None:
 
 
 def _min_words(line: str, least: int) -> str | None:
-    return line if len(words(line)) >= least else None
+    return line if len(split_words(line)) >= least else None
 
 
 def _javascript(line: str, _) -> str | None:
@@ -120,10 +120,10 @@ C4 = "max_characters=190000,strip,max_word,citations,terminal_mark,min_words,lor
 C4 += ",curly_bracket,policy,min_sentences"
 PRESETS = {"none": "", "default": "min_characters,max_characters", "c4": C4}
 
-Chosen = tuple[tuple[str, int | None], ...]  # (name, limit), in the order in which they apply
+RuleLimits = tuple[tuple[str, int | None], ...]  # (name, limit), in the order in which they apply
 
 
-def chosen(spec: str) -> Chosen:
+def parse_rules(spec: str) -> RuleLimits:
     """The rules that a spec names, with their limits.
 
     spec: names of RULES or PRESETS separated by commas, as "c4,min_characters=200"; of a rule that
@@ -134,7 +134,7 @@ def chosen(spec: str) -> Chosen:
     for word in filter(None, spec.split(",")):
         name, given, value = (part.strip() for part in word.partition("="))
         if name in PRESETS and not given:
-            made |= dict(chosen(PRESETS[name]))
+            made |= dict(parse_rules(PRESETS[name]))
             continue
         limit = lookup.lookup(RULES | PRESETS, name, "--rules")
         limit = limit.limit if name in RULES else None
@@ -147,12 +147,12 @@ def chosen(spec: str) -> Chosen:
     return tuple(made.items())
 
 
-def spelt(rules: Chosen) -> str:
+def format_rules(rules: RuleLimits) -> str:
     """The spec of these rules with every limit, which says the same whatever the defaults are."""
     return ",".join(name if limit is None else f"{name}={limit}" for name, limit in rules)
 
 
-class Cleaned(NamedTuple):
+class CleanResult(NamedTuple):
     """text: what the rules left, without space around it. dropped: the rule that left nothing, or
     "". lines: rule -> how many lines it dropped."""
 
@@ -161,11 +161,11 @@ class Cleaned(NamedTuple):
     lines: dict[str, int]
 
 
-def clean(text: str, rules: Chosen) -> Cleaned:
+def clean(text: str, rules: RuleLimits) -> CleanResult:
     """Apply rules in their order, each to what the one before it left."""
     text, lines = text.strip(), {}
     if not text:
-        return Cleaned("", "empty", lines)
+        return CleanResult("", "empty", lines)
     for name, limit in rules:
         rule = RULES[name]
         if rule.scope == "text":
@@ -179,5 +179,5 @@ def clean(text: str, rules: Chosen) -> Cleaned:
             left = "\n".join(kept)
         text = left.strip()
         if not text:
-            return Cleaned("", name, lines)
-    return Cleaned(text, "", lines)
+            return CleanResult("", name, lines)
+    return CleanResult(text, "", lines)

@@ -21,7 +21,7 @@ RAISED = re.compile(r"^[\w.]*?(\w+Error): ", re.MULTILINE)
 COMPLAINTS = ("ValueError", "OSError", "FileNotFoundError", "BeamIOError", "ImportError")
 
 
-def options(runner: str, flags: str = "", temp: str = ""):
+def pipeline_options(runner: str, flags: str = "", temp: str = ""):
     """Beam's options for a runner, flags as in a shell, and a folder for what workers write.
 
     Raises ValueError, with the cure, where Beam is not installed, for flags that cannot be read,
@@ -83,12 +83,12 @@ def pipeline(options) -> Iterator:
         with apache_beam.Pipeline(options=options) as made:
             yield made
     except (RuntimeError, ValueError, OSError, ImportError) as error:
-        if said := complaint(error):
+        if said := user_error(error):
             raise ValueError(said) from error
         raise
 
 
-def complaint(error: Exception) -> str:
+def user_error(error: Exception) -> str:
     """The sentence of an error that the user can mend; "" where it is a fault of this code.
 
     Of an error in a worker, Beam has the traceback as text, or adds to the sentence.

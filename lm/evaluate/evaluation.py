@@ -109,11 +109,11 @@ class Evaluation:
     @functools.cached_property
     def _data(self) -> dict[str, str]:
         # A hash of what each task's split is read from; a corpus never changes.
-        task, place = self.run.data.task_named, self.run.data.tfds_dir
+        task, place = self.run.data.get_task, self.run.data.tfds_dir
         return {
             name: sources.source_fingerprint(task(name).source, split, place)
             for name, split in self._splits.items()
-            if not tasks.is_corpus(name)
+            if not tasks.is_corpus_dir(name)
         }
 
     def path(self, stem: str, suffix: str) -> pathlib.Path:

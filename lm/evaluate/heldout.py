@@ -32,7 +32,7 @@ class HeldOut:
         """The batches, whole, the same at every call and on every host."""
         return pipeline.heldout_batches(self._examples, self._seed, self._limit)
 
-    def of(self, part: pipeline.Part) -> HeldOut:
+    def of(self, part: pipeline.TaskSplit) -> HeldOut:
         """The same of one task's examples alone, without compiling anew."""
         alone = copy.copy(self)
         alone._examples = pipeline.Examples((part,))
@@ -40,7 +40,7 @@ class HeldOut:
 
     def _placed(self, label: str, beat) -> Iterator:
         """The batches as they lie on the devices; of several hosts each has its own rows."""
-        total = pipeline.heldout_count(self._examples, self._limit)
+        total = pipeline.num_heldout_batches(self._examples, self._limit)
         bar = tqdm.tqdm(self.batches(), total=total, desc=label, disable=None, leave=bool(label))
         for rows in bar:
             beat()

@@ -42,11 +42,14 @@ def score_answers(
     found |= {"intervals": {}, "signatures": {}}
     for word in task.metrics:
         found |= metrics.score(word, said, theirs)
-        found["intervals"] |= metrics.intervals(word, said, theirs, draws=DRAWS)
+        found["intervals"] |= metrics.confidence_intervals(word, said, theirs, draws=DRAWS)
         found["signatures"][word] = metrics.signature(word, theirs)
     if "rouge" in task.metrics:
         leads = lead_answers(task, pairs)
-        scored = metrics.score("rouge", leads, theirs), metrics.intervals("rouge", leads, theirs)
+        scored = (
+            metrics.score("rouge", leads, theirs),
+            metrics.confidence_intervals("rouge", leads, theirs),
+        )
         found |= {f"lead_{name}": value for name, value in scored[0].items()}
         found["intervals"] |= {f"lead_{name}": value for name, value in scored[1].items()}
     return found
@@ -87,7 +90,7 @@ def score_losses(examples: dict[str, np.ndarray]) -> dict[str, float | dict]:
     found = figures(each.sum(0))
     drawn = metrics.bootstrap(each, lambda sums, _: list(figures(sums).values()), draws=DRAWS)
     tokens = int(examples["weight"].sum())
-    return found | {"tokens": tokens, "intervals": metrics.bounds(found, drawn)}
+    return found | {"tokens": tokens, "intervals": metrics.percentile_intervals(found, drawn)}
 
 
 class TaskScorer:
@@ -98,7 +101,7 @@ class TaskScorer:
     """
 
     def __init__(self, run: runs.Run, strategy, tokens, splits: dict[str, str] | None = None):
-        named = {name: run.data.task_named(name) for name in run.data.names}
+        named = {name: run.data.get_task(name) for name in run.data.names}
         self.tasks = {name: task for name, task in named.items() if task.pairs}
         splits = runs.splits(run)[1] if splits is None else splits
         self.pairs = {name: task_texts(run, name, splits[name]) for name in self.tasks}

@@ -97,7 +97,7 @@ class Chat:
     """
 
     def __init__(self, run: runs.Run, tokens, stream: Stream, strict: bool = False):
-        named = [run.data.task_named(name) for name in run.data.names]
+        named = [run.data.get_task(name) for name in run.data.names]
         self._task = named[0] if len(named) == 1 else generate.PLAIN
         self._most, self._tokens, self._stream = run.data.input_length, tokens, stream
         self._strict = strict

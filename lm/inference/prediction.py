@@ -86,7 +86,7 @@ class Split:
         own = dict(zip(("train", "heldout"), runs.splits(run), strict=True))
         self._splits = own.get(split) or dict.fromkeys(run.data.names, split)
         for name in self._splits:
-            if not run.data.task_named(name).pairs:
+            if not run.data.get_task(name).pairs:
                 raise ValueError(
                     f"--split={split} of {name} is running text, which asks nothing; name inputs "
                     f"by --input."
@@ -116,7 +116,7 @@ class Prompts:
     """
 
     def __init__(self, run: runs.Run, tokens, written: tuple[str, ...] = WRITTEN[:1]):
-        named = {name: run.data.task_named(name) for name in run.data.names}
+        named = {name: run.data.get_task(name) for name in run.data.names}
         # What is missing, is missing in the rows and not in the task's own source.
         self._tasks = {n: dataclasses.replace(t, source="it") for n, t in named.items()}
         self._most, self._tokens = run.data.input_length, tokens

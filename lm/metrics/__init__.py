@@ -6,5 +6,12 @@ baselines  lead (first words of a text), Retrieval (reply to the most similar hi
 """
 
 from lm.metrics.baselines import Retrieval, lead
-from lm.metrics.scoring import bootstrap, bounds, difference, intervals, score, signature
+from lm.metrics.scoring import (
+    bootstrap,
+    confidence_intervals,
+    difference_intervals,
+    percentile_intervals,
+    score,
+    signature,
+)
 from lm.metrics.table import METRICS, Metric

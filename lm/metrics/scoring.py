@@ -27,7 +27,7 @@ def score(word: str, predictions: Texts, references: References) -> dict[str, fl
     return {name: float(value) for name, value in zip(metric.names, values, strict=True)}
 
 
-def intervals(
+def confidence_intervals(
     word: str, predictions: Texts, references: References, *, draws: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
     """95 % intervals of score() by the percentile bootstrap over examples: {name: (low, high)}.
@@ -36,10 +36,12 @@ def intervals(
     Raises ValueError as score() does, and for draws below 1.
     Source: Efron and Tibshirani 1993; Koehn 2004 for translation.
     """
-    return bounds(_metric(word).names, _resampled(word, predictions, references, draws, seed))
+    return percentile_intervals(
+        _metric(word).names, _resampled(word, predictions, references, draws, seed)
+    )
 
 
-def difference(
+def difference_intervals(
     word: str,
     ours: Texts,
     theirs: Texts,
@@ -54,7 +56,7 @@ def difference(
     Raises ValueError as intervals() does. Source: Koehn 2004, paired bootstrap.
     """
     mine, yours = (_resampled(word, said, references, draws, seed) for said in (ours, theirs))
-    return bounds(_metric(word).names, mine - yours)
+    return percentile_intervals(_metric(word).names, mine - yours)
 
 
 def signature(word: str, references: References = ("",)) -> str:
@@ -90,7 +92,7 @@ def bootstrap(
     return np.array(drawn)
 
 
-def bounds(names: Iterable[str], drawn: np.ndarray) -> dict[str, Interval]:
+def percentile_intervals(names: Iterable[str], drawn: np.ndarray) -> dict[str, Interval]:
     """The 95 % interval of each name, of scores [draws, names]."""
     ends = np.percentile(drawn, BOUNDS, axis=0).T.tolist()
     return {name: (low, high) for name, (low, high) in zip(names, ends, strict=True)}

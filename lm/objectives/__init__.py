@@ -37,7 +37,7 @@ from lm.objectives.table import (
     ObjectiveConfig,
     check_sentinels,
     corrupt,
-    hide,
     lengths,
+    noise_mask,
     restore,
 )

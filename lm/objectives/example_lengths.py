@@ -17,23 +17,23 @@ class Lengths(NamedTuple):
     sentinels: int
 
 
-def hidden_count(config, raw: int) -> int:
+def num_noise_tokens(config, raw: int) -> int:
     """Tokens to hide of `raw`, 2 or more: the rounded share, but one hidden and one shown."""
     return min(max(round(raw * config.noise_density), 1), raw - 1)
 
 
-def span_count(config, raw: int) -> int:
+def num_noise_spans(config, raw: int) -> int:
     """Spans that T5 hides of `raw` tokens.
 
     Two spans need a shown token between them; T5 does not check this and would lose spans.
     """
-    noise = hidden_count(config, raw)
+    noise = num_noise_tokens(config, raw)
     return min(max(round(noise / config.mean_noise_span_length), 1), raw - noise)
 
 
 def span_lengths(config, raw: int) -> Lengths:
     """Of span corruption: exact for t5; the most for uniform, which may cut one span in two."""
-    noise, spans = hidden_count(config, raw), span_count(config, raw)
+    noise, spans = num_noise_tokens(config, raw), num_noise_spans(config, raw)
     if config.placement == "uniform" and noise > spans:
         spans += 1
     return Lengths(raw, raw - noise + spans + 1, noise + spans + 1, spans)
@@ -41,25 +41,25 @@ def span_lengths(config, raw: int) -> Lengths:
 
 def run_lengths(config, raw: int) -> Lengths:
     """Of tokens hidden one by one: the most, where no two hidden tokens touch."""
-    noise = hidden_count(config, raw)
+    noise = num_noise_tokens(config, raw)
     runs = min(noise, raw - noise + 1)
     return Lengths(raw, raw - noise + runs + 1, noise + runs + 1, runs)
 
 
 def mask_lengths(config, raw: int) -> Lengths:
     """Of a mask token for each hidden token; exact."""
-    asked = raw if config.target == "whole" else hidden_count(config, raw)
+    asked = raw if config.target == "whole" else num_noise_tokens(config, raw)
     return Lengths(raw, raw + 1, asked + 1, 1)
 
 
 def gap_lengths(config, raw: int) -> Lengths:
     """Of hidden sentences: the most, where each is a single token."""
-    return Lengths(raw, raw + 1, hidden_count(config, raw) + 1, 1)
+    return Lengths(raw, raw + 1, num_noise_tokens(config, raw) + 1, 1)
 
 
 def part_lengths(config, raw: int) -> Lengths:
     """Of tokens that are either shown or asked for, a fixed share; exact."""
-    noise = hidden_count(config, raw)
+    noise = num_noise_tokens(config, raw)
     return Lengths(raw, raw - noise + 1, noise + 1, 0)
 
 

@@ -22,16 +22,16 @@ class Vocabulary(NamedTuple):
     ends: np.ndarray
 
 
-def any_tokens(config, tokens, rng, vocabulary) -> np.ndarray:
+def random_tokens_mask(config, tokens, rng, vocabulary) -> np.ndarray:
     """A fixed number of tokens, every subset equally likely."""
     raw = len(tokens)
-    noise = example_lengths.hidden_count(config, raw)
+    noise = example_lengths.num_noise_tokens(config, raw)
     hidden = np.zeros(raw, bool)
     hidden[rng.random(raw).argpartition(noise - 1)[:noise]] = True
     return hidden
 
 
-def t5_spans(config, tokens, rng, vocabulary) -> np.ndarray:
+def random_spans_mask(config, tokens, rng, vocabulary) -> np.ndarray:
     """T5's own spans: the first token is never hidden, the last one always.
 
     Every mask with T5's numbers of hidden tokens and spans that begins shown and ends hidden is
@@ -40,18 +40,18 @@ def t5_spans(config, tokens, rng, vocabulary) -> np.ndarray:
     """
     raw = len(tokens)
     noise, spans = (
-        example_lengths.hidden_count(config, raw),
-        example_lengths.span_count(config, raw),
+        example_lengths.num_noise_tokens(config, raw),
+        example_lengths.num_noise_spans(config, raw),
     )
-    before = part_ends(rng, raw - noise, spans)  # shown tokens before each span
-    sizes = part_ends(rng, noise, spans)
+    before = random_segment_ends(rng, raw - noise, spans)  # shown tokens before each span
+    sizes = random_segment_ends(rng, noise, spans)
     sizes[1:] -= sizes[:-1]
     hidden = np.zeros(raw, bool)
     hidden[before.repeat(sizes) + np.arange(noise)] = True
     return hidden
 
 
-def part_ends(rng, total: int, parts: int) -> np.ndarray:
+def random_segment_ends(rng, total: int, parts: int) -> np.ndarray:
     """Where the parts of `total` end, one or more in each, every way equally likely: int[parts]."""
     keys = rng.random(total)
     keys[0] = 1.0  # above all others: no part ends before the first token
@@ -61,28 +61,28 @@ def part_ends(rng, total: int, parts: int) -> np.ndarray:
     return ends
 
 
-def ring_spans(config, tokens, rng, vocabulary) -> np.ndarray:
+def rotated_spans_mask(config, tokens, rng, vocabulary) -> np.ndarray:
     """T5's spans on a ring, turned to any place: every position is hidden equally often.
 
     A span that then reaches over the end of the text goes on at its start: two spans, and the
     example takes one sentinel more in both halves.
     """
-    hidden = t5_spans(config, tokens, rng, vocabulary)
+    hidden = random_spans_mask(config, tokens, rng, vocabulary)
     turn = int(rng.random() * len(tokens))
     return np.concatenate((hidden[turn:], hidden[:turn]))
 
 
-def one_span(config, tokens, rng, vocabulary) -> np.ndarray:
+def single_span_mask(config, tokens, rng, vocabulary) -> np.ndarray:
     """A single span, every place of it equally likely."""
     raw = len(tokens)
-    noise = example_lengths.hidden_count(config, raw)
+    noise = example_lengths.num_noise_tokens(config, raw)
     start = rng.integers(raw - noise + 1)
     hidden = np.zeros(raw, bool)
     hidden[start : start + noise] = True
     return hidden
 
 
-def any_suffix(config, tokens, rng, vocabulary) -> np.ndarray:
+def random_suffix_mask(config, tokens, rng, vocabulary) -> np.ndarray:
     """What follows a cut; every cut with a token on both sides is equally likely.
 
     Source: random_prefix_noise_mask in t5/data/preprocessors.py.
@@ -90,13 +90,13 @@ def any_suffix(config, tokens, rng, vocabulary) -> np.ndarray:
     return np.arange(len(tokens)) >= rng.integers(1, len(tokens))
 
 
-def share_suffix(config, tokens, rng, vocabulary) -> np.ndarray:
+def suffix_mask(config, tokens, rng, vocabulary) -> np.ndarray:
     """The last tokens, as many as noise_density says."""
     raw = len(tokens)
-    return np.arange(raw) >= raw - example_lengths.hidden_count(config, raw)
+    return np.arange(raw) >= raw - example_lengths.num_noise_tokens(config, raw)
 
 
-def all_tokens(config, tokens, rng, vocabulary) -> np.ndarray:
+def full_mask(config, tokens, rng, vocabulary) -> np.ndarray:
     """The whole text."""
     return np.ones(len(tokens), bool)
 
@@ -111,7 +111,7 @@ def sentence_ends(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     return ends
 
 
-def overlaps(tokens: np.ndarray, sentences: np.ndarray) -> np.ndarray:
+def shared_token_counts(tokens: np.ndarray, sentences: np.ndarray) -> np.ndarray:
     """How many tokens each sentence shares with all the others, counted with repetition.
 
     sentences: int[L], the number of each token's sentence. Returns int[sentences].
@@ -124,22 +124,22 @@ def overlaps(tokens: np.ndarray, sentences: np.ndarray) -> np.ndarray:
     return np.bincount(pairs // size, np.minimum(counts, elsewhere)).astype(np.int64)
 
 
-def in_any_order(tokens, sentences, rng) -> np.ndarray:
+def random_order(tokens, sentences, rng) -> np.ndarray:
     """Every order of the sentences equally likely."""
     return rng.permutation(sentences[-1] + 1)
 
 
-def lead_first(tokens, sentences, rng) -> np.ndarray:
+def lead_order(tokens, sentences, rng) -> np.ndarray:
     """The sentences as they stand."""
     return np.arange(sentences[-1] + 1)
 
 
-def principal_first(tokens, sentences, rng) -> np.ndarray:
+def principal_order(tokens, sentences, rng) -> np.ndarray:
     """The sentences that say most of what the others say first, each scored independently."""
-    return np.argsort(-overlaps(tokens, sentences), kind="stable")
+    return np.argsort(-shared_token_counts(tokens, sentences), kind="stable")
 
 
-def sentences_by(order):
+def sentence_mask(order):
     """A placement: whole sentences, taken in `order` while they fit the share to hide.
 
     A sentence that does not fit what is left is passed over. Where none fits, the last tokens of
@@ -150,7 +150,7 @@ def sentences_by(order):
         ends = sentence_ends(tokens, vocabulary)
         sentences = np.cumsum(ends) - ends
         sizes = np.bincount(sentences)
-        noise = room = example_lengths.hidden_count(config, len(tokens))
+        noise = room = example_lengths.num_noise_tokens(config, len(tokens))
         chosen, ordered = np.zeros(len(sizes), bool), order(tokens, sentences, rng)
         for sentence, size in zip(ordered.tolist(), sizes[ordered].tolist(), strict=True):
             if size <= room:

@@ -128,14 +128,14 @@ def _ul2_fill(config, inputs, targets, hidden, vocabulary):
 
 # The table. ----------------------------------------------------------------------------------
 
-SPANS = {"uniform": noise_masks.ring_spans, "t5": noise_masks.t5_spans}
-TOKENS = {"uniform": noise_masks.any_tokens}
-ALL = {"uniform": noise_masks.all_tokens}
-CUTS = {"uniform": noise_masks.any_suffix, "end": noise_masks.share_suffix}
+SPANS = {"uniform": noise_masks.rotated_spans_mask, "t5": noise_masks.random_spans_mask}
+TOKENS = {"uniform": noise_masks.random_tokens_mask}
+ALL = {"uniform": noise_masks.full_mask}
+CUTS = {"uniform": noise_masks.random_suffix_mask, "end": noise_masks.suffix_mask}
 SENTENCES = {
-    "uniform": noise_masks.sentences_by(noise_masks.in_any_order),
-    "lead": noise_masks.sentences_by(noise_masks.lead_first),
-    "principal": noise_masks.sentences_by(noise_masks.principal_first),
+    "uniform": noise_masks.sentence_mask(noise_masks.random_order),
+    "lead": noise_masks.sentence_mask(noise_masks.lead_order),
+    "principal": noise_masks.sentence_mask(noise_masks.principal_order),
 }
 
 OBJECTIVES = {
@@ -155,7 +155,7 @@ OBJECTIVES = {
     ),
     "mass": _objective(  # Song et al. 2019, arXiv:1905.02450
         example_lengths.mask_lengths,
-        {"uniform": noise_masks.one_span},
+        {"uniform": noise_masks.single_span_mask},
         corruption.write_masks,
         corruption.fill_masks,
     ),
@@ -244,7 +244,7 @@ def _text(tokens) -> np.ndarray:
     return np.asarray(tokens)
 
 
-def hide(
+def noise_mask(
     config: ObjectiveConfig,
     tokens: np.ndarray,
     rng: np.random.Generator,

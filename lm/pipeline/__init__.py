@@ -11,16 +11,16 @@ iterator state exists, and seeking takes constant time.
 """
 
 from lm.pipeline.batches import (
-    bucket,
+    bucket_length,
     data_order_spec,
     heldout_batches,
-    heldout_count,
     input_batches,
-    order,
+    num_heldout_batches,
     pad_rows,
+    row_order,
     train_batches,
 )
-from lm.pipeline.config import DataConfig, rates
+from lm.pipeline.config import DataConfig, mixing_rates
 from lm.pipeline.packing import first_fit
-from lm.pipeline.task_examples import Examples, Part, make_examples
+from lm.pipeline.task_examples import Examples, TaskSplit, make_examples
 from lm.pipeline.teacher_cache import TeacherCache, open_teacher_cache

@@ -19,7 +19,7 @@ from lm.pipeline import task_examples
 LEAST = 16  # columns of the narrowest bucket of inputs
 
 
-def order(examples: task_examples.Examples, seed: int):
+def row_order(examples: task_examples.Examples, seed: int):
     """Row numbers for ever, as a grain.MapDataset: each part shuffled anew each epoch, then mixed.
 
     Any stretch of sum(rates) numbers holds each part as often as its rate says.
@@ -85,7 +85,7 @@ def train_batches(
     def with_places(step: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return numbers, step * size + host + hosts * np.arange(size // hosts)
 
-    own = order(examples, seed)[host::hosts]
+    own = row_order(examples, seed)[host::hosts]
     own = own.batch(size // hosts, drop_remainder=True, batch_fn=np.array)
     own = own.map_with_index(with_places)[start:]
     if examples.data.num_workers:
@@ -189,13 +189,13 @@ def pad_rows(rows: batch.Batch, size: int) -> batch.Batch:
     return batch.Batch(*(np.pad(array, ((0, missing), (0, 0))) for array in rows[:4]))
 
 
-def heldout_count(examples: task_examples.Examples, limit: int = 0) -> int:
+def num_heldout_batches(examples: task_examples.Examples, limit: int = 0) -> int:
     """How many batches heldout_batches yields."""
     sizes = [min(limit, len(part)) if limit else len(part) for part in examples.parts]
     return sum(-(-size // examples.data.batch_size) for size in sizes)
 
 
-def bucket(length: int, most: int) -> int:
+def bucket_length(length: int, most: int) -> int:
     """The columns of a batch whose longest input has `length` tokens: 16, 32, 64, .. and `most`."""
     columns = LEAST
     while columns < length:
@@ -214,7 +214,7 @@ def input_batches(
     order = np.argsort([-len(ids) for ids in asked], kind="stable")
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        columns = bucket(len(asked[numbers[0]]), most)
+        columns = bucket_length(len(asked[numbers[0]]), most)
         shapes = [(len(numbers), columns)] * 2 + [(len(numbers), 1)] * 2
         rows = batch.Batch(*(np.zeros(shape, np.int32) for shape in shapes))
         for place, ids in enumerate(asked[number] for number in numbers):

@@ -47,13 +47,13 @@ class DataConfig:
                     f"data.{field}={getattr(self, field)} is too small; use {value} or more."
                 )
         if None not in mixed.values():
-            rates((), list(mixed.values()))
+            mixing_rates((), list(mixed.values()))
         if not 0 < self.mixing_temperature < math.inf:
             raise ValueError(
                 f"data.mixing_temperature={self.mixing_temperature} is not a finite number above 0; use 1.0 for "
                 f"rates proportional to the numbers of examples, 2.0 to favour small tasks."
             )
-        if self.packing != "none" and not any(self.task_named(name).pairs for name in mixed):
+        if self.packing != "none" and not any(self.get_task(name).pairs for name in mixed):
             raise ValueError(
                 f"data.packing={self.packing!r} has no use for data.task={self.task!r}, which is "
                 f"running text and fills its rows by itself; use none."
@@ -79,18 +79,18 @@ class DataConfig:
         """The tasks of the mixture, each with its fixed rate or None."""
         return tasks.mixture(self.task, self.custom_tasks)
 
-    def task_named(self, name: str) -> tasks.Task:
+    def get_task(self, name: str) -> tasks.Task:
         """The task of this name: the user's own, built in, or a finished corpus."""
-        return tasks.task_named(name, self.custom_tasks)
+        return tasks.get_task(name, self.custom_tasks)
 
     def reading(self, name: str, split: str) -> tuple[tasks.Task, str]:
         """The task and split to read a task's records by; of a file of answers, its rows."""
-        return tasks.with_teacher_answers(name, self.task_named(name), split)
+        return tasks.with_teacher_answers(name, self.get_task(name), split)
 
-    def form(self, name: str) -> shards.Form | None:
+    def form(self, name: str) -> shards.PairLengths | None:
         """What a task's pairs are cut to; None for running text, which is stored uncut."""
-        if self.task_named(name).pairs:
-            return shards.Form(self.input_length, self.target_length)
+        if self.get_task(name).pairs:
+            return shards.PairLengths(self.input_length, self.target_length)
         return None
 
     def lengths(self, objective: objectives.ObjectiveConfig) -> tuple[int, int]:
@@ -107,7 +107,7 @@ class DataConfig:
         return max(inputs), max(targets)
 
 
-def rates(
+def mixing_rates(
     sizes: Sequence[int],
     fixed: Sequence[float | None] = (None,),
     *,

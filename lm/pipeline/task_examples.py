@@ -17,7 +17,7 @@ from lm.pipeline import config, packing, teacher_cache
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class TaskSplit:
     """One task's split as rows: the examples of running text, or pairs, packed or not."""
 
     name: str
@@ -77,7 +77,7 @@ class Examples:
     teacher_cache: what a teacher said of the rows of each batch, where that is cached.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[TaskSplit, ...]
     damaged: dict[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     teacher_cache: teacher_cache.TeacherCache | None = None
 
@@ -100,7 +100,7 @@ class Examples:
     def rates(self) -> list[int]:
         """How often each part is drawn, in hundredths of the rarest."""
         fixed = self.data.mixture
-        return config.rates(
+        return config.mixing_rates(
             [len(part) for part in self.parts],
             [fixed[part.name] for part in self.parts],
             limit=self.data.max_examples_per_task,
@@ -120,7 +120,7 @@ class Examples:
     @property
     def frequencies(self) -> np.ndarray:
         """How often each id is a target, the tasks weighed by their rates: float64 [ids]."""
-        counts = [shards.beside(p.directory, p.manifest, shards.COUNTS) for p in self.parts]
+        counts = [shards.load_array(p.directory, p.manifest, shards.COUNTS) for p in self.parts]
         shares = np.array(self.rates) / sum(self.rates)
         total = sum(count.sum() for count in counts)
         return sum(
@@ -131,7 +131,7 @@ class Examples:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def find(self, number: int) -> tuple[Part, int]:
+    def find(self, number: int) -> tuple[TaskSplit, int]:
         """The part that a row is of, and its number there."""
         part = bisect.bisect_right(self.starts, number) - 1
         return self.parts[part], number - self.starts[part]
@@ -155,7 +155,7 @@ class Examples:
             part, index = self.find(number)
             try:
                 pairs = list(part.row(index, rng))
-            except shards.Damaged as error:
+            except shards.DamagedRecord as error:
                 if damaged is None:
                     raise
                 damaged[error.record] = str(error)
@@ -209,13 +209,13 @@ def make_examples(
     parts = []
     for name, split in splits.items():
         out = directories[name]
-        if tasks.is_corpus(name):
-            manifest = shards.find(name, split)
+        if tasks.is_corpus_dir(name):
+            manifest = shards.read_split_manifest(name, split)
             shards.check_tokenizer(name, tokens)
         else:
             (task, named), form = data.reading(name, split), data.form(name)
             manifest = shards.prepare(task, named, data.tfds_dir, tokens, form, out)
-        part = Part(name, str(out), manifest, data, objective, tokens.vocabulary)
+        part = TaskSplit(name, str(out), manifest, data, objective, tokens.vocabulary)
         if not len(part):
             raise ValueError(
                 f"{name} {split} ({manifest['counts']['tokens']} tokens) makes not one example of "

@@ -168,7 +168,7 @@ def add_file(directory, manifest: dict, batches: Iterable[list[bytes]]) -> dict:
                     for record in records:
                         write(record)
                     rows += len(records)
-            facts = {"rows": rows} | shards.facts_of(path)
+            facts = {"rows": rows} | shards.file_metadata(path)
             storage.write_atomic(directory / name, path.read_bytes())
         longer = manifest | {"files": manifest["files"] | {name: facts}}
         storage.write_atomic(

@@ -158,7 +158,7 @@ def _check_policy(run: Run) -> None:
             f"empty."
         )
     terms = distill.parse(run.config["teacher"]["loss"])
-    pairs = all(run.data.task_named(name).pairs for name in run.data.names)
+    pairs = all(run.data.get_task(name).pairs for name in run.data.names)
     length, packing = run.lengths[1], run.data.packing
     on_policy.check(asked, terms, packing=packing, pairs=pairs, length=length)
 
@@ -167,7 +167,7 @@ def score_names(run: Run) -> list[str]:
     """The scores of the run's tasks, of several tasks as task/score, that checkpoint.best_metric may name."""
     names, several = [], len(run.data.names) > 1
     for name in run.data.names:
-        task = run.data.task_named(name)
+        task = run.data.get_task(name)
         words = [score for word in task.metrics for score in metrics.METRICS[word].names]
         names += [f"{name}/{word}" if several else word for word in words if task.pairs]
     return names
@@ -321,7 +321,7 @@ def _check_vocabulary(run: Run) -> None:
             f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {pieces} "
             f"pieces + {sentinels} sentinels; use {tokenizer.padded_rows(pieces + sentinels)}."
         )
-    if not all(run.data.task_named(name).pairs for name in run.data.names):
+    if not all(run.data.get_task(name).pairs for name in run.data.names):
         objectives.check_sentinels(run.objective, run.data.input_length, sentinels)
 
 
@@ -333,7 +333,7 @@ def tokenizer_dir(run: Run) -> pathlib.Path:
     taken = init_source(run)[0] or teacher_source(run)[0]
     if taken and not run.config["tokenizer"]["dir"]:
         return tokenizer_dir(read_run(taken))
-    corpora = [name for name in run.data.names if tasks.is_corpus(name)]
+    corpora = [name for name in run.data.names if tasks.is_corpus_dir(name)]
     if corpora and not run.config["tokenizer"]["dir"]:
-        return shards.tokenizer_of(corpora[0])
+        return shards.corpus_tokenizer_dir(corpora[0])
     return run.place("tokenizer.dir", "tokenizer")

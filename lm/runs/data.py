@@ -17,12 +17,12 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
     train, heldout = {}, {}
     for name in run.data.names:
         named = run.data.train_split, run.data.heldout_split
-        if tasks.is_answers(run.data.train_split):
+        if tasks.is_answers_file(run.data.train_split):
             run.data.reading(name, run.data.train_split)  # which says what cannot be answered
             named = run.data.train_split, _held_out(run, name)
-        elif tasks.is_corpus(name):
+        elif tasks.is_corpus_dir(name):
             for split in named:
-                shards.find(name, split)
+                shards.read_split_manifest(name, split)
             if len({*named}) == 1:
                 raise ValueError(
                     f"data.train_split and data.heldout_split of {name} are both {named[0]!r}; leave them at "
@@ -30,7 +30,7 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
                 )
         else:
             named = sources.resolve_splits(
-                run.data.task_named(name).source, *named, run.data.tfds_dir
+                run.data.get_task(name).source, *named, run.data.tfds_dir
             )
         train[name], heldout[name] = named
     return train, heldout
@@ -40,7 +40,7 @@ def _held_out(run: Run, name: str) -> str:
     # What a task holds out where its training split is a file of answers to the rest.
     if run.data.heldout_split != sources.DEFAULT_HELDOUT:
         return run.data.heldout_split
-    source = run.data.task_named(name).source
+    source = run.data.get_task(name).source
     return sources.resolve_splits(source, "train", run.data.heldout_split, run.data.tfds_dir)[1]
 
 
@@ -48,7 +48,7 @@ def check_columns(run: Run) -> None:
     """Raise ValueError where the first record of a split lacks a column that its task names."""
     for by_task in splits(run):
         for name, split in by_task.items():
-            if not tasks.is_corpus(name):
+            if not tasks.is_corpus_dir(name):
                 task, split = run.data.reading(name, split)
                 task.to_texts(sources.records(task.source, split, run.data.tfds_dir)[0])
 
@@ -89,9 +89,12 @@ class Texts:
 
 def _texts_of(run: Run, name: str, split: str):
     """(records of a task's split, a function to the texts of each of them, one after the other)."""
-    if tasks.is_corpus(name):
-        manifest, directory = shards.find(name, split), storage.as_path(name).expanduser()
-        parts = finished_corpus.pieces_of(str(directory), split, "", "file", "")
+    if tasks.is_corpus_dir(name):
+        manifest, directory = (
+            shards.read_split_manifest(name, split),
+            storage.as_path(name).expanduser(),
+        )
+        parts = finished_corpus.corpus_or_source_parts(str(directory), split, "", "file", "")
         documents = lambda: itertools.chain.from_iterable(
             ((part.document(raw).text,) for raw in part.raw_records()) for part in parts
         )
@@ -142,7 +145,7 @@ def shards_of(run: Run, name: str, splits: dict[str, str]) -> dict[str, pathlib.
     """
     shards, found = run.place("data.shards_dir", "shards"), {}
     for task, split in splits.items():
-        if tasks.is_corpus(task):
+        if tasks.is_corpus_dir(task):
             found[task] = storage.as_path(task).expanduser() / split
         else:
             found[task] = shards / task / name if len(splits) > 1 else shards / name

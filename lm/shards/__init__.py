@@ -6,22 +6,22 @@ finished_corpus  a corpus built by `python -m lm corpus`, as training data
 processes        ordered work by several processes in bounded memory
 """
 
-from lm.shards.encoding import Form, prepare
-from lm.shards.finished_corpus import check_tokenizer, find, tokenizer_of
+from lm.shards.encoding import PairLengths, prepare
+from lm.shards.finished_corpus import check_tokenizer, corpus_tokenizer_dir, read_split_manifest
 from lm.shards.shard_files import (
     COUNTS,
     MANIFEST,
-    Damaged,
+    DamagedRecord,
     Pairs,
     Records,
     Stream,
-    Written,
-    beside,
-    facts_of,
-    files_of,
-    finish,
+    WrittenShard,
+    file_metadata,
+    load_array,
     read_manifest,
     record_writer,
+    shard_paths,
+    write_manifest,
     write_pairs,
     write_text,
 )

@@ -22,7 +22,7 @@ SERIAL = 2000  # documents; fewer are encoded faster than worker processes start
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class PairLengths:
     """What pairs are cut to: at most so many tokens of inputs and of targets."""
 
     inputs: int
@@ -30,7 +30,12 @@ class Form:
 
 
 def prepare(
-    task: tasks.Task, split: str, data_dir: str, tokens: tokenizer.Tokenizer, form: Form | None, out
+    task: tasks.Task,
+    split: str,
+    data_dir: str,
+    tokens: tokenizer.Tokenizer,
+    form: PairLengths | None,
+    out,
 ) -> dict:
     """Write the shards of one split into directory `out`, or find them there; returns the manifest.
 
@@ -63,7 +68,7 @@ def prepare(
             raise ValueError(
                 f"{task.source} {split} ({len(records)} records) holds no text; use a wider split."
             )
-        manifest = shard_files.finish(room, identity, files, counts)
+        manifest = shard_files.write_manifest(room, identity, files, counts)
         room.replace(out)
     return manifest
 
@@ -100,25 +105,27 @@ class Pair(NamedTuple):
     cut: tuple[bool, bool]
 
 
-def _encode_all(tokens, task: tasks.Task, form: Form | None, batch: list[tasks.Text]) -> list:
+def _encode_all(
+    tokens, task: tasks.Task, form: PairLengths | None, batch: list[tasks.Text]
+) -> list:
     if form is None:
         return [tokens.encode(text["text"]) for text in batch]
     return [_pair(tokens, task, form, text) for text in batch]
 
 
-def _pair(tokens, task: tasks.Task, form: Form, text: tasks.Text) -> Pair:
+def _pair(tokens, task: tasks.Task, form: PairLengths, text: tasks.Text) -> Pair:
     """Inputs and targets, each ended by eos; not a cut target, which must not teach to stop."""
     inputs, shorter = tasks.truncate_input(task, text["inputs"], form.inputs, tokens)
     targets = np.append(tokens.encode(text["targets"]), tokens.eos)
     return Pair(inputs, targets[: form.targets], (shorter, len(targets) > form.targets))
 
 
-def _encode(texts: Iterable[tasks.Text], task, form: Form | None, tokens) -> Iterator:
+def _encode(texts: Iterable[tasks.Text], task, form: PairLengths | None, tokens) -> Iterator:
     """Token ids of each text, or its Pair, in order; by worker processes once there are many."""
     texts, common = iter(texts), (tokens, task, form)
     yield from _encode_all(*common, list(itertools.islice(texts, SERIAL)))
     batches = iter(lambda: list(itertools.islice(texts, BATCH)), [])
-    for batch in processes.ordered(_encode_all, batches, 0, common):
+    for batch in processes.ordered_map(_encode_all, batches, 0, common):
         yield from batch
 
 
@@ -129,20 +136,22 @@ def _pairs(encoded: Iterable[Pair], counts: dict) -> Iterator[tuple[np.ndarray, 
         yield inputs, targets
 
 
-def _write_text(directory: pathlib.Path, documents, tokens) -> dict[str, shard_files.Written]:
+def _write_text(directory: pathlib.Path, documents, tokens) -> dict[str, shard_files.WrittenShard]:
     """Files of whole documents, each cut after SHARD_TOKENS."""
     gap = tokens.encode("\n\n")
     write = lambda path, part: shard_files.write_text(path, part, gap, tokens.size)
     return _write_files(directory, documents, SHARD_TOKENS, len, write)
 
 
-def _write_pairs(directory: pathlib.Path, pairs, tokens) -> dict[str, shard_files.Written]:
+def _write_pairs(directory: pathlib.Path, pairs, tokens) -> dict[str, shard_files.WrittenShard]:
     """Files of SHARD_EXAMPLES pairs."""
     write = lambda path, part: shard_files.write_pairs(path, part, tokens.size)
     return _write_files(directory, pairs, SHARD_EXAMPLES, lambda pair: 1, write)
 
 
-def _write_files(directory, items, most: int, measure, write) -> dict[str, shard_files.Written]:
+def _write_files(
+    directory, items, most: int, measure, write
+) -> dict[str, shard_files.WrittenShard]:
     """Deal items to files in order, each ended by the item with which it measures `most`."""
     files, items = {}, iter(items)
     for first in items:

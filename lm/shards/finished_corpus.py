@@ -28,12 +28,12 @@ def _folder(directory) -> pathlib.Path:
     return directory
 
 
-def tokenizer_of(directory) -> pathlib.Path:
+def corpus_tokenizer_dir(directory) -> pathlib.Path:
     """Where the tokenizer of a finished corpus lies; ValueError where there is no such one."""
     return _folder(directory) / "tokenizer"
 
 
-def find(directory, split: str) -> dict:
+def read_split_manifest(directory, split: str) -> dict:
     """The manifest of a split of a finished corpus; ValueError where there is no such one."""
     directory = _folder(directory)
     if split not in SPLITS:
@@ -50,16 +50,16 @@ def find(directory, split: str) -> dict:
 
 def check_tokenizer(directory, tokens: tokenizer.Tokenizer) -> None:
     """Raise ValueError unless `tokens` is the tokenizer that a finished corpus is written in."""
-    if find(directory, "train")["identity"]["tokenizer"] != tokens.fingerprint:
+    if read_split_manifest(directory, "train")["identity"]["tokenizer"] != tokens.fingerprint:
         raise ValueError(
             f"the corpus {directory} was written with another tokenizer than {tokens.directory}; "
             f"leave --config.tokenizer.dir empty, and start from no run of another. If that is "
-            f"{tokenizer_of(directory)}, it was exchanged since: make the corpus anew."
+            f"{corpus_tokenizer_dir(directory)}, it was exchanged since: make the corpus anew."
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class CorpusShard:
     """A file of a finished corpus, read back to text: raw_records() and document() as sources.SourceFile has.
 
     start, stop: which documents of the split are in the file.
@@ -99,7 +99,7 @@ def _tokenizer(directory: str) -> tokenizer.Tokenizer:
     return tokenizer.Tokenizer(directory)
 
 
-def pieces_of(source: str, split: str, column: str, unit: str, data_dir: str) -> list:
+def corpus_or_source_parts(source: str, split: str, column: str, unit: str, data_dir: str) -> list:
     """The shards of a split, where `source` is a finished corpus's directory; else its parts.
 
     split: "train" or "validation". The others: as in sources.list_files, whose errors these are, or
@@ -108,7 +108,7 @@ def pieces_of(source: str, split: str, column: str, unit: str, data_dir: str) ->
     directory = storage.as_path(source.strip()).expanduser()
     if shard_files.read_manifest(directory) is None:
         return sources.list_files(source, column=column, unit=unit, data_dir=data_dir)
-    manifest = find(directory, split)
+    manifest = read_split_manifest(directory, split)
     numbers = (file["documents"] for file in manifest["files"].values())
     ends = itertools.accumulate(numbers, initial=0)
     tokens, split = (
@@ -116,4 +116,4 @@ def pieces_of(source: str, split: str, column: str, unit: str, data_dir: str) ->
         storage.local_copy(directory / split, shard_files.MANIFEST),
     )
     bounds = zip(manifest["files"], itertools.pairwise(ends), strict=True)
-    return [Shard(f"{split}/{name}", str(split), tokens, *span) for name, span in bounds]
+    return [CorpusShard(f"{split}/{name}", str(split), tokens, *span) for name, span in bounds]

@@ -14,7 +14,9 @@ from typing import Any
 AHEAD = 3  # items a worker that are given out before their turn
 
 
-def ordered(function: Callable, items: Iterable, workers: int, common: tuple = ()) -> Iterator[Any]:
+def ordered_map(
+    function: Callable, items: Iterable, workers: int, common: tuple = ()
+) -> Iterator[Any]:
     """function(*common, item) of each item, in order.
 
     workers: processes, 0 for one a processor; with 1 the work is done here. common: what each

@@ -36,7 +36,7 @@ LENGTHS = "lengths.npy"
 HEAD = 104
 
 
-class Written(NamedTuple):
+class WrittenShard(NamedTuple):
     """What a file holds: its facts for the manifest, how often it has each id, lengths."""
 
     facts: dict  # tokens, documents or examples, bytes, sha256, sha256 of the head
@@ -44,7 +44,7 @@ class Written(NamedTuple):
     lengths: np.ndarray  # what is saved as LENGTHS
 
 
-class Damaged(ValueError):
+class DamagedRecord(ValueError):
     """A stored record that is not what was written: which, what is wrong with it, the cure."""
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ def dtype_of(size: int) -> str:
     return "<u2" if size <= 1 << 16 else "<i4"
 
 
-def write_text(path, documents: Iterable[np.ndarray], gap: np.ndarray, size: int) -> Written:
+def write_text(path, documents: Iterable[np.ndarray], gap: np.ndarray, size: int) -> WrittenShard:
     """Write documents as one file of the stream, each followed by `gap`.
 
     documents: int arrays of ids below `size`, the tokenizer's number of ids. Raises ValueError for
@@ -91,10 +91,10 @@ def write_text(path, documents: Iterable[np.ndarray], gap: np.ndarray, size: int
                 write(block[start : start + RECORD].tobytes())
     sizes = np.array(lengths, np.int32)
     facts = {"documents": len(sizes), "tokens": int(sizes.sum())}
-    return Written(facts | facts_of(path), frequencies, sizes)
+    return WrittenShard(facts | file_metadata(path), frequencies, sizes)
 
 
-def write_pairs(path, pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int) -> Written:
+def write_pairs(path, pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int) -> WrittenShard:
     """Write (inputs, targets) of ids below `size`, one pair a record; errors as in write_text."""
     frequencies, lengths = np.zeros(size, np.int64), []
     with record_writer(path) as write:
@@ -104,7 +104,7 @@ def write_pairs(path, pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int)
             write(np.concatenate([[len(inputs)], inputs, targets]).astype("<i4").tobytes())
     sizes = np.array(lengths, np.int32).reshape(-1, 2)
     facts = {"examples": len(sizes), "tokens": int(sizes.sum())}
-    return Written(facts | facts_of(path), frequencies, sizes)
+    return WrittenShard(facts | file_metadata(path), frequencies, sizes)
 
 
 def _frequencies(ids: np.ndarray, size: int) -> np.ndarray:
@@ -131,7 +131,7 @@ def record_writer(path) -> Iterator[Callable[[bytes], None]]:
                 writer.close()
 
 
-def facts_of(path) -> dict:
+def file_metadata(path) -> dict:
     """What a manifest says of a file: its bytes, and the sha256 of them and of the first."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -143,7 +143,7 @@ def _head_of(path) -> str:
         return hashlib.sha256(file.read(HEAD)).hexdigest()
 
 
-def finish(directory, identity: dict, files: dict[str, Written], counts: dict) -> dict:
+def write_manifest(directory, identity: dict, files: dict[str, WrittenShard], counts: dict) -> dict:
     """Write what makes a directory of shards whole, the manifest last; returns the manifest.
 
     identity: all that decides the bytes. files: by name, in order. counts: beside those of the
@@ -161,7 +161,7 @@ def finish(directory, identity: dict, files: dict[str, Written], counts: dict) -
         size = len(next(iter(files.values())).frequencies)
         manifest |= {"record": RECORD, "dtype": dtype_of(size)}
     manifest["files"] = facts
-    manifest["beside"] = {name: facts_of(directory / name) for name in (COUNTS, LENGTHS)}
+    manifest["beside"] = {name: file_metadata(directory / name) for name in (COUNTS, LENGTHS)}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
@@ -179,17 +179,19 @@ def read_manifest(directory) -> dict | None:
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); restore it, or, if this package made it, "
-            f"{cure(directory)}."
+            f"{rebuild_hint(directory)}."
         ) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("identity"), dict):
         return None
     files = manifest.get("files", {}).values()
     if "files" in manifest and ("beside" not in manifest or any("head" not in f for f in files)):
-        raise ValueError(f"{directory} was written by an earlier version; {cure(directory)}.")
+        raise ValueError(
+            f"{directory} was written by an earlier version; {rebuild_hint(directory)}."
+        )
     return manifest
 
 
-def cure(directory) -> str:
+def rebuild_hint(directory) -> str:
     """What to do about a damaged directory of shards, of which a finished corpus has several."""
     directory = storage.as_path(directory)
     above, own = directory.parent / MANIFEST, directory / MANIFEST
@@ -200,25 +202,25 @@ def cure(directory) -> str:
     return f"remove {directory}, and it is made anew"
 
 
-def files_of(directory, manifest: dict) -> list[str]:
+def shard_paths(directory, manifest: dict) -> list[str]:
     """The shard files in order; ValueError where one is missing, of another size, or another."""
     paths = [pathlib.Path(directory) / name for name in manifest["files"]]
     for path in paths:
         size, whole = path.stat().st_size if path.exists() else 0, manifest["files"][path.name]
         if size != whole["bytes"]:
             raise ValueError(
-                f"{path} has {size} bytes instead of {whole['bytes']}; {cure(directory)}."
+                f"{path} has {size} bytes instead of {whole['bytes']}; {rebuild_hint(directory)}."
             )
         if _head_of(path) != whole["head"]:
-            raise ValueError(f"{path} is not the file that was written; {cure(directory)}.")
+            raise ValueError(f"{path} is not the file that was written; {rebuild_hint(directory)}.")
     return [str(path) for path in paths]
 
 
-def beside(directory, manifest: dict, name: str) -> np.ndarray:
+def load_array(directory, manifest: dict, name: str) -> np.ndarray:
     """COUNTS or LENGTHS of a directory; ValueError where it is not what was written."""
     path = pathlib.Path(directory) / name
-    if not path.exists() or facts_of(path) != manifest["beside"][name]:
-        raise ValueError(f"{path} is missing or not what was written; {cure(directory)}.")
+    if not path.exists() or file_metadata(path) != manifest["beside"][name]:
+        raise ValueError(f"{path} is missing or not what was written; {rebuild_hint(directory)}.")
     return np.load(path)
 
 
@@ -251,7 +253,7 @@ class Records:
     def _source(self):
         from array_record.python import array_record_data_source
 
-        files = zip(files_of(self.directory, self.manifest), self.records, strict=True)
+        files = zip(shard_paths(self.directory, self.manifest), self.records, strict=True)
         found = [_File(path, number, number) for path, number in files if number]
         return array_record_data_source.ArrayRecordDataSource(found)
 
@@ -267,15 +269,17 @@ class Records:
         """The index of the first record of each file, and the end."""
         return [0, *itertools.accumulate(self.records)]
 
-    def _damaged(self, index: int, reason: str) -> Damaged:
+    def _damaged(self, index: int, reason: str) -> DamagedRecord:
         file = bisect.bisect_right(self._first, index) - 1
         path = pathlib.Path(self.directory) / list(self.manifest["files"])[file]
-        return Damaged(f"{index - self._first[file]} of {path}", reason, cure(self.directory))
+        return DamagedRecord(
+            f"{index - self._first[file]} of {path}", reason, rebuild_hint(self.directory)
+        )
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """How long each document or pair is, as LENGTHS has it."""
-        return beside(self.directory, self.manifest, LENGTHS)
+        return load_array(self.directory, self.manifest, LENGTHS)
 
     def __getstate__(self) -> dict:
         """Pickles by its address, so that worker processes open the files themselves."""

@@ -15,7 +15,7 @@ from lm.tasks.task import Task
 CORPUS = Task("")  # a finished corpus is running text
 
 
-def is_corpus(name: str) -> bool:
+def is_corpus_dir(name: str) -> bool:
     """Whether a word of data.task is a finished corpus's directory: it has a slash, no task has."""
     return "/" in name
 
@@ -50,9 +50,9 @@ def task_from_config(name: str, spec: Mapping) -> Task:
         raise ValueError(f"data.custom_tasks.{name}: {error}") from None
 
 
-def task_named(name: str, own: Mapping = {}) -> Task:  # noqa: B006  (it is not changed)
+def get_task(name: str, own: Mapping = {}) -> Task:  # noqa: B006  (it is not changed)
     """The task of this name, or an error that lists them. own: data.custom_tasks of the config."""
-    if is_corpus(name):
+    if is_corpus_dir(name):
         return CORPUS
     if name in own:
         return task_from_config(name, own[name])
@@ -63,7 +63,7 @@ def task_named(name: str, own: Mapping = {}) -> Task:  # noqa: B006  (it is not 
 
 def _same(name: str) -> str:
     """One spelling for all spellings of a corpus's directory."""
-    return os.path.abspath(os.path.expanduser(name)) if is_corpus(name) else name
+    return os.path.abspath(os.path.expanduser(name)) if is_corpus_dir(name) else name
 
 
 def mixture(words: str, own: Mapping = {}) -> dict[str, float | None]:  # noqa: B006
@@ -75,7 +75,7 @@ def mixture(words: str, own: Mapping = {}) -> dict[str, float | None]:  # noqa: 
     found: dict[str, float | None] = {}
     for word in words.split(","):
         name, is_given, rate = word.strip().partition("=")
-        task_named(name, own)
+        get_task(name, own)
         if _same(name) in map(_same, found):
             raise ValueError(f"data.task={words!r} names {name} twice; give it one higher rate.")
         try:

@@ -10,7 +10,7 @@ from lm.tasks.task import Task, Text
 FILE = re.compile(r"\.(jsonl|ndjson)(\.gz|\.bz2|\.zst)?$")
 
 
-def is_answers(split: str) -> bool:
+def is_answers_file(split: str) -> bool:
     """Whether data.train_split names files of answers, no split: they end in .jsonl."""
     return bool(FILE.search(split))
 
@@ -45,7 +45,7 @@ def with_teacher_answers(name: str, task: Task, split: str) -> tuple[Task, str]:
 
     Raises ValueError for answers of a task that asks nothing.
     """
-    if not is_answers(split):
+    if not is_answers_file(split):
         return task, split
     if not task.pairs:
         raise ValueError(

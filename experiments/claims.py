@@ -57,7 +57,7 @@ def arm(config, name: str) -> list[list[str]]:
     return chosen
 
 
-def table(runs: list[report.Run]) -> str:
+def table(runs: list[report.RunFolder]) -> str:
     """A row a run: role, parameters, updates, scores."""
     keys = ("nats", "bits_per_byte", "text_nats", "unigram_entropy", "rouge1", "rouge2", "rougeL")
     lines = ["| run | parameters | updates | " + " | ".join(keys) + " |"]
@@ -91,7 +91,7 @@ def run(config) -> int:
     folders = [home / f"seed{seed}" / name for seed in SEEDS for name in pipeline.RUNS]
     others = [home / f"seed{seed}" / "untaught" for seed in SEEDS]
     others += [home / name / role for name in ARMS for role in ("pretrain", "finetune")]
-    ours, theirs = report.read_runs(folders), report.read_runs(others)
+    ours, theirs = report.read_run_folders(folders), report.read_run_folders(others)
     rows = [
         {"run": f"{r.path.parent.name}/{r.path.name}", "seed": r.seed, "config": r.config}
         | {"manifest": r.manifest, "scores": r.scores}
@@ -106,5 +106,5 @@ def run(config) -> int:
 
 if __name__ == "__main__":
     raise SystemExit(
-        cli.guarded(lambda: run(cli.parse("claims", ("config",), sys.argv[1:]).config))
+        cli.run_guarded(lambda: run(cli.parse_flags("claims", ("config",), sys.argv[1:]).config))
     )

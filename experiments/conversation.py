@@ -46,4 +46,4 @@ def main(home: str, data: str) -> int:
 
 if __name__ == "__main__":
     flags = stages.arguments(__doc__, "runs/tasks")
-    raise SystemExit(cli.guarded(lambda: main(flags.workdir, flags.data_dir)))
+    raise SystemExit(cli.run_guarded(lambda: main(flags.workdir, flags.data_dir)))

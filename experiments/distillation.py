@@ -251,4 +251,4 @@ def arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     flags = arguments()
-    raise SystemExit(cli.guarded(lambda: main(flags)))
+    raise SystemExit(cli.run_guarded(lambda: main(flags)))

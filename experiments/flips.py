@@ -46,7 +46,7 @@ def read_config(folder: pathlib.Path):
 
 def read_report(folder: pathlib.Path):
     """What the report tells of a run."""
-    found = report.read_runs([folder / "run"])[0]
+    found = report.read_run_folders([folder / "run"])[0]
     return found.manifest, found.rows
 
 

@@ -70,7 +70,7 @@ def main() -> None:
     row["same inputs"] = sum(map(np.array_equal, ids, other["inputs"]))
     for how in SEARCHES:
         answers = inference.Generator(run, strategy, params, tokens, decoding.parse(how))
-        ours = [until_end(found, tokens.eos) for (found, *_), _ in answers.hypotheses(ids)]
+        ours = [until_end(found, tokens.eos) for (found, *_), _ in answers.generate_ids(ids)]
         row[how] = sum(a == b for a, b in zip(ours, other[how], strict=True))
     row |= {"commit": logs.commit(), "versions": logs.versions()}
     with (HERE / "generate_parity.jsonl").open("a") as file:

@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
     if cli.HELP & set(arguments):
         print(__doc__)
         return 0
-    chosen = cli.parse("pipeline", ("config", "dry_run"), arguments)
+    chosen = cli.parse_flags("pipeline", ("config", "dry_run"), arguments)
     todo = commands(chosen.config)
     if chosen.dry_run:
         print("\n".join(map(printed, todo)))
@@ -120,4 +120,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.guarded(lambda: main(sys.argv[1:])))
+    raise SystemExit(cli.run_guarded(lambda: main(sys.argv[1:])))

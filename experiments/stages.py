@@ -80,7 +80,7 @@ def scored(home: str, arm: str, *, split: str, how: str, most: int = 0) -> list[
 def scored_run(workdir, arm: str, seed: int, *, split: str, how: str, most: int = 0) -> dict:
     """The row of one run, as of scored."""
     workdir = pathlib.Path(workdir)
-    figures = evaluate.evaluate(workdir, split=split, how=how, most=most)
+    figures = evaluate.evaluate(workdir, split=split, decoding=how, max_examples=most)
     answers = logs.read(workdir / f"predictions-{split}.jsonl")
     made_by = json.loads((workdir / "run.json").read_text())
     row = {"arm": arm, "seed": seed, "split": split, "decoding": how, "answers": answers}

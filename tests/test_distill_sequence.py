@@ -37,7 +37,7 @@ def echo(monkeypatch):
         texts = lambda n: [f"told {n}", f"told {n} {n}", f"told {n}"]
         return [(texts(first + i), [0.0, -1.0, -2.0]) for i in range(len(ids))]
 
-    monkeypatch.setattr(generate.Generator, "ask", ask)
+    monkeypatch.setattr(generate.Generator, "generate", ask)
 
 
 def written(path, rows) -> str:
@@ -54,7 +54,7 @@ def rows_of(path) -> list[dict]:
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
 def test_a_split_is_asked_pair_by_pair_and_keeps_what_is_right(split, teacher, echo, tmp_path):
-    inference.predict(teacher, inference.Split(teacher, split), str(tmp_path / "out.jsonl"))
+    inference.predict(teacher, inference.SplitInputs(teacher, split), str(tmp_path / "out.jsonl"))
     run = runs.read_run(teacher)
     run.config["evaluate"]["max_decoded_examples"] = 0
     own = dict(zip(("train", "heldout"), runs.splits(run), strict=True))[split]
@@ -69,7 +69,7 @@ def test_a_split_is_asked_pair_by_pair_and_keeps_what_is_right(split, teacher, e
 def test_the_answer_nearest_to_what_is_right_is_written_alone(teacher, echo, tmp_path):
     rows = [{"inputs": "summarize: a", "targets": "told 0 0"}, {"inputs": "b", "targets": "told 1"}]
     out = tmp_path / "out.jsonl"
-    inference.predict(teacher, rows, str(out), how="sample n_best=3", nearest="chrf")
+    inference.predict(teacher, rows, str(out), decoding="sample n_best=3", nearest="chrf")
     assert [row["prediction"] for row in rows_of(out)] == ["told 0 0", "told 1"]
     assert all("predictions" not in row for row in rows_of(out))
 
@@ -77,7 +77,11 @@ def test_the_answer_nearest_to_what_is_right_is_written_alone(teacher, echo, tmp
 @pytest.mark.parametrize(
     ("rows", "flags", "sentence"),
     [
-        (SAID, dict(how="sample n_best=3"), "--nearest=chrf chooses .* inputs with targets; use"),
+        (
+            SAID,
+            dict(decoding="sample n_best=3"),
+            "--nearest=chrf chooses .* inputs with targets; use",
+        ),
         ([{"inputs": "a", "targets": "b"}], {}, "use --split, .* and n_best=4 in --decoding"),
     ],
 )
@@ -108,8 +112,8 @@ def test_a_student_learns_what_was_said_and_is_held_against_what_is_right(
     )
     jax.tree.map(np.testing.assert_array_equal, ours, right)
     assert np.isfinite(train.train(run)["nats"])
-    assert evaluate.evaluate(tmp_path / "student", most=2)["rougeL"] >= 0
-    asked = list(inference.Split(tmp_path / "student", "train"))
+    assert evaluate.evaluate(tmp_path / "student", max_examples=2)["rougeL"] >= 0
+    asked = list(inference.SplitInputs(tmp_path / "student", "train"))
     assert [row["targets"] for row in asked] == [row["prediction"] for row in SAID]
 
 
@@ -149,7 +153,7 @@ def test_running_text_has_no_answers(tiny_config, tmp_path):
         train.check(runs.make_run(config, tmp_path / "run"))
     written_by = untrained.write(tiny_config(), tmp_path / "text")
     with pytest.raises(ValueError, match="--split=train of wikipedia is running text"):
-        inference.Split(written_by.workdir, "train")
+        inference.SplitInputs(written_by.workdir, "train")
 
 
 # Teachers of another kind. -----------------------------------------------------------------------

@@ -10,7 +10,7 @@ from lm import evaluate, parallel, pipeline, runs, steps, transformer
 
 
 @pytest.fixture(scope="module")
-def this(tiny_config, tmp_path_factory):
+def run(tiny_config, tmp_path_factory):
     return runs.make_run(tiny_config(), tmp_path_factory.mktemp("evaluate"))
 
 

@@ -122,7 +122,7 @@ def test_a_judge_gives_while_training_what_evaluate_writes(workdir, figures):
 
 def test_another_decoding_is_computed_anew_and_said(copied, figures):
     evaluate.evaluate(copied)
-    found = evaluate.evaluate(copied, how="beam width=3 n_best=2")
+    found = evaluate.evaluate(copied, decoding="beam width=3 n_best=2")
     assert found["limits"]["decoding"] == "beam width=3 n_best=2"
     assert found["nats"] == figures["nats"]
     assert "--decoding='beam width=3 n_best=2'" in found["command"]
@@ -131,11 +131,11 @@ def test_another_decoding_is_computed_anew_and_said(copied, figures):
         assert row["prediction"] == row["predictions"][0] and len(row["predictions"]) == 2
         assert row["scores"] == sorted(row["scores"], reverse=True)
     assert all("scores" not in row for row in rows_of_one(copied))
-    fewer = evaluate.evaluate(copied, most=3)
+    fewer = evaluate.evaluate(copied, max_examples=3)
     assert fewer["examples"] == 3 and "--examples=3" in fewer["command"]
     assert fewer["tokens"] < figures["tokens"]
     with pytest.raises(ValueError, match="did you mean 'beam'"):
-        evaluate.evaluate(copied, how="beem")
+        evaluate.evaluate(copied, decoding="beem")
 
 
 def rows_of_one(place) -> list[dict]:
@@ -162,8 +162,8 @@ def test_a_split_that_is_named_is_scored_whole(copied, figures):
     whole = evaluate.evaluate(copied, split="train")
     assert whole["examples"] == whole["examples_in_split"] == 60
     assert len(written(copied, "predictions-train.jsonl")) == 60
-    assert evaluate.evaluate(copied, split="train", most=0) == whole
-    some = evaluate.evaluate(copied, split="train", most=7)
+    assert evaluate.evaluate(copied, split="train", max_examples=0) == whole
+    some = evaluate.evaluate(copied, split="train", max_examples=7)
     assert some["examples"] == 7 and some["examples_in_split"] == 60
     assert some["tokens"] < whole["tokens"]
     assert evaluate.evaluate(copied, split="heldout") == figures, "the run's own has its limits"
@@ -236,7 +236,7 @@ def test_all_checkpoints_make_a_curve_whose_points_are_theirs(copied, monkeypatc
         evaluate.evaluate_all(copied, [4])
     monkeypatch.undo()
     # Rows of other limits are no part of the same curve.
-    rows = evaluate.evaluate_all(copied, [6], how="greedy min_length=2")
+    rows = evaluate.evaluate_all(copied, [6], decoding="greedy min_length=2")
     assert [row["step"] for row in rows] == [6]
     # Another split has its own name.
     evaluate.evaluate_all(copied, [6], split="train[:7]")

@@ -73,10 +73,12 @@ def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
         inference.predict(at, [{"inputs": "a b"}], f"{at}/answers.jsonl")
     answers = f"{in_bucket}/answers.jsonl"
     assert storage.as_path(answers).read_bytes() == (on_disk / "answers.jsonl").read_bytes() > b""
-    assert list(inference.Inputs(answers)) == list(inference.Inputs(str(on_disk / "answers.jsonl")))
+    assert list(inference.InputFile(answers)) == list(
+        inference.InputFile(str(on_disk / "answers.jsonl"))
+    )
     read = [runs.read_run(at) for at in (in_bucket, on_disk)]
     assert show.rows(read[0], "train", 3) == show.rows(read[1], "train", 3)
-    pages = [report.read_runs([at])[0] for at in (in_bucket, on_disk)]
+    pages = [report.read_run_folders([at])[0] for at in (in_bucket, on_disk)]
     for what in ("loss", "nats"):
         assert pages[0].series("heldout", what) == pages[1].series("heldout", what)
     report.write([in_bucket], f"{in_bucket}/report.html", title="lm")
@@ -123,7 +125,7 @@ def test_teacher_tokenizer_trace_and_import_may_lie_in_a_bucket(
     config, bucket, in_bucket, on_disk, tmp_path
 ):
     flags = [f"--config=configs/distill.py:{in_bucket}", f"--workdir={bucket}/student"]
-    named = cli.parse("train", cli.TRAIN, flags).config
+    named = cli.parse_flags("train", cli.TRAIN, flags).config
     assert named.teacher.workdir == in_bucket
     made = copy.deepcopy(config) | {
         "stage": "distill",
@@ -304,7 +306,9 @@ def test_what_was_compiled_is_kept_in_a_bucket(bucket, monkeypatch):
     jax.monitoring.register_event_listener(count)
     try:
         assert (
-            cli.guarded(lambda: jax.config.update("jax_compilation_cache_dir", f"{bucket}/cache"))
+            cli.run_guarded(
+                lambda: jax.config.update("jax_compilation_cache_dir", f"{bucket}/cache")
+            )
             == 0
         )
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

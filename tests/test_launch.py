@@ -129,7 +129,7 @@ def test_the_codes_of_the_hosts_decide_together():
     assert jobs.decides([0, 0]) == 0
     assert jobs.decides([75, 2, 75]) == 2, "who found the mistake is right, the others lost a host"
     assert jobs.decides([0, 75]) == jobs.decides([137, 75]) == 75
-    assert cli.UNFINISHED == jobs.UNFINISHED
+    assert cli.EXIT_UNFINISHED == jobs.UNFINISHED
 
 
 # SLURM. ------------------------------------------------------------------------------------------

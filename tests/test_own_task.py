@@ -39,7 +39,7 @@ def test_a_table_is_learnt_continued_and_scored_by_a_config_alone(config, tmp_pa
     assert [row["inputs"] for row in rows] == [f"say: {i}" for i in range(50, 54)]
     assert [row["targets"] for row in rows] == [f"{i}{i}" for i in range(50, 54)]
     assert 0 <= figures["exact_match"] <= 100
-    assert evaluate.evaluate(workdir, split="train", most=3)["examples"] == 3
+    assert evaluate.evaluate(workdir, split="train", max_examples=3)["examples"] == 3
     # What was scored is not taken for the scores of what is written over its file.
     made_of = lambda: evaluation.Evaluation(workdir).made_of(6)
     assert figures | made_of() == figures

@@ -181,7 +181,9 @@ def test_hosts_that_do_not_come_are_a_sentence(monkeypatch):
     def work():
         raise caught.value
 
-    assert cli.guarded(work) == cli.UNFINISHED, "a late node is no mistake: launchers try again"
+    assert cli.run_guarded(work) == cli.EXIT_UNFINISHED, (
+        "a late node is no mistake: launchers try again"
+    )
 
 
 if __name__ == "__main__":

@@ -65,9 +65,9 @@ def echo(monkeypatch):
 
     def ask(self, ids, first=0, tick=lambda count: None):
         asked.extend(range(first, first + len(ids)))
-        return [([f"{len(own)} ids"], [0.0]) for own in ids]
+        return [([f"{len(row)} ids"], [0.0]) for row in ids]
 
-    monkeypatch.setattr(generate.Generator, "ask", ask)
+    monkeypatch.setattr(generate.Generator, "generate", ask)
     return asked
 
 
@@ -88,7 +88,7 @@ def test_a_line_is_its_row_with_the_answer_in_order(narrow, tmp_path):
 
 
 def test_several_answers_come_with_their_scores_the_best_first(narrow, capsys):
-    inference.predict(narrow, ROWS[:3], how="beam width=3 n_best=3")
+    inference.predict(narrow, ROWS[:3], decoding="beam width=3 n_best=3")
     for row in map(json.loads, capsys.readouterr().out.splitlines()):
         assert row["prediction"] == row["predictions"][0]
         assert len(row["predictions"]) == 3 and row["scores"] == sorted(row["scores"])[::-1]
@@ -97,7 +97,7 @@ def test_several_answers_come_with_their_scores_the_best_first(narrow, capsys):
 def test_what_is_sampled_is_the_same_in_any_call_and_another_by_another_seed(narrow, capsys):
     said = []
     for rows, seed in ((ROWS[:3], 0), (ROWS[:5], 0), (ROWS[:3], 1)):
-        inference.predict(narrow, rows, how="sample", seed=seed)
+        inference.predict(narrow, rows, decoding="sample", seed=seed)
         said.append(capsys.readouterr().out.splitlines())
     assert said[0] == said[1][:3] and not set(said[0]) & set(said[2])
 
@@ -109,12 +109,12 @@ class Killed(BaseException):
     """The end of a process, midway."""
 
 
-evaluate_predict = sys.modules["lm.inference.prediction"]  # not the function
+prediction = sys.modules["lm.inference.prediction"]
 
 
 def interrupt(monkeypatch, when: int, *, torn: bool) -> None:
     """The next call is killed as it writes chunk `when`, in the middle of a line if torn."""
-    add, calls = evaluate_predict.Sink.add, []
+    add, calls = prediction.ResumableWriter.add, []
 
     def killed(self, rows):
         calls.append(1)
@@ -125,7 +125,7 @@ def interrupt(monkeypatch, when: int, *, torn: bool) -> None:
             raise Killed
         add(self, rows)
 
-    monkeypatch.setattr(evaluate_predict.Sink, "add", killed)
+    monkeypatch.setattr(prediction.ResumableWriter, "add", killed)
 
 
 @pytest.mark.parametrize("when", [1, 2, 3])
@@ -167,7 +167,7 @@ def test_two_calls_do_not_write_one_file(workdir, tmp_path, echo, capsys):
         def __iter__(self):
             for number, row in enumerate(ROWS):
                 if number == 2 * CHUNK and out.with_name("out.jsonl.part").exists():
-                    with pytest.raises(ValueError, match="is being written by another call"):
+                    with pytest.raises(ValueError, match="is being written by another process"):
                         inference.predict(workdir, ROWS, str(out))
                     echo.append("again")
                 yield row
@@ -181,11 +181,11 @@ def test_two_calls_do_not_write_one_file(workdir, tmp_path, echo, capsys):
     [
         ({"rows": [*ROWS[:-1], ROWS[0]]}, "input"),
         ({"rows": ROWS[:-1]}, "input"),
-        ({"how": "greedy min_length=2"}, "decoding"),
+        ({"decoding": "greedy min_length=2"}, "decoding"),
         ({"seed": 1}, "seed"),
         ({"step": 7}, "checkpoint"),
     ],
-    ids=["another_row", "fewer_rows", "how", "seed", "step"],
+    ids=["another_row", "fewer_rows", "decoding", "seed", "step"],
 )
 def test_a_call_of_something_else_does_not_go_on_with_the_answers_of_another(
     change, what, make_workdir, tiny_config, tmp_path, echo
@@ -200,7 +200,7 @@ def test_a_call_of_something_else_does_not_go_on_with_the_answers_of_another(
     if step := change.get("step"):
         config = json.loads((workdir / "config.json").read_text())
         untrained.write(config, workdir, seed=1, step=step)
-    given = {name: value for name, value in change.items() if name in ("how", "seed")}
+    given = {name: value for name, value in change.items() if name in ("decoding", "seed")}
     with pytest.raises(ValueError, match=f"part has 16 answers of another {what}; remove it"):
         inference.predict(workdir, change.get("rows", ROWS), out, **given)
     assert (tmp_path / "out.jsonl.part").read_bytes() == before
@@ -208,7 +208,7 @@ def test_a_call_of_something_else_does_not_go_on_with_the_answers_of_another(
 
 def test_no_more_rows_are_held_than_a_chunk(workdir, tmp_path, echo, monkeypatch):
     taken, written = [0], [0]
-    add = evaluate_predict.Sink.add
+    add = prediction.ResumableWriter.add
 
     class Rows:
         def __iter__(self):
@@ -222,7 +222,7 @@ def test_no_more_rows_are_held_than_a_chunk(workdir, tmp_path, echo, monkeypatch
         written[0] += CHUNK
         add(self, rows)
 
-    monkeypatch.setattr(evaluate_predict.Sink, "add", counted)
+    monkeypatch.setattr(prediction.ResumableWriter, "add", counted)
     inference.predict(workdir, Rows(), str(tmp_path / "out.jsonl"))
     assert len(rows_of(tmp_path / "out.jsonl")) == 5 * len(ROWS) == taken[0]
 
@@ -271,7 +271,7 @@ def test_inputs_too_long_are_counted_in_one_warning_or_refused(workdir, tmp_path
     rows = [{"inputs": f"summarize: {'kilo ' * n}"} for n in (1, 90, 2, 80)]
     inference.predict(workdir, rows, str(tmp_path / "out.jsonl"))
     said = capsys.readouterr().err.strip().splitlines()
-    cut = "lm: warning: 2 of 4 inputs were longer than the model's 32 tokens and were cut."
+    cut = "lm: warning: 2 of 4 inputs were longer than the model's 32 tokens and were truncated."
     assert said == [cut]
     assert [row["prediction"] for row in rows_of(tmp_path / "out.jsonl")][1] == "32 ids"
     echo.clear()
@@ -286,7 +286,7 @@ def test_what_the_model_has_not_learnt_to_answer_is_counted_too(make_workdir, ec
     inference.predict(make_workdir("own", {"own": OWN}), rows)
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 3
-    assert "1 of 3 inputs have nothing in a column" in said.err
+    assert "1 of 3 inputs have an empty column" in said.err
     assert "1 of 3 inputs do not begin with 'translate: '" in said.err
 
 
@@ -303,9 +303,9 @@ def test_columns_that_the_answers_replace_are_counted_before(
 ):
     own = ({"prediction": "mine"}, {"scores": "mine"}, {}, {"prediction": None, "scores": "mine"})
     rows = [{"inputs": "summarize: kilo", "targets": "kilo"} | row for row in own]
-    inference.predict(workdir, rows, how=how, nearest=nearest)
+    inference.predict(workdir, rows, decoding=how, nearest=nearest)
     said = capsys.readouterr()
-    sentence = f"{count} of 4 inputs have a column {names} of their own, which is replaced"
+    sentence = f"{count} of 4 inputs have their own column {names}, which is replaced"
     assert said.err == f"lm: warning: {sentence}.\n"
     found = [json.loads(line) for line in said.out.splitlines()]
     kept = "mine" if names == "prediction" else [0.0]
@@ -316,7 +316,7 @@ def test_columns_that_the_answers_replace_are_counted_before(
 def test_a_dialogue_too_long_keeps_its_latest_turns(make_workdir, monkeypatch, capsys, tiny_tokens):
     asked = []
     ask = lambda self, ids, first=0, tick=None: asked.extend(ids) or [(["x"], [0.0])] * len(ids)
-    monkeypatch.setattr(generate.Generator, "ask", ask)
+    monkeypatch.setattr(generate.Generator, "generate", ask)
     turns = [f"{word} {n}" for n, word in enumerate(["kilo", "lima"] * 12)]
     inference.predict(make_workdir("own", {"own": TURNS}), [{"said": turns}])
     whole = tasks.task_from_config("own", TURNS).history(turns)
@@ -363,9 +363,11 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_ends_it(
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     command = ["predict", f"--workdir={workdir}", f"--input={source}", f"--out={out}"]
     with pytest.MonkeyPatch.context() as patch:
-        ask = generate.Generator.ask
-        patch.setattr(generate.Generator, "ask", lambda *a: ask(*a) if len(echo) < 32 else stop())
-        assert cli.main(command) == cli.UNFINISHED
+        ask = generate.Generator.generate
+        patch.setattr(
+            generate.Generator, "generate", lambda *a: ask(*a) if len(echo) < 32 else stop()
+        )
+        assert cli.main(command) == cli.EXIT_UNFINISHED
     assert "run the same command again" in capsys.readouterr().err
     echo.clear()
     assert cli.main(command) == 0
@@ -397,12 +399,21 @@ def pipe():
         ("--input={t}/none.csv", "none.csv is neither JSONL nor TSV; .* ends in .jsonl or .tsv"),
         ("--input={t}/none.CSV.gz", "none.CSV.gz is neither JSONL nor TSV; use"),
         ("--input={t}/none.parquet", "none.parquet is neither JSONL nor TSV; use"),
-        ("--text=x --out={t}/no/out.jsonl", "--out=.* is in a folder that is not there; make it"),
-        ("--text=x --out={t}/bad.jsonl/o", "--out=.* is in a folder that is not there; make it"),
+        (
+            "--text=x --out={t}/no/out.jsonl",
+            "--out=.* is in a folder that does not exist; create it",
+        ),
+        (
+            "--text=x --out={t}/bad.jsonl/o",
+            "--out=.* is in a folder that does not exist; create it",
+        ),
         ("--text=x --out={t}", "--out=.* is a folder; name a file"),
-        ("--input={t}/bad.jsonl --out={t}/../{n}/bad.jsonl", "is the file of inputs.* be lost"),
-        ("--input={t}", "no file that can be read twice; .* pipe its lines into standard input"),
-        ("--input={p}", "no file that can be read twice; .* pipe its lines into standard input"),
+        (
+            "--input={t}/bad.jsonl --out={t}/../{n}/bad.jsonl",
+            "is the input file and would replace it",
+        ),
+        ("--input={t}", "not a regular file, .* pipe its lines into standard input"),
+        ("--input={p}", "not a regular file, .* pipe its lines into standard input"),
         ("--text=x --decoding='greedy min_length=9'", "min_length=9 is more than"),
     ],
 )

@@ -20,7 +20,7 @@ import pytest
 
 from lm import cli, pipeline, runs, train
 from lm.preflight import compiler, program, report, search, slices
-from tests import test_main
+from tests import test_cli
 
 PMAP, MESH = {}, {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
 LAYOUTS = {
@@ -48,7 +48,7 @@ def asked(tiny_config, tmp_path):
     """(**changes) -> the flags of a tiny run, of a workdir that is not there yet."""
 
     def flags(**changes) -> list[str]:
-        given = test_main.flat(tiny_config(**changes))
+        given = test_cli.flat(tiny_config(**changes))
         return ["--config=configs/base.py", *given, f"--workdir={tmp_path / 'run'}"]
 
     return flags

@@ -135,10 +135,10 @@ def test_the_fixed_order_of_sums_is_kept_so_no_mesh_is_proposed(made):
 
 def test_flags_make_of_the_config_what_was_compiled(tmp_path):
     given = ["--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}"]
-    config = cli.parse("show", ("config", "workdir"), given).config.to_dict()
+    config = cli.parse_flags("show", ("config", "workdir"), given).config.to_dict()
     layout = layouts.Layout("mesh", -1, 4, 2, 2, "full")
     flags = layouts.flags(config, layout)
-    again = cli.parse("show", ("config", "workdir"), given + flags).config.to_dict()
+    again = cli.parse_flags("show", ("config", "workdir"), given + flags).config.to_dict()
     assert again == layouts.changed(config, layout) != config
     assert layouts.layout_of(again) == layout and not layouts.flags(again, layout)
 

@@ -276,7 +276,7 @@ def test_a_torn_log_and_a_diverged_run_are_reported(out):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "na')
     page = page_of([folder], out)
-    assert report.read_run(folder).rows[-1]["step"] == 3
+    assert report.read_run_folder(folder).rows[-1]["step"] == 3
     assert cells(page)["pretrain, seed 0"]["nats per token"] == math.inf
 
 
@@ -285,10 +285,10 @@ def test_training_time_counts_each_update_once_at_its_step_time(out):
         return {"step": step, "split": "train", **more}
 
     rows = [row(10), row(20, step_seconds=1.0), row(40, step_seconds=3.0), row(50)]
-    run = report.read_run(run_folder(out, "a", rows=rows))
+    run = report.read_run_folder(run_folder(out, "a", rows=rows))
     # The first 10 and, after a restart, the last 10 are unmeasured: they count the median, 2 s.
     assert run.training_seconds == 20 + 10 + 60 + 20
-    assert report.read_run(run_folder(out, "b", rows=[row(10)])).training_seconds is None
+    assert report.read_run_folder(run_folder(out, "b", rows=[row(10)])).training_seconds is None
 
 
 def test_the_rate_is_the_median_so_that_one_slow_interval_does_not_count(out):
@@ -296,9 +296,9 @@ def test_the_rate_is_the_median_so_that_one_slow_interval_does_not_count(out):
     rows = [
         {"step": i, "split": "train", "tokens_per_second": rate} for i, rate in enumerate(rates)
     ]
-    run = report.read_run(run_folder(out, "a", rows=rows))
+    run = report.read_run_folder(run_folder(out, "a", rows=rows))
     assert run.tokens_per_second == 110.0
-    assert report.read_run(run_folder(out, "b", rows=[])).tokens_per_second is None
+    assert report.read_run_folder(run_folder(out, "b", rows=[])).tokens_per_second is None
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(out):
@@ -309,14 +309,14 @@ def test_a_folder_that_is_no_run_is_one_sentence(out):
     folder = run_folder(out, "a")
     (folder / "evaluate.json").write_text('{"nats": ')
     with pytest.raises(ValueError, match=r"evaluate.json is not JSON"):
-        report.read_run(folder)
+        report.read_run_folder(folder)
     assert not (out / "report.html").exists()
 
 
 def test_plain_files_among_the_folders_are_passed_over(out):
     folder = run_folder(out, "a")
     (out / "report.html").write_text("an older report")
-    assert [run.path for run in report.read_runs([out / "report.html", folder])] == [folder]
+    assert [run.path for run in report.read_run_folders([out / "report.html", folder])] == [folder]
 
 
 def test_what_does_not_hold_is_said_on_the_page_with_its_figures(out):
@@ -345,7 +345,7 @@ def test_a_claim_with_a_diverged_seed_is_shown_as_lost(out):
 def test_runs_that_share_role_and_seed_are_told_apart_and_claim_nothing(out):
     scores = scored(2.0, text_nats=2.0, unigram_entropy=3.0)
     folders = [run_folder(out, name, scores=scores) for name in "ab"]
-    runs = report.read_runs(folders)
+    runs = report.read_run_folders(folders)
     assert len({run.label for run in runs}) == 2
     assert report.demo_claims(runs) == []
     assert len(cells(page_of(folders, out))) == 3

@@ -13,7 +13,7 @@ from lm import report
 
 def run(nats, *, role="finetune", seed=0, params=1_234, folder="runs/x", **scores):
     """An evaluated run of 20 updates on 50 held-out tokens, but for what is given."""
-    return report.Run(
+    return report.RunFolder(
         path=pathlib.Path(folder),
         role=role,
         config={"seed": seed},

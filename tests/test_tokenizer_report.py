@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lm import cli, runs, tokenizer
-from tests.test_main import flat
+from tests.test_cli import flat
 from tests.tiny_data import varied_texts
 
 SCRIPTS = [

@@ -112,4 +112,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.guarded(lambda: main(sys.argv[1:])))
+    raise SystemExit(cli.run_guarded(lambda: main(sys.argv[1:])))

@@ -169,7 +169,7 @@ def evaluate(values) -> None:
 
     if values.examples is not None and values.examples < 0:
         raise ValueError(f"--examples={values.examples} is too small; use 0, all, or more.")
-    chosen = {"split": values.split, "how": values.decoding, "most": values.examples}
+    chosen = {"split": values.split, "decoding": values.decoding, "max_examples": values.examples}
     numbers = values.step.split(",")
     several = values.step == "all" or len(numbers) > 1
     if several and values.step != "all" and not all(map(str.isdecimal, numbers)):
@@ -196,9 +196,9 @@ def predict(values) -> None:
     history.
     """
 
-    chosen = {"which": _chosen(values.step), "how": values.decoding, "seed": values.seed}
     from lm import inference
 
+    chosen = {"step": _chosen(values.step), "decoding": values.decoding, "seed": values.seed}
     given = [flag for flag in ("text", "input", "split", "interactive") if values[flag].value]
     if len(given) > 1:
         raise ValueError(f"--{given[0]} and --{given[1]} cannot both be; leave one out.")
@@ -213,11 +213,11 @@ def predict(values) -> None:
         inference.interactive(values.workdir, **chosen)
         return
     with tempfile.NamedTemporaryFile(suffix=".txt") as file:
-        rows = inference.Inputs(values.input or file.name)
+        rows = inference.InputFile(values.input or file.name)
         if values.text:
             rows = [{"inputs": values.text}]
         elif values.split:
-            rows = inference.Split(values.workdir, values.split)
+            rows = inference.SplitInputs(values.workdir, values.split)
         elif not values.input:
             shutil.copyfileobj(sys.stdin.buffer, file)  # to be read twice
             file.flush()

@@ -15,7 +15,7 @@ from lm import lookup, storage
 from lm.cli import commands, flags
 
 HELP = {"--help", "-h", "help"}
-UNFINISHED = 75  # exit code: run the same command again
+EXIT_UNFINISHED = 75  # exit code: run the same command again
 PROGRAM = str(pathlib.Path(__file__).parents[1] / "__main__.py")  # what python -m lm runs
 
 
@@ -43,7 +43,7 @@ def overview() -> str:
     return "\n".join(["python -m lm <command> [flags]; each has its own --help", "", *lines])
 
 
-def guarded(work: Callable[[], int | None]) -> int:
+def run_guarded(work: Callable[[], int | None]) -> int:
     """Do the work: its exit code or 0; 2 with one sentence on stderr for a user's mistake, 75 where
     it was interrupted or has waited in vain.
     """
@@ -57,10 +57,10 @@ def guarded(work: Callable[[], int | None]) -> int:
         if os.environ.get("LM_TRACEBACK"):  # for whoever looks for the place, not the cure
             raise
         print(f"lm: {' '.join(str(error).split())}", file=sys.stderr)
-        return UNFINISHED if isinstance(error, TimeoutError) else 2
+        return EXIT_UNFINISHED if isinstance(error, TimeoutError) else 2
     except KeyboardInterrupt:
         print("\nlm: interrupted; run the same command again.", file=sys.stderr)
-        return UNFINISHED
+        return EXIT_UNFINISHED
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,6 +78,6 @@ def main(arguments: list[str] | None = None) -> int:
         if HELP & set(rest):
             print(usage(name))
             return 0
-        return function(flags.parse(name, takes, rest))
+        return function(flags.parse_flags(name, takes, rest))
 
-    return guarded(work)
+    return run_guarded(work)

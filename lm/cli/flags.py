@@ -83,7 +83,7 @@ WRONG_TYPES = (  # what absl, ml_collections and Python say of a flag's value, a
 )
 
 
-def parse(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
+def parse_flags(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
     """The flags of a command. Raises ValueError, naming the nearest flag or key."""
     values = flags.FlagValues()
     optional = {flag for flag in takes if flag.endswith("?")}

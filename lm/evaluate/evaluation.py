@@ -11,15 +11,15 @@ import pathlib
 import shlex
 from collections.abc import Sequence
 
-from lm import decoding, logs, parallel, pipeline, runs, sources, tasks
+from lm import logs, parallel, pipeline, runs, sources, tasks
 from lm.evaluate import curve, heldout, scores
 from lm.inference import loading
 
 FILE_NAMES = str.maketrans({"[": "-", "]": "", ":": "to", "%": "percent", "+": "-and-", " ": ""})
 
 
-def evaluate(workdir, which: str | int = "newest", **chosen) -> dict:
-    """Evaluate a checkpoint of a run; which: as in read_params; chosen: as of Evaluation.
+def evaluate(workdir, step: str | int = "newest", **chosen) -> dict:
+    """Evaluate a checkpoint of a run; step: as in read_params; chosen: as of Evaluation.
 
     Writes evaluate.json and, for tasks of pairs,
     predictions.jsonl into the workdir; of the split test, evaluate-test.json and so on. Of several
@@ -29,12 +29,13 @@ def evaluate(workdir, which: str | int = "newest", **chosen) -> dict:
     Raises ValueError for a split that is not there, and for a loss that is not finite.
     """
     asked = Evaluation(workdir, **chosen)
-    params, step = asked.read(which)
+    chosen_step = step
+    params, step = asked.read(step)
     path = asked.path("evaluate", ".json")
     if path.exists() and (done := json.loads(path.read_text())) | asked.made_of(step) == done:
         return done
     figures, rows = asked.figures(params, step)
-    figures["command"] = asked.command(which)
+    figures["command"] = asked.command(chosen_step)
     if rows:
         _write(asked.path("predictions", ".jsonl"), rows)
     if not parallel.host_index_and_count()[0]:
@@ -79,23 +80,30 @@ def _write(path: pathlib.Path, rows: Sequence[dict]) -> None:
 class Evaluation:
     """What is the same for all checkpoints of a run on a split; read and compiled when needed.
 
-    split: of the tasks' sources; empty: what the run holds out. how: in the words of lm.decoding;
-    empty: evaluate.decoding of the run. most: examples of each task, 0 for all; None: of what the
+    split: of the tasks' sources; empty: what the run holds out. decoding: in the words of lm.decoding;
+    empty: evaluate.decoding of the run. max_examples: examples of each task, 0 for all; None: of what the
     run holds out as its evaluate.max_examples and evaluate.max_decoded_examples say, of another split all.
     """
 
-    def __init__(self, workdir, *, split: str = "", how: str = "", most: int | None = None):
+    def __init__(
+        self,
+        workdir,
+        *,
+        split: str = "",
+        decoding: str = "",
+        max_examples: int | None = None,
+    ):
         run, self.strategy, self.tokens = loading.open_workdir(workdir)
         self.run = run
         self.split = run.data.heldout_split if split in ("", "heldout") else split
-        limits = run.config["evaluate"] | ({"decoding": how} if how else {})
-        if most is not None or not self._is_heldout:
-            limits |= {"examples": most or 0, "decode": most or 0}
-        decoding.parse(limits["decoding"])  # before any time is spent
+        limits = run.config["evaluate"] | ({"decoding": decoding} if decoding else {})
+        if max_examples is not None or not self._is_heldout:
+            limits |= dict.fromkeys(("max_examples", "max_decoded_examples"), max_examples or 0)
+        loading.decoding_config(run, limits["decoding"])  # checks it before anything is read
         self.run = dataclasses.replace(run, config=run.config | {"evaluate": limits})
-        self._flags = {"workdir": workdir, "decoding": how}
+        self._flags = {"workdir": workdir, "decoding": decoding}
         self._flags |= {"split": "" if self._is_heldout else split}
-        self._flags |= {"examples": "" if most is None else most}
+        self._flags |= {"examples": "" if max_examples is None else max_examples}
 
     @property
     def _is_heldout(self) -> bool:
@@ -123,7 +131,9 @@ class Evaluation:
 
     def made_of(self, step: int) -> dict:
         """What the figures of a checkpoint follow from."""
-        limits = self.run.config["evaluate"]
+        config = self.run.config["evaluate"]
+        limits = {"decode": config["max_decoded_examples"], "decoding": config["decoding"]}
+        limits |= {"examples": config["max_examples"]}  # the names of old files
         return {"step": step, "split": self.split, "limits": limits, "data": self._data}
 
     def command(self, which: str | int) -> str:
@@ -191,7 +201,7 @@ class Evaluation:
                 pairs, given = self._judge.pairs[name], self._judge.answers(params, name)
                 said = [answer.texts[0] for answer in given]
                 judged = scores.score_answers(self._judge.tasks[name], pairs, said)
-                counts = {"inputs_cut": sum(answer.cut for answer in given)}
+                counts = {"inputs_cut": sum(answer.is_truncated for answer in given)}
                 counts |= {"examples_in_split": sizes[name]}
                 surest = {"intervals": found["intervals"] | judged["intervals"]}
                 found |= judged | counts | surest

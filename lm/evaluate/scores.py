@@ -124,7 +124,7 @@ class TaskScorer:
         Several hosts call this together, and each gets all answers.
         """
         asked = [pair["inputs"] for pair in self.pairs[name]]
-        return self._answers.of(params)(asked, self.tasks[name], beat=beat)
+        return self._answers.with_params(params)(asked, self.tasks[name], beat=beat)
 
     def __call__(self, params, beat=lambda: None) -> dict[str, float]:
         """The scores alone, by `names`, in percent."""

@@ -1,12 +1,21 @@
-"""Use a trained run: decode inputs to answers.
+"""Use a trained run: generate answers to inputs.
 
-loading   open a run: its checkpoints, parameters, tokenizer
-generate  texts to answers in batches, one compiled program a bucket of lengths
-predict   a file of inputs to a file of answers, resumable
-chat      answers token by token at a terminal, with the history of a dialogue
+loading     open a workdir: checkpoints, parameters, tokenizer
+generate    texts to answers in batches, one compiled program for each bucket of lengths
+prompts     files, splits and rows as the model's inputs
+prediction  a file of answers, resumable
+dialogue    chat at a terminal, streamed, with a history
 """
 
-from lm.inference.dialogue import Chat, Stream, chat, interactive, pieces
+from lm.inference.dialogue import Chat, Stream, chat, interactive, stream_text
 from lm.inference.generate import Answer, Generator
-from lm.inference.loading import open_checkpoints, open_run, read_params, read_trained
-from lm.inference.prediction import Inputs, Split, predict
+from lm.inference.loading import (
+    decoding_config,
+    open_checkpoints,
+    open_run,
+    open_workdir,
+    read_params,
+    read_trainable_params,
+)
+from lm.inference.prediction import predict
+from lm.inference.prompts import InputFile, SplitInputs

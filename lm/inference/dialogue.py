@@ -1,10 +1,11 @@
-"""A run's model asked by hand: answers appear as they are found, and a dialogue has a history."""
+"""Chat with a run's model at a terminal: streamed answers, and the history of a dialogue."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 import string
 import sys
@@ -13,148 +14,161 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
-from lm import batch, decoding, lookup, pipeline, runs, steps, tasks, transformer
+from lm import batch, decoding, lookup, pipeline, runs, steps, tasks, tokenizer, transformer
 from lm.inference import generate, loading
 
 HELP = """\
-Type a text and press Enter. /reset forgets what was said before, /quit or Ctrl-D ends, Ctrl-C
-stops an answer, /help says this.
+Type a text and press Enter. /reset clears the history, /quit or Ctrl-D exits, Ctrl-C stops an
+answer, /help prints this.
 """
 COMMANDS = ("/help", "/quit", "/reset")
 
 
 class Stream:
-    """A run's model that says one answer token by token, the ids that Answers would give.
+    """Generates one answer token by token, with the ids that Generator gives.
 
-    params: one copy of them. how: of beams, which know their answer only at the end, all tokens
-    come at once; of several draws there is the first.
+    Beam search yields its tokens at once, at the end; of several sampled answers the first is
+    generated. params: one copy, not placed.
     """
 
-    def __init__(self, run: runs.Run, params, tokens, how: decoding.DecodingConfig, seed: int = 0):
-        how = dataclasses.replace(how, n_best=1)
+    def __init__(
+        self, run: runs.Run, params, tokens, config: decoding.DecodingConfig, seed: int = 0
+    ):
+        config = dataclasses.replace(config, n_best=1)
         model, length, eos = transformer.Transformer(run.model), run.lengths[1], tokens.eos
-        options = {"model": model, "length": length, "how": how}
+        options = {"model": model, "length": length, "how": config}
         self._params, self._seed, self._eos = params, seed, eos
-        self._most, self._length, self._how = run.data.input_length, how.room(length), how
+        self._input_length, self._length = run.data.input_length, config.room(length)
+        self._is_beam = config.method == "beam"
         self._begin = jax.jit(functools.partial(steps.decode_begin, **options))
-        self._whole = jax.jit(functools.partial(steps.decode_step, eos=eos, **options))
+        self._decode = jax.jit(functools.partial(steps.decode_step, eos=eos, **options))
 
         def advance(params, state: decoding.DecodeState) -> decoding.DecodeState:
             step = functools.partial(model.apply, {"params": params}, method="decode_step")
-            return decoding.advance(step, state, how, eos=eos)
+            return decoding.advance(step, state, config, eos=eos)
 
         self._advance = jax.jit(advance, donate_argnums=1)
 
     def __call__(self, ids: np.ndarray, number: int = 0) -> Iterator[int]:
-        """The answer to the ids of tasks.fitted, without eos. number: of the input, as in Answers.
+        """Yield the answer's ids, without eos.
 
-        One program for a bucket of lengths, and one that advances; they are compiled once.
+        ids: from tasks.truncate_input. number: of the input; sampling depends on it and the seed.
         """
-        ((_, rows),) = pipeline.input_batches([ids], 1, self._most)
-        asked = self._params, batch.Batch(*rows), np.array([[self._seed, number]], np.int32)
-        if self._how.method == "beam":
-            said = iter(np.asarray(self._whole(*asked).ids)[0, 0].tolist())
+        ((_, rows),) = pipeline.input_batches([ids], 1, self._input_length)
+        inputs = self._params, batch.Batch(*rows), np.array([[self._seed, number]], np.int32)
+        if self._is_beam:
+            answer = iter(np.asarray(self._decode(*inputs).ids)[0, 0].tolist())
         else:
-            said = self._walk(self._begin(*asked))
-        for token in said:
+            answer = self._stepwise(self._begin(*inputs))
+        for token in answer:
             if token == self._eos:
                 return
             yield token
 
-    def _walk(self, state: decoding.DecodeState) -> Iterator[int]:
+    def _stepwise(self, state: decoding.DecodeState) -> Iterator[int]:
         for _ in range(self._length):
             state = self._advance(self._params, state)
             yield int(state.token[0])
 
 
-def pieces(tokens, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids as it grows: together they are tokens.decode of all, and none is taken back.
+def stream_text(tokens: tokenizer.Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Yield pieces of text that join to tokens.decode(ids), each as early as possible.
 
-    What might be the beginning of a character waits for the rest of it.
+    The bytes of an incomplete character are held back until it is complete.
     """
-    said, shown, text = [], 0, ""
+    prefix, length, text = [], 0, ""
     for token in ids:
-        said.append(token)
-        text = tokens.decode(said)
-        sure = len(text.rstrip("\ufffd"))
-        if sure > shown:
-            yield text[shown:sure]
-            shown = sure
-    if text[shown:]:
-        yield text[shown:]
+        prefix.append(token)
+        text = tokens.decode(prefix)
+        complete = len(text.rstrip("\ufffd"))
+        if complete > length:
+            yield text[length:complete]
+            length = complete
+    if text[length:]:
+        yield text[length:]
 
 
-class Refused(ValueError):
-    """A line that is too long, in a talk where none is cut."""
+class InputTooLong(ValueError):
+    """A line is longer than the model's input, and --strict forbids truncation."""
 
 
 class Chat:
-    """A line at a time to a run: of a dialogue with all that was said before, else by itself.
+    """Answers lines; in a dialogue task with the turns so far as history.
 
-    The task's template is put around a line, as around a record's only column; where the run has
-    several tasks, or is of running text, a line is asked as it stands. What is too long is cut, of
-    a dialogue the oldest turns first, with a warning on stderr; where it is strict, it is refused.
+    A line fills the template of the run's task; runs of several tasks or of running text get it
+    as it is. Long inputs are truncated with a warning on stderr, dialogues at their oldest turns;
+    strict: they are refused.
     """
 
-    def __init__(self, run: runs.Run, tokens, stream: Stream, strict: bool = False):
-        named = [run.data.get_task(name) for name in run.data.names]
-        self._task = named[0] if len(named) == 1 else generate.PLAIN
-        self._most, self._tokens, self._stream = run.data.input_length, tokens, stream
+    def __init__(
+        self,
+        run: runs.Run,
+        tokens: tokenizer.Tokenizer,
+        stream: Callable[[np.ndarray, int], Iterator[int]],
+        strict: bool = False,
+    ):
+        run_tasks = [run.data.get_task(name) for name in run.data.names]
+        self._task = run_tasks[0] if len(run_tasks) == 1 else generate.PLAIN
+        self._input_length, self._tokens, self._stream = run.data.input_length, tokens, stream
         self._strict = strict
         self._turns: list[str] = []
-        self._is_warned = False  # that turns are left out
+        self._is_warned = False  # that old turns are dropped
         self._number = 0
 
     def reset(self) -> None:
-        """Forget what was said before."""
+        """Clear the history."""
         self._turns.clear()
         self._is_warned = False
 
     def __call__(self, line: str) -> Iterator[str]:
-        """The answer to a line, piece by piece. Raises Refused, and the line was never said."""
-        ids = self._asked(line)
-        number, self._number, said = self._number, self._number + 1, []
-        if self._task.turns:
-            self._turns.append(_flat(line))
-        try:
-            for piece in pieces(self._tokens, self._stream(ids, number)):
-                said.append(piece)
-                yield piece
-        finally:  # an answer that was stopped was heard as far as it went
-            if self._task.turns:
-                self._turns.append(_flat("".join(said)))
+        """Yield the answer to a line piece by piece.
 
-    def _asked(self, line: str) -> np.ndarray:
-        """The ids of a line after what was said before; where they are not all, that is said."""
-        ids, cut = self._fitted(line, self._turns)
-        if not cut:
+        Raises InputTooLong; the line is then not added to the history.
+        """
+        ids = self._input_ids(line)
+        number, self._number, answer = self._number, self._number + 1, []
+        if self._task.turns:
+            self._turns.append(_single_line(line))
+        try:
+            for piece in stream_text(self._tokens, self._stream(ids, number)):
+                answer.append(piece)
+                yield piece
+        finally:  # the history has the shown part of an interrupted answer
+            if self._task.turns:
+                self._turns.append(_single_line("".join(answer)))
+
+    def _input_ids(self, line: str) -> np.ndarray:
+        """Encode a line after the history; warn of truncation."""
+        ids, is_truncated = self._encode(line, self._turns)
+        if not is_truncated:
             return ids
-        fits = bool(self._turns) and not self._fitted(line, [])[1]
-        what = "the talk so far, with the line," if fits else "the line"
-        long = f"{what} is longer than the model's {self._most} tokens"
+        line_fits = bool(self._turns) and not self._encode(line, [])[1]
+        subject = "the dialogue so far, with the line," if line_fits else "the line"
+        message = f"{subject} is longer than the model's {self._input_length} tokens"
         if self._strict:
-            cure = "forget it by /reset" if fits else "shorten it"
-            raise Refused(f"{long}; {cure}, or leave --strict out.")
-        if not fits:
-            _warn(f"{long} and was cut.")
+            fix = "clear it by /reset" if line_fits else "shorten it"
+            raise InputTooLong(f"{message}; {fix}, or omit --strict.")
+        if not line_fits:
+            _warn(f"{message} and was truncated.")
         elif not self._is_warned:
-            _warn(f"{long}; from now on its oldest turns are left out.")
+            _warn(f"{message}; from now on its oldest turns are dropped.")
             self._is_warned = True
         return ids
 
-    def _fitted(self, line: str, before: list[str]) -> tuple[np.ndarray, bool]:
-        return tasks.truncate_input(self._task, self._text(line, before), self._most, self._tokens)
+    def _encode(self, line: str, turns: list[str]) -> tuple[np.ndarray, bool]:
+        text = self._format(line, turns)
+        return tasks.truncate_input(self._task, text, self._input_length, self._tokens)
 
-    def _text(self, line: str, before: list[str]) -> str:
+    def _format(self, line: str, turns: list[str]) -> str:
         task = self._task
         if task.turns:
-            return task.history([*before, _flat(line)])
+            return task.history([*turns, _single_line(line)])
         columns = {column for _, column, *_ in string.Formatter().parse(task.inputs) if column}
         return task.ask({columns.pop(): line}) if len(columns) == 1 else task.prefix + line
 
 
-def _flat(text: str) -> str:
-    """A turn as the model has learnt them: a line, single spaces."""
+def _single_line(text: str) -> str:
+    """Format a turn as in training: one line, single spaces."""
     return " ".join(text.split())
 
 
@@ -162,8 +176,8 @@ def _warn(sentence: str) -> None:
     print(f"lm: warning: {sentence}", file=sys.stderr, flush=True)
 
 
-def chat(talk: Chat, read: Callable[[str], str], write: Callable[[str], object]) -> None:
-    """Ask line by line what `read` of a prompt gives, and `write` the answers, until /quit."""
+def chat(model: Chat, read: Callable[[str], str], write: Callable[[str], object]) -> None:
+    """Answer the lines of read(prompt) by write(text), until /quit or the end of the input."""
     write(HELP)
     while True:
         try:
@@ -174,19 +188,19 @@ def chat(talk: Chat, read: Callable[[str], str], write: Callable[[str], object])
         if line == "/quit":
             return
         if line == "/reset":
-            talk.reset()
+            model.reset()
         elif line == "/help":
             write(HELP)
         elif re.fullmatch(r"/[^\s/]*", line):
             hint = lookup.nearest(line, COMMANDS) or "."
-            write(f"{line} is no command; use one of {', '.join(COMMANDS)}{hint}\n")
+            write(f"{line} is not a command; use one of {', '.join(COMMANDS)}{hint}\n")
         elif line:
             try:
-                for piece in talk(line):
+                for piece in model(line):
                     write(piece)
             except KeyboardInterrupt:
                 write(" ..")
-            except Refused as error:
+            except InputTooLong as error:
                 print(f"lm: {error}", file=sys.stderr, flush=True)
                 continue
             write("\n")
@@ -198,12 +212,16 @@ def _write(text: str) -> None:
 
 
 def interactive(
-    workdir, which: str | int = "newest", how: str = "", seed: int = 0, strict: bool = False
+    workdir: str | os.PathLike,
+    step: str | int = "newest",
+    decoding: str = "",
+    seed: int = 0,
+    strict: bool = False,
 ) -> None:
-    """Ask a checkpoint of a run by hand, on a terminal; the arguments are those of `predict`."""
-    with contextlib.suppress(ImportError):  # not every Python has it
-        import readline  # noqa: F401  (input then edits lines, and knows the last ones)
-    run, strategy, tokens, params, _ = loading.open_run(workdir, which)
-    how = decoding.parse(how or run.config["evaluate"]["decoding"])
-    stream = Stream(run, strategy.fetch(params), tokens, how, seed)
+    """Chat with a run's checkpoint at a terminal; arguments as of `predict`."""
+    with contextlib.suppress(ImportError):  # optional; input() then edits lines
+        import readline  # noqa: F401
+    run, strategy, tokens, params, _ = loading.open_run(workdir, step)
+    config = loading.decoding_config(run, decoding)
+    stream = Stream(run, strategy.fetch(params), tokens, config, seed)
     chat(Chat(run, tokens, stream, strict), input, _write)

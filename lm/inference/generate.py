@@ -1,4 +1,4 @@
-"""Inputs to answers: a run's model decodes."""
+"""Generate answers to texts in batches, with one compiled program for each bucket of lengths."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import tqdm
 
 from lm import decoding, parallel, pipeline, runs, steps, tasks, transformer
 
-PLAIN = tasks.Task("")  # what is too long loses its end
+PLAIN = tasks.Task("")  # truncates an input at its end
 
 
 class Answer(NamedTuple):
-    """What is said to an input, n_best of it, and whether the input had to be cut to fit."""
+    """The answers to one input, best first, their scores, and whether the input was truncated."""
 
     texts: list[str]
     scores: list[float]
-    cut: bool
+    is_truncated: bool
 
 
 class Generator:
-    """A run's model, asked: one program for a bucket of lengths, compiled once.
+    """Generates with a run's model.
 
-    rows: inputs decoded at once, by default the run's batch; a multiple of strategy.shards. seed:
-    of what is sampled.
+    Args:
+      params: placed parameters. config: how to decode. seed: of sampling.
+      rows: inputs decoded at once, a multiple of strategy.shards; 0: the run's batch size.
     """
 
     def __init__(
@@ -36,29 +37,28 @@ class Generator:
         strategy,
         params,
         tokens,
-        how: decoding.DecodingConfig,
+        config: decoding.DecodingConfig,
         *,
-        seed=0,
-        rows=0,
+        seed: int = 0,
+        rows: int = 0,
     ):
         self._strategy, self._params, self._tokens = strategy, params, tokens
-        self._most, self._rows = run.data.input_length, rows or run.data.batch_size
-        self._seed = seed
-        self._step = strategy.compile(
-            functools.partial(
-                steps.decode_step,
-                model=transformer.Transformer(run.model, strategy.shard_activations),
-                length=run.lengths[1],
-                eos=tokens.eos,
-                how=how,
-            )
+        self._input_length = run.data.input_length
+        self._rows, self._seed = rows or run.data.batch_size, seed
+        step = functools.partial(
+            steps.decode_step,
+            model=transformer.Transformer(run.model, strategy.shard_activations),
+            length=run.lengths[1],
+            eos=tokens.eos,
+            how=config,
         )
+        self._step = strategy.compile(step)
 
-    def of(self, params) -> Generator:
-        """The same of other placed parameters, without compiling anew."""
-        other = copy.copy(self)
-        other._params = params
-        return other
+    def with_params(self, params) -> Generator:
+        """Copy with other placed parameters; shares the compiled programs."""
+        generator = copy.copy(self)
+        generator._params = params
+        return generator
 
     def __call__(
         self,
@@ -68,14 +68,18 @@ class Generator:
         first: int = 0,
         beat: Callable[[], None] = lambda: None,
     ) -> list[Answer]:
-        """The answer to each text, in order, whatever it is asked together with.
+        """Answer texts, in order; an answer does not depend on the other texts.
 
-        task: says what stays of an input that is too long. first: the number of the first text
-        among all that are asked: what is sampled follows from the seed and a text's number alone.
-        beat: called after each batch. Several hosts are given the same texts and return them all.
+        Args:
+          task: decides which end of a long input is dropped.
+          first: number of the first text; sampling depends on the seed and a text's number alone.
+          beat: called after each batch.
+
+        Several hosts call this with the same texts, and each gets all answers.
         """
-        fitted = [tasks.truncate_input(task, text, self._most, self._tokens) for text in texts]
-        asked = [ids for ids, _ in fitted]
+        inputs = [
+            tasks.truncate_input(task, text, self._input_length, self._tokens) for text in texts
+        ]
         options = {"desc": "decoding", "unit": "input", "disable": None, "leave": False}
         with tqdm.tqdm(total=len(texts), **options) as bar:
 
@@ -83,33 +87,40 @@ class Generator:
                 bar.update(count)
                 beat()
 
-            said = self.ask(asked, first, tick)
-        return [Answer(*found, cut) for found, (_, cut) in zip(said, fitted, strict=True)]
+            answers = self.generate([ids for ids, _ in inputs], first, tick)
+        return [Answer(*answer, cut) for answer, (_, cut) in zip(answers, inputs, strict=True)]
 
-    def ask(
-        self, asked: Sequence[np.ndarray], first: int = 0, tick: Callable[[int], None] = lambda _: 0
+    def generate(
+        self,
+        inputs: Sequence[np.ndarray],
+        first: int = 0,
+        tick: Callable[[int], None] = lambda count: None,
     ) -> list[tuple[list[str], list[float]]]:
-        """(texts, scores) for each input, given by its ids as tasks.fitted makes them.
+        """Return (texts, scores) for each input; inputs: the ids of tasks.truncate_input.
 
-        tick: called after each batch with the number of inputs that it answered.
+        tick: called after each batch with the number of inputs in it.
         """
-        found = self.hypotheses(asked, first, tick)
-        return [([self._tokens.decode(row) for row in ids], s.tolist()) for ids, s in found]
+        answers = self.generate_ids(inputs, first, tick)
+        return [
+            ([self._tokens.decode(row) for row in ids], scores.tolist()) for ids, scores in answers
+        ]
 
-    def hypotheses(
-        self, asked: Sequence[np.ndarray], first: int = 0, tick: Callable[[int], None] = lambda _: 0
+    def generate_ids(
+        self,
+        inputs: Sequence[np.ndarray],
+        first: int = 0,
+        tick: Callable[[int], None] = lambda count: None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The same as ids: (int32 [n, T], pad after eos, float32 [n]) for each input."""
-        said: list = [None] * len(asked)
-        for numbers, rows in pipeline.input_batches(asked, self._rows, self._most):
+        """Return (int32 [n, T], padding after eos; float32 [n] scores) for each input."""
+        answers: list = [None] * len(inputs)
+        for numbers, rows in pipeline.input_batches(inputs, self._rows, self._input_length):
             addresses = np.zeros((self._rows, 2), np.int32)
             addresses[: len(numbers)] = [(self._seed, first + number) for number in numbers]
-            own, addresses = parallel.host_rows((rows, addresses))
-            place = self._strategy.place_batch
-            found = self._step(self._params, place(own), place(addresses))
-            found = parallel.gather_rows(self._strategy.fetch_rows(found))
-            for number, ids, scores in zip(numbers, found.ids, found.scores, strict=False):
-                kept = max(1, int(np.sum(scores > -np.inf)))  # beams may find fewer than n_best
-                said[number] = ids[:kept], scores[:kept]
+            rows, addresses = map(self._strategy.place_batch, parallel.host_rows((rows, addresses)))
+            output = self._step(self._params, rows, addresses)
+            output = parallel.gather_rows(self._strategy.fetch_rows(output))
+            for number, ids, scores in zip(numbers, output.ids, output.scores, strict=False):
+                count = max(1, int(np.sum(scores > -np.inf)))  # beams may return fewer answers
+                answers[number] = ids[:count], scores[:count]
             tick(len(numbers))
-        return said
+        return answers

@@ -1,61 +1,77 @@
-"""A finished run, or one under way, opened to be read: its checkpoints, parameters, tokens."""
+"""Open a workdir for reading: checkpoints, parameters, tokenizer."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 
 import jax
 
-from lm import checkpoints, parallel, runs
+from lm import checkpoints, decoding, parallel, runs, tokenizer
 from lm.distill import features
 from lm.transformer import lora
 
 
 def open_checkpoints(run: runs.Run, *, read_only: bool = False) -> checkpoints.Checkpoints:
-    """The checkpoints of a run, kept as its config says."""
+    """Open the checkpoints of a run, with its retention options."""
     config = run.config["checkpoint"]
-    kept = {"keep": config["max_to_keep"], "keep_every": config["keep_period"]}
-    kept["keep_best"] = config["best_metric"]
-    return checkpoints.Checkpoints(run.workdir / "checkpoints", read_only=read_only, **kept)
+    return checkpoints.Checkpoints(
+        run.workdir / "checkpoints",
+        read_only=read_only,
+        keep=config["max_to_keep"],
+        keep_every=config["keep_period"],
+        keep_best=config["best_metric"],
+    )
 
 
 def read_params(
-    run: runs.Run, tokens, which: str | int = "newest", strategy=None
+    run: runs.Run,
+    tokens: tokenizer.Tokenizer,
+    step: str | int = "newest",
+    strategy: parallel.Pmap | parallel.Mesh | None = None,
 ) -> tuple[dict, int]:
-    """(parameters, step) of a good checkpoint of the run, which must be of these tokens.
+    """Read (parameters, step) of a checkpoint; LoRA factors are merged into the kernels.
 
-    The average of weights, where the run keeps one. which: "newest", "best" (by keep_best), or an
-    update's number. strategy: who will place them; under mesh no device then reads more than its
-    part. What LoRA has learnt is merged into the kernels.
+    Args:
+      tokens: the tokenizer that the checkpoint must have been trained with.
+      step: "newest", "best" (by the run's metric), or the number of an update.
+      strategy: who will place the parameters; with a mesh each device reads only its shards.
+
+    Returns the exponential moving average of the weights where the run keeps one.
     """
-    params, step = read_trained(run, tokens, which, strategy)
+    params, step = read_trainable_params(run, tokens, step, strategy)
     if run.lora.rank:
         params = jax.jit(functools.partial(lora.merge_lora, run.lora))(params)
     return params, step
 
 
-def read_trained(
-    run: runs.Run, tokens, which: str | int = "newest", strategy=None
+def read_trainable_params(
+    run: runs.Run,
+    tokens: tokenizer.Tokenizer,
+    step: str | int = "newest",
+    strategy: parallel.Pmap | parallel.Mesh | None = None,
 ) -> tuple[dict, int]:
-    """What read_params gives as training holds it: LoRA's factors beside the kernels."""
+    """Read (parameters, step) as training stores them, LoRA factors beside the kernels."""
     shapes = strategy.abstract_state(run.shapes) if strategy else run.shapes
-    shapes = shapes | {features.PROJECTIONS: None}  # what a student had beside it stays unread
+    shapes = shapes | {features.PROJECTIONS: None}  # a student's projections are not read
     with open_checkpoints(run, read_only=True) as saved:
-        params, facts = saved.restore_params(shapes, which)
+        params, metadata = saved.restore_params(shapes, step)
     params = features.plain(params)
-    if facts["tokenizer"] != tokens.fingerprint:
+    if metadata["tokenizer"] != tokens.fingerprint:
         raise ValueError(
             f"{run.workdir} was trained with another tokenizer than {tokens.directory}; leave "
             f"--config.tokenizer.dir empty to use its own, or restore that from a copy."
         )
-    return params, facts["step"]
+    return params, metadata["step"]
 
 
-def open_workdir(workdir):
-    """(run, strategy, its tokenizer) over whatever devices are here, those of all hosts.
+def open_workdir(
+    workdir: str | os.PathLike,
+) -> tuple[runs.Run, parallel.Pmap | parallel.Mesh, tokenizer.Tokenizer]:
+    """Return (run, strategy, tokenizer) of a workdir over all devices of all hosts.
 
-    The batch is made a multiple of the devices: a run may be read on another machine.
+    The batch size is raised to a multiple of the devices: runs are read on other machines too.
     """
     run = runs.read_run(workdir)
     strategy = parallel.reading_strategy(run.parallel)
@@ -64,8 +80,13 @@ def open_workdir(workdir):
     return run, strategy, runs.make_tokenizer(run)
 
 
-def open_run(workdir, which: str | int = "newest"):
-    """(run, strategy, its tokenizer, placed parameters, step). which: as in read_params."""
+def open_run(workdir: str | os.PathLike, step: str | int = "newest") -> tuple:
+    """Return (run, strategy, tokenizer, placed parameters, step) of a workdir's checkpoint."""
     run, strategy, tokens = open_workdir(workdir)
-    params, step = read_params(run, tokens, which, strategy)
+    params, step = read_params(run, tokens, step, strategy)
     return run, strategy, tokens, strategy.place_state(params), step
+
+
+def decoding_config(run: runs.Run, text: str = "") -> decoding.DecodingConfig:
+    """Parse the text of --decoding; empty: the run's own."""
+    return decoding.parse(text or run.config["evaluate"]["decoding"])

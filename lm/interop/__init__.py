@@ -156,7 +156,7 @@ def write(workdir, directory, which: str | int = "newest", adapters: bool = Fals
 def _write_adapters(run: runs.Run, tokens, which, draft: pathlib.Path, directory) -> str:
     if not run.lora.rank:
         raise ValueError(f"{run.workdir} has no adapters (lora.rank=0); leave out --adapters.")
-    params, step = inference.read_trained(run, tokens, which)
+    params, step = inference.read_trainable_params(run, tokens, which)
     peft.write(params, run.model, run.lora, draft)
     taken = run.config["init_from"] or run.config["teacher"]["workdir"]
     return (

@@ -8,7 +8,7 @@ page       both     -> one self-contained HTML file
 from __future__ import annotations
 
 from lm.report.page import write
-from lm.report.run_folders import Run, read_run, read_runs
+from lm.report.run_folders import RunFolder, read_run_folder, read_run_folders
 from lm.report.verdicts import (
     Claim,
     claim_distillation,

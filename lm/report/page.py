@@ -44,7 +44,7 @@ def write(
 
     Raises ValueError as `read_runs` and `demo_claims` do.
     """
-    runs = run_folders.read_runs(rundirs)
+    runs = run_folders.read_run_folders(rundirs)
     claims = verdicts.demo_claims(runs) if claims is None else claims
     sections = (
         ("claims", "Claims", "".join(map(_claim, claims))),
@@ -76,7 +76,7 @@ def _number(value: float | None, form: str = "#.4g") -> str:
     return f'<data value="{value!r}">{value:{form}}</data>'.replace(">-", ">−")
 
 
-def _intro(runs: Sequence[run_folders.Run]) -> str:
+def _intro(runs: Sequence[run_folders.RunFolder]) -> str:
     panels = dict.fromkeys(_panel(run).lower() for run in runs)
     what = f"{len(runs)} training runs" if len(runs) > 1 else "One training run"
     return (
@@ -110,13 +110,13 @@ def _claim(claim: verdicts.Claim) -> str:
     )
 
 
-def _panel(run: run_folders.Run) -> str:
+def _panel(run: run_folders.RunFolder) -> str:
     return run_folders.ROLES.get(run.role) or run_folders.ROLES.get(
         run.config.get("stage"), "Training"
     )
 
 
-def _panels(runs: Sequence[run_folders.Run]) -> Iterable[str]:
+def _panels(runs: Sequence[run_folders.RunFolder]) -> Iterable[str]:
     """A figure for each panel and curve that has points: all its runs, a colour a role."""
     panels = dict.fromkeys(map(_panel, runs))
     for (name, (what, below)), panel in itertools.product(CURVES.items(), panels):
@@ -133,7 +133,7 @@ def _panels(runs: Sequence[run_folders.Run]) -> Iterable[str]:
         )
 
 
-def _curves(runs: Sequence[run_folders.Run], colours: dict[str, int], name: str) -> str:
+def _curves(runs: Sequence[run_folders.RunFolder], colours: dict[str, int], name: str) -> str:
     """A scalar of some runs over updates, as SVG whose colours are the page's variables."""
     import matplotlib
     from matplotlib import figure
@@ -164,7 +164,7 @@ def _curves(runs: Sequence[run_folders.Run], colours: dict[str, int], name: str)
     return f'<svg viewBox="0 0 {72 * WIDTH:g} {72 * HEIGHT:g}">{svg}'  # 72 points an inch
 
 
-def _table(runs: Sequence[run_folders.Run]) -> str:
+def _table(runs: Sequence[run_folders.RunFolder]) -> str:
     """A row a run, then the baselines that the runs were measured beside."""
     found = [part for run in runs for part in (run.scores, *run.scores.get("tasks", {}).values())]
     scored = [key for key in run_folders.SCORES if any(key in scores for scores in found)]
@@ -199,7 +199,7 @@ def _score(scores: dict, key: str) -> str:
     return _number(scores.get(key)) + (below or "")
 
 
-def _scores(run: run_folders.Run) -> str:
+def _scores(run: run_folders.RunFolder) -> str:
     """The picture of a run's scores by checkpoint, where one was drawn."""
     if not run.curve:
         return ""
@@ -211,7 +211,7 @@ def _scores(run: run_folders.Run) -> str:
     )
 
 
-def _baselines(runs: Sequence[run_folders.Run]) -> list[tuple[str, dict]]:
+def _baselines(runs: Sequence[run_folders.RunFolder]) -> list[tuple[str, dict]]:
     """(label, scores) of each baseline in the runs' scores; runs with equal figures share it."""
     keys = {
         "unigram model": {"text_nats": "unigram_entropy"},
@@ -227,7 +227,7 @@ def _baselines(runs: Sequence[run_folders.Run]) -> list[tuple[str, dict]]:
     return [(f"{k[0]} ({', '.join(roles)})", scores) for k, (scores, roles) in found.items()]
 
 
-def _times(runs: Sequence[run_folders.Run]) -> str:
+def _times(runs: Sequence[run_folders.RunFolder]) -> str:
     """A row a run that kept account: its wall time, and the share of each kind of time in it."""
     told = [run for run in runs if run.spent.get("wall")]
     kinds = [k for k in (*logs.KINDS, *logs.OUTSIDE) if any(r.spent["shares"][k] for r in told)]
@@ -244,7 +244,7 @@ def _times(runs: Sequence[run_folders.Run]) -> str:
     return f"<div class=wide>{table}</div><p class=note>{note}. {words}.</p>" if told else ""
 
 
-def _events(run: run_folders.Run) -> str:
+def _events(run: run_folders.RunFolder) -> str:
     """How often each kind of event came, and the last of them."""
     if not run.events:
         return ""
@@ -258,7 +258,7 @@ def _events(run: run_folders.Run) -> str:
     return f"<h3>{_text(run.label)}</h3><p>{_text(told)}</p><ul class=note>{items}</ul>"
 
 
-def _samples(runs: Sequence[run_folders.Run]) -> Iterable[str]:
+def _samples(runs: Sequence[run_folders.RunFolder]) -> Iterable[str]:
     """Inputs and references, with the answers of every model that was asked them side by side."""
     asked = {}  # inputs: (reference, {label: prediction})
     for run in runs:
@@ -285,7 +285,7 @@ def _abridged(text: str) -> str:
     return text if len(text) <= ABRIDGED else text[:ABRIDGED].rstrip() + " […]"
 
 
-def _origin(run: run_folders.Run) -> str:
+def _origin(run: run_folders.RunFolder) -> str:
     """The commands, code and config behind one row."""
     commands = [c for c in (run.manifest.get("command"), run.scores.get("command")) if c]
     signed = [

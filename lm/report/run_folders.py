@@ -36,7 +36,7 @@ SCORES = {  # a key of evaluate.json, and its heading
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A run folder, read. role: config.name, or the stage where it has none; seeds share a role."""
 
     path: pathlib.Path
@@ -102,7 +102,7 @@ def _object(path: pathlib.Path) -> dict:
         raise ValueError(f"{path} is not JSON ({error}); write it again.") from None
 
 
-def read_run(path: str | os.PathLike) -> Run:
+def read_run_folder(path: str | os.PathLike) -> RunFolder:
     """One run folder.
 
     Raises ValueError where it has no config.json or a file in it is damaged.
@@ -112,7 +112,7 @@ def read_run(path: str | os.PathLike) -> Run:
     config = _object(path / "config.json")
     if not config:
         raise ValueError(f"{path} has no config.json, so it is no run folder; give a --workdir.")
-    return Run(
+    return RunFolder(
         path=path,
         role=config.get("name") or config.get("stage") or "run",
         config=config,
@@ -126,7 +126,7 @@ def read_run(path: str | os.PathLike) -> Run:
     )
 
 
-def read_runs(rundirs: Iterable[str | os.PathLike]) -> list[Run]:
+def read_run_folders(rundirs: Iterable[str | os.PathLike]) -> list[RunFolder]:
     """The runs of some folders, in the order of the stages; plain files among them are passed over.
 
     Runs that share role and seed answer different questions: their role is then told by the folder,
@@ -136,7 +136,7 @@ def read_runs(rundirs: Iterable[str | os.PathLike]) -> list[Run]:
     folders = [path for path in map(storage.as_path, rundirs) if not path.is_file()]
     if not folders:
         raise ValueError("no run folder to report on; give some with --runs=runs/demo/*")
-    runs = [read_run(path) for path in folders]
+    runs = [read_run_folder(path) for path in folders]
     counts = collections.Counter((run.role, run.seed) for run in runs)
     shared = {role for (role, _), count in counts.items() if count > 1}
     runs = [

@@ -60,13 +60,13 @@ class Claim:
         return math.isfinite(gain) and gain > 0
 
 
-def _score(run: run_folders.Run, key: str) -> float:
+def _score(run: run_folders.RunFolder, key: str) -> float:
     if key not in run.scores:
         raise ValueError(f"{run.path}/evaluate.json has no {key}; evaluate that run first.")
     return float(run.scores[key])
 
 
-def claim_pretraining(runs: Sequence[run_folders.Run]) -> Claim:
+def claim_pretraining(runs: Sequence[run_folders.RunFolder]) -> Claim:
     """Nats per text token of held-out text, against the unigram entropy of the same tokens.
 
     runs: one a seed. Raises ValueError for a run that is not evaluated.
@@ -83,7 +83,9 @@ def claim_pretraining(runs: Sequence[run_folders.Run]) -> Claim:
 
 
 def claim_finetuning(
-    runs: Sequence[run_folders.Run], scratch: Sequence[run_folders.Run], measure: str = "nats"
+    runs: Sequence[run_folders.RunFolder],
+    scratch: Sequence[run_folders.RunFolder],
+    measure: str = "nats",
 ) -> Claim:
     """The score after fine-tuning the pre-trained weights, against fine-tuning fresh ones.
 
@@ -95,7 +97,9 @@ def claim_finetuning(
 
 
 def claim_distillation(
-    runs: Sequence[run_folders.Run], alone: Sequence[run_folders.Run], measure: str = "nats"
+    runs: Sequence[run_folders.RunFolder],
+    alone: Sequence[run_folders.RunFolder],
+    measure: str = "nats",
 ) -> Claim:
     """The score of students with a teacher, against the same students without; as above."""
     sentence = "The distilled student beats the same student trained without a teacher"
@@ -103,7 +107,10 @@ def claim_distillation(
 
 
 def _compared(
-    sentence: str, runs: Sequence[run_folders.Run], others: Sequence[run_folders.Run], measure: str
+    sentence: str,
+    runs: Sequence[run_folders.RunFolder],
+    others: Sequence[run_folders.RunFolder],
+    measure: str,
 ) -> Claim:
     by_seed = {run.seed: run for run in others}
     pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
@@ -130,7 +137,7 @@ def _compared(
     )
 
 
-def demo_claims(runs: Sequence[run_folders.Run]) -> list[Claim]:
+def demo_claims(runs: Sequence[run_folders.RunFolder]) -> list[Claim]:
     """Every claim that the evaluated runs among these decide, by their roles (ROLES).
 
     Raises ValueError where two runs that a claim compares are not comparable.

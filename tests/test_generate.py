@@ -14,7 +14,7 @@ ONE = parallel.ParallelConfig(data=1)
 
 
 @pytest.fixture(scope="module")
-def this(tiny_config, tmp_path_factory):
+def run(tiny_config, tmp_path_factory):
     changes = {"data.task": "docstring_summary", "stage": "finetune", "data.input_length": 64}
     changes |= {"data.target_length": 8}
     return runs.make_run(tiny_config(**changes), tmp_path_factory.mktemp("answers"))
@@ -81,7 +81,7 @@ def test_a_bucket_of_lengths_is_one_program_compiled_once(run, params, tiny_toke
     assert sorted(columns for _, columns in traced) == sorted(buckets) == [16, 32, 64]
     answer(TEXTS[::-1])
     answer(TEXTS[:1])
-    answer.of(untrained_of(answer, run))(TEXTS[:3])
+    answer.with_params(untrained_of(answer, run))(TEXTS[:3])
     assert len(traced) == 3
 
 
@@ -91,7 +91,7 @@ def untrained_of(answer, run):
 
 def test_answers_of_other_parameters_are_those_that_they_give(run, params, tiny_tokens):
     answer = make(run, tiny_tokens, params)
-    other = answer.of(untrained_of(answer, run))(TEXTS[:4])
+    other = answer.with_params(untrained_of(answer, run))(TEXTS[:4])
     assert_same(other, make(run, tiny_tokens, untrained.params(run, seed=1))(TEXTS[:4]))
     assert other != answer(TEXTS[:4])
 
@@ -122,7 +122,7 @@ def test_an_input_too_long_is_told_and_answered_as_its_task_cuts_it(run, params,
     assert cut and latest.startswith("respond: ") and latest.endswith(turns[-1])
     (by_task,), (plain,), (short,) = answer([whole], task), answer([whole]), answer([latest])
     assert by_task.texts == short.texts != plain.texts
-    assert (by_task.cut, plain.cut, short.cut) == (True, True, False)
+    assert (by_task.is_truncated, plain.is_truncated, short.is_truncated) == (True, True, False)
 
 
 def test_each_batch_is_a_sign_of_life(run, params, tiny_tokens):

@@ -30,7 +30,7 @@ def make_run(tiny_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def this(make_run):
+def run(make_run):
     return make_run()
 
 
@@ -85,18 +85,18 @@ def test_what_is_shown_is_never_taken_back_and_ends_as_the_whole(seed, bytes_tok
     pieces = [rng.randrange(tiny_tokens.size) for _ in range(12)]
     for tokens, ids in ((bytes_tokens, whole), (bytes_tokens, broken), (tiny_tokens, pieces)):
         shown = ""
-        for piece in inference.pieces(tokens, ids):
+        for piece in inference.stream_text(tokens, ids):
             assert piece
             shown += piece
             assert tokens.decode(ids).startswith(shown)
         assert shown == tokens.decode(ids)
-    assert all("\ufffd" not in piece for piece in inference.pieces(bytes_tokens, whole))
+    assert all("\ufffd" not in piece for piece in inference.stream_text(bytes_tokens, whole))
 
 
 def test_a_text_is_shown_as_soon_as_it_is_sure(bytes_tokens):
     given = []
     ids = (given.append(token) or token for token in bytes_tokens.encode("a\u20acb"))
-    when = [(piece, len(given)) for piece in inference.pieces(bytes_tokens, ids)]
+    when = [(piece, len(given)) for piece in inference.stream_text(bytes_tokens, ids)]
     assert when == [("a", 1), ("\u20ac", 4), ("b", 5)]
 
 
@@ -121,7 +121,7 @@ def made(make_run, tokens, *given, strict=False, **options):
 
 def test_a_dialogue_is_asked_with_all_that_was_said_until_it_is_forgotten(make_run, bytes_tokens):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
-    talk._most = 1000
+    talk._input_length = 1000
     assert ["".join(talk(line)) for line in ("a  b", "c")] == ["w0", "w1"]
     talk.reset()
     list(talk("d"))
@@ -134,7 +134,7 @@ def test_a_dialogue_is_asked_with_all_that_was_said_until_it_is_forgotten(make_r
 
 def test_a_long_dialogue_is_asked_with_its_latest_turns(make_run, bytes_tokens):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
-    talk._most = 40
+    talk._input_length = 40
     for line in ("first", "second", "third"):
         list(talk(line))
     assert asked[1:] == ["reply: system: w0\nuser: second", "reply: system: w1\nuser: third"]
@@ -168,7 +168,7 @@ def test_words_with_a_slash_are_obeyed_and_not_asked(make_run, bytes_tokens):
     said = []
     inference.chat(talk, typed("a", "", "/reset", "/help", "b", "/quit", "c"), said.append)
     assert asked == ["reply: user: a", "reply: user: b"]
-    assert "".join(said).count("/reset forgets") == 2 and "w1" in "".join(said)
+    assert "".join(said).count("/reset clears") == 2 and "w1" in "".join(said)
 
 
 @pytest.mark.parametrize("line", ["/rest", "/", "/?", "/exit"])
@@ -179,20 +179,20 @@ def test_a_command_that_there_is_not_is_answered_by_those_that_there_are(
     said = []
     inference.chat(talk, typed(line, "/etc is one", "/etc/x"), said.append)
     assert asked[0] == "reply: user: /etc is one" and len(asked) == 2
-    sentence = f"{line} is no command; use one of /help, /quit, /reset"
+    sentence = f"{line} is not a command; use one of /help, /quit, /reset"
     assert sentence in "".join(said)
     assert ("did you mean '/reset'?" in "".join(said)) == (line == "/rest")
 
 
 LONG = "longer than the model's 40 tokens"
-TALK = "the talk so far, with the line, is"
+TALK = "the dialogue so far, with the line, is"
 
 
 def test_a_line_that_is_cut_is_warned_of_each_time(make_run, bytes_tokens, capsys):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": OWN})
-    talk._most = 40
+    talk._input_length = 40
     inference.chat(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
-    assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was cut.\n" * 2
+    assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was truncated.\n" * 2
     assert asked == ["say " + "x" * 35, "say y in German:", "say " + "z" * 35]
 
 
@@ -200,12 +200,12 @@ def test_turns_that_are_left_out_are_warned_of_once_and_a_line_that_is_cut_each_
     make_run, bytes_tokens, capsys
 ):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
-    talk._most = 40
+    talk._input_length = 40
     inference.chat(talk, typed("first", "second", "third"), lambda text: None)
-    left = f"lm: warning: {TALK} {LONG}; from now on its oldest turns are left out.\n"
+    left = f"lm: warning: {TALK} {LONG}; from now on its oldest turns are dropped.\n"
     assert capsys.readouterr().err == left
     inference.chat(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
-    assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was cut.\n" * 2
+    assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was truncated.\n" * 2
     assert asked[-1].startswith("reply: ") and asked[-1].endswith("z" * 20)
     inference.chat(talk, typed("/reset", "first", "second"), lambda text: None)
     assert capsys.readouterr().err == left, "another talk"
@@ -219,7 +219,7 @@ def test_turns_that_are_left_out_are_warned_of_once_and_a_line_that_is_cut_each_
         (
             TURNS,
             ("first", "second", "/reset", "third"),
-            f"lm: {TALK} {LONG}; forget it by /reset",
+            f"lm: {TALK} {LONG}; clear it by /reset",
             ["reply: user: first", "reply: user: third"],
         ),
     ],
@@ -229,17 +229,17 @@ def test_a_strict_talk_refuses_what_would_be_cut_and_goes_on_as_if_it_was_not_sa
     own, lines, sentence, heard, make_run, bytes_tokens, capsys
 ):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": own}, strict=True)
-    talk._most = 40
+    talk._input_length = 40
     inference.chat(talk, typed(*lines), lambda text: None)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(sentence), said
-    assert said[0].endswith(", or leave --strict out.")
+    assert said[0].endswith(", or omit --strict.")
     assert asked == heard
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_talk(make_run, bytes_tokens):
     talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS}, interrupt=True)
-    talk._most, said = 1000, []
+    talk._input_length, said = 1000, []
     inference.chat(talk, typed("a", "b"), said.append)
     assert "w .." in "".join(said).replace("\n", "")
     assert asked[1] == "reply: user: a\nsystem: w\nuser: b", "it was heard as far as it went"

@@ -87,7 +87,7 @@ def jobs(path: pathlib.Path) -> tuple[dict[str, Callable[[], object]], int, int]
     clean = stranger()
     prose = [part.document(r).text for r in articles]
     tokens, out = path.with_name("tokenizer"), path.with_name("corpus")
-    tokenizer.train(prose, tokens, pieces=PIECES)
+    tokenizer.train(prose, tokens, vocab_size=PIECES)
     recipe = documents.CorpusConfig(source=str(path), tokenizer=str(tokens), rules="none", shards=2)
 
     def corpus(workers: int) -> None:

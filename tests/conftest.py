@@ -99,7 +99,7 @@ def tiny_tokens(tiny_tfds, tmp_path_factory):
     rows = tiny_data.made_up_documents(DOCUMENTS["train"], DOCUMENTS["train"])
     texts = [row["text"] for row in rows]
     directory = tmp_path_factory.mktemp("tiny_tokens")
-    return tokenizer.train(texts, directory, pieces=PIECES, num_sentinels=SENTINELS)
+    return tokenizer.train(texts, directory, vocab_size=PIECES, num_extra_ids=SENTINELS)
 
 
 @pytest.fixture(scope="session")

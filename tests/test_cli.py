@@ -112,7 +112,7 @@ def test_a_run_is_read_with_the_tokens_it_was_trained_with_or_not_at_all(
     from lm import tokenizer
 
     texts = ["other words make other pieces " * 20, "and yet as many of them " * 20]
-    tokenizer.train(texts, tmp_path / "other", pieces=280, num_sentinels=10)
+    tokenizer.train(texts, tmp_path / "other", vocab_size=280, num_extra_ids=10)
     facts = (tmp_path / "other" / "tokenizer.json").read_text()
     for name in ("tokenizer.model", "tokenizer.json"):
         shutil.copy(tmp_path / "other" / name, copy / "tokenizer" / name)

@@ -236,8 +236,8 @@ def test_shards_of_something_else_are_refused_by_name(
     other = tokenizer.train(
         [text["text"] for text in texts("wikipedia", tiny_tfds)],
         tmp_path_factory.mktemp("other"),
-        pieces=380,
-        num_sentinels=10,
+        vocab_size=380,
+        num_extra_ids=10,
     )
     wrong = {
         "form": (WIKIPEDIA, "train", data, tiny_tokens, PAIR),

@@ -104,7 +104,7 @@ def is_stacked(tok: tokenizer.Tokenizer, text: str) -> bool:
         return unicodedata.category(unicodedata.normalize("NFD", c)[-1])[0] == "M"
 
     def is_rewritten(c):
-        return tok.normalise(f"x{c}x") != f"x{c}x"
+        return tok.normalize(f"x{c}x") != f"x{c}x"
 
     pairs = zip(text, text[1:], strict=False)
     return any(is_mark(b) and (is_mark(a) or is_rewritten(a)) for a, b in pairs)
@@ -151,7 +151,7 @@ def ours(stands, tmp_path_factory):
     root = tmp_path_factory.mktemp("ours")
     found = {kind: vocabulary.read(stands[kind], root / kind) for kind in FOREIGN}
     for name, rule in (("plain", "identity"), ("folded", "nmt_nfkc")):
-        options = dict(pieces=1500, num_sentinels=20, normalization=rule)
+        options = dict(vocab_size=1500, num_extra_ids=20, normalization=rule)
         found[name] = tokenizer.train(["\n".join(corpus())], root / name, **options)
     found["spelt"] = tokenizer.write_byte_tokenizer(root / "spelt", 20)
     facts = dict(pieces=259, num_sentinels=20, normalization="identity")
@@ -320,7 +320,7 @@ def test_the_ids_equal_those_of_transformers_own_classes(kind, ours, slow_457):
             assert ours[kind].encode(text).tolist() == ids, ascii(text)
     roles = [ours[kind].pad, ours[kind].eos, ours[kind].unk]
     assert roles == slow_457[kind]["ids of roles"]
-    sentinels = [ours[kind].sentinel(k) for k in range(ours[kind].num_sentinels)]
+    sentinels = [ours[kind].sentinel(k) for k in range(ours[kind].num_extra_ids)]
     assert len(sentinels) == {"gemma": 0, "byt5": 125}.get(kind, 100)
     assert sentinels == slow_457[kind]["sentinels"][: len(sentinels)]
 
@@ -347,11 +347,14 @@ def test_a_tokenizer_json_alone_gives_the_ids_of_the_file_it_was_made_of(
     made.save_pretrained(tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("*.model"))
     again = vocabulary.read(tmp_path / "saved", tmp_path / "again")
-    assert (again.pieces, again.num_sentinels) == (ours[kind].pieces, ours[kind].num_sentinels)
+    assert (again.vocab_size, again.num_extra_ids) == (
+        ours[kind].vocab_size,
+        ours[kind].num_extra_ids,
+    )
     assert (again.pad, again.eos, again.unk) == (ours[kind].pad, ours[kind].eos, ours[kind].unk)
     for text in fuzz():
         assert again.encode(text).tolist() == ours[kind].encode(text).tolist()
-        assert again.normalise(text) == ours[kind].normalise(text)
+        assert again.normalize(text) == ours[kind].normalize(text)
 
 
 def test_a_tab_in_the_place_of_its_byte_is_that_byte(stands, ours, tmp_path):
@@ -375,7 +378,7 @@ def test_a_models_file_is_kept_to_the_byte(stands, tmp_path):
     data = (stands["t5"] / "spiece.model").read_bytes() + proto.SerializeToString()
     tok = vocabulary.read(fill(tmp_path, spiece__model=data), tmp_path / "out")
     assert (tok.directory / tokenizer.MODEL_FILE).read_bytes() == data
-    assert tok.num_sentinels == 100
+    assert tok.num_extra_ids == 100
 
 
 def test_sentinels_that_a_model_holds_become_ours(stands, ours, tmp_path):
@@ -386,7 +389,7 @@ def test_sentinels_that_a_model_holds_become_ours(stands, ours, tmp_path):
     (tmp_path / "spiece.model").write_bytes(model)
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 0}')
     tok = vocabulary.read(tmp_path, tmp_path / "out")
-    assert (tok.pieces, tok.num_sentinels) == (1300, 100)
+    assert (tok.vocab_size, tok.num_extra_ids) == (1300, 100)
     whole = sentencepiece.SentencePieceProcessor(model_proto=model)
     assert [tok.sentinel(k) for k in range(100)] == [
         whole.piece_to_id(f"▁<extra_id_{k}>") for k in range(100)
@@ -403,10 +406,10 @@ def test_decoding_what_was_encoded_gives_the_normalised_text(kind, ours):
     for text in fuzz():
         known = tok.decode(tok.encode(text))
         if tok.unk not in tok.encode(text):
-            assert known == tok.normalise(text)
+            assert known == tok.normalize(text)
             lossless += 1
             continue
-        rest = tok.normalise(text)  # what is left of it around the unknown runs, in order
+        rest = tok.normalize(text)  # what is left of it around the unknown runs, in order
         first, *others = known.split("\ufffd")
         assert rest.startswith(first)
         for part in others:
@@ -420,7 +423,7 @@ def test_the_bytes_of_the_pieces_are_the_bytes_of_the_text_and_its_prefix(kind, 
     tok = ours[kind]
     lengths = tok.piece_bytes(tokenizer.padded_rows(tok.size))
     for text in fuzz():
-        seen = tok.normalise(text)
+        seen = tok.normalize(text)
         prefix = bool(seen) and kind in ("mt5", "trimmed")
         assert lengths[tok.encode(text)].sum() == len(seen.encode()) + prefix
 
@@ -437,14 +440,14 @@ def test_byt5_is_bytes_and_its_sentinels_ascend(ours):
     tok = ours["byt5"]
     text = "a ▁ <pad>é\0"
     assert tok.encode(text).tolist() == [3 + byte for byte in text.encode()]
-    assert tok.normalise(text) == text == tok.decode(tok.encode(text))
-    assert (tok.pieces, tok.size, tok.sentinel(0), tok.sentinel(124)) == (259, 384, 259, 383)
+    assert tok.normalize(text) == text == tok.decode(tok.encode(text))
+    assert (tok.vocab_size, tok.size, tok.sentinel(0), tok.sentinel(124)) == (259, 384, 259, 383)
     assert tok.decode([3 + ord("a"), 260, 1]) == "a<extra_id_1>"
 
 
 def test_a_text_has_no_leading_space_though_its_first_piece_has(ours):
     tok = ours["t5"]
-    assert tok.has_prefix and not ours["gemma"].has_prefix
+    assert tok.adds_dummy_prefix and not ours["gemma"].adds_dummy_prefix
     assert tok.decode([tok.pad, *tok.encode("the object"), tok.eos]) == "the object"
     two = [*tok.encode("the"), tok.sentinel(0), *tok.encode("object")]
     assert tok.decode(two) == "the<extra_id_0> object"
@@ -458,7 +461,7 @@ def test_an_imported_tokenizer_is_a_tokenizer(kind, ours, stands, tmp_path):
     assert again.fingerprint == tok.fingerprint
     assert vocabulary.read(stands[kind], tmp_path).fingerprint == tok.fingerprint
     facts = tokenizer.read(tok.directory)[1]
-    assert (facts["pieces"], facts["num_sentinels"]) == (tok.pieces, tok.num_sentinels)
+    assert (facts["pieces"], facts["num_sentinels"]) == (tok.vocab_size, tok.num_extra_ids)
     assert tok.encode("a").dtype == np.int32
 
 
@@ -560,9 +563,9 @@ def test_auto_tokenizer_gives_our_ids_of_what_we_wrote(name, version, ours, requ
     assert seen["ended"] == [*ids, tok.eos]
     assert seen["paired"] == [*ids, tok.eos, *tok.encode("a"), tok.eos]
     assert seen["shown"] == "a"
-    sentinels = [tok.sentinel(k) for k in range(tok.num_sentinels)]
-    assert seen["sentinels"][: tok.num_sentinels] == sentinels
-    if tok.num_sentinels:
+    sentinels = [tok.sentinel(k) for k in range(tok.num_extra_ids)]
+    assert seen["sentinels"][: tok.num_extra_ids] == sentinels
+    if tok.num_extra_ids:
         assert tok.sentinel(1) in seen["spelt"]
 
 
@@ -608,7 +611,7 @@ def test_spaces_and_their_sign_are_alike_in_every_arrangement(name, ours, writte
     for length in range(6):
         for text in map("".join, itertools.product(" ▁a", repeat=length)):
             ids = tok(text, add_special_tokens=False).input_ids
-            assert ours[name].decode(ids) == ours[name].normalise(text), ascii(text)
+            assert ours[name].decode(ids) == ours[name].normalize(text), ascii(text)
 
 
 def test_a_text_that_spells_a_byte_is_not_that_byte(ours, written):

@@ -390,7 +390,7 @@ def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp
     made = runs.make_tokenizer(run)
     records = sources.tfds_records("wikipedia/20230601.en", "train", run.data.tfds_dir)
     assert given == [records[i]["text"] for i in range(50)]
-    assert (made.pieces, made.num_sentinels) == (400, 10)
+    assert (made.vocab_size, made.num_extra_ids) == (400, 10)
     monkeypatch.setattr(tokenizer, "train", None)
     assert runs.make_tokenizer(run).fingerprint == made.fingerprint
     # What was made for one config is not taken for what another asks for.
@@ -437,7 +437,7 @@ BYTES |= {"tokenizer.num_extra_ids": 100, "model.vocab_size": 384}
 def test_bytes_need_no_fitting_and_their_blanks_are_filled(tiny_config, tmp_path):
     run = runs.make_run(tiny_config(**BYTES), tmp_path)
     tokens = runs.make_tokenizer(run)
-    assert (tokens.pieces, tokens.size, tokens.sentinel(0), tokens.sentinel(99)) == (
+    assert (tokens.vocab_size, tokens.size, tokens.sentinel(0), tokens.sentinel(99)) == (
         259,
         359,
         259,

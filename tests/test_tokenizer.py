@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import random
+import re
 import subprocess
 import sys
 import types
@@ -22,13 +23,13 @@ from lm import tokenizer
 from tests.tiny_data import varied_texts
 
 ROOT = pathlib.Path(__file__).parents[1]
-PIECES, NUM_SENTINELS = 600, 10
+VOCAB_SIZE, NUM_EXTRA_IDS = 600, 10
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.train(varied_texts(), path, pieces=PIECES, num_sentinels=NUM_SENTINELS)
+    tokenizer.train(varied_texts(), path, vocab_size=VOCAB_SIZE, num_extra_ids=NUM_EXTRA_IDS)
     return path
 
 
@@ -38,14 +39,14 @@ def trained(name):
     @pytest.fixture(scope="module", name=name)
     def fixture(tmp_path_factory):
         path = tmp_path_factory.mktemp(name)
-        return tokenizer.train(varied_texts(), path, pieces=PIECES, **OPTIONS[name])
+        return tokenizer.train(varied_texts(), path, vocab_size=VOCAB_SIZE, **OPTIONS[name])
 
     return fixture
 
 
 OPTIONS = {
     "folded": {"normalization": "nmt_nfkc"},
-    "joined": {"kind": "bpe", "num_sentinels": NUM_SENTINELS},
+    "joined": {"kind": "bpe", "num_extra_ids": NUM_EXTRA_IDS},
     "joined_folded": {"kind": "bpe", "normalization": "nmt_nfkc"},
 }
 folded, joined, joined_folded = map(trained, OPTIONS)
@@ -58,7 +59,7 @@ def plain(directory):
 
 @pytest.fixture(scope="module")
 def spelt(tmp_path_factory):
-    return tokenizer.write_byte_tokenizer(tmp_path_factory.mktemp("spelt"), NUM_SENTINELS)
+    return tokenizer.write_byte_tokenizer(tmp_path_factory.mktemp("spelt"), NUM_EXTRA_IDS)
 
 
 EVERY = pytest.mark.parametrize("which", ["plain", "spelt", *OPTIONS])
@@ -139,7 +140,7 @@ def fuzz(count=400):
 def test_decoding_what_was_encoded_gives_the_normalised_text(which, request):
     tok = request.getfixturevalue(which)
     for text in fuzz():
-        assert tok.decode(tok.encode(text)) == tok.normalise(text)
+        assert tok.decode(tok.encode(text)) == tok.normalize(text)
 
 
 def test_the_fuzz_holds_what_texts_go_wrong_on():
@@ -156,14 +157,14 @@ def test_identity_changes_lone_surrogates_and_the_space_sign_alone(which, reques
     tok = request.getfixturevalue(which)
     for text in fuzz():
         kept = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
-        assert tok.normalise(text) == (kept if which == "spelt" else kept.replace("▁", " "))
+        assert tok.normalize(text) == (kept if which == "spelt" else kept.replace("▁", " "))
 
 
 @pytest.mark.parametrize("which", ["folded", "joined_folded"])
 def test_folding_joins_compatible_characters_and_spaces(which, request):
     folded = request.getfixturevalue(which)
     assert folded.normalization == "nmt_nfkc"
-    assert folded.normalise("  ﬁne \n½\u3000x ") == "fine 1⁄2 x"
+    assert folded.normalize("  ﬁne \n½\u3000x ") == "fine 1⁄2 x"
 
 
 @EVERY
@@ -171,7 +172,7 @@ def test_the_bytes_of_the_pieces_are_the_bytes_of_the_text(which, request):
     tok = request.getfixturevalue(which)
     lengths = tok.piece_bytes(tokenizer.padded_rows(tok.size))
     for text in fuzz():
-        assert lengths[tok.encode(text)].sum() == len(tok.normalise(text).encode())
+        assert lengths[tok.encode(text)].sum() == len(tok.normalize(text).encode())
 
 
 @EVERY
@@ -180,13 +181,13 @@ def test_no_text_reaches_a_special_id(which, request):
     for text in fuzz():
         ids = tok.encode(text)
         assert ids.dtype == np.int32 and ids.ndim == 1
-        assert np.all((ids > tok.unk) & (ids < tok.pieces))
+        assert np.all((ids > tok.unk) & (ids < tok.vocab_size))
 
 
 @pytest.mark.parametrize("which", ["plain", "joined"])
 def test_a_piece_holds_newlines_at_its_start_or_not_at_all(which, request):
     tok = request.getfixturevalue(which)
-    pieces = [tok.decode([piece]) for piece in range(3 + 256, tok.pieces)]
+    pieces = [tok.decode([piece]) for piece in range(3 + 256, tok.vocab_size)]
     assert "\n\n" in pieces
     assert not any("\n" in piece.lstrip("\n") for piece in pieces)
 
@@ -200,7 +201,7 @@ def test_newlines_and_indentation_are_cheap(which, request):
 
 def test_a_corpus_without_spaces_still_learns_the_space(tmp_path):
     texts = [text.replace(" ", "").replace("\n", "") for text in varied_texts()]
-    tok = tokenizer.train(texts, tmp_path, pieces=400, num_sentinels=0)
+    tok = tokenizer.train(texts, tmp_path, vocab_size=400, num_extra_ids=0)
     assert tok.decode(tok.encode(" a 日\n")) == " a 日\n"
     assert tok.piece_bytes(400)[tok.encode(" a 日\n")].sum() == 7
 
@@ -209,14 +210,14 @@ def test_a_corpus_without_spaces_still_learns_the_space(tmp_path):
 
 
 def test_the_three_numbers(plain):
-    assert (plain.pieces, plain.size) == (PIECES, PIECES + NUM_SENTINELS)
+    assert (plain.vocab_size, plain.size) == (VOCAB_SIZE, VOCAB_SIZE + NUM_EXTRA_IDS)
     assert tokenizer.padded_rows(plain.size) == 640
     assert [tokenizer.padded_rows(size) for size in (32_100, 32_128, 1)] == [32_128, 32_128, 128]
     assert tokenizer.padded_rows(32_100, 8) == 32_104
     assert (plain.pad, plain.eos, plain.unk) == (0, 1, 2)
     facts = tokenizer.read(plain.directory)[1]
     assert [facts[name] for name in ("pieces", "size", "rows")] == [600, 610, 640]
-    assert [plain.pieces, plain.size, plain.rows] == [600, 610, 640]
+    assert [plain.vocab_size, plain.size, plain.rows] == [600, 610, 640]
 
 
 @pytest.mark.parametrize("name, wrong", [("pieces", 599), ("size", 611), ("rows", 512)])
@@ -229,15 +230,15 @@ def test_numbers_that_are_not_the_models_are_refused(directory, tmp_path, name, 
 
 
 def test_sentinels_descend_from_the_highest_id_as_t5s_do(plain):
-    t5 = types.SimpleNamespace(size=32_100, num_sentinels=100, sentinel_order="descending")
+    t5 = types.SimpleNamespace(size=32_100, num_extra_ids=100, sentinel_order="descending")
     assert [tokenizer.Tokenizer.sentinel(t5, k) for k in (0, 1, 99)] == [32_099, 32_098, 32_000]
     assert plain.sentinel() == plain.sentinel(0) == plain.size - 1
-    assert plain.sentinel(NUM_SENTINELS - 1) == plain.pieces
+    assert plain.sentinel(NUM_EXTRA_IDS - 1) == plain.vocab_size
 
 
-@pytest.mark.parametrize("k", [-1, NUM_SENTINELS])
+@pytest.mark.parametrize("k", [-1, NUM_EXTRA_IDS])
 def test_a_sentinel_beyond_the_last_is_refused(plain, k):
-    with pytest.raises(ValueError, match=f"sentinel {k} is beyond .*num_sentinels={NUM_SENTINELS}"):
+    with pytest.raises(ValueError, match=f"sentinel {k} is beyond .*num_extra_ids={NUM_EXTRA_IDS}"):
         plain.sentinel(k)
 
 
@@ -253,8 +254,8 @@ def test_any_id_can_be_shown(plain):
 def test_special_ids_stand_for_no_bytes(plain):
     lengths = plain.piece_bytes(640)
     assert lengths.dtype == np.int32 and lengths.shape == (640,)
-    assert not lengths[:3].any() and not lengths[PIECES:].any()
-    assert np.all(lengths[3:259] == 1) and np.all(lengths[259:PIECES] >= 1)
+    assert not lengths[:3].any() and not lengths[VOCAB_SIZE:].any()
+    assert np.all(lengths[3:259] == 1) and np.all(lengths[259:VOCAB_SIZE] >= 1)
     with pytest.raises(ValueError, match="rows=609 is fewer than the tokenizer's 610 ids; use 640"):
         plain.piece_bytes(609)
 
@@ -274,7 +275,7 @@ import sys; sys.path[:0] = sys.argv[1:3]
 from lm import tokenizer
 import tiny_data
 for kind in ("unigram", "bpe"):
-    options = dict(kind=kind, pieces=400, max_chunks=200)
+    options = dict(kind=kind, vocab_size=400, max_chunks=200)
     tokenizer.train(tiny_data.varied_texts(), f"{sys.argv[3]}/{kind}", **options)
 """
 
@@ -285,7 +286,7 @@ def test_the_number_of_threads_that_fit_is_a_constant_and_told(tmp_path, monkeyp
     given, fit = {}, sentencepiece.SentencePieceTrainer.train
     spy = lambda **options: given.update(options) or fit(**options)
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", spy)
-    tokenizer.train(varied_texts(), tmp_path, pieces=400)
+    tokenizer.train(varied_texts(), tmp_path, vocab_size=400)
     facts = tokenizer.read(tmp_path)[1]
     assert given["num_threads"] == facts["training"]["num_threads"] == tokenizer.NUM_THREADS == 16
 
@@ -306,7 +307,7 @@ def test_another_process_trains_the_same_bytes(tmp_path):
 
 def test_the_facts_are_written_beside_the_model(directory, plain, spelt):
     facts = json.loads((directory / "tokenizer.json").read_text())
-    assert facts["pieces"] == PIECES and facts["num_sentinels"] == NUM_SENTINELS
+    assert facts["pieces"] == VOCAB_SIZE and facts["num_sentinels"] == NUM_EXTRA_IDS
     kinds = [facts["kind"], tokenizer.read(spelt.directory)[1]["kind"]]
     assert kinds == ["unigram", "bytes"] and set(kinds) < set(tokenizer.KINDS)
     assert facts["normalization"] == "identity" and facts["fingerprint"] == plain.fingerprint
@@ -319,9 +320,9 @@ def test_the_fingerprint_follows_pieces_and_sentinels(tmp_path, plain):
     def fingerprint(**options):
         return tokenizer.train(varied_texts(), tmp_path, **options).fingerprint
 
-    assert fingerprint(pieces=PIECES, num_sentinels=NUM_SENTINELS) == plain.fingerprint
-    assert fingerprint(pieces=PIECES, num_sentinels=11) != plain.fingerprint
-    assert fingerprint(pieces=500, num_sentinels=NUM_SENTINELS) != plain.fingerprint
+    assert fingerprint(vocab_size=VOCAB_SIZE, num_extra_ids=NUM_EXTRA_IDS) == plain.fingerprint
+    assert fingerprint(vocab_size=VOCAB_SIZE, num_extra_ids=11) != plain.fingerprint
+    assert fingerprint(vocab_size=500, num_extra_ids=NUM_EXTRA_IDS) != plain.fingerprint
 
 
 def test_chunks_fit_and_lose_nothing_but_blank_lines():
@@ -339,18 +340,18 @@ def test_chunks_fit_and_lose_nothing_but_blank_lines():
 @pytest.mark.parametrize("spoiler", ["\0", "▅", "\ud800", "\t", " y" * 4000])
 def test_what_sentencepiece_would_drop_is_learnt_from(tmp_path, spoiler):
     texts = [*varied_texts(), *[" zebra" * 150 + spoiler + " zebra" * 150] * 2]
-    tok = tokenizer.train(texts, tmp_path, pieces=400)
+    tok = tokenizer.train(texts, tmp_path, vocab_size=400)
     assert len(tok.encode(" zebra")) == 1
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_texts_own_special_names_are_learnt_from_and_stay_text(tmp_path, kind):
     texts = [text.replace("hello", "<unk> </s> <pad> <s>") for text in varied_texts()]
-    tok = tokenizer.train(texts, tmp_path, kind=kind, pieces=400)
+    tok = tokenizer.train(texts, tmp_path, kind=kind, vocab_size=400)
     assert tok.names()[:3] == ["<pad>", "</s>", "<unk>"]
     for name in ("<pad>", "</s>", "<unk>", "<s>"):
         ids = tok.encode(name)
-        assert not np.isin(ids, tok.byte_pieces).any() and tok.decode(ids) == name
+        assert not np.isin(ids, tok.byte_ids).any() and tok.decode(ids) == name
 
 
 def test_bpe_always_joins_a_most_frequent_pair(tmp_path):
@@ -358,7 +359,7 @@ def test_bpe_always_joins_a_most_frequent_pair(tmp_path):
     vocabulary = ["".join(rng.choices("abcde", k=rng.randint(1, 5))) for _ in range(30)]
     words = rng.choices(vocabulary, [1 / (1 + i) for i in range(30)], k=900)
     texts = [" " + " ".join(words[i : i + 9]) for i in range(0, 900, 9)]
-    tok = tokenizer.train(texts, tmp_path, kind="bpe", pieces=300, num_sentinels=0)
+    tok = tokenizer.train(texts, tmp_path, kind="bpe", vocab_size=300, num_extra_ids=0)
     learnt = [name for name in tok.names()[259:] if len(name) > 1]
     spellings = {tuple("▁" + word): words.count(word) for word in set(words)}
     for piece in learnt:
@@ -394,14 +395,14 @@ def test_a_sample_is_fair_repeatable_and_whole_when_small():
     assert abs(np.mean(first) - 4999.5) < 5 * 2887 / np.sqrt(1000)
 
 
-def test_training_says_what_it_does_and_sentencepiece_says_nothing(tmp_path, capfd):
+def test_training_prints_a_line_before_and_after_and_sentencepiece_prints_nothing(tmp_path, capfd):
     lines = [line for text in varied_texts() for line in tokenizer.split_chunks(text)]
-    tokenizer.train(varied_texts(), tmp_path, pieces=400)
+    tokenizer.train(varied_texts(), tmp_path, vocab_size=400)
     out, err = capfd.readouterr()
     assert out == ""
-    assert [line for line in err.splitlines() if "reading texts" not in line] == [
-        f"fitting 400 pieces to {len(lines)} lines"
-    ]
+    printed = [line for line in err.splitlines() if "reading texts" not in line]
+    assert printed[0] == f"fitting 400 pieces to {len(lines)} lines"
+    assert len(printed) == 2 and re.fullmatch(r"fitted in \d+ s", printed[1])
 
 
 def test_an_error_of_the_source_comes_through(tmp_path):
@@ -424,15 +425,19 @@ def test_too_little_text_names_the_most_pieces_and_that_many_work(tmp_path, kind
         tokenizer.train(varied_texts(), tmp_path, kind=kind)
     assert list(tmp_path.iterdir()) == []
     most = int(str(error.value).rpartition("=")[2].rstrip("."))
-    assert tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=most).pieces == most
+    assert tokenizer.train(varied_texts(), tmp_path, kind=kind, vocab_size=most).vocab_size == most
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_too_few_pieces_names_the_least_and_that_many_work(tmp_path, kind):
     with pytest.raises(ValueError, match=r"tokenizer.vocab_size=260 cannot hold") as error:
-        tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=260)
-    least = int(str(error.value).partition("tokenizer.vocab_size=")[2].partition("pieces=")[2][:3])
-    assert tokenizer.train(varied_texts(), tmp_path, kind=kind, pieces=least).pieces == least
+        tokenizer.train(varied_texts(), tmp_path, kind=kind, vocab_size=260)
+    least = int(
+        str(error.value).partition("tokenizer.vocab_size=")[2].partition("vocab_size=")[2][:3]
+    )
+    assert (
+        tokenizer.train(varied_texts(), tmp_path, kind=kind, vocab_size=least).vocab_size == least
+    )
 
 
 @pytest.mark.parametrize(
@@ -440,10 +445,10 @@ def test_too_few_pieces_names_the_least_and_that_many_work(tmp_path, kind):
     [
         ([], {}, "the texts are empty"),
         (["", "\n \n"], {}, "the texts are empty"),
-        (["a b"], {"pieces": 0}, "refused tokenizer.vocab_size=0 .*use 1000 or more"),
+        (["a b"], {"vocab_size": 0}, "refused tokenizer.vocab_size=0 .*use 1000 or more"),
         (["a b"], {"normalization": "nfc"}, "tokenizer.normalization='nfc' is unknown; choose one"),
         (["a b"], {"kind": "bp"}, "tokenizer.kind='bp' is unknown; choose one of bpe, unigram"),
-        (["a b"], {"num_sentinels": -1}, "tokenizer.num_extra_ids=-1 is below 0; use 0 or more"),
+        (["a b"], {"num_extra_ids": -1}, "tokenizer.num_extra_ids=-1 is below 0; use 0 or more"),
         (["a b"], {"max_chunks": 0}, "tokenizer.max_chunks=0 is below 1; use 1 or more"),
         (["a b"], {"character_coverage": 1.5}, "character_coverage=1.5 is not a share .*0.9995"),
         (["a b"], {"character_coverage": 0.9}, "=0.9 is not a share from 0.98 to 1; use 0.9995"),
@@ -468,7 +473,7 @@ def test_a_missing_tokenizer_is_one_sentence_with_the_cure(directory, tmp_path):
 
 def test_a_bit_flipped_anywhere_in_the_model_is_noticed(directory, tmp_path):
     model = copy(directory, tmp_path) / "tokenizer.model"
-    assert tokenizer.Tokenizer(tmp_path).pieces == PIECES  # the control
+    assert tokenizer.Tokenizer(tmp_path).vocab_size == VOCAB_SIZE  # the control
     whole = model.read_bytes()
     for place in np.linspace(0, len(whole) - 1, 20, dtype=int):
         data = bytearray(whole)
@@ -520,16 +525,16 @@ def test_a_prefix_space_is_the_models_and_not_the_texts(tmp_path):
     tok = foreign(tmp_path, vocab_size=400, byte_fallback=True)
     lengths = tok.piece_bytes(tok.size)
     for text in fuzz():
-        assert tok.decode(tok.encode(text)) == tok.normalise(text)
-        prefix = bool(tok.normalise(text))
-        assert lengths[tok.encode(text)].sum() == len(tok.normalise(text).encode()) + prefix
-    assert tok.has_prefix and tok.normalise("  a b ") == "a b"
+        assert tok.decode(tok.encode(text)) == tok.normalize(text)
+        prefix = bool(tok.normalize(text))
+        assert lengths[tok.encode(text)].sum() == len(tok.normalize(text).encode()) + prefix
+    assert tok.adds_dummy_prefix and tok.normalize("  a b ") == "a b"
 
 
 def test_the_special_ids_are_the_models_own(tmp_path):
     ids = dict(pad_id=0, eos_id=5, unk_id=3, bos_id=2, vocab_size=400)
     tok = foreign(tmp_path, **ids, byte_fallback=True, add_dummy_prefix=False)
-    assert (tok.pad, tok.eos, tok.unk, tok.has_prefix) == (0, 5, 3, False)
+    assert (tok.pad, tok.eos, tok.unk, tok.adds_dummy_prefix) == (0, 5, 3, False)
     assert not tok.piece_bytes(tok.size)[[0, 2, 3, 5]].any()
     assert tok.decode([2, *tok.encode("ab"), 5, 0]) == "ab"
 

@@ -36,7 +36,7 @@ def fitted(tmp_path_factory):
     """By name: a tokenizer of `texts`, one of each kind, and one that folds."""
     root = tmp_path_factory.mktemp("kinds")
     wanted = {"unigram": {}, "bpe": {"kind": "bpe"}, "folded": {"normalization": "nmt_nfkc"}}
-    options = dict(pieces=500, num_sentinels=7, character_coverage=1.0)
+    options = dict(vocab_size=500, num_extra_ids=7, character_coverage=1.0)
     made = {
         name: tokenizer.train(texts(), root / name, **options | wanted[name]) for name in wanted
     }
@@ -69,7 +69,7 @@ def test_a_random_word_is_a_text_of_its_own(fitted, name):
     assert words.dtype == np.int32 and len(words) == len(set(words.tolist())) == 500 - 259
     for piece in words:
         text = tok.decode([piece])
-        assert text and "\ufffd" not in text and piece not in tok.byte_pieces
+        assert text and "\ufffd" not in text and piece not in tok.byte_ids
     assert not np.isin([tok.pad, tok.eos, tok.unk, *tok.sentinels], words).any()
 
 
@@ -131,7 +131,7 @@ GOES_ON = [
 def test_a_sentence_ends_in_its_mark_what_closes_after_it_or_the_end_of_a_line(tmp_path):
     tok = by_hand(tmp_path, ENDS + GOES_ON)
     ends = tok.vocabulary.ends
-    named = {tok.decode([place]): bool(ends[place]) for place in range(3, tok.pieces)}
+    named = {tok.decode([place]): bool(ends[place]) for place in range(3, tok.vocab_size)}
     assert named == dict.fromkeys(ENDS, True) | dict.fromkeys(GOES_ON, False)
 
 
@@ -169,9 +169,9 @@ def test_the_report_of_bytes_is_known_beforehand(fitted):
 @EVERY
 def test_the_report_counts_what_one_would_count_by_hand(fitted, name):
     tok, held_out = fitted[name], [*varied_texts(seed=9, count=20), *SCRIPTS, *CODE, ""]
-    found = tokenizer.text_stats(tok, iter(held_out), longest=5)
+    found = tokenizer.text_stats(tok, iter(held_out), num_longest=5)
     ids = [piece for text in held_out for piece in tok.encode(text).tolist()]
-    seen = [tok.normalise(text) for text in held_out]
+    seen = [tok.normalize(text) for text in held_out]
     spelt = [tok.names()[piece].startswith("<0x") for piece in ids]
     assert (found["texts"], found["tokens"]) == (len(held_out), len(ids))
     assert found["tokens_per_word"] == len(ids) / len(" ".join(seen).split())
@@ -181,7 +181,7 @@ def test_the_report_counts_what_one_would_count_by_hand(fitted, name):
     same = [tok.decode(tok.encode(text)) == text for text in held_out]
     assert found["restored_share"] == sum(same) / len(same)
     if name != "bytes":
-        learnt = range(259, tok.pieces)
+        learnt = range(259, tok.vocab_size)
         assert found["unused_share"] == len(set(learnt) - set(ids)) / len(learnt)
         longest = sorted({len(tok.decode([piece])) for piece in ids}, reverse=True)[0]
         rows = found["longest_pieces"]
@@ -214,7 +214,7 @@ def test_only_folding_loses_newlines_and_runs_of_spaces(fitted):
 def test_the_more_characters_are_covered_the_fewer_are_spelt_in_bytes(tmp_path):
     shares = []
     for coverage in (0.98, 0.995, 1.0):
-        options = dict(pieces=450, character_coverage=coverage)
+        options = dict(vocab_size=450, character_coverage=coverage)
         tok = tokenizer.train(texts(), tmp_path / str(coverage), **options)
         shares.append(tokenizer.text_stats(tok, texts())["byte_share"])
     assert shares[0] > shares[1] > shares[2] == 0.0
@@ -250,7 +250,7 @@ def test_rows_that_no_id_has_are_told(fitted):
     assert tokenizer.describe_sizes(fitted["bytes"], 512).startswith(
         f"{said}; model.vocab_size=512"
     )
-    assert "246 of its rows are no id's" in tokenizer.describe_sizes(fitted["bytes"], 512)
+    assert "246 of its rows have no id" in tokenizer.describe_sizes(fitted["bytes"], 512)
 
 
 # The command. --------------------------------------------------------------------------------

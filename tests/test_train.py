@@ -252,7 +252,7 @@ def test_a_distilled_update_costs_the_teachers_forward_pass_more(tiny_config, fi
 def other_tokens(tmp_path):
     """A tokenizer that shares only the bytes and a few pieces with the tiny one."""
     texts = ["some words for another tokenizer, of other letters: xyz"] * 20
-    return tokenizer.train(texts, tmp_path / "other", pieces=283, num_sentinels=10)
+    return tokenizer.train(texts, tmp_path / "other", vocab_size=283, num_extra_ids=10)
 
 
 def test_a_teacher_of_another_tokenizer_is_refused(go, pretrained, other_tokens):

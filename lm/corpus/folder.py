@@ -133,11 +133,11 @@ def make_tokenizer(
     if recipe.tokenizer not in tokenizer.TRAINED_KINDS:
         return tokenizer.write(directory, *tokenizer.read(storage.as_path(recipe.tokenizer)))
     try:
-        return tokenizer.train(texts, directory, kind=recipe.tokenizer, pieces=recipe.pieces)
+        return tokenizer.train(texts, directory, kind=recipe.tokenizer, vocab_size=recipe.pieces)
     except ValueError as error:
         # It speaks to those who have a config; here only `pieces` is a flag.
         said, others, _ = str(error).partition(", or a lower tokenizer.character_coverage")
-        said = said.replace("--config.tokenizer.", "--").replace("tokenizer.vocab_size", "--pieces")
+        said = said.replace("--config.", "").replace("tokenizer.vocab_size", "--pieces")
         raise ValueError(f"{said}{others and '.'}") from error
 
 
@@ -184,7 +184,7 @@ def finish_corpus(
         made = shard_files.write_manifest(room / split, own, files, {"text_bytes": text_bytes})
         splits[split] = made["counts"]
     manifest = {"identity": identity, "records": tally.counts(), "splits": splits}
-    manifest["tokenizer"] = {"fingerprint": tokens.fingerprint, "pieces": tokens.pieces}
+    manifest["tokenizer"] = {"fingerprint": tokens.fingerprint, "pieces": tokens.vocab_size}
     manifest["tokenizer"] |= {"size": tokens.size, "rows": tokenizer.padded_rows(tokens.size)}
     manifest["packages"] = {"unicode": unicodedata.unidata_version}
     manifest["packages"] |= {name: metadata.version(name) for name in PACKAGES}

@@ -60,7 +60,7 @@ def read(directory, workdir, config: dict) -> str:
             raise _damaged(directory, error) from error
         tokens = tokenizer.Tokenizer(draft / "tokenizer")
         config["model"] = dataclasses.asdict(model)
-        named = dict(vocab_size=tokens.pieces, num_extra_ids=tokens.num_sentinels)
+        named = dict(vocab_size=tokens.vocab_size, num_extra_ids=tokens.num_extra_ids)
         config["tokenizer"] |= named | dict(normalization=tokens.normalization, dir="")
         run = runs.make_run(config, draft)
         try:

@@ -185,11 +185,11 @@ def _check_added(directory, added: dict[str, int | None], pieces: set[str]) -> N
 def _check_sentinels(directory, made: tokenizer.Tokenizer, named: dict[int, int | None]) -> None:
     """Refuse a directory whose sentinels have other ids than ours."""
     for k, place in named.items():
-        if k >= made.num_sentinels or place not in (None, made.sentinel(k)):
-            here = made.sentinel(k) if k < made.num_sentinels else "no id"
+        if k >= made.num_extra_ids or place not in (None, made.sentinel(k)):
+            here = made.sentinel(k) if k < made.num_extra_ids else "no id"
             raise ValueError(
-                f"{directory} gives <extra_id_{k}> the id {place}, where {made.num_sentinels} "
-                f"{made.sentinel_order} sentinels over {made.pieces} pieces give {here}; remove "
+                f"{directory} gives <extra_id_{k}> the id {place}, where {made.num_extra_ids} "
+                f"{made.sentinel_order} sentinels over {made.vocab_size} pieces give {here}; remove "
                 f"its added tokens but the sentinels, and number those without a gap."
             )
 
@@ -293,13 +293,13 @@ def write(source: str | os.PathLike, directory: str | os.PathLike) -> None:
     model = _parsed(tokens.directory / tokenizer.MODEL_FILE)
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    sentinels = tokens.names()[tokens.pieces :]
+    sentinels = tokens.names()[tokens.vocab_size :]
     config = _special_names(tokens, model) | {"additional_special_tokens": sentinels}
     files = {}
     if model.pieces == tokenizer.byte_model_proto().pieces:
-        placed = enumerate(sentinels, tokens.pieces)
+        placed = enumerate(sentinels, tokens.vocab_size)
         config["added_tokens_decoder"] = {i: {"content": t, "special": True} for i, t in placed}
-        config |= {"tokenizer_class": "ByT5Tokenizer", "extra_ids": tokens.num_sentinels}
+        config |= {"tokenizer_class": "ByT5Tokenizer", "extra_ids": tokens.num_extra_ids}
     else:
         files["spiece.model"] = (tokens.directory / tokenizer.MODEL_FILE).read_bytes()
         files["tokenizer.json"] = _backend(tokens, model).to_str(pretty=True).encode()
@@ -349,7 +349,7 @@ def _backend(tokens: tokenizer.Tokenizer, model):
         name = tokenizers.Regex("<(?=0x[0-9A-F]{2}>)")  # or the text <0x41> would become an A
         made.pre_tokenizer = pre_tokenizers.Split(name, "merged_with_previous")
     undo = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    undo += [decoders.Strip(" ", 1, 0)] if tokens.has_prefix else []
+    undo += [decoders.Strip(" ", 1, 0)] if tokens.adds_dummy_prefix else []
     made.decoder = decoders.Sequence(undo)
     _add_tokens(made, tokens, model)
     end = names["eos_token"]
@@ -396,5 +396,5 @@ def _add_tokens(made, tokens: tokenizer.Tokenizer, model) -> None:
             special = piece.type != USER_DEFINED
             token = AddedToken(piece.piece, normalized=spaced, special=special)
             (made.add_special_tokens if special else made.add_tokens)([token])
-    names = [tokens.decode([place]) for place in range(tokens.pieces, tokens.size)]
+    names = [tokens.decode([place]) for place in range(tokens.vocab_size, tokens.size)]
     made.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])

@@ -63,7 +63,7 @@ def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
     if options["kind"] == "bytes":
         return tokenizer.write_byte_tokenizer(directory, options["num_extra_ids"])
     texts = Texts(run, splits(run)[0], options["max_documents"])
-    chosen = {stored: options[key] for key, stored in checks.TOKENIZER_KEYS.items()}
+    chosen = {key: options[key] for key in checks.TOKENIZER_KEYS}
     return tokenizer.train(texts, directory, **chosen)
 
 

@@ -1,23 +1,22 @@
-"""Text to token ids and back: a SentencePiece model, or plain bytes, and the sentinels above it.
+"""Text to token ids and back: a SentencePiece model or plain UTF-8 bytes, plus sentinel ids.
 
-  id       0    1    2     3 .. 258         259 .. pieces - 1   pieces .. size - 1
-  stands   pad  eos  unk   the 256 bytes    learnt pieces       sentinels: the last is sentinel 0
+  id       0    1    2     3 .. 258         259 .. vocab_size - 1   vocab_size .. size - 1
+  meaning  pad  eos  unk   the 256 bytes    learned pieces          sentinels, sentinel 0 last
 
-Three numbers, never to be confused: `pieces`, `size` = pieces + num_sentinels, and `rows` of the
-embedding, padded_rows(size). For T5 they are 32000, 32100 and 32128.
+Three sizes: `vocab_size` ids of the SentencePiece model, `size` = vocab_size + num_extra_ids, and
+`rows` of the embedding = padded_rows(size). For T5 they are 32000, 32100 and 32128.
 
-Nothing is lost: what has no piece of its own is spelt in bytes, and under normalization="identity"
-newlines, runs of spaces and braces survive. No space is put before a text (T5's pieces have one),
-so that the pieces stand for the bytes of the text and for nothing else; bits per byte are exact.
-A piece holds newlines at its start or not at all, so that no word is glued to the end of a line.
+A tokenizer made by `train` is lossless: characters without a piece are encoded as bytes, and under
+normalization="identity" newlines, runs of spaces and braces survive. It adds no space before a text
+(T5's does), so that pieces stand for exactly the bytes of the text and bits per byte are exact.
+A piece contains newlines only at its start, so that no word is joined to the end of a line.
 
-That is what `train` makes. A Tokenizer also holds the vocabularies that other codebases trained:
-those put a space before a text, lose what they have no piece for, or order their ids otherwise.
+A Tokenizer can also hold a vocabulary trained by another codebase, which may add a space before a
+text, lose characters without a piece, or order its ids differently.
 
-  model      the two files, and Tokenizer, which reads them
-  training   texts      -> the two files
-  progress   its bar
-  report     any texts  -> what their tokens are like
+model      the two files of a tokenizer, and the class Tokenizer that reads them
+training   texts -> the two files
+report     statistics of how a tokenizer encodes texts
 """
 
 from __future__ import annotations

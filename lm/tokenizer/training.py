@@ -1,4 +1,4 @@
-"""Fitting a SentencePiece model to texts; the same texts give the same bytes."""
+"""Training a SentencePiece model on texts; the same texts give the same bytes."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ import os
 import random
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tqdm
 
 from lm import lookup
-from lm.tokenizer import model, progress
+from lm.tokenizer import model
 
-NUM_THREADS = 16  # of training; a constant, since the model depends on it in the last bits
-MAX_CHUNK_CHARS = 1000  # characters; SentencePiece silently drops what is longer than its maximum
+NUM_THREADS = 16  # of training; constant, because the model's last bits depend on it
+MAX_CHUNK_CHARS = 1000  # SentencePiece silently drops chunks longer than its maximum
 
 TRAINED_KINDS = {
-    "unigram": "pieces by which the texts are likely, the least useful dropped first",
-    "bpe": "pieces joined of two, the most frequent pair first",
+    "unigram": "pieces that make the texts likely, pruned from many candidates",
+    "bpe": "pieces made by joining the most frequent pair, again and again",
 }
-KINDS = TRAINED_KINDS | {"bytes": "UTF-8 bytes, as ByT5 has them; nothing is fitted"}
+KINDS = TRAINED_KINDS | {"bytes": "UTF-8 bytes, as in ByT5; nothing is trained"}
 NORMALIZATIONS = {
     "identity": dict(
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,  # indentation is a few tokens, not one a space
+        allow_whitespace_only_pieces=True,  # so that indentation is a few tokens, not one a space
     ),
     "nmt_nfkc": dict(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True),
 }
 
-CHUNK_PATTERN = re.compile(
-    rf"\n{{0,8}}(?:[^\n]{{1,{MAX_CHUNK_CHARS}}}(?= |\n|$)|[^\n]{{1,{MAX_CHUNK_CHARS}}})"
-)
-SKIPPED_CHARS = str.maketrans({"\0": " ", "\u2585": " "})  # training drops a chunk that has one
+MAX_NEWLINES = 8  # kept before a line
+LINE = rf"[^\n]{{1,{MAX_CHUNK_CHARS}}}"
+CHUNK = re.compile(rf"\n{{0,{MAX_NEWLINES}}}(?:{LINE}(?= |\n|$)|{LINE})")
+DROPPED_CHARS = str.maketrans({"\0": " ", "\u2585": " "})  # training drops a chunk with one
 
 
 def train(
@@ -42,27 +44,30 @@ def train(
     directory: str | os.PathLike,
     *,
     kind: str = "unigram",
-    pieces: int = 32_000,
-    num_sentinels: int = 100,
+    vocab_size: int = 32_000,
+    num_extra_ids: int = 100,
     normalization: str = "identity",
     character_coverage: float = 0.9995,
     max_chunks: int = 2_000_000,
 ) -> model.Tokenizer:
-    """Fit a SentencePiece model to `texts` and write it; the same texts give the same bytes.
+    """Train a SentencePiece model on `texts` and write it; the same texts give the same bytes.
 
-    kind: a key of FITTED. pieces: ids of the model, 3 special ones and 256 bytes included.
-    num_sentinels: ids above them. normalization: a key of NORMALIZATIONS. character_coverage: the
-    share of characters that get a piece; the rest is spelt in bytes. max_chunks: lines to learn
-    from, each of at most CHUNK characters; of more, a sample in which all are equally likely
-    (about 1 kB of memory each).
-    Writes tokenizer.model and tokenizer.json into `directory`, each whole or not at all.
-    Raises ValueError if the texts are too few for `pieces`, or `pieces` too few for the texts.
+    Args:
+      directory: gets tokenizer.model and tokenizer.json, each written atomically.
+      kind: a key of TRAINED_KINDS.
+      vocab_size: ids of the model, including 3 special ones and 256 bytes.
+      num_extra_ids: sentinel ids above them.
+      normalization: a key of NORMALIZATIONS.
+      character_coverage: the share of characters that get a piece; the rest is encoded as bytes.
+      max_chunks: lines to train on, of at most MAX_CHUNK_CHARS characters (about 1 kB of memory
+        each); more are sampled uniformly.
+    Raises ValueError if the texts are too few for `vocab_size`, or `vocab_size` is too small.
     Source: Kudo 2018, arXiv:1804.10959 (unigram); Sennrich et al. 2016, arXiv:1508.07909 (bpe);
     Kudo and Richardson 2018, arXiv:1808.06226 (SentencePiece).
     """
     lookup.lookup(TRAINED_KINDS, kind, "tokenizer.kind")
     options = lookup.lookup(NORMALIZATIONS, normalization, "tokenizer.normalization")
-    for name, value, least in [("num_sentinels", num_sentinels, 0), ("max_chunks", max_chunks, 1)]:
+    for name, value, least in [("num_extra_ids", num_extra_ids, 0), ("max_chunks", max_chunks, 1)]:
         if value < least:
             raise ValueError(f"tokenizer.{name}={value} is below {least}; use {least} or more.")
     if not 0.98 <= character_coverage <= 1:
@@ -70,18 +75,21 @@ def train(
             f"tokenizer.character_coverage={character_coverage} is not a share from 0.98 to 1; use "
             f"0.9995, or 0.99999 for many languages."
         )
-    # Read in full before SentencePiece starts: it would turn an error of the source, and even the
-    # user's interrupt, into a RuntimeError of its own.
-    read = tqdm.tqdm(texts, desc="reading texts", unit="text", disable=None)
-    chunks = reservoir_sample((chunk for text in read for chunk in split_chunks(text)), max_chunks)
-    print(f"fitting {pieces:,} pieces to {len(chunks):,} lines", file=sys.stderr, flush=True)
+    # Read everything before SentencePiece starts: it would turn an error of the source, and even
+    # the user's interrupt, into a RuntimeError.
+    texts = tqdm.tqdm(texts, desc="reading texts", unit="text", disable=None)
+    chunks = (chunk for text in texts for chunk in split_chunks(text))
+    chunks = reservoir_sample(chunks, max_chunks)
+    started = time.monotonic()
+    print(f"fitting {vocab_size:,} pieces to {len(chunks):,} lines", file=sys.stderr, flush=True)
     options = options | {"model_type": kind, "character_coverage": character_coverage}
-    fitted = fit_model(chunks, pieces=pieces, **options)
+    proto = fit_model(chunks, vocab_size=vocab_size, **options)
+    print(f"fitted in {time.monotonic() - started:,.0f} s", file=sys.stderr, flush=True)
 
-    facts = {
+    metadata = {
         "kind": kind,
-        "pieces": pieces,
-        "num_sentinels": num_sentinels,
+        "pieces": vocab_size,
+        "num_sentinels": num_extra_ids,
         "normalization": normalization,
         "training": {
             "character_coverage": character_coverage,
@@ -90,87 +98,81 @@ def train(
             "num_threads": NUM_THREADS,
         },
     }
-    return model.write(directory, fitted, facts)
+    return model.write(directory, proto, metadata)
 
 
 def split_chunks(text: str) -> Iterator[str]:
-    """The lines of a text, each with the newlines before it, cut at spaces to CHUNK characters."""
-    for chunk in CHUNK_PATTERN.findall(
-        model.SURROGATES.sub("\ufffd", text).translate(SKIPPED_CHARS)
-    ):
-        if not chunk.isspace():
-            yield chunk
+    """The lines of a text, each with the newlines before it, cut at spaces to MAX_CHUNK_CHARS."""
+    text = model.SURROGATES.sub("\ufffd", text).translate(DROPPED_CHARS)
+    return (chunk for chunk in CHUNK.findall(text) if not chunk.isspace())
 
 
 def reservoir_sample(items: Iterable[str], count: int) -> list[str]:
-    """`count` of the items, every subset equally likely and always the same; all if fewer.
+    """A uniform sample of `count` items, always the same; all items if there are fewer.
 
-    SentencePiece samples too, but otherwise in every process.
+    SentencePiece can sample too, but differently in every process.
     Source: Vitter 1985, algorithm R.
     """
-    kept, generator = [], random.Random(0)
-    for seen, item in enumerate(items):
-        if seen < count:
-            kept.append(item)
-        elif (place := generator.randrange(seen + 1)) < count:
-            kept[place] = item
-    return kept
+    sample, generator = [], random.Random(0)
+    for num_seen, item in enumerate(items):
+        if num_seen < count:
+            sample.append(item)
+        elif (index := generator.randrange(num_seen + 1)) < count:
+            sample[index] = item
+    return sample
 
 
-def fit_model(chunks: list[str], *, pieces: int, **options) -> bytes:
-    """The bytes of the model of `chunks`, each below CHUNK + 8 characters.
+def fit_model(chunks: list[str], *, vocab_size: int, **options: Any) -> bytes:
+    """Train on chunks and return the serialized model.
 
-    options: SentencePiece's own. Raises ValueError where `pieces` and the chunks do not agree.
+    options: SentencePiece's own. Raises ValueError if `vocab_size` does not suit the chunks.
     """
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
     if not chunks:
         raise ValueError("the texts are empty, with no line to learn pieces from; give more text.")
-    fitted = io.BytesIO()
+    writer = io.BytesIO()
     try:
-        with progress.followed(pieces) as level:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(chunks),
-                model_writer=fitted,
-                vocab_size=pieces,
-                pad_id=model.PAD,
-                eos_id=model.EOS,
-                unk_id=model.UNK,
-                bos_id=-1,
-                byte_fallback=True,
-                add_dummy_prefix=False,
-                # It learns nothing from a text's own "<unk>" where a piece is called so.
-                **{f"{role}_piece": f"\ue000{role}" for role in ("pad", "eos", "unk")},
-                required_chars="▁\n",  # in a corpus without a space, ▁ would be spelt in bytes
-                max_sentence_length=4 * (MAX_CHUNK_CHARS + 8),  # bytes
-                num_threads=NUM_THREADS,
-                minloglevel=level,
-                **options,
-            )
-    except RuntimeError as error:
-        raise ValueError(explain_vocab_size_error(str(error), pieces)) from error
-    named = sentencepiece_model_pb2.ModelProto.FromString(fitted.getvalue())
-    for role in ("pad", "eos", "unk"):
-        named.trainer_spec.ClearField(f"{role}_piece")  # and so it is <pad>, </s>, <unk> again
-        place = getattr(named.trainer_spec, f"{role}_id")
-        named.pieces[place].piece = getattr(named.trainer_spec, f"{role}_piece")
-    return named.SerializeToString()
-
-
-def explain_vocab_size_error(error: str, pieces: int) -> str:
-    """SentencePiece's complaint about the number of pieces as one sentence with the cure."""
-    if found := re.search(r"too high .* <= (\d+)", error):
-        most = found[1]
-        return (
-            f"tokenizer.vocab_size={pieces} is more than these texts support, {most}; use more text, "
-            f"or --config.tokenizer.vocab_size={most}."
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(chunks),
+            model_writer=writer,
+            vocab_size=vocab_size,
+            pad_id=model.PAD,
+            eos_id=model.EOS,
+            unk_id=model.UNK,
+            bos_id=-1,
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            # It would learn nothing from a text's own "<unk>" if a piece had that name.
+            **{f"{role}_piece": f"\ue000{role}" for role in ("pad", "eos", "unk")},
+            required_chars="▁\n",  # a corpus without a space would encode ▁ as bytes
+            max_sentence_length=4 * (MAX_CHUNK_CHARS + MAX_NEWLINES),  # bytes
+            num_threads=NUM_THREADS,
+            minloglevel=2,  # errors only
+            **options,
         )
-    if found := re.search(r"required_chars. \d+ vs (\d+)", error):
-        least = found[1]
+    except RuntimeError as error:
+        raise ValueError(explain_vocab_size_error(str(error), vocab_size)) from error
+    proto = sentencepiece_model_pb2.ModelProto.FromString(writer.getvalue())
+    for role in ("pad", "eos", "unk"):
+        proto.trainer_spec.ClearField(f"{role}_piece")  # back to <pad>, </s>, <unk>
+        piece = proto.pieces[getattr(proto.trainer_spec, f"{role}_id")]
+        piece.piece = getattr(proto.trainer_spec, f"{role}_piece")
+    return proto.SerializeToString()
+
+
+def explain_vocab_size_error(error: str, vocab_size: int) -> str:
+    """Rewrite SentencePiece's error about the vocabulary size as one sentence with the fix."""
+    if match := re.search(r"too high .* <= (\d+)", error):
         return (
-            f"tokenizer.vocab_size={pieces} cannot hold the bytes and characters of these texts, "
-            f"{least}; use --config.tokenizer.vocab_size={least} or more, or a lower "
+            f"tokenizer.vocab_size={vocab_size} is more than these texts support, {match[1]}; use "
+            f"more text, or --config.tokenizer.vocab_size={match[1]}."
+        )
+    if match := re.search(r"required_chars. \d+ vs (\d+)", error):
+        return (
+            f"tokenizer.vocab_size={vocab_size} cannot hold the bytes and characters of these "
+            f"texts, {match[1]}; use --config.tokenizer.vocab_size={match[1]} or more, or a lower "
             f"tokenizer.character_coverage."
         )
-    return f"SentencePiece refused tokenizer.vocab_size={pieces} ({error}); use 1000 or more."
+    return f"SentencePiece refused tokenizer.vocab_size={vocab_size} ({error}); use 1000 or more."

@@ -297,7 +297,7 @@ def test_without_its_dataset_the_command_writes_nothing(
         ({"kind": "bped"}, "tokenizer.kind='bped' is unknown; .* did you mean 'bpe'"),
         ({"normalization": "nfc"}, "tokenizer.normalization='nfc' is unknown; choose one of"),
         (
-            {"kind": "bytes", "pieces": 259, "normalization": "nmt_nfkc"},
+            {"kind": "bytes", "vocab_size": 259, "normalization": "nmt_nfkc"},
             "'nmt_nfkc' has no use for bytes, .* with tokenizer.kind='bytes' use identity",
         ),
     ],

@@ -230,7 +230,7 @@ def test_what_is_away_and_what_is_not_there_are_told_apart(bucket, monkeypatch):
 def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(storage.paths.time, "monotonic", lambda: clock[0])
-    with logs.Logs(f"{bucket}/log", 9, name="x") as log:
+    with logs.RunLog(f"{bucket}/log", 9, name="x") as log:
         there = lambda: [row["step"] for row in logs.read(f"{bucket}/log/metrics.jsonl")]
         log.write(1, "train", {"loss": 1.0})
         log.write(2, "train", {"loss": 1.0})

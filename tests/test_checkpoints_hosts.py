@@ -11,11 +11,11 @@ import sys
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments import damage
 from lm import checkpoints, steps
-from lm.checkpoints import hosts
 from tests.states import FACTS, bits, files, names
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,22 +54,22 @@ def check_global(directory: pathlib.Path, mesh) -> None:
     """Arrays over all hosts: saved, resharded, damaged, unreadable to one host alone, refused."""
     rows, columns = PartitionSpec("all"), PartitionSpec(None, "all")
     like = abstract(global_state(0, columns, mesh))
-    with checkpoints.Checkpoints(directory, keep=3) as saved:
+    with checkpoints.Checkpoints(directory, max_to_keep=3) as saved:
         for step in (1, 2, 3):
             saved.save(global_state(step, rows, mesh), FACTS)
         saved.wait()
         check(saved.restore(like), 3, columns, mesh)
-        hosts.barrier("restored")
-        if hosts.is_first_host():
+        multihost_utils.sync_global_devices("restored")
+        if jax.process_index() == 0:
             damage.flip(files(directory / "3" / "params")[0], np.random.default_rng(0))
-        hosts.barrier("damaged")
+        multihost_utils.sync_global_devices("damaged")
         check(saved.restore(like), 2, columns, mesh)
         assert [name[:9] for name in names(directory)] == ["1", "2", "3.corrupt"]
         saved.save(global_state(3, rows, mesh), FACTS)
         saved.wait()
-        if not hosts.is_first_host():
-            whole = saved._items
-            saved._items = lambda step, *rest: 1 / 0 if step == 3 else whole(step, *rest)
+        if jax.process_index() != 0:
+            whole = saved._read_items
+            saved._read_items = lambda step, *rest: 1 / 0 if step == 3 else whole(step, *rest)
         check(saved.restore(like), 2, columns, mesh)
         assert saved.steps() == [2, 1]
         check(saved.restore(like, lambda facts: facts["step"] < 2), 1, columns, mesh)

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from experiments.kill_drill import children, drill
-from lm import evaluate, runs, train
+from lm import evaluate, exits, runs, train
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_two_processes_evaluate_as_one_and_one_of_them_writes(workdir, tmp_path)
 
 def test_a_mistake_is_a_sentence_and_no_host_waits(workdir):
     codes, said = ends(workdir, "--split=tset")
-    assert codes == [2, drill.UNFINISHED], said
+    assert codes == [2, exits.UNFINISHED], said
     assert "lm: the split of pydocs='tset' is unknown" in said[0]
     assert "lm: another host was lost" in said[1]
     assert not any("Traceback" in each for each in said)

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from experiments.kill_drill import children, drill, outcome
-from lm import runs
+from lm import exits, runs
 
 STEPS, SAVE = 16, 4
 CONFIG = """
@@ -110,7 +110,7 @@ def test_one_of_them_writes(pair):
 def test_a_mistake_that_one_host_finds_is_a_sentence_on_all(config):
     workdir = config.parent / "mistaken"
     both = start(config, workdir, 2, 1, f"--config.data.shards_dir={config}/no/folder")
-    assert ends(both) == [2, drill.UNFINISHED], both[0].said() + both[1].said()
+    assert ends(both) == [2, exits.UNFINISHED], both[0].said() + both[1].said()
     assert "lm: another host was lost before the first update" in both[1].said()
     assert not any("Traceback" in child.said() for child in both)
 
@@ -120,7 +120,7 @@ def test_stopped_or_killed_in_part_they_go_on_as_if_never(config, pair):
     both = start(config, workdir, 2, 1)
     reach(workdir, 5, both[0])
     both[1].send(signal.SIGTERM)
-    assert ends(both) == [drill.UNFINISHED] * 2, both[0].said() + both[1].said()
+    assert ends(both) == [exits.UNFINISHED] * 2, both[0].said() + both[1].said()
     stopped = outcome.rows(workdir, "events.jsonl")[-1]
     assert stopped["event"] == "stopped" and stopped["step"] == outcome.steps(workdir)[0] >= 5
     assert max(row["step"] for row in outcome.rows(workdir)) == stopped["step"]
@@ -129,10 +129,10 @@ def test_stopped_or_killed_in_part_they_go_on_as_if_never(config, pair):
     reach(workdir, stopped["step"] + 2, both[0])
     killed = time.monotonic()
     assert both[0].send(signal.SIGKILL), "the one that the other found its way by"
-    assert both[1].wait(90) == drill.UNFINISHED, both[1].said()
+    assert both[1].wait(90) == exits.UNFINISHED, both[1].said()
     assert time.monotonic() - killed < 60
     assert "lm: another host was lost" in both[1].said()
-    assert ends(both) == [-signal.SIGKILL, drill.UNFINISHED]
+    assert ends(both) == [-signal.SIGKILL, exits.UNFINISHED]
 
     both = start(config, workdir, 2, 1)
     assert ends(both) == [0, 0], both[0].said() + both[1].said()

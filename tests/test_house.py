@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LM = ROOT / "lm"
 
 LAYERS = (  # lowest first: a module imports only from layers before its own
+    {"exits"},
     {"batch", "lookup", "storage"},
     {"attention", "losses", "decoding", "optimizers", "objectives", "metrics"},
     {"layers"},
@@ -36,7 +37,7 @@ LAYERS = (  # lowest first: a module imports only from layers before its own
     {"preflight"},
     {"cli"},
 )
-JAX_FREE = {"batch", "lookup", "storage", "objectives", "metrics", "sources", "tokenizer"}
+JAX_FREE = {"exits", "batch", "lookup", "storage", "objectives", "metrics", "sources", "tokenizer"}
 JAX_FREE |= {"tasks", "shards", "corpus", "pipeline", "report"}  # worker processes import these
 OUTSIDE = {"grain", "orbax", "tensorflow_datasets", "array_record", "sentencepiece", "apache_beam"}
 TOUCHES_FILES = {"storage", "sources", "tokenizer", "parallel", "checkpoints", "logs", "shards"}

@@ -16,7 +16,7 @@ import pytest
 from experiments.launch import __main__ as launch
 from experiments.launch import job as jobs
 from experiments.launch import local, slurm, steps
-from lm import cli
+from lm import exits
 from tests.cloud import cloud  # noqa: F401  (a fixture)
 
 TRAIN = ["--", "train", "--config=configs/pretrain_wikipedia.py:t5_1_1_small"]
@@ -129,7 +129,6 @@ def test_the_codes_of_the_hosts_decide_together():
     assert jobs.decides([0, 0]) == 0
     assert jobs.decides([75, 2, 75]) == 2, "who found the mistake is right, the others lost a host"
     assert jobs.decides([0, 75]) == jobs.decides([137, 75]) == 75
-    assert cli.EXIT_UNFINISHED == jobs.UNFINISHED
 
 
 # SLURM. ------------------------------------------------------------------------------------------
@@ -208,7 +207,7 @@ def test_what_is_told_to_save_has_the_time_for_it(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
         process.stdout.readline()
         os.killpg(process.pid, signal.SIGTERM)
-    assert process.returncode == jobs.UNFINISHED
+    assert process.returncode == exits.UNFINISHED
     assert (tmp_path / "codes/1").read_text() == "75\n"
 
 
@@ -252,7 +251,7 @@ def test_a_signal_comes_to_each_host_once(script):
     )
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     before = signal.getsignal(signal.SIGTERM)
-    assert local.launch(job) == jobs.UNFINISHED
+    assert local.launch(job) == exits.UNFINISHED
     assert signal.getsignal(signal.SIGTERM) == before
 
 

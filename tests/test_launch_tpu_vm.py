@@ -13,8 +13,8 @@ import time
 import pytest
 
 from experiments.launch import __main__ as launch
-from experiments.launch import job as jobs
 from experiments.launch import tpu_vm
+from lm import exits
 from tests.cloud import cloud  # noqa: F401  (a fixture)
 
 WORDS = ["--on=tpu-vm", "--slice=v5e-8", "--zone=us-central1-a", "--no-preflight", "--name=mine"]
@@ -160,7 +160,7 @@ def test_looking_on_ends_without_the_run_and_begins_again(interruptible, cloud, 
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    assert launch.main(WORDS) == jobs.UNFINISHED
+    assert launch.main(WORDS) == exits.UNFINISHED
     first, said = pid.read_text(), capfd.readouterr()
     os.kill(int(first), 0)
     assert "cost go on" in said.err and "queued-resources delete mine --force" in said.err

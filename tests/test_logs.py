@@ -1,4 +1,4 @@
-"""Laws of the logs: each step once, every row legal, rates exact, peaks of all devices together."""
+"""Laws of the logs: each step once, legal rows, exact throughput, peak FLOP/s of all devices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lm.logs import throughput
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that the test advances."""
 
     def __init__(self, now: float = 1000.0):
         self.now = now
@@ -27,7 +27,7 @@ class Clock:
         return self.now
 
 
-def written(workdir, steps, **options):
+def write_steps(workdir, steps, **options):
     with logs.RunLog(workdir, 100, name="pretrain", **options) as log:
         for step in steps:
             log.write(step, "train", {"loss": 1.0 / (1 + step)})
@@ -38,7 +38,7 @@ def steps_of(workdir):
     return [row["step"] for row in logs.read(workdir / "metrics.jsonl")]
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_rows_are_read_back(tmp_path):
     with logs.RunLog(tmp_path, 10, name="x", clock=Clock(5.5)) as log:
         log.write(1, "train", {"loss": np.float32(0.5), "tokens": 7})
         log.write(1, "heldout", {"nats": 2.0})
@@ -49,10 +49,10 @@ def test_what_is_written_is_read(tmp_path):
     ]
 
 
-def test_every_row_is_legal_json_and_comes_back_whole(tmp_path):
-    hostile = {"a": math.nan, "b": math.inf, "c": np.float32("-inf"), "d": 1e-300}
+def test_every_row_is_legal_json_and_round_trips(tmp_path):
+    non_finite = {"a": math.nan, "b": math.inf, "c": np.float32("-inf"), "d": 1e-300}
     with logs.RunLog(tmp_path, 10, name="x") as log:
-        log.write(1, "train", hostile)
+        log.write(1, "train", non_finite)
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -72,30 +72,30 @@ def test_an_unknown_split_is_one_sentence(tmp_path):
 
 
 def test_a_resumed_log_has_each_step_once(tmp_path):
-    written(tmp_path, [10, 20, 30, 40])
-    written(tmp_path, [30, 40, 50], resume_step=20)
+    write_steps(tmp_path, [10, 20, 30, 40])
+    write_steps(tmp_path, [30, 40, 50], resume_step=20)
     assert steps_of(tmp_path) == [10, 20, 30, 40, 50]
 
 
-def test_a_fresh_run_starts_the_log_anew(tmp_path):
-    written(tmp_path, [0, 10, 20])
-    written(tmp_path, [0, 10])
+def test_a_fresh_run_empties_the_log(tmp_path):
+    write_steps(tmp_path, [0, 10, 20])
+    write_steps(tmp_path, [0, 10])
     assert steps_of(tmp_path) == [0, 10]
 
 
 @pytest.mark.parametrize("torn", ['{"st', '{"step": 30, "loss": ', '"', "{", "\0\0\0"])
 def test_a_torn_last_line_is_dropped_and_the_run_goes_on(tmp_path, torn):
-    written(tmp_path, [10, 20])
+    write_steps(tmp_path, [10, 20])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + torn)
     assert steps_of(tmp_path) == [10, 20]
-    written(tmp_path, [30], resume_step=20)
+    write_steps(tmp_path, [30], resume_step=20)
     assert steps_of(tmp_path) == [10, 20, 30]
 
 
 @pytest.mark.parametrize("cut", range(1, 40))
 def test_a_log_cut_anywhere_keeps_its_whole_lines(tmp_path, cut):
-    written(tmp_path, [10, 20])
+    write_steps(tmp_path, [10, 20])
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     # Without its newline alone (cut 1) the last row is still whole.
@@ -110,33 +110,33 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path, bad):
         logs.read(path)
 
 
-def test_lines_end_at_newlines_alone(tmp_path):
+def test_only_newlines_end_a_line(tmp_path):
     path = tmp_path / "predictions.jsonl"
     path.write_text('{"inputs": "a\u2028b\x85c"}\n\n', encoding="utf-8")
     assert logs.read(path) == [{"inputs": "a\u2028b\x85c"}]
     assert logs.read(tmp_path / "absent.jsonl") == []
 
 
-def test_tensorboard_has_each_scalar_by_split_and_purges_what_is_done_again(tmp_path):
+def test_tensorboard_tags_have_the_split_and_repeated_steps_are_purged(tmp_path):
     from tensorboardX.proto import event_pb2
 
-    written(tmp_path, [10, 20, 30])
-    written(tmp_path, [30], resume_step=20)
+    write_steps(tmp_path, [10, 20, 30])
+    write_steps(tmp_path, [30], resume_step=20)
     files = sorted((tmp_path / "tensorboard").iterdir(), key=lambda p: p.name.rsplit(".", 1)[-1])
     events = [[event_pb2.Event.FromString(r) for r in records(path)] for path in files]
     scalars = [(e.step, v.tag) for file in events for e in file for v in e.summary.value]
     assert scalars == [(step, "train/loss") for step in (10, 20, 30, 30)]
     restarts = [e.step for e in events[1] if e.HasField("session_log")]
-    assert restarts == [21]  # a reader forgets the first file's steps from here on
+    assert restarts == [21]  # readers drop the first file's later steps
 
 
 def records(path):
-    """The payloads of a TFRecord file: length (8 bytes), its sum (4), payload, its sum (4)."""
-    data, at = path.read_bytes(), 0
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 8], "little")
-        yield data[at + 12 : at + 12 + length]
-        at += 16 + length
+    """The payloads of a TFRecord file: length (8 bytes), checksum (4), payload, checksum (4)."""
+    data, offset = path.read_bytes(), 0
+    while offset < len(data):
+        length = int.from_bytes(data[offset : offset + 8], "little")
+        yield data[offset + 12 : offset + 12 + length]
+        offset += 16 + length
 
 
 def test_without_a_terminal_each_row_is_one_line_with_an_eta(tmp_path, monkeypatch):
@@ -147,14 +147,14 @@ def test_without_a_terminal_each_row_is_one_line_with_an_eta(tmp_path, monkeypat
         log.write(200, "train", {"loss": 5.3125, "tokens_per_second": 12345.6, "mfu": 0.5})
         log.advance(200, {"loss": 5.3125})
         log.write(200, "heldout", {"nats": 5.5, "token_accuracy": 0.5, "bleu": 12.345, "a/f1": 7})
-    # 100 updates in 10 s, 1800 to go: the resumed 100 do not count as done in no time.
+    # 100 updates in 10 s, 1800 to go: the resumed 100 are not part of the rate.
     assert stream.getvalue().splitlines() == [
         "step 200/2000  loss 5.312  12,346 tok/s  eta 0:03:00",
         "step 200/2000  held-out nats 5.5  bleu 12.35  a/f1 7",
     ]
 
 
-def test_on_a_terminal_there_is_a_bar_that_starts_where_the_run_does(tmp_path, monkeypatch):
+def test_a_terminal_shows_a_bar_that_starts_at_the_resumed_step(tmp_path, monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", stream)
@@ -162,33 +162,33 @@ def test_on_a_terminal_there_is_a_bar_that_starts_where_the_run_does(tmp_path, m
         log.write(20, "train", {"loss": 1.25})
         log.write(20, "heldout", {"nats": 1.5})
         log.advance(20, {"loss": 1.25})
-    said = stream.getvalue()
-    assert "finetune" in said
-    assert "10/40" in said
-    assert "20/40" in said
-    assert "loss=1.25" in said
-    assert "held-out=1.5" in said
-    assert "step 20" not in said
+    output = stream.getvalue()
+    assert "finetune" in output
+    assert "10/40" in output
+    assert "20/40" in output
+    assert "loss=1.25" in output
+    assert "held-out=1.5" in output
+    assert "step 20" not in output
 
 
 def make_meter(clock):
     return logs.ThroughputMeter(flops_per_step=6e9, peak_flops=48e9, devices=4, clock=clock)
 
 
-def test_rates_are_those_of_the_interval_and_the_first_is_left_out():
+def test_throughput_is_of_the_interval_and_the_first_is_skipped():
     clock = Clock()
     meter = make_meter(clock)
     clock.now += 60  # compilation
     assert meter.measure(10, 5120) == {}
     clock.now += 5
-    found = {"step_seconds": 0.25, "tokens_per_second": 2048.0, "mfu": 0.5}
-    assert meter.measure(30, 10240) == found | {"tokens_per_second_per_device": 512.0}
+    expected = {"step_seconds": 0.25, "tokens_per_second": 2048.0, "mfu": 0.5}
+    assert meter.measure(30, 10240) == expected | {"tokens_per_second_per_device": 512.0}
     clock.now += 1
     assert meter.measure(31, 512)["step_seconds"] == 1.0
     assert meter.measure(31, 512) == {}
 
 
-def test_an_evaluation_between_log_points_does_not_count():
+def test_an_evaluation_between_log_points_is_not_measured():
     clock = Clock()
     meter = make_meter(clock)
     meter.start(1)
@@ -218,7 +218,7 @@ def device(kind, platform="tpu", process_index=0):
         ("NVIDIA H200", 989),
     ],
 )
-def test_known_devices_have_their_published_peak_and_add_up(kind, tera):
+def test_listed_devices_have_their_published_peak_and_add_up(kind, tera):
     assert logs.peak_flops([device(kind)]) == tera * 1e12
     assert logs.peak_flops([device(kind)] * 4) == 4 * tera * 1e12
 
@@ -226,34 +226,36 @@ def test_known_devices_have_their_published_peak_and_add_up(kind, tera):
 def test_fake_cpu_devices_share_the_machine_and_processes_add_up(monkeypatch):
     monkeypatch.setattr(throughput, "measured_flops", lambda device: 1e9)
     assert logs.peak_flops([device("cpu", "cpu")] * 8) == 1e9
-    two = [device("cpu", "cpu", process_index=i) for i in (0, 0, 1, 1)]
-    assert logs.peak_flops(two) == 2e9
-    assert logs.peak_flops([device("odd", "gpu")] * 8) == 8e9
+    devices = [device("cpu", "cpu", process_index=i) for i in (0, 0, 1, 1)]
+    assert logs.peak_flops(devices) == 2e9
+    assert logs.peak_flops([device("unlisted", "gpu")] * 8) == 8e9
 
 
-def test_a_measured_peak_is_one_that_a_machine_can_have():
+def test_a_measured_peak_is_plausible():
     import jax
 
     assert 1e8 < logs.measured_flops(jax.devices("cpu")[0]) < 1e14
 
 
-def test_the_manifest_says_what_made_the_run(tmp_path):
+def test_the_manifest_has_facts_command_and_versions(tmp_path):
     logs.write_manifest(tmp_path / "new", {"params": 12, "stage": "pretrain"})
     manifest = json.loads((tmp_path / "new" / "run.json").read_text())
     assert (manifest["params"], manifest["stage"]) == (12, "pretrain")
     assert manifest["versions"]["numpy"] == np.__version__
     assert manifest["python"].split(".")[0] == "3"
     assert {"command", "commit", "platform"} <= set(manifest)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]  # nothing half
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]  # no temporary file
 
 
-def test_a_command_is_as_one_would_type_it_again():
-    typed = logs.command(["/x y/lm/__main__.py", "train", "--config=a.py:tiny", "--name=two words"])
-    assert typed == "python -m lm train --config=a.py:tiny '--name=two words'"
+def test_a_command_can_be_command_again():
+    command = logs.command(
+        ["/x y/lm/__main__.py", "train", "--config=a.py:tiny", "--name=devices words"]
+    )
+    assert command == "python -m lm train --config=a.py:tiny '--name=devices words'"
     assert logs.command(["bench.py", "x"]) == "python bench.py x"
 
 
-def test_the_commit_is_none_outside_git_and_where_the_code_is_not_tracked(tmp_path, monkeypatch):
+def test_the_commit_is_none_outside_git_and_for_untracked_code(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert logs.commit(tmp_path) is None
     try:
@@ -271,12 +273,12 @@ def test_the_commit_is_none_outside_git_and_where_the_code_is_not_tracked(tmp_pa
     assert logs.commit(tmp_path) == clean + "-dirty"
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "logs.py").touch()
-    assert logs.commit(tmp_path / ".venv") is None  # not the commit of whoever installed this
+    assert logs.commit(tmp_path / ".venv") is None  # not the commit of the enclosing repository
     monkeypatch.setenv("PATH", "")
     assert logs.commit(tmp_path) is None
 
 
-def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     logs.write_atomically(path, "old")
 

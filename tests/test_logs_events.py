@@ -1,5 +1,5 @@
-"""Laws of what happens once: events only grow, a rewound log is that of a run that never went on,
-a full disk is a sentence, and a pipe sees plain lines.
+"""Laws of events: they only grow, a rewound log equals that of a run that stopped earlier,
+a full disk is one sentence, and a pipe gets plain lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.test_logs import Clock, records
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def log_of(workdir, steps, **options) -> None:
+def write_steps(workdir, steps, **options) -> None:
     with logs.RunLog(workdir, 100, name="pretrain", **options) as log:
         for step in steps:
             log.write(step, "train", {"loss": float(step)})
@@ -34,18 +34,18 @@ def test_events_are_rows_and_lines_in_the_order_of_time(tmp_path, capsys):
             "spike", 4, loss=np.float32(9.0), batches=[np.int64(4), 5], nested={"a": math.inf}
         )
         log.event("restart", 0)
-        rows = logs.read(tmp_path / logs.EVENTS)  # before the close: each is flushed
+        rows = logs.read(tmp_path / logs.EVENTS)  # before the close: each row is flushed
     assert [row["event"] for row in rows] == ["skipped", "spike", "restart"]
     assert rows[0]["why"] == "the loss is nan" and rows[0]["step"] == 3
     assert type(rows[1]["batches"][0]) is int
     spike = {"loss": 9.0, "batches": [4, 5], "nested": {"a": "Infinity"}, "time": 7.0}
     assert rows[1] == {"step": 4, "event": "spike"} | spike
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "step 3/50  skipped: batch 3, why the loss is nan, replay lm show --step=3"
-    assert len(said) == 3 and said[2] == "step 0/50  restart"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "step 3/50  skipped: batch 3, why the loss is nan, replay lm show --step=3"
+    assert len(lines) == 3 and lines[2] == "step 0/50  restart"
 
 
-def test_events_are_never_taken_back(tmp_path):
+def test_events_are_never_removed(tmp_path):
     for resume in (0, 20, 0):
         with logs.RunLog(tmp_path, 50, name="x", resume_step=resume) as log:
             log.event("start", resume)
@@ -55,7 +55,7 @@ def test_events_are_never_taken_back(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"st', '{"step": 30, "event": ', "\0\0"])
-def test_a_torn_last_event_is_dropped_and_the_next_is_whole(tmp_path, torn):
+def test_a_torn_last_event_is_dropped(tmp_path, torn):
     with logs.RunLog(tmp_path, 50, name="x") as log:
         log.event("one", 1)
     path = tmp_path / logs.EVENTS
@@ -65,7 +65,7 @@ def test_a_torn_last_event_is_dropped_and_the_next_is_whole(tmp_path, torn):
     assert [row["event"] for row in logs.read(path)] == ["one", "two"]
 
 
-def test_a_rewound_log_is_that_of_a_run_that_never_went_further(tmp_path):
+def test_a_rewound_log_equals_that_of_a_run_that_stopped_earlier(tmp_path):
     with logs.RunLog(tmp_path, 100, name="x", clock=Clock()) as log:
         for step in (10, 20, 30, 40):
             log.write(step, "train", {"loss": 1.0})
@@ -79,27 +79,27 @@ def test_a_rewound_log_is_that_of_a_run_that_never_went_further(tmp_path):
     events = [event_pb2.Event.FromString(record) for record in records(path)]
     assert events[0].file_version == "brain.Event:2"
     restarts = [(i, e.step) for i, e in enumerate(events) if e.HasField("session_log")]
-    assert restarts == [(5, 21)]  # a reader forgets what came before of 21 and later
+    assert restarts == [(5, 21)]  # readers drop earlier events of updates from 21
 
 
-def test_each_record_of_the_board_has_the_sums_that_readers_check(tmp_path):
-    """CRC-32C, masked: of "123456789" it is e3069283, and the mask is that of TFRecord files."""
-    log_of(tmp_path, [1])
+def test_tensorboard_records_have_the_checksums_that_readers_verify(tmp_path):
+    """Masked CRC-32C of TFRecord files; the CRC of "123456789" is e3069283."""
+    write_steps(tmp_path, [1])
     (path,) = (tmp_path / logs.TENSORBOARD).iterdir()
-    data, at, count = path.read_bytes(), 0, 0
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 8], "little")
-        end = at + 12 + length
-        for start, stop in ((at, at + 8), (at + 12, end)):
-            found = int.from_bytes(data[stop : stop + 4], "little")
-            assert found == masked(data[start:stop])
-        at, count = end + 4, count + 1
-    assert (at, count) == (len(data), 2)
+    data, offset, count = path.read_bytes(), 0, 0
+    while offset < len(data):
+        length = int.from_bytes(data[offset : offset + 8], "little")
+        end = offset + 12 + length
+        for start, stop in ((offset, offset + 8), (offset + 12, end)):
+            checksum = int.from_bytes(data[stop : stop + 4], "little")
+            assert checksum == masked_crc(data[start:stop])
+        offset, count = end + 4, count + 1
+    assert (offset, count) == (len(data), 2)
     assert crc32c(b"123456789") == 0xE3069283
 
 
 def crc32c(data: bytes) -> int:
-    """Castagnoli's sum, bit by bit."""
+    """Compute CRC-32C (Castagnoli) bit by bit."""
     rest = 0xFFFFFFFF
     for byte in data:
         rest ^= byte
@@ -108,14 +108,12 @@ def crc32c(data: bytes) -> int:
     return rest ^ 0xFFFFFFFF
 
 
-def masked(data: bytes) -> int:
+def masked_crc(data: bytes) -> int:
     total = crc32c(data)
     return ((total >> 15 | total << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def test_the_time_to_the_end_leaves_the_compilation_out_and_starts_anew_after_a_rewind(
-    tmp_path, capsys
-):
+def test_the_eta_excludes_compilation_and_restarts_after_a_rewind(tmp_path, capsys):
     clock = Clock()
     with logs.RunLog(tmp_path, 1000, name="x", clock=clock) as log:
         for step, seconds in ((1, 60.0), (11, 1.0), (21, 1.0), (11, 50.0), (21, 2.0), (31, 1.0)):
@@ -125,11 +123,11 @@ def test_the_time_to_the_end_leaves_the_compilation_out_and_starts_anew_after_a_
             else:
                 log.write(step, "train", {"loss": 1.0})
     etas = [line.rpartition("eta ")[2] for line in capsys.readouterr().err.splitlines()]
-    # At 0.1 s an update the 989 that remain take 99 s; only the first row has nothing better.
+    # At 0.1 s an update, the remaining 989 take 99 s; only the first row includes compilation.
     assert etas == ["16:39:00", "0:01:39", "0:01:38", "0:03:16", "0:01:37"]
 
 
-def test_a_resumed_run_tells_an_eta_of_its_own_updates_alone(tmp_path, capsys):
+def test_the_eta_of_a_resumed_run_counts_its_own_updates_only(tmp_path, capsys):
     clock = Clock()
     with logs.RunLog(tmp_path, 1000, name="x", resume_step=900, clock=clock) as log:
         for step in (910, 920):
@@ -153,25 +151,25 @@ with logs.RunLog(sys.argv[1], 30, name="x") as log:
 """
 
 
-def test_a_pipe_sees_plain_lines_one_a_row_and_event(tmp_path):
+def test_a_pipe_gets_one_plain_line_per_row_and_event(tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    assert said.stdout == b""
-    lines = said.stderr.decode().split("\n")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert done.stdout == b""
+    lines = done.stderr.decode().split("\n")
     assert len(lines) == 3 + 3 + 1 + 1 and lines[-1] == ""
     assert all(line.startswith("step ") and line.isprintable() for line in lines[:-1])
 
 
-def test_on_a_terminal_events_stand_above_the_bar(tmp_path):
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(ours, (24, 80))
+def test_a_terminal_shows_events_above_the_bar(tmp_path):
+    parent, child = pty.openpty()
+    termios.tcsetwinsize(parent, (24, 80))
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, stderr=theirs, check=True)
-    os.close(theirs)
-    said = os.read(ours, 65536).decode()
-    os.close(ours)
-    assert said.count("spike: text two lines\r\n") == 3
-    assert "x:" in said and "30/30" in said
+    subprocess.run(command, cwd=ROOT, stderr=child, check=True)
+    os.close(child)
+    output = os.read(parent, 65536).decode()
+    os.close(parent)
+    assert output.count("spike: text two lines\r\n") == 3
+    assert "x:" in output and "30/30" in output
 
 
 FULL = """
@@ -192,45 +190,45 @@ for act in (
     except OSError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         print(error, number)
-log.close()  # nothing is tried again
+log.close()  # no write is repeated
 """
 
 
-def test_a_full_disk_is_a_sentence_that_names_the_file_and_what_was_told_stays(tmp_path):
-    """And no thread dies in secret, after which the next scalar would wait for ever."""
+def test_a_full_disk_is_one_sentence_and_earlier_rows_stay(tmp_path):
+    """No thread dies, after which the next scalar would block for ever."""
     command = [sys.executable, "-c", FULL, str(tmp_path)]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [
-        line.partition(" cannot be written (File too large); see to")[0]
-        for line in said.splitlines()
+        line.partition(" cannot be written (File too large); check the")[0]
+        for line in output.splitlines()
     ]
     assert [pathlib.Path(file).parent for file in files[1:]] == [tmp_path] * 2
     assert [pathlib.Path(file).name for file in files[1:]] == [logs.EVENTS, logs.GOODPUT]
     assert tmp_path in pathlib.Path(files[0]).parents
     for name in (logs.METRICS, logs.EVENTS, logs.GOODPUT):
         steps = [row["step"] for row in logs.read(tmp_path / name)]
-        assert len(steps) > 5 and steps == sorted(steps)  # the torn one is left out
-    told = int(said.splitlines()[1].split()[-1])  # events before the one that was refused
-    assert len(logs.read(tmp_path / logs.EVENTS)) == told
-    log_of(tmp_path, [999], resume_step=998)
+        assert len(steps) > 5 and steps == sorted(steps)  # a torn row is dropped
+    count = int(output.splitlines()[1].split()[-1])  # events before the refused one
+    assert len(logs.read(tmp_path / logs.EVENTS)) == count
+    write_steps(tmp_path, [999], resume_step=998)
     assert logs.read(tmp_path / logs.METRICS)[-1]["step"] == 999
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
+def test_an_unwritable_folder_is_one_sentence(tmp_path):
     with pytest.raises(OSError, match="gone/a.txt cannot be written .No such file or directory"):
         logs.write_atomically(tmp_path / "gone" / "a.txt", "text")
 
 
-def test_memory_says_whose_it_is():
+def test_memory_peak_is_named_after_device_or_process():
     class Device:
         def __init__(self, stats, process_index=0):
             self.memory_stats, self.process_index = lambda: stats, process_index
 
-    counted = [Device({"peak_bytes_in_use": n << 30}, i) for n, i in ((3, 0), (5, 0), (9, 1))]
-    assert logs.memory_peak(counted) == {"device_memory_peak_gib": 5.0}
-    for silent in ([Device(None)], [Device({})]):
-        ((name, used),) = logs.memory_peak(silent).items()
+    devices = [Device({"peak_bytes_in_use": n << 30}, i) for n, i in ((3, 0), (5, 0), (9, 1))]
+    assert logs.memory_peak(devices) == {"device_memory_peak_gib": 5.0}
+    for devices in ([Device(None)], [Device({})]):
+        ((name, used),) = logs.memory_peak(devices).items()
         assert name == "process_memory_peak_gib"
         assert 0.02 < used < 64
-    held = np.ones(1 << 26)  # 0.5 GiB
-    assert logs.memory_peak([Device(None)])["process_memory_peak_gib"] > used - 0.1 and held.any()
+    array = np.ones(1 << 26)  # 0.5 GiB
+    assert logs.memory_peak([Device(None)])["process_memory_peak_gib"] > used - 0.1 and array.any()

@@ -1,4 +1,4 @@
-"""Laws of the ledger: each second of a run has one kind, whatever stalls, dies or is done again."""
+"""Laws of the time ledger: each second has one kind, through stalls, kills and repeated updates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lm import logs
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that the test advances."""
 
     def __init__(self, now: float = 1000.0):
         self.now = now
@@ -24,9 +24,9 @@ class Clock:
 
 
 def session(workdir, clock, first: int, stop: int, *, every=10, killed=False, **stalls):
-    """Updates first + 1 to stop of a run that began just now, 0.1 s each; a kind's stall is once.
+    """Run updates first + 1 to stop, 0.1 s each, in a new process; a kind stalls once.
 
-    Returns what `row` said last.
+    Returns the goodput of the last row.
     """
     ledger = logs.TimeLedger(workdir, clock=clock, started=clock.now)
     spend(ledger, clock, "start", stalls.get("start", 5.0))
@@ -53,24 +53,24 @@ def spend(ledger, clock, kind: str, seconds: float) -> None:
 
 
 def seconds_of(workdir) -> dict[str, float]:
-    found = logs.goodput(workdir)
-    assert sum(found["shares"].values()) == pytest.approx(1.0, abs=1e-12)
-    assert found["goodput"] == found["shares"]["step"] + found["shares"]["decode"]
-    return {kind: share * found["wall"] for kind, share in found["shares"].items()}
+    summary = logs.goodput(workdir)
+    assert sum(summary["shares"].values()) == pytest.approx(1.0, abs=1e-12)
+    assert summary["goodput"] == summary["shares"]["step"] + summary["shares"]["decode"]
+    return {kind: share * summary["wall"] for kind, share in summary["shares"].items()}
 
 
-def test_the_parts_sum_to_the_wall_time_and_each_is_what_passed(tmp_path):
+def test_kinds_sum_to_the_wall_time(tmp_path):
     clock = Clock()
     session(tmp_path, clock, 0, 100, save=3.0, evaluate=7.0, log=0.5, other=0.25, decode=2.0)
-    found = logs.goodput(tmp_path)
-    assert found["wall"] == pytest.approx(clock.now - 1000)
+    summary = logs.goodput(tmp_path)
+    assert summary["wall"] == pytest.approx(clock.now - 1000)
     expected = {"start": 5, "compile": 20, "input": 1, "step": 10, "save": 3, "evaluate": 7}
     expected |= {"decode": 2, "log": 0.5, "other": 0.25, "restore": 0, "lost": 0, "down": 0}
     assert seconds_of(tmp_path) == pytest.approx(expected)
-    assert found["sessions"] == 1
+    assert summary["sessions"] == 1
 
 
-def test_what_has_passed_of_a_kind_counts_from_the_last_row(tmp_path):
+def test_seconds_since_row_start_at_the_last_row(tmp_path):
     clock = Clock()
     ledger = logs.TimeLedger(tmp_path, clock=clock, started=clock.now)
     for seconds in (1.0, 4.0):
@@ -84,7 +84,7 @@ def test_what_has_passed_of_a_kind_counts_from_the_last_row(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["start", "compile", "input", "step", "save", "evaluate", "other"])
-def test_a_stall_is_in_its_own_kind_and_in_no_other(kind, tmp_path):
+def test_a_stall_counts_for_its_kind_only(kind, tmp_path):
     clock = Clock()
     session(tmp_path / "smooth", clock, 0, 20)
     session(tmp_path / "stalled", clock, 0, 20, **{kind: 60.0})
@@ -95,8 +95,8 @@ def test_a_stall_is_in_its_own_kind_and_in_no_other(kind, tmp_path):
 
 
 def test_real_stalls_are_within_a_tenth_and_the_sum_within_a_fiftieth(tmp_path):
-    stalls, began = {"compile": 0.2, "input": 0.1, "save": 0.15, "evaluate": 0.12}, time.time()
-    with logs.TimeLedger(tmp_path, started=began) as ledger:
+    stalls, started = {"compile": 0.2, "input": 0.1, "save": 0.15, "evaluate": 0.12}, time.time()
+    with logs.TimeLedger(tmp_path, started=started) as ledger:
         ledger.write_row(0)
         for kind, seconds in stalls.items():
             start = time.perf_counter()
@@ -104,28 +104,28 @@ def test_real_stalls_are_within_a_tenth_and_the_sum_within_a_fiftieth(tmp_path):
             time.sleep(seconds)
             stalls[kind] = time.perf_counter() - start  # sleeps are late on a busy machine
         ledger.switch("step")
-    wall, found = time.time() - began, seconds_of(tmp_path)
-    assert sum(found.values()) == pytest.approx(wall, rel=0.02)
-    assert {kind: found[kind] for kind in stalls} == pytest.approx(stalls, rel=0.1)
+    wall, spent = time.time() - started, seconds_of(tmp_path)
+    assert sum(spent.values()) == pytest.approx(wall, rel=0.02)
+    assert {kind: spent[kind] for kind in stalls} == pytest.approx(stalls, rel=0.1)
 
 
-def test_an_unknown_kind_is_one_sentence(tmp_path):
+def test_an_unknown_kind_names_the_nearest(tmp_path):
     with logs.TimeLedger(tmp_path) as ledger, pytest.raises(ValueError, match="'evaluate'"):
         ledger.switch("evalute")
 
 
-def test_updates_that_are_taken_again_are_lost_and_the_gap_is_down(tmp_path):
+def test_repeated_updates_are_lost_and_the_gap_is_down(tmp_path):
     clock = Clock()
     session(tmp_path, clock, 0, 50, killed=4.0)  # the last checkpoint was of update 30
     clock.now += 6.0
     session(tmp_path, clock, 30, 60, restore=2.0)
-    found = seconds_of(tmp_path)
-    assert found["lost"] == pytest.approx(20 * 0.11)
-    assert found["step"] == pytest.approx(60 * 0.1)
-    assert found["input"] == pytest.approx(60 * 0.01)
-    assert found["down"] == pytest.approx(10.0)  # 4 s until the kill, of which nothing was told
-    assert (found["start"], found["compile"]) == pytest.approx((10.0, 40.0))
-    assert sum(found.values()) == pytest.approx(clock.now - 1000)
+    spent = seconds_of(tmp_path)
+    assert spent["lost"] == pytest.approx(20 * 0.11)
+    assert spent["step"] == pytest.approx(60 * 0.1)
+    assert spent["input"] == pytest.approx(60 * 0.01)
+    assert spent["down"] == pytest.approx(10.0)  # 4 s until the kill are in no row
+    assert (spent["start"], spent["compile"]) == pytest.approx((10.0, 40.0))
+    assert sum(spent.values()) == pytest.approx(clock.now - 1000)
     assert logs.goodput(tmp_path)["sessions"] == 2
 
 
@@ -133,40 +133,40 @@ def test_a_restart_between_rows_loses_its_share_of_them(tmp_path):
     clock = Clock()
     session(tmp_path, clock, 0, 40, every=20, killed=1.0)
     session(tmp_path, clock, 25, 40, every=20)
-    found = seconds_of(tmp_path)
-    assert found["lost"] == pytest.approx(15 * 0.11)
-    assert found["step"] == pytest.approx(40 * 0.1)
+    spent = seconds_of(tmp_path)
+    assert spent["lost"] == pytest.approx(15 * 0.11)
+    assert spent["step"] == pytest.approx(40 * 0.1)
 
 
-def test_a_run_killed_before_its_first_checkpoint_has_lost_all_its_updates(tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_loses_all_updates(tmp_path):
     clock = Clock()
     session(tmp_path, clock, 0, 30, killed=1.0)
     session(tmp_path, clock, 0, 30, killed=1.0)
     session(tmp_path, clock, 0, 30)
-    found = seconds_of(tmp_path)
-    assert found["step"] == pytest.approx(3.0)
-    assert found["lost"] == pytest.approx(2 * 30 * 0.11)
+    spent = seconds_of(tmp_path)
+    assert spent["step"] == pytest.approx(3.0)
+    assert spent["lost"] == pytest.approx(2 * 30 * 0.11)
 
 
-def test_what_is_done_a_third_time_is_lost_twice_but_never_counted_twice(tmp_path):
+def test_updates_done_three_times_are_lost_twice_and_counted_once(tmp_path):
     clock = Clock()
     session(tmp_path, clock, 0, 50, killed=1.0)
     session(tmp_path, clock, 40, 70, killed=1.0)
     session(tmp_path, clock, 20, 70)
-    found = seconds_of(tmp_path)
-    assert found["step"] == pytest.approx(70 * 0.1)
-    assert found["lost"] == pytest.approx((30 + 30) * 0.11)
-    assert sum(found.values()) == pytest.approx(clock.now - 1000)
+    spent = seconds_of(tmp_path)
+    assert spent["step"] == pytest.approx(70 * 0.1)
+    assert spent["lost"] == pytest.approx((30 + 30) * 0.11)
+    assert sum(spent.values()) == pytest.approx(clock.now - 1000)
 
 
-def test_a_roll_back_loses_the_updates_and_what_was_done_after_them(tmp_path):
+def test_a_roll_back_loses_the_updates_and_the_time_after_them(tmp_path):
     clock = Clock()
     with logs.TimeLedger(tmp_path, clock=clock, started=clock.now) as ledger:
         ledger.write_row(0)
         for step in range(1, 11):
             spend(ledger, clock, "step", 1.0)
             ledger.write_row(step)
-        spend(ledger, clock, "step", 0.5)  # the update that was too much
+        spend(ledger, clock, "step", 0.5)  # the update that is rolled back
         spend(ledger, clock, "restore", 3.0)
         assert ledger.write_row(6) == pytest.approx(logs.goodput(tmp_path)["goodput"])
         spend(ledger, clock, "step", 1.0)
@@ -176,30 +176,30 @@ def test_a_roll_back_loses_the_updates_and_what_was_done_after_them(tmp_path):
     )
 
 
-def test_an_evaluation_of_updates_that_are_lost_is_lost_with_them(tmp_path):
+def test_an_evaluation_of_lost_updates_is_lost(tmp_path):
     clock = Clock()
     session(tmp_path, clock, 0, 40, evaluate=9.0)
     session(tmp_path, clock, 30, 40)
     assert seconds_of(tmp_path)["lost"] == pytest.approx(10 * 0.11 + 9.0)
 
 
-def test_the_share_that_a_row_tells_is_that_of_the_file(tmp_path):
+def test_the_goodput_of_a_row_is_that_of_the_file(tmp_path):
     clock = Clock()
     for start, stop in ((0, 50), (30, 60), (30, 90), (0, 20)):
-        told = session(tmp_path, clock, start, stop, killed=0.0, restore=1.0)
-        assert told == pytest.approx(logs.goodput(tmp_path)["goodput"], abs=1e-9)
+        share = session(tmp_path, clock, start, stop, killed=0.0, restore=1.0)
+        assert share == pytest.approx(logs.goodput(tmp_path)["goodput"], abs=1e-9)
         clock.now += 3.0
 
 
-def test_a_run_without_rows_has_spent_nothing(tmp_path):
-    found = logs.goodput(tmp_path)
-    assert (found["wall"], found["goodput"], found["sessions"]) == (0.0, 0.0, 0)
+def test_a_run_without_rows_has_no_wall_time(tmp_path):
+    summary = logs.goodput(tmp_path)
+    assert (summary["wall"], summary["goodput"], summary["sessions"]) == (0.0, 0.0, 0)
     with (
         pytest.raises(ValueError, match="another config"),
         logs.TimeLedger(tmp_path / "new") as ledger,
     ):
         ledger.switch("restore")
-        raise ValueError("another config")  # a run that is refused
+        raise ValueError("another config")  # a rejected run writes no file
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,15 +215,15 @@ def test_a_torn_last_row_is_dropped_and_the_next_session_goes_on(cut, tmp_path):
     assert sum(seconds_of(tmp_path).values()) == pytest.approx(clock.now - 1000)
 
 
-def test_two_runs_of_one_process_do_not_both_have_its_start(tmp_path):
+def test_two_runs_of_one_process_count_its_start_once(tmp_path):
     clock = Clock()
     session(tmp_path, clock, 0, 10)
     with logs.TimeLedger(tmp_path, clock=clock, started=900.0) as ledger:  # long before the first
         clock.now += 1.0
         ledger.write_row(10)
-    found = seconds_of(tmp_path)
-    assert found["start"] == pytest.approx(6.0)
-    assert found["down"] == 0.0
+    spent = seconds_of(tmp_path)
+    assert spent["start"] == pytest.approx(6.0)
+    assert spent["down"] == 0.0
 
 
 SCRIPT = """
@@ -235,16 +235,16 @@ with logs.TimeLedger(sys.argv[1]) as ledger:
 """
 
 
-def test_what_passes_before_the_ledger_is_made_counts_as_start(tmp_path):
-    began = time.time()
+def test_time_before_the_ledger_exists_is_start(tmp_path):
+    started = time.time()
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     subprocess.run(command, cwd=pathlib.Path(__file__).parents[1], check=True)
     row = logs.read(tmp_path / logs.GOODPUT)[0]
-    assert began - 0.05 < row["start"] < row["time"] - 0.4 < time.time() - 0.4
+    assert started - 0.05 < row["start"] < row["time"] - 0.4 < time.time() - 0.4
     assert row["seconds"] == pytest.approx({"start": row["time"] - row["start"]})
 
 
-def test_without_proc_the_processor_time_stands_for_the_start(monkeypatch):
+def test_without_proc_the_cpu_time_gives_the_start(monkeypatch):
     from lm.logs import time_ledger
 
     monkeypatch.setattr(time_ledger.pathlib.Path, "read_text", lambda self: "no such thing")
@@ -252,10 +252,7 @@ def test_without_proc_the_processor_time_stands_for_the_start(monkeypatch):
     assert time_ledger.process_start_time(100.0) == 97.5
 
 
-def test_the_null_form_takes_all_that_logs_and_ledger_do(tmp_path):
-    for made in (logs.RunLog, logs.TimeLedger):
-        public = {name for name in vars(made) if not name.startswith("_")}
-        assert public <= set(dir(logs.NullLog))
+def test_a_null_log_accepts_every_call_and_writes_nothing(tmp_path):
     with logs.NullLog() as silent:
         silent.write(1, "train", {"loss": 1.0})
         silent.event("spike", 1, loss=9.0)
@@ -268,7 +265,7 @@ def test_the_null_form_takes_all_that_logs_and_ledger_do(tmp_path):
 
 def test_rows_are_cumulative_flushed_and_small(tmp_path):
     clock = Clock()
-    session(tmp_path, clock, 0, 30, killed=1.0)  # no close: what was told is on disk
+    session(tmp_path, clock, 0, 30, killed=1.0)  # no close: what was share is on disk
     rows = [json.loads(text) for text in (tmp_path / logs.GOODPUT).read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 10, 20, 30]
     for row in rows:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import cli, parallel, steps
+from lm import cli, exits, parallel, steps
 from tests import test_parallel
 
 LAYOUTS = {
@@ -181,7 +181,7 @@ def test_hosts_that_do_not_come_are_a_sentence(monkeypatch):
     def work():
         raise caught.value
 
-    assert cli.run_guarded(work) == cli.EXIT_UNFINISHED, (
+    assert cli.run_guarded(work) == exits.UNFINISHED, (
         "a late node is no mistake: launchers try again"
     )
 

@@ -11,7 +11,7 @@ import types
 
 import pytest
 
-from lm import cli, inference, parallel, tasks
+from lm import cli, exits, inference, parallel, tasks
 from lm.inference import generate
 from tests import untrained
 
@@ -367,7 +367,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_ends_it(
         patch.setattr(
             generate.Generator, "generate", lambda *a: ask(*a) if len(echo) < 32 else stop()
         )
-        assert cli.main(command) == cli.EXIT_UNFINISHED
+        assert cli.main(command) == exits.UNFINISHED
     assert "run the same command again" in capsys.readouterr().err
     echo.clear()
     assert cli.main(command) == 0

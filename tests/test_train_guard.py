@@ -200,7 +200,7 @@ def test_bad_batches_in_a_row_are_passed_over_as_if_they_had_never_been(
     for question in stopped:
         asked = iter(range(1, 99))
         with monkeypatch.context() as patch, pytest.raises(train.Unfinished):
-            patch.setattr(train.Signals, "asked", lambda self, q=question: next(asked) == q)  # noqa: B023
+            patch.setattr(train.Signals, "should_stop", lambda self, q=question: next(asked) == q)  # noqa: B023
             go(workdir, **LONG)
     go(workdir, **LONG)
     (state, facts), (expected, _) = last(workdir), last(spared)

@@ -182,7 +182,7 @@ def test_a_trace_is_written_of_the_updates_asked_for_or_why_there_is_none(
 
 def test_a_trace_of_a_run_that_ends_in_it_is_kept(go, tmp_path, monkeypatch):  # noqa: F811
     asked = iter(range(1, 99))
-    monkeypatch.setattr(train.Signals, "asked", lambda self: next(asked) == 4)
+    monkeypatch.setattr(train.Signals, "should_stop", lambda self: next(asked) == 4)
     with pytest.raises(train.Unfinished):
         go(tmp_path / "run", profile=(2, 9))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

@@ -16,8 +16,7 @@ import threading
 import time
 
 from experiments.kill_drill import children, outcome, toy
-
-UNFINISHED = 75  # exit code: run the same command again
+from lm import exits
 
 
 class Broken(Exception):
@@ -179,7 +178,7 @@ class Trial:
             self.account()
             if not any(codes):
                 return self.judge()
-            if set(codes) - {0, UNFINISHED}:
+            if set(codes) - {0, exits.UNFINISHED}:
                 break
         said = started[0].said()[-1500:]
         return self.fail(f"run again, it ended with {codes}: {said}")

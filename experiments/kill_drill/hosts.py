@@ -7,6 +7,7 @@ import signal
 import time
 
 from experiments.kill_drill import children, drill, outcome, toy
+from lm import exits
 
 PAIR = drill.Case("pretrain", hosts=2)
 HANG = 12  # guard.hang_timeout_seconds of runs that are to hang, in seconds
@@ -57,7 +58,7 @@ def lost(of: drill.Drill, number: int, name: str, what: int) -> dict:
     sentences = [line for line in pair[1 - gone].said().splitlines() if line.startswith("lm: ")]
     if code == 0 and trial.logged() == toy.STEPS:  # it was done before the other was missed
         return trial.finish()
-    if code != drill.UNFINISHED or not sentences or seconds > MINUTE:
+    if code != exits.UNFINISHED or not sentences or seconds > MINUTE:
         said = pair[1 - gone].said()[-1000:]
         return trial.fail(f"after {seconds} s the other ended with {code}: {said}")
     return trial.finish()
@@ -74,7 +75,7 @@ def host_term(of: drill.Drill, number: int) -> dict:
     trial.hurt()
     if codes == [0, 0]:
         return trial.finish()
-    if codes != [drill.UNFINISHED] * 2 or trial.record["stop_seconds"][0] > 15:
+    if codes != [exits.UNFINISHED] * 2 or trial.record["stop_seconds"][0] > 15:
         said = "".join(child.said()[-1000:] for child in pair)
         return trial.fail(f"they ended with {codes}, {trial.record['stop_seconds']} s: {said}")
     if outcome.steps(trial.workdir)[0] < trial.logged():
@@ -94,7 +95,7 @@ def stall(of: drill.Drill, number: int) -> dict:
     trial.hurt()
     stacks = trial.workdir / "stacks.txt"
     told = stacks.read_text() if stacks.exists() else ""
-    if code != drill.UNFINISHED or f"update {index + 1}" not in told or "stalled" not in told:
+    if code != exits.UNFINISHED or f"update {index + 1}" not in told or "stalled" not in told:
         return trial.fail(f"it ended with {code}: {child.said()[-1000:]}")
     return trial.finish()
 
@@ -119,7 +120,7 @@ def topology(of: drill.Drill, number: int) -> dict:
         started[0].send(signal.SIGTERM)
         codes = ended(trial, started, children.PATIENCE)
         trial.hurt()
-        if set(codes) - {0, drill.UNFINISHED}:
+        if set(codes) - {0, exits.UNFINISHED}:
             said = "".join(child.said()[-1000:] for child in started)
             return trial.fail(f"on {devices} x {hosts} it ended with {codes}: {said}")
     devices, hosts = walk[-1]
@@ -155,7 +156,7 @@ def mesh(of: drill.Drill, number: int) -> dict:
             child.send(signal.SIGTERM)
         code = child.wait()
         trial.hurt() if place == 0 else trial.account()
-        if code != (0 if place else drill.UNFINISHED):
+        if code != (0 if place else exits.UNFINISHED):
             return trial.ended_badly(child)
     ours, theirs = outcome.read(trial.workdir).rows, trial.expected.outcome.rows
     apart = abs(ours[-1]["loss"] / theirs[-1]["loss"] - 1)

@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import damage
 from experiments.kill_drill import children, drill, outcome, toy
+from lm import exits
 
 KILLS = 3  # a run
 PROMISE = 10.0  # seconds from SIGTERM to the end
@@ -137,12 +138,12 @@ def term(of: drill.Drill, number: int, again: bool = False) -> dict:
     code = child.wait(3 * PROMISE)
     trial.record["stop_seconds"].append(round(time.monotonic() - asked, 2))
     trial.hurt()
-    if code == drill.UNFINISHED and trial.logged():
+    if code == exits.UNFINISHED and trial.logged():
         stopped = outcome.rows(trial.workdir, "events.jsonl")[-1]
         saved = outcome.steps(trial.workdir)[0]
         if stopped["event"] != "stopped" or stopped["step"] != saved or saved < trial.logged():
             return trial.fail(f"saved {saved}, logged {trial.logged()}, but stopped: {stopped}")
-    elif code not in (0, drill.UNFINISHED):
+    elif code not in (0, exits.UNFINISHED):
         return trial.fail(f"SIGTERM ended it with {code}: {child.said()[-1000:]}")
     if trial.record["stop_seconds"][-1] > PROMISE:
         return trial.fail(f"it took {trial.record['stop_seconds'][-1]} s to stop")
@@ -199,7 +200,7 @@ def flip(of: drill.Drill, number: int) -> dict:
     code = child.wait()
     trial.record["step"] = step
     trial.hurt()
-    if code != drill.UNFINISHED or "differ" not in child.said():
+    if code != exits.UNFINISHED or "differ" not in child.said():
         return trial.fail(f"it ended with {code}: {child.said()[-1000:]}")
     return trial.finish()
 
@@ -223,7 +224,7 @@ def worker(of: drill.Drill, number: int) -> dict:
     trial.hurt()
     child.end()
     sentence = child.said().strip().splitlines()[-1]
-    if code not in (0, 2, drill.UNFINISHED) or (code and not sentence.startswith("lm: ")):
+    if code not in (0, 2, exits.UNFINISHED) or (code and not sentence.startswith("lm: ")):
         return trial.fail(f"it ended with {code} and: {sentence}")
     return trial.finish(plain=True)
 

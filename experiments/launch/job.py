@@ -6,10 +6,14 @@ import dataclasses
 import os
 import re
 
+from lm import exits
 from lm.preflight import slices
 
-UNFINISHED = 75  # run the same command again
-FINAL = (0, 2, 3)  # finished, a mistake, diverged: starting again changes nothing
+FINAL = (
+    0,
+    exits.USER_ERROR,
+    exits.DIVERGED,
+)  # finished, a mistake, diverged: starting again changes nothing
 OURS = ("--coordinator", "--hosts", "--host", "--dry_run")  # of train, what a launcher decides
 
 

@@ -8,6 +8,7 @@ import shlex
 
 from experiments.launch import job as jobs
 from experiments.launch import steps
+from lm import exits
 
 RESTARTS = 100  # starts after which a job gives up
 NOTICE = 300  # seconds before the time limit at which the processes are told to save and stop
@@ -73,7 +74,7 @@ def script(job: jobs.Job) -> str:
         notice=NOTICE,
         exports="".join(f"export {name}={shlex.quote(value)}\n" for name, _, value in pairs),
         train=shlex.join(["python", "-m", "lm", *job.arguments]),
-        unfinished=jobs.UNFINISHED,
+        unfinished=exits.UNFINISHED,
         restarts=RESTARTS,
     )
 

@@ -19,6 +19,7 @@ import time
 
 from experiments.launch import job as jobs
 from experiments.launch import steps
+from lm import exits
 
 POLL = 20.0  # seconds between two looks at the state
 PAUSES = (5.0, 15.0, 45.0)  # seconds before an answerless call is repeated
@@ -201,10 +202,10 @@ def attempted(job: jobs.Job) -> int:
     """
     *before, last = attempt(job)
     if any(steps.run(step) for step in before):
-        return jobs.UNFINISHED
+        return exits.UNFINISHED
     codes = watch(last)
-    if len(codes) < job.tpus.hosts * job.slices or jobs.UNFINISHED in codes:
-        return jobs.UNFINISHED
+    if len(codes) < job.tpus.hosts * job.slices or exits.UNFINISHED in codes:
+        return exits.UNFINISHED
     return jobs.decides(codes)
 
 
@@ -235,7 +236,7 @@ def launch(job: jobs.Job) -> int:
             f"looking on no longer; the run and its cost go on. To end both:\n{deletion(job)}"
         )
         steps.say("the same command looks on again")
-        return jobs.UNFINISHED
+        return exits.UNFINISHED
     if not job.keep:
         call(deletion(job), fine="NOT_FOUND")
     if failures == TRIES:

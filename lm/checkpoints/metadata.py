@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: dotted paths, dtypes and shapes, sealed facts."""
+"""The facts stored with a checkpoint: dotted paths, dtypes, shapes, and a seal over all facts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import jax
 
 
 class Mismatch(ValueError):
-    """A sound checkpoint, but of another model or optimizer, or another step, than asked for."""
+    """A sound checkpoint of another model, optimizer or step than the requested one."""
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """{dotted path: leaf}, the form on disk: no class of ours or of optax is needed to read it."""
+    """{dotted path: leaf}, the form on disk: reading it needs no class of lm or optax."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def leaf_spec(leaf) -> dict:
-    """{"dtype", "shape"} of an array or a ShapeDtypeStruct, as facts say it."""
+def leaf_spec(leaf: Any) -> dict:
+    """{"dtype", "shape"} of an array or ShapeDtypeStruct, as facts hold them."""
     return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
 
 
@@ -30,7 +30,7 @@ def seal(facts: dict) -> dict:
 
 
 def unseal(facts: dict) -> dict:
-    """Facts without their seal; ValueError where they are not as they were sealed."""
+    """Facts without their seal. Raises ValueError if they differ from what was sealed."""
     facts = dict(facts)
     if facts.pop("seal", None) != hash_facts(facts):
         raise ValueError("its facts do not match their seal")
@@ -38,25 +38,30 @@ def unseal(facts: dict) -> dict:
 
 
 def hash_facts(facts: dict) -> str:
-    """The sha256 of facts, whatever the order of their keys."""
+    """The sha256 of facts, independent of the order of their keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def check_leaves(item: str, target: dict, stored: dict, where: str) -> None:
-    """Raise Mismatch naming the first leaf whose form is not the stored one.
+def check_leaves(item: str, target: dict, stored: dict, checkpoint: str) -> None:
+    """Raise Mismatch, naming the first leaf whose dtype or shape is not the stored one.
 
-    target: {path: leaf}; stored: {path: form}; where: the checkpoint, for the sentence.
-    Orbax would cast another dtype without a word.
+    Orbax would silently cast to another dtype.
+
+    Args:
+      item: "params", "opt_state" or "average".
+      target: {path: leaf} to restore into.
+      stored: {path: leaf_spec} of the checkpoint.
+      checkpoint: its name for the message.
     """
     for name in sorted(target.keys() | stored.keys()):
-        ours = leaf_spec(target[name]) if name in target else None
-        theirs = {k: stored[name][k] for k in ("dtype", "shape")} if name in stored else None
-        if ours != theirs:
+        expected = leaf_spec(target[name]) if name in target else None
+        actual = {k: stored[name][k] for k in ("dtype", "shape")} if name in stored else None
+        if expected != actual:
             raise Mismatch(
-                f"{item} {name} is {_said(theirs)} in {where}, but {_said(ours)} here; use the "
-                f"config and code that made it."
+                f"{item} {name} is {_describe(actual)} in {checkpoint}, but {_describe(expected)} "
+                f"in this config; use the config and code that made the checkpoint."
             )
 
 
-def _said(form: dict | None) -> str:
-    return f"{form['dtype']} {form['shape']}" if form else "absent"
+def _describe(spec: dict | None) -> str:
+    return f"{spec['dtype']} {spec['shape']}" if spec else "absent"

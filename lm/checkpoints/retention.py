@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, those at multiples of a number, the best by a figure."""
+"""Which checkpoints are kept: the newest, every n-th step, the best by a held-out metric."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from collections.abc import Callable
 
 import orbax.checkpoint as ocp
 
-LOWER = ("loss", "nats", "text_nats", "bits_per_byte")  # of all others the highest is best
+LOWER_IS_BETTER = ("loss", "nats", "text_nats", "bits_per_byte")
 
 
-def rank_steps(figure: str, figures: dict[int, dict[str, float]]) -> list[int]:
-    """The steps that have a held-out figure, the best first, of equal ones the earliest.
+def rank_steps(metric: str, metrics: dict[int, dict[str, float]]) -> list[int]:
+    """The steps that have a held-out metric, best first, the earliest first among equals.
 
-    figures: {step: figures of that step}. A figure that is not finite counts as none.
+    metrics: {step: metrics}. A metric that is not finite counts as missing.
     """
-    known = {step: had[figure] for step, had in sorted(figures.items()) if figure in had}
-    known = {step: value for step, value in known.items() if math.isfinite(value)}
-    sign = 1 if figure in LOWER else -1
-    return sorted(known, key=lambda step: sign * known[step])
+    values = {step: row[metric] for step, row in sorted(metrics.items()) if metric in row}
+    values = {step: value for step, value in values.items() if math.isfinite(value)}
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    return sorted(values, key=lambda step: sign * values[step])
 
 
 class KeepBest:
-    """Orbax's preservation policy that keeps the best step by a held-out figure.
+    """Orbax preservation policy that keeps the best step by a held-out metric.
 
-    figures_of: step -> its figures, read from its own facts, so that it survives a restart.
+    metrics_of: step -> its metrics, read from the checkpoint's facts: they survive a restart.
     """
 
-    def __init__(self, figure: str, figures_of: Callable[[int], dict[str, float]]):
-        self._figure, self._figures_of = figure, figures_of
+    def __init__(self, metric: str, metrics_of: Callable[[int], dict[str, float]]):
+        self._metric, self._metrics_of = metric, metrics_of
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """One answer a checkpoint, oldest first."""
-        figures = {info.step: self._figures_of(info.step) for info in checkpoints}
-        best = rank_steps(self._figure, figures)[:1]
+        """One answer per checkpoint, oldest first."""
+        metrics = {info.step: self._metrics_of(info.step) for info in checkpoints}
+        best = rank_steps(self._metric, metrics)[:1]
         return [info.step in best for info in checkpoints]
 
 
-def make_policy(keep: int, keep_every: int, best: KeepBest | None):
-    """Orbax's policy of them all; at least the newest two stay, for one may be damaged."""
+def make_policy(max_to_keep: int, keep_period: int, best: KeepBest | None):
+    """Combine the policies; at least two checkpoints are kept, as one may be damaged."""
     managers = ocp.checkpoint_managers
-    rules = [managers.LatestN(max(keep, 2))]
-    rules += [managers.EveryNSteps(keep_every)] if keep_every else []
-    rules += [best] if best else []
-    return managers.AnyPreservationPolicy(rules)
+    policies = [managers.LatestN(max(max_to_keep, 2))]
+    policies += [managers.EveryNSteps(keep_period)] if keep_period else []
+    policies += [best] if best else []
+    return managers.AnyPreservationPolicy(policies)

@@ -6,5 +6,5 @@ calls     one call: help, the command, the exit code
 """
 
 from lm.cli.commands import COMMANDS, TRAIN
-from lm.cli.entry import EXIT_UNFINISHED, HELP, PROGRAM, main, overview, run_guarded
+from lm.cli.entry import HELP, PROGRAM, main, overview, run_guarded
 from lm.cli.flags import FLAGS, parse_flags

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 
-from lm import lookup, storage
+from lm import exits, lookup, storage
 
 
 def checked_run(values):
@@ -97,7 +97,7 @@ def train(values) -> int:
     except (ValueError, OSError) as error:
         if parallel.host_index_and_count()[1] > 1:  # which would wait for this one
             parallel.wait_before_exit()
-            train.exit_now(" ".join(str(error).split()), 2)
+            train.exit_now(exits.one_line(error, None), exits.USER_ERROR)
         raise
     print(f"{run.name}: {json.dumps(figures)}")
     return 0
@@ -130,7 +130,7 @@ def _together(values):
     except (ValueError, OSError) as error:
         if parallel.host_index_and_count()[1] > 1:
             parallel.wait_before_exit()
-            train.exit_now(" ".join(str(error).split()), 2)
+            train.exit_now(exits.one_line(error, None), exits.USER_ERROR)
         raise
 
 

@@ -11,11 +11,10 @@ from collections.abc import Callable
 
 from absl import logging
 
-from lm import lookup, storage
+from lm import exits, lookup, storage
 from lm.cli import commands, flags
 
 HELP = {"--help", "-h", "help"}
-EXIT_UNFINISHED = 75  # exit code: run the same command again
 PROGRAM = str(pathlib.Path(__file__).parents[1] / "__main__.py")  # what python -m lm runs
 
 
@@ -56,11 +55,11 @@ def run_guarded(work: Callable[[], int | None]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("LM_TRACEBACK"):  # for whoever looks for the place, not the cure
             raise
-        print(f"lm: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_UNFINISHED if isinstance(error, TimeoutError) else 2
+        print(f"lm: {exits.one_line(error, None)}", file=sys.stderr)
+        return exits.UNFINISHED if isinstance(error, TimeoutError) else exits.USER_ERROR
     except KeyboardInterrupt:
         print("\nlm: interrupted; run the same command again.", file=sys.stderr)
-        return EXIT_UNFINISHED
+        return exits.UNFINISHED
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,9 +19,9 @@ def open_checkpoints(run: runs.Run, *, read_only: bool = False) -> checkpoints.C
     return checkpoints.Checkpoints(
         run.workdir / "checkpoints",
         read_only=read_only,
-        keep=config["max_to_keep"],
-        keep_every=config["keep_period"],
-        keep_best=config["best_metric"],
+        max_to_keep=config["max_to_keep"],
+        keep_period=config["keep_period"],
+        best_metric=config["best_metric"],
     )
 
 

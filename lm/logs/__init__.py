@@ -1,11 +1,11 @@
-"""What a run says while it runs: scalars, events, a bar or lines, where its time goes, facts.
+"""What a run writes while it trains: metrics, events, progress, goodput and its manifest.
 
-files     rows of JSON on disk: appended whole or not at all, torn last lines dropped
-board     the same scalars as TensorBoard reads them
-scalars   Logs: metrics.jsonl, events.jsonl, the board, and progress on the terminal
-ledger    goodput.jsonl: every second of a run has one kind
-rates     tokens per second, MFU, memory
-manifest  run.json: what made the run
+jsonl        JSONL files: rows appended whole or not at all, torn last lines dropped
+tensorboard  the scalars as a TensorBoard event file
+writer       RunLog: metrics.jsonl, events.jsonl, TensorBoard, progress on the terminal
+time_ledger  goodput.jsonl: what the wall time of a run was spent on
+throughput   tokens per second, MFU, peak memory
+manifest     run.json: command, commit, versions and data of a run
 """
 
 from lm.logs.jsonl import AppendedFile, read, write_atomically

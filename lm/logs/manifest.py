@@ -1,4 +1,4 @@
-"""What made a run: workdir/run.json."""
+"""workdir/run.json: the command, code, packages and machine behind a run."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ PACKAGES += ("array-record", "sentencepiece", "tensorstore")
 
 
 def commit(folder: str | os.PathLike = pathlib.Path(__file__).parent) -> str | None:
-    """The git commit of this code, "-dirty" behind it if files differ; None if not under git."""
-    here = ["git", "-C", str(folder)]
+    """The git commit of this code, with "-dirty" if files differ; None if git does not track it."""
+    git = ["git", "-C", str(folder)]
     try:
-        # In an environment that lies inside another repository this code is not tracked.
-        subprocess.run([*here, "ls-files", "--error-unmatch", "."], capture_output=True, check=True)
-        describe = [*here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        found = subprocess.run(describe, capture_output=True, check=True, text=True)
+        # An installed copy inside another repository is not tracked by it.
+        subprocess.run([*git, "ls-files", "--error-unmatch", "."], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        output = subprocess.run(describe, capture_output=True, check=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return output.strip()
 
 
 def versions() -> dict[str, str]:
-    """{package: version} of the installed packages that decide a run's numbers."""
-    found = {}
+    """{package: version} of the installed packages that affect a run's numbers."""
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def command(argv: Sequence[str] | None = None) -> str:
-    """The command line of this process (or of `argv`), as one would type it again."""
-    first, *rest = sys.argv if argv is None else argv
-    path = pathlib.Path(first)
-    module = path.name == "__main__.py"
-    return shlex.join(["python", *(["-m", path.parent.name] if module else [first]), *rest])
+    """The command line of this process (or of `argv`) as a user would type it again."""
+    script, *arguments = sys.argv if argv is None else argv
+    path = pathlib.Path(script)
+    program = ["-m", path.parent.name] if path.name == "__main__.py" else [script]
+    return shlex.join(["python", *program, *arguments])
 
 
 def write_manifest(workdir: str | os.PathLike, facts: Mapping) -> None:
-    """Write workdir/run.json: `facts` (JSON values), and what made them.
+    """Write workdir/run.json: command, commit, python, platform, versions and `facts`.
 
-    Adds command, commit, python, platform, versions; a fact of the same name wins.
+    facts: JSON values; they override an entry of the same name.
     """
-    made_by = {
+    manifest = {
         "command": command(),
         "commit": commit(),
         "python": platform.python_version(),
@@ -66,4 +66,4 @@ def write_manifest(workdir: str | os.PathLike, facts: Mapping) -> None:
     }
     workdir = storage.as_path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    jsonl.write_atomically(workdir / MANIFEST, json.dumps({**made_by, **facts}, indent=2) + "\n")
+    jsonl.write_atomically(workdir / MANIFEST, json.dumps({**manifest, **facts}, indent=2) + "\n")

@@ -1,7 +1,7 @@
-"""Scalars as TensorBoard reads them: event files, written here and now.
+"""Scalars as TensorBoard event files, written synchronously.
 
-tensorboardX's own writer hands its events to a thread; when the disk is full the thread dies, its
-queue fills up, and the next scalar waits for ever.
+tensorboardX's own writer uses a thread: when the disk is full the thread dies, its queue fills up
+and the next scalar blocks for ever.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ TENSORBOARD = "tensorboard"
 
 
 class TensorBoardWriter:
-    """An event file of its own in workdir/tensorboard.
+    """One event file in workdir/tensorboard.
 
-    step: updates already done; a reader forgets what earlier files say of later ones.
+    step: updates already done; readers drop later events of earlier files.
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
@@ -31,17 +31,17 @@ class TensorBoardWriter:
         self._file = jsonl.AppendedFile(directory / name)
         self._add(file_version="brain.Event:2")
         if step:
-            self.forget(step)
+            self.drop_after(step)
 
-    def forget(self, step: int) -> None:
-        """Tell readers to drop all that was said of updates after `step`."""
+    def drop_after(self, step: int) -> None:
+        """Tell readers to drop earlier events of updates after `step`."""
         from tensorboardX.proto import event_pb2
 
-        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(step=step + 1, session_log=started)
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(step=step + 1, session_log=restart)
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
-        """Add the scalars, each under split/name."""
+        """Add the scalars under the tags split/name."""
         from tensorboardX.proto import summary_pb2
 
         value = summary_pb2.Summary.Value
@@ -49,17 +49,17 @@ class TensorBoardWriter:
         self._add(step=step, summary=summary_pb2.Summary(value=values))
 
     def _add(self, **fields) -> None:
-        """One record: its length, the length's sum, the event, the event's sum."""
+        """Append one TFRecord: length, its checksum, the event, its checksum."""
         from tensorboardX import record_writer
         from tensorboardX.proto import event_pb2
 
         event = event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
-        length, total = struct.pack("<Q", len(event)), record_writer.masked_crc32c
-        sums = [struct.pack("<I", total(part)) for part in (length, event)]
-        self._file.add(length + sums[0] + event + sums[1])
+        length = struct.pack("<Q", len(event))
+        checksum = lambda data: struct.pack("<I", record_writer.masked_crc32c(data))
+        self._file.add(length + checksum(length) + event + checksum(event))
 
     def flush(self) -> None:
-        """Have all that was added in its place."""
+        """Write everything that was added, also to gs://."""
         self._file.flush()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Rates and sizes: tokens per second, MFU, what a device can do at most, memory."""
+"""Tokens per second, MFU, the peak FLOP/s of devices, and peak memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# Published dense bfloat16 FLOP/s of one jax device, by a part of its device_kind; first match wins.
+# Published dense bfloat16 FLOP/s of one jax device, by a substring of device_kind; first match wins.
 PEAK_FLOPS = (
     ("TPU v3", 61.5e12),
     ("TPU v4 lite", 138e12),
@@ -26,12 +26,12 @@ PEAK_FLOPS = (
 
 
 class ThroughputMeter:
-    """Tokens per second, MFU and step time between two log points.
+    """Measures tokens per second, MFU and step time between two log points.
 
-    flops_per_step: of one update over all devices, padding included, since it is computed.
-    peak_flops: FLOP/s of all devices together. devices: their number. clock: () -> seconds.
-    The first interval holds the compilation and is not measured: the first `rates` gives {}.
-    Call it when an update has really ended (its loss was fetched), or it times the dispatch.
+    flops_per_step: model FLOPs of one update over all devices, padding included.
+    peak_flops: FLOP/s of all `devices` together. clock: () -> seconds.
+    The interval with the compilation is not measured: the first `measure` returns {}.
+    Call its methods when an update has ended (its loss was fetched): dispatch is asynchronous.
     """
 
     def __init__(
@@ -43,49 +43,50 @@ class ThroughputMeter:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._flops, self._peak, self._devices = flops_per_step, peak_flops, devices
-        self._clock, self._since = clock, None
+        self._clock, self._start = clock, None  # (step, seconds)
 
     def start(self, step: int) -> None:
-        """Measure from here on: after the first update, an evaluation or a checkpoint."""
-        self._since = (step, self._clock())
+        """Start an interval: after the first update, an evaluation or a checkpoint."""
+        self._start = (step, self._clock())
 
     def measure(self, step: int, tokens: float) -> dict[str, float]:
-        """step_seconds, tokens_per_second, that per device and mfu since the last call of this or
-        of `start`.
+        """Measure the interval since the last `measure` or `start`, and start the next one.
 
-        tokens: inputs and targets since then, padding not counted.
-        {} where there was no such call, or no update since.
+        tokens: inputs and targets in the interval, padding not counted.
+        Returns step_seconds, tokens_per_second, tokens_per_second_per_device and mfu; {} if no
+        interval was started or it has no update.
         """
-        since, now = self._since, self._clock()
-        self._since = (step, now)
-        if since is None or step <= since[0]:
+        start, now = self._start, self._clock()
+        self._start = (step, now)
+        if start is None or step <= start[0]:
             return {}
-        seconds = (now - since[1]) / (step - since[0])
+        seconds = now - start[1]
+        step_seconds = seconds / (step - start[0])
         return {
-            "step_seconds": seconds,
-            "tokens_per_second": tokens / (now - since[1]),
-            "tokens_per_second_per_device": tokens / (now - since[1]) / self._devices,
-            "mfu": self._flops / seconds / self._peak,
+            "step_seconds": step_seconds,
+            "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_device": tokens / seconds / self._devices,
+            "mfu": self._flops / step_seconds / self._peak,
         }
 
 
 def peak_flops(devices: Sequence) -> float:
-    """FLOP/s of these jax devices (alike) together: the published dense bfloat16 rate, or measured.
+    """FLOP/s of equal jax devices together: the published dense bfloat16 figure, or measured.
 
     A device that is not in PEAK_FLOPS is measured for about 0.3 s. CPU devices of one process share
-    its cores, so they count once a process: the sum is the machine's, however many are faked.
+    its cores, so they count once per process.
     """
     first = devices[0]
     for kind, flops in PEAK_FLOPS:
         if kind in first.device_kind:
             return flops * len(devices)
-    cpu = first.platform == "cpu"
-    parts = {device.process_index for device in devices} if cpu else devices
-    return measured_flops(first) * len(parts)
+    is_cpu = first.platform == "cpu"
+    units = {device.process_index for device in devices} if is_cpu else devices
+    return measured_flops(first) * len(units)
 
 
 def measured_flops(device) -> float:
-    """FLOP/s of a square matrix product on this jax device: float32 on CPU, else bfloat16.
+    """Measure FLOP/s of a square matrix product on a jax device: float32 on CPU, else bfloat16.
 
     The median of the repetitions that fit in 0.3 s.
     """
@@ -104,17 +105,17 @@ def measured_flops(device) -> float:
 
 
 def memory_peak(devices: Sequence) -> dict[str, float]:
-    """The most memory used so far, in GiB: "device_memory_peak_gib", of the fullest of those of
-    these jax devices that are this process's, where they count it (GPU, TPU), or else
-    "process_memory_peak_gib", resident, of the process.
+    """Peak memory in GiB: {"device_memory_peak_gib"} of this process's fullest device.
+
+    Where devices do not report it (CPU), {"process_memory_peak_gib"}: resident memory.
     """
     import jax
 
-    here = jax.process_index()
-    found = [device.memory_stats() or {} for device in devices if device.process_index == here]
-    peaks = [stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats]
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    stats = [device.memory_stats() or {} for device in local]
+    peaks = [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]
     if peaks:
         return {"device_memory_peak_gib": max(peaks) / 2**30}
-    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"process_memory_peak_gib": used / 2**30}
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB on Linux
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"process_memory_peak_gib": resident / 2**30}

@@ -10,6 +10,8 @@ import jax
 from jax._src import clusters, distributed
 from jax.experimental import multihost_utils
 
+from lm import exits
+
 HEARTBEAT = 30  # seconds without a sign of life after which a host counts as lost
 PATIENCE = 300  # seconds to wait for the other hosts at the start
 DAY = 24 * 60 * 60 * 1000  # milliseconds
@@ -45,7 +47,7 @@ def initialize(coordinator: str = "", hosts: int = 0, host: int = -1, *, patienc
             **found, initialization_timeout=patience, heartbeat_timeout_seconds=HEARTBEAT
         )
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = exits.one_line(error)
         missed = f"the other hosts were not found within {patience} seconds ({reason})"
         if not all(given):  # nobody's mistake: a pod or a node is late
             raise TimeoutError(f"{missed}; run the same command again.") from error

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+from lm import exits
 from lm.preflight import roofline, slices
 
 LIBRARY = "libtpu.so"
@@ -312,7 +313,7 @@ def main() -> None:
         for answer in answers(json.load(sys.stdin)):
             print(json.dumps(dataclasses.asdict(answer)), file=out, flush=True)
     except (ValueError, OSError) as error:
-        print(json.dumps({"mistake": " ".join(str(error).split())}), file=out, flush=True)
+        print(json.dumps({"mistake": exits.one_line(error, None)}), file=out, flush=True)
 
 
 if __name__ == "__main__":

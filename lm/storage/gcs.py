@@ -20,6 +20,8 @@ from etils import epath
 from fsspec import asyn
 from gcsfs import core, retry
 
+from lm import exits
+
 # What gcsfs raises, besides OSError, when all its retries have failed.
 # Source: gcsfs/retry.py, validate_response and retry_request.
 REQUEST_ERRORS = (retry.HttpError, retry.ChecksumError, aiohttp.ClientError)
@@ -71,7 +73,7 @@ def _address(path: str, args: tuple) -> str:
 
 
 def _unreachable_error(path: str, args: tuple, error: Exception) -> OSError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = exits.one_line(error)
     return OSError(
         f"{_address(path, args)} cannot be reached ({reason}); check the network, or {ACCESS_HINT}."
     )

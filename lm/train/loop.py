@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import jax
 
-from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, runs, steps, storage
+from lm import batch, checkpoints, evaluate, exits, logs, parallel, pipeline, runs, steps, storage
 from lm.train import early_stopping, guard, live_teacher, signals, watchdog
 
 IN_FLIGHT = 2  # updates that the devices may be behind, so that the end of each is known
@@ -117,7 +117,7 @@ class Loop:
         if first > self.work.total or last <= self.number:
             self._event("no trace", said=f"--profile={first}:{last} is no update still to come")
         while not self._done():
-            if self.stop.asked():
+            if self.stop.should_stop():
                 self._leave()
             self._update()
             due = self._due()
@@ -140,7 +140,7 @@ class Loop:
         if self.profile and self.profile[0] <= number <= self.profile[1]:
             self._trace(True)
         self.ledger.switch("input")
-        self.watch.beat(f"update {number}", watchdog.ALLOWANCE if self.fresh else 1)
+        self.watch.beat(f"update {number}", watchdog.SLOW_FACTOR if self.fresh else 1)
         placed = self.strategy.place_batch(batch.Batch(*next(self.batches)))
         placed = self._answered(placed) if self.work.answers else placed
         self.ledger.switch("compile" if self.fresh else "step")
@@ -171,11 +171,11 @@ class Loop:
             return answers.given(placed)
         self.ledger.switch("step")
         jax.block_until_ready(self.state)
-        self.watch.beat(f"answers to learn from in update {number}", watchdog.ALLOWANCE)
+        self.watch.beat(f"answers to learn from in update {number}", watchdog.SLOW_FACTOR)
         self.ledger.switch("decode" if self.answered else "compile")
         params = self.work.plain(self.state.params)
         placed = jax.block_until_ready(answers.written(params, placed, self.index))
-        self.watch.beat(f"update {number}", watchdog.ALLOWANCE if self.fresh else 1)
+        self.watch.beat(f"update {number}", watchdog.SLOW_FACTOR if self.fresh else 1)
         self.answered = True
         return placed
 
@@ -190,14 +190,14 @@ class Loop:
                 self.traced = pathlib.Path(tempfile.mkdtemp())
             jax.profiler.start_trace(str(self.traced))
             return
-        self.watch.beat("the trace", watchdog.ALLOWANCE)
+        self.watch.beat("the trace", watchdog.SLOW_FACTOR)
         try:
             jax.profiler.stop_trace()
             if storage.is_remote(self.run.workdir):
                 storage.copy_dir(self.traced, self.run.workdir / "profile")
                 storage.remove_dir(self.traced)
         except (jax.errors.JaxRuntimeError, OSError) as error:  # a full disk, no end of a run
-            self._event("no trace", said=watchdog.short(error))
+            self._event("no trace", said=exits.one_line(error))
 
     def _due(self) -> set[str]:
         """What follows this update: at its multiples, after the last, and a log after the first.
@@ -284,7 +284,7 @@ class Loop:
 
     def _evaluate(self) -> dict[str, float]:
         self.ledger.switch("evaluate")
-        waiting = lambda: self.watch.beat(f"evaluation {self.number}", watchdog.ALLOWANCE)
+        waiting = lambda: self.watch.beat(f"evaluation {self.number}", watchdog.SLOW_FACTOR)
         params = self.work.plain(eval_params(self.state))
         self.figures = steps.metrics_from_sums(self.work.heldout.sums(params, beat=waiting))
         if self.work.judge:
@@ -297,7 +297,7 @@ class Loop:
 
     def _save(self, figures: dict[str, float] | None = None) -> None:
         """Start to save; copies of the state that differ are never saved."""
-        self.watch.beat(f"checkpoint {self.number}", watchdog.ALLOWANCE)
+        self.watch.beat(f"checkpoint {self.number}", watchdog.SLOW_FACTOR)
         self.ledger.switch("save")
         odd = self.strategy.find_disagreement(self.state)
         if odd:
@@ -337,7 +337,7 @@ class Loop:
         bad, index = self.guard.row, self.guard.row[-1]["batch"] + 1
         if self.guard.rollbacks >= self.guard.allowed:
             self._give_up(bad, f"guard.max_rollbacks={self.guard.allowed} did not help")
-        self.watch.beat(f"the return from update {self.number}", watchdog.ALLOWANCE)
+        self.watch.beat(f"the return from update {self.number}", watchdog.SLOW_FACTOR)
         self.ledger.switch("restore")
         self.saved.wait()
         self.state, self.unread, self.flying = None, [], collections.deque()

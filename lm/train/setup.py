@@ -109,7 +109,7 @@ def check(run: runs.Run, allow: tuple[str, ...] = ()) -> None:
     named, which = runs.init_source(run) if run.config["init_from"] else runs.teacher_source(run)
     if named and not runs.is_claimed(run.workdir):
         with inference.open_checkpoints(runs.read_run(named), read_only=True) as saved:
-            saved.named(which)
+            saved.find_steps(which)
     if run.config["teacher"]["cache"]:
         pipeline.open_teacher_cache(run.config["teacher"]["cache"])
 

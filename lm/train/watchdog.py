@@ -1,4 +1,4 @@
-"""Ends that cannot wait: an update that never ends, a host that is gone."""
+"""Ending a process at once: an update that hangs, a host that was lost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import faulthandler
 import os
+import pathlib
 import re
 import signal
 import sys
@@ -16,90 +17,84 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from lm import parallel, storage
-from lm.train import signals
+from lm import exits, parallel, storage
 
 STACKS = "stacks.txt"  # of host 0; stacks.1.txt of host 1, and so on
-ALLOWANCE = 4  # times as long for what compiles or writes
-GRACE = 30  # seconds that telling may take before the end
-HANDLERS = []  # of SIGABRT, which C++ code may call as long as there is this process
+SLOW_FACTOR = 4  # times the usual timeout for steps that compile or write
+REPORT_SECONDS = 30  # for reporting a hang before the process ends
+ABORT_HANDLERS = []  # of SIGABRT; kept alive because C++ code may call them at any time
+
+# How jax's errors about another host begin. Some arrive inside a ValueError, or as the cause of a
+# failed save.
+LOST_HOST = re.compile("UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED")
 
 
-def exit_now(sentence: str, code: int = signals.Unfinished.code) -> None:
-    """End this process at once, with a sentence and an exit code: no clean-up is waited for.
+def exit_now(sentence: str, code: int = exits.UNFINISHED) -> None:
+    """Print a sentence and end this process without any clean-up.
 
-    Devices and hosts that do not answer would hold up every one of Python's own ways to end.
+    Python's own ways to exit would wait for devices and hosts that no longer answer.
     """
     print(f"lm: {sentence}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
 
 
-def on_abort(tell: Callable[[], None]) -> None:
-    """From now on, where C++ code aborts this process, `tell` is called, which should `leave`.
+def on_abort(handler: Callable[[], None]) -> None:
+    """Call `handler`, which should exit, when C++ code aborts this process.
 
-    So jax ends the process of a host when another is gone: by abort(), from a thread that is not
-    Python's, and with no word to Python.
+    jax ends a process that lost another host by abort(), from a thread unknown to Python.
     """
-    HANDLERS.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: tell()))
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), HANDLERS[-1])
-
-
-# How an error begins that tells of another host. Some come as a ValueError of jax, or inside one
-# of a save that could not be written.
-LOST = re.compile("UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED")
-
-
-def short(error: BaseException) -> str:
-    """The beginning of an error's own text, in one line."""
-    return " ".join(str(error).split())[:200]
+    ABORT_HANDLERS.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: handler()))
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), ABORT_HANDLERS[-1])
 
 
 @contextlib.contextmanager
-def detect_lost_host(lost: Callable[[str], None]) -> Iterator[None]:
-    """Within it an error of jax on several hosts is the loss of another, of which `lost` is told.
+def detect_lost_host(on_lost: Callable[[str], None]) -> Iterator[None]:
+    """Treat jax's errors about other hosts, raised inside the block, as the loss of a host.
 
-    lost: takes the error's short text, empty after an abort, and should `leave`. Raises ValueError,
-    on one host as well, for what the devices of this one refuse.
+    on_lost: takes the error on one line ("" after an abort) and should exit.
+    Raises ValueError for what this host's devices refuse, as too little memory.
     """
-    several = parallel.host_index_and_count()[1] > 1
-    if several:
-        on_abort(lambda: lost(""))
+    is_multihost = parallel.host_index_and_count()[1] > 1
+    if is_multihost:
+        on_abort(lambda: on_lost(""))
     try:
         yield
     except (ValueError, OSError) as error:
-        said = short(error.__cause__ or error)
-        if several and LOST.match(said):
-            lost(said)
+        message = exits.one_line(error.__cause__ or error)
+        if is_multihost and LOST_HOST.match(message):
+            on_lost(message)
         raise
     except jax.errors.JaxRuntimeError as error:
-        said = short(error)
-        if said.startswith("RESOURCE_EXHAUSTED"):
+        message = exits.one_line(error)
+        if message.startswith("RESOURCE_EXHAUSTED"):
             raise ValueError(
-                f"the devices have no room for this ({said}); lower data.batch_size, raise "
+                f"the devices are out of memory ({message}); lower data.batch_size, raise "
                 f"parallel.num_microbatches, or set model.remat='full'."
             ) from error
-        if said.startswith("INVALID_ARGUMENT"):
-            raise ValueError(f"the devices refuse this ({said}); see to their drivers.") from error
-        if not several:
+        if message.startswith("INVALID_ARGUMENT"):
+            raise ValueError(
+                f"the devices refuse this program ({message}); check their drivers."
+            ) from error
+        if not is_multihost:
             raise
-        lost(said)
+        on_lost(message)
 
 
 class Watchdog:
-    """A thread that ends the process where nothing has ended for `seconds`; 0: it never does.
+    """A thread that ends the process when `beat` is not called for `seconds`; 0 disables it.
 
     A context manager. The stacks of all threads go to stderr and workdir/stacks.txt.
-    tell: called with the sentence before the end, which is `leave`, whatever becomes of telling.
+    report: called with the sentence before the process ends; its failure is ignored.
     """
 
-    def __init__(self, seconds: float, workdir, tell: Callable[[str], None]):
+    def __init__(self, seconds: float, workdir: str | os.PathLike, report: Callable[[str], None]):
         host, path = parallel.host_index_and_count()[0], storage.as_path(workdir) / STACKS
-        self._path = path.with_suffix(f".{host}.txt") if host else path
-        self._seconds, self._tell = seconds, tell
-        self._what, self._deadline, self._over = "the start", 0.0, threading.Event()
+        self._path: pathlib.Path = path.with_suffix(f".{host}.txt") if host else path
+        self._seconds, self._report = seconds, report
+        self._activity, self._deadline, self._stopped = "the start", 0.0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.beat(self._what, ALLOWANCE)
+        self.beat(self._activity, SLOW_FACTOR)
 
     def __enter__(self) -> Watchdog:
         if self._seconds:
@@ -107,32 +102,36 @@ class Watchdog:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._over.set()
+        self._stopped.set()
 
-    def beat(self, what: str, allowance: float = 1) -> None:
-        """Something has ended; `what` comes next, and may take allowance x seconds."""
-        self._what, self._deadline = what, time.monotonic() + self._seconds * allowance
+    def beat(self, activity: str, factor: float = 1) -> None:
+        """Start the timeout of the next activity: factor x seconds."""
+        self._activity, self._deadline = activity, time.monotonic() + self._seconds * factor
 
     def _watch(self) -> None:
         while time.monotonic() < self._deadline:
-            if self._over.wait(self._seconds / 10):
+            if self._stopped.wait(self._seconds / 10):
                 return
         sentence = (
-            f"{self._what} has not ended for guard.hang_timeout_seconds={self._seconds:g} seconds or more; where "
-            f"each thread stood is in {self._path}; run the same command again to continue."
+            f"{self._activity} has not ended for guard.hang_timeout_seconds={self._seconds:g} "
+            f"seconds or more; the stack of each thread is in {self._path}; run the same command "
+            f"again to continue."
         )
-        end = threading.Timer(GRACE, exit_now, [sentence])  # a disk may hang as well
-        end.daemon = True
-        end.start()
+        timer = threading.Timer(REPORT_SECONDS, exit_now, [sentence])  # a disk may hang as well
+        timer.daemon = True
+        timer.start()
         try:
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-            with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
-                file.write(sentence.encode() + b"\n\n")
-                file.flush()
-                faulthandler.dump_traceback(file=file, all_threads=True)
-                file.seek(0)
-                storage.write_atomic(self._path, file.read())
+            self._write_stacks(sentence)
             with contextlib.suppress(OSError):
-                self._tell(sentence)
+                self._report(sentence)
         finally:
             exit_now(sentence)
+
+    def _write_stacks(self, sentence: str) -> None:
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
+            file.write(sentence.encode() + b"\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file=file, all_threads=True)
+            file.seek(0)
+            storage.write_atomic(self._path, file.read())

@@ -205,22 +205,31 @@ def changed(**leaves) -> steps.State:
     [
         (
             {"scale": jnp.zeros(7, jnp.bfloat16)},
-            r"params tower.scale is float32 \[7\] .* but bfloat16 \[7\] here",
+            r"params tower.scale is float32 \[7\] .* but bfloat16 \[7\] in this config",
         ),
-        ({"scale": jnp.zeros(7, jnp.int32)}, r"float32 \[7\] .* but int32 \[7\] here"),
-        ({"scale": jnp.zeros(8)}, r"tower.scale is float32 \[7\] .* but float32 \[8\] here"),
-        ({"scale": jnp.zeros((7, 1))}, r"float32 \[7\] .* but float32 \[7, 1\] here"),
-        ({"scale": None}, r"tower.scale is float32 \[7\] in checkpoint 2 .* but absent here"),
-        ({"layers": None}, r"tower.layers is float32 \[2, 129, 3\] .* but absent here"),
+        ({"scale": jnp.zeros(7, jnp.int32)}, r"float32 \[7\] .* but int32 \[7\] in this config"),
+        (
+            {"scale": jnp.zeros(8)},
+            r"tower.scale is float32 \[7\] .* but float32 \[8\] in this config",
+        ),
+        ({"scale": jnp.zeros((7, 1))}, r"float32 \[7\] .* but float32 \[7, 1\] in this config"),
+        (
+            {"scale": None},
+            r"tower.scale is float32 \[7\] in checkpoint 2 .* but absent in this config",
+        ),
+        ({"layers": None}, r"tower.layers is float32 \[2, 129, 3\] .* but absent in this config"),
         (
             {"scale": None, "gain": jnp.zeros(7)},
-            r"tower.gain is absent in checkpoint 2 .* but float32 \[7\] here",
+            r"tower.gain is absent in checkpoint 2 .* but float32 \[7\] in this config",
         ),
         (
             {"teacher": {"head": jnp.zeros(2)}},
-            r"tower.teacher.head is absent .* float32 \[2\] here",
+            r"tower.teacher.head is absent .* float32 \[2\] in this config",
         ),
-        ({"bias": jnp.zeros(7)}, r"tower.bias is absent in checkpoint 2 .* but float32 \[7\] here"),
+        (
+            {"bias": jnp.zeros(7)},
+            r"tower.bias is absent in checkpoint 2 .* but float32 \[7\] in this config",
+        ),
     ],
 )
 def test_another_model_is_refused_by_leaf_and_costs_no_checkpoint(leaves, sentence, copied):

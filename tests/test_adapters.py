@@ -188,7 +188,9 @@ def test_an_update_is_the_same_however_it_is_laid_out(alone, examples, words):
 
 def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
     shapes = lora.shapes(LORA, transformer.param_shapes(MODEL))["adapters"]["decoder"]["layers"]
-    found = parallel.sharding.specs({"decoder": {"layers": shapes}}, dict(data=1, fsdp=2, tensor=2))
+    found = parallel.sharding.partition_specs(
+        {"decoder": {"layers": shapes}}, dict(data=1, fsdp=2, tensor=2)
+    )
     found = {path: tuple(spec) for path, spec in checkpoints.flatten(found).items()}
     axes = {
         "self_attention.value.kernel.a": (None, "fsdp", None),
@@ -203,7 +205,7 @@ def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
     for path, spec in axes.items():
         assert found[f"decoder.layers.{path}"] == spec, path
     with pytest.raises(ValueError, match="adapters/norm/a is covered by no sharding rule"):
-        parallel.sharding.spec_of("adapters/norm/a")
+        parallel.sharding.spec_for_path("adapters/norm/a")
 
 
 def test_adafactor_sees_the_factors_as_matrices():

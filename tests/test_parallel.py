@@ -291,7 +291,7 @@ def test_no_rule_is_dead_and_none_is_hidden_by_one_before():
     for pattern, spec in parallel.RULES:
         matched = [path for path in paths if re.search(pattern, path)]
         assert matched, pattern
-        assert all(parallel.sharding.spec_of(path) == spec for path in matched)
+        assert all(parallel.sharding.spec_for_path(path) == spec for path in matched)
 
 
 def test_an_uncovered_parameter_is_an_error_that_names_it():

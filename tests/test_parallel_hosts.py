@@ -133,12 +133,12 @@ def test_hosts_know_their_number_and_wait_for_the_last(pair):
     [
         (
             ("here:80", 0, -1),
-            r"--coordinator=here:80 --hosts= --host= say only in part .* all three",
+            r"--coordinator=here:80 --hosts= --host= are incomplete: pass all of",
         ),
-        (("", 2, 0), "--coordinator= --hosts=2 --host=0 say only in part who runs this"),
+        (("", 2, 0), "--coordinator= --hosts=2 --host=0 are incomplete: pass all"),
         (("here", 2, 0), "--coordinator=here has no port; use address:port"),
-        (("here:80", 2, 2), "--host=2 is none of --hosts=2; number them from 0"),
-        (("here:80", -2, 0), "--host=0 is none of --hosts=-2"),
+        (("here:80", 2, 2), "--host=2 is not one of --hosts=2; number them from 0"),
+        (("here:80", -2, 0), "--host=0 is not one of --hosts=-2"),
     ],
 )
 def test_words_that_name_no_host_are_a_sentence(words, sentence):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lm import storage
 from lm.checkpoints import retention
 
-LOWER = (*retention.LOWER, "perplexity")  # is better; of all other scores higher is
+LOWER = (*retention.LOWER_IS_BETTER, "perplexity")  # is better; of all other scores higher is
 ACROSS = 3  # panels side by side
 WIDTH, HEIGHT = 3.6, 2.6  # of a panel, in inches
 

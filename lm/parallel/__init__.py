@@ -1,19 +1,25 @@
 """Where state and batches lie, and how a step is compiled: replicated (pmap) or sharded (mesh).
 
-Both strategies have the same methods: place_state, place_batch, shard_activations, compile, fetch,
-fetch_numbers, fetch_rows, init, abstract_state, global_shapes, find_disagreement. Several hosts run the same program;
-each hands over its own rows of a batch.
+strategy   Strategy, the interface of both
+pmap       Pmap: every device holds the state and takes its rows of the batch
+mesh       Mesh: one program over the axes data, fsdp and tensor
+sharding   rules that shard parameters by path
+replicas   comparing the copies of an array on different devices
+multihost  hosts that run one program together
+config     ParallelConfig
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 
 from lm.parallel.config import ParallelConfig, check_batch_size
 from lm.parallel.mesh import Mesh
 from lm.parallel.multihost import (
+    Hosts,
     barrier,
     gather_rows,
     host_index_and_count,
@@ -23,20 +29,23 @@ from lm.parallel.multihost import (
 )
 from lm.parallel.pmap import Pmap
 from lm.parallel.sharding import RULES, path_of, sharding_table
+from lm.parallel.strategy import Strategy
 
 
-def make_strategy(config: ParallelConfig, devices=None, hosts=None) -> Pmap | Mesh:
-    """The strategy over these devices (by default all, those of the other hosts among them).
+def make_strategy(
+    config: ParallelConfig, devices: Sequence | None = None, hosts: Hosts | None = None
+) -> Strategy:
+    """The strategy over these devices, by default those of all hosts.
 
-    hosts: (this host's number, their number) of devices that are not here; by default as `hosts`.
-    Raises ValueError where the devices do not suffice or the hosts cannot share them evenly.
+    hosts: (index, count) of hosts, for devices of a machine that is not attached.
+    Raises ValueError if there are too few devices or hosts cannot share them evenly.
     """
     strategy = {"pmap": Pmap, "mesh": Mesh}[config.strategy]
     return strategy(config, devices or jax.devices(), hosts)
 
 
-def reading_strategy(config: ParallelConfig) -> Pmap | Mesh:
-    """The strategy to read a run with on all devices here: its own where it fits, else pmap."""
+def reading_strategy(config: ParallelConfig) -> Strategy:
+    """The strategy to read a run on the attached devices: its own if it fits, else pmap."""
     if len(jax.devices()) % (config.fsdp * config.tensor):
         return make_strategy(ParallelConfig())
     return make_strategy(dataclasses.replace(config, data=-1, reduction="fast"))

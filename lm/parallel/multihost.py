@@ -1,4 +1,4 @@
-"""Several hosts as one: how they find each other, and wait for each other."""
+"""Several hosts that run one program: joining, barriers, exchanging rows."""
 
 from __future__ import annotations
 
@@ -12,106 +12,110 @@ from jax.experimental import multihost_utils
 
 from lm import exits
 
-HEARTBEAT = 30  # seconds without a sign of life after which a host counts as lost
-PATIENCE = 300  # seconds to wait for the other hosts at the start
-DAY = 24 * 60 * 60 * 1000  # milliseconds
-FAREWELL = 20_000  # milliseconds in which the others may come to the same end
+HEARTBEAT_SECONDS = 30  # without a sign of life, after which a host counts as lost
+JOIN_SECONDS = 300  # to wait for the other hosts at the start
+BARRIER_MS = 24 * 60 * 60 * 1000
+EXIT_BARRIER_MS = 20_000  # in which the other hosts may fail with the same error
+
+Hosts = tuple[int, int]  # (the index of this host from 0, the number of hosts)
 
 
-def initialize(coordinator: str = "", hosts: int = 0, host: int = -1, *, patience=PATIENCE) -> None:
-    """Join the other hosts, before any device is used; a machine by itself does nothing.
+def initialize(
+    coordinator: str = "", hosts: int = 0, host: int = -1, *, timeout: int = JOIN_SECONDS
+) -> None:
+    """Join the other hosts, before any device is used; does nothing on a single machine.
 
-    coordinator: address:port of host 0, the same on all; hosts: their number; host: this one's,
-    from 0. With none of them, what the environment says (TPU pods, SLURM, Open MPI); patience in
-    seconds. Raises ValueError for half-given words, and where the others of given words are not
-    found; TimeoutError where those of the environment are not, which may only be late.
+    coordinator: address:port of host 0, the same on all. hosts: their number. host: the index of
+    this one, from 0. With none of them the environment decides (TPU pods, SLURM, Open MPI).
+    timeout: seconds to wait for the others. Raises ValueError for invalid or incomplete arguments
+    and hosts that did not join; TimeoutError for those of the environment, which may be late.
     """
-    given = (bool(coordinator), hosts != 0, host != -1)
-    if any(given) and not all(given):
+    passed = (bool(coordinator), hosts != 0, host != -1)
+    if any(passed) and not all(passed):
         raise ValueError(
             f"--coordinator={coordinator} --hosts={hosts or ''} --host={'' if host < 0 else host} "
-            f"say only in part who runs this; give all three, or none."
+            f"are incomplete: pass all of --coordinator, --hosts and --host, or none."
         )
-    if all(given):
-        _check(coordinator, hosts, host)
+    options = {}
+    if all(passed):
+        _check_arguments(coordinator, hosts, host)
         if hosts == 1:
             return
-        found = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
-        found["cluster_detection_method"] = "deactivate"
-    elif _clustered() > 1:
-        found = {}
-    else:
+        options = {"coordinator_address": coordinator, "num_processes": hosts, "process_id": host}
+        options["cluster_detection_method"] = "deactivate"
+    elif _cluster_size() == 1:
         return
     try:
         jax.distributed.initialize(
-            **found, initialization_timeout=patience, heartbeat_timeout_seconds=HEARTBEAT
+            **options, initialization_timeout=timeout, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except RuntimeError as error:
         reason = exits.one_line(error)
-        missed = f"the other hosts were not found within {patience} seconds ({reason})"
-        if not all(given):  # nobody's mistake: a pod or a node is late
-            raise TimeoutError(f"{missed}; run the same command again.") from error
+        problem = f"the other hosts were not found within {timeout} seconds ({reason})"
+        if not all(passed):  # no mistake of the user: a pod or a node is late
+            raise TimeoutError(f"{problem}; run the same command again.") from error
         raise ValueError(
-            f"{missed}; start the same command on each, with the address of host 0."
+            f"{problem}; start the same command on each, with the address of host 0."
         ) from error
 
 
-def _check(coordinator: str, hosts: int, host: int) -> None:
+def _check_arguments(coordinator: str, hosts: int, host: int) -> None:
     _, colon, port = coordinator.rpartition(":")
     if not colon or not port.isdecimal():
         raise ValueError(
             f"--coordinator={coordinator} has no port; use address:port, as 10.0.0.1:8476."
         )
     if hosts < 1 or not 0 <= host < hosts:
-        raise ValueError(f"--host={host} is none of --hosts={hosts}; number them from 0.")
+        raise ValueError(f"--host={host} is not one of --hosts={hosts}; number them from 0.")
 
 
-def _clustered() -> int:
-    """How many processes the environment speaks of; 1 where it says nothing."""
-    known = clusters.ClusterEnv._cluster_types
-    ours = (kind for kind in known if not kind.opt_in_only_method and kind.is_env_present())
-    return next((kind.get_process_count() for kind in ours), 1)
+def _cluster_size() -> int:
+    """The number of processes according to the environment; 1 if it has no cluster."""
+    kinds = clusters.ClusterEnv._cluster_types
+    present = (kind for kind in kinds if not kind.opt_in_only_method and kind.is_env_present())
+    return next((kind.get_process_count() for kind in present), 1)
 
 
-def host_index_and_count() -> tuple[int, int]:
-    """(this host's number from 0, the number of hosts)."""
+def host_index_and_count() -> Hosts:
+    """(the index of this host from 0, the number of hosts)."""
     return jax.process_index(), jax.process_count()
 
 
 def barrier(name: str) -> None:
-    """Wait until every host has come to the meeting of this name, a day at most; no device takes
-    part. Raises JaxRuntimeError where a host is lost.
+    """Wait, a day at most, until every host reaches the barrier of this name.
+
+    No device takes part. Raises JaxRuntimeError if a host is lost.
     """
     if distributed.global_state.client is not None:
-        distributed.global_state.client.wait_at_barrier(name, DAY)
+        distributed.global_state.client.wait_at_barrier(name, BARRIER_MS)
 
 
 def wait_before_exit() -> None:
-    """Before this host ends with a mistake: wait a little for the others to see it as well.
+    """Before this host exits with an error, give the others time to find the same error.
 
-    A host that is still starting when host 0 is gone is aborted by jax, and says that instead.
+    jax aborts a host that is still starting when host 0 exits, and hides that host's own message.
     """
     client = distributed.global_state.client
     if client is not None:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the others have made no mistake
-            client.wait_at_barrier("a mistake", FAREWELL)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the other hosts have no error
+            client.wait_at_barrier("a mistake", EXIT_BARRIER_MS)
         if distributed.global_state.process_id == 0:
-            time.sleep(1)  # the others are gone by then
+            time.sleep(1)  # until the others have exited
 
 
 def host_rows(rows: Any) -> Any:
-    """This host's rows of arrays that all hosts have: of H hosts, host h has rows h, h + H, .."""
+    """This host's rows of arrays that all hosts have: host h of H takes rows h, h + H, .."""
     host, count = host_index_and_count()
     return jax.tree.map(lambda x: x[host::count], rows)
 
 
-def gather_rows(own: Any) -> Any:
-    """The rows of all hosts on every host, as numpy: undoes own_rows. Every host must call this."""
+def gather_rows(rows: Any) -> Any:
+    """The rows of all hosts on every host, as numpy: undoes host_rows. Every host must call it."""
     if host_index_and_count()[1] == 1:
-        return own
+        return rows
 
-    def gathered(x):
+    def gather(x):
         by_host = multihost_utils.process_allgather(x)
         return by_host.swapaxes(0, 1).reshape(-1, *x.shape[1:])
 
-    return jax.tree.map(gathered, own)
+    return jax.tree.map(gather, rows)

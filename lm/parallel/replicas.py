@@ -1,4 +1,4 @@
-"""Whether the copies of an array on different devices are still the same bits."""
+"""Comparing the copies of an array on different devices, bit by bit."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ import numpy as np
 
 from lm.parallel import sharding
 
-WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes per element
 
 
 def bit_sums(tree: Any) -> jax.Array:
-    """A uint32 for each leaf, [leaves]; it differs where one element does. Up to 4 bytes each."""
+    """A uint32 per leaf, [leaves]; it changes if one element does. At most 4 bytes per element."""
 
-    def of(x):
-        words = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize]).astype(jnp.uint32).ravel()
-        places = jax.lax.iota(jnp.uint32, words.size)
-        return jnp.sum(words * (2 * places + 1), dtype=jnp.uint32)  # odd: no bit is lost
+    def bit_sum(x):
+        words = jax.lax.bitcast_convert_type(x, UINTS[x.dtype.itemsize])
+        words = words.astype(jnp.uint32).ravel()
+        index = jax.lax.iota(jnp.uint32, words.size)
+        return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)  # odd factors lose no bit
 
-    return jnp.stack([of(leaf) for leaf in jax.tree.leaves(tree)])
+    return jnp.stack([bit_sum(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 def first_difference(tree: Any, sums: np.ndarray, copied: list[tuple[int, ...]]) -> str | None:
-    """The path of the first leaf whose copies differ.
+    """The path of the first leaf whose copies differ, or None.
 
     sums: [device axes .., leaves]; copied: for each leaf the device axes along which it is copied.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    for (keys, _), axes, own in zip(leaves, copied, np.moveaxis(sums, -1, 0), strict=True):
-        if np.any(own.max(axes) != own.min(axes)):
+    sums_by_leaf = np.moveaxis(sums, -1, 0)
+    for (keys, _), axes, leaf_sums in zip(leaves, copied, sums_by_leaf, strict=True):
+        if np.any(leaf_sums.max(axes) != leaf_sums.min(axes)):
             return sharding.path_of(keys)
     return None

@@ -1,4 +1,4 @@
-"""Which axes of a mesh cut which axes of a parameter, and what that leaves on each device."""
+"""Which mesh axes shard which axes of a parameter, and the shapes left on each device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from lm.parallel.config import ParallelConfig
+
+Spec = tuple[str | None, ...]  # the mesh axis of each array axis; () for a replicated array
+
 # Rules for parameters, by path: the first match wins, an uncovered parameter is an error.
-RULES = (
+RULES: tuple[tuple[str, Spec], ...] = (
     (r"embed/embedding$", ("tensor", "fsdp")),  # V D
     (r"(query|key|value)/kernel$", (None, "fsdp", "tensor", None)),  # L D N H
     (r"out/kernel$", (None, "tensor", None, "fsdp")),  # L N H D
@@ -19,27 +23,25 @@ RULES = (
     (r"down/kernel$", (None, "tensor", "fsdp")),  # L F D
     (r"head$", ("fsdp", "tensor")),  # D V
     (r"(scale|bias)$", ()),
-    (
-        r"(query|key|value|gate|up)/kernel/a$",
-        (None, "fsdp", None),
-    ),  # L D r; LoRA's, as their kernel
+    # LoRA's factors are sharded like their kernel.
+    (r"(query|key|value|gate|up)/kernel/a$", (None, "fsdp", None)),  # L D r
     (r"(query|key|value)/kernel/b$", (None, None, "tensor", None)),  # L r N H
     (r"(gate|up)/kernel/b$", (None, None, "tensor")),  # L r F
     (r"out/kernel/a$", (None, "tensor", None, None)),  # L N H r
     (r"down/kernel/a$", (None, "tensor", None)),  # L F r
     (r"(out|down)/kernel/b$", (None, None, "fsdp")),  # L r D
-    (r"projections/\w+/layers/kernel$", (None, "fsdp", None)),  # L D, and the teacher's D
+    (r"projections/\w+/layers/kernel$", (None, "fsdp", None)),  # L, D, D of the teacher
 )
 AXES = ("data", "fsdp", "tensor")
 
 
-def path_of(keys) -> str:
+def path_of(keys: tuple) -> str:
     """A parameter's path as text: encoder/layers/self_attention/query/kernel."""
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def spec_for_path(path: str) -> tuple[str | None, ...]:
-    """A mesh axis, or None, for each axis of the parameter; () where it is whole everywhere."""
+def spec_for_path(path: str) -> Spec:
+    """The spec of the first matching rule. Raises ValueError if no rule matches."""
     for pattern, spec in RULES:
         if re.search(pattern, path):
             return spec
@@ -47,10 +49,13 @@ def spec_for_path(path: str) -> tuple[str | None, ...]:
 
 
 class ShardingRules:
-    """The rules applied to a tree of parameters. Raises ValueError where a size does not divide."""
+    """RULES applied to a tree of parameters.
+
+    sizes: devices along each of AXES. Raises ValueError if an axis does not divide.
+    """
 
     def __init__(self, params: Any, sizes: dict[str, int]):
-        self.specs = {}
+        self.specs: dict[str, tuple[tuple[int, ...], Spec]] = {}  # by path: (shape, spec)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
             path, shape = path_of(keys), np.shape(leaf)
             spec = spec_for_path(path)
@@ -62,75 +67,78 @@ class ShardingRules:
                     )
             self.specs[path] = (shape, spec)
 
-    def owner(self, path: str) -> str | None:
-        """The parameter that a leaf of an optimizer's state is about: its path ends with it."""
+    def parameter_of(self, path: str) -> str | None:
+        """The parameter that an optimizer's leaf belongs to: the leaf's path ends with its path."""
         names = path.split("/")
-        ends = ("/".join(names[start:]) for start in range(len(names)))
-        return next((end for end in ends if end in self.specs), None)
+        suffixes = ("/".join(names[start:]) for start in range(len(names)))
+        return next((suffix for suffix in suffixes if suffix in self.specs), None)
 
-    def spec(self, path: str, leaf) -> tuple[str | None, ...]:
-        """Where a leaf lies: as its parameter, also where one of its axes is summed away."""
-        owner, shape = self.owner(path), np.shape(leaf)
-        if owner is None:
+    def spec(self, path: str, leaf: Any) -> Spec:
+        """The spec of a leaf: its parameter's, also if one axis of that is summed away."""
+        parameter, shape = self.parameter_of(path), np.shape(leaf)
+        if parameter is None:
             return ()
-        whole, spec = self.specs[owner]
-        if shape == whole:
+        full_shape, spec = self.specs[parameter]
+        if shape == full_shape:
             return spec
-        for gone in range(len(spec)):
-            if shape == whole[:gone] + whole[gone + 1 :]:
-                return spec[:gone] + spec[gone + 1 :]
+        for axis in range(len(spec)):
+            if shape == full_shape[:axis] + full_shape[axis + 1 :]:
+                return spec[:axis] + spec[axis + 1 :]
         return ()
 
 
 def partition_specs(tree: Any, sizes: dict[str, int]) -> Any:
     """A PartitionSpec for each leaf of a steps.State, or of parameters alone.
 
-    sizes: devices along each of AXES. What the optimizer keeps of a parameter lies like it.
-    Raises ValueError, naming the parameter, where no rule covers it or a size does not divide.
+    sizes: devices along each of AXES. An optimizer's leaf is sharded like its parameter.
+    Raises ValueError, naming the parameter, if no rule covers it or a size does not divide.
     """
-    ruled = ShardingRules(getattr(tree, "params", tree), sizes)
-    of = lambda keys, leaf: PartitionSpec(*ruled.spec(path_of(keys), leaf))
-    return jax.tree_util.tree_map_with_path(of, tree)
+    rules = ShardingRules(getattr(tree, "params", tree), sizes)
+    spec = lambda keys, leaf: PartitionSpec(*rules.spec(path_of(keys), leaf))
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shape_per_device(leaf, spec: tuple, sizes: dict[str, int]) -> tuple[int, ...]:
-    """The shape of the part of a leaf that one device holds."""
+def shape_per_device(leaf: Any, spec: Spec, sizes: dict[str, int]) -> tuple[int, ...]:
+    """The shape of the shard of a leaf on one device."""
     spec = spec or (None,) * len(leaf.shape)
     return tuple(
         size // (sizes[axis] if axis else 1) for size, axis in zip(leaf.shape, spec, strict=True)
     )
 
 
-def sharding_table(config, shapes) -> str:
-    """The layout as text: of each parameter its path, shape, axes, and what a device holds of it.
+def sharding_table(config: ParallelConfig, shapes: Any) -> str:
+    """The layout as text: path, shape, axes, and shape and MiB per device of each parameter.
 
-    config: a ParallelConfig; data=-1 counts as 1, so that no device is needed. shapes: steps.State
-    of shapes. MiB are per device; "kept" is the optimizer's state and the running average. The
-    last row is the total, with what belongs to no parameter.
+    config: data=-1 counts as 1, so that no device is needed. shapes: a steps.State of shapes.
+    "kept MiB" is the optimizer's state and the averaged weights. The last row is the total,
+    including leaves that belong to no parameter.
     """
     sizes = dict(zip(AXES, (max(config.data, 1), config.fsdp, config.tensor), strict=True))
-    mesh = config.strategy == "mesh"
-    ruled = ShardingRules(shapes.params, sizes if mesh else dict.fromkeys(AXES, 1))
+    is_mesh = config.strategy == "mesh"
+    rules = ShardingRules(shapes.params, sizes if is_mesh else dict.fromkeys(AXES, 1))
+    spec_of = lambda path, leaf: rules.spec(path, leaf) if is_mesh else ()
+    mib = lambda size: f"{size / 2**20:.3f}"
     row = "{:<48} {:>20} {:>20} {:>20} {:>10} {:>10}".format
-    over = " x ".join(f"{axis} {size}" for axis, size in sizes.items() if mesh or axis == "data")
-    said = [f"{config.strategy}: {over} = {math.prod(sizes.values())} devices"]
-    said.append(row("parameter", "shape", "axes", "per device", "MiB", "kept MiB"))
+    factors = " x ".join(f"{axis} {n}" for axis, n in sizes.items() if is_mesh or axis == "data")
+    lines = [f"{config.strategy}: {factors} = {math.prod(sizes.values())} devices"]
+    lines.append(row("parameter", "shape", "axes", "per device", "MiB", "kept MiB"))
 
-    def bytes_of(path: str, leaf) -> int:
-        held = shape_per_device(leaf, ruled.spec(path, leaf) if mesh else (), sizes)
-        return math.prod(held) * leaf.dtype.itemsize
+    def bytes_per_device(path: str, leaf: Any) -> int:
+        shape = shape_per_device(leaf, spec_of(path, leaf), sizes)
+        return math.prod(shape) * leaf.dtype.itemsize
 
-    kept = dict.fromkeys([*ruled.specs, None], 0)
+    state_bytes = dict.fromkeys([*rules.specs, None], 0)
     for keys, leaf in jax.tree_util.tree_leaves_with_path((shapes.opt_state, shapes.average)):
-        kept[ruled.owner(path_of(keys))] += bytes_of(path_of(keys), leaf)
+        path = path_of(keys)
+        state_bytes[rules.parameter_of(path)] += bytes_per_device(path, leaf)
     total = 0
     for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes.params):
-        path, spec = path_of(keys), ruled.spec(path_of(keys), leaf) if mesh else ()
-        held, own = shape_per_device(leaf, spec, sizes), bytes_of(path, leaf)
-        total += own
+        path = path_of(keys)
+        spec, size = spec_of(path, leaf), bytes_per_device(path, leaf)
+        total += size
         axes = " ".join(axis or "-" for axis in spec) or "whole"
-        shown = (" ".join(map(str, shape)) for shape in (leaf.shape, held))
-        shape, held = shown
-        said.append(row(path, shape, axes, held, f"{own / 2**20:.3f}", f"{kept[path] / 2**20:.3f}"))
-    sums = (f"{size / 2**20:.3f}" for size in (total, sum(kept.values())))
-    return "\n".join([*said, row("total", "", "", "", *sums)])
+        both_shapes = (leaf.shape, shape_per_device(leaf, spec, sizes))
+        full, local = (" ".join(map(str, shape)) for shape in both_shapes)
+        lines.append(row(path, full, axes, local, mib(size), mib(state_bytes[path])))
+    lines.append(row("total", "", "", "", mib(total), mib(sum(state_bytes.values()))))
+    return "\n".join(lines)

@@ -222,8 +222,8 @@ class Shapes:
 
 def _held(tree: Any, sizes: dict[str, int]) -> int:
     # Bytes of a tree on one device.
-    cut = jax.tree.leaves(parallel.sharding.specs(tree, sizes))
-    part = parallel.sharding.shape_on_a_device
+    cut = jax.tree.leaves(parallel.sharding.partition_specs(tree, sizes))
+    part = parallel.sharding.shape_per_device
     return sum(
         math.prod(part(leaf, tuple(spec), sizes)) * leaf.dtype.itemsize
         for leaf, spec in zip(jax.tree.leaves(tree), cut, strict=True)

@@ -47,7 +47,7 @@ class Checkpoints:
         read_only: bool = False,
         background: bool = True,
     ):
-        self.directory: pathlib.Path = storage.as_path(directory).absolute()
+        self.directory: Any = storage.as_path(directory).absolute()
         self.read_only, self.background, self.best_metric = read_only, background, best_metric
         self._metrics: dict[int, dict[str, float]] = {}  # by step
         if not read_only:
@@ -70,7 +70,7 @@ class Checkpoints:
             create=not self.read_only,
         )
         arrays = lambda: ocp.PyTreeCheckpointHandler(use_compression=False)
-        handlers = {item: arrays() for item in ("params", "opt_state", "average")}
+        handlers: dict[str, Any] = {item: arrays() for item in ("params", "opt_state", "average")}
         handlers["facts"] = ocp.JsonCheckpointHandler(filename=FACTS)
         return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
@@ -127,7 +127,9 @@ class Checkpoints:
         }
         facts = json.loads(json.dumps(facts)) | {"step": step, "skipped": int(state.skipped)}
         facts |= {"figures": metrics or {}, "leaves": self._describe_leaves(items)}
-        saves = {item: ocp.args.PyTreeSave(leaves) for item, leaves in items.items()}
+        saves: dict[str, Any] = {
+            item: ocp.args.PyTreeSave(leaves) for item, leaves in items.items()
+        }
         saves["facts"] = ocp.args.JsonSave(metadata.seal(facts))
         self._metrics[step], self._saving = facts["figures"], step
         with self._readable_errors():

@@ -12,6 +12,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from lm import storage
 
@@ -46,7 +47,7 @@ def finite_or_name(number: float) -> float | str:
     return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
-def _to_json(value: object) -> object:
+def _to_json(value: Any) -> Any:
     """Convert numpy numbers, mappings and sequences to what JSON can hold."""
     if value is None or isinstance(value, str | int):
         return value

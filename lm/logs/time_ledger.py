@@ -79,7 +79,7 @@ class TimeLedger:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self._file and not isinstance(error, OSError):
+        if self._step is not None and not isinstance(error, OSError):
             self.write_row(self._step)
         if self._file:
             self._file.close()

@@ -16,6 +16,27 @@ from lm.parallel.multihost import Hosts
 BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
 
+class _DonatingStep:
+    """step(state, ...) that reuses the memory of state, whose layout it keeps; with jit's lower."""
+
+    def __init__(self, step: Callable):
+        self._step, self._compiled = step, None
+
+    def _jit(self, state: Any) -> Any:
+        if self._compiled is None:
+            layout = jax.tree.map(lambda x: x.sharding, state)
+            options = {"donate_argnums": (0,), "out_shardings": (layout, None)}
+            self._compiled = jax.jit(self._step, **options)
+        return self._compiled
+
+    def __call__(self, state: Any, *rest: Any) -> Any:
+        return self._jit(state)(state, *rest)
+
+    def lower(self, state: Any, *rest: Any) -> Any:
+        """Lower the program for arguments or their shapes, as a jitted function does."""
+        return self._jit(state).lower(state, *rest)
+
+
 class Mesh:
     """The Strategy of jax.jit over a mesh; arrays are global, laid out by sharding.RULES.
 
@@ -93,23 +114,8 @@ class Mesh:
         return jax.lax.with_sharding_constraint(x, self._batch)
 
     def compile(self, step: Callable, *, donate: bool = False) -> Callable:
-        """Compile step(state, batch, ...) with jax.jit; has a method `lower` like jax.pmap's."""
-        if not donate:
-            return jax.jit(step)
-        compiled = {}
-
-        def program(state):
-            if "step" not in compiled:
-                layout = jax.tree.map(lambda x: x.sharding, state)
-                options = {"donate_argnums": (0,), "out_shardings": (layout, None)}
-                compiled["step"] = jax.jit(step, **options)
-            return compiled["step"]
-
-        def run(state, *rest):
-            return program(state)(state, *rest)
-
-        run.lower = lambda state, *rest: program(state).lower(state, *rest)
-        return run
+        """Compile step(state, batch, ...) with jax.jit."""
+        return _DonatingStep(step) if donate else jax.jit(step)
 
     def fetch(self, tree: Any) -> Any:
         """Return the tree: a global array is one logical copy."""

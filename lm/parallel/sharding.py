@@ -32,7 +32,7 @@ RULES: tuple[tuple[str, Spec], ...] = (
     (r"(out|down)/kernel/b$", (None, None, "fsdp")),  # L r D
     (r"projections/\w+/layers/kernel$", (None, "fsdp", None)),  # L, D, D of the teacher
 )
-AXES = ("data", "fsdp", "tensor")
+AXES: tuple[str, ...] = ("data", "fsdp", "tensor")
 
 
 def path_of(keys: tuple) -> str:

@@ -14,7 +14,7 @@ class Strategy(Protocol):
     "Placed" trees are laid out on devices; every host passes its own rows of a batch.
     """
 
-    devices: list[jax.Device]  # of all hosts
+    devices: list  # jax devices of all hosts
     shards: int  # the number of parts that a batch is split into
     place_state: Callable[[Any], Any]  # state or parameters, equal on all hosts -> placed
     init: Callable[..., Any]  # make, *trees of parameters -> placed make(*trees)

@@ -442,6 +442,6 @@ def test_what_is_sent_between_devices_does_not_grow_with_the_batch(sizes):
             state, jax.eval_shape(lambda: transformer.dummy_batch(64, 32, rows))
         )
         compiled = strategy.compile(step, donate=True).lower(*given).compile()
-        return hlo.traffic(compiled.as_text()).network_bytes
+        return hlo.collective_traffic(compiled.as_text()).network_bytes
 
     assert sent(64) < 1.05 * sent(8)

@@ -1,4 +1,4 @@
-"""Laws of predicted times: units, bounds from below, and what a whole run takes."""
+"""Laws of estimated times and costs: units, lower bounds, and what a whole run takes."""
 
 from __future__ import annotations
 
@@ -6,101 +6,75 @@ import dataclasses
 
 import pytest
 
-from lm.preflight import roofline, slices
+from lm.preflight import compiler, roofline, slices
 
 V5E = slices.CHIPS["v5e"]
-LOAD = dict(flops=2e12, memory_bytes=4e9, network=1e9, alone=1e9)
-RUN = dict(chips=8, model_flops=1.2e13, tokens=65_536, updates=10_000)
+
+
+def compiled(flops: float = 2e12, sent: float = 1e9, **fields) -> compiler.Compiled:
+    """An update on 8 chips. flops, sent: of one chip."""
+    fields = dict(target="v5e-8", chip=V5E, chips=8, hosts=1, sizes={}) | fields
+    fields |= dict(executed_flops=flops * fields["chips"], collectives={"all-gather": sent})
+    return compiler.Compiled(**dict(model_flops=8 * 1.5e12) | fields)
+
+
+def seconds(**fields) -> float:
+    return roofline.estimate(compiled(**fields)).seconds
 
 
 def test_a_second_of_each_resource_takes_a_second():
-    full = roofline.predict(
-        V5E, flops=V5E.flops, memory_bytes=V5E.bandwidth, network=V5E.network, alone=0
-    )
-    assert (full.compute_s, full.memory_s, full.network_s, full.step_s) == (1, 1, 1, 1)
+    full = roofline.estimate(compiled(V5E.flops, V5E.network))
+    assert (full.compute_seconds, full.network_seconds, full.seconds) == (1, 1, 1)
 
 
 def test_a_v5e_multiplies_two_matrices_of_8192_in_5_6_milliseconds():
-    size = 8192  # by hand: 2 x 8192^3 / 197e12 = 5.58 ms; 3 matrices of 2 bytes / 819e9 = 0.49 ms
-    made = roofline.predict(V5E, flops=2 * size**3, memory_bytes=3 * 2 * size**2, network=0)
-    assert made.step_s == pytest.approx(5.581e-3, rel=1e-3)
-    assert made.memory_s == pytest.approx(0.4917e-3, rel=1e-3)
-    assert made.bound == "compute"
+    # By hand: 2 x 8192^3 / 197e12 = 5.58 ms.
+    estimate = roofline.estimate(compiled(2 * 8192**3, 0))
+    assert estimate.seconds == pytest.approx(5.581e-3, rel=1e-3) and estimate.bound == "compute"
 
 
-@pytest.mark.parametrize("what", LOAD)
-def test_more_work_never_takes_less_time(what):
-    base = roofline.predict(V5E, **LOAD).step_s
-    for times in (1.5, 10, 1000):
-        more = LOAD | {what: LOAD[what] * times}
-        more["memory_bytes"] = max(more["memory_bytes"], more["alone"])
-        assert roofline.predict(V5E, **more).step_s >= base
-    assert roofline.predict(V5E, **LOAD | {what: LOAD[what] * 1000}).step_s > base
+@pytest.mark.parametrize("resource", ["flops", "sent"])
+def test_more_work_never_takes_less_time(resource):
+    for times in (1.5, 10):
+        assert seconds(**{resource: {"flops": 2e12, "sent": 1e9}[resource] * times}) >= seconds()
+    assert seconds(**{resource: 1e16}) > seconds()
 
 
-@pytest.mark.parametrize("what", ["flops", "bandwidth", "network"])
-def test_a_better_chip_is_never_slower(what):
-    better = dataclasses.replace(V5E, **{what: 2 * getattr(V5E, what)})
-    assert roofline.predict(better, **LOAD).step_s <= roofline.predict(V5E, **LOAD).step_s
+@pytest.mark.parametrize("property", ["flops", "network"])
+def test_a_better_chip_is_never_slower(property):
+    better = dataclasses.replace(V5E, **{property: 2 * getattr(V5E, property)})
+    assert seconds(chip=better) <= seconds()
 
 
-def test_a_step_takes_at_least_each_resource_and_at_most_their_sum():
-    for alone in (0, 1e9, 4e9):
-        made = roofline.predict(V5E, **LOAD | {"alone": alone})
-        parts = made.compute_s, made.memory_s, made.network_s
-        assert max(parts) <= made.step_s <= sum(parts)
+def test_the_bound_is_the_slower_resource():
+    assert roofline.estimate(compiled(flops=1e15)).bound == "compute"
+    assert roofline.estimate(compiled(sent=1e13)).bound == "network"
 
 
-def test_what_no_product_hides_is_added_to_the_products():
-    made = roofline.predict(V5E, flops=V5E.flops, memory_bytes=V5E.bandwidth, network=0)
-    assert made.step_s == 1
-    apart = dataclasses.replace(made, alone_s=0.25)
-    assert apart.step_s == 1.25
-    assert dataclasses.replace(made, alone_s=1.0).step_s == 2
+def test_a_single_chip_needs_no_network():
+    single = dataclasses.replace(V5E, network=0)
+    assert roofline.estimate(compiled(sent=0, chip=single)).network_seconds == 0
 
 
-def test_the_network_is_free_for_a_chip_that_has_none():
-    lonely = dataclasses.replace(V5E, network=0)
-    assert roofline.predict(lonely, **LOAD | {"network": 0}).network_s == 0
-
-
-@pytest.mark.parametrize(
-    ("changed", "bound"),
-    [
-        ({"flops": 1e15}, "compute"),
-        ({"memory_bytes": 1e13}, "memory"),
-        ({"network": 1e13}, "network"),
-    ],
-)
-def test_the_bound_is_what_the_step_waits_for(changed, bound):
-    assert roofline.predict(V5E, **LOAD | changed).bound == bound
-
-
-def test_mfu_is_one_where_only_the_model_is_computed_and_nothing_else_waits():
-    flops = RUN["model_flops"] / RUN["chips"]
-    made = roofline.predict(V5E, flops=flops, memory_bytes=0, network=0)
-    assert roofline.plan(made, V5E, **RUN).mfu == pytest.approx(1)
-    again = roofline.predict(V5E, flops=flops * 4 / 3, memory_bytes=0, network=0)
-    assert roofline.plan(again, V5E, **RUN).mfu == pytest.approx(3 / 4)  # a forward pass twice
+def test_mfu_is_one_if_only_the_model_is_computed_and_nothing_else_takes_time():
+    assert roofline.estimate(compiled(1.5e12, 0)).mfu == pytest.approx(1)
+    recomputed = compiled(1.5e12 * 4 / 3, 0)  # a second forward pass
+    assert roofline.estimate(recomputed).mfu == pytest.approx(3 / 4)
 
 
 def test_a_run_is_its_updates_one_after_the_other():
-    second = roofline.Prediction(compute_s=1, memory_s=0, network_s=0)
-    made = roofline.plan(second, V5E, price=1.2, **RUN | {"updates": 86_400})
-    assert made.days == 1 and made.chip_hours == 8 * 24
-    assert made.tokens_per_day == 65_536 * 86_400
-    assert made.cost == pytest.approx(8 * 24 * 1.2)
-
-
-def test_without_a_price_there_is_no_cost():
-    assert roofline.plan(roofline.predict(V5E, **LOAD), V5E, **RUN).cost is None
+    second = compiled(V5E.flops, 0)
+    run = roofline.estimate(second, tokens=65_536, updates=86_400, price=1.2)
+    assert run.days == 1 and run.chip_hours == 8 * 24
+    assert run.tokens_per_day == 65_536 * 86_400
+    assert run.cost == pytest.approx(8 * 24 * 1.2)
+    assert roofline.estimate(second, updates=86_400).cost is None, "there is no price"
 
 
 def test_twice_the_chips_take_half_the_days_for_the_same_chip_hours():
-    work = dict(memory_bytes=0, network=0)
-    one = roofline.plan(roofline.predict(V5E, flops=2e12, **work), V5E, price=1, **RUN)
-    half = roofline.predict(V5E, flops=1e12, **work)
-    two = roofline.plan(half, V5E, price=1, **RUN | {"chips": 16})
-    assert two.days == pytest.approx(one.days / 2)
-    assert (two.chip_hours, two.cost) == pytest.approx((one.chip_hours, one.cost))
-    assert two.mfu == pytest.approx(one.mfu)
+    run = dict(updates=10_000, price=1)
+    small = roofline.estimate(compiled(2e12, 0), **run)
+    large = roofline.estimate(compiled(1e12, 0, chips=16), **run)
+    assert large.days == pytest.approx(small.days / 2)
+    assert (large.chip_hours, large.cost) == pytest.approx((small.chip_hours, small.cost))
+    assert large.mfu == pytest.approx(small.mfu)

@@ -32,17 +32,17 @@ CLOUD = [
 
 @pytest.mark.parametrize(("name", "chips", "hosts", "topology"), CLOUD)
 def test_a_slice_has_the_chips_and_hosts_that_cloud_says(name, chips, hosts, topology):
-    found = slices.slice_named(name)
+    found = slices.parse_slice(name)
     assert (found.chips, found.hosts, found.topology) == (chips, hosts, topology)
     assert found.accelerator_type == name
 
 
 @pytest.mark.parametrize("one", EVERY, ids=lambda one: one.name)
 def test_every_name_names_itself_again(one):
-    assert slices.slice_named(one.name) == one
-    assert slices.slice_named(one.accelerator_type) == one
-    assert slices.slice_named(f" {one.name.upper()} ") == one
-    assert slices.target_named(one.name) == one
+    assert slices.parse_slice(one.name) == one
+    assert slices.parse_slice(one.accelerator_type) == one
+    assert slices.parse_slice(f" {one.name.upper()} ") == one
+    assert slices.parse_target(one.name) == one
 
 
 @pytest.mark.parametrize("one", EVERY, ids=lambda one: one.name)
@@ -64,8 +64,11 @@ def test_sizes_grow_and_no_chip_sends_more_than_all_its_links(chip):
 
 
 def test_a_ring_carries_twice_what_a_line_does():
-    line, ring = slices.slice_named("v5e-64"), slices.slice_named("v5e-256")
-    assert (line.wrap, ring.wrap) == ((False,) * 3, (True, True, False))
+    line, ring = slices.parse_slice("v5e-64"), slices.parse_slice("v5e-256")
+    assert (slices.rings(line.topology), slices.rings(ring.topology)) == (
+        (False,) * 3,
+        (True, True, False),
+    )
     assert ring.chip.network == 2 * line.chip.network
 
 
@@ -81,17 +84,17 @@ def test_mfu_in_logs_and_here_is_over_the_same_peak():
 
 def test_gke_and_gcloud_are_told_what_their_pages_name():
     # docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, and tpu/docs/runtimes.
-    found = slices.slice_named("v5e-8")
+    found = slices.parse_slice("v5e-8")
     assert found.gke == {
         "gke-tpu-accelerator": "tpu-v5-lite-podslice",
         "gke-tpu-topology": "2x4",
         "machine_type": "ct5lp-hightpu-8t",
     }
     assert found.runtime_version == "v2-alpha-tpuv5-lite"
-    assert slices.slice_named("v5e-16").gke["machine_type"] == "ct5lp-hightpu-4t"
-    assert slices.slice_named("v4-8").gke["gke-tpu-accelerator"] == "tpu-v4-podslice"
-    assert slices.slice_named("v5p-128").gke["gke-tpu-topology"] == "4x4x4"
-    assert slices.slice_named("v6e-1").gke["machine_type"] == "ct6e-standard-1t"
+    assert slices.parse_slice("v5e-16").gke["machine_type"] == "ct5lp-hightpu-4t"
+    assert slices.parse_slice("v4-8").gke["gke-tpu-accelerator"] == "tpu-v4-podslice"
+    assert slices.parse_slice("v5p-128").gke["gke-tpu-topology"] == "4x4x4"
+    assert slices.parse_slice("v6e-1").gke["machine_type"] == "ct6e-standard-1t"
 
 
 @pytest.mark.parametrize(
@@ -108,18 +111,18 @@ def test_gke_and_gcloud_are_told_what_their_pages_name():
         ("", "v5e-8"),
         ("h100-3", "multiple of 8"),
         ("h100", "multiple of 8"),
-        ("v5e-8; rm", "no TPU slice"),
+        ("v5e-8; rm", "not a TPU slice"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_nearest_right_one(name, words):
     with pytest.raises(ValueError, match=words) as caught:
-        slices.target_named(name)
+        slices.parse_target(name)
     assert f"--slice={name}" in str(caught.value) and str(caught.value).count(".") <= 1
 
 
 def test_local_is_no_slice_and_gpus_are_eight_a_host():
-    assert slices.target_named("local") is None
-    found = slices.target_named("H100-16")
+    assert slices.parse_target("local") is None
+    found = slices.parse_target("H100-16")
     assert (found.name, found.chips, found.hosts) == ("h100-16", 16, 2)
 
 

@@ -511,7 +511,7 @@ def test_a_cached_update_costs_no_forward_pass_of_the_teacher(asked, whole, tmp_
 
 
 def test_a_preflight_counts_what_a_cache_brings_in_place_of_the_teacher(asked, whole, tmp_path):
-    of = lambda **changes: program.prepared(asked(tmp_path / "run", **changes), jax.devices()[:1])
+    of = lambda **changes: program.prepare(asked(tmp_path / "run", **changes), jax.devices()[:1])
     beside, cached = of(), of(**{"teacher.cache": str(whole)})
     assert beside.sizes["teacher"] and not cached.sizes["teacher"]
     more = cached.sizes["batch"] - beside.sizes["batch"]

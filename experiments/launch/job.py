@@ -44,7 +44,7 @@ class Job:
     @property
     def tpus(self) -> slices.Slice:
         """The TPU slice of that name. Raises ValueError where it is none."""
-        return slices.slice_named(self.slice)
+        return slices.parse_slice(self.slice)
 
     def flag(self, name: str) -> str:
         """The value of a flag --name=value of the command, "" where it is not given."""

@@ -316,5 +316,5 @@ COMMANDS = {
     "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
     "export": (export_checkpoint, ("workdir", "directory", "step", "adapters")),
     "report": (report, ("runs", "out", "title")),
-    "preflight": (preflight, ("config", "slice", "workdir?", "price?", "json", "search")),
+    "preflight": (preflight, ("config", "slice", "workdir?", "price?", "json")),
 }

@@ -72,7 +72,6 @@ FLAGS = {  # name: (kind, default or None where it must be given, help)
     "slice": ("text", None, "TPU slice as Cloud names it (v5e-8, v5p-128), local, or h100-8"),
     "price": ("number", None, "of one chip for an hour, in any currency"),
     "json": ("flag", False, "print one JSON object instead of a page"),
-    "search": ("flag", False, "rank layouts of the run on the slice by their predicted step"),
 }
 
 

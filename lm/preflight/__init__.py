@@ -1,12 +1,12 @@
-"""Before a run is paid for: whether it fits a TPU slice, how fast it can be, what it costs.
+"""Whether a run fits a TPU slice, how fast it can be and what it costs, before paying for it.
 
-slices    the slices by their Cloud names (no jax)
-program   the very step that train would run, lowered from shapes alone
-compiler  a child process that compiles it for chips that are not here
-hlo       bytes that a compiled program moves, in memory and between chips
+slices    slices by their Cloud names (no jax)
+program   the training step, lowered from shapes alone
+compiler  compiles it for absent chips, in a child process
+hlo       bytes that a compiled program sends between chips
 flops     FLOPs that a program executes
-roofline  times, and what a whole run takes, from those
-search    layouts, and the nearest changes that fit
-page      the report
+roofline  lower bounds of time and cost
+advice    the nearest changes of layout that fit
+report    the report, as JSON and as text
 command   python -m lm preflight
 """

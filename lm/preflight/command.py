@@ -1,4 +1,4 @@
-"""What `python -m lm preflight` does."""
+"""The command `python -m lm preflight`."""
 
 from __future__ import annotations
 
@@ -7,41 +7,30 @@ import os
 from typing import Any
 
 from lm import runs
-from lm.preflight import compiler, report, search, slices
+from lm.preflight import advice, compiler, report, slices
 
 
-def preflight(given: dict[str, Any]) -> int:
-    """Print the report of --config on --slice, or with --search the ranking; 1 if nothing fits.
+def preflight(flags: dict[str, Any]) -> int:
+    """Prints the report of --config on --slice; returns 1 if the run does not fit, else 0.
 
-    given: the flags' values by name. Raises ValueError for a user's mistake.
+    flags: values by name. Raises: ValueError for a mistake of the user.
     """
-    target = slices.target_named(given["slice"])
-    if target:  # this process only asks; a device that is here stays free
+    target = slices.parse_target(flags["slice"])
+    if target:  # leave the devices of this machine free
         os.environ["JAX_PLATFORMS"] = "cpu"
-    chips = target if target and target.chip.name in slices.CHIPS else None
-    place = given["workdir"] or compiler.NOWHERE
-    run = runs.make_run(given["config"].to_dict(), place)
-    if given["search"]:
-        return _search(run, chips, given)
-    label = f"compiling {run.name} for {given['slice']}"
-    label += ", layer by layer (--config.model.layers=scanned is quicker)" * search.slow(run)
-    compiled = compiler.compile_for(run.config, target, place, label=label)
-    facts, refused = report.facts(run, compiled, given["price"]), compiled.fits is False
-    if not given["json"]:
-        print(report.text(facts), flush=True)  # advice takes minutes
-    if refused and chips:
-        facts["advice"] = report.advised(search.advice(run, chips, compiled))
-    if given["json"]:
-        print(json.dumps(facts))
-    elif facts["advice"]:
-        print("\n" + report.advice_text(facts["advice"]))
-    return int(refused)
-
-
-def _search(run: runs.Run, chips: slices.Slice | None, given: dict) -> int:
-    if chips is None:
-        raise ValueError(f"--search ranks layouts of TPU slices; --slice={given['slice']} is none.")
-    trials = search.search(run, chips)
-    as_json = json.dumps(report.ranking(chips, trials))
-    print(as_json if given["json"] else report.ranked(chips, trials))
-    return int(not trials[0].fits)
+    workdir = flags["workdir"] or compiler.NO_WORKDIR
+    run = runs.make_run(flags["config"].to_dict(), workdir)
+    label = f"compiling {run.name} for {flags['slice']}"
+    label += ", layer by layer (--config.model.layers=scanned is faster)" * advice.is_slow(run)
+    compiled = compiler.compile_for(run.config, target, workdir, label=label)
+    summary, rejected = report.summarize(run, compiled, flags["price"]), compiled.fits is False
+    if not flags["json"]:
+        print(report.text(summary), flush=True)  # advice takes minutes
+    if rejected and target and target.chip.name in slices.CHIPS:
+        trials = advice.advise(run, target)
+        summary["advice"] = [report.advice_row(trial) for trial in trials]
+        if not flags["json"]:
+            print("\n" + report.advice_text(target.name, summary["advice"]))
+    if flags["json"]:
+        print(json.dumps(summary))
+    return int(rejected)

@@ -1,14 +1,15 @@
-"""The report of a preflight: numbers for programs, and the same as a page of text."""
+"""The report of a preflight, as JSON and as text."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 from lm import runs
-from lm.preflight import compiler, program, roofline, search, slices
+from lm.preflight import advice, compiler, program, roofline, slices
 
-MEMORY = {  # the rows of the page, by key of facts()["memory"]
+MEMORY = {  # key of summary["memory"] -> name of its row
     "params": "parameters",
     "optimizer": "optimizer state",
     "average": "running average",
@@ -21,14 +22,20 @@ MEMORY = {  # the rows of the page, by key of facts()["memory"]
 }
 
 
-def facts(run: runs.Run, compiled: compiler.Compiled, price: float | None = None) -> dict[str, Any]:
-    """The report as JSON: bytes, seconds and FLOPs; those of memory and traffic are a chip's.
+def summarize(
+    run: runs.Run, compiled: compiler.Compiled, price: float | None = None
+) -> dict[str, Any]:
+    """Returns the report as JSON: bytes per chip, seconds and FLOPs.
 
-    price: of a chip for an hour. "step" and "run" are None where the program is not known, "run"
-    also where only the data tell how many updates there are, and a time where the speed is not;
-    "advice" until there is some.
+    "step" and "run" are None unless the program compiled; "run" also if only the data tell how many
+    updates there are. "advice" is filled by the command.
+
+    price: of a chip for an hour.
     """
-    made = {
+    step, whole = None, None
+    if compiled.has_program:
+        step, whole = _times(run, compiled, price)
+    return {
         "target": compiled.target,
         "device": compiled.chip.device_kind,
         "chips": compiled.chips,
@@ -38,197 +45,141 @@ def facts(run: runs.Run, compiled: compiler.Compiled, price: float | None = None
         "error": compiled.error,
         "memory": memory(compiled),
         "flops": {"model": compiled.model_flops, "executed": compiled.executed_flops},
-        "traffic": {"memory": compiled.memory_bytes, **compiled.collectives},
+        "collectives": compiled.collectives,
         "compile_seconds": compiled.seconds,
-        "step": None,
-        "run": None,
+        "step": step,
+        "run": whole,
         "hints": hints(run, compiled),
         "advice": None,
     }
-    if compiled.memory_bytes:
-        made |= _times(run, compiled, price)
-    return made
 
 
 def memory(compiled: compiler.Compiled) -> dict[str, int]:
-    """Bytes of a chip by kind, of which all but the last two add up to "needed"; "chip" has them.
+    """Bytes of a chip by kind, which add up to "needed"; "chip" is what it has.
 
-    What is not known from shapes is 0 where the program did not compile.
+    Without a compiled program the kinds that shapes do not tell are missing.
     """
     kinds = dict(compiled.sizes)
-    if compiled.workspace or compiled.code:
+    if compiled.has_program:
         kinds["gradients"] = min(compiled.sizes["gradients"], compiled.workspace)
-        kinds["activations"], kinds["code"] = compiled.activations, compiled.code
-        kinds["padding"] = compiled.needed - sum(kinds.values())
-    return kinds | {"needed": compiled.needed, "chip": compiled.chip.memory}
+        kinds["activations"] = max(0, compiled.workspace - compiled.sizes["gradients"])
+        kinds["code"] = compiled.code
+        kinds["padding"] = compiled.peak - sum(kinds.values())
+    return kinds | {"needed": compiled.peak, "chip": compiled.chip.memory}
 
 
-def _times(run: runs.Run, compiled: compiler.Compiled, price: float | None) -> dict[str, dict]:
-    prediction, updates = compiled.prediction, program.total_updates(run)
-    tokens, chip = runs.pace(run, 0).tokens, compiled.chip
-    plan = roofline.plan(
-        prediction,
-        chip,
-        chips=compiled.chips,
-        model_flops=compiled.model_flops,
-        tokens=tokens,
-        updates=updates,
-        price=price,
-    )
-    step = {
-        "compute_seconds": prediction.compute_s,
-        "memory_seconds": prediction.memory_s if math.isfinite(chip.bandwidth) else None,
-        "network_seconds": prediction.network_s if math.isfinite(chip.network) else None,
-        "seconds": plan.step_s,
-        "bound": prediction.bound,
-        "mfu": plan.mfu,
-        "tokens": tokens,
-        "tokens_per_day": plan.tokens_per_day,
-    }
-    whole = {
-        "updates": updates,
-        "tokens": tokens * updates,
-        "days": plan.days,
-        "chip_hours": plan.chip_hours,
-        "price": price,
-        "cost": plan.cost,
-    }
-    return {"step": step, "run": whole if updates else None}
+def _times(run: runs.Run, compiled: compiler.Compiled, price: float | None) -> tuple:
+    """The entries "step" and "run"."""
+    tokens, updates = runs.pace(run, 0).tokens, program.total_updates(run)
+    estimate = roofline.estimate(compiled, tokens=tokens, updates=updates, price=price)
+    fields = dataclasses.asdict(estimate)
+    names = ("compute_seconds", "network_seconds", "mfu", "tokens_per_day")
+    step = {name: fields[name] for name in names} | {"tokens": tokens}
+    step |= {"seconds": estimate.seconds, "bound": estimate.bound}
+    if not math.isfinite(compiled.chip.network):
+        step["network_seconds"] = None
+    whole = {name: fields[name] for name in ("days", "chip_hours", "cost")}
+    whole |= {"updates": updates, "tokens": tokens * updates, "price": price}
+    return step, whole if updates else None
 
 
-def advised(advice: search.Advice) -> dict[str, Any]:
-    """The changes that fit, as JSON; here: on the slice itself."""
-    changes = [
-        {"slice": one.slice, "flags": list(one.flags), "compiled": one.proven, "peak": one.peak}
-        | {"step_seconds": one.step_s or None}
-        for one in advice.trials
-    ]
-    return {"here": advice.here, "changes": changes}
+def advice_row(trial: advice.Trial) -> dict[str, Any]:
+    """A change that fits, as JSON."""
+    row = {"slice": trial.slice.name, "flags": trial.flags, "peak": trial.compiled.peak}
+    return row | {"step_seconds": trial.step_seconds}
 
 
 def hints(run: runs.Run, compiled: compiler.Compiled) -> list[str]:
-    """What of the config an accelerator would like otherwise, each a sentence with its flag."""
-    said = []
-    if search.slow(run):
-        said.append(
+    """Sentences about settings that suit an accelerator better, each with its flag."""
+    sentences = []
+    if advice.is_slow(run):
+        sentences.append(
             "the layers are compiled one by one; --config.model.layers=scanned compiles in "
-            "constant time, and trains the same parameters."
+            "constant time and trains the same parameters."
         )
     if run.model.dtype == "float32" and compiled.chip.device_kind != "cpu":
-        said.append("activations are float32; --config.model.dtype=bfloat16 halves them.")
+        sentences.append("activations are float32; --config.model.dtype=bfloat16 halves them.")
     if compiled.unknown_loops:
-        said.append(f"{compiled.unknown_loops} loops have no known length and were counted once.")
-    return said
+        sentences.append(
+            f"{compiled.unknown_loops} loops have no known trip count and were counted once."
+        )
+    return sentences
 
 
-def text(found: dict[str, Any]) -> str:
-    """The page of facts()."""
-    shown = {True: "fits", False: "does not fit", None: "is not refused by what shapes tell"}
-    head = f"{found['target']}: {found['chips']} x {found['device']}, {found['hosts']} host"
-    said = [head + ("s" if found["hosts"] > 1 else "") + f"; the run {shown[found['fits']]}."]
-    if found["error"]:
-        said.append(found["error"])
-    said += ["", *_memory_rows(found), "", *_work_rows(found)]
-    if found["step"]:
-        said += ["", *_time_rows(found["step"], found["run"])]
-    said += [f"hint: {one}" for one in found["hints"]]
-    return "\n".join(said)
+def text(summary: dict[str, Any]) -> str:
+    """The report as text."""
+    verdict = {True: "fits", False: "does not fit", None: "is not ruled out by its shapes"}
+    head = f"{summary['target']}: {summary['chips']} x {summary['device']}, {summary['hosts']} host"
+    head += "s" * (summary["hosts"] > 1) + f"; the run {verdict[summary['fits']]}."
+    lines = [head, *filter(None, [summary["error"]]), "", *_memory_rows(summary)]
+    lines += ["", *_work_rows(summary)]
+    if summary["step"]:
+        lines += ["", *_time_rows(summary["step"], summary["run"])]
+    return "\n".join([*lines, *(f"hint: {hint}" for hint in summary["hints"])])
 
 
 def _row(name: str, value: str, note: str = "") -> str:
     return f"  {name:<26} {value:>14}  {note}".rstrip()
 
 
-def _memory_rows(found: dict) -> list[str]:
-    kinds, whole = found["memory"], found["fits"] is not None and not found["error"]
+def _memory_rows(summary: dict) -> list[str]:
+    kinds = summary["memory"]
     rows = ["memory of a chip, GiB"]
     rows += [_row(MEMORY[key], _gib(kinds[key])) for key in MEMORY if kinds.get(key)]
     if "activations" not in kinds:
-        unknown = (
-            "unknown: only the compiler can tell" if found["error"] else "unknown: not compiled"
-        )
-        rows.append(_row(MEMORY["activations"], "?", unknown))
-    at_most = "" if whole else "at least"
-    share = f"{kinds['needed'] / kinds['chip']:.1%} of the chip's {_gib(kinds['chip'])}"
-    return [*rows, _row("peak", _gib(kinds["needed"]), f"{at_most} {share}".strip())]
+        reason = "only the compiler can tell" if summary["error"] else "not compiled"
+        rows.append(_row(MEMORY["activations"], "?", f"unknown: {reason}"))
+    note = f"{kinds['needed'] / kinds['chip']:.1%} of the chip's {_gib(kinds['chip'])}"
+    if summary["fits"] is None or summary["error"]:
+        note = f"at least {note}"
+    return [*rows, _row("peak", _gib(kinds["needed"]), note)]
 
 
-def _work_rows(found: dict) -> list[str]:
-    flops, moved = found["flops"], found["traffic"]
+def _work_rows(summary: dict) -> list[str]:
+    flops = summary["flops"]
     rows = ["an update", _row("model FLOPs", f"{flops['model']:.4g}", "of all chips")]
     if flops["executed"]:
-        share = f"{flops['executed'] / flops['model']:.3f} times the model's"
-        rows.append(_row("executed FLOPs", f"{flops['executed']:.4g}", share))
-    if moved["memory"]:
-        rows.append(_row("bytes to and from memory", f"{moved['memory']:.4g}", "of a chip"))
-    for kind, sent in moved.items():
-        if kind != "memory":
-            rows.append(_row(kind, f"{sent:.4g}", "bytes that a chip sends"))
+        note = f"{flops['executed'] / flops['model']:.3f} times the model's"
+        rows.append(_row("executed FLOPs", f"{flops['executed']:.4g}", note))
+    for kind, sent in summary["collectives"].items():
+        rows.append(_row(kind, f"{sent:.4g}", "bytes that a chip sends"))
     return rows
 
 
 def _time_rows(step: dict, whole: dict | None) -> list[str]:
-    rows = ["at best, by roofline (a bound from below: a real step is slower)"]
-    for key in ("compute", "memory", "network"):
-        known = step[f"{key}_seconds"]
-        cells = ("?", "no speed is known") if known is None else (f"{1e3 * known:.3f}",)
+    rows = ["lower bounds from compute and network (a real step is slower)"]
+    for key in ("compute", "network"):
+        seconds = step[f"{key}_seconds"]
+        cells = ("?", "its speed is unknown") if seconds is None else (f"{1e3 * seconds:.3f}",)
         rows.append(_row(f"{key}, ms", *cells))
     rows.append(_row("step, ms", f"{1e3 * step['seconds']:.3f}", f"bound by {step['bound']}"))
     rows.append(_row("MFU", f"{step['mfu']:.1%}", "model FLOPs over the chips' peak"))
     rows.append(_row("tokens a day", f"{step['tokens_per_day']:.4g}", "padding counted"))
     if whole is None:
-        note = "its epochs are counted in the data; --config.steps=... says it without them"
+        note = "epochs are counted in the data; set --config.steps to estimate the whole run"
         return [*rows, _row("the whole run", "?", note)]
     note = f"{whole['updates']:,} updates, {whole['tokens']:.4g} tokens"
     rows.append(_row("the whole run, days", f"{whole['days']:.3g}", note))
     rows.append(_row("chip-hours", f"{whole['chip_hours']:,.1f}"))
     if whole["cost"] is not None:
-        note = f"at {whole['price']:g} a chip-hour; evaluation, saving and waiting are not in it"
+        note = f"at {whole['price']:g} a chip-hour, without evaluation, saving and waiting"
         rows.append(_row("cost", f"{whole['cost']:,.2f}", note))
     return rows
 
 
-def advice_text(advice: dict[str, Any]) -> str:
-    """The page of facts()["advice"]."""
-    if not advice["changes"]:
+def advice_text(target: str, changes: list[dict[str, Any]]) -> str:
+    """The rows of advice for a target as text."""
+    if not changes:
         return "no change of layout fits, on this slice or a larger one; use another chip or model."
+    is_larger = changes[0]["slice"] != target
     rows = ["the nearest changes that fit:"]
-    if not advice["here"]:
-        rows = ["no change of layout is enough on this slice; the smallest that does:"]
-    for one in advice["changes"]:
-        flags = [] if advice["here"] else [f"--slice={one['slice']}"]
-        known = [f"peak {_gib(one['peak'])} GiB"]
-        if one["step_seconds"]:
-            known.append(f"step {1e3 * one['step_seconds']:.1f} ms at best")
-        known += [] if one["compiled"] else ["from shapes, not compiled"]
-        rows.append(f"  {' '.join([*flags, *one['flags']])}  ({', '.join(known)})")
+    if is_larger:
+        rows = ["no change of layout is enough on this slice; the smallest slice that is:"]
+    for change in changes:
+        flags = " ".join([f"--slice={change['slice']}"] * is_larger + change["flags"])
+        step = f"step {1e3 * change['step_seconds']:.1f} ms at best"
+        rows.append(f"  {flags}  (peak {_gib(change['peak'])} GiB, {step})")
     return "\n".join(rows)
-
-
-def ranked(target: slices.Slice, trials: list[search.Trial]) -> str:
-    """The page of `ranking`, with the flags of the best."""
-    best = " ".join(trials[0].flags) or "those of the config as it is"
-    last = f"the flags of the best: {best}" if trials[0].fits else "none of them fits."
-    return "\n".join([search.table(trials, target), "", last])
-
-
-def ranking(target: slices.Slice, trials: list[search.Trial]) -> dict[str, Any]:
-    """What search.search found, as JSON: those that fit first, by the predicted step."""
-    layouts = [
-        {
-            "layout": search.name_of(one.layout, target.chips),
-            "num_microbatches": one.layout.num_microbatches,
-            "remat": one.layout.remat,
-            "flags": list(one.flags),
-            "fits": one.fits,
-            "peak": one.peak,
-            "step_seconds": one.step_s or None,
-            "mfu": one.mfu or None,
-            "error": one.error,
-        }
-        for one in trials
-    ]
-    return {"target": target.name, "chips": target.chips, "layouts": layouts}
 
 
 def _gib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""TPU slices by their Cloud names: what a chip can do, how many there are, how to ask for them."""
+"""TPU slices and GPUs by name: what a chip can do, how many there are, how Cloud names them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import difflib
 import math
 import re
 
+GIB = 2**30
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, which is one jax device; v4 and v5p as a megacore of two cores.
+    """One chip, which is one jax device; a v4 or v5p chip is a megacore of two cores.
 
-    network: bytes/s that it sends at most in a collective, over all its links in one direction; of
-    a Slice's chip, over those that the slice's shape lets it use, 0 where it is alone.
+    network: bytes/s that it can send in a collective over all its links, one direction each. A
+    Slice's chip counts only the links that the slice's shape connects, 0 for a single chip.
     """
 
     name: str
     device_kind: str
     flops: float  # bfloat16 FLOP/s, dense
     memory: int  # bytes of HBM that a program may use
-    bandwidth: float = math.inf  # bytes/s of HBM
     network: float = math.inf
     link: float = 0.0  # bytes/s of one link in one direction
-    cores: int = 1  # what the number in a slice's name counts a chip as
+    cores: int = 1  # that a chip adds to the number in a slice's name
     compiler: str = ""  # the chip's configuration for the TPU compiler
     gke_accelerator: str = ""  # the value of the label cloud.google.com/gke-tpu-accelerator
     machine: str = ""  # GKE's machine type, without the number of chips
@@ -31,46 +32,43 @@ class Chip:
     accelerator: str = ""  # gcloud's accelerator type, without the number
 
 
-# flops, HBM: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; link, one way: "TPU specs" in
+# flops: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; link: "TPU specs" in
 # jax-ml.github.io/scaling-book/tpus, which agrees with the pages' sums over both directions (v5e
-# 400 GB/s, v6e 800 GB/s, v5p 1200 GB/s a chip). memory: what the compiler of libtpu 0.0.42 says
-# that it has, which is less than the pages' 32, 16, 95 and 32 GiB. Labels and machines:
+# 400 GB/s, v6e 800 GB/s, v5p 1200 GB/s a chip). memory: what the compiler of libtpu 0.0.42 reports,
+# less than the pages' 32, 16, 95 and 32 GiB. Labels and machines:
 # docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus. Runtime versions:
 # docs.cloud.google.com/tpu/docs/runtimes.
-GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            *("v4", "TPU v4", 275e12, int(30.75 * GIB), 1200e9, 270e9, 45e9, 2, "megacore"),
+            *("v4", "TPU v4", 275e12, int(30.75 * GIB), 270e9, 45e9, 2, "megacore"),
             *("tpu-v4-podslice", "ct4p-hightpu", "tpu-ubuntu2204-base", "v4"),
         ),
         Chip(
-            *("v5e", "TPU v5 lite", 197e12, int(15.75 * GIB), 819e9, 200e9, 50e9, 1, "default"),
+            *("v5e", "TPU v5 lite", 197e12, int(15.75 * GIB), 200e9, 50e9, 1, "default"),
             *("tpu-v5-lite-podslice", "ct5lp-hightpu", "v2-alpha-tpuv5-lite", "v5litepod"),
         ),
         Chip(
-            *("v5p", "TPU v5", 459e12, int(95.74 * GIB), 2765e9, 600e9, 100e9, 2, "megacore"),
+            *("v5p", "TPU v5", 459e12, int(95.74 * GIB), 600e9, 100e9, 2, "megacore"),
             *("tpu-v5p-slice", "ct5p-hightpu", "v2-alpha-tpuv5", "v5p"),
         ),
         Chip(
-            *("v6e", "TPU v6 lite", 918e12, int(31.25 * GIB), 1600e9, 400e9, 100e9, 1, "default"),
+            *("v6e", "TPU v6 lite", 918e12, int(31.25 * GIB), 400e9, 100e9, 1, "default"),
             *("tpu-v6e-slice", "ct6e-standard", "v2-alpha-tpuv6e", "v6e"),
         ),
     )
 }
 
-# flops: as logs.PEAK_FLOPS. HBM bytes/s, SXM, the a100 of 80 GB: as third parties quote NVIDIA's
-# data sheets (modal.com/gpu-glossary/perf/memory-bandwidth). NVLink in one direction: half of the
-# 900 GB/s of NVIDIA's MLPerf system files (h100, h200); the a100's 300 GB/s was not checked.
-# memory: three quarters, which is what jax takes if it is not told otherwise
-# (docs.jax.dev/en/latest/gpu_memory_allocation.html).
+# flops: as logs.PEAK_FLOPS. network: NVLink in one direction, half of the 900 GB/s of NVIDIA's
+# MLPerf system files (h100, h200); the a100's 300 GB/s was not checked. memory: three quarters of
+# the card's, jax's default share (docs.jax.dev/en/latest/gpu_memory_allocation.html).
 GPUS = {
     chip.name: chip
     for chip in (
-        Chip("a100", "A100", 312e12, 60_000_000_000, 2039e9, 300e9),
-        Chip("h100", "H100", 989e12, 60_000_000_000, 3350e9, 450e9),
-        Chip("h200", "H200", 989e12, 105_750_000_000, 4800e9, 450e9),
+        Chip("a100", "A100", 312e12, 60_000_000_000, 300e9),
+        Chip("h100", "H100", 989e12, 60_000_000_000, 450e9),
+        Chip("h200", "H200", 989e12, 105_750_000_000, 450e9),
     )
 }
 
@@ -84,7 +82,7 @@ TOPOLOGIES["v5p"] = (*DEEP, (16, 16, 16), (16, 16, 24))
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips of one kind that links join, in a shape that Cloud rents; name: as v5e-8, v5p-128."""
+    """Linked chips of one kind in a shape that Cloud rents; named as v5e-8, v5p-128."""
 
     name: str
     chip: Chip
@@ -92,19 +90,19 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """Their number."""
+        """Number of chips."""
         return math.prod(self.topology)
 
     @property
     def host_chips(self) -> int:
-        """Chips of a host (a TPU VM, a node of GKE): 4; of v5e and v6e up to 8 where it is one."""
+        """Chips of a host (a TPU VM, a node of GKE): 4, but up to 8 on a single v5e or v6e host."""
         if self.chip.name in GPUS:
             return min(8, self.chips)
         return self.chips if len(self.topology) == 2 and self.chips <= 8 else 4
 
     @property
     def hosts(self) -> int:
-        """Hosts of the slice, each of which runs the same command."""
+        """Number of hosts, each of which runs the same command."""
         return self.chips // self.host_chips
 
     @property
@@ -113,13 +111,8 @@ class Slice:
         return {1: (1, 1, 1), 4: (2, 2, 1), 8: (2, 4, 1)}[self.host_chips]
 
     @property
-    def wrap(self) -> tuple[bool, bool, bool]:
-        """Which axes are rings."""
-        return rings(self.topology)
-
-    @property
     def accelerator_type(self) -> str:
-        """gcloud's word for it, as v5litepod-8 or v5p-128."""
+        """gcloud's name of it, as v5litepod-8 or v5p-128."""
         return f"{self.chip.accelerator}-{self.chips * self.chip.cores}"
 
     @property
@@ -133,22 +126,22 @@ class Slice:
 
     @property
     def runtime_version(self) -> str:
-        """The software of its TPU VMs."""
+        """The software version of its TPU VMs."""
         return self.chip.runtime_version
 
     @property
     def compiler_options(self) -> dict:
-        """What the TPU compiler is told of it (jax.experimental.topologies)."""
+        """Arguments of jax.experimental.topologies.get_topology_desc."""
         return {
             "topology_name": f"{self.chip.name}:{'x'.join(map(str, self.topology))}",
             "chip_config_name": self.chip.compiler,
             "chips_per_host_bounds": list(self.host_topology),
-            "wrap": list(self.wrap),
+            "wrap": list(rings(self.topology)),
         }
 
 
 def rings(topology: tuple[int, ...]) -> tuple[bool, bool, bool]:
-    """Which axes are rings: those of whole cubes of v4 and v5p, and those of 16 of v5e and v6e.
+    """Which axes are rings: all of v4 and v5p from a cube of 64 chips up, those of 16 of v5e, v6e.
 
     Source: accelerator_to_spec_map.py of AI-Hypercomputer/maxtext.
     """
@@ -158,55 +151,59 @@ def rings(topology: tuple[int, ...]) -> tuple[bool, bool, bool]:
 
 
 def sizes(chip: str) -> list[Slice]:
-    """The slices of a kind of chip, smallest first. chip: a key of CHIPS."""
-    return [_slice(CHIPS[chip], shape) for shape in TOPOLOGIES[chip]]
+    """Lists the slices of a kind of chip, smallest first. chip: a key of CHIPS."""
+    return [_make_slice(CHIPS[chip], shape) for shape in TOPOLOGIES[chip]]
 
 
-def _slice(chip: Chip, shape: tuple[int, ...]) -> Slice:
-    # Along a ring both links of a chip carry as much; along a line the one of them decides.
+def _make_slice(chip: Chip, shape: tuple[int, ...]) -> Slice:
+    # Along a ring a chip sends over both links; along a line the end chips have only one.
     axes = zip(shape, rings(shape), strict=False)
     links = sum(2 if ring else size > 1 for size, ring in axes)
-    placed = dataclasses.replace(chip, network=chip.link * links)
-    return Slice(f"{chip.name}-{math.prod(shape) * chip.cores}", placed, shape)
+    connected = dataclasses.replace(chip, network=chip.link * links)
+    return Slice(f"{chip.name}-{math.prod(shape) * chip.cores}", connected, shape)
 
 
-def slice_named(text: str) -> Slice:
-    """The slice that Cloud calls v5e-8 (or v5litepod-8), v5p-128, v6e-256, v4-32.
+def parse_slice(text: str) -> Slice:
+    """Parses Cloud's name of a slice: v5e-8 (or v5litepod-8), v5p-128, v6e-256, v4-32.
 
-    As there, v4 and v5p count cores, two a chip. Raises ValueError with the nearest names.
+    v4 and v5p count cores, two a chip. Raises: ValueError with the nearest names.
     """
-    found = re.fullmatch(r"(v5litepod|[a-z0-9]+)-(\d{1,9})", text.strip().lower())
-    name = found[1].replace("v5litepod", "v5e") if found else ""
+    match = re.fullmatch(r"(v5litepod|[a-z0-9]+)-(\d{1,9})", text.strip().lower())
+    name = match[1].replace("v5litepod", "v5e") if match else ""
     if name not in CHIPS:
-        known = [one.name for chip in CHIPS for one in sizes(chip)]
-        near = difflib.get_close_matches(text.lower(), known, n=2) or ["v5e-8", "v5p-128"]
+        names = [item.name for chip in CHIPS for item in sizes(chip)]
+        near = difflib.get_close_matches(text.lower(), names, n=2) or ["v5e-8", "v5p-128"]
         raise ValueError(
-            f"--slice={text} is no TPU slice; the chips are {', '.join(CHIPS)}, and a slice is "
+            f"--slice={text} is not a TPU slice; the chips are {', '.join(CHIPS)}, and a slice is "
             f"named as {' or '.join(near)}."
         )
-    offered, count = sizes(name), int(found[2])
-    numbers = [one.chips * one.chip.cores for one in offered]
-    if count in numbers:
-        return offered[numbers.index(count)]
-    near = sorted(offered, key=lambda one: abs(math.log(one.chips * one.chip.cores / (count or 1))))
-    counts = "two cores a chip" if CHIPS[name].cores == 2 else "chips"
+    offered, count = sizes(name), int(match[2])
+    for item in offered:
+        if item.chips * item.chip.cores == count:
+            return item
+    distance = lambda item: abs(math.log(item.chips * item.chip.cores / (count or 1)))
+    near = sorted(offered, key=distance)
+    unit = "two cores a chip" if CHIPS[name].cores == 2 else "chips"
     raise ValueError(
-        f"--slice={text} is no size that is rented ({name} counts {counts}); the nearest are "
+        f"--slice={text} is not a size that Cloud rents ({name} counts {unit}); the nearest are "
         f"{near[0].name} and {near[1].name}."
     )
 
 
-def target_named(text: str) -> Slice | None:
-    """A slice, or GPUs as h100-8, or None for "local", the devices of this machine.
+def parse_target(text: str) -> Slice | None:
+    """Parses a slice, GPUs as h100-8, or "local" (None), the devices of this machine.
 
-    Raises ValueError as slice_named.
+    Raises: ValueError as parse_slice.
     """
     name, _, count = text.strip().lower().partition("-")
     if name == "local":
         return None
     if name not in GPUS:
-        return slice_named(text)
-    known = [1, 2, 4, *range(8, 8 * 128 + 1, 8)]
-    if not count.isdecimal() or int(count) not in known:
-        raise ValueError(f"--slice={text} is no number of GPUs; use 1, 2, 4 or a multiple of 8.")
+        return parse_slice(text)
+    counts = [1, 2, 4, *range(8, 8 * 128 + 1, 8)]
+    if not count.isdecimal() or int(count) not in counts:
+        raise ValueError(
+            f"--slice={text} is not a number of GPUs that fills hosts; use 1, 2, 4 or a multiple "
+            f"of 8."
+        )
     return Slice(f"{name}-{count}", GPUS[name], (int(count),))

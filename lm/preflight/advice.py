@@ -1,0 +1,178 @@
+"""The nearest changes of layout with which a run fits a slice, each proven by compiling it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+from lm import parallel, runs
+from lm.preflight import compiler, roofline, slices
+
+MAX_PROGRAMS = 8  # compiled for a slice, and as many for larger ones
+REMAT_POLICIES = ("none", "dots", "full")  # from the fastest to the smallest
+QUICK_DEPTH = 8  # layers of both towers that compile quickly unless scanned
+
+Changes = dict[str, object]  # "section.key" of the config -> value
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Changes of a run's config on a slice, and the compiled result."""
+
+    slice: slices.Slice
+    changes: Changes
+    compiled: compiler.Compiled
+
+    @property
+    def flags(self) -> list[str]:
+        """The changes as command-line flags."""
+        return [f"--config.{key}={value}" for key, value in self.changes.items()]
+
+    @property
+    def step_seconds(self) -> float:
+        """Lower bound of the seconds of an update."""
+        return roofline.estimate(self.compiled).seconds
+
+
+def advise(
+    run: runs.Run,
+    target: slices.Slice,
+    *,
+    max_programs: int = MAX_PROGRAMS,
+    compile: Callable = compiler.compile_for,
+) -> list[Trial]:
+    """Returns the nearest changes with which a run fits a slice, fewest first.
+
+    Kinds of changes: more micro-batches, stronger rematerialization, wider fsdp. Each kind that is
+    enough by itself is returned at its smallest step; if none is, pairs, then all three. If nothing
+    fits this slice, the result is one trial on the smallest larger slice of the same chip. Deep
+    models are compiled with scanned layers. Empty: nothing fits, or max_programs were compiled.
+    """
+    if trials := _Search(run, compile, max_programs).nearest(target):
+        return trials
+    larger = [other for other in slices.sizes(target.chip.name) if other.chips > target.chips]
+    trial = smallest(run, larger, max_programs=max_programs, compile=compile)
+    return [trial] if trial else []
+
+
+def smallest(
+    run: runs.Run,
+    candidates: Iterable[slices.Slice],
+    *,
+    max_programs: int = MAX_PROGRAMS,
+    compile: Callable = compiler.compile_for,
+) -> Trial | None:
+    """Returns the run on the first of these slices that it fits, with the fewest changes."""
+    search = _Search(run, compile, max_programs)
+    for target in candidates:
+        if trial := search.bisect(target, [{}]) or next(iter(search.nearest(target)), None):
+            return trial
+    return None
+
+
+def is_slow(run: runs.Run) -> bool:
+    """Whether the run's layers take long to compile, because they are many and not scanned."""
+    depth = run.model.num_encoder_layers + run.model.num_decoder_layers
+    return run.model.layers == "unrolled" and depth > QUICK_DEPTH
+
+
+def changed(config: dict, changes: Changes) -> dict:
+    """Returns a copy of the config with the changes."""
+    config = copy.deepcopy(config)
+    for key, value in changes.items():
+        section, name = key.split(".")
+        config[section][name] = value
+    return config
+
+
+def ladders(run: runs.Run, target: slices.Slice) -> list[list[Changes]]:
+    """Steps of each kind of change that the config allows, smallest first; empty kinds left out."""
+    batch, layout = run.data.batch_size, run.parallel
+    doublings = [1 << power for power in range(batch.bit_length())]
+    divisors = [n for n in range(1, target.chips + 1) if target.chips % n == 0]
+    stronger = REMAT_POLICIES[REMAT_POLICIES.index(run.model.remat) + 1 :]
+    kinds = [
+        [{"parallel.num_microbatches": n} for n in doublings if n > layout.num_microbatches],
+        [{"model.remat": policy} for policy in stronger],
+        [{"parallel.strategy": "mesh", "parallel.fsdp": n} for n in divisors if n > layout.fsdp],
+    ]
+    allowed = [[step for step in kind if _is_allowed(run, target, step)] for kind in kinds]
+    return [kind for kind in allowed if kind]
+
+
+def _is_allowed(run: runs.Run, target: slices.Slice, changes: Changes) -> bool:
+    """Whether the config and the division of the batch allow the changes."""
+    try:
+        run = runs.make_run(changed(run.config, changes), str(run.workdir))
+        layout = run.parallel
+        shards = max(target.chips // layout.tensor, layout.fixed_shards)
+        parallel.check_batch_size(run.data.batch_size, shards, layout.num_microbatches)
+    except ValueError:
+        return False
+    return target.chips % (layout.fsdp * layout.tensor) == 0
+
+
+class _Search:
+    """Compiles changes of one run, at most max_programs of them, each once."""
+
+    def __init__(self, run: runs.Run, compile: Callable, max_programs: int):
+        self.run, self.compile, self.left = run, compile, max_programs
+        self.base: Changes = {"model.layers": "scanned"} if is_slow(run) else {}
+        if run.parallel.data != -1:
+            self.base["parallel.data"] = -1  # all chips
+        self.trials: dict[tuple, Trial | None] = {}
+
+    def nearest(self, target: slices.Slice) -> list[Trial]:
+        """The smallest step that fits of each kind; if no kind is enough, of pairs, then of all."""
+        kinds = ladders(self.run, target)
+        for count in range(1, len(kinds) + 1):
+            groups = itertools.combinations(kinds, count)
+            trials = [self.bisect(target, _diagonal(group)) for group in groups]
+            if any(trials):
+                return [trial for trial in trials if trial]
+        return []
+
+    def bisect(self, target: slices.Slice, steps: list[Changes]) -> Trial | None:
+        """The first step that fits; each step needs no more memory than the one before."""
+        low, high, best = 0, len(steps) - 1, None
+        while low <= high:
+            middle = (low + high) // 2 if best else high  # the last step first
+            trial = self._try(target, steps[middle])
+            if trial and trial.compiled.fits:
+                best, high = trial, middle - 1
+            elif best:
+                low = middle + 1
+            elif trial:
+                return None
+            else:
+                high -= 1
+        return best
+
+    def _try(self, target: slices.Slice, changes: Changes) -> Trial | None:
+        """Compiles changes; None if the layout is a mistake or max_programs are used up."""
+        changes = self.base | changes
+        key = target.name, *changes.items()
+        if key not in self.trials and self.left > 0:
+            label = " ".join(f"{name}={value}" for name, value in changes.items())
+            config = changed(self.run.config, changes)
+            workdir, label = str(self.run.workdir), f"trying {target.name} {label}".strip()
+            try:
+                compiled = self.compile(config, target, workdir, label=label)
+            except ValueError:
+                self.trials[key] = None
+            else:
+                self.left -= compiled.seconds > 0  # rejected by its shapes: nothing was compiled
+                self.trials[key] = Trial(target, changes, compiled)
+        return self.trials.get(key)
+
+
+def _merge(steps: Iterable[Changes]) -> Changes:
+    return {key: value for step in steps for key, value in step.items()}
+
+
+def _diagonal(kinds: Sequence[list[Changes]]) -> list[Changes]:
+    """Steps of several kinds at once: the i-th step of each, or its last."""
+    length = max(map(len, kinds))
+    return [_merge(kind[min(i, len(kind) - 1)] for kind in kinds) for i in range(length)]

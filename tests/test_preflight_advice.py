@@ -1,0 +1,187 @@
+"""Laws of advice: what is proposed is allowed, compiled and fits, and no smaller step does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import pytest
+
+from lm import cli, runs
+from lm.preflight import advice, compiler, program, slices
+
+ROW = 300_000  # bytes that a row takes in the fake compiler's programs
+SAVED = {"none": 1.0, "dots": 0.5, "full": 0.2}  # share of them by rematerialization
+BIG = {"model.d_model": 512, "data.input_length": 16}  # much state, few activations
+
+
+class FakeCompiler:
+    """Memory as one would expect: rows of a micro-batch, and the state divided by fsdp and tensor.
+
+    mistakes: values of fsdp that it rejects as a mistake, as the real one may.
+    """
+
+    def __init__(self, state: int, mistakes=()):
+        self.state, self.mistakes, self.compiled = state, mistakes, []
+
+    def needed(self, config: dict, chips: int) -> int:
+        layout = config["parallel"]
+        rows = config["data"]["batch_size"] / (
+            chips / layout["tensor"] * layout["num_microbatches"]
+        )
+        shards = 1 if layout["strategy"] == "pmap" else layout["fsdp"] * layout["tensor"]
+        rows *= ROW * SAVED[config["model"]["remat"]] / layout["tensor"]
+        return int(self.state / shards + rows)
+
+    def __call__(self, config, target, workdir, *, label=""):
+        if config["parallel"]["fsdp"] in self.mistakes:
+            raise ValueError("the hosts do not get whole rows; change parallel.tensor.")
+        self.compiled.append((config, target.name))
+        needed = self.needed(config, target.chips)
+        return compiler.Compiled(
+            target=target.name,
+            chip=target.chip,
+            chips=target.chips,
+            hosts=target.hosts,
+            sizes={"gradients": 0},
+            model_flops=10**12,
+            executed_flops=10**12,
+            fits=needed <= target.chip.memory,
+            peak=needed,
+            seconds=1.5,
+        )
+
+
+@pytest.fixture
+def slice_with(monkeypatch):
+    """(bytes, name) -> the v5e slice of that name, with chips of so little memory."""
+
+    def make(memory: float, name: str) -> slices.Slice:
+        small = dataclasses.replace(slices.CHIPS["v5e"], memory=int(memory))
+        monkeypatch.setitem(slices.CHIPS, "v5e", small)
+        return slices.parse_slice(name)
+
+    return make
+
+
+@pytest.fixture
+def make_run(tiny_config, tmp_path):
+    """(**changes) -> the tiny run of 32 rows."""
+    return lambda **changes: runs.make_run(
+        tiny_config(**{"data.batch_size": 32} | changes), tmp_path / "none"
+    )
+
+
+def state_bytes(run) -> int:
+    """State and gradients of a run, not sharded."""
+    state = program.make_update(run).shapes
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return size(state) + size(state.params)
+
+
+def advise(run, target, **options):
+    """(trials, the fake compiler) for a run that does not fit."""
+    fake = FakeCompiler(state_bytes(run))
+    assert fake.needed(run.config, target.chips) > target.chip.memory
+    return advice.advise(run, target, compile=fake, **options), fake
+
+
+def test_each_kind_of_change_has_its_smallest_step_that_fits(make_run, slice_with):
+    run = make_run()
+    target = slice_with(state_bytes(run) + 1.3 * ROW, "v5e-8")  # 4 rows a chip do not fit
+    trials, fake = advise(run, target)
+    changes = [trial.changes for trial in trials]
+    assert {"parallel.num_microbatches": 4} in changes and {"model.remat": "full"} in changes
+    for trial in trials:
+        config = advice.changed(run.config, trial.changes)
+        assert (trial.slice, trial.compiled.fits) == (target, True)
+        assert trial.compiled.peak == fake.needed(config, 8) <= target.chip.memory
+    assert len({str(call) for call in fake.compiled}) == len(fake.compiled), "none twice"
+
+
+def test_the_number_of_num_microbatches_is_no_larger_than_needed(make_run, slice_with):
+    run = make_run(**{"data.batch_size": 256})
+    for rows in (2, 8):  # of 32 rows a chip this many fit
+        target = slice_with(state_bytes(run) + (rows + 0.5) * ROW, "v5e-8")
+        trials, _ = advise(run, target)
+        assert trials[0].flags == [f"--config.parallel.num_microbatches={32 // rows}"]
+
+
+def test_two_changes_are_advised_only_if_one_is_not_enough(make_run, slice_with):
+    run = make_run(**{"data.batch_size": 8})  # a row a chip: no smaller micro-batch
+    trials, _ = advise(run, slice_with(state_bytes(run) / 2 + ROW / 4, "v5e-8"))
+    assert trials
+    for trial in trials:
+        assert set(trial.changes) == {"model.remat", "parallel.strategy", "parallel.fsdp"}
+
+
+def test_if_nothing_fits_the_smallest_larger_slice_is_advised(make_run, slice_with):
+    run = make_run(**BIG | {"data.batch_size": 16})
+    (trial,), fake = advise(run, slice_with(state_bytes(run) / 3, "v5e-1"))
+    assert trial.slice.name == "v5e-4" and trial.compiled.fits
+    assert trial.changes == {"parallel.strategy": "mesh", "parallel.fsdp": 4}
+    assert {name for _, name in fake.compiled} == {"v5e-1", "v5e-4"}
+
+
+def test_nothing_is_advised_if_nothing_fits(make_run, slice_with):
+    trials, _ = advise(make_run(), slice_with(1000, "v5e-256"))
+    assert trials == []
+
+
+def test_many_layers_are_scanned_in_what_is_compiled_and_in_its_flags(make_run, slice_with):
+    for depth, flags in ((6, ["--config.model.layers=scanned"]), (2, [])):
+        depths = {"model.num_encoder_layers": depth, "model.num_decoder_layers": depth}
+        run = make_run(**BIG | depths | {"model.layers": "unrolled"})
+        (trial,), fake = advise(run, slice_with(state_bytes(run) / 3, "v5e-1"))
+        assert [flag for flag in trial.flags if "layers" in flag] == flags
+        layers = "scanned" if flags else "unrolled"
+        assert {config["model"]["layers"] for config, _ in fake.compiled} == {layers}
+
+
+def test_flags_turn_the_config_into_what_was_compiled(tmp_path, make_run, slice_with):
+    arguments = ["--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}"]
+    config = cli.parse_flags("show", ("config", "workdir"), arguments).config.to_dict()
+    changes = {"parallel.strategy": "mesh", "parallel.fsdp": 4, "model.remat": "full"}
+    changes |= {"model.layers": "scanned", "parallel.num_microbatches": 2}
+    flags = advice.Trial(slices.parse_slice("v5e-4"), changes, None).flags
+    again = cli.parse_flags("show", ("config", "workdir"), arguments + flags).config.to_dict()
+    assert again == advice.changed(config, changes) != config
+
+
+def test_no_more_programs_are_compiled_than_allowed(make_run, slice_with):
+    run = make_run()
+    target = slice_with(state_bytes(run) * 1.01 + ROW / 8, "v5e-8")
+    for limit in (0, 1, 3):
+        _, fake = advise(run, target, max_programs=limit)
+        assert len(fake.compiled) <= 2 * limit
+
+
+def test_a_layout_that_is_a_mistake_is_passed_over(make_run, slice_with):
+    run = make_run(**BIG | {"data.batch_size": 8})
+    fake = FakeCompiler(state_bytes(run), mistakes=(8,))
+    target = slice_with(state_bytes(run) / 2 + 1.5 * ROW, "v5e-8")
+    trials = advice.advise(run, target, compile=fake)
+    assert [trial.changes["parallel.fsdp"] for trial in trials] == [2]
+
+
+def test_steps_are_those_that_training_accepts(make_run):
+    target = slices.parse_slice("v5e-8")
+    assert [len(kind) for kind in advice.ladders(make_run(), target)] == [2, 2, 3]
+    fixed = make_run(**{"parallel.reduction": "fixed"})  # requires pmap
+    kinds = advice.ladders(fixed, target)
+    assert not any("parallel.fsdp" in step for kind in kinds for step in kind)
+    sharded = make_run(**{"parallel.strategy": "mesh", "parallel.tensor": 4})
+    widths = [step["parallel.fsdp"] for step in advice.ladders(sharded, target)[-1]]
+    assert widths == [2]
+
+
+def test_the_smallest_slice_is_the_first_that_any_change_fits(make_run, slice_with):
+    run = make_run(**BIG | {"data.batch_size": 64})
+    fake = FakeCompiler(state_bytes(run))
+    target = slice_with(state_bytes(run) / 5, "v5e-8")
+    candidates = slices.sizes("v5e")
+    trial = advice.smallest(run, candidates, max_programs=30, compile=fake)
+    assert trial.slice == target and trial.compiled.fits
+    assert trial.changes["parallel.fsdp"] == 8
+    slice_with(1000, "v5e-8")
+    assert advice.smallest(run, slices.sizes("v5e"), max_programs=99, compile=fake) is None

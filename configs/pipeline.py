@@ -22,9 +22,7 @@ def get_config():
         config[stage] = ConfigDict()
         config[stage].file = f"configs/{stage}.py"
         config[stage].steps = steps  # updates; 0: as its file says
-        config[
-            stage
-        ].flags = ""  # of `train`, as "--config.model.d_ff=256 --config.checkpoint.max_to_keep=3"
+        config[stage].flags = ""  # of `train`: "--config.model.d_ff=256 --config.seed=1"
     config.distill.file = ""  # that of finetune, with other sizes:
     config.distill.flags = "--config.model.num_encoder_layers=1 --config.model.num_decoder_layers=1"
     return config.lock()

@@ -1,12 +1,12 @@
-"""Goldens: every resolved config and every preset's parameter table, so a diff shows its reach.
+"""Goldens: every resolved config, every preset's parameter table, layouts, README's map.
 
-They are our own output on purpose. After a change that is meant: make golden, and commit the diff.
+They are our own output: a diff shows what a change reaches. After an intended change run
+`make golden` and commit the diff.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import pathlib
 
@@ -14,6 +14,7 @@ import pytest
 
 from configs import base, models
 from lm import runs, show
+from tests import layers
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -42,46 +43,49 @@ LAYOUTS = {  # name: (preset, keys of parallel)
 
 
 def sharding(name: str) -> str:
-    """What a device holds of a preset under a layout."""
+    """The parameters on one device, for a preset under a layout."""
     preset, keys = LAYOUTS[name]
     config = models.apply(base.get_config(), preset)
     config.parallel.update(keys)
     return show.sharding(runs.make_run(config.to_dict(), "nowhere")) + "\n"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_config_is_what_we_last_agreed(name):
-    golden = (GOLDEN / f"{name}.json").read_text()
-    assert resolved(name) == golden, f"{name} changed; if that is meant, run `make golden`"
+GOLDENS = {  # kind: (names, suffix, name -> text)
+    "configs": (NAMES, ".json", resolved),
+    "parameters": (sorted(models.PRESETS), ".txt", table),
+    "shardings": (sorted(LAYOUTS), ".txt", sharding),
+}
 
 
-@pytest.mark.parametrize("preset", sorted(models.PRESETS))
-def test_parameters_are_what_we_last_agreed(preset):
-    golden = (GOLDEN / f"{preset}.txt").read_text()
-    assert table(preset) == golden, f"{preset} changed; if that is meant, run `make golden`"
+@pytest.mark.parametrize("kind", GOLDENS)
+def test_the_files_are_as_agreed(kind):
+    names, suffix, make = GOLDENS[kind]
+    changed = [name for name in names if (GOLDEN / f"{name}{suffix}").read_text() != make(name)]
+    assert not changed, f"changed; if that is intended, run `make golden`: {changed}"
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_parameters_lie_where_we_last_agreed(name):
-    golden = (GOLDEN / f"{name}.txt").read_text()
-    assert sharding(name) == golden, f"{name} changed; if that is meant, run `make golden`"
+def test_readmes_map_is_that_of_the_layers():
+    assert layers.readme_map() in layers.README.read_text(), "run `make golden`"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("demo", "pipeline", "t5_tables")]
-)
-@pytest.mark.parametrize("preset", sorted(models.PRESETS))
-def test_every_stage_config_takes_every_preset_and_passes_the_checks(name, preset):
-    make = importlib.import_module(f"configs.{name}").get_config
-    if not inspect.signature(make).parameters:
-        pytest.skip("base is the preset-free ground of the others")
-    config = make(preset).to_dict()
-    if config["stage"] == "distill":
-        with pytest.raises(ValueError, match="teacher.workdir"):
-            runs.make_run(config, "nowhere")
-        config |= {"stage": "finetune"}
-    made = runs.make_run(config, "nowhere")
-    assert made.model.vocab_size >= config["tokenizer"]["vocab_size"] + 100
+def test_every_stage_config_takes_every_preset_and_passes_the_checks():
+    faults = []
+    for name in sorted(set(NAMES) - {"base", "demo", "pipeline", "t5_tables"}):
+        get_config = importlib.import_module(f"configs.{name}").get_config
+        for preset in sorted(models.PRESETS):
+            config = get_config(preset).to_dict()
+            if config["stage"] == "distill":
+                with pytest.raises(ValueError, match="teacher.workdir"):
+                    runs.make_run(config, "nowhere")
+                config |= {"stage": "finetune"}
+            try:
+                run = runs.make_run(config, "nowhere")
+            except ValueError as error:
+                faults.append(f"{name}:{preset}: {error}")
+                continue
+            if run.model.vocab_size < config["tokenizer"]["vocab_size"] + 100:
+                faults.append(f"{name}:{preset} has no rows for the sentinels")
+    assert not faults, "\n".join(faults)
 
 
 def test_fine_tuning_has_dropout_and_pre_training_has_none():
@@ -91,9 +95,7 @@ def test_fine_tuning_has_dropout_and_pre_training_has_none():
 
 
 if __name__ == "__main__":
-    for name in NAMES:
-        (GOLDEN / f"{name}.json").write_text(resolved(name))
-    for preset in models.PRESETS:
-        (GOLDEN / f"{preset}.txt").write_text(table(preset))
-    for name in LAYOUTS:
-        (GOLDEN / f"{name}.txt").write_text(sharding(name))
+    for names, suffix, make in GOLDENS.values():
+        for name in names:
+            (GOLDEN / f"{name}{suffix}").write_text(make(name))
+    layers.write_readme_map()

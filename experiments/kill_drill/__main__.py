@@ -1,4 +1,4 @@
-"""Runs the trials two at a time, tells how far it is, writes the page; see the package."""
+"""Run the trials two at a time, print progress, write the page; see the package."""
 
 from __future__ import annotations
 
@@ -19,24 +19,15 @@ import jax
 from experiments.kill_drill import children, disks, drill, hosts, kills, outcome, page, toy
 from lm import logs, lookup
 
-KINDS = {  # the trials of each kind where --trials=300
+KINDS = {  # kind -> number of trials with --trials=300
     kills.kill: 100,  # of three kills each
     kills.point: 30,
     kills.export: 6,
     kills.term: 20,
-    kills.double_term: 20,
     kills.nan: 27,
-    kills.diverged: 6,
-    kills.flip: 9,
-    kills.worker: 6,
     disks.damaged: 48,  # of 25 checkpoints each
-    disks.full: 12,
-    hosts.host: 10,
-    hosts.host_term: 10,
     hosts.stop: 5,
-    hosts.stall: 6,
     hosts.topology: 24,
-    hosts.mesh: 12,
 }
 NAMES = {trial.__name__: trial for trial in KINDS}
 AT_ONCE = 2

@@ -1,4 +1,4 @@
-"""Trials of the disk: damaged checkpoints, restored by the hundred in one process; a full disk."""
+"""Trials of damaged checkpoints, restored by the hundred in one process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import time
 
 from experiments.kill_drill import children, drill, outcome, toy
 
@@ -16,9 +13,8 @@ CHUNK = 25  # damaged checkpoints a process
 
 
 def damaged(of: drill.Drill, number: int) -> dict:
-    """One fault to one file of the newest of two checkpoints, 25 times: what is restored is the
-    newest or the one before, to the bit, and saving goes on past it; every sixth time without a
-    fault, as a control."""
+    """One fault in one file of the newest of two checkpoints, 25 times: the newest or the previous
+    one is restored to the bit, and saving continues; every sixth time without a fault."""
     stage = toy.STAGES[number % 3]
     of.unbroken(drill.Case(stage))
     folder = of.fresh("damaged", number)
@@ -111,53 +107,3 @@ def same(state, right: dict[str, str]) -> bool:
             form = f"{array.dtype} {array.shape} ".encode()
             found[f"{item}/{name}"] = hashlib.sha256(form + array.tobytes()).hexdigest()
     return found == right
-
-
-def full(of: drill.Drill, number: int) -> dict:
-    """The disk is full: exit 2 with a sentence, what was saved before is whole, and when there is
-    room again the run goes on. By turns a small tmpfs (as root) and a limit on files' size."""
-    rng = of.random("full", number)
-    trial = drill.Trial(of, drill.Case(toy.STAGES[number % 3]), of.fresh("full", number))
-    disk = mounted(trial.workdir, 64) if number % 2 == 0 else False
-    trial.record["disk"] = "tmpfs" if disk else "limit"
-    try:
-        (child,) = trial.start()
-        trial.await_update(child, rng.randint(5, 20))
-        child.send(signal.SIGTERM)
-        child.wait()
-        steps = outcome.steps(trial.workdir)
-        kept = outcome.leaves(trial.workdir / "checkpoints" / str(steps[0]))
-        if disk:
-            used = sum(p.stat().st_blocks * 512 for p in trial.workdir.rglob("*")) >> 10
-            resized(trial.workdir, f"{used + rng.randint(40, 500)}k")
-        faults = {} if disk else {"small_files": (rng.randint(20_000, 100_000),)}
-        (child,) = trial.start(faults=faults)
-        code = child.wait()
-        time.sleep(0.5)  # for what copies its last words
-        trial.hurt()
-        said = child.said().strip().splitlines()
-        if code != 2 or not said[-1].startswith("lm: "):
-            return trial.fail(f"full, it ended with {code}: {said[-8:]}")
-        trial.record["sentence"] = said[-1]
-        if outcome.leaves(trial.workdir / "checkpoints" / str(steps[0])) != kept:
-            return trial.fail(f"checkpoint {steps[0]} from before is not what it was")
-        if disk:
-            resized(trial.workdir, "64m")
-        return trial.finish()
-    finally:
-        if disk:
-            subprocess.run(["umount", "--lazy", str(trial.workdir)], check=True)
-            shutil.rmtree(trial.workdir, ignore_errors=True)
-
-
-def mounted(folder: pathlib.Path, megabytes: int) -> bool:
-    """Mount a small disk in memory there; False where this user cannot."""
-    folder.mkdir(parents=True)
-    size = f"size={megabytes}m"
-    line = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
-    return os.geteuid() == 0 and subprocess.run(line, capture_output=True).returncode == 0
-
-
-def resized(folder: pathlib.Path, size: str) -> None:
-    """Give a mounted disk another size."""
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)

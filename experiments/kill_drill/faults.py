@@ -1,4 +1,4 @@
-"""Inside a child: the faults that cannot be done to a process from outside, and its life."""
+"""Faults that are injected inside a child process, and the function that a child runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import atexit
 import os
 import pathlib
 import re
-import resource
 import signal
-import subprocess
 import sys
-import time
 
-MARK = 511  # an id that no piece has: the mark of a spoilt batch
+MARK = 511  # an id that the tokenizer lacks: marks a spoilt batch
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "shutil.rmtree")
 
 
@@ -48,17 +45,8 @@ def watch(folder: str, last: int | str, record: str) -> None:
     sys.addaudithook(hook)
 
 
-def small_files(size: int) -> None:
-    """No file may grow past so many bytes, as on a disk that is full; but for the log."""
-    copier = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=1)
-    for output in (1, 2):
-        os.dup2(copier.stdin.fileno(), output)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
 def blocking_saves() -> None:
-    """Checkpoints are written by the loop itself, not behind its back."""
+    """Save checkpoints in the training loop, not in the background."""
     import functools
 
     from lm import checkpoints
@@ -67,7 +55,7 @@ def blocking_saves() -> None:
 
 
 def spoilt_batches(first: int, many: int) -> None:
-    """Batches first, first + 1, .. bear a mark, and a loss that sees it is not a number."""
+    """Mark the batches first, first + 1, ..; the loss of a marked batch is NaN."""
     from lm import pipeline, steps
 
     batches, update = pipeline.train_batches, steps.train_step
@@ -93,57 +81,15 @@ def spoilt_batches(first: int, many: int) -> None:
     pipeline.train_batches, steps.train_step = marked, poisoned
 
 
-def stalled_batches(index: int) -> None:
-    """The batch of this number never comes."""
-    from lm import pipeline
-
-    batches = pipeline.train_batches
-
-    def stalled(examples, seed, *, start=0, **where):
-        for number, rows in enumerate(batches(examples, seed, start=start, **where), start):
-            if number == index:
-                time.sleep(10**6)
-            yield rows
-
-    pipeline.train_batches = stalled
-
-
-def flipped_bit(step: int) -> None:
-    """At one update, one bit of one parameter flips on the second of several devices."""
-    import jax
-    import jax.numpy as jnp
-
-    from lm import steps
-
-    update = steps.train_step
-
-    def flip(leaf, bad):
-        bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
-        place = jnp.zeros(bits.size, jnp.uint32).at[0].set(1 << 20).reshape(bits.shape)
-        return jax.lax.bitcast_convert_type(jnp.where(bad, bits ^ place, bits), leaf.dtype)
-
-    def faulty(state, *rest, axis, **more):
-        state, sums = update(state, *rest, axis=axis, **more)
-        bad = (jax.lax.axis_index(axis.name) == 1) & (state.step == step)
-        leaves, form = jax.tree.flatten(state.params)
-        leaves[0] = flip(leaves[0], bad)
-        return state._replace(params=jax.tree.unflatten(form, leaves)), sums
-
-    steps.train_step = faulty
-
-
 FAULTS = {
     "watch": watch,
-    "small_files": small_files,
     "blocking_saves": blocking_saves,
     "spoilt_batches": spoilt_batches,
-    "stalled_batches": stalled_batches,
-    "flipped_bit": flipped_bit,
 }
 
 
 def live(arguments: list[str], log: str, environment: dict[str, str], faults: dict) -> None:
-    """The life of a forked child: `python -m lm` with these arguments, and its exit code."""
+    """Run `python -m lm` with these arguments in a forked child, and exit with its code."""
     os.setsid()
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)

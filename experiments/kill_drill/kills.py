@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pathlib
 import shutil
 import signal
@@ -36,8 +35,8 @@ def rest(trial: drill.Trial) -> float:
 
 
 def kill(of: drill.Drill, number: int) -> dict:
-    """SIGKILL at uniformly random moments, three a run; every fifth run in plain processes, the
-    first of them with an empty compilation cache; every fourth with saves that block."""
+    """SIGKILL three times a run at uniformly random moments; every fifth run in new interpreters,
+    the first of them without a compilation cache; every fourth with blocking saves."""
     rng = of.random("kill", number)
     case = drill.Case(toy.STAGES[number % 3])
     trial = drill.Trial(of, case, of.fresh("kill", number))
@@ -61,8 +60,8 @@ def kill(of: drill.Drill, number: int) -> dict:
 
 
 def point(of: drill.Drill, number: int) -> dict:
-    """SIGKILL right before one change of the file system, in a first process and in the next;
-    every third time the newest checkpoint is damaged in between, so that it is put away."""
+    """SIGKILL right before a change of the file system, in two processes in a row; every third
+    time the newest checkpoint is damaged in between, so that it is set aside."""
     rng = of.random("point", number)
     trial = drill.Trial(of, drill.Case(toy.STAGES[number % 3]), of.fresh("point", number))
     record = trial.workdir.with_suffix(".points.log")
@@ -84,8 +83,8 @@ def point(of: drill.Drill, number: int) -> dict:
 
 
 def export(of: drill.Drill, number: int) -> dict:
-    """SIGKILL right before one change of the file system of `python -m lm export`; run again, it
-    writes the same bytes, or where the folder was already whole refuses to touch it."""
+    """SIGKILL right before a change of the file system by `python -m lm export`: run again, it
+    writes the same bytes, or refuses to overwrite a folder that was complete."""
     rng = of.random("export", number)
     of.unbroken(drill.Case())
     place = of.fresh("export", number)
@@ -120,21 +119,17 @@ def hashes(folder: pathlib.Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): digest(path) for path in files}
 
 
-def term(of: drill.Drill, number: int, again: bool = False) -> dict:
-    """SIGTERM at a random moment of training: exit 75 within 10 s, the last update saved, none
-    lost."""
-    rng = of.random("double_term" if again else "term", number)
+def term(of: drill.Drill, number: int) -> dict:
+    """SIGTERM at a random moment of training: exit 75 within 10 s, with the last update saved."""
+    rng = of.random("term", number)
     case = drill.Case(toy.STAGES[number % 3])
-    trial = drill.Trial(of, case, of.fresh("double_term" if again else "term", number))
+    trial = drill.Trial(of, case, of.fresh("term", number))
     trial.record["stop_seconds"] = []
     (child,) = trial.start()
     time.sleep(rng.uniform(0, rest(trial)))
     asked = time.monotonic()
     if not child.send(signal.SIGTERM):
         return trial.finish()
-    if again:
-        time.sleep(0.2)
-        child.send(signal.SIGTERM)
     code = child.wait(3 * PROMISE)
     trial.record["stop_seconds"].append(round(time.monotonic() - asked, 2))
     trial.hurt()
@@ -151,14 +146,9 @@ def term(of: drill.Drill, number: int, again: bool = False) -> dict:
     return record if not any(record["lost"]) else trial.fail("updates were lost")
 
 
-def double_term(of: drill.Drill, number: int) -> dict:
-    """The same, and SIGTERM once more 0.2 s later, which changes nothing."""
-    return term(of, number, again=True)
-
-
 def nan(of: drill.Drill, number: int) -> dict:
-    """Batches whose loss is not a number: a few are left out, five in a row are passed over after
-    a roll-back; killed once on the way, the run is the one that was not."""
+    """Batches whose loss is NaN: a few updates are skipped, five in a row cause a roll-back; a
+    SIGKILL on the way changes nothing."""
     rng = of.random("nan", number)
     many = (1, 2, PATIENCE)[number % 3]
     first = (9, 14, 22)[number // 3 % 3]  # few programs: each is compiled once
@@ -174,70 +164,3 @@ def nan(of: drill.Drill, number: int) -> dict:
     if skipped != many % PATIENCE:
         return trial.fail(f"{skipped} updates were left out in the unbroken run, not {many}")
     return trial.finish()
-
-
-def diverged(of: drill.Drill, number: int) -> dict:
-    """No batch from one on gives a number: roll-backs, then exit code 3, a report, a sentence."""
-    case = drill.Case(toy.STAGES[number % 3])
-    first = of.random("diverged", number).randint(1, toy.STEPS - PATIENCE)
-    trial = drill.Trial(of, case, of.fresh("diverged", number))
-    (child,) = trial.start(faults={"spoilt_batches": (first, 10**6)})
-    code = child.wait()
-    trial.record["faults"] += 1
-    sentence = child.said().strip().splitlines()[-1]
-    if code != 3 or not (trial.workdir / "diverged.json").exists() or sentence[:4] != "lm: ":
-        return trial.fail(f"it ended with {code} and: {sentence}")
-    return trial.close()
-
-
-def flip(of: drill.Drill, number: int) -> dict:
-    """One bit of a parameter flips on one of two devices: exit 75 before it is saved, none lost to
-    it but those since the last checkpoint."""
-    case = drill.Case(toy.STAGES[number % 3], devices=2)
-    trial = drill.Trial(of, case, of.fresh("flip", number))
-    step = (3, 13, 26)[number // 3 % 3]
-    (child,) = trial.start(faults={"flipped_bit": (step,)})
-    code = child.wait()
-    trial.record["step"] = step
-    trial.hurt()
-    if code != exits.UNFINISHED or "differ" not in child.said():
-        return trial.fail(f"it ended with {code}: {child.said()[-1000:]}")
-    return trial.finish()
-
-
-def worker(of: drill.Drill, number: int) -> dict:
-    """SIGKILL one of two processes that make batches: the run ends within 5 s with a sentence, and
-    run again is the run without such processes."""
-    rng = of.random("worker", number)
-    case = drill.Case(toy.STAGES[number % 2])
-    trial = drill.Trial(of, case, of.fresh("worker", number))
-    trial.case = drill.Case(case.stage, ("data.num_workers=2",))
-    (child,) = trial.start(plain=True)
-    trial.await_update(child, rng.randint(1, toy.STEPS // 2))
-    makers = batch_makers(child.pid)
-    if not makers:
-        return trial.fail("no process makes batches")
-    os.kill(rng.choice(makers), signal.SIGKILL)
-    asked = time.monotonic()
-    code = child.wait(60)
-    trial.record["stop_seconds"] = [round(time.monotonic() - asked, 2)]
-    trial.hurt()
-    child.end()
-    sentence = child.said().strip().splitlines()[-1]
-    if code not in (0, 2, exits.UNFINISHED) or (code and not sentence.startswith("lm: ")):
-        return trial.fail(f"it ended with {code} and: {sentence}")
-    return trial.finish(plain=True)
-
-
-def batch_makers(pid: int) -> list[int]:
-    """Processes that make batches for a run."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            words = path.read_text().rpartition(")")[2].split()
-            line = (path.parent / "cmdline").read_bytes()
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(words[1]) == pid and b"resource_tracker" not in line:
-            found.append(int(path.parent.name))
-    return sorted(found)

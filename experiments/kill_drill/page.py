@@ -46,7 +46,7 @@ def sums(rows: list[dict]) -> dict[str, int]:
     found = [one for row in rows for one in row.get("found", [])]
     compared = [row for row in rows if row.get("identical") is not None]
     return {
-        "kills": faults(("kill", "point", "export", "host", "worker")),
+        "kills": faults(("kill", "point", "export")),
         "compared": len(compared),
         "identical": sum(row["identical"] for row in compared),
         "damaged": sum(one["fault"] != "" for one in found),

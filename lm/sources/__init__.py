@@ -13,23 +13,14 @@ pydocs         the embedded dataset: the docstrings of the installed Python pack
 
 from __future__ import annotations
 
-from lm.sources.documents import MAX_RECORD_BYTES, BadRecord, Document
+from lm.sources.documents import BadRecord, Document
 from lm.sources.random_access import iter_records, records, resolve_splits, source_fingerprint
-from lm.sources.source_files import (
-    KINDS,
-    SourceFile,
-    check_first_records,
-    list_files,
-    skipped_files,
-)
+from lm.sources.source_files import SourceFile, check_first_records, list_files, skipped_files
 from lm.sources.tfds import (
     DEFAULT_HELDOUT,
     EMBEDDED_DATASETS,
-    FORMAT,
-    TfdsRecords,
     data_root,
     resolve_tfds_splits,
-    tfds_bytes,
     tfds_fingerprint,
     tfds_records,
     tfds_splits,

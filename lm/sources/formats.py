@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -78,23 +79,17 @@ def _read_whole(stream) -> Iterator[bytes | dict]:
 
 def _iter_paragraphs(stream) -> Iterator[bytes | dict]:
     lines, size = [], 0
-    for line in iter_lines(stream):
+    for line in itertools.chain(iter_lines(stream), [b""]):
         if isinstance(line, dict) or line.strip():
             size += documents.MAX_RECORD_BYTES + 1 if isinstance(line, dict) else len(line) + 1
             if size <= documents.MAX_RECORD_BYTES + 1 or not lines:
                 lines.append(line)
         elif lines:
-            yield _join_paragraph(lines, size)
+            text = lines[0] if isinstance(lines[0], dict) else b"\n".join(lines)
+            if isinstance(text, bytes) and size > documents.MAX_RECORD_BYTES + 1:
+                text = documents.oversized_record(text)
+            yield text
             lines, size = [], 0
-    if lines:
-        yield _join_paragraph(lines, size)
-
-
-def _join_paragraph(lines: list, size: int) -> bytes | dict:
-    if isinstance(lines[0], dict):
-        return lines[0]
-    text = b"\n".join(lines)
-    return text if size <= documents.MAX_RECORD_BYTES + 1 else documents.oversized_record(text)
 
 
 UNITS = {"file": _read_whole, "paragraph": _iter_paragraphs, "line": iter_lines}

@@ -77,13 +77,6 @@ RANGE_SEPARATORS |= {"×": " × ", "xx": " × ", "x": " × ", "to(-)": " to ", "
 RANGE_SEPARATORS |= {",": ", "}
 
 # Templates that display fixed characters.
-CHARACTER_TEMPLATES = {
-    **dict.fromkeys(("snd", "spnd", "spaced ndash"), " – "),
-    **dict.fromkeys(("ndash", "en dash"), "–"),
-    **dict.fromkeys(("dot", "·"), " · "),
-    "mdash": "—",
-    "nbsp": " ",
-    "'": "'",
-    "!": "|",
-    "=": "=",
-}
+CHARACTER_TEMPLATES = dict.fromkeys(("snd", "spnd", "spaced ndash"), " – ")
+CHARACTER_TEMPLATES |= {"ndash": "–", "en dash": "–", "mdash": "—", "dot": " · ", "·": " · "}
+CHARACTER_TEMPLATES |= {"nbsp": " ", "'": "'", "!": "|", "=": "="}

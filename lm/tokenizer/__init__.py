@@ -23,15 +23,11 @@ from __future__ import annotations
 
 from lm.tokenizer.model import (
     BYTE_VOCAB_SIZE,
-    EOS,
     METADATA_FILE,
     MODEL_FILE,
-    PAD,
-    UNK,
     Tokenizer,
     byte_model_proto,
     empty_model_proto,
-    fingerprint,
     padded_rows,
     read,
     write,

@@ -1,4 +1,4 @@
-"""Laws of the embedded corpus."""
+"""Tests of the embedded dataset."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def module(*docstrings: str) -> str:
 
 
 def install(site: pathlib.Path, name: str, files: dict[str, str | bytes]) -> None:
-    """Puts a package with these files (path -> source) where importlib.metadata finds it."""
+    """Install a package with these files (path -> source) where importlib.metadata finds it."""
     for path, source in files.items():
         (site / path).parent.mkdir(parents=True, exist_ok=True)
         (site / path).write_bytes(source if isinstance(source, bytes) else source.encode())
@@ -126,7 +126,7 @@ def install(site: pathlib.Path, name: str, files: dict[str, str | bytes]) -> Non
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """Two packages of 40 modules that repeat one another, and one with nothing to read."""
+    """Two packages of 40 modules with duplicate docstrings, and one without docstrings."""
     folder = tmp_path / "site"
     for name in ("alpha", "beta"):
         files = {
@@ -145,8 +145,8 @@ def site(tmp_path, monkeypatch):
 
 def records(directory: pathlib.Path) -> dict[str, list[dict[str, str]]]:
     root = directory.parents[1]
-    read = {split: sources.tfds_records("pydocs", split, root) for split in pydocs.SPLITS}
-    return {split: [source[i] for i in range(len(source))] for split, source in read.items()}
+    splits = {split: sources.tfds_records("pydocs", split, root) for split in pydocs.SPLITS}
+    return {split: [rows[i] for i in range(len(rows))] for split, rows in splits.items()}
 
 
 def digest(directory: pathlib.Path) -> dict[str, str]:
@@ -162,7 +162,7 @@ def digest(directory: pathlib.Path) -> dict[str, str]:
         'the axis along which the "mean" is taken (by default the last)',
     ],
 )
-def test_prose_is_kept(text):
+def test_prose_passes_every_rule(text):
     assert pydocs.is_prose(text)
 
 
@@ -176,16 +176,16 @@ def test_prose_is_kept(text):
         ("This is how it is called from the shell:", pydocs.is_complete),
     ],
 )
-def test_each_rule_drops_what_it_is_named_for_and_no_other_does(text, rule):
+def test_each_rule_rejects_its_own_example_alone(text, rule):
     rules = (pydocs.is_long, pydocs.is_wordy, pydocs.is_english, pydocs.is_complete)
-    assert [each for each in rules if not each(text)] == [rule]
+    assert [broken for broken in rules if not broken(text)] == [rule]
     assert not pydocs.is_prose(text)
 
 
 @pytest.mark.parametrize("docstring, prose", [GOOGLE, NUMPY, SPHINX])
-def test_every_style_of_docstring_gives_its_prose(docstring, prose):
-    read = [text for text in pydocs.split_paragraphs(docstring) if pydocs.is_prose(text)]
-    assert read == [SUMMARY, *prose.splitlines()]
+def test_every_docstring_style_gives_its_prose(docstring, prose):
+    actual = [text for text in pydocs.split_paragraphs(docstring) if pydocs.is_prose(text)]
+    assert actual == [SUMMARY, *prose.splitlines()]
 
 
 HIDDEN = "What is here reads like a sentence of prose."
@@ -205,12 +205,12 @@ HIDDEN = "What is here reads like a sentence of prose."
         f"axis   {HIDDEN}",
     ],
 )
-def test_what_is_no_running_text_is_left_out_and_what_follows_is_read(hiding):
-    read = pydocs.split_paragraphs(f"{SUMMARY}\n\n{hiding}\n\n{BODY}")
-    assert [text for text in read if pydocs.is_prose(text)] == [SUMMARY, BODY]
+def test_other_blocks_are_left_out_and_the_text_after_them_is_read(hiding):
+    paragraphs = pydocs.split_paragraphs(f"{SUMMARY}\n\n{hiding}\n\n{BODY}")
+    assert [text for text in paragraphs if pydocs.is_prose(text)] == [SUMMARY, BODY]
 
 
-def test_a_sentence_goes_on_in_an_indented_line_and_ends_at_its_full_stop():
+def test_an_indented_line_continues_a_sentence_until_its_full_stop():
     docstring = f"The order of the lines is that of\n  the points.\n\n{SUMMARY}\n  {BODY}"
     first = "The order of the lines is that of the points."
     assert pydocs.split_paragraphs(docstring) == [first, SUMMARY, BODY]
@@ -226,16 +226,16 @@ def test_a_sentence_goes_on_in_an_indented_line_and_ends_at_its_full_stop():
         (r"two  spaces and \*args", "two spaces and *args"),
     ],
 )
-def test_markup_goes_and_words_stay(marked, plain):
+def test_markup_is_removed_and_words_are_kept(marked, plain):
     assert pydocs.strip_markup(marked) == plain
 
 
-def test_running_text_is_not_cut_where_a_line_looks_like_an_item():
+def test_a_line_of_running_text_that_looks_like_an_item_does_not_split_it():
     text = "The order of the lines is this\none: it follows from the name, and only from it."
     assert pydocs.split_paragraphs(text) == [text.replace("\n", " ")]
 
 
-def test_a_pair_is_one_sentence_and_what_it_sums_up():
+def test_a_pair_is_a_summary_sentence_and_the_body_after_it():
     document = pydocs.make_document("m", "m.f", f"{SUMMARY}\n\n{BODY}\n\n    x = f(1)\n\n{BODY}")
     assert document == ("m", "m.f", f"{BODY}\n\n{BODY}", SUMMARY, f"{SUMMARY}\n\n{BODY}\n\n{BODY}")
 
@@ -246,7 +246,7 @@ def test_a_pair_is_one_sentence_and_what_it_sums_up():
         f"{SUMMARY} It has more.\n\n{BODY}",  # two sentences
         f"{SUMMARY[:-1]}{' and so on' * 8}.\n\n{BODY}",  # more than thirty words
         f"{SUMMARY}\n\nThe points are searched one after the other.",  # too little to sum up
-        f"{SUMMARY}\n\n{BODY} {SUMMARY.lower()}",  # the answer is in the question
+        f"{SUMMARY}\n\n{BODY} {SUMMARY.lower()}",  # the body contains the summary
         f"nearest(points)\n\n{SUMMARY}\n\n{BODY}",  # not what the docstring begins with
     ],
 )
@@ -256,11 +256,11 @@ def test_prose_without_a_summary_is_a_document_without_a_pair(docstring):
     assert SUMMARY[:-1] in document.text
 
 
-def test_every_definition_is_named_by_its_path():
+def test_every_definition_has_its_dotted_name():
     source = f'"""{SUMMARY}"""\nclass A:\n "{SUMMARY}"\n async def f(): "{SUMMARY}"\n'
-    seen, found = pydocs.parse_documents("p.m", source.encode())
-    assert (seen, [each.name for each in found]) == (3, ["p.m", "p.m.A", "p.m.A.f"])
-    assert {each.module for each in found} == {"p.m"}
+    count, documents = pydocs.parse_documents("p.m", source.encode())
+    assert (count, [document.name for document in documents]) == (3, ["p.m", "p.m.A", "p.m.A.f"])
+    assert {document.module for document in documents} == {"p.m"}
 
 
 @pytest.mark.parametrize(
@@ -275,30 +275,31 @@ def test_every_definition_is_named_by_its_path():
     ],
     ids=["syntax", "coding", "bytes", "nul", "depth", "empty"],
 )
-def test_a_file_that_cannot_be_parsed_is_passed_over(source):
+def test_a_file_that_does_not_parse_is_skipped(source):
     assert pydocs.parse_documents("m", source) == (0, [])
 
 
-def test_halves_of_characters_are_left_out():
+def test_unpaired_surrogates_are_removed():
     (document,) = pydocs.parse_documents(
         "m", rf'"""{SUMMARY[:-1]} \ud800 in the plane."""'.encode()
     )[1]
     assert document.text.encode() and document.text.endswith("given in the plane.")
 
 
-def test_the_first_of_equal_texts_is_kept_whatever_its_case_and_digits():
-    def made(name, text, body=""):
+def test_the_first_of_texts_equal_up_to_case_and_digits_is_kept():
+    def document(name, text, body=""):
         return pydocs.Document("m", name, body, "", text)
 
-    first = made("a", "Point 1 of the\nplane.", "the body of it")
-    same = made("b", "point 22 of  the plane.", "another body")
-    echo = made("c", "Another text.", "The BODY of it")
-    swap = made("d", "The body of it")
-    free = made("e", "A third text.", "another body")
-    assert pydocs.deduplicate([first, same, echo, swap, free]) == [first, free]
+    first = document("a", "Point 1 of the\nplane.", "the body of it")
+    equal_text = document("b", "point 22 of  the plane.", "another body")
+    equal_body = document("c", "Another text.", "The BODY of it")
+    text_equals_body = document("d", "The body of it")
+    distinct = document("e", "A third text.", "another body")
+    documents = [first, equal_text, equal_body, text_equals_body, distinct]
+    assert pydocs.deduplicate(documents) == [first, distinct]
 
 
-def test_modules_are_split_in_the_shares_that_are_stated():
+def test_modules_are_split_in_the_stated_shares():
     counts = collections.Counter(pydocs.split_of(f"package.module{i}") for i in range(20_000))
     for split, percent in pydocs.SPLITS.items():
         assert abs(counts[split] / 200 - percent) < 1
@@ -311,20 +312,20 @@ def test_no_text_and_no_body_is_in_two_splits(site, tmp_path):
     bodies = [r["body"] for records in splits.values() for r in records if r["body"]]
     assert len(texts) == len(set(texts)) == 80 + 20 + 1
     assert len(bodies) == len(set(bodies)) == 20
-    for split, kept in splits.items():
-        assert kept and {pydocs.split_of(record["module"]) for record in kept} == {split}
+    for split, rows in splits.items():
+        assert rows and {pydocs.split_of(record["module"]) for record in rows} == {split}
 
 
-def test_the_same_packages_give_the_same_bytes_on_any_cores(site, tmp_path, monkeypatch):
-    one = pydocs.build(tmp_path / "one", ["alpha", "beta"])
+def test_the_number_of_processes_does_not_change_the_bytes(site, tmp_path, monkeypatch):
+    serial = pydocs.build(tmp_path / "one", ["alpha", "beta"])
     monkeypatch.setattr(pydocs, "MIN_POOL_FILES", 1)
     monkeypatch.setattr(pydocs, "MAX_PROCESSES", 2)
-    two = pydocs.build(tmp_path / "two", ["beta", "alpha", "beta"])
-    assert digest(one) == digest(two)
-    assert len(digest(one)) == 3 + len(pydocs.SPLITS)
+    parallel = pydocs.build(tmp_path / "two", ["beta", "alpha", "beta"])
+    assert digest(serial) == digest(parallel)
+    assert len(digest(serial)) == 3 + len(pydocs.SPLITS)
 
 
-def test_what_was_read_and_dropped_is_recorded(site, tmp_path):
+def test_the_metadata_counts_records_read_and_dropped(site, tmp_path):
     directory = pydocs.build(tmp_path / "data", ["beta", "alpha"])
     metadata = json.loads((directory / "metadata.json").read_text())
     assert metadata["packages"] == {"alpha": "1.0", "beta": "1.0"}
@@ -335,7 +336,7 @@ def test_what_was_read_and_dropped_is_recorded(site, tmp_path):
     assert counts["pairs"] == 20
 
 
-def test_a_finished_build_is_kept_and_another_choice_of_packages_is_refused(site, tmp_path, capsys):
+def test_a_finished_build_is_reused_and_other_packages_are_refused(site, tmp_path, capsys):
     directory = pydocs.build(tmp_path, ["alpha"])
     assert capsys.readouterr().out == ""
     before = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
@@ -345,21 +346,21 @@ def test_a_finished_build_is_kept_and_another_choice_of_packages_is_refused(site
         pydocs.build(tmp_path)
 
 
-def test_a_killed_build_reads_as_absent_and_the_next_one_cleans_up(site, tmp_path):
+def test_a_killed_build_reads_as_missing_and_the_next_build_cleans_up(site, tmp_path):
     code = (
         "import os, signal\nfrom lm.sources import pydocs\n"
-        "def die(self, kept, split):\n"
-        "    yield 0, kept[0]._asdict()\n"
+        "def die(self, documents, split):\n"
+        "    yield 0, documents[0]._asdict()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "pydocs.PyDocs._generate_examples = die\n"
         f"pydocs.build({str(tmp_path)!r}, ['alpha'])\n"
     )
-    here = pathlib.Path(__file__).parents[1]
-    path = {"PYTHONPATH": f"{here}:{site}", "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True)
-    assert done.returncode == -signal.SIGKILL
-    (left,) = (tmp_path / "pydocs").iterdir()
-    assert left.name.startswith("incomplete.")
+    root = pathlib.Path(__file__).parents[1]
+    path = {"PYTHONPATH": f"{root}:{site}", "HOME": str(tmp_path)}
+    process = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True)
+    assert process.returncode == -signal.SIGKILL
+    (leftover,) = (tmp_path / "pydocs").iterdir()
+    assert leftover.name.startswith("incomplete.")
     with pytest.raises(ValueError, match="pydocs is not in"):
         sources.tfds_splits("pydocs", tmp_path)
     directory = pydocs.build(tmp_path, ["alpha"])
@@ -367,7 +368,7 @@ def test_a_killed_build_reads_as_absent_and_the_next_one_cleans_up(site, tmp_pat
     assert sources.tfds_splits("pydocs", tmp_path)["train"] > 0
 
 
-def test_packages_that_cannot_serve_are_named(site, tmp_path):
+def test_unusable_packages_are_named(site, tmp_path):
     with pytest.raises(ValueError, match="'alpa' for pydocs is not installed.*mean 'alpha'"):
         pydocs.build(tmp_path, ["alpa"])
     with pytest.raises(ValueError, match=r"no prose for train in \['hollow'\]"):
@@ -375,9 +376,9 @@ def test_packages_that_cannot_serve_are_named(site, tmp_path):
     assert not list(tmp_path.glob("pydocs/*"))
 
 
-def test_tests_vendored_copies_and_this_package_are_left_out(site):
-    kept = ["gamma/__init__.py", "gamma/testing.py", "gamma_top.py"]
-    dropped = [
+def test_tests_vendored_copies_and_this_package_are_excluded(site):
+    included = ["gamma/__init__.py", "gamma/testing.py", "gamma_top.py"]
+    excluded = [
         "gamma/tests/a.py",
         "gamma/_vendor/b.py",
         "gamma/test_c.py",
@@ -386,14 +387,14 @@ def test_tests_vendored_copies_and_this_package_are_left_out(site):
         "gamma/data.txt",
         "../bin/tool.py",
     ]
-    install(site, "gamma", dict.fromkeys(kept + dropped, ""))
+    install(site, "gamma", dict.fromkeys(included + excluded, ""))
     install(site, "setuptools", {"setuptools_copy.py": ""})
-    found = pydocs.python_files(pydocs.installed_distributions(["gamma"]).values())
-    assert [name for name, _ in found] == ["gamma", "gamma.testing", "gamma_top"]
-    assert all(pathlib.Path(path).is_file() for _, path in found)
-    everything = pydocs.installed_distributions()
-    assert {"alpha", "gamma", "numpy"} <= everything.keys()
-    assert not {"lm", "setuptools", "torch"} & everything.keys()
+    files = pydocs.python_files(pydocs.installed_distributions(["gamma"]).values())
+    assert [name for name, _ in files] == ["gamma", "gamma.testing", "gamma_top"]
+    assert all(pathlib.Path(path).is_file() for _, path in files)
+    distributions = pydocs.installed_distributions()
+    assert {"alpha", "gamma", "numpy"} <= distributions.keys()
+    assert not {"lm", "setuptools", "torch"} & distributions.keys()
 
 
 def test_real_packages_give_prose_and_pairs(tmp_path):

@@ -1,4 +1,4 @@
-"""Laws of the records that come from TFDS."""
+"""Tests of records read from TFDS."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def texts(split: str, root) -> list[str]:
     return [source[i]["text"] for i in range(len(source))]
 
 
-def test_a_record_is_plain_python_with_bytes_as_text(prepared):
+def test_records_are_plain_python_values_and_bytes_are_text(prepared):
     source = sources.tfds_records("tiny", "train", prepared)
     for index in (0, 57, EXAMPLES - 1):
         record = source[index]
@@ -79,20 +79,20 @@ def test_a_record_is_plain_python_with_bytes_as_text(prepared):
         assert record["answers"] == {"text": ["où", "où"], "start": [i, i]}
 
 
-def test_splits_are_counted_and_every_record_comes_once(prepared):
+def test_splits_have_their_sizes_and_every_record_occurs_once(prepared):
     assert sources.tfds_splits("tiny", prepared) == {"train": EXAMPLES, "test": 7}
     assert sorted(texts("train", prepared)) == sorted(f"é {i}" for i in range(EXAMPLES))
     assert len(texts("train[:10]+test", prepared)) == 17
 
 
-def test_the_same_index_is_the_same_record_in_another_process(prepared):
+def test_an_unpickled_source_has_the_same_records(prepared):
     source = sources.tfds_records("tiny", "train[3:90]", prepared)
-    again = pickle.loads(pickle.dumps(source))
-    assert len(again) == len(source) == 87
-    assert [again[i] for i in range(87)] == [source[i] for i in range(87)]
+    unpickled = pickle.loads(pickle.dumps(source))
+    assert len(unpickled) == len(source) == 87
+    assert [unpickled[i] for i in range(87)] == [source[i] for i in range(87)]
 
 
-def test_a_slice_and_the_rest_are_the_whole(prepared):
+def test_a_slice_and_its_complement_are_the_whole_split(prepared):
     assert texts("train[:99%]", prepared) + texts("train[99%:]", prepared) == texts(
         "train", prepared
     )
@@ -121,7 +121,7 @@ def test_a_config_is_part_of_the_name(root):
         sources.tfds_splits("famly", root)
 
 
-def test_what_a_killed_build_left_is_not_read(root):
+def test_an_incomplete_version_is_not_read(root):
     shutil.copytree(root / "tiny" / "1.2.0", root / "tiny" / "incomplete.ABC123_2.0.0")
     (root / "tiny" / "3.0.0").mkdir()
     assert sources.tfds_records("tiny", "test", root).source.dataset_info.version == "1.2.0"
@@ -130,18 +130,18 @@ def test_what_a_killed_build_left_is_not_read(root):
         sources.tfds_splits("tiny", root)
 
 
-def test_an_absent_dataset_is_answered_with_the_place_and_the_command(root, monkeypatch):
+def test_the_error_for_a_missing_dataset_names_the_directory_and_the_command(root, monkeypatch):
     monkeypatch.chdir(root.parent)
     with pytest.raises(ValueError) as error:
         sources.tfds_splits("tinny/1.2.0", root.name)
-    cure = f"`tfds build tinny:1.2.0 --file_format=array_record --data_dir={root}`"
-    assert f"not in {root};" in str(error.value) and cure in str(error.value)
+    command = f"`tfds build tinny:1.2.0 --file_format=array_record --data_dir={root}`"
+    assert f"not in {root};" in str(error.value) and command in str(error.value)
     assert "did you mean 'tiny'?" in str(error.value)
     with pytest.raises(ValueError, match="wmt14_translate/de-en is not in .*[^?]$"):
         sources.tfds_splits("wmt14_translate/de-en", root / "nowhere")
 
 
-def test_an_embedded_dataset_is_built_by_our_own_command(root):
+def test_the_error_for_a_missing_embedded_dataset_names_the_corpus_command(root):
     for name in sources.EMBEDDED_DATASETS:
         with pytest.raises(ValueError, match="python -m lm corpus --config=configs/pretrain.py`.$"):
             sources.tfds_records(name, "train", root)
@@ -168,7 +168,7 @@ def test_a_converted_dataset_is_read_from_its_array_record(root, prepared):
 
 
 @pytest.mark.parametrize(
-    "split, sentence",
+    "split, message",
     [
         ("trian", "choose one of all, test, train; did you mean 'train'?"),
         ("train+valid", "the split of tiny='valid' is unknown"),
@@ -178,13 +178,13 @@ def test_a_converted_dataset_is_read_from_its_array_record(root, prepared):
         ("train[9:2]", "holds no example"),
     ],
 )
-def test_a_split_that_cannot_be_read_is_answered_in_a_sentence(prepared, split, sentence):
+def test_an_invalid_split_is_refused_with_a_message(prepared, split, message):
     with pytest.raises(ValueError) as error:
         sources.tfds_records("tiny", split, prepared)
-    assert sentence in str(error.value)
+    assert message in str(error.value)
 
 
-def test_held_out_data_is_never_training_data(prepared):
+def test_held_out_examples_are_not_training_examples(prepared):
     assert sources.resolve_tfds_splits("tiny", "train[:50%]", "test[:3]", prepared) == (
         "train[:50%]",
         "test[:3]",
@@ -197,7 +197,7 @@ def test_held_out_data_is_never_training_data(prepared):
             sources.resolve_tfds_splits("tiny", sliced, "validation", prepared)
 
 
-def test_the_default_directory_is_that_of_tfds(prepared, monkeypatch, tmp_path):
+def test_the_default_directory_is_tfds_s_own(prepared, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     assert sources.tfds_splits("tiny")["test"] == 7
     monkeypatch.delenv("TFDS_DATA_DIR")
@@ -213,14 +213,14 @@ def test_reading_is_silent_and_touches_neither_tensorflow_nor_jax(prepared, tmp_
         f"source = sources.tfds_records('tiny', 'train[:99%]', {str(prepared)!r}); source[3];"
         "assert not {'tensorflow', 'jax'} & set(sys.modules)"
     )
-    here = pathlib.Path(__file__).parents[1]
-    done = subprocess.run(
+    root = pathlib.Path(__file__).parents[1]
+    process = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": f"{here}:{tmp_path}", "HOME": str(tmp_path)},
+        env={"PYTHONPATH": f"{root}:{tmp_path}", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the TFDS directory beside the checkout")

@@ -1,4 +1,4 @@
-"""Laws of a dump of Wikipedia: every page once, prose as a reader reads it, in constant memory."""
+"""Tests of Wikipedia dumps: every page once, prose as a reader sees it, in constant memory."""
 
 from __future__ import annotations
 
@@ -18,72 +18,72 @@ from tests import dump
 EXPORT = "{http://www.mediawiki.org/xml/export-0.11/}"
 
 
-def the_part(path) -> sources.SourceFile:
-    (part,) = sources.list_files(str(path))
-    return part
+def open_dump(path) -> sources.SourceFile:
+    (source_file,) = sources.list_files(str(path))
+    return source_file
 
 
-def told(path) -> list[tuple[str, str]]:
-    part = the_part(path)
-    return [tuple(part.document(raw)) for raw in part.raw_records()]
+def read(path) -> list[tuple[str, str]]:
+    source_file = open_dump(path)
+    return [tuple(source_file.document(raw)) for raw in source_file.raw_records()]
 
 
-def wanted(pages=dump.PAGES) -> list[tuple[str, str]]:
+def expected(pages=dump.PAGES) -> list[tuple[str, str]]:
     return [(page.prose, page.dropped) for page in pages]
 
 
-def tree(text: str) -> dict:
-    """A raw record of a page with this body."""
+def raw_page(text: str) -> dict:
+    """The raw record of a page with this wikitext."""
     page = dump.page_xml(dump.Page("Title", text), 1)
     return {"page": page.strip().encode(), "hidden": wikitext.HIDDEN_PREFIXES}
 
 
 @pytest.fixture
-def part(tmp_path) -> sources.SourceFile:
+def source_file(tmp_path) -> sources.SourceFile:
     dump.write_dump(tmp_path / "mini.xml")
-    return the_part(tmp_path / "mini.xml")
+    return open_dump(tmp_path / "mini.xml")
 
 
 @pytest.mark.parametrize("page", dump.PAGES, ids=lambda page: page.title)
-def test_a_page_is_told_as_it_is_read_by_hand(page, part):
+def test_a_page_gives_the_prose_written_by_hand(page, source_file):
     raw = {"page": dump.page_xml(page, 1).strip().encode(), "hidden": wikitext.HIDDEN_PREFIXES}
-    assert part.document(raw) == (page.prose, page.dropped)
+    assert source_file.document(raw) == (page.prose, page.dropped)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".zst"])
 @pytest.mark.parametrize("streams", [1, 2, 5])
-def test_a_dump_is_the_same_pages_whatever_its_compression_and_streams(suffix, streams, tmp_path):
+def test_compression_and_streams_do_not_change_the_pages(suffix, streams, tmp_path):
     path = tmp_path / f"mini.xml{suffix}"
     assert dump.write_dump(path, copies=2, streams=streams) == 2 * len(dump.PAGES)
-    assert told(path) == wanted() * 2
+    assert read(path) == expected() * 2
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
-def test_where_a_chunk_ends_makes_no_difference(chunk, tmp_path, monkeypatch):
+def test_the_chunk_size_does_not_change_the_pages(chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "CHUNK_BYTES", max(chunk, len(dump.header_xml())))
     path = tmp_path / "mini.xml"
     dump.write_dump(path, pages=dump.PAGES[-8:])
-    part = the_part(path)
-    stream = part.raw_records()
+    source_file = open_dump(path)
+    stream = source_file.raw_records()
     first = next(stream)
     monkeypatch.setattr(formats, "CHUNK_BYTES", chunk)
-    assert [part.document(raw) for raw in (first, *stream)] == wanted(dump.PAGES[-8:])
+    assert [source_file.document(raw) for raw in (first, *stream)] == expected(dump.PAGES[-8:])
 
 
-def test_the_pages_are_those_of_the_whole_xml(part):
-    root = ElementTree.parse(part.name).getroot()
-    pages = [ElementTree.fromstring(raw["page"]) for raw in part.raw_records()]
+def test_the_pages_equal_those_of_an_xml_parser(source_file):
+    root = ElementTree.parse(source_file.name).getroot()
+    pages = [ElementTree.fromstring(raw["page"]) for raw in source_file.raw_records()]
     whole = root.findall(f"{EXPORT}page")
     assert len(pages) == len(whole) == len(dump.PAGES)
-    for ours, theirs in zip(pages, whole, strict=True):
-        words = lambda page: [(n.tag.removeprefix(EXPORT), n.text, n.items()) for n in page.iter()]
-        assert words(ours) == words(theirs)
+    for page, reference in zip(pages, whole, strict=True):
+        nodes = lambda page: [(n.tag.removeprefix(EXPORT), n.text, n.items()) for n in page.iter()]
+        assert nodes(page) == nodes(reference)
 
 
-def test_a_wiki_of_another_language_has_prefixes_and_words_of_its_own(tmp_path):
+def test_a_german_wiki_has_its_own_prefixes_and_names(tmp_path):
     dump.write_dump(tmp_path / "de.xml", pages=dump.GERMAN_PAGES, namespaces=dump.GERMAN)
-    assert told(tmp_path / "de.xml") == wanted(dump.GERMAN_PAGES)
-    raw = next(the_part(tmp_path / "de.xml").raw_records())
+    assert read(tmp_path / "de.xml") == expected(dump.GERMAN_PAGES)
+    raw = next(open_dump(tmp_path / "de.xml").raw_records())
     assert set(raw["hidden"]) == {
         "category",
         "datei",
@@ -95,41 +95,47 @@ def test_a_wiki_of_another_language_has_prefixes_and_words_of_its_own(tmp_path):
     }
 
 
-@pytest.mark.parametrize("word", wiki_names.DISAMBIGUATIONS)
-def test_every_mark_of_a_disambiguation_is_one_as_a_template_alone(word, part):
-    for text in (f"x {{{{{word}}}}}", f"x {{{{ {word.capitalize()} |y}}}}"):
-        assert part.document(tree(text)) == ("", "disambiguation")
-    for text in (
-        f"The word {word}.",
-        f"x {{{{nota {word[:-1]}}}}}",
-        f"x {{{{{word} needed}}}}",
-        f"x {{{{other|{word}}}}}",
-    ):
-        assert not part.document(tree(text)).drop_reason
+def test_a_disambiguation_mark_counts_only_as_a_template(source_file):
+    faults = []
+    for word in wiki_names.DISAMBIGUATIONS:
+        for text, drop_reason in {
+            f"x {{{{{word}}}}}": "disambiguation",
+            f"x {{{{ {word.capitalize()} |y}}}}": "disambiguation",
+            f"The word {word}.": "",
+            f"x {{{{nota {word[:-1]}}}}}": "",
+            f"x {{{{{word} needed}}}}": "",
+            f"x {{{{other|{word}}}}}": "",
+        }.items():
+            if source_file.document(raw_page(text)).drop_reason != drop_reason:
+                faults.append(text)
+    assert not faults
 
 
-@pytest.mark.parametrize("word", wiki_names.DISAMBIGUATION_TITLES)
-def test_a_title_says_that_a_page_is_a_disambiguation(word, part):
-    for title, dropped in ((f"X ({word})", True), (f"X （{word}）", True), (word, False)):
-        xml = dump.page_xml(dump.Page(title, "Text."), 1).strip().encode()
-        document = part.document({"page": xml, "hidden": wikitext.HIDDEN_PREFIXES})
-        assert document == (("", "disambiguation") if dropped else ("Text.", ""))
+def test_a_disambiguation_mark_in_the_title_must_be_in_brackets(source_file):
+    faults = []
+    for word in wiki_names.DISAMBIGUATION_TITLES:
+        for title, dropped in ((f"X ({word})", True), (f"X （{word}）", True), (word, False)):
+            xml = dump.page_xml(dump.Page(title, "Text."), 1).strip().encode()
+            document = source_file.document({"page": xml, "hidden": wikitext.HIDDEN_PREFIXES})
+            if document != (("", "disambiguation") if dropped else ("Text.", "")):
+                faults.append(title)
+    assert not faults
 
 
-@pytest.mark.parametrize("title", sorted(wiki_names.REFERENCE_SECTIONS))
-def test_a_section_of_references_goes_with_those_below_it(title):
-    text = f"A.\n== {title.capitalize()} ==\nx\n=== Y ===\ny\n== Z ==\nz"
-    assert wikitext.prose(text) == "A.\n\nZ\n\nz"
+def test_a_reference_section_is_removed_with_its_subsections():
+    body = "x\n=== Y ===\ny\n== Z ==\nz"
+    texts = [f"A.\n== {title.capitalize()} ==\n{body}" for title in wiki_names.REFERENCE_SECTIONS]
+    assert not [text for text in texts if wikitext.prose(text) != "A.\n\nZ\n\nz"]
 
 
-def test_of_several_revisions_the_last_is_told(part):
-    raw = tree("Later.")
+def test_the_last_of_several_revisions_is_used(source_file):
+    raw = raw_page("Later.")
     start, _, end = raw["page"].partition(b"    <revision>")
     earlier = b"    <revision><text>Earlier.</text></revision>\n    <revision>"
-    assert part.document(raw | {"page": start + earlier + end}).text == "Later."
+    assert source_file.document(raw | {"page": start + earlier + end}).text == "Later."
 
 
-def test_a_page_that_is_no_page_is_bad_with_its_reason(part):
+def test_an_invalid_page_is_bad_with_its_reason(source_file):
     for page, reason in {
         b"<page><title>x</page>": "XML: mismatched tag",
         b"<page><ns>0</ns>&undefined;</page>": "XML: undefined entity",
@@ -139,12 +145,12 @@ def test_a_page_that_is_no_page_is_bad_with_its_reason(part):
         b"<page><revision/></page>": "XML: a page without <ns> or <revision>",
     }.items():
         with pytest.raises(sources.BadRecord, match=reason):
-            part.document({"page": page, "hidden": ()})
+            source_file.document({"page": page, "hidden": ()})
 
 
-def test_xml_that_is_no_dump_is_refused(tmp_path):
+def test_xml_that_is_not_a_dump_is_refused(tmp_path):
     path = tmp_path / "a.xml"
-    for text, words in {
+    for text, message in {
         "": "a.xml is not an XML export of MediaWiki from b'' on",
         "<rss><item/></rss>": "a.xml is not an XML export of MediaWiki from b'<rss><item/></rss>'",
         "<mediawiki></mediawiki>\n junk": "is not an XML export of MediaWiki from b'junk' on",
@@ -154,85 +160,85 @@ def test_xml_that_is_no_dump_is_refused(tmp_path):
         "<mediawiki><page><ns>0</ns>": "after its first 0 records: it is cut short",
     }.items():
         path.write_text(text)
-        with pytest.raises(ValueError, match=words):
-            list(the_part(path).raw_records())
+        with pytest.raises(ValueError, match=message):
+            list(open_dump(path).raw_records())
 
 
 @pytest.mark.parametrize("suffix", ["", ".bz2"])
-def test_dumps_one_after_the_other_are_read_to_the_end_of_the_last(suffix, tmp_path):
+def test_concatenated_dumps_are_read_to_the_end(suffix, tmp_path):
     dump.write_dump(tmp_path / "a.xml")
     dump.write_dump(tmp_path / "de.xml", pages=dump.GERMAN_PAGES, namespaces=dump.GERMAN)
     english, german = ((tmp_path / name).read_bytes() for name in ("a.xml", "de.xml"))
-    none = dump.header_xml().encode() + b"</mediawiki>"
+    no_pages = dump.header_xml().encode() + b"</mediawiki>"
     for blocks, pages in {
         (english, german): [*dump.PAGES, *dump.GERMAN_PAGES],
-        (none, b"\n", b'<?xml version="1.0"?>' + german): dump.GERMAN_PAGES,
-        (none,): [],
+        (no_pages, b"\n", b'<?xml version="1.0"?>' + german): dump.GERMAN_PAGES,
+        (no_pages,): [],
     }.items():
         dump.pack(tmp_path / f"both.xml{suffix}", list(blocks))
-        assert told(tmp_path / f"both.xml{suffix}") == wanted(pages)
+        assert read(tmp_path / f"both.xml{suffix}") == expected(pages)
     dump.pack(tmp_path / f"both.xml{suffix}", [english, german[:-4]])
     with pytest.raises(ValueError, match=r"after its first \d+ records: it is cut short"):
-        told(tmp_path / f"both.xml{suffix}")
+        read(tmp_path / f"both.xml{suffix}")
 
 
-def test_a_page_beyond_the_limit_is_bad_and_the_next_is_read(tmp_path, monkeypatch):
+def test_an_oversized_page_is_bad_and_the_next_is_read(tmp_path, monkeypatch):
     pages = [dump.Page(str(n), "x" * n) for n in (10, 2000, 30, 200_000, 50)]
     dump.write_dump(tmp_path / "a.xml.bz2", pages=pages)
     sizes = [len(dump.page_xml(page, 1 + i).strip()) for i, page in enumerate(pages)]
     monkeypatch.setattr(documents, "MAX_RECORD_BYTES", sizes[1] - 1)
-    part, found = the_part(tmp_path / "a.xml.bz2"), []
-    for raw in part.raw_records():
+    source_file, texts = open_dump(tmp_path / "a.xml.bz2"), []
+    for raw in source_file.raw_records():
         try:
-            found.append(part.document(raw).text)
+            texts.append(source_file.document(raw).text)
         except sources.BadRecord as error:
-            found.append(str(error))
+            texts.append(str(error))
             assert raw["excerpt"].startswith(b"<page>")
-    long = f"longer than {sizes[1] - 1:,} bytes"
-    assert found == ["x" * 10, long, "x" * 30, long, "x" * 50]
+    reason = f"longer than {sizes[1] - 1:,} bytes"
+    assert texts == ["x" * 10, reason, "x" * 30, reason, "x" * 50]
     monkeypatch.setattr(documents, "MAX_RECORD_BYTES", sizes[1])
-    assert "unreadable" not in list(part.raw_records())[1]
+    assert "unreadable" not in list(source_file.raw_records())[1]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
-def test_an_archive_is_read_to_its_end_which_alone_shows_that_it_is_whole(suffix, tmp_path):
+def test_an_archive_is_read_to_its_end_to_detect_truncation(suffix, tmp_path):
     path = tmp_path / f"a.xml{suffix}"
     dump.write_dump(path)
     dump.pack(tmp_path / f"b{suffix}", [b" " * (3 << 20)])
     whole = path.read_bytes() + (tmp_path / f"b{suffix}").read_bytes()
     path.write_bytes(whole)
-    assert told(path) == wanted()
+    assert read(path) == expected()
     path.write_bytes(whole[:-1])
     with pytest.raises(ValueError, match=f"after its first {len(dump.PAGES)} records"):
-        told(path)
+        read(path)
 
 
 @pytest.mark.parametrize("suffix", ["", ".bz2"])
-def test_memory_is_bounded_whatever_the_length_of_a_dump(suffix, tmp_path, monkeypatch):
+def test_memory_does_not_grow_with_the_length_of_a_dump(suffix, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "MAX_RECORD_BYTES", 1 << 16)
     monkeypatch.setattr(formats, "CHUNK_BYTES", 1 << 16)
     endless = dump.Page("Endless", "x" * (1 << 20))
     dump.write_dump(tmp_path / f"a.xml{suffix}", copies=12, pages=(*dump.PAGES, endless)[-18:])
-    part = the_part(tmp_path / f"a.xml{suffix}")
-    next(part.raw_records())
+    source_file = open_dump(tmp_path / f"a.xml{suffix}")
+    next(source_file.raw_records())
     tracemalloc.start()
-    held = pyarrow.total_allocated_bytes()
-    assert sum(1 for _ in part.raw_records()) == 12 * 18
-    peak = tracemalloc.get_traced_memory()[1] + pyarrow.total_allocated_bytes() - held
+    before = pyarrow.total_allocated_bytes()
+    assert sum(1 for _ in source_file.raw_records()) == 12 * 18
+    peak = tracemalloc.get_traced_memory()[1] + pyarrow.total_allocated_bytes() - before
     tracemalloc.stop()
     assert peak < 1 << 20
 
 
-PIECES = r"""{{ }} [[ ]] {{{ }}} | = '' ''' {| |} |- <ref> </ref> <ref/> <!-- --> == === * # ; :
+MARKUP = r"""{{ }} [[ ]] {{{ }}} | = '' ''' {| |} |- <ref> </ref> <ref/> <!-- --> == === * # ; :
 <nowiki> </nowiki> <div> </div> <math> </math> &amp; &#x41; &bad; &#xFFFFFFF; ( ) , . http://x.y
 [http://x a] [ ] __TOC__ File: a b c <br> </br> <p> </p> < > ~~~~ -{ }-"""
 
 
 def random_markup(rng: random.Random) -> str:
-    return "".join(rng.choice([*PIECES.split(), " ", "\n"]) for _ in range(rng.randrange(60)))
+    return "".join(rng.choice([*MARKUP.split(), " ", "\n"]) for _ in range(rng.randrange(60)))
 
 
-def test_no_markup_makes_the_reading_fail_or_leaves_its_own_marks():
+def test_random_markup_never_fails_and_leaves_no_internal_marks():
     rng = random.Random(0)
     for _ in range(1500):
         text = random_markup(rng)
@@ -241,7 +247,7 @@ def test_no_markup_makes_the_reading_fail_or_leaves_its_own_marks():
         assert prose == prose.strip() and "\n\n\n" not in prose, text
 
 
-def test_prose_without_markup_is_itself():
+def test_prose_without_markup_is_unchanged():
     rng = random.Random(1)
     words = [
         "one",
@@ -264,24 +270,24 @@ def test_prose_without_markup_is_itself():
         assert wikitext.prose(wikitext.prose(text) + "{{stub}}<!-- x -->[[Category:X]]") == text
 
 
-def test_words_are_those_of_the_parser_s_own_tree():
-    beside = re.compile(r"<ref.*?(/>|</ref>)|\{\|.*?\|\}|\[\[File:.*?\n", re.DOTALL)
-    by_templates = {"oter", "kg", "km", "no", *map(str, range(60))}
+def test_words_equal_those_of_the_parser_s_own_tree():
+    removed = re.compile(r"<ref.*?(/>|</ref>)|\{\|.*?\|\}|\[\[File:.*?\n", re.DOTALL)
+    from_templates = {"oter", "kg", "km", "no", *map(str, range(60))}
     for page in (dump.ANATOMY, dump.HEADINGS, dump.RIVERS):
-        theirs = mwparserfromhell.parse(beside.sub("", page.text)).strip_code()
-        ours = re.findall(r"\w+", wikitext.prose(page.text))
-        assert len(ours) > 8
-        assert set(ours) - by_templates <= set(re.findall(r"\w+", theirs))
+        reference = mwparserfromhell.parse(removed.sub("", page.text)).strip_code()
+        words = re.findall(r"\w+", wikitext.prose(page.text))
+        assert len(words) > 8
+        assert set(words) - from_templates <= set(re.findall(r"\w+", reference))
 
 
-def test_the_tokens_in_python_are_told_as_those_in_c(monkeypatch):
-    told = [wikitext.prose(page.text) for page in dump.PAGES[:11]]
+def test_the_python_and_c_tokenizers_give_the_same_prose(monkeypatch):
+    compiled = [wikitext.prose(page.text) for page in dump.PAGES[:11]]
     monkeypatch.setattr(mwparserfromhell.parser, "CTokenizer", None)
-    assert [wikitext.prose(page.text) for page in dump.PAGES[:11]] == told
+    assert [wikitext.prose(page.text) for page in dump.PAGES[:11]] == compiled
 
 
-def test_convert_shows_all_numbers_up_to_its_first_unit_to_convert():
-    for made, shown in {
+def test_convert_displays_the_numbers_up_to_the_first_target_unit():
+    for arguments, expected_text in {
         "5|ft|6|in|cm": "5 ft 6 in",
         "5|ft|1": "5 ft",
         "1|and|2|lb": "1 and 2 lb",
@@ -293,10 +299,10 @@ def test_convert_shows_all_numbers_up_to_its_first_unit_to_convert():
         "6|ft|½|in": "6 ft ½ in",
         "2|to": "2 to",
     }.items():
-        assert wikitext.prose(f"{{{{convert|{made}}}}}") == shown
+        assert wikitext.prose(f"{{{{convert|{arguments}}}}}") == expected_text
 
 
-def test_a_bar_within_a_line_is_no_table():
+def test_a_bar_within_a_line_is_not_a_table():
     for text, prose in {
         "P(''A''|''B'') and [[x]]|y stay": "P(A|B) and x|y stay",
         "a\n| b\n |- c\nd": "a\n\nd",
@@ -304,7 +310,7 @@ def test_a_bar_within_a_line_is_no_table():
         assert wikitext.prose(text) == prose
 
 
-def test_gaps_leave_no_brackets_and_no_doubled_commas():
+def test_gaps_leave_no_empty_brackets_and_no_doubled_commas():
     for text, prose in {
         "A ({{x}}) b": "A b",
         "A ({{x}}, {{y}}; {{z}}) b": "A b",
@@ -325,7 +331,7 @@ def test_gaps_leave_no_brackets_and_no_doubled_commas():
         assert wikitext.prose(text) == prose
 
 
-STALLS = [
+NEVER_CLOSED = [
     "<div>",
     "<ref>",
     "<!--",
@@ -336,17 +342,17 @@ STALLS = [
     "<pre></b>",
     "[[a|",
 ]
-STALLS += ["[//", "}}<b>", "<b>[[a|</b>]]", "{{a|<b>}}</b>", '<b a="{{x|">}}</b>']
+NEVER_CLOSED += ["[//", "}}<b>", "<b>[[a|</b>]]", "{{a|<b>}}</b>", '<b a="{{x|">}}</b>']
 
 
-@pytest.mark.parametrize("opened", STALLS)
-def test_markup_without_any_end_is_bad_and_not_a_stall(opened):
-    words = "wikitext: 9,000 templates, tables, links, comments or tags have no end"
-    with pytest.raises(sources.BadRecord, match=words):
+@pytest.mark.parametrize("opened", NEVER_CLOSED)
+def test_markup_that_is_never_closed_is_bad_and_does_not_stall(opened):
+    message = "wikitext: 9,000 templates, tables, links, comments or tags have no end"
+    with pytest.raises(sources.BadRecord, match=message):
         wikitext.prose(opened * 9_000)
 
 
-def test_what_ends_one_kind_of_markup_ends_no_other():
+def test_closing_one_kind_of_markup_closes_no_other():
     with pytest.raises(sources.BadRecord, match="wikitext: 7,000 templates"):
         wikitext.prose("<b>" * 7_000 + "{{x|}}" * 7_000)
 
@@ -361,9 +367,9 @@ def test_what_ends_one_kind_of_markup_ends_no_other():
     ],
     ids=lambda text: text[:12],
 )
-def test_a_tag_without_its_last_bracket_neither_ends_nor_ends_another(text):
+def test_an_incomplete_tag_neither_closes_nor_is_closed(text):
     with pytest.raises(sources.BadRecord, match="have no end"):
-        wikitext.prose(text)  # seconds, were it parsed
+        wikitext.prose(text)  # would take seconds if it were parsed
 
 
 @pytest.mark.parametrize("opened, closed", ["{}", ("{{{", "}}}"), ("{{{{{", "}}}}}")])
@@ -380,14 +386,14 @@ def test_a_tag_may_have_templates_in_its_attributes():
         assert wikitext.prose(text) == ("Prose. " * 9_000).strip()
 
 
-def test_paragraphs_need_no_end_however_many_there_are():
+def test_paragraph_tags_need_no_end():
     line = "word " * 40
     assert wikitext.prose(f"<p>{line}" * 2_000) == "\n\n".join([line.strip()] * 2_000)
     for text in ("<p>" * 90_000, "<p>" * 9_000 + "</p>" * 9_000):
-        assert wikitext.prose(text) == ""  # minutes, were it quadratic
+        assert wikitext.prose(text) == ""  # would take minutes if it were quadratic
 
 
-def test_markup_that_ends_is_told_however_much_there_is():
+def test_any_amount_of_closed_markup_is_read():
     pieces = ("{{x|{{y}}}}", "{|\n|a\n|}\n", "<!-- x -->", "<b>b</b>", "<br>", "<br />", "<li>c")
     pieces += ("<ref name=a />", "[[d|e]]", "[http://x f]", "<math>{{{{x</math>", "|}}", "}} ]] g")
     for piece in pieces:
@@ -395,18 +401,20 @@ def test_markup_that_ends_is_told_however_much_there_is():
 
 
 @pytest.mark.parametrize("run", [" ", "\n", "a ", "a dab ", "_", "<!--", "<nowiki>"])
-def test_a_mark_is_looked_for_in_the_time_of_one_reading(run, part):
+def test_the_search_for_disambiguation_marks_takes_linear_time(run, source_file):
     text = wikipedia.COMMENT_OR_NOWIKI.sub("", "{{" + run * 200_000)
-    assert not wikipedia.DISAMBIGUATION_TEMPLATE.search(text)  # minutes, were it quadratic
+    assert not wikipedia.DISAMBIGUATION_TEMPLATE.search(
+        text
+    )  # would take minutes if it were quadratic
 
 
-def test_long_runs_take_no_longer_than_their_length():
+def test_long_runs_take_linear_time():
     for piece in ("''", "*", ",", "{{x}}, ", "({{x}},", "\n", "__a", "<br>", " \t"):
         text = piece * 5_000
-        wikitext.prose(text + "{{x}}")  # seconds, were any of it quadratic
+        wikitext.prose(text + "{{x}}")  # would take seconds if any of it were quadratic
 
 
-def test_a_page_is_told_alike_by_every_process_from_its_bytes_alone(part):
-    lonely = sources.SourceFile("nowhere.xml", "wikipedia")
-    for raw in part.raw_records():
-        assert lonely.document(raw) == part.document(raw)
+def test_a_document_depends_only_on_the_raw_record(source_file):
+    other_file = sources.SourceFile("nowhere.xml", "wikipedia")
+    for raw in source_file.raw_records():
+        assert other_file.document(raw) == source_file.document(raw)

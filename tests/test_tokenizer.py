@@ -1,4 +1,4 @@
-"""Laws of the tokenizer: nothing is lost, bytes are counted, training repeats, ids keep apart."""
+"""Tests of the tokenizer: lossless, exact in bytes, reproducible, with disjoint id ranges."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def directory(tmp_path_factory):
 
 
 def trained(name):
-    """A fixture: the tokenizer of varied_texts() by some options."""
+    """A fixture: the tokenizer of varied_texts() with OPTIONS[name]."""
 
     @pytest.fixture(scope="module", name=name)
     def fixture(tmp_path_factory):
@@ -58,11 +58,11 @@ def plain(directory):
 
 
 @pytest.fixture(scope="module")
-def spelt(tmp_path_factory):
-    return tokenizer.write_byte_tokenizer(tmp_path_factory.mktemp("spelt"), NUM_EXTRA_IDS)
+def byte_tokens(tmp_path_factory):
+    return tokenizer.write_byte_tokenizer(tmp_path_factory.mktemp("bytes"), NUM_EXTRA_IDS)
 
 
-EVERY = pytest.mark.parametrize("which", ["plain", "spelt", *OPTIONS])
+ALL = pytest.mark.parametrize("which", ["plain", "byte_tokens", *OPTIONS])
 
 
 AWKWARD = [
@@ -90,7 +90,7 @@ AWKWARD = [
 
 
 def code_points(rng, low, high, most=4):
-    """A few random code points of a range, assigned or not, surrogates too."""
+    """A few random code points of a range, including unassigned ones and surrogates."""
     return "".join(chr(rng.randint(low, high)) for _ in range(rng.randint(1, most)))
 
 
@@ -102,7 +102,7 @@ RANGES += [
     (0x2000, 0x206F),  # spaces, joiners, directions, line and paragraph separators
     (0xD800, 0xDFFF),  # surrogates
     (0xE000, 0xF8FF),  # private use
-    (0xFDD0, 0xFDEF),  # never to be characters
+    (0xFDD0, 0xFDEF),  # noncharacters
     (0x1F300, 0x1FAFF),  # emoji
     (0xE0000, 0xE007F),  # tags
 ]
@@ -121,53 +121,55 @@ SCRAPS = [
 
 
 def fuzz(count=400):
-    """Awkward texts, then random ones of scraps and of code points of every plane."""
+    """Awkward texts, then random ones made of SCRAPS and of code points of every plane."""
     yield from AWKWARD
     yield from ("e" + "\u0301" * 20_000, "日本" * 5_000, "\ud800" * 1_000)
     rng = random.Random(0)
     for _ in range(count):
-        made = [
+        pieces = [
             rng.choice([rng.choice(SCRAPS), code_points(rng, *rng.choice(RANGES))])
             for _ in range(rng.randint(0, 30))
         ]
-        yield "".join(made)
+        yield "".join(pieces)
 
 
 # Nothing is lost. ----------------------------------------------------------------------------
 
 
-@EVERY
-def test_decoding_what_was_encoded_gives_the_normalised_text(which, request):
+@ALL
+def test_decoding_the_ids_of_a_text_gives_the_normalized_text(which, request):
     tok = request.getfixturevalue(which)
     for text in fuzz():
         assert tok.decode(tok.encode(text)) == tok.normalize(text)
 
 
-def test_the_fuzz_holds_what_texts_go_wrong_on():
-    seen = "".join(fuzz())
-    kinds = {unicodedata.category(character) for character in seen}
+def test_the_fuzz_contains_every_awkward_kind_of_character():
+    characters = "".join(fuzz())
+    kinds = {unicodedata.category(character) for character in characters}
     assert kinds >= {"Mn", "Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Nd", "Sk", "Lo", "So"}
-    assert {ord(character) >> 16 for character in seen} == set(range(17))
-    assert {"R", "AL", "RLO", "NSM"} <= {unicodedata.bidirectional(c) for c in seen}
-    assert all(scrap in seen for scrap in SCRAPS)
+    assert {ord(character) >> 16 for character in characters} == set(range(17))
+    assert {"R", "AL", "RLO", "NSM"} <= {unicodedata.bidirectional(c) for c in characters}
+    assert all(scrap in characters for scrap in SCRAPS)
 
 
-@pytest.mark.parametrize("which", ["plain", "joined", "spelt"])
-def test_identity_changes_lone_surrogates_and_the_space_sign_alone(which, request):
+@pytest.mark.parametrize("which", ["plain", "joined", "byte_tokens"])
+def test_identity_changes_only_lone_surrogates_and_the_space_sign(which, request):
     tok = request.getfixturevalue(which)
     for text in fuzz():
-        kept = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
-        assert tok.normalize(text) == (kept if which == "spelt" else kept.replace("▁", " "))
+        expected = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+        assert tok.normalize(text) == (
+            expected if which == "byte_tokens" else expected.replace("▁", " ")
+        )
 
 
 @pytest.mark.parametrize("which", ["folded", "joined_folded"])
-def test_folding_joins_compatible_characters_and_spaces(which, request):
+def test_nmt_nfkc_folds_compatible_characters_and_spaces(which, request):
     folded = request.getfixturevalue(which)
     assert folded.normalization == "nmt_nfkc"
     assert folded.normalize("  ﬁne \n½\u3000x ") == "fine 1⁄2 x"
 
 
-@EVERY
+@ALL
 def test_the_bytes_of_the_pieces_are_the_bytes_of_the_text(which, request):
     tok = request.getfixturevalue(which)
     lengths = tok.piece_bytes(tokenizer.padded_rows(tok.size))
@@ -175,8 +177,8 @@ def test_the_bytes_of_the_pieces_are_the_bytes_of_the_text(which, request):
         assert lengths[tok.encode(text)].sum() == len(tok.normalize(text).encode())
 
 
-@EVERY
-def test_no_text_reaches_a_special_id(which, request):
+@ALL
+def test_no_text_is_encoded_as_a_special_id(which, request):
     tok = request.getfixturevalue(which)
     for text in fuzz():
         ids = tok.encode(text)
@@ -185,7 +187,7 @@ def test_no_text_reaches_a_special_id(which, request):
 
 
 @pytest.mark.parametrize("which", ["plain", "joined"])
-def test_a_piece_holds_newlines_at_its_start_or_not_at_all(which, request):
+def test_a_piece_has_newlines_only_at_its_start(which, request):
     tok = request.getfixturevalue(which)
     pieces = [tok.decode([piece]) for piece in range(3 + 256, tok.vocab_size)]
     assert "\n\n" in pieces
@@ -199,7 +201,7 @@ def test_newlines_and_indentation_are_cheap(which, request):
     assert len(tok.encode("    ")) <= 2
 
 
-def test_a_corpus_without_spaces_still_learns_the_space(tmp_path):
+def test_a_corpus_without_spaces_still_gets_a_space_piece(tmp_path):
     texts = [text.replace(" ", "").replace("\n", "") for text in varied_texts()]
     tok = tokenizer.train(texts, tmp_path, vocab_size=400, num_extra_ids=0)
     assert tok.decode(tok.encode(" a 日\n")) == " a 日\n"
@@ -209,23 +211,24 @@ def test_a_corpus_without_spaces_still_learns_the_space(tmp_path):
 # The ids. ------------------------------------------------------------------------------------
 
 
-def test_the_three_numbers(plain):
+def test_the_three_sizes(plain):
     assert (plain.vocab_size, plain.size) == (VOCAB_SIZE, VOCAB_SIZE + NUM_EXTRA_IDS)
     assert tokenizer.padded_rows(plain.size) == 640
     assert [tokenizer.padded_rows(size) for size in (32_100, 32_128, 1)] == [32_128, 32_128, 128]
     assert tokenizer.padded_rows(32_100, 8) == 32_104
     assert (plain.pad, plain.eos, plain.unk) == (0, 1, 2)
-    facts = tokenizer.read(plain.directory)[1]
-    assert [facts[name] for name in ("pieces", "size", "rows")] == [600, 610, 640]
+    metadata = tokenizer.read(plain.directory)[1]
+    assert [metadata[name] for name in ("pieces", "size", "rows")] == [600, 610, 640]
     assert [plain.vocab_size, plain.size, plain.rows] == [600, 610, 640]
 
 
-@pytest.mark.parametrize("name, wrong", [("pieces", 599), ("size", 611), ("rows", 512)])
-def test_numbers_that_are_not_the_models_are_refused(directory, tmp_path, name, wrong):
+@pytest.mark.parametrize("name, value", [("pieces", 599), ("size", 611), ("rows", 512)])
+def test_sizes_that_differ_from_the_model_are_refused(directory, tmp_path, name, value):
     path = copy(directory, tmp_path) / "tokenizer.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps(facts | {name: wrong}))
-    with pytest.raises(ValueError, match=f"says {name}={wrong}, .* has {facts[name]}; make it"):
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps(metadata | {name: value}))
+    message = f"says {name}={value}, .* has {metadata[name]}; make it"
+    with pytest.raises(ValueError, match=message):
         tokenizer.Tokenizer(tmp_path)
 
 
@@ -242,7 +245,7 @@ def test_a_sentinel_beyond_the_last_is_refused(plain, k):
         plain.sentinel(k)
 
 
-def test_any_id_can_be_shown(plain):
+def test_any_id_can_be_decoded(plain):
     hello = plain.encode("hello").tolist()
     ids = [0, *hello, plain.sentinel(0), 1, plain.sentinel(9), plain.size, -1, 2, 0]
     assert plain.decode(ids) == "hello<extra_id_0><extra_id_9><unused_610><unused_-1>\ufffd"
@@ -260,12 +263,12 @@ def test_special_ids_stand_for_no_bytes(plain):
         plain.piece_bytes(609)
 
 
-def test_a_pickled_tokenizer_is_its_directory_and_works_alike(plain):
+def test_a_tokenizer_pickles_as_its_directory(plain):
     data = pickle.dumps(plain)
-    again = pickle.loads(data)
+    unpickled = pickle.loads(data)
     assert len(data) < 1000
-    assert again.fingerprint == plain.fingerprint
-    np.testing.assert_array_equal(again.encode("a b\n"), plain.encode("a b\n"))
+    assert unpickled.fingerprint == plain.fingerprint
+    np.testing.assert_array_equal(unpickled.encode("a b\n"), plain.encode("a b\n"))
 
 
 # Training. -----------------------------------------------------------------------------------
@@ -280,43 +283,45 @@ for kind in ("unigram", "bpe"):
 """
 
 
-def test_the_number_of_threads_that_fit_is_a_constant_and_told(tmp_path, monkeypatch):
+def test_the_number_of_training_threads_is_constant_and_recorded(tmp_path, monkeypatch):
     import sentencepiece
 
-    given, fit = {}, sentencepiece.SentencePieceTrainer.train
-    spy = lambda **options: given.update(options) or fit(**options)
+    passed, original = {}, sentencepiece.SentencePieceTrainer.train
+    spy = lambda **options: passed.update(options) or original(**options)
     monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", spy)
     tokenizer.train(varied_texts(), tmp_path, vocab_size=400)
-    facts = tokenizer.read(tmp_path)[1]
-    assert given["num_threads"] == facts["training"]["num_threads"] == tokenizer.NUM_THREADS == 16
+    metadata = tokenizer.read(tmp_path)[1]
+    assert passed["num_threads"] == metadata["training"]["num_threads"] == 16
 
 
-def test_another_process_trains_the_same_bytes(tmp_path):
-    found = []
+def test_training_gives_the_same_bytes_in_another_process(tmp_path):
+    trained_files = []
     for run in ("1", "2"):
         paths = [str(ROOT), str(ROOT / "tests"), str(tmp_path / run)]
         environment = os.environ | {"PYTHONHASHSEED": run}
         subprocess.run([sys.executable, "-c", TRAIN_AGAIN, *paths], env=environment, check=True)
         files = sorted((tmp_path / run).glob("*/*"))
-        found.append({"/".join(path.parts[-2:]): path.read_bytes() for path in files})
-    assert found[0] == found[1]
+        trained_files.append({"/".join(path.parts[-2:]): path.read_bytes() for path in files})
+    assert trained_files[0] == trained_files[1]
     names = ("tokenizer.json", "tokenizer.model")
-    assert list(found[0]) == [f"{kind}/{name}" for kind in ("bpe", "unigram") for name in names]
-    assert found[0]["bpe/tokenizer.model"] != found[0]["unigram/tokenizer.model"]
+    assert list(trained_files[0]) == [
+        f"{kind}/{name}" for kind in ("bpe", "unigram") for name in names
+    ]
+    assert trained_files[0]["bpe/tokenizer.model"] != trained_files[0]["unigram/tokenizer.model"]
 
 
-def test_the_facts_are_written_beside_the_model(directory, plain, spelt):
-    facts = json.loads((directory / "tokenizer.json").read_text())
-    assert facts["pieces"] == VOCAB_SIZE and facts["num_sentinels"] == NUM_EXTRA_IDS
-    kinds = [facts["kind"], tokenizer.read(spelt.directory)[1]["kind"]]
+def test_the_metadata_is_written_beside_the_model(directory, plain, byte_tokens):
+    metadata = json.loads((directory / "tokenizer.json").read_text())
+    assert metadata["pieces"] == VOCAB_SIZE and metadata["num_sentinels"] == NUM_EXTRA_IDS
+    kinds = [metadata["kind"], tokenizer.read(byte_tokens.directory)[1]["kind"]]
     assert kinds == ["unigram", "bytes"] and set(kinds) < set(tokenizer.KINDS)
-    assert facts["normalization"] == "identity" and facts["fingerprint"] == plain.fingerprint
-    assert facts["training"]["lines"] == sum(
+    assert metadata["normalization"] == "identity" and metadata["fingerprint"] == plain.fingerprint
+    assert metadata["training"]["lines"] == sum(
         1 for t in varied_texts() for _ in tokenizer.split_chunks(t)
     )
 
 
-def test_the_fingerprint_follows_pieces_and_sentinels(tmp_path, plain):
+def test_the_fingerprint_depends_on_pieces_and_sentinels(tmp_path, plain):
     def fingerprint(**options):
         return tokenizer.train(varied_texts(), tmp_path, **options).fingerprint
 
@@ -325,7 +330,7 @@ def test_the_fingerprint_follows_pieces_and_sentinels(tmp_path, plain):
     assert fingerprint(vocab_size=500, num_extra_ids=NUM_EXTRA_IDS) != plain.fingerprint
 
 
-def test_chunks_fit_and_lose_nothing_but_blank_lines():
+def test_chunks_are_short_and_lose_only_blank_lines():
     long = "x" * 2500 + " words" * 700
     for text in ["a\n\n b\nc", "\n\na\n", long, f"a\n{long}\nb", "日" * 3000, "a\0b▅c", "\ud800"]:
         chunks = list(tokenizer.split_chunks(text))
@@ -338,14 +343,14 @@ def test_chunks_fit_and_lose_nothing_but_blank_lines():
 
 
 @pytest.mark.parametrize("spoiler", ["\0", "▅", "\ud800", "\t", " y" * 4000])
-def test_what_sentencepiece_would_drop_is_learnt_from(tmp_path, spoiler):
+def test_text_that_sentencepiece_would_drop_is_trained_on(tmp_path, spoiler):
     texts = [*varied_texts(), *[" zebra" * 150 + spoiler + " zebra" * 150] * 2]
     tok = tokenizer.train(texts, tmp_path, vocab_size=400)
     assert len(tok.encode(" zebra")) == 1
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_a_texts_own_special_names_are_learnt_from_and_stay_text(tmp_path, kind):
+def test_special_names_in_the_texts_are_trained_on_and_stay_text(tmp_path, kind):
     texts = [text.replace("hello", "<unk> </s> <pad> <s>") for text in varied_texts()]
     tok = tokenizer.train(texts, tmp_path, kind=kind, vocab_size=400)
     assert tok.names()[:3] == ["<pad>", "</s>", "<unk>"]
@@ -360,9 +365,9 @@ def test_bpe_always_joins_a_most_frequent_pair(tmp_path):
     words = rng.choices(vocabulary, [1 / (1 + i) for i in range(30)], k=900)
     texts = [" " + " ".join(words[i : i + 9]) for i in range(0, 900, 9)]
     tok = tokenizer.train(texts, tmp_path, kind="bpe", vocab_size=300, num_extra_ids=0)
-    learnt = [name for name in tok.names()[259:] if len(name) > 1]
+    learned = [name for name in tok.names()[259:] if len(name) > 1]
     spellings = {tuple("▁" + word): words.count(word) for word in set(words)}
-    for piece in learnt:
+    for piece in learned:
         pairs = collections.Counter()
         for symbols, count in spellings.items():
             for pair in itertools.pairwise(symbols):
@@ -370,21 +375,21 @@ def test_bpe_always_joins_a_most_frequent_pair(tmp_path):
         joined = max((pair for pair in pairs if "".join(pair) == piece), key=pairs.get)
         assert pairs[joined] == max(pairs.values())
         spellings = {join(symbols, joined): count for symbols, count in spellings.items()}
-    assert len(learnt) == 300 - 259 - len("▁\nabcde")
+    assert len(learned) == 300 - 259 - len("▁\nabcde")
 
 
 def join(symbols, pair):
-    """The symbols with every neighbouring `pair`, from the left, made one."""
-    made = []
+    """The symbols with every adjacent `pair`, from the left, joined into one."""
+    joined = []
     for symbol in symbols:
-        if made and (made[-1], symbol) == pair:
-            made[-1] += symbol
+        if joined and (joined[-1], symbol) == pair:
+            joined[-1] += symbol
         else:
-            made.append(symbol)
-    return tuple(made)
+            joined.append(symbol)
+    return tuple(joined)
 
 
-def test_a_sample_is_fair_repeatable_and_whole_when_small():
+def test_a_sample_is_uniform_reproducible_and_complete_when_small():
     assert (
         tokenizer.reservoir_sample("abc", 3)
         == tokenizer.reservoir_sample("abc", 9)
@@ -405,7 +410,7 @@ def test_training_prints_a_line_before_and_after_and_sentencepiece_prints_nothin
     assert len(printed) == 2 and re.fullmatch(r"fitted in \d+ s", printed[1])
 
 
-def test_an_error_of_the_source_comes_through(tmp_path):
+def test_an_error_of_the_texts_is_raised(tmp_path):
     def broken():
         yield "a b c"
         raise OSError("the disk is gone")
@@ -418,7 +423,7 @@ def test_an_error_of_the_source_comes_through(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_too_little_text_names_the_most_pieces_and_that_many_work(tmp_path, kind):
+def test_the_error_for_too_little_text_names_a_vocab_size_that_works(tmp_path, kind):
     with pytest.raises(
         ValueError, match=r"tokenizer.vocab_size=32000 is more .* --config.tok"
     ) as error:
@@ -429,7 +434,7 @@ def test_too_little_text_names_the_most_pieces_and_that_many_work(tmp_path, kind
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_too_few_pieces_names_the_least_and_that_many_work(tmp_path, kind):
+def test_the_error_for_a_small_vocab_size_names_one_that_works(tmp_path, kind):
     with pytest.raises(ValueError, match=r"tokenizer.vocab_size=260 cannot hold") as error:
         tokenizer.train(varied_texts(), tmp_path, kind=kind, vocab_size=260)
     least = int(
@@ -454,7 +459,7 @@ def test_too_few_pieces_names_the_least_and_that_many_work(tmp_path, kind):
         (["a b"], {"character_coverage": 0.9}, "=0.9 is not a share from 0.98 to 1; use 0.9995"),
     ],
 )
-def test_a_wrong_request_is_one_sentence(tmp_path, texts, options, message):
+def test_an_invalid_option_is_refused_with_a_message(tmp_path, texts, options, message):
     with pytest.raises(ValueError, match=message):
         tokenizer.train(texts, tmp_path, **options)
 
@@ -465,19 +470,19 @@ def copy(directory, path):
     return path
 
 
-def test_a_missing_tokenizer_is_one_sentence_with_the_cure(directory, tmp_path):
-    for place in (tmp_path / "nowhere", tmp_path, directory / "tokenizer.json"):
+def test_the_error_for_a_missing_tokenizer_names_the_command(directory, tmp_path):
+    for path in (tmp_path / "nowhere", tmp_path, directory / "tokenizer.json"):
         with pytest.raises(ValueError, match="there is no tokenizer in .*python -m lm tokenizer"):
-            tokenizer.Tokenizer(place)
+            tokenizer.Tokenizer(path)
 
 
-def test_a_bit_flipped_anywhere_in_the_model_is_noticed(directory, tmp_path):
+def test_a_flipped_bit_in_the_model_is_detected(directory, tmp_path):
     model = copy(directory, tmp_path) / "tokenizer.model"
-    assert tokenizer.Tokenizer(tmp_path).vocab_size == VOCAB_SIZE  # the control
+    assert tokenizer.Tokenizer(tmp_path).vocab_size == VOCAB_SIZE  # unchanged, it loads
     whole = model.read_bytes()
-    for place in np.linspace(0, len(whole) - 1, 20, dtype=int):
+    for position in np.linspace(0, len(whole) - 1, 20, dtype=int):
         data = bytearray(whole)
-        data[place] ^= 1
+        data[position] ^= 1
         model.write_bytes(data)
         with pytest.raises(ValueError, match="do not belong together .*python -m lm tokenizer"):
             tokenizer.Tokenizer(tmp_path)
@@ -493,9 +498,9 @@ def test_a_bit_flipped_anywhere_in_the_model_is_noticed(directory, tmp_path):
         (lambda text: text.replace('sentinels": 10', 'sentinels": 11'), "do not belong together"),
     ],
 )
-def test_damaged_facts_are_noticed(directory, tmp_path, damage, message):
-    facts = copy(directory, tmp_path) / "tokenizer.json"
-    facts.write_text(damage(facts.read_text()))
+def test_damaged_metadata_is_detected(directory, tmp_path, damage, message):
+    path = copy(directory, tmp_path) / "tokenizer.json"
+    path.write_text(damage(path.read_text()))
     with pytest.raises(ValueError, match=f"{message}.*python -m lm tokenizer"):
         tokenizer.Tokenizer(tmp_path)
 
@@ -503,8 +508,8 @@ def test_damaged_facts_are_noticed(directory, tmp_path, damage, message):
 # Vocabularies that were trained elsewhere. ---------------------------------------------------
 
 
-def foreign(path, facts=(), **options):
-    """A tokenizer of a SentencePiece model trained otherwise than `train` does."""
+def foreign(path, metadata=(), **options):
+    """A tokenizer of a SentencePiece model trained with other options than `train` uses."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -517,11 +522,11 @@ def foreign(path, facts=(), **options):
         minloglevel=2,
         **ids | options,
     )
-    known = {"pieces": options["vocab_size"], "num_sentinels": 5, "normalization": "nmt_nfkc"}
-    return tokenizer.write(path, model.getvalue(), known | dict(facts))
+    defaults = {"pieces": options["vocab_size"], "num_sentinels": 5, "normalization": "nmt_nfkc"}
+    return tokenizer.write(path, model.getvalue(), defaults | dict(metadata))
 
 
-def test_a_prefix_space_is_the_models_and_not_the_texts(tmp_path):
+def test_a_dummy_prefix_is_not_part_of_the_text(tmp_path):
     tok = foreign(tmp_path, vocab_size=400, byte_fallback=True)
     lengths = tok.piece_bytes(tok.size)
     for text in fuzz():
@@ -531,7 +536,7 @@ def test_a_prefix_space_is_the_models_and_not_the_texts(tmp_path):
     assert tok.adds_dummy_prefix and tok.normalize("  a b ") == "a b"
 
 
-def test_the_special_ids_are_the_models_own(tmp_path):
+def test_the_special_ids_are_those_of_the_model(tmp_path):
     ids = dict(pad_id=0, eos_id=5, unk_id=3, bos_id=2, vocab_size=400)
     tok = foreign(tmp_path, **ids, byte_fallback=True, add_dummy_prefix=False)
     assert (tok.pad, tok.eos, tok.unk, tok.adds_dummy_prefix) == (0, 5, 3, False)
@@ -539,23 +544,23 @@ def test_the_special_ids_are_the_models_own(tmp_path):
     assert tok.decode([2, *tok.encode("ab"), 5, 0]) == "ab"
 
 
-def test_sentinels_may_ascend_and_the_fingerprint_knows(tmp_path):
-    rising = foreign(tmp_path / "1", {"sentinel_order": "ascending"}, vocab_size=300)
-    falling = foreign(tmp_path / "2", {"sentinel_order": "descending"}, vocab_size=300)
-    usual = foreign(tmp_path / "3", vocab_size=300)
-    assert [rising.sentinel(k) for k in range(5)] == [300, 301, 302, 303, 304]
-    assert [falling.sentinel(k) for k in range(5)] == [304, 303, 302, 301, 300]
-    assert rising.decode([300, 304]) == "<extra_id_0><extra_id_4>" == usual.decode([304, 300])
-    assert rising.fingerprint != falling.fingerprint == usual.fingerprint
-    facts = tmp_path / "1" / "tokenizer.json"
-    facts.write_text(facts.read_text().replace("ascending", "descending"))
+def test_sentinels_may_ascend_and_the_fingerprint_depends_on_it(tmp_path):
+    ascending = foreign(tmp_path / "1", {"sentinel_order": "ascending"}, vocab_size=300)
+    descending = foreign(tmp_path / "2", {"sentinel_order": "descending"}, vocab_size=300)
+    default = foreign(tmp_path / "3", vocab_size=300)
+    assert [ascending.sentinel(k) for k in range(5)] == [300, 301, 302, 303, 304]
+    assert [descending.sentinel(k) for k in range(5)] == [304, 303, 302, 301, 300]
+    assert ascending.decode([300, 304]) == "<extra_id_0><extra_id_4>" == default.decode([304, 300])
+    assert ascending.fingerprint != descending.fingerprint == default.fingerprint
+    path = tmp_path / "1" / "tokenizer.json"
+    path.write_text(path.read_text().replace("ascending", "descending"))
     with pytest.raises(ValueError, match="do not belong together"):
         tokenizer.Tokenizer(tmp_path / "1")
     with pytest.raises(ValueError, match="sentinel 5 is beyond"):
-        rising.sentinel(5)
+        ascending.sentinel(5)
 
 
-def test_what_has_no_piece_reads_as_one_replacement(tmp_path):
+def test_a_run_of_unknown_characters_decodes_as_one_replacement(tmp_path):
     tok = foreign(tmp_path, vocab_size=300)
     unknown = tok.encode("a \U0001f600\U0001f601 a").tolist()
     assert unknown.count(tok.unk) == 1

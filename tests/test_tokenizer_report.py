@@ -1,4 +1,4 @@
-"""Laws of the vocabulary that objectives see, of the report, and of `python -m lm tokenizer`."""
+"""Tests of the vocabulary for objectives, the statistics, and `python -m lm tokenizer`."""
 
 from __future__ import annotations
 
@@ -26,45 +26,45 @@ MARKS = ".!?…。！？｡।॥؟۔።။។‼⁉"
 
 
 def texts(count=60):
-    """Half words in Latin letters, half sentences of many scripts."""
-    found = varied_texts(seed=3, count=count)
-    return [f"{text} {SCRIPTS[i % len(SCRIPTS)]}" for i, text in enumerate(found)]
+    """Sentences in Latin letters and in many other scripts."""
+    latin = varied_texts(seed=3, count=count)
+    return [f"{text} {SCRIPTS[i % len(SCRIPTS)]}" for i, text in enumerate(latin)]
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    """By name: a tokenizer of `texts`, one of each kind, and one that folds."""
+def trained(tmp_path_factory):
+    """Name -> a tokenizer of texts(): one of each kind, and one with nmt_nfkc."""
     root = tmp_path_factory.mktemp("kinds")
-    wanted = {"unigram": {}, "bpe": {"kind": "bpe"}, "folded": {"normalization": "nmt_nfkc"}}
+    changes = {"unigram": {}, "bpe": {"kind": "bpe"}, "folded": {"normalization": "nmt_nfkc"}}
     options = dict(vocab_size=500, num_extra_ids=7, character_coverage=1.0)
-    made = {
-        name: tokenizer.train(texts(), root / name, **options | wanted[name]) for name in wanted
+    tokenizers = {
+        name: tokenizer.train(texts(), root / name, **options | changes[name]) for name in changes
     }
-    return made | {"bytes": tokenizer.write_byte_tokenizer(root / "bytes", 7)}
+    return tokenizers | {"bytes": tokenizer.write_byte_tokenizer(root / "bytes", 7)}
 
 
-def by_hand(path, pieces, **kinds):
-    """A tokenizer of pad, eos, unk and these pieces; kinds: by piece, its type if not NORMAL."""
+def from_pieces(path, pieces, **kinds):
+    """A tokenizer of pad, eos, unk and these pieces. kinds: piece -> type, unless NORMAL."""
     model = tokenizer.byte_model_proto()
     del model.pieces[3:]
     model.trainer_spec.byte_fallback = False
     for piece in pieces:
         kind = getattr(model.SentencePiece, kinds.get(piece, "NORMAL"))
         model.pieces.add(piece=piece, score=0.0, type=kind)
-    facts = {"pieces": 3 + len(pieces), "num_sentinels": 2, "normalization": "identity"}
-    return tokenizer.write(path, model.SerializeToString(), facts)
+    metadata = {"pieces": 3 + len(pieces), "num_sentinels": 2, "normalization": "identity"}
+    return tokenizer.write(path, model.SerializeToString(), metadata)
 
 
-EVERY = pytest.mark.parametrize("name", ["unigram", "bpe", "folded", "bytes"])
-LEARNT = pytest.mark.parametrize("name", ["unigram", "bpe", "folded"])
+ALL = pytest.mark.parametrize("name", ["unigram", "bpe", "folded", "bytes"])
+TRAINED = pytest.mark.parametrize("name", ["unigram", "bpe", "folded"])
 
 
 # The vocabulary. -----------------------------------------------------------------------------
 
 
-@LEARNT
-def test_a_random_word_is_a_text_of_its_own(fitted, name):
-    tok = fitted[name]
+@TRAINED
+def test_every_word_is_text(trained, name):
+    tok = trained[name]
     words = tok.vocabulary.words
     assert words.dtype == np.int32 and len(words) == len(set(words.tolist())) == 500 - 259
     for piece in words:
@@ -73,17 +73,17 @@ def test_a_random_word_is_a_text_of_its_own(fitted, name):
     assert not np.isin([tok.pad, tok.eos, tok.unk, *tok.sentinels], words).any()
 
 
-def test_a_random_word_of_bytes_is_any_byte(fitted):
-    assert fitted["bytes"].vocabulary.words.tolist() == list(range(3, 259))
+def test_the_words_of_a_byte_tokenizer_are_the_bytes(trained):
+    assert trained["bytes"].vocabulary.words.tolist() == list(range(3, 259))
 
 
-def test_a_piece_that_is_never_written_is_no_word(tmp_path):
-    tok = by_hand(tmp_path, ["a", "<spare>", "<turn>", "b"], **{"<spare>": "UNUSED"})
+def test_an_unused_piece_is_not_a_word(tmp_path):
+    tok = from_pieces(tmp_path, ["a", "<spare>", "<turn>", "b"], **{"<spare>": "UNUSED"})
     assert tok.vocabulary.words.tolist() == [3, 5, 6]
 
 
-def test_the_vocabulary_is_made_once_and_has_the_tokenizers_ids(fitted):
-    tok = fitted["unigram"]
+def test_the_vocabulary_is_cached_and_has_the_tokenizers_ids(trained):
+    tok = trained["unigram"]
     assert tok.vocabulary is tok.vocabulary
     assert tok.vocabulary.eos == tok.eos and tok.vocabulary.ends.shape == (tok.size,)
     np.testing.assert_array_equal(tok.vocabulary.sentinels, tok.sentinels)
@@ -107,7 +107,7 @@ ENDS = [
     ".\n",
 ]
 ENDS += ["\n", "\n\n", "\n  ", ".] "]
-GOES_ON = [
+CONTINUES = [
     "so",
     ",",
     ";",
@@ -128,11 +128,11 @@ GOES_ON = [
 ]
 
 
-def test_a_sentence_ends_in_its_mark_what_closes_after_it_or_the_end_of_a_line(tmp_path):
-    tok = by_hand(tmp_path, ENDS + GOES_ON)
+def test_a_sentence_ends_in_its_mark_a_closing_bracket_after_it_or_a_newline(tmp_path):
+    tok = from_pieces(tmp_path, ENDS + CONTINUES)
     ends = tok.vocabulary.ends
-    named = {tok.decode([place]): bool(ends[place]) for place in range(3, tok.vocab_size)}
-    assert named == dict.fromkeys(ENDS, True) | dict.fromkeys(GOES_ON, False)
+    actual = {tok.decode([piece]): bool(ends[piece]) for piece in range(3, tok.vocab_size)}
+    assert actual == dict.fromkeys(ENDS, True) | dict.fromkeys(CONTINUES, False)
 
 
 def test_the_full_stops_of_every_script_end_a_sentence(tmp_path):
@@ -143,75 +143,75 @@ def test_the_full_stops_of_every_script_end_a_sentence(tmp_path):
         for mark, name in names.items()
         if name.endswith(named) and "INVERTED" not in name and unicodedata.category(mark) == "Po"
     ]
-    tok = by_hand(tmp_path, marks)
+    tok = from_pieces(tmp_path, marks)
     missed = [mark for mark, end in zip(marks, tok.vocabulary.ends[3:-2], strict=True) if not end]
     # Greek: a semicolon too; Armenian: inside of a sentence; Coptic: Unicode does not say so.
     assert len(marks) > 20 and set(missed) <= set("\u037e\u055c\u055e\u2cfe"), missed
 
 
-def test_of_single_bytes_only_asciis_marks_end_a_sentence(fitted):
-    ends = np.flatnonzero(fitted["bytes"].vocabulary.ends)
+def test_among_single_bytes_only_ascii_marks_end_a_sentence(trained):
+    ends = np.flatnonzero(trained["bytes"].vocabulary.ends)
     assert bytes((ends - 3).tolist()) == b"\n!.?"
 
 
 # The report. ---------------------------------------------------------------------------------
 
 
-def test_the_report_of_bytes_is_known_beforehand(fitted):
-    found = tokenizer.text_stats(fitted["bytes"], ["ab cd\n", "日本"])
-    facts = dict(fingerprint=fitted["bytes"].fingerprint, pieces=259, size=266, rows=384)
+def test_the_stats_of_a_byte_tokenizer(trained):
+    stats = tokenizer.text_stats(trained["bytes"], ["ab cd\n", "日本"])
+    sizes = dict(fingerprint=trained["bytes"].fingerprint, pieces=259, size=266, rows=384)
     counts = dict(texts=2, tokens=12, words=3, characters=8, bytes=12)
     ratios = dict(tokens_per_word=4.0, tokens_per_character=1.5, bytes_per_token=1.0)
     shares = dict(byte_share=1.0, unk_share=0.0, restored_share=1.0, unused_share=None)
-    assert found == facts | counts | ratios | shares | {"longest_pieces": []}
+    assert stats == sizes | counts | ratios | shares | {"longest_pieces": []}
 
 
-@EVERY
-def test_the_report_counts_what_one_would_count_by_hand(fitted, name):
-    tok, held_out = fitted[name], [*varied_texts(seed=9, count=20), *SCRIPTS, *CODE, ""]
-    found = tokenizer.text_stats(tok, iter(held_out), num_longest=5)
-    ids = [piece for text in held_out for piece in tok.encode(text).tolist()]
-    seen = [tok.normalize(text) for text in held_out]
-    spelt = [tok.names()[piece].startswith("<0x") for piece in ids]
-    assert (found["texts"], found["tokens"]) == (len(held_out), len(ids))
-    assert found["tokens_per_word"] == len(ids) / len(" ".join(seen).split())
-    assert found["tokens_per_character"] == len(ids) / sum(map(len, seen))
-    assert found["bytes_per_token"] == len("".join(seen).encode()) / len(ids)
-    assert found["byte_share"] == sum(spelt) / len(ids)
-    same = [tok.decode(tok.encode(text)) == text for text in held_out]
-    assert found["restored_share"] == sum(same) / len(same)
+@ALL
+def test_the_stats_equal_direct_counts(trained, name):
+    tok, heldout = trained[name], [*varied_texts(seed=9, count=20), *SCRIPTS, *CODE, ""]
+    stats = tokenizer.text_stats(tok, iter(heldout), num_longest=5)
+    ids = [piece for text in heldout for piece in tok.encode(text).tolist()]
+    normalized = [tok.normalize(text) for text in heldout]
+    is_byte = [tok.names()[piece].startswith("<0x") for piece in ids]
+    assert (stats["texts"], stats["tokens"]) == (len(heldout), len(ids))
+    assert stats["tokens_per_word"] == len(ids) / len(" ".join(normalized).split())
+    assert stats["tokens_per_character"] == len(ids) / sum(map(len, normalized))
+    assert stats["bytes_per_token"] == len("".join(normalized).encode()) / len(ids)
+    assert stats["byte_share"] == sum(is_byte) / len(ids)
+    restored = [tok.decode(tok.encode(text)) == text for text in heldout]
+    assert stats["restored_share"] == sum(restored) / len(restored)
     if name != "bytes":
-        learnt = range(259, tok.vocab_size)
-        assert found["unused_share"] == len(set(learnt) - set(ids)) / len(learnt)
+        learned = range(259, tok.vocab_size)
+        assert stats["unused_share"] == len(set(learned) - set(ids)) / len(learned)
         longest = sorted({len(tok.decode([piece])) for piece in ids}, reverse=True)[0]
-        rows = found["longest_pieces"]
+        rows = stats["longest_pieces"]
         assert [row["characters"] for row in rows] == sorted(
-            (len(tok.decode([piece])) for piece in set(ids) & set(learnt)), reverse=True
+            (len(tok.decode([piece])) for piece in set(ids) & set(learned)), reverse=True
         )[:5]
         assert rows[0]["characters"] == longest
-        times = collections.Counter(tok.decode([piece]) for piece in ids)
-        assert all(row["count"] == times[row["piece"]] for row in rows)
+        piece_counts = collections.Counter(tok.decode([piece]) for piece in ids)
+        assert all(row["count"] == piece_counts[row["piece"]] for row in rows)
 
 
-@EVERY
-def test_reports_of_parts_add_up_to_the_report_of_the_whole(fitted, name):
+@ALL
+def test_the_counts_of_parts_add_up_to_the_counts_of_the_whole(trained, name):
     parts = [varied_texts(seed=5, count=9), SCRIPTS]
     first, second, whole = (
-        tokenizer.text_stats(fitted[name], given) for given in (*parts, sum(parts, []))
+        tokenizer.text_stats(trained[name], group) for group in (*parts, sum(parts, []))
     )
     for count in ("texts", "tokens", "words", "characters", "bytes"):
         assert first[count] + second[count] == whole[count] > 0
 
 
-def test_only_folding_loses_newlines_and_runs_of_spaces(fitted):
+def test_only_nmt_nfkc_loses_newlines_and_runs_of_spaces(trained):
     share = {
-        name: tokenizer.text_stats(tok, CODE)["restored_share"] for name, tok in fitted.items()
+        name: tokenizer.text_stats(tok, CODE)["restored_share"] for name, tok in trained.items()
     }
     assert share == {"unigram": 1.0, "bpe": 1.0, "bytes": 1.0, "folded": 0.0}
-    assert tokenizer.text_stats(fitted["folded"], ["{a} b"])["restored_share"] == 1.0
+    assert tokenizer.text_stats(trained["folded"], ["{a} b"])["restored_share"] == 1.0
 
 
-def test_the_more_characters_are_covered_the_fewer_are_spelt_in_bytes(tmp_path):
+def test_a_higher_character_coverage_gives_fewer_bytes(tmp_path):
     shares = []
     for coverage in (0.98, 0.995, 1.0):
         options = dict(vocab_size=450, character_coverage=coverage)
@@ -220,37 +220,37 @@ def test_the_more_characters_are_covered_the_fewer_are_spelt_in_bytes(tmp_path):
     assert shares[0] > shares[1] > shares[2] == 0.0
 
 
-def test_what_is_lost_is_told(tmp_path):
-    found = tokenizer.text_stats(by_hand(tmp_path, ["a", "b"]), ["abab", "aba?", "?"])
-    assert found["unk_share"] == 2 / 9 and found["restored_share"] == 1 / 3
+def test_lost_text_is_counted(tmp_path):
+    stats = tokenizer.text_stats(from_pieces(tmp_path, ["a", "b"]), ["abab", "aba?", "?"])
+    assert stats["unk_share"] == 2 / 9 and stats["restored_share"] == 1 / 3
 
 
-def test_texts_without_a_token_are_refused(fitted):
-    for nothing in ([], ["", ""]):
-        with pytest.raises(ValueError, match=f"the {len(nothing)} texts .* no token; give more"):
-            tokenizer.text_stats(fitted["unigram"], nothing)
-    blank = tokenizer.text_stats(fitted["unigram"], ["\n \n"])
+def test_texts_without_a_token_are_refused(trained):
+    for empty in ([], ["", ""]):
+        with pytest.raises(ValueError, match=f"the {len(empty)} texts .* no token; give more"):
+            tokenizer.text_stats(trained["unigram"], empty)
+    blank = tokenizer.text_stats(trained["unigram"], ["\n \n"])
     assert blank["tokens_per_word"] is None and blank["bytes_per_token"] > 0
 
 
-def test_the_table_shows_every_figure(fitted):
-    found = tokenizer.text_stats(fitted["bytes"], ["ab cd\n", "日本"])
-    lines = tokenizer.format_stats(found).splitlines()
+def test_the_table_shows_every_figure(trained):
+    stats = tokenizer.text_stats(trained["bytes"], ["ab cd\n", "日本"])
+    lines = tokenizer.format_stats(stats).splitlines()
     assert lines[0] == "2 texts: 12 tokens, 3 words, 8 characters, 12 bytes"
     shown = [line.split()[0] for line in lines[1:-1]]
     assert shown == ["4.000", "1.500", "1.000", "100.000%", "0.000%", "100.000%", "-"]
-    found = tokenizer.text_stats(fitted["unigram"], varied_texts())
-    (last,) = [line for line in tokenizer.format_stats(found).splitlines() if "longest" in line]
-    assert all(repr(row["piece"]) in last for row in found["longest_pieces"])
+    stats = tokenizer.text_stats(trained["unigram"], varied_texts())
+    (last,) = [line for line in tokenizer.format_stats(stats).splitlines() if "longest" in line]
+    assert all(repr(row["piece"]) in last for row in stats["longest_pieces"])
 
 
-def test_rows_that_no_id_has_are_told(fitted):
-    said = "259 pieces + 7 sentinels = 266 ids, padded to 384 rows"
-    assert tokenizer.describe_sizes(fitted["bytes"], 384) == said
-    assert tokenizer.describe_sizes(fitted["bytes"], 512).startswith(
-        f"{said}; model.vocab_size=512"
+def test_rows_without_an_id_are_reported(trained):
+    sizes = "259 pieces + 7 sentinels = 266 ids, padded to 384 rows"
+    assert tokenizer.describe_sizes(trained["bytes"], 384) == sizes
+    assert tokenizer.describe_sizes(trained["bytes"], 512).startswith(
+        f"{sizes}; model.vocab_size=512"
     )
-    assert "246 of its rows have no id" in tokenizer.describe_sizes(fitted["bytes"], 512)
+    assert "246 of its rows have no id" in tokenizer.describe_sizes(trained["bytes"], 512)
 
 
 # The command. --------------------------------------------------------------------------------
@@ -262,21 +262,21 @@ def command(config, workdir) -> int:
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_the_command_reports_on_texts_that_were_not_trained_on(tiny_config, tmp_path, capsys, kind):
+def test_the_command_reports_on_held_out_texts(tiny_config, tmp_path, capsys, kind):
     config = tiny_config(**{"tokenizer.dir": "", "tokenizer.kind": kind})
     run = runs.make_run(config, tmp_path)
-    for _ in range(2):  # trained, then found
+    for _ in range(2):  # trained, then loaded
         assert command(config, tmp_path) == 0
         out = capsys.readouterr().out
         assert "400 pieces + 10 sentinels = 410 ids, padded to 512 rows\n" in out
-        found = json.loads((tmp_path / "tokenizer_report.json").read_text())
-        made = tokenizer.Tokenizer(tmp_path / "tokenizer")
-        held_out = list(runs.Texts(run, runs.splits(run)[1], 10**6))
+        stats = json.loads((tmp_path / "tokenizer_report.json").read_text())
+        tokens = tokenizer.Tokenizer(tmp_path / "tokenizer")
+        heldout = list(runs.Texts(run, runs.splits(run)[1], 10**6))
         assert (
-            found == tokenizer.text_stats(made, held_out) and tokenizer.format_stats(found) in out
+            stats == tokenizer.text_stats(tokens, heldout) and tokenizer.format_stats(stats) in out
         )
-        assert tokenizer.read(made.directory)[1]["kind"] == kind
-        assert found["texts"] == len(held_out) <= tokenizer.MAX_REPORTED_TEXTS
+        assert tokenizer.read(tokens.directory)[1]["kind"] == kind
+        assert stats["texts"] == len(heldout) <= tokenizer.MAX_REPORTED_TEXTS
     names = ("tokenizer.json", "tokenizer.model")
     assert sorted(path.name for path in (tmp_path / "tokenizer").iterdir()) == list(names)
 
@@ -285,8 +285,8 @@ def test_the_command_reports_on_texts_that_were_not_trained_on(tiny_config, tmp_
 def test_without_its_dataset_the_command_writes_nothing(
     tiny_config, tmp_path, capsys, kind, pieces
 ):
-    wanted = {"tokenizer.dir": "", "tokenizer.kind": kind, "tokenizer.vocab_size": pieces}
-    config = tiny_config(**wanted | {"data.tfds_dir": str(tmp_path / "nowhere")})
+    changes = {"tokenizer.dir": "", "tokenizer.kind": kind, "tokenizer.vocab_size": pieces}
+    config = tiny_config(**changes | {"data.tfds_dir": str(tmp_path / "nowhere")})
     assert command(config, tmp_path / "run") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "run").exists()
 
@@ -302,7 +302,7 @@ def test_without_its_dataset_the_command_writes_nothing(
         ),
     ],
 )
-def test_a_tokenizer_that_cannot_be_is_refused_before_any_work(
+def test_an_invalid_tokenizer_config_is_refused_before_any_work(
     tiny_config, tmp_path, change, message
 ):
     changes = {f"tokenizer.{key}": value for key, value in change.items()}
@@ -310,9 +310,9 @@ def test_a_tokenizer_that_cannot_be_is_refused_before_any_work(
         runs.make_run(tiny_config(**{"tokenizer.dir": ""} | changes), tmp_path)
 
 
-def test_a_tokenizer_of_another_kind_is_not_taken_for_the_one_asked_for(tiny_config, tmp_path):
-    asked = {"tokenizer.dir": "", "tokenizer.kind": "bpe"}
-    runs.make_tokenizer(runs.make_run(tiny_config(**asked), tmp_path))
-    runs.make_run(tiny_config(**asked), tmp_path)
+def test_an_existing_tokenizer_of_another_kind_is_refused(tiny_config, tmp_path):
+    changes = {"tokenizer.dir": "", "tokenizer.kind": "bpe"}
+    runs.make_tokenizer(runs.make_run(tiny_config(**changes), tmp_path))
+    runs.make_run(tiny_config(**changes), tmp_path)
     with pytest.raises(ValueError, match="kind='unigram' differs from the 'bpe' of the tokenizer"):
         runs.make_run(tiny_config(**{"tokenizer.dir": ""}), tmp_path)

@@ -37,7 +37,6 @@ from lm.tokenizer.report import MAX_REPORTED_TEXTS, describe_sizes, format_stats
 from lm.tokenizer.training import (
     KINDS,
     NORMALIZATIONS,
-    NUM_THREADS,
     TRAINED_KINDS,
     reservoir_sample,
     split_chunks,

@@ -13,7 +13,7 @@ import json
 import pathlib
 import sys
 
-from experiments import pipeline
+from experiments import pipeline, verdicts
 from lm import cli, logs, report
 
 SEEDS = (0, 1, 2)
@@ -99,8 +99,10 @@ def run(config) -> int:
     ]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     logs.write_atomically(HERE / "claims.jsonl", lines)
-    report.write(folders, home / "report.html", title="The claims over three seeds")
-    print(f"{claims_text(report.demo_claims(ours))}\n\n{table([*ours, *theirs])}")
+    claims = verdicts.demo_claims(ours)
+    title = "The claims over three seeds"
+    report.write(folders, home / "report.html", title=title, claims=claims)
+    print(f"{claims_text(claims)}\n\n{table([*ours, *theirs])}")
     return 0
 
 

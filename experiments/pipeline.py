@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 
+from experiments import verdicts
 from lm import cli
 
 RUNS = ("pretrain", "finetune", "scratch", "distill", "alone")
@@ -30,11 +31,16 @@ def commands(config) -> list[list[str]]:
     made = [prepared(config)]
     for name, words in runs.items():
         made.append(["train", *words, f"--workdir={home}/{name}"])
-        split = [f"--split={config.split}", f"--examples={config.decode}"]
+        split = [f"--split={config.split}", f"--max_examples={config.decode}"]
         split *= bool(config.split and name != "pretrain")
         made.append(["evaluate", *split, f"--workdir={home}/{name}"])
-    page = [f"--runs={','.join(f'{home}/{name}' for name in runs)}", f"--out={home}/report.html"]
-    return [*made, ["report", *page, f"--title={config.title}"]]
+    return made
+
+
+def page(config) -> list[str]:
+    """Return the arguments of `python -m experiments.verdicts` that write the page."""
+    folders = ",".join(f"{config.workdir}/{name}" for name in RUNS)
+    return [f"--runs={folders}", f"--out={config.workdir}/report.html", f"--title={config.title}"]
 
 
 def prepared(config) -> list[str]:
@@ -86,9 +92,9 @@ def _words(text: str) -> list[str]:
         raise ValueError(f"{text!r} are no flags ({error}); close its quotes.") from error
 
 
-def printed(arguments: list[str]) -> str:
-    """A command of the door as one types it."""
-    return shlex.join(["python", "-m", "lm", *arguments])
+def printed(arguments: list[str], module: str = "lm") -> str:
+    """Format a command as one types it."""
+    return shlex.join(["python", "-m", module, *arguments])
 
 
 def run(todo: list[list[str]]) -> int:
@@ -114,9 +120,10 @@ def main(arguments: list[str]) -> int:
     chosen = cli.parse_flags("pipeline", ("config", "dry_run"), arguments)
     todo = commands(chosen.config)
     if chosen.dry_run:
-        print("\n".join(map(printed, todo)))
+        last = printed(page(chosen.config), "experiments.verdicts")
+        print("\n".join([*map(printed, todo), last]))
         return 0
-    return run(todo)
+    return run(todo) or verdicts.main(page(chosen.config))
 
 
 if __name__ == "__main__":

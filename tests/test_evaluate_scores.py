@@ -132,7 +132,7 @@ def test_another_decoding_is_computed_anew_and_said(copied, figures):
         assert row["scores"] == sorted(row["scores"], reverse=True)
     assert all("scores" not in row for row in rows_of_one(copied))
     fewer = evaluate.evaluate(copied, max_examples=3)
-    assert fewer["examples"] == 3 and "--examples=3" in fewer["command"]
+    assert fewer["examples"] == 3 and "--max_examples=3" in fewer["command"]
     assert fewer["tokens"] < figures["tokens"]
     with pytest.raises(ValueError, match="did you mean 'beam'"):
         evaluate.evaluate(copied, decoding="beem")

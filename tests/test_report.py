@@ -11,6 +11,7 @@ import statistics
 
 import pytest
 
+from experiments import verdicts
 from lm import report
 
 HOSTILE = "<script>alert('&')</script>\"'\u202e\x85\u2028\ud800 {title} {0} %s"
@@ -52,6 +53,7 @@ def scored(nats, **more):
 
 
 def page_of(folders, root, **options):
+    options = {"claims": verdicts.demo_claims(report.read_run_folders(folders))} | options
     report.write(folders, root / "out" / "report.html", title="lm", **options)
     return (root / "out" / "report.html").read_text("utf-8")
 
@@ -302,7 +304,7 @@ def test_the_rate_is_the_median_so_that_one_slow_interval_does_not_count(out):
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(out):
-    with pytest.raises(ValueError, match=r"out has no config.json, so it is no run folder"):
+    with pytest.raises(ValueError, match=r"out has no config.json, so it is not a run folder"):
         report.write([out / "out"], out / "report.html", title="x")
     with pytest.raises(ValueError, match="no run folder to report on"):
         report.write([], out / "report.html", title="x")
@@ -347,7 +349,7 @@ def test_runs_that_share_role_and_seed_are_told_apart_and_claim_nothing(out):
     folders = [run_folder(out, name, scores=scores) for name in "ab"]
     runs = report.read_run_folders(folders)
     assert len({run.label for run in runs}) == 2
-    assert report.demo_claims(runs) == []
+    assert verdicts.demo_claims(runs) == []
     assert len(cells(page_of(folders, out))) == 3
 
 

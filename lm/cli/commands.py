@@ -1,4 +1,4 @@
-"""The commands: each takes the values of its flags, and returns an exit code or None for 0."""
+"""The commands: each takes the values of its flags and returns an exit code, None for 0."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from lm import exits, lookup, storage
 
+if TYPE_CHECKING:
+    from lm import runs
 
-def checked_run(values):
-    """The checked run of --config and --workdir."""
+
+def make_run(values) -> runs.Run:
+    """Check --config and --workdir."""
     from lm import runs
 
     return runs.make_run(values.config.to_dict(), values.workdir)
@@ -22,111 +27,60 @@ def checked_run(values):
 def corpus(values) -> None:
     """Build a corpus of any text (--source, --out), or what a config's training reads (--config).
 
-    The folder --out holds the stored tokens of its splits, their tokenizer, quarantine.jsonl with
-    what could not be read, and manifest.json. It appears whole or not at all; a run reads it with
-    --config.data.task=DIRECTORY. With --config and --workdir, the embedded dataset, the tokenizer
-    and the token shards of that run are made. With --overlap, runs of words common to training and
-    evaluation data are counted; both are sources or finished corpora, and --out is a JSON file.
+    --out gets the token shards of each split, the tokenizer, quarantine.jsonl with unreadable
+    records, and manifest.json. It appears whole or not at all; train on it with
+    --config.data.task=OUT. With --config and --workdir, the embedded dataset, the tokenizer and the
+    token shards of that run are made. --overlap counts word n-grams shared by training and
+    evaluation data, both sources or corpora, and writes a JSON report to --out.
     """
     from lm.corpus import command
 
     given = [flag.rstrip("?") for flag in CORPUS if values[flag.rstrip("?")].present]
-    texts = values.source or values.out or values.overlap
-    if texts or None in (values.config, values.workdir):
+    is_build = values.source or values.out or values.overlap
+    if is_build or None in (values.config, values.workdir):
         print(command.command(values.flag_values_dict(), given))
         return
     command.check_given("config", given)
     from lm import runs, sources
 
-    run = checked_run(values)
-    read = {run.data.get_task(name).source.removeprefix("tfds:") for name in run.data.names}
-    if read & sources.EMBEDDED_DATASETS:
+    run = make_run(values)
+    datasets = {run.data.get_task(name).source.removeprefix("tfds:") for name in run.data.names}
+    if datasets & sources.EMBEDDED_DATASETS:
         from lm.sources import pydocs
 
         print(pydocs.build(str(sources.data_root(run.data.tfds_dir))))
     tokens = runs.make_tokenizer(run)
     for examples in runs.make_examples(run, tokens):
-        for part in examples.parts:
-            print(part.directory, json.dumps(part.manifest["counts"]))
+        for split in examples.parts:
+            print(split.directory, json.dumps(split.manifest["counts"]))
 
 
 def tokenizer(values) -> None:
-    """Train the config's tokenizer on its training split, or find it; report on held-out texts.
+    """Train the config's tokenizer on its training split, and report on held-out texts.
 
-    The report is printed, and written to tokenizer_report.json in the workdir.
+    An existing tokenizer is used as it is. The report goes to tokenizer_report.json in the workdir.
     """
     from lm import logs, runs, tokenizer
 
-    run = checked_run(values)
+    run = make_run(values)
     texts = runs.Texts(run, runs.splits(run)[1], tokenizer.MAX_REPORTED_TEXTS)
-    made = runs.make_tokenizer(run)
-    print(f"{made.directory}: {tokenizer.describe_sizes(made, run.model.vocab_size)}")
-    found = tokenizer.text_stats(made, texts)
-    print(tokenizer.format_stats(found))
-    place = run.workdir / "tokenizer_report.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    logs.write_atomically(place, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-
-
-def train(values) -> int:
-    """Train a run to its last update; continues where an earlier call was stopped.
-
-    Exit codes: 0 at the end; 2 a mistake, or what only you can cure; 3 training diverged (a report
-    is in the workdir); 75 unfinished: run the same command again.
-    """
-    from lm import parallel, runs, train
-
-    run = checked_run(values)
-    allow = tuple(filter(None, values.allow_change.split(",")))
-    profile = train.parse_profile(values.profile)
-    parallel.initialize(values.coordinator, values.hosts, values.host)
-    try:
-        if values.dry_run:
-            train.check(run, allow)
-            train.make_strategy(run)
-            print(json.dumps(run.config, indent=2))
-            if "epoch" not in run.config["duration"]:  # which needs the data
-                print(
-                    json.dumps(train.planned_cost(run, runs.total_updates(run, 0))), file=sys.stderr
-                )
-            return 0
-        figures = train.train(run, allow=allow, profile=profile)
-    except (train.Unfinished, train.Diverged) as stop:
-        print(f"lm: {stop}", file=sys.stderr)
-        return stop.code
-    except (ValueError, OSError) as error:
-        if parallel.host_index_and_count()[1] > 1:  # which would wait for this one
-            parallel.wait_before_exit()
-            train.exit_now(exits.one_line(error, None), exits.USER_ERROR)
-        raise
-    print(f"{run.name}: {json.dumps(figures)}")
-    return 0
-
-
-def _chosen(step: str) -> str | int:
-    """What --step names: newest, best or an update's number."""
-    if step.isdecimal():
-        return int(step)
-    return lookup.lookup({"newest": "newest", "best": "best"}, step or "newest", "--step")
-
-
-def _lost(said: str) -> None:
-    """End this host's evaluation: another one is gone."""
-    from lm import train
-
-    why = said and f" ({said})"
-    train.exit_now(f"another host was lost{why}; see to what it said, and start them all again.")
+    tokens = runs.make_tokenizer(run)
+    print(f"{tokens.directory}: {tokenizer.describe_sizes(tokens, run.model.vocab_size)}")
+    stats = tokenizer.text_stats(tokens, texts)
+    print(tokenizer.format_stats(stats))
+    path = run.workdir / "tokenizer_report.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logs.write_atomically(path, json.dumps(stats, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
-def _together(values):
-    """What the hosts of a command do as one: a mistake of this one ends it, others would wait."""
+def _multihost(values) -> Iterator[None]:
+    """Join the hosts of a command; an error on one ends it at once, as the others would wait."""
     from lm import parallel, train
 
     parallel.initialize(values.coordinator, values.hosts, values.host)
     try:
-        with train.detect_lost_host(_lost):
-            yield
+        yield
     except (ValueError, OSError) as error:
         if parallel.host_index_and_count()[1] > 1:
             parallel.wait_before_exit()
@@ -134,133 +88,180 @@ def _together(values):
         raise
 
 
-def teacher_cache(values) -> None:
-    """Ask a student's teacher once about all batches of its run, and keep what it says in --out.
+def _exit_lost(reason: str) -> None:
+    from lm import train
 
-    Kept are the --k likeliest ids of each target, their log-probabilities, and what all others have
-    together. --config is the student's; teacher.cache=OUT then trains it, and any other of the same
-    teacher, tokenizer, data and temperature, without the teacher. The size is printed first. What
-    is interrupted goes on when the same command is run again, and more --updates make a cache
-    longer.
+    reason = reason and f" ({reason})"
+    train.exit_now(f"another host was lost{reason}; see its own message, and start all again.")
+
+
+def train(values) -> int:
+    """Train a run; the same command continues an interrupted one.
+
+    Exit codes: 0 finished; 2 a mistake, or a fault that only you can fix; 3 diverged, with a report
+    in the workdir; 75 unfinished: run the same command again.
+    """
+    from lm import runs, train
+
+    run = make_run(values)
+    allow = tuple(filter(None, values.allow_change.split(",")))
+    profile = train.parse_profile(values.profile)
+    try:
+        with _multihost(values):
+            if not values.dry_run:
+                figures = train.train(run, allow=allow, profile=profile)
+                print(f"{run.name}: {json.dumps(figures)}")
+                return 0
+            train.check(run, allow)
+            train.make_strategy(run)
+            print(json.dumps(run.config, indent=2))
+            if "epoch" not in run.config["duration"]:  # epochs depend on the data
+                cost = train.planned_cost(run, runs.total_updates(run, 0))
+                print(json.dumps(cost), file=sys.stderr)
+    except (train.Unfinished, train.Diverged) as stop:
+        print(f"lm: {stop}", file=sys.stderr)
+        return stop.code
+    return 0
+
+
+def teacher_cache(values) -> None:
+    """Run a teacher once over all batches of a student's run, and store its top-k outputs in --out.
+
+    Stores the --k most likely ids of each target, their log-probabilities, and the probability of
+    the rest. --config is the student's; train it, and any other student of the same teacher,
+    tokenizer, data and temperature, with teacher.cache=OUT. Prints the size first. The same command
+    continues an interrupted one; more --updates extend a cache.
     """
     from lm import runs, train
 
     if not values.out:
         raise ValueError("`teacher-cache` needs --out=...: the folder to write.")
     run = runs.make_run(values.config.to_dict(), values.out)
-    with _together(values):
+    with _multihost(values), train.detect_lost_host(_exit_lost):
         writer = train.CacheWriter(run, values.k, values.dtype, values.updates)
         if writer.first:
             print(writer.account(), file=sys.stderr, flush=True)
         if not values.dry_run:
-            said = writer.write()
-            print(said) if writer.first else None
+            summary = writer.write()
+            if writer.first:
+                print(summary)
+
+
+def _parse_step(step: str) -> str | int:
+    """Parse --step: newest, best or the number of an update."""
+    if step.isdecimal():
+        return int(step)
+    return lookup.lookup({"newest": "newest", "best": "best"}, step or "newest", "--step")
 
 
 def evaluate(values) -> None:
-    """Held-out loss, baselines and task scores of a run, with 95 % intervals, into its workdir.
+    """Held-out loss, baselines and task scores of a run, with 95 % intervals.
 
-    evaluate.json and predictions.jsonl are of what the run holds out; those of --split=test have
-    -test in their names, and are of the whole split. Several checkpoints, as --step=all or
-    1000,2000: their scores by update, in evaluate.jsonl and curve.png, and what each answers, in
-    predictions-1000.jsonl, ..
+    Writes evaluate.json and predictions.jsonl into the workdir; --split=test writes
+    evaluate-test.json and so on, of the whole split. --step=all or --step=1000,2000 evaluates
+    several checkpoints: evaluate.jsonl, curve.png and predictions-1000.jsonl, ..
     """
-    from lm import evaluate, parallel
+    from lm import evaluate, parallel, train
 
-    if values.examples is not None and values.examples < 0:
-        raise ValueError(f"--examples={values.examples} is too small; use 0, all, or more.")
-    chosen = {"split": values.split, "decoding": values.decoding, "max_examples": values.examples}
+    if values.max_examples is not None and values.max_examples < 0:
+        raise ValueError(f"--max_examples={values.max_examples} is negative; use 0 for all.")
+    options = {"split": values.split, "decoding": values.decoding}
+    options |= {"max_examples": values.max_examples}
     numbers = values.step.split(",")
     several = values.step == "all" or len(numbers) > 1
     if several and values.step != "all" and not all(map(str.isdecimal, numbers)):
-        raise ValueError(f"--step={values.step} are no updates' numbers; write them as 1000,2000.")
-    with _together(values):
+        raise ValueError(f"--step={values.step} is not a list of updates; write it as 1000,2000.")
+    with _multihost(values), train.detect_lost_host(_exit_lost):
         if several:
             steps = [] if values.step == "all" else list(map(int, numbers))
-            found = evaluate.evaluate_all(values.workdir, steps, **chosen)
+            figures = evaluate.evaluate_all(values.workdir, steps, **options)
         else:
-            found = evaluate.evaluate(values.workdir, _chosen(values.step), **chosen)
+            figures = evaluate.evaluate(values.workdir, _parse_step(values.step), **options)
     if not parallel.host_index_and_count()[0]:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(figures, indent=2))
 
 
 def predict(values) -> None:
-    """Answer inputs with a run's model: one JSON line each, in order.
+    """Generate answers to inputs with a run's model: one JSON line each, in order.
 
-    A line of text, --text and a row with "inputs" are asked as they stand, the task's words before
-    them included. Of any other row of JSONL or TSV the run's task makes the input from its columns;
-    columns are passed on. With --split the pairs of the task's own data are asked; a student learns
-    from the answers with --config.data.train_split=OUT. What is interrupted goes on where it was when the
-    same command is run again, from OUT.part. On a terminal, without --input, --split and --text,
-    lines are asked as they are typed: the task's words are put before them, and a dialogue has a
-    history.
+    Lines of text, --text and rows with "inputs" are used as they are, so they must begin with the
+    task's prefix; other rows of JSONL or TSV fill the task's template. Columns are passed on.
+    --split answers a split of the task's own data; train a student on the answers with
+    --config.data.train_split=OUT. The same command continues an interrupted one, from OUT.part. On
+    a terminal without --input, --split and --text, chat: lines fill the task's template, and
+    dialogues have a history.
     """
-
     from lm import inference
 
-    chosen = {"step": _chosen(values.step), "decoding": values.decoding, "seed": values.seed}
+    options: dict[str, Any] = {"step": _parse_step(values.step), "decoding": values.decoding}
+    options |= {"seed": values.seed, "strict": values.strict}
     given = [flag for flag in ("text", "input", "split", "interactive") if values[flag].value]
     if len(given) > 1:
-        raise ValueError(f"--{given[0]} and --{given[1]} cannot both be; leave one out.")
-    chosen["strict"] = values.strict
+        raise ValueError(f"--{given[0]} and --{given[1]} exclude each other; omit one.")
     if values.interactive or not given and sys.stdin.isatty():
         for flag in ("out", "nearest"):
             if values[flag].value:
                 raise ValueError(
-                    f"--{flag}={values[flag].value} is of no use for lines that are typed; give "
+                    f"--{flag}={values[flag].value} is not supported for typed lines; give "
                     f"--input or --split, or pipe lines into standard input."
                 )
-        inference.interactive(values.workdir, **chosen)
+        inference.interactive(values.workdir, **options)
         return
     with tempfile.NamedTemporaryFile(suffix=".txt") as file:
-        rows = inference.InputFile(values.input or file.name)
+        rows: Any = inference.InputFile(values.input or file.name)
         if values.text:
             rows = [{"inputs": values.text}]
         elif values.split:
             rows = inference.SplitInputs(values.workdir, values.split)
         elif not values.input:
-            shutil.copyfileobj(sys.stdin.buffer, file)  # to be read twice
+            shutil.copyfileobj(sys.stdin.buffer, file)  # rows are read twice
             file.flush()
-        inference.predict(values.workdir, rows, values.out, nearest=values.nearest, **chosen)
+        inference.predict(values.workdir, rows, values.out, nearest=values.nearest, **options)
 
 
 def show(values) -> None:
-    """Print a batch as text, what goes in and must come out; or the model's parameters.
+    """Print a batch as text: the encoder's inputs and the decoder's targets; or the parameters.
 
-    Of a workdir that a run has claimed, its own config is taken where none is given.
+    Without --config, uses the config of the workdir.
     """
     from lm import runs, show
 
-    run = runs.read_run(values.workdir) if values.config is None else checked_run(values)
-    for asked, table in ((values.model, show.parameters), (values.sharding, show.sharding)):
-        if asked:
+    run = runs.read_run(values.workdir) if values.config is None else make_run(values)
+    for flag, table in ((values.model, show.parameters), (values.sharding, show.sharding)):
+        if flag:
             print(table(run))
             return
     if not re.fullmatch(r"\d*", values.step):
-        raise ValueError(f"--step={values.step} is no update's number; write it in digits.")
+        raise ValueError(f"--step={values.step} is not the number of an update.")
     runs.check_workdir(run)
     print(show.rows(run, values.split or "train", values.rows, int(values.step or 1)))
 
 
-def report(values) -> None:
-    """Turn run folders into one self-contained page of claims, curves, tables and samples."""
-    from lm import report
-
-    patterns = values.runs.split(",")
-    folders = [folder for pattern in patterns for folder in storage.glob_paths(pattern)]
+def find_run_folders(patterns: str) -> list[str]:
+    """Find the run folders that --runs names. Raises ValueError if there are none."""
+    folders = [folder for pattern in patterns.split(",") for folder in storage.glob_paths(pattern)]
     runs = [folder for folder in folders if storage.as_path(f"{folder}/config.json").exists()]
     if not runs:
-        raise ValueError(f"--runs={values.runs} names no run folder (none has a config.json).")
+        raise ValueError(f"--runs={patterns} names no run folder (none has a config.json).")
+    return runs
+
+
+def report(values) -> None:
+    """Render run folders as one self-contained page of curves, tables and samples."""
+    from lm import report
+
+    runs = find_run_folders(values.runs)
     out = values.out or f"{runs[0]}/report.html"
     report.write(runs, out, title=values.title)
     print(out)
 
 
 def preflight(values) -> int:
-    """Compile a run's step for chips that are not here: does it fit, how fast is it, what it costs.
+    """Compile a run's step for chips that you do not have: memory, speed, cost.
 
-    Needs no data; `make tpu-compiler` installs the TPU compiler. Of GPUs only memory is known, from
-    shapes; local means this machine's devices. Exit codes: 0 it fits; 1 it does not; 2 a mistake.
+    Needs no data; `make tpu-compiler` installs the TPU compiler. GPUs get an estimate of memory
+    from shapes alone; local means the devices of this machine. Exit codes: 0 it fits; 1 it does
+    not; 2 a mistake.
     """
     from lm.preflight import command
 
@@ -268,11 +269,10 @@ def preflight(values) -> int:
 
 
 def import_checkpoint(values) -> None:
-    """Turn a checkpoint of transformers or T5X into a run's folder, to use or start from.
+    """Import a checkpoint of transformers or T5X as a run folder.
 
-    The model and tokenizer of --config give way to the checkpoint's; of T5X, which keeps no
-    tokenizer, --config.tokenizer.dir names a directory with one. Without a config: configs/base.py,
-    of a fine-tuning run.
+    The checkpoint's model and tokenizer replace those of --config; T5X checkpoints have no
+    tokenizer, so give --config.tokenizer.dir. Default config: configs/base.py, fine-tuning.
     """
     from lm import interop
 
@@ -287,30 +287,33 @@ def import_checkpoint(values) -> None:
 
 
 def export_checkpoint(values) -> None:
-    """Write a run's parameters and tokenizer as a transformers checkpoint.
+    """Export a run's parameters and tokenizer as a transformers checkpoint.
 
-    What LoRA has learnt is merged into them; with --adapters it alone is written, for peft.
+    LoRA factors are merged; --adapters writes them alone, for peft.
     """
     from lm import interop
 
-    which = _chosen(values.step)
-    print(interop.write(values.workdir, values.directory, which, values.adapters))
+    step = _parse_step(values.step)
+    print(interop.write(values.workdir, values.directory, step, values.adapters))
 
 
+# A flag with ? is optional even without a default.
 CORPUS = ("source", "out", "column", "unit", "data_dir", "rules", "dedupe", "heldout", "tokenizer")
 CORPUS += ("pieces", "shards", "workers", "runner", "runner_flags", "temp", "overlap", "ngram")
 CORPUS += ("dry_run", "config?", "workdir?")
-TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", "coordinator", "hosts", "host")
-EVALUATE = ("workdir", "split", "step", "decoding", "examples?", "coordinator", "hosts", "host")
-CACHE = ("config", "out", "k", "dtype", "updates", "dry_run", "coordinator", "hosts", "host")
+HOSTS = ("coordinator", "hosts", "host")
 PREDICT = ("workdir", "input", "split", "out", "text", "decoding", "nearest", "seed", "strict")
 PREDICT += ("step", "interactive")
-COMMANDS = {
+TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", *HOSTS)
+COMMANDS: dict[str, tuple[Callable[[Any], int | None], tuple[str, ...]]] = {
     "corpus": (corpus, CORPUS),
     "tokenizer": (tokenizer, ("config", "workdir")),
     "train": (train, TRAIN),
-    "teacher-cache": (teacher_cache, CACHE),
-    "evaluate": (evaluate, EVALUATE),
+    "teacher-cache": (
+        teacher_cache,
+        ("config", "out", "k", "dtype", "updates", "dry_run", *HOSTS),
+    ),
+    "evaluate": (evaluate, ("workdir", "split", "step", "decoding", "max_examples?", *HOSTS)),
     "predict": (predict, PREDICT),
     "show": (show, ("config?", "workdir", "split", "rows", "model", "sharding", "step")),
     "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),

@@ -1,4 +1,4 @@
-"""One call of the door: help, a command, and one sentence for what a user can cause."""
+"""Run one command line: help, a command, the exit code, one sentence for an error."""
 
 from __future__ import annotations
 
@@ -15,45 +15,47 @@ from lm import exits, lookup, storage
 from lm.cli import commands, flags
 
 HELP = {"--help", "-h", "help"}
-PROGRAM = str(pathlib.Path(__file__).parents[1] / "__main__.py")  # what python -m lm runs
+PROGRAM = str(pathlib.Path(__file__).parents[1] / "__main__.py")  # of python -m lm
 
 
 def usage(name: str) -> str:
-    """The help of one command."""
+    """Return the help of a command."""
     function, takes = commands.COMMANDS[name]
-    lines = [f"python -m lm {name}: {inspect.cleandoc(function.__doc__)}", ""]
+    lines = [f"python -m lm {name}: {inspect.cleandoc(function.__doc__ or '')}", ""]
     for flag in takes:
         kind, default, text = flags.FLAGS[flag.removesuffix("?")]
-        given = "required" if default is None and not flag.endswith("?") else "optional"
-        given = given if default in (None, "") else f"default {default!r}"
-        shown = flag.upper() if kind == "place" else "--" + flag.removesuffix("?")
-        lines.append(f"  {shown:<12} {text} ({given})")
+        if default in (None, ""):
+            status = "required" if default is None and not flag.endswith("?") else "optional"
+        else:
+            status = f"default {default!r}"
+        label = flag.upper() if kind == "positional" else "--" + flag.removesuffix("?")
+        lines.append(f"  {label:<14} {text} ({status})")
     if {"config", "config?"} & set(takes):
         lines += ["", "Every key of a config, its unit and its default: configs/base.py."]
     return "\n".join(lines)
 
 
 def overview() -> str:
-    """The help of the door: every command in a line."""
-    summary = lambda function: function.__doc__.splitlines()[0]
-    lines = [
-        f"  {name:<10} {summary(function)}" for name, (function, _) in commands.COMMANDS.items()
-    ]
-    return "\n".join(["python -m lm <command> [flags]; each has its own --help", "", *lines])
+    """Return the help of the program: a line for each command."""
+    lines = ["python -m lm <command> [flags]; each command has its own --help", ""]
+    for name, (function, _) in commands.COMMANDS.items():
+        lines.append(f"  {name:<13} {(function.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)
 
 
 def run_guarded(work: Callable[[], int | None]) -> int:
-    """Do the work: its exit code or 0; 2 with one sentence on stderr for a user's mistake, 75 where
-    it was interrupted or has waited in vain.
+    """Call work() and return its exit code, None being 0.
+
+    A user's mistake is one sentence on stderr and exit code 2; an interrupt or timeout is 75.
     """
-    # Recompiling is the longest wait of a short run; orbax and tfds say much that is no news.
+    # Compilation dominates short runs; orbax and tfds log noise.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lm/jax"))
     logging.set_verbosity(logging.FATAL)
     try:
-        storage.as_path(os.environ["JAX_COMPILATION_CACHE_DIR"])  # of gs://, as all else reaches it
+        storage.as_path(os.environ["JAX_COMPILATION_CACHE_DIR"])  # sets up gs:// for jax
         return work() or 0
     except (ValueError, OSError) as error:
-        if os.environ.get("LM_TRACEBACK"):  # for whoever looks for the place, not the cure
+        if os.environ.get("LM_TRACEBACK"):
             raise
         print(f"lm: {exits.one_line(error, None)}", file=sys.stderr)
         return exits.UNFINISHED if isinstance(error, TimeoutError) else exits.USER_ERROR
@@ -63,15 +65,15 @@ def run_guarded(work: Callable[[], int | None]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in HELP:
         print(overview())
         return 0
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # where none saves first, as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until training starts
 
-    def work():
+    def work() -> int | None:
         name, *rest = arguments
         function, takes = lookup.lookup(commands.COMMANDS, name, "the command")
         if HELP & set(rest):

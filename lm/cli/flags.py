@@ -1,136 +1,157 @@
-"""The flags of every command: their kinds, defaults and help, and how a line is read."""
+"""The flags of all commands, and how a command line is parsed."""
 
 from __future__ import annotations
 
 import re
 import sys
+from typing import NamedTuple
 
 from absl import flags
 from ml_collections import config_flags
 
 from lm import lookup
 
-FLAGS = {  # name: (kind, default or None where it must be given, help)
-    "config": ("config", None, "config file, a preset after a colon; keys as --config.steps=10"),
-    "workdir": ("text", None, "directory of the run: config, logs, checkpoints, results"),
-    "runs": ("text", None, "run folders, separated by commas; patterns as runs/demo/* allowed"),
-    "source": ("text", "", "files, folders, globs, addresses, tfds:name@split; commas between"),
-    "out": ("text", "", "what to write; empty: standard output (report: <first run>/report.html)"),
-    "title": ("text", "lm", "title of the page"),
-    "text": ("text", "", "one input, as it stands, instead of --input"),
-    "input": ("text", "", "text file, JSONL or TSV; empty: standard input, a line each"),
-    "strict": ("flag", False, "refuse inputs that are too long instead of cutting them"),
-    "nearest": ("text", "", "write of several answers the one nearest to targets by bleu, chrf,.."),
-    "seed": ("integer", 0, "of what is sampled"),
-    "interactive": ("flag", False, "ask line by line; so it is on a terminal without --input"),
-    "split": (
-        "text",
-        "",
-        "show: train (empty) or heldout; evaluate: heldout (empty), test,.. whole; predict: any",
+
+class Flag(NamedTuple):
+    """A flag: its kind (a key of DEFINE, or positional), default (None: required), and help."""
+
+    kind: str
+    default: str | int | float | bool | None
+    help: str
+
+
+DEFINE = {
+    "text": flags.DEFINE_string,
+    "positional": flags.DEFINE_string,
+    "flag": flags.DEFINE_bool,
+    "integer": flags.DEFINE_integer,
+    "number": flags.DEFINE_float,
+    "config": lambda *flag, flag_values: config_flags.DEFINE_config_file(
+        *flag, flag_values=flag_values
     ),
-    "rows": ("integer", 3, "examples to print"),
-    "examples": (
-        "integer",
-        None,
-        "of each task, 0: all; not given: all of a --split, of heldout the run's evaluate.*",
-    ),
-    "checkpoint": ("place", None, "directory of transformers (config.json, safetensors), or T5X's"),
-    "directory": ("place", None, "directory to write, new or empty"),
-    "adapters": ("flag", False, "write what LoRA has learnt, alone, as peft does"),
-    "column": ("text", "", "where the text is in JSONL, TSV, Parquet and TFDS; empty: text"),
-    "unit": ("text", "file", "what is a document in a text file: file, paragraph or line"),
-    "data_dir": ("text", "", "TFDS's directory; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets"),
-    "rules": ("text", "default", "rules that clean and filter: default, c4, none, name=limit,.."),
-    "dedupe": ("text", "near", "duplicates to drop: near (and exact), exact or none"),
-    "heldout": ("number", 0.01, "share of documents in the split validation; 0: no such split"),
-    "tokenizer": ("text", "unigram", "kind to train: unigram, bpe or bytes; or a directory"),
-    "pieces": ("integer", 32_000, "pieces of a tokenizer that is trained"),
-    "shards": ("integer", 0, "files of each split; 0: one for 64 MiB of source"),
-    "workers": ("integer", 0, "processes; 0: one a processor. The result is the same"),
-    "model": ("flag", False, "print the table of parameters instead of a batch"),
-    "sharding": ("flag", False, "print what a device holds of each parameter instead of a batch"),
-    "runner": ("text", "", "Apache Beam's, as DirectRunner; empty: local processes"),
-    "runner_flags": ("text", "", "Beam's own flags in one word; examples in lm/corpus/beam.py"),
-    "temp": ("text", "", "folder that the runner's workers reach, as gs://bucket/folder"),
-    "overlap": ("text", "", "build nothing; say what of these evaluation data --source has"),
-    "ngram": ("integer", 13, "words of a run that --overlap compares"),
-    "k": ("integer", 16, "likeliest ids of each target that are kept"),
-    "dtype": ("text", "float16", "of their log-probabilities: float16, bfloat16 or float32"),
-    "updates": ("integer", 0, "batches to ask the teacher about, from the first; 0: the run's"),
-    "decoding": ("text", "", "greedy, 'beam width=4', 'sample top_p=0.9',..; empty: the run's own"),
-    "step": ("text", "", "newest (empty), best, an update's number; evaluate: all, or 100,200"),
-    "allow_change": (
-        "text",
-        "",
-        "keys that may differ from the run's own: optimizer.learning_rate,..",
-    ),
-    "profile": ("text", "", "updates to trace into the workdir's folder profile, as 10:15"),
-    "coordinator": ("text", "", "address:port of host 0, where several hosts train one run"),
-    "hosts": ("integer", 0, "how many they are"),
-    "host": ("integer", -1, "which of them this one is, from 0"),
-    "dry_run": ("flag", False, "check and print what would be done, then stop"),
-    "slice": ("text", None, "TPU slice as Cloud names it (v5e-8, v5p-128), local, or h100-8"),
-    "price": ("number", None, "of one chip for an hour, in any currency"),
-    "json": ("flag", False, "print one JSON object instead of a page"),
 }
-
-
-WRONG_TYPES = (  # what absl, ml_collections and Python say of a flag's value, and what we do
-    (r"invalid literal for int.*", "is no whole number; write it in digits."),
-    (r"could not convert string to float.*", "is no number; write it as 0.5 or 1e-3."),
-    (r"Failed to parse .* as a ConfigDict.*", "is for a whole section; set one of its keys."),
+FLAGS = {
+    "config": Flag("config", None, "config file, a preset after a colon; keys: --config.steps=10"),
+    "workdir": Flag("text", None, "directory of the run: config, logs, checkpoints, results"),
+    "runs": Flag("text", None, "run folders, separated by commas; patterns as runs/demo/* work"),
+    "source": Flag("text", "", "files, folders, globs, URLs, tfds:name@split; comma-separated"),
+    "out": Flag("text", "", "path to write; empty: stdout (report: <first run>/report.html)"),
+    "title": Flag("text", "lm", "title of the page"),
+    "text": Flag("text", "", "one input, used as it is, instead of --input"),
+    "input": Flag("text", "", "text file, JSONL or TSV; empty: standard input, one input a line"),
+    "strict": Flag("flag", False, "refuse inputs that are too long instead of truncating them"),
+    "nearest": Flag("text", "", "of several answers write the best by this metric: bleu, chrf,.."),
+    "seed": Flag("integer", 0, "seed of sampling"),
+    "interactive": Flag("flag", False, "chat; the default on a terminal without --input"),
+    "split": Flag("text", "", "train, heldout, test,..; default: show train, evaluate heldout"),
+    "rows": Flag("integer", 3, "examples to print"),
+    "max_examples": Flag(
+        "integer", None, "examples of each task, 0: all; default: all of --split, heldout: config's"
+    ),
+    "checkpoint": Flag("positional", None, "directory of a transformers or T5X checkpoint"),
+    "directory": Flag("positional", None, "directory to write, new or empty"),
+    "adapters": Flag("flag", False, "write the LoRA factors alone, in peft's format"),
+    "column": Flag("text", "", "text column of JSONL, TSV, Parquet and TFDS; empty: text"),
+    "unit": Flag("text", "file", "document in a text file: file, paragraph or line"),
+    "data_dir": Flag("text", "", "TFDS directory; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets"),
+    "rules": Flag("text", "default", "cleaning and filter rules: default, c4, none, name=limit,.."),
+    "dedupe": Flag("text", "near", "duplicates to drop: near (and exact), exact or none"),
+    "heldout": Flag("number", 0.01, "fraction of documents in the split validation"),
+    "tokenizer": Flag("text", "unigram", "kind to train: unigram, bpe or bytes; or a directory"),
+    "pieces": Flag("integer", 32_000, "vocabulary size of a tokenizer that is trained"),
+    "shards": Flag("integer", 0, "files of each split; 0: one for 64 MiB of source"),
+    "workers": Flag("integer", 0, "processes, 0: one for each CPU; any number gives equal output"),
+    "sharding": Flag("flag", False, "print each parameter's shards instead of a batch"),
+    "runner": Flag("text", "", "Apache Beam runner, as DirectRunner; empty: local processes"),
+    "runner_flags": Flag("text", "", "Beam's own flags in one string; see lm/corpus/beam.py"),
+    "temp": Flag("text", "", "folder that the runner's workers can reach, as gs://bucket/folder"),
+    "overlap": Flag("text", "", "build nothing; report the overlap of --source with this data"),
+    "ngram": Flag("integer", 13, "words of an n-gram of --overlap"),
+    "k": Flag("integer", 16, "ids stored for each target, the most likely"),
+    "dtype": Flag("text", "float16", "of stored log-probabilities: float16, bfloat16 or float32"),
+    "updates": Flag("integer", 0, "batches to store, from the first; 0: all of the run"),
+    "decoding": Flag("text", "", "greedy, 'beam width=4', 'sample top_p=0.9',..; empty: config's"),
+    "step": Flag("text", "", "newest (empty), best, or an update; evaluate: also all, or 100,200"),
+    "allow_change": Flag("text", "", "config keys that may change: optimizer.learning_rate,.."),
+    "profile": Flag("text", "", "updates to trace into WORKDIR/profile, as 10:15"),
+    "coordinator": Flag("text", "", "address:port of host 0, if several hosts train one run"),
+    "hosts": Flag("integer", 0, "number of hosts"),
+    "host": Flag("integer", -1, "index of this host, from 0"),
+    "dry_run": Flag("flag", False, "check, print the plan, and stop"),
+    "slice": Flag("text", None, "TPU slice by its Cloud name (v5e-8, v5p-128), local, or h100-8"),
+    "price": Flag("number", None, "of one chip for an hour, in any currency"),
+    "json": Flag("flag", False, "print one JSON object instead of a page"),
+}
+RENAMED = {"examples": "max_examples"}  # old flag: new
+PARSE_ERRORS = (  # errors of absl, ml_collections and Python: ours
+    (r"invalid literal for int.*", "is not a whole number; write it in digits."),
+    (r"could not convert string to float.*", "is not a number; write it as 0.5 or 1e-3."),
+    (r"Failed to parse .* as a ConfigDict.*", "is a whole section; set one of its keys."),
 )
 
 
-def parse_flags(name: str, takes: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
-    """The flags of a command. Raises ValueError, naming the nearest flag or key."""
+def parse_flags(command: str, takes: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
+    """Parse the arguments of a command.
+
+    takes: names of FLAGS; with a ? at the end if optional. Raises ValueError, naming the nearest
+    flag or config key.
+    """
+    optional = {name.removesuffix("?") for name in takes if name.endswith("?")}
+    takes = tuple(name.removesuffix("?") for name in takes)
     values = flags.FlagValues()
-    optional = {flag for flag in takes if flag.endswith("?")}
-    takes = tuple(flag.removesuffix("?") for flag in takes)
-    for flag in takes:
-        kind, default, text = FLAGS[flag]
-        if kind == "config":
-            config_flags.DEFINE_config_file(flag, None, text, flag_values=values)
-        else:
-            define = {"flag": flags.DEFINE_bool, "integer": flags.DEFINE_integer}
-            define["number"] = flags.DEFINE_float
-            define.get(kind, flags.DEFINE_string)(flag, default, text, flag_values=values)
-    # ml_collections wants the file before its keys, and reads those from sys.argv itself.
-    arguments = sorted(arguments, key=lambda flag: not flag.startswith("--config="))
-    sys.argv = [sys.argv[0], name, *arguments]
-    try:
-        rest = values([name, *arguments])[1:]
-        for flag in takes:
-            if FLAGS[flag][0] == "place" and rest and getattr(values, flag) is None:
-                setattr(values, flag, rest.pop(0))
-        given = {flag: getattr(values, flag) for flag in takes}
-        if given.get("config") is not None:
-            given["config"].is_locked  # noqa: B018  (a file that could not be read raises here)
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{_sentence(error)} (see `python -m lm {name} --help`)") from error
-    if rest:
-        hint = lookup.nearest(rest[0].lstrip("-"), takes)
-        raise ValueError(f"`{name}` does not take {rest[0]!r}{hint}; write flags as --flag=value.")
-    for flag, value in given.items():
-        if value is None and f"{flag}?" not in optional:
-            place = flag.upper() if FLAGS[flag][0] == "place" else f"--{flag}=..."
-            raise ValueError(f"`{name}` needs {place}: {FLAGS[flag][2]}.")
+    for name in takes:
+        kind, default, text = FLAGS[name]
+        DEFINE[kind](name, default, text, flag_values=values)
+    # ml_collections needs the file before its keys, and reads the keys from sys.argv.
+    arguments = sorted(arguments, key=lambda argument: not argument.startswith("--config="))
+    sys.argv = [sys.argv[0], command, *arguments]
+    positional = _parse_arguments(command, takes, values, arguments)
+    for name in takes:
+        if FLAGS[name].kind == "positional" and positional and values[name].value is None:
+            setattr(values, name, positional.pop(0))
+    if positional:
+        hint = lookup.nearest(positional[0].lstrip("-"), takes)
+        raise ValueError(
+            f"`{command}` does not take {positional[0]!r}{hint}; write flags as --flag=value."
+        )
+    for name in takes:
+        if values[name].value is None and name not in optional:
+            is_positional = FLAGS[name].kind == "positional"
+            usage = name.upper() if is_positional else f"--{name}=..."
+            raise ValueError(f"`{command}` needs {usage}: {FLAGS[name].help}.")
     return values
 
 
-def _sentence(error: Exception) -> str:
-    """What absl or ml_collections has to say, without the traceback that they put into it."""
+def _parse_arguments(
+    command: str, takes: tuple[str, ...], values: flags.FlagValues, arguments: list[str]
+) -> list[str]:
+    """Set the values; returns the positional arguments."""
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("--") and RENAMED.get(name) in takes:
+            raise ValueError(f"`{command}` does not take --{name}; it is now --{RENAMED[name]}.")
+    try:
+        positional = values([command, *arguments])[1:]
+        if "config" in takes and values.config is not None:
+            values.config.is_locked  # noqa: B018  (raises here if the file could not be read)
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{_one_sentence(error)} (see `python -m lm {command} --help`)") from error
+    return positional
+
+
+def _one_sentence(error: Exception) -> str:
+    """Rephrase an error of absl or ml_collections, without the traceback inside it."""
     if isinstance(error, OSError):
         return f"--config cannot be read: {str(error).strip().splitlines()[-1].strip()}"
-    said = str(error.args[0]) if error.args else str(error)
-    if "Traceback" in said:
-        flag, _, trace = said.partition(": ")
-        said = f"{flag}: {trace.strip().splitlines()[-1].partition(': ')[2]}"
+    text = str(error.args[0]) if error.args else str(error)
+    if "Traceback" in text:
+        flag, _, trace = text.partition(": ")
+        text = f"{flag}: {trace.strip().splitlines()[-1].partition(': ')[2]}"
     if isinstance(error, AttributeError | KeyError):
-        names = re.findall(r"\w+", said.replace("\\n", " "))
-        near = f"; did you mean {names[4]!r}?" if "Did" in names[:2] else "."
-        said = f"the config has no key {names[0]!r}{near}"
-    said = " ".join(said.split())
-    for pattern, cure in WRONG_TYPES:
-        said = re.sub(rf"flag (\S+): {pattern}", rf"\1 {cure}", said)
-    return said
+        names = re.findall(r"\w+", text.replace("\\n", " "))
+        hint = f"; did you mean {names[4]!r}?" if "Did" in names[:2] else "."
+        text = f"the config has no key {names[0]!r}{hint}"
+    text = " ".join(text.split())
+    for pattern, message in PARSE_ERRORS:
+        text = re.sub(rf"flag (\S+): {pattern}", rf"\1 {message}", text)
+    return text

@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+from experiments import verdicts
 from lm import report
 
 
@@ -61,14 +62,16 @@ def test_means_of_equal_values_in_another_order_tie():
 
 
 def test_pretraining_is_judged_by_text_tokens_against_the_unigram_model():
-    claim = report.claim_pretraining([run(9.0, text_nats=5.0, unigram_entropy=7.0)])
+    claim = verdicts.claim_pretraining([run(9.0, text_nats=5.0, unigram_entropy=7.0)])
     assert (claim.figure, claim.baseline, claim.holds) == (5.0, 7.0, True)
     with pytest.raises(ValueError, match=r"json has no unigram_entropy; evaluate that"):
-        report.claim_pretraining([run(9.0, text_nats=5.0)])
+        verdicts.claim_pretraining([run(9.0, text_nats=5.0)])
 
 
 @pytest.mark.parametrize(
-    "claim_of", [report.claim_finetuning, report.claim_distillation], ids=["finetune", "distill"]
+    "claim_of",
+    [verdicts.claim_finetuning, verdicts.claim_distillation],
+    ids=["finetune", "distill"],
 )
 def test_two_runs_are_compared_seed_by_seed(claim_of):
     ours = [run(2.5, seed=1, rougeL=30.0), run(2.0, seed=0, rougeL=20.0)]
@@ -79,7 +82,7 @@ def test_two_runs_are_compared_seed_by_seed(claim_of):
     assert "equal updates (20)" in nats.sentence
     rouge = claim_of(ours, theirs, "rougeL")
     assert not rouge.lower_is_better
-    assert (rouge.figure, rouge.baseline, rouge.seeds_held) == (25.0, 24.5, 1)
+    assert (rouge.figure, rouge.baseline, rouge.num_seeds_held) == (25.0, 24.5, 1)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,7 @@ def test_two_runs_are_compared_seed_by_seed(claim_of):
 )
 def test_unequal_runs_are_not_compared(odd, said):
     even, odd = run(2.0, folder="runs/b"), run(3.0, folder="runs/a", **odd)
-    for claim_of in (report.claim_finetuning, report.claim_distillation):
+    for claim_of in (verdicts.claim_finetuning, verdicts.claim_distillation):
         with pytest.raises(ValueError, match=said):
             claim_of([even], [odd])
 
@@ -100,12 +103,12 @@ def test_unequal_runs_are_not_compared(odd, said):
 def test_updates_are_those_evaluated_not_those_planned():
     short = dataclasses.replace(run(2.0), config={"seed": 0, "steps": 10})
     long = dataclasses.replace(run(3.0), config={"seed": 0, "steps": 99})
-    assert report.claim_finetuning([short], [long]).holds
+    assert verdicts.claim_finetuning([short], [long]).holds
 
 
 def test_runs_without_a_common_seed_are_not_compared():
     with pytest.raises(ValueError, match=r"seeds \[0\] and \[1, 2\] share none"):
-        report.claim_finetuning([run(2.0)], [run(3.0, seed=1), run(3.0, seed=2)])
+        verdicts.claim_finetuning([run(2.0)], [run(3.0, seed=1), run(3.0, seed=2)])
 
 
 def everything(seeds=(0, 1, 2)):
@@ -115,7 +118,7 @@ def everything(seeds=(0, 1, 2)):
 
 
 def test_the_demo_makes_each_claim_that_its_runs_decide():
-    claims = report.demo_claims(everything())
+    claims = verdicts.demo_claims(everything())
     compared = ["nats per token", "ROUGE-L"]
     assert [claim.unit for claim in claims] == ["nats per text token", *compared, *compared]
     assert all(claim.seeds == (0, 1, 2) for claim in claims)
@@ -123,9 +126,9 @@ def test_the_demo_makes_each_claim_that_its_runs_decide():
 
 def test_the_demo_claims_nothing_of_half_a_comparison():
     halves = [one for one in everything() if one.role in ("finetune", "alone")]
-    assert report.demo_claims(halves) == []
+    assert verdicts.demo_claims(halves) == []
     unscored = [dataclasses.replace(one, scores={}) for one in everything()]
-    assert report.demo_claims(unscored) == []
+    assert verdicts.demo_claims(unscored) == []
 
 
 def test_the_demo_compares_equals_only():
@@ -136,4 +139,4 @@ def test_the_demo_compares_equals_only():
     ]
     runs[-1].scores["step"] = 19
     with pytest.raises(ValueError, match="make them equal"):
-        report.demo_claims(runs)
+        verdicts.demo_claims(runs)

@@ -1,4 +1,4 @@
-"""Laws of talk: streamed answers are those of a file, a dialogue has a history, lines obey."""
+"""Chat: streamed answers equal predict's, dialogues have a history, slash commands work."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OWN = {"source": "own.jsonl", "inputs": "say {en} in German:", "targets": "{de}"
 
 @pytest.fixture(scope="module")
 def make_run(tiny_config, tmp_path_factory):
-    """(task=, tasks=..) -> a run of the tasks."""
+    """make_run(task=.., custom_tasks=..) -> a run of the tasks."""
 
-    def make(task="docstring_summary", own=None):
+    def make(task="docstring_summary", custom_tasks=None):
         changes = {"data.task": "docstring_summary", "stage": "finetune", "data.target_length": 8}
         config = tiny_config(**changes)
-        config["data"] |= {"task": task, "tasks": own or {}}
-        return runs.make_run(config, tmp_path_factory.mktemp("talk") / "run")
+        config["data"] |= {"task": task, "custom_tasks": custom_tasks or {}}
+        return runs.make_run(config, tmp_path_factory.mktemp("chat") / "run")
 
     return make
 
@@ -40,24 +40,24 @@ def params(run):
 
 
 @pytest.mark.parametrize("how", ["greedy repetition=1.5", "sample", "beam width=3"])
-def test_a_streamed_answer_is_that_of_a_file(how, run, params, tiny_tokens):
-    how = decoding.parse(how)
+def test_a_streamed_answer_is_that_of_a_generator(how, run, params, tiny_tokens):
+    config = decoding.parse(how)
     strategy = parallel.make_strategy(parallel.ParallelConfig(data=1))
     placed = strategy.place_state(params)
-    answer = inference.Generator(run, strategy, placed, tiny_tokens, how, seed=3, rows=2)
-    stream = inference.Stream(run, params, tiny_tokens, how, seed=3)
-    some = TEXTS if how.method == "greedy" else TEXTS[:2]  # the third is of another bucket
-    for number, found in enumerate(answer(some)):
+    generator = inference.Generator(run, strategy, placed, tiny_tokens, config, seed=3, rows=2)
+    stream = inference.Stream(run, params, tiny_tokens, config, seed=3)
+    texts = TEXTS if how.startswith("greedy") else TEXTS[:2]  # the third is of another bucket
+    for number, expected in enumerate(generator(texts)):
         ids, _ = tasks.truncate_input(tasks.Task(""), TEXTS[number], 32, tiny_tokens)
-        said = list(stream(ids, number))
-        assert len(said) == 8 and tiny_tokens.decode(said) == found.texts[0]
+        answer = list(stream(ids, number))
+        assert len(answer) == 8 and tiny_tokens.decode(answer) == expected.texts[0]
 
 
 def test_an_answer_ends_before_its_eos_and_nothing_is_compiled_twice(
     run, params, tiny_tokens, monkeypatch
 ):
     traced, begin = [], steps.decode_begin
-    counted = lambda *given, **options: traced.append(1) or begin(*given, **options)
+    counted = lambda *arguments, **options: traced.append(1) or begin(*arguments, **options)
     monkeypatch.setattr(steps, "decode_begin", counted)
     stream = inference.Stream(run, params, tiny_tokens, decoding.parse("greedy"))
     whole = list(stream(np.array([5, 1], np.int32)))
@@ -77,142 +77,140 @@ def bytes_tokens(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_shown_is_never_taken_back_and_ends_as_the_whole(seed, bytes_tokens, tiny_tokens):
+def test_streamed_text_only_grows_and_ends_as_the_whole(seed, bytes_tokens, tiny_tokens):
     rng = random.Random(seed)
     characters = "a\u00e9\u20ac\U0001f600 "
     whole = [*bytes_tokens.encode("".join(rng.choices(characters, k=12)))]
     broken = [rng.choice(whole) if rng.random() < 0.2 else token for token in whole]
     pieces = [rng.randrange(tiny_tokens.size) for _ in range(12)]
     for tokens, ids in ((bytes_tokens, whole), (bytes_tokens, broken), (tiny_tokens, pieces)):
-        shown = ""
+        prefix = ""
         for piece in inference.stream_text(tokens, ids):
             assert piece
-            shown += piece
-            assert tokens.decode(ids).startswith(shown)
-        assert shown == tokens.decode(ids)
+            prefix += piece
+            assert tokens.decode(ids).startswith(prefix)
+        assert prefix == tokens.decode(ids)
     assert all("\ufffd" not in piece for piece in inference.stream_text(bytes_tokens, whole))
 
 
-def test_a_text_is_shown_as_soon_as_it_is_sure(bytes_tokens):
-    given = []
-    ids = (given.append(token) or token for token in bytes_tokens.encode("a\u20acb"))
-    when = [(piece, len(given)) for piece in inference.stream_text(bytes_tokens, ids)]
-    assert when == [("a", 1), ("\u20ac", 4), ("b", 5)]
+def test_a_character_is_yielded_at_its_last_byte(bytes_tokens):
+    read = []
+    ids = (read.append(token) or token for token in bytes_tokens.encode("a\u20acb"))
+    pieces = [(piece, len(read)) for piece in inference.stream_text(bytes_tokens, ids)]
+    assert pieces == [("a", 1), ("\u20ac", 4), ("b", 5)]
 
 
 class Parrot:
-    """A stream that says "w0", "w1", .. and keeps what it was asked."""
+    """A stream that answers "w0", "w1", .. and records its inputs."""
 
     def __init__(self, tokens, interrupt=False):
-        self.tokens, self.asked, self.interrupt = tokens, [], interrupt
+        self.tokens, self.inputs, self.interrupt = tokens, [], interrupt
 
     def __call__(self, ids, number):
-        self.asked.append(self.tokens.decode(ids[:-1]))
+        self.inputs.append(self.tokens.decode(ids[:-1]))
         for token in self.tokens.encode(f"w{number}"):
             yield token
             if self.interrupt:
                 raise KeyboardInterrupt
 
 
-def made(make_run, tokens, *given, strict=False, **options):
+def make_chat(run, tokens, strict=False, **options):
     parrot = Parrot(tokens, **options)
-    return inference.Chat(make_run(*given), tokens, parrot, strict), parrot.asked
+    return inference.Chat(run, tokens, parrot, strict), parrot.inputs
 
 
-def test_a_dialogue_is_asked_with_all_that_was_said_until_it_is_forgotten(make_run, bytes_tokens):
-    talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
-    talk._input_length = 1000
-    assert ["".join(talk(line)) for line in ("a  b", "c")] == ["w0", "w1"]
-    talk.reset()
-    list(talk("d"))
-    assert asked == [
+def test_a_dialogue_has_its_history_until_reset(make_run, bytes_tokens):
+    chat, inputs = make_chat(make_run("own", {"own": TURNS}), bytes_tokens)
+    chat._input_length = 1000
+    assert ["".join(chat(line)) for line in ("a  b", "c")] == ["w0", "w1"]
+    chat.reset()
+    list(chat("d"))
+    assert inputs == [
         "reply: user: a b",
         "reply: user: a b\nsystem: w0\nuser: c",
         "reply: user: d",
     ]
 
 
-def test_a_long_dialogue_is_asked_with_its_latest_turns(make_run, bytes_tokens):
-    talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
-    talk._input_length = 40
+def test_a_long_dialogue_keeps_its_latest_turns(make_run, bytes_tokens):
+    chat, inputs = make_chat(make_run("own", {"own": TURNS}), bytes_tokens)
+    chat._input_length = 40
     for line in ("first", "second", "third"):
-        list(talk(line))
-    assert asked[1:] == ["reply: system: w0\nuser: second", "reply: system: w1\nuser: third"]
+        list(chat(line))
+    assert inputs[1:] == ["reply: system: w0\nuser: second", "reply: system: w1\nuser: third"]
 
 
 @pytest.mark.parametrize(
-    ("names", "asked"),
+    ("names", "expected"),
     [("docstring_summary", "summarize: x"), ("own", "say x in German:"), ("own,aeslc", "x")],
 )
-def test_a_line_has_the_words_of_the_task_put_around_it(names, asked, make_run, bytes_tokens):
-    talk, found = made(make_run, bytes_tokens, names, {"own": OWN})
-    assert "".join(talk("x")) == "w0"
-    assert "".join(talk("x")) == "w1", "each line is by itself"
-    assert found == [asked, asked]
+def test_a_line_fills_the_template_of_the_task(names, expected, make_run, bytes_tokens):
+    chat, inputs = make_chat(make_run(names, {"own": OWN}), bytes_tokens)
+    assert "".join(chat("x")) == "w0"
+    assert "".join(chat("x")) == "w1", "each line is by itself"
+    assert inputs == [expected, expected]
 
 
 def typed(*lines):
-    """A reader of these lines, then of the end."""
-    left = iter(lines)
+    """A reader of these lines, then EOF."""
+    remaining = iter(lines)
 
     def read(prompt):
-        for line in left:
+        for line in remaining:
             return line
         raise EOFError
 
     return read
 
 
-def test_words_with_a_slash_are_obeyed_and_not_asked(make_run, bytes_tokens):
-    talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
-    said = []
-    inference.chat(talk, typed("a", "", "/reset", "/help", "b", "/quit", "c"), said.append)
-    assert asked == ["reply: user: a", "reply: user: b"]
-    assert "".join(said).count("/reset clears") == 2 and "w1" in "".join(said)
+def test_slash_commands_are_not_inputs(make_run, bytes_tokens):
+    chat, inputs = make_chat(make_run("own", {"own": TURNS}), bytes_tokens)
+    output = []
+    inference.chat(chat, typed("a", "", "/reset", "/help", "b", "/quit", "c"), output.append)
+    assert inputs == ["reply: user: a", "reply: user: b"]
+    assert "".join(output).count("/reset clears") == 2 and "w1" in "".join(output)
 
 
 @pytest.mark.parametrize("line", ["/rest", "/", "/?", "/exit"])
-def test_a_command_that_there_is_not_is_answered_by_those_that_there_are(
-    line, make_run, bytes_tokens
-):
-    talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
-    said = []
-    inference.chat(talk, typed(line, "/etc is one", "/etc/x"), said.append)
-    assert asked[0] == "reply: user: /etc is one" and len(asked) == 2
+def test_an_unknown_command_is_answered_with_the_list_of_commands(line, make_run, bytes_tokens):
+    chat, inputs = make_chat(make_run("own", {"own": TURNS}), bytes_tokens)
+    output = []
+    inference.chat(chat, typed(line, "/etc is one", "/etc/x"), output.append)
+    assert inputs[0] == "reply: user: /etc is one" and len(inputs) == 2
     sentence = f"{line} is not a command; use one of /help, /quit, /reset"
-    assert sentence in "".join(said)
-    assert ("did you mean '/reset'?" in "".join(said)) == (line == "/rest")
+    assert sentence in "".join(output)
+    assert ("did you mean '/reset'?" in "".join(output)) == (line == "/rest")
 
 
 LONG = "longer than the model's 40 tokens"
 TALK = "the dialogue so far, with the line, is"
 
 
-def test_a_line_that_is_cut_is_warned_of_each_time(make_run, bytes_tokens, capsys):
-    talk, asked = made(make_run, bytes_tokens, "own", {"own": OWN})
-    talk._input_length = 40
-    inference.chat(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
+def test_a_truncated_line_is_warned_of_each_time(make_run, bytes_tokens, capsys):
+    chat, inputs = make_chat(make_run("own", {"own": OWN}), bytes_tokens)
+    chat._input_length = 40
+    inference.chat(chat, typed("x" * 50, "y", "z" * 50), lambda text: None)
     assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was truncated.\n" * 2
-    assert asked == ["say " + "x" * 35, "say y in German:", "say " + "z" * 35]
+    assert inputs == ["say " + "x" * 35, "say y in German:", "say " + "z" * 35]
 
 
-def test_turns_that_are_left_out_are_warned_of_once_and_a_line_that_is_cut_each_time(
+def test_dropped_turns_are_warned_of_once_and_a_truncated_line_each_time(
     make_run, bytes_tokens, capsys
 ):
-    talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS})
-    talk._input_length = 40
-    inference.chat(talk, typed("first", "second", "third"), lambda text: None)
-    left = f"lm: warning: {TALK} {LONG}; from now on its oldest turns are dropped.\n"
-    assert capsys.readouterr().err == left
-    inference.chat(talk, typed("x" * 50, "y", "z" * 50), lambda text: None)
+    chat, inputs = make_chat(make_run("own", {"own": TURNS}), bytes_tokens)
+    chat._input_length = 40
+    inference.chat(chat, typed("first", "second", "third"), lambda text: None)
+    dropped = f"lm: warning: {TALK} {LONG}; from now on its oldest turns are dropped.\n"
+    assert capsys.readouterr().err == dropped
+    inference.chat(chat, typed("x" * 50, "y", "z" * 50), lambda text: None)
     assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was truncated.\n" * 2
-    assert asked[-1].startswith("reply: ") and asked[-1].endswith("z" * 20)
-    inference.chat(talk, typed("/reset", "first", "second"), lambda text: None)
-    assert capsys.readouterr().err == left, "another talk"
+    assert inputs[-1].startswith("reply: ") and inputs[-1].endswith("z" * 20)
+    inference.chat(chat, typed("/reset", "first", "second"), lambda text: None)
+    assert capsys.readouterr().err == dropped, "a new dialogue"
 
 
 @pytest.mark.parametrize(
-    ("own", "lines", "sentence", "heard"),
+    ("task", "lines", "sentence", "expected"),
     [
         (OWN, ("x" * 50, "y"), f"lm: the line is {LONG}; shorten it", ["say y in German:"]),
         (TURNS, ("x" * 50, "y"), f"lm: the line is {LONG}; shorten it", ["reply: user: y"]),
@@ -225,24 +223,24 @@ def test_turns_that_are_left_out_are_warned_of_once_and_a_line_that_is_cut_each_
     ],
     ids=["line", "turn", "history"],
 )
-def test_a_strict_talk_refuses_what_would_be_cut_and_goes_on_as_if_it_was_not_said(
-    own, lines, sentence, heard, make_run, bytes_tokens, capsys
+def test_strict_refuses_long_lines_and_keeps_the_history(
+    task, lines, sentence, expected, make_run, bytes_tokens, capsys
 ):
-    talk, asked = made(make_run, bytes_tokens, "own", {"own": own}, strict=True)
-    talk._input_length = 40
-    inference.chat(talk, typed(*lines), lambda text: None)
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith(sentence), said
-    assert said[0].endswith(", or omit --strict.")
-    assert asked == heard
+    chat, inputs = make_chat(make_run("own", {"own": task}), bytes_tokens, strict=True)
+    chat._input_length = 40
+    inference.chat(chat, typed(*lines), lambda text: None)
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith(sentence), errors
+    assert errors[0].endswith(", or omit --strict.")
+    assert inputs == expected
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_talk(make_run, bytes_tokens):
-    talk, asked = made(make_run, bytes_tokens, "own", {"own": TURNS}, interrupt=True)
-    talk._input_length, said = 1000, []
-    inference.chat(talk, typed("a", "b"), said.append)
-    assert "w .." in "".join(said).replace("\n", "")
-    assert asked[1] == "reply: user: a\nsystem: w\nuser: b", "it was heard as far as it went"
+def test_ctrl_c_stops_an_answer_and_not_the_chat(make_run, bytes_tokens):
+    chat, inputs = make_chat(make_run("own", {"own": TURNS}), bytes_tokens, interrupt=True)
+    chat._input_length, output = 1000, []
+    inference.chat(chat, typed("a", "b"), output.append)
+    assert "w .." in "".join(output).replace("\n", "")
+    assert inputs[1] == "reply: user: a\nsystem: w\nuser: b", "the history has the shown part"
 
 
 @pytest.fixture
@@ -250,33 +248,33 @@ def terminal(tiny_config, tmp_path, monkeypatch):
     """The flag of a run's workdir, at a terminal."""
     changes = {"data.task": "docstring_summary", "stage": "finetune", "data.target_length": 8}
     untrained.write(tiny_config(**changes), tmp_path / "run")
-    one = lambda config: parallel.make_strategy(parallel.ParallelConfig(data=1))
-    monkeypatch.setattr(parallel, "reading_strategy", one)
+    one_device = lambda config: parallel.make_strategy(parallel.ParallelConfig(data=1))
+    monkeypatch.setattr(parallel, "reading_strategy", one_device)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     return f"--workdir={tmp_path}/run"
 
 
 @pytest.mark.parametrize("editing", [True, False])
-def test_on_a_terminal_lines_are_asked_as_they_are_typed(editing, terminal, monkeypatch, capsys):
+def test_on_a_terminal_lines_are_answered_as_they_are_typed(editing, terminal, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "readline", raising=False)
     if not editing:
         monkeypatch.setitem(sys.modules, "readline", None)  # as where Python has none
     monkeypatch.setattr("builtins.input", typed("kilo", "kilo " * 40))
     assert cli.main(["predict", terminal, "--strict"]) == 0
     assert bool(sys.modules.get("readline")) == editing
-    given = capsys.readouterr()
-    assert given.err.count("\n") == 1 and "the model's 32 tokens; shorten it" in given.err
-    said = given.out.splitlines()
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1 and "the model's 32 tokens; shorten it" in output.err
+    lines = output.out.splitlines()
     assert cli.main(["predict", terminal, "--text=summarize: kilo"]) == 0
-    assert f'"prediction": "{said[-2]}"' in capsys.readouterr().out
+    assert f'"prediction": "{lines[-2]}"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--out=x.jsonl", "--nearest=chrf"])
-@pytest.mark.parametrize("given", [[], ["--interactive"]])
-def test_what_is_of_no_use_for_typed_lines_is_refused(flag, given, terminal, monkeypatch, capsys):
+@pytest.mark.parametrize("flags", [[], ["--interactive"]])
+def test_flags_of_files_are_refused_for_typed_lines(flag, flags, terminal, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", typed())
-    assert cli.main(["predict", terminal, flag, *given]) == 2
-    said = capsys.readouterr()
-    cure = "give --input or --split, or pipe lines into standard input"
-    assert f"lm: {flag} is of no use for lines that are typed; {cure}." in said.err
-    assert said.err.count("\n") == 1 and not said.out
+    assert cli.main(["predict", terminal, flag, *flags]) == 2
+    output = capsys.readouterr()
+    fix = "give --input or --split, or pipe lines into standard input"
+    assert f"lm: {flag} is not supported for typed lines; {fix}." in output.err
+    assert output.err.count("\n") == 1 and not output.out

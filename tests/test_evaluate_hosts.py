@@ -23,7 +23,7 @@ def workdir(tiny_config, tmp_path_factory):
         **{"stage": "finetune", "evaluate.max_decoded_examples": 10, "evaluate.max_examples": 10}
     )
     mine = {"source": "tfds:pydocs", "inputs": "{body}", "targets": "{summary}"}
-    made["data"] |= {"task": "mine", "tasks": {"mine": mine | {"metrics": ["chrf"]}}}
+    made["data"] |= {"task": "mine", "custom_tasks": {"mine": mine | {"metrics": ["chrf"]}}}
     train.train(runs.make_run(made | {"steps": 3}, place), jax.devices()[:2])
     return place
 

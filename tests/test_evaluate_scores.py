@@ -29,7 +29,7 @@ def workdir(tiny_config, tmp_path_factory):
     """A run of 6 updates on a task of its own, with checkpoints 3 and 6."""
     place = tmp_path_factory.mktemp("scored") / "run"
     made = tiny_config(**{"stage": "finetune", "evaluate.max_decoded_examples": 10})
-    made["data"] |= {"task": "mine", "tasks": {"mine": MINE}}
+    made["data"] |= {"task": "mine", "custom_tasks": {"mine": MINE}}
     train.train(runs.make_run(made, place), jax.devices()[:2])
     return place
 
@@ -172,7 +172,7 @@ def test_a_split_that_is_named_is_scored_whole(copied, figures):
 def test_a_changed_file_is_evaluated_anew(tiny_config, tmp_path):
     made = tiny_config(stage="finetune")
     spec = {"source": f"{tmp_path}/{{split}}.tsv", "inputs": "say: {a}", "targets": "{b}"}
-    made["data"] |= {"task": "own", "tasks": {"own": spec | {"metrics": ["chrf"]}}}
+    made["data"] |= {"task": "own", "custom_tasks": {"own": spec | {"metrics": ["chrf"]}}}
     for split, count in {"train": 20, "validation": 3, "test": 3}.items():
         rows = [f"{i}\t{i}{i}" for i in range(count)]
         (tmp_path / f"{split}.tsv").write_text("\n".join(["a\tb", *rows]) + "\n")

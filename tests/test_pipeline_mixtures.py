@@ -356,7 +356,7 @@ def test_evaluate_reports_each_task_by_itself_and_all_together(
     monkeypatch.setattr(loading, "open_workdir", lambda _: opened)
     monkeypatch.setattr(loading, "read_params", lambda *_: ({}, 7))
     monkeypatch.setattr(heldout, "HeldOut", HeldOut)
-    monkeypatch.setattr(generate.Generator, "of", lambda *_: shouted)
+    monkeypatch.setattr(generate.Generator, "with_params", lambda *_: shouted)
     figures = evaluate.evaluate(tmp_path)
     by_task = figures["tasks"]
     assert list(by_task) == BOTH.split(",")

@@ -37,7 +37,7 @@ def make_workdir(tiny_config, tmp_path_factory):
     def make(task="docstring_summary", own=None, **changes):
         given = {"data.task": "docstring_summary", "stage": "finetune", "data.batch_size": 2}
         config = tiny_config(**given | {"data.target_length": 8} | changes)
-        config["data"] |= {"task": task, "tasks": own or {}}
+        config["data"] |= {"task": task, "custom_tasks": own or {}}
         key = json.dumps([task, own, changes])
         if key not in made:
             made[key] = tmp_path_factory.mktemp("predict") / "run"

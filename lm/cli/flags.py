@@ -61,6 +61,7 @@ FLAGS = {
     "pieces": Flag("integer", 32_000, "vocabulary size of a tokenizer that is trained"),
     "shards": Flag("integer", 0, "files of each split; 0: one for 64 MiB of source"),
     "workers": Flag("integer", 0, "processes, 0: one for each CPU; any number gives equal output"),
+    "model": Flag("flag", False, "print the table of parameters instead of a batch"),
     "sharding": Flag("flag", False, "print each parameter's shards instead of a batch"),
     "runner": Flag("text", "", "Apache Beam runner, as DirectRunner; empty: local processes"),
     "runner_flags": Flag("text", "", "Beam's own flags in one string; see lm/corpus/beam.py"),

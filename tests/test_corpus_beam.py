@@ -1,4 +1,4 @@
-"""Laws of the Beam runner: its bytes are those of local processes, its errors one sentence.
+"""The Beam runner writes the bytes of local processes; its errors are one line.
 
 What is run by Beam runs in Beam's own environment, which `make test` makes; where it could not be
 made, these tests are skipped.
@@ -37,7 +37,7 @@ def contents(directory) -> dict[str, bytes]:
 
 
 def run(*commands: list[str]) -> list[tuple[int, str, str]]:
-    """(exit code, output, errors) of commands at the door, one after the other in one process."""
+    """(exit code, output, errors) of commands run in sequence in one process."""
     code = (
         "import contextlib, io, json, os, sys\n"
         "from apache_beam.runners.portability import prism_runner\n"
@@ -49,7 +49,7 @@ def run(*commands: list[str]) -> list[tuple[int, str, str]]:
         "        code = cli.main(command)\n"
         "    print(json.dumps([code, out.getvalue(), err.getvalue()]))\n"
     )
-    made = subprocess.run(
+    actual = subprocess.run(
         [PYTHON, "-c", code, json.dumps(commands)],
         cwd=ROOT,
         capture_output=True,
@@ -57,8 +57,8 @@ def run(*commands: list[str]) -> list[tuple[int, str, str]]:
         check=False,
         timeout=300,
     )
-    assert made.returncode == 0 and "INFO:apache_beam" not in made.stderr, made.stderr
-    return [tuple(json.loads(line)) for line in made.stdout.splitlines()]
+    assert actual.returncode == 0 and "INFO:apache_beam" not in actual.stderr, actual.stderr
+    return [tuple(json.loads(line)) for line in actual.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def source(tmp_path_factory) -> str:
     return str(folder)
 
 
-def asked(source: str, out, **changes) -> list[str]:
-    given = {"source": source, "out": out, "pieces": 500, "shards": 3, "heldout": 0.2} | changes
-    return ["corpus", *(f"--{name}={value}" for name, value in given.items())]
+def flags_of(source: str, out, **changes) -> list[str]:
+    options = {"source": source, "out": out, "pieces": 500, "shards": 3, "heldout": 0.2} | changes
+    return ["corpus", *(f"--{name}={value}" for name, value in options.items())]
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +105,13 @@ def test_beam_makes_the_bytes_of_local_processes_and_its_errors_are_sentences(
     temp.mkdir()
     direct = {"runner": "DirectRunner"}
     answers = run(
-        asked(source, out, temp=temp, **direct),
-        asked(source, out, **direct),
-        asked(source, tmp_path / "wrong", column="txet", **direct),
-        asked(cut, tmp_path / "wrong", **direct),
-        asked(source, tmp_path / "wrong", **direct, runner_flags="--direct_num_worker=2"),
-        asked(source, tmp_path / "wrong", **direct, runner_flags="--direct_num_workers=two"),
-        asked(source, tmp_path / "wrong", runner="DirectRuner", temp=temp),
+        flags_of(source, out, temp=temp, **direct),
+        flags_of(source, out, **direct),
+        flags_of(source, tmp_path / "wrong", column="txet", **direct),
+        flags_of(cut, tmp_path / "wrong", **direct),
+        flags_of(source, tmp_path / "wrong", **direct, runner_flags="--direct_num_worker=2"),
+        flags_of(source, tmp_path / "wrong", **direct, runner_flags="--direct_num_workers=two"),
+        flags_of(source, tmp_path / "wrong", runner="DirectRuner", temp=temp),
     )
     assert [code for code, _, _ in answers] == [0, 0, 2, 2, 2, 2, 2], answers
     assert contents(out) == local
@@ -124,10 +124,10 @@ def test_beam_makes_the_bytes_of_local_processes_and_its_errors_are_sentences(
         "cannot be read: argument --direct_num_workers: invalid int value: 'two'",
         "DirectRuner",
     ]
-    for (_, _, said), sentence in zip(answers[2:], sentences, strict=True):
-        (line,) = [line for line in said.splitlines() if line.startswith("lm: ")]
+    for (_, _, output), sentence in zip(answers[2:], sentences, strict=True):
+        (line,) = [line for line in output.splitlines() if line.startswith("lm: ")]
         assert re.search(sentence, line) and "while running" not in line
-        assert "Traceback" not in said
+        assert "Traceback" not in output
     # Nothing is left of what was not made, and nothing of what workers told each other.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl.gz", "made", "temp"]
     assert not list(temp.iterdir())
@@ -141,33 +141,35 @@ def test_beam_makes_the_bytes_of_local_processes_and_its_errors_are_sentences(
         ("--runner FlinkRunner", "names a runner"),
     ],
 )
-def test_flags_of_a_runner_that_are_none_are_a_sentence(flags, sentence):
+def test_unreadable_runner_flags_are_one_error_line(flags, sentence):
     with pytest.raises(ValueError, match=sentence):
-        runners._flags(flags)
-    assert runners._flags("--runner_x=1 --a='b c'") == ["--runner_x=1", "--a=b c"]
+        runners._split_flags(flags)
+    assert runners._split_flags("--runner_x=1 --a='b c'") == ["--runner_x=1", "--a=b c"]
 
 
 @needs_beam
 @pytest.mark.parametrize(
     "changes", [{"dedupe": "exact", "rules": "c4", "tokenizer": "bytes", "shards": 1}], ids=str
 )
-def test_several_processes_make_the_bytes_of_one(source, changes, tmp_path):
-    (code, _, said), *_ = run(
-        asked(source, tmp_path / "beam", runner="DirectRunner", runner_flags=PROCESSES, **changes)
+def test_several_processes_write_the_bytes_of_one(source, changes, tmp_path):
+    (code, _, output), *_ = run(
+        flags_of(
+            source, tmp_path / "beam", runner="DirectRunner", runner_flags=PROCESSES, **changes
+        )
     )
-    assert code == 0, said
-    given = {"source": source, "pieces": 500, "heldout": 0.2} | changes
-    build.build(documents.CorpusConfig(**given), tmp_path / "local", workers=1)
+    assert code == 0, output
+    options = {"source": source, "pieces": 500, "heldout": 0.2} | changes
+    build.build(documents.CorpusConfig(**options), tmp_path / "local", workers=1)
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")
 
 
-# What Beam calls, called without it. -------------------------------------------------------------
+# The functions that Beam calls, without Beam. ----------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_near_duplicates_by_groups_are_those_of_the_whole_collection(seed):
+def test_near_duplicates_by_bucket_equal_those_of_the_whole_collection(seed):
     rng = np.random.default_rng(seed)
-    base = rng.integers(0, 1 << 16, (6, dedupe.ENTRIES)).astype(np.uint16)
+    base = rng.integers(0, 1 << 16, (6, dedupe.NUM_HASHES)).astype(np.uint16)
     signatures = base[rng.integers(0, 6, 80)]
     changed = rng.random(signatures.shape) < rng.choice([0.0, 0.05, 0.15, 0.25], 80)[:, None]
     signatures[changed] = rng.integers(0, 1 << 16, int(changed.sum()))
@@ -179,50 +181,52 @@ def test_near_duplicates_by_groups_are_those_of_the_whole_collection(seed):
     batch = [((int(part), int(record)), key, row) for (part, record), key, row in batch]
     groups: dict[bytes, list] = {}
     for start in range(0, 80, 7):
-        for bucket, document in beam._bands(batch[start : start + 7]):
+        for bucket, document in beam._band_buckets(batch[start : start + 7]):
             groups.setdefault(bucket, []).append(document)
-    found = {
+    actual_duplicates = {
         (record, key, kind) for g in groups.items() for (_, record), key, kind in beam._near(g)
     }
-    assert found == {(int(i), b"%d" % i, "near") for i in np.flatnonzero(expected)}
+    assert actual_duplicates == {(int(i), b"%d" % i, "near") for i in np.flatnonzero(expected)}
 
 
-def test_of_documents_with_one_key_the_first_is_kept_in_any_order():
+def test_the_first_of_equal_keys_is_kept_in_any_order():
     members = [((part, record), b"") for part in range(3) for record in range(3)]
     random.Random(0).shuffle(members)
     assert beam._first((b"key", members)) == ((0, 0), b"key", b"")
-    later = beam._later((b"key", members))
-    assert {place for place, _, _ in later} == {place for place, _ in members} - {(0, 0)}
+    later = beam._all_but_first((b"key", members))
+    assert {position for position, _, _ in later} == {position for position, _ in members} - {
+        (0, 0)
+    }
     assert {(key, kind) for _, key, kind in later} == {(b"key", "exact")}
 
 
-def test_a_file_of_texts_is_in_the_order_of_the_sources_without_what_is_repeated(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(beam_files, "join", lambda place, name: f"{place}/{name}")
+def test_a_text_file_is_in_source_order_without_duplicates(tmp_path, monkeypatch):
+    monkeypatch.setattr(beam_files, "join", lambda position, name: f"{position}/{name}")
     monkeypatch.setattr(beam_files, "atomic_file", functools.partial(open, mode="wb"))
     rng = random.Random(0)
-    places = [(part, record) for part in range(3) for record in range(12)]
-    texts = [(place, rng.randbytes(16), f"text {place}") for place in places]
-    repeated = [(places[5], "near"), (places[30], "exact"), (places[5], "near")]
+    positions = [(part, record) for part in range(3) for record in range(12)]
+    texts = [(position, rng.randbytes(16), f"text {position}") for position in positions]
+    repeated = [(positions[5], "near"), (positions[30], "exact"), (positions[5], "near")]
     rng.shuffle(texts)
     group = (7, {"texts": texts, "repeated": repeated})
     counts = collections.Counter()
     for name, count in beam._write_texts(group, str(tmp_path), 0.3):
         counts[name] += count
     lines = [json.loads(line) for line in (tmp_path / "texts-00007.jsonl").open()]
-    kept = [place for place in places if place not in (places[5], places[30])]
-    assert [text for _, _, text in lines] == [f"text {place}" for place in kept]
+    remaining = [
+        position for position in positions if position not in (positions[5], positions[30])
+    ]
+    assert [text for _, _, text in lines] == [f"text {position}" for position in remaining]
     split = lambda key: documents.is_heldout(np.frombuffer(key, dedupe.KEY), 0.3)[0]
-    named = {text: documents.SPLITS[int(split(key))] for _, key, text in texts}
-    assert all(split == named[text] for split, _, text in lines)
+    packages = {text: documents.SPLITS[int(split(key))] for _, key, text in texts}
+    assert all(split == packages[text] for split, _, text in lines)
     splits = collections.Counter(("splits", split) for split, _, _ in lines)
     assert len(splits) == 2
     assert counts == splits | {("duplicates", "near"): 1, ("duplicates", "exact"): 1}
 
 
-def test_counts_added_up_in_any_order_are_the_tally():
-    found = [
+def test_summed_counts_equal_the_tally():
+    actual_duplicates = [
         documents.RecordResult("a", b"k" * 16, lines={"min_words": 2}),
         documents.RecordResult("b", b"l" * 16),
         documents.RecordResult(dropped="redirect"),
@@ -231,43 +235,46 @@ def test_counts_added_up_in_any_order_are_the_tally():
         documents.RecordResult(reason="no JSON", excerpt="{"),
     ]
     tally = documents.Tally()
-    for one in found:
-        tally.count(one)
+    for result in actual_duplicates:
+        tally.count(result)
     added: dict = {("splits", "train"): 2}
-    for one in reversed(found):
-        for name, count in beam._counts(((0, 0), one)):
+    for result in reversed(actual_duplicates):
+        for name, count in beam._counts(((0, 0), result)):
             added[name] = added.get(name, 0) + count
-    bad = [documents.quarantine_line("file", 5, found[-1])]
+    bad = [documents.quarantine_line("file", 5, actual_duplicates[-1])]
     recipe = documents.CorpusConfig(source="", dedupe="none", heldout=0)
-    made, held = beam._totals(recipe, [[list(name), n] for name, n in added.items()], bad)
-    assert vars(made) == vars(tally) and held == {"train": 2}
+    actual, split_counts = beam._totals(recipe, [[list(name), n] for name, n in added.items()], bad)
+    assert vars(actual) == vars(tally) and split_counts == {"train": 2}
 
 
 @pytest.mark.parametrize("kind", dedupe.KINDS)
-def test_kinds_of_duplicates_that_are_not_found_are_counted_as_none(kind):
+def test_kinds_of_duplicates_without_any_are_listed(kind):
     recipe = documents.CorpusConfig(source="", dedupe=kind)
-    made, held = beam._totals(recipe, [], [])
+    actual, split_counts = beam._totals(recipe, [], [])
     expected = {"none": {}, "exact": {"exact": 0}, "near": {"exact": 0, "near": 0}}[kind]
-    assert made.counts()["duplicates"] == expected and held == {"train": 0, "validation": 0}
+    assert actual.counts()["duplicates"] == expected and split_counts == {
+        "train": 0,
+        "validation": 0,
+    }
 
 
 def one_file(documents_in_it: int) -> documents.SplitFiles:
     facts = {"documents": documents_in_it}
-    return beam._shard({"train": [facts, [0, 1], [5] * documents_in_it]}, {"train": 9})
+    return beam._split_files({"train": [facts, [0, 1], [5] * documents_in_it]}, {"train": 9})
 
 
-@pytest.mark.parametrize(("count", "held"), [(3, 6), (2, 7), (2, 5)])
-def test_files_that_workers_did_not_leave_are_missed(count, held):
-    beam._check_whole([one_file(3)] * 2, 2, {"train": 6})
+@pytest.mark.parametrize(("count", "split_counts"), [(3, 6), (2, 7), (2, 5)])
+def test_missing_files_of_workers_are_noticed(count, split_counts):
+    beam._check_complete([one_file(3)] * 2, 2, {"train": 6})
     with pytest.raises(ValueError, match="set --temp to storage that all of them share"):
-        beam._check_whole([one_file(3)] * 2, count, {"train": held})
+        beam._check_complete([one_file(3)] * 2, count, {"train": split_counts})
 
 
 def test_a_corpus_with_a_document_missing_is_not_finished(source, tmp_path, monkeypatch):
     monkeypatch.setattr(runners, "pipeline_options", lambda *_: None)
-    monkeypatch.setattr(beam_files, "new_folder", contextlib.nullcontext)
-    monkeypatch.setattr(beam, "_gather", lambda *_: (documents.Tally(), {"train": 4}))
-    monkeypatch.setattr(beam, "_write", lambda *_: [one_file(3)])
+    monkeypatch.setattr(beam_files, "temporary_folder", contextlib.nullcontext)
+    monkeypatch.setattr(beam, "_read_sources", lambda *_: (documents.Tally(), {"train": 4}))
+    monkeypatch.setattr(beam, "_write_shards", lambda *_: [one_file(3)])
     recipe = documents.CorpusConfig(source=source, tokenizer="bytes", shards=1, heldout=0)
     with pytest.raises(ValueError, match="the workers left 1"):
         beam.build(recipe, tmp_path / "out", "DirectRunner")
@@ -289,18 +296,18 @@ TRACE = "Traceback (most recent call last):\n  File 'x', line 1, in f\n"
     ],
     ids=str,
 )
-def test_the_last_error_of_a_traceback_counts_and_faults_of_ours_are_not_hidden(error, sentence):
+def test_the_last_error_of_a_traceback_is_reported_and_bugs_are_not_hidden(error, sentence):
     assert runners.user_error(error) == sentence
 
 
-# The door. ---------------------------------------------------------------------------------------
+# The command. ------------------------------------------------------------------------------------
 
 
-def test_without_beam_the_cure_is_told(capsys, tmp_path, source, monkeypatch):
+def test_without_beam_the_error_names_the_fix(capsys, tmp_path, source, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert cli.main(asked(source, tmp_path / "out", runner="DirectRunner")) == 2
-    said = capsys.readouterr().err
-    assert "needs Apache Beam" in said and "make beam" in said and said.count("\n") == 1
+    assert cli.main(flags_of(source, tmp_path / "out", runner="DirectRunner")) == 2
+    output = capsys.readouterr().err
+    assert "needs Apache Beam" in output and "make beam" in output and output.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -318,24 +325,33 @@ def test_without_beam_the_cure_is_told(capsys, tmp_path, source, monkeypatch):
     ids=str,
 )
 def test_flags_that_contradict_each_other_are_refused(changes, sentence, capsys, tmp_path):
-    assert cli.main(asked("nothing", tmp_path / "out", **changes)) == 2
+    assert cli.main(flags_of("nothing", tmp_path / "out", **changes)) == 2
     assert sentence in capsys.readouterr().err
 
 
 def test_the_environment_of_beam_has_bounds_and_no_jax():
     lines = (ROOT / "requirements-beam.txt").read_text().splitlines()
-    named = [line for line in lines if not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", line) for line in named)
-    assert not {"jax", "flax", "torch", "tensorflow"} & {re.match(r"[\w-]+", n)[0] for n in named}
+    packages = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", line) for line in packages)
+    assert not {"jax", "flax", "torch", "tensorflow"} & {
+        re.match(r"[\w-]+", n)[0] for n in packages
+    }
 
 
 @needs_beam
-def test_what_decides_the_bytes_has_one_version_in_both_environments():
+def test_packages_that_decide_the_bytes_have_one_version_in_both_environments():
     code = "import importlib.metadata as m, json, sys; sys.path.pop(0)\n"
     code += "print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
-    ask = lambda python: json.loads(subprocess.check_output([python, "-c", code], text=True))
-    core, own = ask(ROOT / ".venv" / "bin" / "python"), ask(PYTHON)
-    named = re.findall(r"^[\w-]+", (ROOT / "requirements-beam.txt").read_text(), re.M)
-    shared = [name.lower() for name in named if name != "apache-beam"]
-    assert {name: core[name] for name in shared} == {name: own[name] for name in shared}
-    assert "jax" not in own
+    read_versions = lambda python: json.loads(
+        subprocess.check_output([python, "-c", code], text=True)
+    )
+    core_versions, beam_versions = (
+        read_versions(ROOT / ".venv" / "bin" / "python"),
+        read_versions(PYTHON),
+    )
+    packages = re.findall(r"^[\w-]+", (ROOT / "requirements-beam.txt").read_text(), re.M)
+    shared = [name.lower() for name in packages if name != "apache-beam"]
+    assert {name: core_versions[name] for name in shared} == {
+        name: beam_versions[name] for name in shared
+    }
+    assert "jax" not in beam_versions

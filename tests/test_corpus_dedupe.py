@@ -1,4 +1,4 @@
-"""Duplicates: the estimate is Jaccard's index, the planted are found, the later ones dropped."""
+"""Deduplication: the estimate is the Jaccard index, planted duplicates are found, later ones dropped."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def signatures(texts) -> np.ndarray:
 
 
 def near(texts) -> list[bool]:
-    made = signatures(texts)
-    return dedupe.near_earlier(made, np.arange(len(made))).tolist()
+    hashes = signatures(texts)
+    return dedupe.near_earlier(hashes, np.arange(len(hashes))).tolist()
 
 
 def jaccard(first: str, second: str) -> float:
@@ -31,8 +31,8 @@ def jaccard(first: str, second: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def changed(rng: random.Random, words: list[str], share: float) -> list[str]:
-    """The words with one new run of them, `share` of the whole."""
+def with_new_run(rng: random.Random, words: list[str], share: float) -> list[str]:
+    """Replace a run of `share` of the words by new ones."""
     run = int(len(words) * share)
     start = rng.randrange(len(words) - run)
     return words[:start] + words_of(rng, run) + words[start + run :]
@@ -41,11 +41,11 @@ def changed(rng: random.Random, words: list[str], share: float) -> list[str]:
 @pytest.fixture(scope="module")
 def pairs():
     """(text, a text that shares a part of it) from nothing in common to all."""
-    rng, made = random.Random(0), []
+    rng, examples = random.Random(0), []
     for number in range(300):
         words = words_of(rng, rng.randint(50, 400))
-        made.append((" ".join(words), " ".join(changed(rng, words, number / 301))))
-    return made
+        examples.append((" ".join(words), " ".join(with_new_run(rng, words, number / 301))))
+    return examples
 
 
 def test_the_time_for_a_run_of_combining_marks_is_no_more_than_its_length():
@@ -67,19 +67,19 @@ def test_the_estimate_is_jaccards_index_within_its_standard_error(pairs):
     exact = np.array([jaccard(*pair) for pair in pairs])
     first, second = (signatures(texts) for texts in zip(*pairs, strict=True))
     estimate = dedupe.similarity(first, second)
-    error = np.sqrt(exact * (1 - exact) / dedupe.ENTRIES)
+    error = np.sqrt(exact * (1 - exact) / dedupe.NUM_HASHES)
     z = (estimate - exact)[error > 0] / error[error > 0]
     assert np.abs(z).max() < 4.5 and abs(z.mean()) < 4 / len(z) ** 0.5
-    assert 0.8 < (z**2).mean() < 1.25, "as binomial counts scatter, no more and no less"
+    assert 0.8 < (z**2).mean() < 1.25, "the variance of binomial counts"
 
 
-def test_the_estimate_is_a_strangers(pairs):
+def test_the_estimate_agrees_with_datasketch(pairs):
     datasketch = pytest.importorskip("datasketch")
 
     def minhash(text):
-        made = datasketch.MinHash(num_perm=512)
-        made.update_batch([int(value).to_bytes(8, "little") for value in dedupe.shingles(text)])
-        return made
+        sketch = datasketch.MinHash(num_perm=512)
+        sketch.update_batch([int(value).to_bytes(8, "little") for value in dedupe.shingles(text)])
+        return sketch
 
     for first, second in pairs[::30]:
         estimate = dedupe.similarity(*signatures((first, second)))
@@ -88,22 +88,24 @@ def test_the_estimate_is_a_strangers(pairs):
 
 def test_signatures_never_change():
     text = "The quick brown fox jumps over the lazy dog, 東京 and कि."
-    made = dedupe.signature(dedupe.normalize(text))
-    assert made[:4].tolist() == [58879, 56031, 35803, 58565]
+    hashes = dedupe.signature(dedupe.normalize(text))
+    assert hashes[:4].tolist() == [58879, 56031, 35803, 58565]
     assert dedupe.key(dedupe.normalize(text)).hex() == "a517fd16ba11ffbf667bbf054a76ae93"
 
 
-@pytest.mark.parametrize("count", [dedupe.PIECE - 1, dedupe.PIECE, dedupe.PIECE + 7])
+@pytest.mark.parametrize(
+    "count", [dedupe.SHINGLE_CHUNK - 1, dedupe.SHINGLE_CHUNK, dedupe.SHINGLE_CHUNK + 7]
+)
 def test_a_long_text_is_hashed_as_a_whole(count):
-    text = " ".join(words_of(random.Random(2), count + dedupe.SPAN - 1))
+    text = " ".join(words_of(random.Random(2), count + dedupe.SHINGLE_WORDS - 1))
     hashes = dedupe._FACTORS * dedupe.shingles(text)[None] + dedupe._TERMS
     assert hashes.shape[1] == count
-    whole = (hashes.min(axis=1) >> np.uint64(24)).astype(np.uint16)
-    assert (dedupe.signature(text) == whole).all()
+    expected = (hashes.min(axis=1) >> np.uint64(24)).astype(np.uint16)
+    assert (dedupe.signature(text) == expected).all()
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("first", "second", "same"),
     [
         ("A  B\n c", "a b C", True),
         ("Ａﬁn", "afin", True),
@@ -111,11 +113,11 @@ def test_a_long_text_is_hashed_as_a_whole(count):
         ("x = {1}", "x = {2}", False),
     ],
 )
-def test_the_same_is_equal_but_for_case_width_and_space(one, other, same):
-    assert (dedupe.key(dedupe.normalize(one)) == dedupe.key(dedupe.normalize(other))) == same
+def test_keys_ignore_case_width_and_space(first, second, same):
+    assert (dedupe.key(dedupe.normalize(first)) == dedupe.key(dedupe.normalize(second))) == same
 
 
-def test_punctuation_does_not_count_in_what_is_near():
+def test_near_duplicates_ignore_punctuation():
     words = words_of(random.Random(3), 60)
     assert near([" ".join(words), ", ".join(words).title() + "!"]) == [False, True]
 
@@ -134,62 +136,66 @@ def test_all_but_the_first_of_the_same_are_dropped():
 
 def test_planted_copies_are_found_and_nothing_else():
     rng = random.Random(4)
-    texts, planted = [], []
+    texts, expected = [], []
     for number in range(400):
         copy = number % 4 == 3
         words = texts[rng.randrange(len(texts))].split() if copy else words_of(rng, 200)
-        texts.append(" ".join(changed(rng, words, 0.02) if copy else words))
-        planted.append(copy)
-    assert near(texts) == planted
+        texts.append(" ".join(with_new_run(rng, words, 0.02) if copy else words))
+        expected.append(copy)
+    assert near(texts) == expected
 
 
 def test_a_document_is_dropped_only_where_an_earlier_one_is_near():
     rng = random.Random(5)
     texts = [" ".join(words_of(rng, 80))]
     while len(texts) < 200:  # a chain, in which each is a little unlike the one it is made of
-        texts.append(" ".join(changed(rng, texts[rng.randrange(len(texts))].split(), 0.12)))
-    made = signatures(texts)
-    found = near(texts)
-    similar = dedupe.similarity(made[:, None], made[None]) >= dedupe.NEAR
+        texts.append(" ".join(with_new_run(rng, texts[rng.randrange(len(texts))].split(), 0.12)))
+    hashes = signatures(texts)
+    is_near = near(texts)
+    similar = dedupe.similarity(hashes[:, None], hashes[None]) >= dedupe.NEAR_THRESHOLD
     earlier = np.tril(similar, -1).any(axis=1)
-    assert not (np.array(found) & ~earlier).any()
-    assert 0 < sum(found) < len(found)
-    assert sum(found) >= 0.97 * earlier.sum()
+    assert not (np.array(is_near) & ~earlier).any()
+    assert 0 < sum(is_near) < len(is_near)
+    assert sum(is_near) >= 0.97 * earlier.sum()
 
 
-def test_an_answer_is_a_bucket_at_a_time_and_all_at_once(monkeypatch):
+def test_buckets_may_be_compared_one_at_a_time(monkeypatch):
     rng = random.Random(6)
     base = words_of(rng, 100)
-    made = signatures(" ".join(changed(rng, base, rng.random() / 3)) for _ in range(300))
-    whole = dedupe.near_earlier(made, np.arange(300))
-    apart = np.zeros(300, bool)
-    for band in range(dedupe.BANDS):
-        buckets = dedupe.band_hashes(made[:, band * dedupe.ROWS : (band + 1) * dedupe.ROWS])
+    hashes = signatures(" ".join(with_new_run(rng, base, rng.random() / 3)) for _ in range(300))
+    expected = dedupe.near_earlier(hashes, np.arange(300))
+    distance = np.zeros(300, bool)
+    for band in range(dedupe.NUM_BANDS):
+        buckets = dedupe.band_hashes(
+            hashes[:, band * dedupe.BAND_ROWS : (band + 1) * dedupe.BAND_ROWS]
+        )
         for bucket in np.unique(buckets):
             (members,) = np.nonzero(buckets == bucket)
             alone = dedupe.near_in_buckets(
-                np.zeros(len(members)), made[members], np.arange(len(members))
+                np.zeros(len(members)), hashes[members], np.arange(len(members))
             )
-            apart[members] |= alone
-    assert (whole == apart).all() and 0 < whole.sum() < 299
-    monkeypatch.setattr(dedupe, "PAIRS", 7)
-    assert (dedupe.near_earlier(made, np.arange(300)) == whole).all()
+            distance[members] |= alone
+    assert (expected == distance).all() and 0 < expected.sum() < 299
+    monkeypatch.setattr(dedupe, "PAIR_CHUNK", 7)
+    assert (dedupe.near_earlier(hashes, np.arange(300)) == expected).all()
 
 
-def test_a_document_is_compared_with_so_many_before_it_in_its_bucket():
-    made = np.random.default_rng(9).integers(0, 1 << 16, (40, dedupe.ENTRIES)).astype(np.uint16)
-    for apart in (1, 2, 16, 17):
-        made[20] = made[20 - apart]
-        near = dedupe.near_in_buckets(np.zeros(40), made, np.arange(40))
-        assert np.flatnonzero(near).tolist() == [20] * (apart <= 16)
-        made[20] = 0
+def test_a_document_is_compared_with_the_lookback_before_it():
+    hashes = (
+        np.random.default_rng(9).integers(0, 1 << 16, (40, dedupe.NUM_HASHES)).astype(np.uint16)
+    )
+    for distance in (1, 2, 16, 17):
+        hashes[20] = hashes[20 - distance]
+        near = dedupe.near_in_buckets(np.zeros(40), hashes, np.arange(40))
+        assert np.flatnonzero(near).tolist() == [20] * (distance <= 16)
+        hashes[20] = 0
 
 
-def test_only_the_documents_asked_about_are_looked_at():
+def test_only_the_given_documents_are_compared():
     text = " ".join(words_of(random.Random(7), 50))
-    made = signatures([text, "other words than those of the first", text, text])
-    assert dedupe.near_earlier(made, np.array([1, 2, 3])).tolist() == [False, False, True]
-    assert dedupe.near_earlier(made, np.array([], int)).tolist() == []
+    hashes = signatures([text, "other words than those of the first", text, text])
+    assert dedupe.near_earlier(hashes, np.array([1, 2, 3])).tolist() == [False, False, True]
+    assert dedupe.near_earlier(hashes, np.array([], int)).tolist() == []
 
 
 def test_texts_without_words_are_near_nothing_and_short_ones_near_their_like():
@@ -197,31 +203,31 @@ def test_texts_without_words_are_near_nothing_and_short_ones_near_their_like():
     assert near(["two words", "two words!", "two other"]) == [False, True, False]
 
 
-def test_a_pair_is_found_with_the_probability_that_is_written_down():
-    found = lambda share: 1 - (1 - share**dedupe.ROWS) ** dedupe.BANDS
-    assert round(found(0.8), 2) == 0.99 and round(found(0.5), 2) == 0.22
-    assert round((0.8 * 0.2 / dedupe.ENTRIES) ** 0.5, 2) == 0.04
+def test_a_pair_is_found_with_the_documented_probability():
+    probability = lambda share: 1 - (1 - share**dedupe.BAND_ROWS) ** dedupe.NUM_BANDS
+    assert round(probability(0.8), 2) == 0.99 and round(probability(0.5), 2) == 0.22
+    assert round((0.8 * 0.2 / dedupe.NUM_HASHES) ** 0.5, 2) == 0.04
     for share in (0.5, 0.8):
         rng = np.random.default_rng(10)
-        first = rng.integers(0, 1 << 16, (1000, dedupe.ENTRIES)).astype(np.uint16)
+        first = rng.integers(0, 1 << 16, (1000, dedupe.NUM_HASHES)).astype(np.uint16)
         agrees = rng.random(first.shape) < share
         second = np.where(agrees, first, first ^ 1)
-        bands = lambda made: [
-            dedupe.band_hashes(made[:, start : start + dedupe.ROWS])
-            for start in range(0, dedupe.ENTRIES, dedupe.ROWS)
+        bands = lambda hashes: [
+            dedupe.band_hashes(hashes[:, start : start + dedupe.BAND_ROWS])
+            for start in range(0, dedupe.NUM_HASHES, dedupe.BAND_ROWS)
         ]
         either = np.any([a == b for a, b in zip(bands(first), bands(second), strict=True)], axis=0)
-        assert abs(either.mean() - found(share)) < 0.05
+        assert abs(either.mean() - probability(share)) < 0.05
 
 
 def test_a_document_takes_less_than_80_bytes_beside_its_signature(tmp_path):
     count = 20_000
     rng = np.random.default_rng(11)
-    made = rng.integers(0, 1 << 16, (count, dedupe.ENTRIES)).astype(np.uint16)
+    hashes = rng.integers(0, 1 << 16, (count, dedupe.NUM_HASHES)).astype(np.uint16)
     keys = rng.integers(0, 256, 16 * count).astype(np.uint8).view(dedupe.KEY)
     tracemalloc.start()
     same = dedupe.same_as_earlier(keys)
-    dedupe.near_earlier(made, np.flatnonzero(~same))
+    dedupe.near_earlier(hashes, np.flatnonzero(~same))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak + keys.nbytes < 80 * count
@@ -234,6 +240,6 @@ def test_a_crowd_of_copies_is_searched_in_linear_time(monkeypatch):
         dedupe, "similarity", lambda a, b: (compared.append(len(a)), plain(a, b))[1]
     )
     text = " ".join(words_of(random.Random(8), 30))
-    made = np.repeat(signatures([text]), 5000, axis=0)
-    assert dedupe.near_earlier(made, np.arange(5000)).sum() == 4999
-    assert sum(compared) <= 5000 * dedupe.BANDS
+    hashes = np.repeat(signatures([text]), 5000, axis=0)
+    assert dedupe.near_earlier(hashes, np.arange(5000)).sum() == 4999
+    assert sum(compared) <= 5000 * dedupe.NUM_BANDS

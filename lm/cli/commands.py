@@ -40,7 +40,7 @@ def corpus(values) -> None:
     if is_build or None in (values.config, values.workdir):
         print(command.command(values.flag_values_dict(), given))
         return
-    command.check_given("config", given)
+    command.check_flags("config", given)
     from lm import runs, sources
 
     run = make_run(values)

@@ -1,11 +1,11 @@
-"""Build a corpus: sources to deduplicated, filtered token shards, whole or not at all.
+"""Build a corpus: sources to deduplicated, filtered token shards.
 
-command     what `python -m lm corpus` does
-documents   the recipe of a corpus, and one record's way into it
+command     `python -m lm corpus`
+documents   CorpusConfig, and how a record becomes a document
 rules       cleaning and filtering rules, by name
 dedupe      exact and near duplicates
-build       the build by local processes
-beam        the same build by Apache Beam; runners: its options; beam_files: files its workers share
-folder      the folder of a finished corpus: identity, manifest, quarantine
-overlap     how much of an evaluation set the training data contain
+build       build by local processes
+beam        build by Apache Beam; runners: its options; beam_files: files its workers share
+folder      the directory of a finished corpus: identity, manifest, quarantine
+overlap     n-gram overlap of evaluation sets with training data
 """

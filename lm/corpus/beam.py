@@ -1,18 +1,18 @@
-"""Sources to a finished corpus by Apache Beam: the bytes that local processes make, on any runner.
+"""Build a corpus by Apache Beam on any runner, with the same bytes as by local processes.
 
-  part -> record -> cleaned, keyed -+-> by key ------------> all but the first are repeated
-                                    |   by band and bucket -> those near an earlier one
-                                    +-> by file, without those: a file of texts   (first pipeline)
-  file of texts -> token file                                                    (second pipeline)
+  file -> record -> cleaned, keyed -+-> by key ------------> all but the first are duplicates
+                                    |   by band and bucket -> near an earlier one: duplicates
+                                    +-> by file, without duplicates: a text file   (first pipeline)
+  text file -> token file                                                         (second pipeline)
 
-Between the two the tokenizer is trained here, where the command was given. What workers write goes
-to a folder that they and this process reach: of the DirectRunner, the corpus's own; of a cluster,
---temp on storage that all share, as gs://bucket/folder. Sources and data_dir must be there too.
+Between the two the tokenizer is trained in the process that launched the command. Workers write to
+a shared directory: for the DirectRunner that of the corpus; for a cluster --temp, as
+gs://bucket/folder. Workers must reach the sources and data_dir too.
 
-Workers need what `make beam` installs. On a cluster that is a container: of the image
+Workers need what `make beam` installs; for a cluster that is a container: the image
 apache/beam_python3.11_sdk in Beam's version, with `pip install --requirement requirements-beam.txt`
-and `pip install --no-deps` of this package. Beam's own flags are passed on as they are. Tests run
-the DirectRunner, which holds all in memory; the others are as Beam's documentation has them:
+and `pip install --no-deps` of this package. Tests run the DirectRunner, which holds all data in
+memory; the flags of other runners are from Beam's documentation:
 
   --runner=DirectRunner --runner_flags="--direct_num_workers=4
       --direct_running_mode=multi_processing"
@@ -36,220 +36,245 @@ import numpy as np
 
 from lm import sources, tokenizer
 from lm.corpus import beam_files, dedupe, documents, folder, rules, runners
-from lm.corpus import build as local
 from lm.shards import shard_files
-from lm.storage import staging
 
-BANDED = 1000  # documents whose bands are computed at once
+BAND_BATCH = 1000  # documents whose band hashes are computed at once
 
-Place = tuple[int, int]  # the number of a part, the number of a record in it: the order of all
+Position = tuple[int, int]  # (number of a file, position of the record in it): the global order
 
 
 def build(
-    recipe: documents.CorpusConfig, out, runner: str, runner_flags: str = "", temp: str = ""
+    config: documents.CorpusConfig,
+    out: str | pathlib.Path,
+    runner: str,
+    runner_flags: str = "",
+    temp: str = "",
 ) -> tuple[dict, bool]:
-    """Make the corpus of a recipe in folder `out`, or find it: (its manifest, whether found).
+    """Build the corpus in local directory `out`; returns (manifest, whether it existed already).
 
-    runner: as Beam names it. runner_flags: Beam's own, as in a shell. temp: the folder for what
-    workers write; "" is one beside `out`, for the DirectRunner alone. `out` is a local folder. The
-    bytes in it, and the errors, are those of lm.corpus.build; the flags' errors, runners.options'.
+    runner: Beam's name of it. runner_flags: Beam's own flags, as in a shell. temp: the shared
+    directory; "" for one beside `out`, for the DirectRunner only.
+    Raises ValueError as lm.corpus.build and runners.pipeline_options do.
     """
-    out = folder.resolve_out_dir(out, recipe)
     options = runners.pipeline_options(runner, runner_flags, temp)
-    parts = local.parts_of(recipe)
-    identity = folder.corpus_identity(recipe, parts)
-    if manifest := folder.read_finished_corpus(out, identity):
-        return manifest, True
-    sources.check_first_records(parts)
-    count = recipe.shard_count(parts)
-    with staging.staging_dir(out) as room:
-        if manifest := folder.read_finished_corpus(out, identity):  # by a process that was quicker
-            return manifest, True
-        with beam_files.temporary_folder(temp or str(room)) as place:
-            tally, held = _gather(recipe, parts, place, room, options)
-            folder.check_splits(recipe, held, tally)
-            sampled = _sampled(place, count, held["train"])
-            tokens = folder.make_tokenizer(recipe, room / "tokenizer", sampled)
-            written = _write(recipe, place, count, tokens, options)
-            _check_whole(written, count, held)
-            for split in recipe.splits:
-                (room / split).mkdir()
-                for number in range(count):
-                    name = documents.file_name(number, count)
-                    beam_files.download(
-                        beam_files.join(place, f"{split}-{name}"), room / split / name
-                    )
-        return folder.finish_corpus(room, out, identity, tally, written), False
+
+    def write(files, staging_dir):
+        with beam_files.temporary_folder(temp or str(staging_dir)) as shared_dir:
+            return _write_corpus(config, files, staging_dir, shared_dir, options)
+
+    return folder.build_corpus(config, out, write)
 
 
-def _check_whole(written: list[documents.SplitFiles], count: int, held: dict[str, int]) -> None:
-    """Raise ValueError unless the files have every document. held: split -> documents."""
-    documents_of = lambda split: sum(one.written[split].facts["documents"] for one in written)
-    found = {split: documents_of(split) for split in held}
-    if len(written) != count or found != held:
+def _write_corpus(
+    config: documents.CorpusConfig,
+    files: list[sources.SourceFile],
+    staging_dir: pathlib.Path,
+    shared_dir: str,
+    options: Any,
+) -> tuple[documents.Tally, list[documents.SplitFiles]]:
+    """Run both pipelines; copy the token files to the staging directory."""
+    count = config.shard_count(files)
+    tally, split_counts = _read_sources(config, files, shared_dir, staging_dir, options)
+    folder.check_splits(config, split_counts, tally)
+    sampled = _tokenizer_texts(shared_dir, count, split_counts["train"])
+    tokens = folder.make_tokenizer(config, staging_dir / "tokenizer", sampled)
+    written = _write_shards(config, shared_dir, count, tokens, options)
+    _check_complete(written, count, split_counts)
+    for split in config.splits:
+        (staging_dir / split).mkdir()
+        for number in range(count):
+            name = documents.file_name(number, count)
+            address = beam_files.join(shared_dir, f"{split}-{name}")
+            beam_files.download(address, staging_dir / split / name)
+    return tally, written
+
+
+def _check_complete(
+    written: list[documents.SplitFiles], count: int, split_counts: dict[str, int]
+) -> None:
+    """Raise ValueError unless the files have every document. split_counts: split -> documents."""
+    actual = {
+        split: sum(files.written[split].facts["documents"] for files in written)
+        for split in split_counts
+    }
+    if len(written) != count or actual != split_counts:
         raise ValueError(
-            f"of {count} files with {held} documents, the workers left {len(written)} with "
-            f"{found}; set --temp to storage that all of them share."
+            f"the workers left {len(written)} of {count} files, with {actual} of {split_counts} "
+            f"documents; set --temp to storage that all of them share."
         )
 
 
-# The first pipeline: records to files of texts. ---------------------------------------------------
+# The first pipeline: records to text files. -------------------------------------------------------
 
 
-def _gather(
-    recipe: documents.CorpusConfig,
-    parts: list[sources.SourceFile],
-    place: str,
-    room: pathlib.Path,
-    options,
+def _read_sources(
+    config: documents.CorpusConfig,
+    files: list[sources.SourceFile],
+    shared_dir: str,
+    staging_dir: pathlib.Path,
+    options: Any,
 ) -> tuple[documents.Tally, dict[str, int]]:
-    """Files of texts in `place`, the quarantine in `room`; returns counts, and those of splits."""
+    """Write text files and quarantine; returns the tally and the documents of each split."""
     import apache_beam as beam
 
+    limits, count = rules.parse_rules(config.rules), config.shard_count(files)
     with runners.pipeline(options) as pipeline:
-        found = (
+        records = (
             pipeline
-            | "parts" >> beam.Create(range(len(parts)))
-            | "spread parts" >> beam.Reshuffle()
-            | "records" >> beam.FlatMap(_records, parts)
+            | "files" >> beam.Create(range(len(files)))
+            | "spread files" >> beam.Reshuffle()
+            | "records" >> beam.FlatMap(_records, files)
             | "spread records" >> beam.Reshuffle()
-            | "read" >> beam.Map(_read, parts, rules.parse_rules(recipe.rules), recipe.dedupe)
+            | "read" >> beam.Map(_read, files, limits, config.dedupe)
         )
-        kept = found | "kept" >> beam.Filter(_is_kept)
-        count = recipe.shard_count(parts)
+        passed = records | "passed" >> beam.Filter(lambda record: bool(record[1].key))
         by_file = {
-            "texts": kept | "texts" >> beam.Map(_text, count),
-            "repeated": _repeated(kept, recipe.dedupe) | "repeated" >> beam.Map(_repeat, count),
+            "texts": passed | "texts" >> beam.Map(_text, count),
+            "repeated": _duplicates(passed, config.dedupe)
+            | "repeated" >> beam.Map(_duplicate_by_file, count),
         }
-        made = (
+        split_counts = (
             by_file
             | "by file" >> beam.CoGroupByKey()
-            | "write texts" >> beam.FlatMap(_write_texts, place, recipe.heldout)
+            | "write texts" >> beam.FlatMap(_write_texts, shared_dir, config.heldout)
         )
-        counts = found | "count" >> beam.FlatMap(_counts)
+        record_counts = records | "count" >> beam.FlatMap(_counts)
         (
-            (counts, made)
+            (record_counts, split_counts)
             | "all counts" >> beam.Flatten()
             | "add up" >> beam.CombinePerKey(sum)
             | "counts" >> beam.Map(json.dumps)
-            | "write counts" >> beam.io.WriteToText(beam_files.join(place, "counts"))
+            | "write counts" >> beam.io.WriteToText(beam_files.join(shared_dir, "counts"))
         )
         (
-            found
-            | "bad" >> beam.FlatMap(_bad, folder.source_names(parts))
-            | "write bad" >> beam.io.WriteToText(beam_files.join(place, "bad"))
+            records
+            | "quarantine" >> beam.FlatMap(_quarantine, folder.source_names(files))
+            | "write quarantine" >> beam.io.WriteToText(beam_files.join(shared_dir, "bad"))
         )
-    bad = [line for _, line in sorted(beam_files.read_json_lines(beam_files.join(place, "bad*")))]
-    (room / folder.QUARANTINE).write_text("".join(bad))
-    return _totals(recipe, list(beam_files.read_json_lines(beam_files.join(place, "counts*"))), bad)
+    quarantine = sorted(beam_files.read_json_lines(beam_files.join(shared_dir, "bad*")))
+    lines = [line for _, line in quarantine]
+    (staging_dir / folder.QUARANTINE).write_text("".join(lines))
+    counts = list(beam_files.read_json_lines(beam_files.join(shared_dir, "counts*")))
+    return _totals(config, counts, lines)
 
 
-def _records(number: int, parts: list[sources.SourceFile]) -> Iterator[tuple[Place, Any]]:
-    for position, raw in enumerate(parts[number].raw_records()):
-        yield (number, position), raw
+def _records(number: int, files: list[sources.SourceFile]) -> Iterator[tuple[Position, Any]]:
+    for index, raw in enumerate(files[number].raw_records()):
+        yield (number, index), raw
 
 
-def _read(record, parts, chosen, kind) -> tuple[Place, documents.RecordResult]:
-    place, raw = record
-    return place, documents.read_record(parts[place[0]], raw, chosen, kind)
+def _read(
+    record: tuple[Position, Any],
+    files: list[sources.SourceFile],
+    limits: rules.RuleLimits,
+    dedupe_kind: str,
+) -> tuple[Position, documents.RecordResult]:
+    position, raw = record
+    return position, documents.read_record(files[position[0]], raw, limits, dedupe_kind)
 
 
-def _is_kept(record: tuple[Place, documents.RecordResult]) -> bool:
-    return bool(record[1].key)
-
-
-def _number(key: bytes, count: int) -> int:
+def _file_number(key: bytes, count: int) -> int:
     return int(documents.shard_of(np.frombuffer(key, dedupe.KEY), count)[0])
 
 
-def _text(record, count: int) -> tuple[int, tuple[Place, bytes, str]]:
-    place, found = record
-    return _number(found.key, count), (place, found.key, found.text)
+def _text(
+    record: tuple[Position, documents.RecordResult], count: int
+) -> tuple[int, tuple[Position, bytes, str]]:
+    position, result = record
+    return _file_number(result.key, count), (position, result.key, result.text)
 
 
-def _repeated(kept, kind: str):
-    """The documents that repeat an earlier one: (place, key, kind of repetition)."""
+def _duplicates(passed: Any, dedupe_kind: str) -> Any:
+    """The documents that repeat an earlier one: (position, key, kind of duplicate)."""
     import apache_beam as beam
 
-    if kind == "none":
-        return kept | "none" >> beam.Filter(lambda _: False)
-    alike = kept | "keys" >> beam.Map(_by_key) | "by key" >> beam.GroupByKey()
-    exact = alike | "later" >> beam.FlatMap(_later)
-    if kind == "exact":
+    if dedupe_kind == "none":
+        return passed | "none" >> beam.Filter(lambda _: False)
+    by_key = passed | "keys" >> beam.Map(_by_key) | "by key" >> beam.GroupByKey()
+    exact = by_key | "later" >> beam.FlatMap(_all_but_first)
+    if dedupe_kind == "exact":
         return exact
     near = (
-        alike
+        by_key
         | "first" >> beam.Map(_first)
-        | "together" >> beam.BatchElements(max_batch_size=BANDED)
-        | "bands" >> beam.FlatMap(_bands)
+        | "batches" >> beam.BatchElements(max_batch_size=BAND_BATCH)
+        | "bands" >> beam.FlatMap(_band_buckets)
         | "by bucket" >> beam.GroupByKey()
         | "near" >> beam.FlatMap(_near)
     )
     return (exact, near) | "both" >> beam.Flatten()
 
 
-def _by_key(record) -> tuple[bytes, tuple[Place, bytes]]:
-    place, found = record
-    return found.key, (place, found.signature)
+def _by_key(
+    record: tuple[Position, documents.RecordResult],
+) -> tuple[bytes, tuple[Position, bytes]]:
+    position, result = record
+    return result.key, (position, result.signature)
 
 
-def _later(group: tuple[bytes, Iterable]) -> list[tuple[Place, bytes, str]]:
+def _all_but_first(group: tuple[bytes, Iterable]) -> list[tuple[Position, bytes, str]]:
     key, members = group
-    return [(place, key, "exact") for place, _ in sorted(members)[1:]]
+    return [(position, key, "exact") for position, _ in sorted(members)[1:]]
 
 
-def _first(group: tuple[bytes, Iterable]) -> tuple[Place, bytes, bytes]:
+def _first(group: tuple[bytes, Iterable]) -> tuple[Position, bytes, bytes]:
     key, members = group
-    place, signature = min(members)
-    return place, key, signature
+    position, signature = min(members)
+    return position, key, signature
 
 
-def _bands(batch: list) -> Iterator[tuple[bytes, tuple[Place, bytes, bytes]]]:
-    """Each document in the bucket of each band."""
+def _band_buckets(batch: list) -> Iterator[tuple[bytes, tuple[Position, bytes, bytes]]]:
+    """Each document under its bucket of each band."""
     signatures = _signatures(batch)
-    for band in range(dedupe.BANDS):
-        entries = signatures[:, band * dedupe.ROWS : (band + 1) * dedupe.ROWS]
+    for band in range(dedupe.NUM_BANDS):
+        entries = signatures[:, band * dedupe.BAND_ROWS : (band + 1) * dedupe.BAND_ROWS]
         for bucket, document in zip(dedupe.band_hashes(entries), batch, strict=True):
             yield bytes([band]) + bucket.tobytes(), document
 
 
-def _near(group: tuple[bytes, Iterable]) -> Iterator[tuple[Place, bytes, str]]:
+def _near(group: tuple[bytes, Iterable]) -> Iterator[tuple[Position, bytes, str]]:
     bucket = sorted(group[1])
     order = np.arange(len(bucket))
-    near = dedupe.near_in_buckets(np.zeros(len(bucket)), _signatures(bucket), order)
-    for (place, key, _), is_near in zip(bucket, near, strict=True):
-        if is_near:
-            yield place, key, "near"
+    is_near = dedupe.near_in_buckets(np.zeros(len(bucket)), _signatures(bucket), order)
+    for index in np.flatnonzero(is_near).tolist():
+        position, key, _ = bucket[index]
+        yield position, key, "near"
 
 
 def _signatures(batch: list) -> np.ndarray:
     data = b"".join(signature for _, _, signature in batch)
-    return np.frombuffer(data, np.uint16).reshape(-1, dedupe.ENTRIES)
+    return np.frombuffer(data, np.uint16).reshape(-1, dedupe.NUM_HASHES)
 
 
-def _repeat(repeated, count: int) -> tuple[int, tuple[Place, str]]:
-    place, key, kind = repeated
-    return _number(key, count), (place, kind)
+def _duplicate_by_file(
+    duplicate: tuple[Position, bytes, str], count: int
+) -> tuple[int, tuple[Position, str]]:
+    position, key, kind = duplicate
+    return _file_number(key, count), (position, kind)
 
 
-def _write_texts(group, place: str, heldout: float) -> Iterator[tuple[tuple[str, str], int]]:
-    """Write a file's documents, in order: lines of (split, key, text). Yields counts."""
+def _write_texts(
+    group: tuple[int, dict], shared_dir: str, heldout: float
+) -> Iterator[tuple[tuple[str, str], int]]:
+    """Write a file's documents, in order, as lines of (split, key, text); yields counts."""
     number, members = group
-    repeated = dict(members["repeated"])
-    texts = sorted(text for text in members["texts"] if text[0] not in repeated)
+    duplicates = dict(members["repeated"])
+    texts = sorted(text for text in members["texts"] if text[0] not in duplicates)
     keys = np.frombuffer(b"".join(key for _, key, _ in texts), dedupe.KEY)
-    splits = [documents.SPLITS[one] for one in documents.is_heldout(keys, heldout).astype(int)]
-    with beam_files.atomic_file(beam_files.join(place, f"texts-{number:05d}.jsonl")) as file:
+    splits = [documents.SPLITS[int(flag)] for flag in documents.is_heldout(keys, heldout)]
+    with beam_files.atomic_file(beam_files.join(shared_dir, f"texts-{number:05d}.jsonl")) as file:
         for split, (_, key, text) in zip(splits, texts, strict=True):
             file.write(json.dumps([split, key.hex(), text]).encode() + b"\n")
-    for kind in repeated.values():
+    for kind in duplicates.values():
         yield ("duplicates", kind), 1
     for split in splits:
         yield ("splits", split), 1
 
 
-def _counts(record) -> Iterator[tuple[tuple[str, str], int]]:
-    """What a record adds to a Tally: (the tally's field, a name of its counter), how much."""
+def _counts(
+    record: tuple[Position, documents.RecordResult],
+) -> Iterator[tuple[tuple[str, str], int]]:
+    """What a record adds to a Tally: ((field of the tally, name of a counter), number)."""
     tally = documents.Tally()
     tally.count(record[1])
     for field, value in vars(tally).items():
@@ -260,91 +285,98 @@ def _counts(record) -> Iterator[tuple[tuple[str, str], int]]:
 
 
 def _totals(
-    recipe: documents.CorpusConfig, counts: list, bad: list[str]
+    config: documents.CorpusConfig, counts: list, quarantine: list[str]
 ) -> tuple[documents.Tally, dict[str, int]]:
     """The tally of all records, and the documents of each split."""
-    tally, held = documents.Tally(recipe), dict.fromkeys(documents.SPLITS, 0)
-    tally.first = json.loads(bad[0])["reason"] if bad else ""
+    tally, split_counts = documents.Tally(config), dict.fromkeys(config.splits, 0)
+    tally.first = json.loads(quarantine[0])["reason"] if quarantine else ""
     for (field, name), count in counts:
         if field == "splits":
-            held[name] = count
+            split_counts[name] = count
         elif name:
             getattr(tally, field)[name] = count
         else:
             setattr(tally, field, count)
-    return tally, {split: held[split] for split in recipe.splits}
+    return tally, split_counts
 
 
-def _bad(record, names: list[str]) -> Iterator[str]:
-    (number, position), found = record
-    if found.reason:
-        line = documents.quarantine_line(names[number], position, found)
-        yield json.dumps([[number, position], line])
+def _quarantine(record: tuple[Position, documents.RecordResult], names: list[str]) -> Iterator[str]:
+    (number, index), result = record
+    if result.reason:
+        line = documents.quarantine_line(names[number], index, result)
+        yield json.dumps([[number, index], line])
 
 
-# The second pipeline: files of texts to token files. ----------------------------------------------
+# The second pipeline: text files to token files. --------------------------------------------------
 
 
-def _texts(place: str, number: int) -> Iterator[tuple[str, bytes, str]]:
-    """(split, key, text) of each document of a file."""
-    for split, key, text in beam_files.read_json_lines(
-        beam_files.join(place, f"texts-{number:05d}.jsonl")
-    ):
+def _texts(shared_dir: str, number: int) -> Iterator[tuple[str, bytes, str]]:
+    """(split, key, text) of each document of a text file."""
+    path = beam_files.join(shared_dir, f"texts-{number:05d}.jsonl")
+    for split, key, text in beam_files.read_json_lines(path):
         yield split, bytes.fromhex(key), text
 
 
-def _sampled(place: str, count: int, total: int) -> Iterator[str]:
-    """What a tokenizer learns from, of `total` training documents in `count` files."""
+def _tokenizer_texts(shared_dir: str, count: int, total: int) -> Iterator[str]:
+    """The texts that a tokenizer is trained on, of `total` documents in `count` files."""
     for number in range(count):
-        for split, key, text in _texts(place, number):
-            wanted = documents.is_sampled(np.frombuffer(key, dedupe.KEY), total)
-            if split == "train" and wanted[0]:
+        for split, key, text in _texts(shared_dir, number):
+            if split == "train" and documents.is_sampled(np.frombuffer(key, dedupe.KEY), total)[0]:
                 yield text
 
 
-def _write(
-    recipe: documents.CorpusConfig, place: str, count: int, tokens: tokenizer.Tokenizer, options
+def _write_shards(
+    config: documents.CorpusConfig,
+    shared_dir: str,
+    count: int,
+    tokens: tokenizer.Tokenizer,
+    options: Any,
 ) -> list[documents.SplitFiles]:
-    """The token files of all splits in `place`: what was written, by number."""
+    """Write the token files of all splits to the shared directory, in order."""
     import apache_beam as beam
 
+    model = tokenizer.read(tokens.directory)
     with runners.pipeline(options) as pipeline:
         (
             pipeline
             | "files" >> beam.Create(range(count))
             | "spread files" >> beam.Reshuffle()
-            | "encode"
-            >> beam.Map(_encode, place, count, recipe.splits, tokenizer.read(tokens.directory))
+            | "encode" >> beam.Map(_write_shard, shared_dir, count, config.splits, model)
             | "facts" >> beam.Map(json.dumps)
-            | "write facts" >> beam.io.WriteToText(beam_files.join(place, "facts"))
+            | "write facts" >> beam.io.WriteToText(beam_files.join(shared_dir, "facts"))
         )
-    return [
-        _shard(*facts)
-        for _, *facts in sorted(beam_files.read_json_lines(beam_files.join(place, "facts*")))
-    ]
+    facts = sorted(beam_files.read_json_lines(beam_files.join(shared_dir, "facts*")))
+    return [_split_files(written, text_bytes) for _, written, text_bytes in facts]
 
 
-def _encode(number: int, place: str, count: int, splits, model: tuple[bytes, dict]) -> list:
-    """Write a token file of each split; returns what documents.Shard says, as JSON."""
+def _write_shard(
+    number: int, shared_dir: str, count: int, splits: tuple[str, ...], model: tuple[bytes, dict]
+) -> list:
+    """Write a token file of each split; returns [number, *fields of SplitFiles] as JSON."""
     name = documents.file_name(number, count)
-    own = lambda split: (text for run, _, text in _texts(place, number) if run == split)
-    with tempfile.TemporaryDirectory() as room:
-        tokens = tokenizer.write(pathlib.Path(room) / "tokenizer", *model)
+    texts_of = lambda split: (text for own, _, text in _texts(shared_dir, number) if own == split)
+    with tempfile.TemporaryDirectory() as directory:
+        tokens = tokenizer.write(pathlib.Path(directory) / "tokenizer", *model)
         for split in splits:
-            (pathlib.Path(room) / split).mkdir()
-        made = documents.write_shard(room, name, {split: own(split) for split in splits}, tokens)
+            (pathlib.Path(directory) / split).mkdir()
+        texts = {split: texts_of(split) for split in splits}
+        files = documents.write_split_files(directory, name, texts, tokens)
         for split in splits:
-            beam_files.upload(f"{room}/{split}/{name}", beam_files.join(place, f"{split}-{name}"))
-    plain = lambda one: (one.facts, one.frequencies.tolist(), one.lengths.tolist())
-    return [number, {split: plain(one) for split, one in made.written.items()}, made.text_bytes]
+            address = beam_files.join(shared_dir, f"{split}-{name}")
+            beam_files.upload(f"{directory}/{split}/{name}", address)
+    written = {
+        split: (shard.facts, shard.frequencies.tolist(), shard.lengths.tolist())
+        for split, shard in files.written.items()
+    }
+    return [number, written, files.text_bytes]
 
 
-def _shard(written: dict, text_bytes: dict[str, int]) -> documents.SplitFiles:
-    """What _encode returned, as documents.Shard."""
-
-    def read(facts: dict, frequencies: list, lengths: list) -> shard_files.WrittenShard:
-        return shard_files.WrittenShard(
+def _split_files(written: dict, text_bytes: dict[str, int]) -> documents.SplitFiles:
+    """Read the JSON of `_write_shard`."""
+    shards = {
+        split: shard_files.WrittenShard(
             facts, np.array(frequencies, np.int64), np.array(lengths, np.int32)
         )
-
-    return documents.SplitFiles({split: read(*one) for split, one in written.items()}, text_bytes)
+        for split, (facts, frequencies, lengths) in written.items()
+    }
+    return documents.SplitFiles(shards, text_bytes)

@@ -1,4 +1,4 @@
-"""Files that the processes of a Beam pipeline share, on a disk or on other storage, as gs://."""
+"""Files shared by the processes of a Beam pipeline, on a disk or other storage, as gs://."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ def _files():
     return filesystems.FileSystems
 
 
-def join(place: str, name: str) -> str:
-    """The address of what is called `name` in a folder."""
-    return _files().join(place, name)
+def join(directory: str, name: str) -> str:
+    """Join a directory's address and a name."""
+    return _files().join(directory, name)
 
 
 @contextlib.contextmanager
 def temporary_folder(parent: str) -> Iterator[str]:
-    """The address of a new folder in `parent`; it is removed at the end."""
-    place = join(parent, f"lm-corpus-{uuid.uuid4().hex}")
-    _files().mkdirs(place)
+    """Create a directory in `parent` and remove it at the end."""
+    directory = join(parent, f"lm-corpus-{uuid.uuid4().hex}")
+    _files().mkdirs(directory)
     try:
-        yield place
+        yield directory
     finally:
-        _files().delete([place if os.path.isdir(place) else f"{place}/"])
+        _files().delete([directory if os.path.isdir(directory) else f"{directory}/"])
 
 
 @contextlib.contextmanager
 def atomic_file(path: str) -> Iterator:
-    """A file to write bytes to; it appears at the end, since runners may do a work twice."""
-    part = f"{path}.{uuid.uuid4().hex}.part"
-    with _files().create(part, BINARY) as file:
+    """Open a temporary file that is renamed to `path` at the end: runners may repeat work."""
+    temporary = f"{path}.{uuid.uuid4().hex}.part"
+    with _files().create(temporary, BINARY) as file:
         yield file
-    _files().rename([part], [path])
+    _files().rename([temporary], [path])
 
 
 def read_json_lines(pattern: str) -> Iterator[Any]:
-    """The JSON of each line of the files whose address is like `pattern`; none where none is."""
-    for found in _files().match([pattern])[0].metadata_list:
-        with _files().open(found.path) as file:
+    """The JSON of each line of the files that match `pattern`."""
+    for match in _files().match([pattern])[0].metadata_list:
+        with _files().open(match.path) as file:
             yield from map(json.loads, file)
 
 
-def upload(path, address: str) -> None:
-    """Copy a file of this machine to an address, where it appears whole."""
+def upload(path: str, address: str) -> None:
+    """Copy a local file to an address, atomically."""
     with open(path, "rb") as file, atomic_file(address) as copy:
         shutil.copyfileobj(file, copy)
 
 
-def download(address: str, path) -> None:
-    """Copy what is at an address to a file of this machine."""
+def download(address: str, path: str | os.PathLike) -> None:
+    """Copy an address to a local file."""
     with _files().open(address, BINARY) as file, open(path, "wb") as copy:
         shutil.copyfileobj(file, copy)

@@ -1,4 +1,4 @@
-"""What `python -m lm corpus` does with a source: build it, or say what would be built."""
+"""The command `python -m lm corpus` with --source: build a corpus, or print the plan."""
 
 from __future__ import annotations
 
@@ -12,98 +12,99 @@ from lm import logs, sources, storage
 from lm.corpus import beam, build, documents, folder, overlap, rules
 
 FIELDS = tuple(field.name for field in dataclasses.fields(documents.CorpusConfig))
-TAKES = {  # what each of the three things that `corpus` does has a use for
+FLAGS_OF = {  # the flags of each of the command's modes
     "overlap": ("overlap", "source", "out", "column", "unit", "data_dir", "workers", "ngram"),
     "source": (*FIELDS, "out", "workers", "runner", "runner_flags", "temp", "dry_run"),
     "config": ("config", "workdir"),
 }
 
 
-def check_given(what: str, given: Iterable[str]) -> None:
-    """Raise ValueError for flags that were given and have no use. what: a key of TAKES."""
-    if odd := sorted(set(given) - set(TAKES[what])):
-        raise ValueError(f"--{what} takes no --{', --'.join(odd)}; leave that out.")
+def check_flags(mode: str, given: Iterable[str]) -> None:
+    """Raise ValueError for flags that a mode does not take. mode: a key of FLAGS_OF."""
+    if unused := sorted(set(given) - set(FLAGS_OF[mode])):
+        raise ValueError(f"--{mode} takes no --{', --'.join(unused)}; leave that out.")
 
 
 def command(flags: dict[str, Any], given: Iterable[str] = ()) -> str:
-    """Build the corpus that these flags ask for, or find it; what became of it, as text.
+    """Build a corpus or measure overlap; returns the text to print.
 
-    flags: those of TAKES's "overlap" and "source". given: the names of those that the user set.
+    flags: those of FLAGS_OF's "overlap" and "source". given: the names of those that the user set.
     Raises ValueError.
     """
     if flags["workers"] < 0:
         raise ValueError(f"--workers={flags['workers']} is below 0; use 0 for one a processor.")
     if flags["overlap"]:
-        check_given("overlap", given)
-        return _compared(flags)
+        check_flags("overlap", given)
+        return _overlap(flags)
     if not (flags["source"] and flags["out"]):
         raise ValueError(
             "`corpus` needs --source=... and --out=..., to build a corpus of any text; or "
             "--config=... and --workdir=..., to prepare what a config's training reads."
         )
-    check_given("source", given)
+    check_flags("source", given)
     flags |= {name: os.path.expanduser(flags[name]) for name in ("out", "tokenizer")}
-    recipe, out = documents.CorpusConfig(**{name: flags[name] for name in FIELDS}), flags["out"]
+    config = documents.CorpusConfig(**{name: flags[name] for name in FIELDS})
     if flags["dry_run"]:
-        return plan(recipe, out)
-    not_read = _not_read(recipe)
-    manifest, found = _built(recipe, out, flags)
-    there = f"{out}{' is already there' if found else ''}"
-    return "\n".join([summary(manifest), *not_read, there])
+        return plan(config, flags["out"])
+    skipped = _skipped_files(config)
+    manifest, existed = _build(config, flags)
+    suffix = " is already there" if existed else ""
+    return "\n".join([summary(manifest), *skipped, f"{flags['out']}{suffix}"])
 
 
-def _built(recipe: documents.CorpusConfig, out, flags: dict[str, Any]) -> tuple[dict, bool]:
-    """By local processes or by Beam: the manifest, and whether it was there already."""
-    if flags["runner"]:
+def _build(config: documents.CorpusConfig, flags: dict[str, Any]) -> tuple[dict, bool]:
+    """Build by local processes or Beam: (manifest, whether it existed already)."""
+    out, runner = flags["out"], flags["runner"]
+    if runner:
         if flags["workers"]:
             raise ValueError("--workers are local processes; a runner's own are in --runner_flags.")
-        return beam.build(recipe, out, flags["runner"], flags["runner_flags"], flags["temp"])
+        return beam.build(config, out, runner, flags["runner_flags"], flags["temp"])
     for name in ("runner_flags", "temp"):
         if flags[name]:
             raise ValueError(f"--{name}={flags[name]} needs a --runner; set one, or leave it out.")
-    return build.build(recipe, out, flags["workers"])
+    return build.build(config, out, flags["workers"])
 
 
-def _compared(flags: dict[str, Any]) -> str:
-    """What --overlap asks for: a table, and with --out the whole report as JSON."""
+def _overlap(flags: dict[str, Any]) -> str:
+    """Measure overlap: returns the table; writes the report as JSON to --out, if set."""
     if not flags["source"]:
         raise ValueError("--overlap needs --source=..., the training data.")
     out = storage.as_path(flags["out"]).expanduser()
-    there = storage.is_remote(out) or out.parent.is_dir()
-    if flags["out"] and (out.is_dir() or not there):
-        raise ValueError(f"--out={out} is to be a file, in a folder that is there; name another.")
-    where = {name: flags[name] for name in ("column", "unit", "data_dir", "workers")}
-    report = overlap.measure_overlap(flags["source"], flags["overlap"], n=flags["ngram"], **where)
+    parent_exists = storage.is_remote(out) or out.parent.is_dir()
+    if flags["out"] and (out.is_dir() or not parent_exists):
+        raise ValueError(f"--out={out} must be a file in an existing folder; name another.")
+    options = {name: flags[name] for name in ("column", "unit", "data_dir", "workers")}
+    report = overlap.measure_overlap(flags["source"], flags["overlap"], n=flags["ngram"], **options)
     if flags["out"]:
         logs.write_atomically(out, json.dumps(report, indent=2) + "\n")
     return overlap.format_report(report)
 
 
-def plan(recipe: documents.CorpusConfig, out) -> str:
-    """What would be read, done and written, as lines of text; nothing is written."""
-    place, parts = folder.resolve_out_dir(out, recipe), build.parts_of(recipe)
-    sources.check_first_records(parts)
-    lines = [f"{part.size():>18,} bytes  {part.kind:<12} {part.name}" for part in parts]
-    lines += [f"{sum(part.size() for part in parts):>18,} bytes  in {len(parts)} parts"]
-    lines += [*_not_read(recipe), ""]
-    for name, limit in rules.parse_rules(recipe.rules):
-        shown = name if limit is None else f"{name}={limit}"
-        lines.append(f"{'rule':<12} {shown}: {rules.RULES[name].meaning}")
+def plan(config: documents.CorpusConfig, out: str) -> str:
+    """Describe what would be read, done and written, without writing."""
+    path, files = folder.resolve_out_dir(out, config), folder.list_files(config)
+    sources.check_first_records(files)
+    lines = [f"{file.size():>18,} bytes  {file.kind:<12} {file.name}" for file in files]
+    lines += [f"{sum(file.size() for file in files):>18,} bytes  in {len(files)} files"]
+    lines += [*_skipped_files(config), ""]
+    for name, limit in rules.parse_rules(config.rules):
+        rule = name if limit is None else f"{name}={limit}"
+        lines.append(f"{'rule':<12} {rule}: {rules.RULES[name].meaning}")
     for field in ("dedupe", "heldout", "tokenizer", "pieces"):
-        lines.append(f"{field:<12} {getattr(recipe, field)}")
-    count = recipe.shard_count(parts)
-    there = "is there already" if place.exists() else "would be written"
-    return "\n".join([*lines, f"{'out':<12} {out}, files a split: {count}; it {there}"])
+        lines.append(f"{field:<12} {getattr(config, field)}")
+    count = config.shard_count(files)
+    state = "is already there" if path.exists() else "would be written"
+    return "\n".join([*lines, f"{'out':<12} {out}, files a split: {count}; it {state}"])
 
 
-def _not_read(recipe: documents.CorpusConfig) -> list[str]:
-    """A line for the files in the source's folders whose suffix is not known, or none."""
-    names = sources.skipped_files(recipe.source)
+def _skipped_files(config: documents.CorpusConfig) -> list[str]:
+    """A line about files in the source's directories with unknown suffixes, or none."""
+    names = sources.skipped_files(config.source)
     return [f"not read: {len(names):,} files of no known kind, as {names[0]}"] if names else []
 
 
 def summary(manifest: dict) -> str:
-    """What became of all records, as lines of text."""
+    """Format the counts of all records, a line each."""
     records, tokens = manifest["records"], manifest["tokenizer"]
     rows = [("records read", records["read"])]
     rows += [(f"dropped: {name}", count) for name, count in records["dropped"].items()]

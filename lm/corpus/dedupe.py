@@ -1,16 +1,15 @@
-"""Documents that were there before: the same, by a hash, and nearly the same, by MinHash.
+"""Exact duplicates by a hash and near duplicates by MinHash.
 
-A document is dropped where an earlier one has the same key; of the others, one is dropped where an
-earlier one is near it, kept or not. So the answer depends on the set of documents and their order
-in the sources, and on nothing else: neither on who reads them nor on how many at a time.
+A document is dropped if an earlier one has the same key; a remaining one is dropped if it is near
+an earlier one, itself dropped or not. The result depends on the documents and their order in the
+sources alone, not on how they are distributed over processes.
 
-The same: equal after NFKC, case folding, and with one space for every run of white space.
-Near: of the runs of SPAN words, at least the share NEAR is common to both (Jaccard's index), as
-ENTRIES independent hashes estimate it, with a standard error of 0.04 at 0.8. Punctuation does not
-count; of a script without spaces a character is a word. Pairs are looked for where all hashes of a
-band agree: a pair at 0.8 is found with probability 0.99, one at 0.5 with 0.22, and then dropped
-only if it is estimated at NEAR. Where many agree in a band, each is compared with the LOOKBACK
-before it, so that a crowd of like documents takes linear time.
+Exact: equal after NFKC, case folding and collapsing white space.
+Near: at least NEAR_THRESHOLD of the shingles of SHINGLE_WORDS words in common (Jaccard index),
+estimated by NUM_HASHES independent hashes, with a standard error of 0.04 at 0.8. Punctuation is
+ignored; in scripts without spaces each character is a word. Candidates agree in all hashes of a
+band: a pair at 0.8 is compared with probability 0.99, one at 0.5 with 0.22. Within a bucket each
+document is compared with the LOOKBACK before it, so a large bucket takes linear time.
 Source: Broder 1997, "On the resemblance and containment of documents"; Leskovec, Rajaraman and
 Ullman, "Mining of Massive Datasets", section 3.4.
 """
@@ -31,128 +30,140 @@ from lm.corpus import rules
 KINDS = ("none", "exact", "near")
 KEY = np.dtype([("high", "<u8"), ("low", "<u8")])
 
-SPAN = 5  # words of a shingle
-BANDS, ROWS = 16, 6
-ENTRIES = BANDS * ROWS
-NEAR = 0.8
-LOOKBACK = 16  # earlier documents of a band's bucket that one is compared with
-PAIRS = 1 << 16  # of signatures that are compared at a time
-PIECE = 2048  # shingles at a time: what is made of them stays in the processor's cache
+SHINGLE_WORDS = 5
+NUM_BANDS, BAND_ROWS = 16, 6
+NUM_HASHES = NUM_BANDS * BAND_ROWS
+NEAR_THRESHOLD = 0.8
+LOOKBACK = 16  # earlier documents of a bucket that each document is compared with
+PAIR_CHUNK = 1 << 16  # pairs of signatures compared at a time
+SHINGLE_CHUNK = 2048  # shingles hashed at a time, so that the products stay in the CPU cache
 
-MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
-# NFKC has turned wide and compatibility forms into these.
+LONG_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
+# NFKC has mapped wide and compatibility forms to these.
 PUNCTUATION = re.compile(
     "[\x00-\x1f!-/:-@\\[-`{-~\u00a1-\u00bf\u055a-\u055f\u0589\u060c\u061b\u061f\u066a-\u066d\u06d4"
     "\u0964\u0965\u1362-\u1368\u2000-\u206f\u3000-\u303f\u30fb]+"
 )
 
-# Stable for ever, which no generator of a library promises.
-_BITS = np.frombuffer(hashlib.shake_128(b"minhash").digest(8 * (2 * ENTRIES + SPAN)), "<u8")
-_FACTORS, _TERMS = _BITS[:ENTRIES, None] | np.uint64(1), _BITS[ENTRIES : 2 * ENTRIES, None]
-_PLACES = _BITS[2 * ENTRIES :] | np.uint64(1)
+# From a hash function, because a library's generator may change between versions.
+_BITS = np.frombuffer(
+    hashlib.shake_128(b"minhash").digest(8 * (2 * NUM_HASHES + SHINGLE_WORDS)), "<u8"
+)
+_FACTORS, _TERMS = _BITS[:NUM_HASHES, None] | np.uint64(1), _BITS[NUM_HASHES : 2 * NUM_HASHES, None]
+_WORD_FACTORS = _BITS[2 * NUM_HASHES :] | np.uint64(1)
 
 
 def normalize(text: str) -> str:
-    """The text as it is compared: NFKC, case folded, one space for every run of white space.
+    """NFKC, case folded, white space collapsed to single spaces.
 
-    Of combining marks in a row the first 30 count, as in the Stream-Safe Text of Unicode's annex
-    15: putting more in order takes the square of their number.
+    Of consecutive combining marks only the first 30 count, as in Unicode's Stream-Safe Text Format
+    (annex 15): normalizing a longer run takes quadratic time.
     """
-    text = unicodedata.normalize("NFKC", MARKS.sub(r"\1", text))
+    text = unicodedata.normalize("NFKC", LONG_MARKS.sub(r"\1", text))
     return " ".join(text.casefold().split())
 
 
-def key(normalised: str) -> bytes:
-    """16 bytes that two documents share if they are the same, and else by chance of 2^-128."""
-    return hashlib.blake2b(normalised.encode(), digest_size=16).digest()
+def comparison_words(normalized: str) -> list[str]:
+    """The words by which documents are compared: without punctuation."""
+    return rules.split_words(PUNCTUATION.sub(" ", normalized))
 
 
-def shingles(normalised: str) -> np.ndarray:
-    """A hash of each run of SPAN words, of all words where there are fewer: uint64 [n]."""
-    found = rules.split_words(PUNCTUATION.sub(" ", normalised))
-    hashes = np.array([zlib.crc32(word.encode()) for word in found], np.uint64)
-    if not len(hashes):
-        return hashes
-    span = min(SPAN, len(hashes))
-    runs = np.zeros(len(hashes) - span + 1, np.uint64)
-    for place, factor in enumerate(_PLACES[:span]):
-        runs += hashes[place : place + len(runs)] * factor  # modulo 2^64
-    return _mixed(runs)
+def key(normalized: str) -> bytes:
+    """A 16-byte hash: equal for equal texts, else equal with probability 2^-128."""
+    return hashlib.blake2b(normalized.encode(), digest_size=16).digest()
 
 
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """Each number's bits spread over all 64: splitmix64's last step."""
+def ngram_hashes(words: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """A linear hash modulo 2^64 of each n-gram: uint64 [max(0, words - n + 1)].
+
+    words: uint64 [words], a hash of each. factors: uint64 [n], odd.
+    """
+    hashes = np.zeros(max(0, len(words) - len(factors) + 1), np.uint64)
+    for offset, factor in enumerate(factors):
+        hashes += words[offset : offset + len(hashes)] * factor
+    return hashes
+
+
+def shingles(normalized: str) -> np.ndarray:
+    """A hash of each run of SHINGLE_WORDS words, or of all words if there are fewer: uint64 [n]."""
+    words = [zlib.crc32(word.encode()) for word in comparison_words(normalized)]
+    factors = _WORD_FACTORS[: max(1, len(words))]
+    return _mix_bits(ngram_hashes(np.array(words, np.uint64), factors))
+
+
+def _mix_bits(numbers: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return numbers ^ (numbers >> np.uint64(31))
 
 
-def signature(normalised: str) -> np.ndarray:
-    """The least value of each of ENTRIES hashes over the shingles, 16 bits of it: uint16 [ENTRIES].
+def signature(normalized: str) -> np.ndarray:
+    """MinHash: 16 bits of the minimum of each hash over the shingles: uint16 [NUM_HASHES].
 
-    Two documents agree in an entry with the probability of their Jaccard index, and else by chance
-    of 2^-16. A text without a word has all entries 0, and is near nothing.
+    Two documents agree in an entry with the probability of their Jaccard index, or by chance with
+    2^-16. A text without words has all entries 0 and is near nothing.
     """
-    found = shingles(normalised)
-    if not len(found):
-        return np.zeros(ENTRIES, np.uint16)
-    least = np.full(ENTRIES, np.iinfo(np.uint64).max, np.uint64)
-    for start in range(0, len(found), PIECE):
-        values = _FACTORS * found[None, start : start + PIECE] + _TERMS
-        np.minimum(least, values.min(axis=1), out=least)
-    return (least >> np.uint64(24)).astype(np.uint16)  # the highest bits are 0 for a long text
+    hashes = shingles(normalized)
+    if not len(hashes):
+        return np.zeros(NUM_HASHES, np.uint16)
+    minima = np.full(NUM_HASHES, np.iinfo(np.uint64).max, np.uint64)
+    for start in range(0, len(hashes), SHINGLE_CHUNK):
+        values = _FACTORS * hashes[None, start : start + SHINGLE_CHUNK] + _TERMS
+        np.minimum(minima, values.min(axis=1), out=minima)
+    return (minima >> np.uint64(24)).astype(np.uint16)  # the top bits are 0 for a long text
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The estimate of Jaccard's index: signatures [.., ENTRIES] twice -> float [..]."""
+    """Estimate the Jaccard index of two signatures [.., NUM_HASHES]: float [..]."""
     return (first == second).mean(axis=-1)
 
 
 def same_as_earlier(keys: np.ndarray) -> np.ndarray:
-    """Whether each document's key is that of an earlier one: KEY [n] -> bool [n]."""
+    """Whether an earlier document has the same key: KEY [n] -> bool [n]."""
     order = np.lexsort((np.arange(len(keys)), keys["low"], keys["high"]))
-    repeated = np.zeros(len(keys), bool)
-    repeated[order[1:]] = keys[order[1:]] == keys[order[:-1]]
-    return repeated
+    is_repeated = np.zeros(len(keys), bool)
+    is_repeated[order[1:]] = keys[order[1:]] == keys[order[:-1]]
+    return is_repeated
 
 
-def near_earlier(signatures: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Whether each of some documents is near an earlier one of them: bool [n].
+def near_earlier(signatures: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Whether each of these documents is near an earlier one of them: bool [n].
 
-    signatures: uint16 [documents, ENTRIES], perhaps mapped from a file. among: int [n], ascending.
+    signatures: uint16 [all documents, NUM_HASHES], may be memory-mapped. documents: int [n], their
+    rows, ascending.
     """
-    near = np.zeros(len(among), bool)
-    for band in tqdm.tqdm(range(BANDS), desc="comparing", unit=" bands", disable=None):
-        buckets = band_hashes(signatures[:, band * ROWS : (band + 1) * ROWS])[among]
+    is_near = np.zeros(len(documents), bool)
+    for band in tqdm.tqdm(range(NUM_BANDS), desc="comparing", unit=" bands", disable=None):
+        rows = signatures[:, band * BAND_ROWS : (band + 1) * BAND_ROWS]
+        buckets = band_hashes(rows)[documents]
         order = np.argsort(buckets, kind="stable")
-        near[order] |= near_in_buckets(buckets[order], signatures, among[order])
-    return near
+        is_near[order] |= near_in_buckets(buckets[order], signatures, documents[order])
+    return is_near
 
 
 def band_hashes(entries: np.ndarray) -> np.ndarray:
-    """The bucket of each document in a band: uint16 [n, ROWS] -> uint64 [n].
-
-    Those of a bucket are compared.
-    """
+    """The bucket of each document in a band: uint16 [n, BAND_ROWS] -> uint64 [n]."""
     hashes = np.zeros(len(entries), np.uint64)
     for column in entries.T:
-        hashes = _mixed(hashes ^ column.astype(np.uint64))
+        hashes = _mix_bits(hashes ^ column.astype(np.uint64))
     return hashes
 
 
-def near_in_buckets(buckets: np.ndarray, signatures: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Which documents are near one of the LOOKBACK before them in the same bucket: bool [n].
+def near_in_buckets(buckets: np.ndarray, signatures: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Whether each document is near one of the LOOKBACK before it in its bucket: bool [n].
 
-    buckets: [n], equal ones side by side, in each the documents in their order. order: int [n], the
-    rows of signatures they have.
+    buckets: [n], equal ones adjacent, each with its documents in order. rows: int [n], the
+    documents' rows of signatures.
     """
-    near = np.zeros(len(buckets), bool)
+    is_near = np.zeros(len(buckets), bool)
     for back in range(1, min(LOOKBACK, len(buckets) - 1) + 1):
-        later = np.flatnonzero((buckets[back:] == buckets[:-back]) & ~near[back:]) + back
+        later = np.flatnonzero((buckets[back:] == buckets[:-back]) & ~is_near[back:]) + back
         if not len(later):
             break
-        for start in range(0, len(later), PAIRS):
-            pair = later[start : start + PAIRS]
-            ours, theirs = signatures[order[pair]], signatures[order[pair - back]]
-            near[pair] = (similarity(ours, theirs) >= NEAR) & ours.any(axis=-1)
-    return near
+        for start in range(0, len(later), PAIR_CHUNK):
+            pair = later[start : start + PAIR_CHUNK]
+            later_rows, earlier_rows = signatures[rows[pair]], signatures[rows[pair - back]]
+            is_similar = similarity(later_rows, earlier_rows) >= NEAR_THRESHOLD
+            is_near[pair] = is_similar & later_rows.any(axis=-1)
+    return is_near

@@ -1,7 +1,7 @@
-"""One record's way into a corpus: pure functions that any runner calls, and what they depend on.
+"""The configuration of a corpus, and the pure functions that turn a record into a document.
 
-A record is read, cleaned and given a key. All else follows from the key: which split the document
-is in and which file of it. Within a file documents stand in the order of the sources.
+A record is read, cleaned and given a key. The key decides the document's split and file; within a
+file documents keep the order of the sources.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from lm.corpus import dedupe, rules
 from lm.shards import finished_corpus, shard_files
 
 SPLITS = finished_corpus.SPLITS
-EXCERPT = 200  # bytes of a quarantined record
-SHARD = 64 << 20  # bytes of source for a file
-SHARDS = 99_999  # files of a split, at most: their numbers have five digits
-SAMPLE = 1_000_000  # documents that a tokenizer is trained on, or about so many
+EXCERPT_BYTES = 200  # of a quarantined record
+SHARD_BYTES = 64 << 20  # of source for each file
+MAX_SHARDS = 99_999  # files of a split: their numbers have five digits
+TOKENIZER_DOCUMENTS = 1_000_000  # that a tokenizer is trained on, approximately
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """All that decides a corpus: the same recipe of the same sources makes the same bytes.
+    """Everything that decides a corpus: equal configs of equal sources give equal bytes.
 
-    source, column, unit, data_dir: as in sources.list_files. rules: as in rules.chosen. dedupe: one
-    of dedupe.KINDS. heldout: the share of documents in the split "validation", in [0, 1).
-    tokenizer: a directory with one, or the kind to train, of `pieces` pieces. shards: files of each
-    split; 0 is one for every SHARD bytes of source.
+    source, column, unit, data_dir: as in sources.list_files. rules: as in rules.parse_rules.
+    dedupe: one of dedupe.KINDS. heldout: the share of documents in the split "validation", in
+    [0, 1). tokenizer: a directory with one, or the kind to train, with `pieces` pieces. shards:
+    files of each split; 0 for one for every SHARD_BYTES of source.
     Raises ValueError.
     """
 
@@ -56,31 +56,30 @@ class CorpusConfig:
             raise ValueError(f"--heldout={self.heldout} is not a share in [0, 1); use 0.01.")
         if self.tokenizer in tokenizer.TRAINED_KINDS and self.pieces <= tokenizer.BYTE_VOCAB_SIZE:
             raise ValueError(
-                f"--pieces={self.pieces} has no room beside the {tokenizer.BYTE_VOCAB_SIZE} of bytes "
-                f"and special ids; use 1000 or more."
+                f"--pieces={self.pieces} must exceed the {tokenizer.BYTE_VOCAB_SIZE} of bytes and "
+                f"special ids; use 1000 or more."
             )
-        if self.shards < 0:
-            raise ValueError(f"--shards={self.shards} is below 0; use 0 to choose by size.")
-        if self.shards > SHARDS:
-            raise ValueError(f"--shards={self.shards} is above {SHARDS}; use 0 to choose by size.")
+        if not 0 <= self.shards <= MAX_SHARDS:
+            bound = "below 0" if self.shards < 0 else f"above {MAX_SHARDS}"
+            raise ValueError(f"--shards={self.shards} is {bound}; use 0 to choose by size.")
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that there will be."""
+        """The splits that the corpus will have."""
         return SPLITS if self.heldout else SPLITS[:1]
 
-    def shard_count(self, parts: list[sources.SourceFile]) -> int:
-        """Files of each split."""
-        by_size = math.ceil(sum(part.size() for part in parts) / SHARD)
-        return self.shards or min(max(1, by_size), SHARDS)
+    def shard_count(self, files: list[sources.SourceFile]) -> int:
+        """The number of files of each split."""
+        by_size = math.ceil(sum(file.size() for file in files) / SHARD_BYTES)
+        return self.shards or min(max(1, by_size), MAX_SHARDS)
 
 
 class RecordResult(NamedTuple):
-    """What became of a record.
+    """The outcome of reading and cleaning a record.
 
-    text, key, signature: of a document that is kept ("" and b"" of another; signature as bytes, b""
-    unless near duplicates are looked for). dropped: the rule that dropped it. lines: rule -> lines
-    it dropped. reason, excerpt: of a record that could not be read.
+    text, key, signature: of a document that passes, else empty; signature as bytes, empty unless
+    near duplicates are dropped. dropped: the rule that dropped it. lines: rule -> lines dropped.
+    reason, excerpt: of a record that cannot be read.
     """
 
     text: str = ""
@@ -93,87 +92,87 @@ class RecordResult(NamedTuple):
 
 
 def read_record(
-    part: sources.SourceFile, raw: bytes | dict, chosen: rules.RuleLimits, kind: str
+    file: sources.SourceFile, raw: bytes | dict, limits: rules.RuleLimits, dedupe_kind: str
 ) -> RecordResult:
-    """A raw record of a part -> the document it holds, or why there is none. kind: of dedupe."""
+    """Parse, clean and hash a raw record of a file."""
     try:
-        document = part.document(raw)
+        document = file.document(raw)
     except sources.BadRecord as error:
-        start = bytes_of(raw)[:EXCERPT].decode("utf-8", "backslashreplace")
-        return RecordResult(reason=str(error), excerpt=start)
+        excerpt = raw_bytes(raw)[:EXCERPT_BYTES].decode("utf-8", "backslashreplace")
+        return RecordResult(reason=str(error), excerpt=excerpt)
     if document.drop_reason:
         return RecordResult(dropped=document.drop_reason)
-    text, dropped, lines = rules.clean(document.text, chosen)
+    text, dropped, lines = rules.clean(document.text, limits)
     if dropped:
         return RecordResult(dropped=dropped, lines=lines)
-    normalised = dedupe.normalize(text)
-    signature = dedupe.signature(normalised).tobytes() if kind == "near" else b""
-    return RecordResult(text, dedupe.key(normalised), signature, lines=lines)
+    normalized = dedupe.normalize(text)
+    signature = dedupe.signature(normalized).tobytes() if dedupe_kind == "near" else b""
+    return RecordResult(text, dedupe.key(normalized), signature, lines=lines)
 
 
-def bytes_of(raw: bytes | dict) -> bytes:
-    """What a raw record holds of its source; b"" for a missing value."""
+def raw_bytes(raw: bytes | dict) -> bytes:
+    """The bytes of a raw record; b"" for a missing value."""
     if isinstance(raw, bytes):
         return raw
     return next((value for value in raw.values() if isinstance(value, bytes)), b"")
 
 
-def quarantine_line(source: str, position: int, found: RecordResult) -> str:
-    """The line of quarantine.jsonl. position: the record's number in its source, from 0."""
+def quarantine_line(source: str, position: int, result: RecordResult) -> str:
+    """A line of quarantine.jsonl. position: the index of the record in its source."""
     line = {"source": source, "position": position}
-    line |= {"reason": found.reason, "excerpt": found.excerpt}
+    line |= {"reason": result.reason, "excerpt": result.excerpt}
     return json.dumps(line) + "\n"
 
 
 def shard_of(keys: np.ndarray, count: int) -> np.ndarray:
-    """Which of `count` files each document is in: dedupe.KEY [n] -> int [n]."""
+    """The file of each document, of `count`: dedupe.KEY [n] -> int [n]."""
     return (keys["low"] % np.uint64(count)).astype(np.int64)
 
 
 def is_heldout(keys: np.ndarray, share: float) -> np.ndarray:
-    """Whether each document is held out, a matter of its text alone: bool [n]."""
+    """Whether each document is held out, which depends on its text alone: bool [n]."""
     return keys["high"] < np.uint64(int(share * 2**64))
 
 
 def is_sampled(keys: np.ndarray, count: int) -> np.ndarray:
-    """Whether a tokenizer learns from each document, about SAMPLE of `count` of them: bool [n]."""
-    if count <= SAMPLE:
+    """Select about TOKENIZER_DOCUMENTS of `count` documents to train a tokenizer on: bool [n]."""
+    if count <= TOKENIZER_DOCUMENTS:
         return np.ones(len(keys), bool)
-    return keys["low"] < np.uint64(int(SAMPLE / count * 2**64))
+    return keys["low"] < np.uint64(int(TOKENIZER_DOCUMENTS / count * 2**64))
 
 
 class Tally:
-    """Counts of what became of the records: read == kept + dropped + quarantined.
+    """Counts of records: read == kept + dropped + quarantined.
 
-    kept: by the rules; duplicates, by kind, are among them. first: why the first unreadable record
-    is unreadable. recipe: whose rules and kinds are counted even where they find nothing.
+    kept: by the rules, duplicates included; duplicates: by kind. first: why the first unreadable
+    record is unreadable. config: its rules and kinds are listed even with a count of 0.
     """
 
-    def __init__(self, recipe: CorpusConfig | None = None):
+    def __init__(self, config: CorpusConfig | None = None):
         self.read, self.kept, self.quarantined, self.first = 0, 0, 0, ""
         self.dropped, self.lines, self.duplicates = Counter(), Counter(), Counter()
-        if recipe:
-            names = [name for name, _ in rules.parse_rules(recipe.rules)]
+        if config:
+            names = [name for name, _ in rules.parse_rules(config.rules)]
             self.dropped.update(dict.fromkeys(names, 0))
             lines = (name for name in names if rules.RULES[name].scope == "line")
             self.lines.update(dict.fromkeys(lines, 0))
-            kinds = dedupe.KINDS[1 : dedupe.KINDS.index(recipe.dedupe) + 1]
+            kinds = dedupe.KINDS[1 : dedupe.KINDS.index(config.dedupe) + 1]
             self.duplicates.update(dict.fromkeys(kinds, 0))
 
-    def count(self, found: RecordResult) -> None:
+    def count(self, result: RecordResult) -> None:
         """Add one record."""
         self.read += 1
-        self.lines.update(found.lines or {})
-        if found.reason:
+        self.lines.update(result.lines or {})
+        if result.reason:
             self.quarantined += 1
-            self.first = self.first or found.reason
-        elif found.dropped:
-            self.dropped[found.dropped] += 1
+            self.first = self.first or result.reason
+        elif result.dropped:
+            self.dropped[result.dropped] += 1
         else:
             self.kept += 1
 
     def counts(self) -> dict:
-        """All but `first`, for the manifest; names in alphabetical order."""
+        """The counts for the manifest; names in alphabetical order."""
         by_name = lambda counter: dict(sorted(counter.items()))
         return {
             "read": self.read,
@@ -185,7 +184,7 @@ class Tally:
 
 
 class SplitFiles(NamedTuple):
-    """One file of each split: what was written, and the UTF-8 bytes of its documents' text."""
+    """One file of each split as written, and the UTF-8 bytes of its documents."""
 
     written: dict[str, shard_files.WrittenShard]
     text_bytes: dict[str, int]
@@ -196,18 +195,21 @@ def file_name(number: int, count: int) -> str:
     return f"shard-{number:05d}-of-{count:05d}.array_record"
 
 
-def write_shard(
-    directory, name: str, texts: dict[str, Iterable[str]], tokens: tokenizer.Tokenizer
+def write_split_files(
+    directory: str | pathlib.Path,
+    name: str,
+    texts: dict[str, Iterable[str]],
+    tokens: tokenizer.Tokenizer,
 ) -> SplitFiles:
-    """Write the file `name` of each split into its folder. texts: split -> documents in order."""
-    gap, written, sizes = tokens.encode("\n\n"), {}, dict.fromkeys(texts, 0)
+    """Write the file `name` of each split to its directory. texts: split -> documents."""
+    separator, written, text_bytes = tokens.encode("\n\n"), {}, dict.fromkeys(texts, 0)
 
-    def encoded(split: str) -> Iterator[np.ndarray]:
+    def encode(split: str) -> Iterator[np.ndarray]:
         for text in texts[split]:
-            sizes[split] += len(text.encode())
+            text_bytes[split] += len(text.encode())
             yield tokens.encode(text)
 
     for split in texts:
         path = pathlib.Path(directory) / split / name
-        written[split] = shard_files.write_text(path, encoded(split), gap, tokens.size)
-    return SplitFiles(written, sizes)
+        written[split] = shard_files.write_text(path, encode(split), separator, tokens.size)
+    return SplitFiles(written, text_bytes)

@@ -1,11 +1,11 @@
-"""The folder of a finished corpus: what identifies it, its tokenizer, its manifest.
+"""The directory of a finished corpus: its identity, tokenizer and manifest.
 
-  manifest.json      identity, counts of all that was read, tokenizer, package versions
-  quarantine.jsonl   records that could not be read: source, position, reason, excerpt
-  tokenizer/         a copy of it, so that the corpus stands by itself
-  train/ validation/ the stored tokens, as lm/shards/files.py has them
+  manifest.json      identity, counts of records, tokenizer, package versions
+  quarantine.jsonl   unreadable records: source, position, reason, excerpt
+  tokenizer/         a copy of the tokenizer
+  train/ validation/ token shards, as in lm/shards/shard_files.py
 
-All is made in a hidden folder beside it and appears by one renaming.
+It is written to a hidden directory beside it and renamed when complete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 
 import tqdm
@@ -24,170 +24,197 @@ import tqdm
 from lm import lookup, sources, storage, tokenizer
 from lm.corpus import documents, rules
 from lm.shards import shard_files
+from lm.storage import staging
 
 QUARANTINE = "quarantine.jsonl"
-PACKAGES = ("array_record", "sentencepiece", "mwparserfromhell")  # which decide the bytes
+PACKAGES = ("array_record", "sentencepiece", "mwparserfromhell")  # that decide the bytes
 
 
-def corpus_identity(recipe: documents.CorpusConfig, parts: list[sources.SourceFile]) -> dict:
-    """All that decides the bytes of a corpus, as JSON: the recipe, and the sources by their hashes.
+def build_corpus(
+    config: documents.CorpusConfig,
+    out: str | pathlib.Path,
+    write: Callable[..., tuple[documents.Tally, list[documents.SplitFiles]]],
+) -> tuple[dict, bool]:
+    """Build the corpus in directory `out`; returns (manifest, whether it existed already).
 
-    Neither depends on where the sources lie.
+    write: (source files, staging directory) -> (tally, token files); it writes the tokenizer, the
+    token files and quarantine. If it fails or is killed, `out` is unchanged.
     """
-    said = dataclasses.asdict(recipe) | {
-        "rules": rules.format_rules(rules.parse_rules(recipe.rules))
-    }
-    del said["source"], said["data_dir"], said["column"]
-    said["shards"] = recipe.shard_count(parts)
-    if recipe.tokenizer not in tokenizer.KINDS:
-        if not storage.as_path(recipe.tokenizer).is_dir():
-            hint = lookup.nearest(recipe.tokenizer, tokenizer.KINDS) or "."
+    out, files = resolve_out_dir(out, config), list_files(config)
+    identity = corpus_identity(config, files)
+    if manifest := read_finished_corpus(out, identity):
+        return manifest, True
+    sources.check_first_records(files)
+    with staging.staging_dir(out) as staging_dir:
+        if manifest := read_finished_corpus(out, identity):  # written by another process
+            return manifest, True
+        tally, written = write(files, staging_dir)
+        return finish_corpus(staging_dir, out, identity, tally, written), False
+
+
+def list_files(config: documents.CorpusConfig) -> list[sources.SourceFile]:
+    """The files of the config's sources, in order."""
+    return sources.list_files(
+        config.source, column=config.column, unit=config.unit, data_dir=config.data_dir
+    )
+
+
+def corpus_identity(config: documents.CorpusConfig, files: list[sources.SourceFile]) -> dict:
+    """Everything that decides the bytes of a corpus, as JSON: the config and hashes of the sources.
+
+    It does not depend on where the sources are stored.
+    """
+    limits = rules.format_rules(rules.parse_rules(config.rules))
+    identity = dataclasses.asdict(config) | {"rules": limits}
+    del identity["source"], identity["data_dir"], identity["column"]
+    identity["shards"] = config.shard_count(files)
+    if config.tokenizer not in tokenizer.KINDS:
+        directory = storage.as_path(config.tokenizer)
+        if not directory.is_dir():
+            hint = lookup.nearest(config.tokenizer, tokenizer.KINDS) or "."
             raise ValueError(
-                f"--tokenizer={recipe.tokenizer!r} is neither a directory with a tokenizer nor one "
+                f"--tokenizer={config.tokenizer!r} is neither a directory with a tokenizer nor one "
                 f"of {', '.join(tokenizer.KINDS)}{hint}"
             )
-        said["tokenizer"] = tokenizer.read(storage.as_path(recipe.tokenizer))[1]["fingerprint"]
-    if recipe.tokenizer not in tokenizer.TRAINED_KINDS:
-        del said["pieces"]
-    progress = tqdm.tqdm(parts, desc="hashing", unit=" parts", disable=None)
-    found = [
-        {"name": name, "sha256": part.digest(), "column": part.column}
-        for name, part in zip(source_names(parts), progress, strict=True)
+        identity["tokenizer"] = tokenizer.read(directory)[1]["fingerprint"]
+    if config.tokenizer not in tokenizer.TRAINED_KINDS:
+        del identity["pieces"]
+    progress = tqdm.tqdm(files, desc="hashing", unit=" files", disable=None)
+    hashes = [
+        {"name": name, "sha256": file.digest(), "column": file.column}
+        for name, file in zip(source_names(files), progress, strict=True)
     ]
-    return {"sources": found, **said}
+    return {"sources": hashes, **identity}
 
 
-def source_names(parts: list[sources.SourceFile]) -> list[str]:
-    """What a corpus calls its sources: files by their path from the folder that holds them all."""
-    is_local = lambda part: part.kind != "tfds" and "://" not in part.name
-    folders = [os.path.dirname(os.path.abspath(part.name)) for part in parts if is_local(part)]
-    root = os.path.commonpath(folders) if folders else ""
-    return [os.path.relpath(part.name, root) if is_local(part) else part.name for part in parts]
+def source_names(files: list[sources.SourceFile]) -> list[str]:
+    """Names of the sources in a corpus: local files relative to their common parent."""
+    is_local = lambda file: file.kind != "tfds" and "://" not in file.name
+    parents = [os.path.dirname(os.path.abspath(file.name)) for file in files if is_local(file)]
+    root = os.path.commonpath(parents) if parents else ""
+    return [os.path.relpath(file.name, root) if is_local(file) else file.name for file in files]
 
 
-def resolve_out_dir(out, recipe: documents.CorpusConfig) -> pathlib.Path:
-    """Where `out` really lies, behind all links.
+def resolve_out_dir(out: str | pathlib.Path, config: documents.CorpusConfig) -> pathlib.Path:
+    """Resolve `out` to a local path without links.
 
-    Raises ValueError for an address, and within a folder that the recipe's source reads.
+    Raises ValueError for an address, and for a directory inside one that the source reads.
     """
     if "://" in str(out):
         raise ValueError(f"--out={out} is an address; name a local folder, and copy it there.")
-    place = pathlib.Path(out).expanduser().resolve()
-    for item in recipe.source.split(","):
-        read = pathlib.Path(item.strip().partition("**")[0]).expanduser()
-        if item.strip() and read.is_dir() and place.is_relative_to(read.resolve()):
+    path = pathlib.Path(out).expanduser().resolve()
+    for item in config.source.split(","):
+        directory = pathlib.Path(item.strip().partition("**")[0]).expanduser()
+        if item.strip() and directory.is_dir() and path.is_relative_to(directory.resolve()):
             raise ValueError(
                 f"--out={out} lies in --source={item.strip()}, which would read it the next time; "
                 f"set an --out elsewhere."
             )
-    return place
+    return path
 
 
 def read_finished_corpus(out: pathlib.Path, identity: dict) -> dict | None:
-    """The manifest of the corpus in `out`, None where nothing is there yet.
+    """Read the manifest of the corpus in `out`; None if `out` is missing or empty.
 
-    Raises ValueError where `out` holds another corpus, a damaged one, or anything else.
+    Raises ValueError if `out` holds another corpus, a damaged one, or anything else.
     """
     if manifest := shard_files.read_manifest(out):
-        other = manifest.get("identity", {})
-        differing = [key for key in identity if other.get(key) != identity[key]]
+        stored = manifest.get("identity", {})
+        differing = [key for key in identity if stored.get(key) != identity[key]]
         if not differing:
-            _check_whole(out, manifest)
+            _check_complete(out, manifest)
             return manifest
         raise ValueError(
             f"{out} holds a corpus of other {' and '.join(differing)}; remove it or set another "
             f"--out."
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already and is no corpus; set another --out.")
+        raise ValueError(f"{out} exists and is not a corpus; set another --out.")
     return None
 
 
-def _check_whole(out: pathlib.Path, manifest: dict) -> None:
-    """Raise ValueError unless all that a finished corpus is made of is there."""
+def _check_complete(out: pathlib.Path, manifest: dict) -> None:
+    """Raise ValueError if a file of the corpus is missing or damaged."""
     for split in manifest["splits"]:
-        own = shard_files.read_manifest(out / split)
-        if own is None:
+        split_manifest = shard_files.read_manifest(out / split)
+        if split_manifest is None:
             missing = out / split / shard_files.MANIFEST
             raise ValueError(f"{missing} does not exist; {shard_files.rebuild_hint(out / split)}.")
-        shard_files.shard_paths(out / split, own)
-        for name in own["beside"]:
-            shard_files.load_array(out / split, own, name)
+        shard_files.shard_paths(out / split, split_manifest)
+        for name in split_manifest["beside"]:
+            shard_files.load_array(out / split, split_manifest, name)
+    hint = shard_files.rebuild_hint(out / "tokenizer")
     if not (out / QUARANTINE).exists():
-        raise ValueError(
-            f"{out / QUARANTINE} does not exist; {shard_files.rebuild_hint(out / 'tokenizer')}."
-        )
+        raise ValueError(f"{out / QUARANTINE} does not exist; {hint}.")
     try:
         tokenizer.read(out / "tokenizer")
     except ValueError as error:
-        reason = str(error).partition(";")[0]
-        raise ValueError(f"{reason}; {shard_files.rebuild_hint(out / 'tokenizer')}.") from error
+        raise ValueError(f"{str(error).partition(';')[0]}; {hint}.") from error
 
 
 def make_tokenizer(
-    recipe: documents.CorpusConfig, directory: pathlib.Path, texts: Iterable[str]
+    config: documents.CorpusConfig, directory: pathlib.Path, texts: Iterable[str]
 ) -> tokenizer.Tokenizer:
-    """The corpus's tokenizer in `directory`: a copy of the recipe's, or trained on these texts."""
-    if recipe.tokenizer == "bytes":
+    """Write the corpus's tokenizer to `directory`: a copy of the config's, or a trained one."""
+    if config.tokenizer == "bytes":
         return tokenizer.write_byte_tokenizer(directory, 100)
-    if recipe.tokenizer not in tokenizer.TRAINED_KINDS:
-        return tokenizer.write(directory, *tokenizer.read(storage.as_path(recipe.tokenizer)))
+    if config.tokenizer not in tokenizer.TRAINED_KINDS:
+        return tokenizer.write(directory, *tokenizer.read(storage.as_path(config.tokenizer)))
     try:
-        return tokenizer.train(texts, directory, kind=recipe.tokenizer, vocab_size=recipe.pieces)
+        return tokenizer.train(texts, directory, kind=config.tokenizer, vocab_size=config.pieces)
     except ValueError as error:
-        # It speaks to those who have a config; here only `pieces` is a flag.
-        said, others, _ = str(error).partition(", or a lower tokenizer.character_coverage")
-        said = said.replace("--config.", "").replace("tokenizer.vocab_size", "--pieces")
-        raise ValueError(f"{said}{others and '.'}") from error
+        # Its message names config keys; here only --pieces is a flag.
+        reason, suffix, _ = str(error).partition(", or a lower tokenizer.character_coverage")
+        reason = reason.replace("--config.", "").replace("tokenizer.vocab_size", "--pieces")
+        raise ValueError(f"{reason}{suffix and '.'}") from error
 
 
 def check_splits(
-    recipe: documents.CorpusConfig, held: dict[str, int], tally: documents.Tally
+    config: documents.CorpusConfig, counts: dict[str, int], tally: documents.Tally
 ) -> None:
-    """Raise ValueError unless each split has a document. held: split -> documents."""
-    if not sum(held.values()):
-        dropped = ", ".join(
-            f"{count} by {name}" for name, count in sorted(tally.dropped.items()) if count
-        )
+    """Raise ValueError unless each split has a document. counts: split -> documents."""
+    total = sum(counts.values())
+    if not total:
+        dropped = [f"{count} by {name}" for name, count in sorted(tally.dropped.items()) if count]
         first = tally.first and f" ({tally.first})"
         raise ValueError(
-            f"{recipe.source} leaves no document of {tally.read} records: dropped {dropped or 0}, "
-            f"unreadable {tally.quarantined}{first}; see --column, --rules and, for long text "
-            f"files, --unit=paragraph."
+            f"{config.source} leaves no document of {tally.read} records: dropped "
+            f"{', '.join(dropped) or 0}, unreadable {tally.quarantined}{first}; see --column, "
+            f"--rules and, for long text files, --unit=paragraph."
         )
-    if empty := [split for split in recipe.splits if not held[split]]:
+    if empty := [split for split in config.splits if not counts[split]]:
         raise ValueError(
-            f"--heldout={recipe.heldout} leaves {empty[0]} without a document of "
-            f"{sum(held.values())}; use 0 or another share."
+            f"--heldout={config.heldout} leaves {empty[0]} without a document of {total}; use 0 or "
+            f"another share."
         )
 
 
 def finish_corpus(
-    room: pathlib.Path,
+    staging_dir: pathlib.Path,
     out: pathlib.Path,
     identity: dict,
     tally: documents.Tally,
     written: list[documents.SplitFiles],
 ) -> dict:
-    """Write the manifests of the splits and of the whole, and make the folder appear as `out`.
+    """Write all manifests and rename the staging directory to `out`; return the manifest.
 
-    written: the files in order. Returns the manifest.
+    written: the files in order.
     """
-    tokens = tokenizer.Tokenizer(room / "tokenizer")
+    tokens = tokenizer.Tokenizer(staging_dir / "tokenizer")
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     splits = {}
     for split in written[0].written:
-        own = {"corpus": digest, "split": split, "tokenizer": tokens.fingerprint}
+        shard_identity = {"corpus": digest, "split": split, "tokenizer": tokens.fingerprint}
         name = lambda number: documents.file_name(number, len(written))
         files = {name(number): shard.written[split] for number, shard in enumerate(written)}
-        text_bytes = sum(shard.text_bytes[split] for shard in written)
-        made = shard_files.write_manifest(room / split, own, files, {"text_bytes": text_bytes})
-        splits[split] = made["counts"]
+        counts = {"text_bytes": sum(shard.text_bytes[split] for shard in written)}
+        shards = shard_files.write_manifest(staging_dir / split, shard_identity, files, counts)
+        splits[split] = shards["counts"]
     manifest = {"identity": identity, "records": tally.counts(), "splits": splits}
     manifest["tokenizer"] = {"fingerprint": tokens.fingerprint, "pieces": tokens.vocab_size}
     manifest["tokenizer"] |= {"size": tokens.size, "rows": tokenizer.padded_rows(tokens.size)}
     manifest["packages"] = {"unicode": unicodedata.unidata_version}
     manifest["packages"] |= {name: metadata.version(name) for name in PACKAGES}
-    (room / shard_files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    room.replace(out)
+    (staging_dir / shard_files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    staging_dir.replace(out)
     return manifest

@@ -1,38 +1,36 @@
-"""How much of the evaluation data stands in the training data: runs of n words that both have.
+"""N-gram overlap: how much of the evaluation data is contained in the training data.
 
-  evaluation -> documents -> runs -> 64-bit hashes, sorted    8 bytes a run, all that is held
-  training   -> documents -> runs -> hashes -> those found    streamed, by worker processes
-  evaluation -> documents -> runs -> how many were found, and where
+  evaluation -> documents -> n-grams -> sorted 64-bit hashes    8 bytes an n-gram in memory
+  training   -> documents -> n-grams -> hashes found            streamed by worker processes
+  evaluation -> documents -> n-grams -> counts of those found
 
-Two different runs have the same hash with probability 2**-64: 10 million runs of evaluation data
-meet one of 10 billion by chance once in about 200 comparisons.
-Source: Brown et al. 2020, appendix C, arXiv:2005.14165, whose runs are of 13 words at most.
+Two n-grams collide with probability 2^-64: about one in 200 comparisons of 10 million evaluation
+n-grams with 10 billion training n-grams reports a false match.
+Source: Brown et al. 2020, appendix C, arXiv:2005.14165, with n-grams of up to 13 words.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import heapq
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from lm import sources
-from lm.corpus import dedupe, rules
+from lm.corpus import dedupe
 from lm.shards import finished_corpus, processes
 
-BATCH = 64  # documents that a worker is handed at once
-WORST = 5  # documents of each evaluation set that a report shows
-SHOWN = 40  # words of their longest match
+BATCH_DOCUMENTS = 64  # that a worker process is given at a time
+READ_COUNTS = ("documents", "dropped", "unreadable")
+OVERLAP_COUNTS = ("short", "touched", "half", "whole", "runs", "found")
 
-
-def words(text: str) -> list[str]:
-    """The words by which documents are compared, here and when duplicates are dropped."""
-    return rules.split_words(dedupe.PUNCTUATION.sub(" ", dedupe.normalize(text)))
+Batch = tuple[Any, list]  # a SourceFile or CorpusShard, and some of its raw records
 
 
 @functools.lru_cache(1 << 18)
@@ -42,54 +40,32 @@ def _hash(word: str) -> int:
 
 @functools.cache
 def _factors(n: int) -> np.ndarray:
-    return np.array([_hash(f"place {place}") | 1 for place in range(n)], np.uint64)
+    return np.array([_hash(f"place {index}") | 1 for index in range(n)], np.uint64)
 
 
-def runs(found: list[str], n: int) -> np.ndarray:
-    """A hash of each run of n words, in order: uint64 [max(0, len(found) - n + 1)]."""
-    hashes = np.array([_hash(word) for word in found], np.uint64)
-    total = np.zeros(max(0, len(found) - n + 1), np.uint64)
-    for place, factor in enumerate(_factors(n)):
-        total += hashes[place : place + len(total)] * factor  # modulo 2**64
-    return total
+def ngrams(text: str, n: int) -> np.ndarray:
+    """A hash of each run of n words, in order: uint64 [max(0, words - n + 1)]."""
+    words = dedupe.comparison_words(dedupe.normalize(text))
+    return dedupe.ngram_hashes(np.array([_hash(word) for word in words], np.uint64), _factors(n))
 
 
-def known(documents: Iterable[str], n: int) -> np.ndarray:
-    """The hashes of all runs of n words in some documents, each once: uint64, ascending."""
-    held = [np.unique(runs(words(text), n)) for text in documents]
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *held]))
+def unique_ngrams(documents: Iterable[str], n: int) -> np.ndarray:
+    """The distinct hashes of n-grams in the documents: uint64, ascending."""
+    hashes = [np.unique(ngrams(text, n)) for text in documents]
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
 
 
-def among(table: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each hash stands in an ascending table, and whether it is there: int [n], bool [n]."""
-    if not len(table):
-        return np.zeros(len(hashes), np.int64), np.zeros(len(hashes), bool)
-    places = np.searchsorted(table, hashes)
-    places[places == len(table)] = 0
-    return places, table[places] == hashes
+def _lookup(table: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The index of each hash in an ascending table, and whether it is there: int, bool [n]."""
+    indices = np.minimum(np.searchsorted(table, hashes), max(0, len(table) - 1))
+    return indices, table[indices] == hashes if len(table) else np.zeros(len(hashes), bool)
 
 
-def found_in(documents: Iterable[str], table: np.ndarray, n: int) -> np.ndarray:
-    """The places in `table` of the runs that some documents have: int, ascending, each once."""
-    held = [runs(words(text), n) for text in documents]
-    places, there = among(table, np.concatenate([np.empty(0, np.uint64), *held]))
-    return np.unique(places[there])
-
-
-# The comparison. ---------------------------------------------------------------------------------
-
-
-def _find(table: np.ndarray, n: int, batch: tuple) -> tuple[np.ndarray, dict[str, int]]:
-    """The places in `table` of what a batch of (piece, raw records) has, and its counts."""
-    counts = dict.fromkeys(("documents", "dropped", "unreadable"), 0)
-    return found_in(_texts(*batch, counts), table, n), counts
-
-
-def _texts(piece, raws, counts: dict[str, int]) -> Iterator[str]:
-    """The text of each raw record, "" where it cannot be read or is dropped in reading; counted."""
-    for raw in raws:
+def _texts(file: Any, records: Iterable, counts: Counter) -> Iterator[str]:
+    """The text of each raw record, "" if it is unreadable or dropped by its source; counts them."""
+    for raw in records:
         try:
-            document = piece.document(raw)
+            document = file.document(raw)
         except sources.BadRecord:
             counts["unreadable"] += 1
             yield ""
@@ -98,124 +74,108 @@ def _texts(piece, raws, counts: dict[str, int]) -> Iterator[str]:
         yield document.text
 
 
-def _batches(pieces: Iterable) -> Iterator[tuple]:
-    for piece in pieces:
-        raws = piece.raw_records()
-        while batch := list(itertools.islice(raws, BATCH)):
-            yield piece, batch
+def _find(table: np.ndarray, n: int, batch: Batch) -> tuple[np.ndarray, Counter]:
+    """The indices in `table` of the n-grams of a batch of raw records; and what was read."""
+    counts = Counter()
+    indices, is_found = _lookup(table, unique_ngrams(_texts(*batch, counts), n))
+    return indices[is_found], counts
 
 
-def search(pieces: list, table: np.ndarray, n: int, workers: int = 1) -> tuple[np.ndarray, dict]:
-    """Which of the runs in `table` the pieces of the training data have, and what was read.
+def _batches(files: Iterable) -> Iterator[Batch]:
+    for file in files:
+        records = file.raw_records()
+        while batch := list(itertools.islice(records, BATCH_DOCUMENTS)):
+            yield file, batch
 
-    workers: processes, 0 for one a core. Returns bool [len(table)], the same whatever the order of
-    the documents, how they are cut into pieces and how many processes read them; and counts of
-    documents, of those that the source drops, and of those that cannot be read.
+
+def search(files: list, table: np.ndarray, n: int, workers: int = 1) -> tuple[np.ndarray, dict]:
+    """Which n-grams of `table` the training files contain: bool [len(table)]; and what was read.
+
+    workers: processes, 0 for one a core; the result does not depend on it.
     """
-    found, counts = np.zeros(len(table), bool), {}
-    progress = tqdm.tqdm(_batches(pieces), desc="training data", unit=f"x{BATCH}", disable=None)
-    for seen, more in processes.ordered_map(_find, progress, workers, (table, n)):
-        found[seen] = True
-        counts = {key: counts.get(key, 0) + more[key] for key in more}
-    return found, counts
+    found, counts = np.zeros(len(table), bool), Counter()
+    progress = tqdm.tqdm(
+        _batches(files), desc="training data", unit=f"x{BATCH_DOCUMENTS}", disable=None
+    )
+    for indices, read in processes.ordered_map(_find, progress, workers, (table, n)):
+        found[indices] = True
+        counts.update(read)
+    return found, {key: counts[key] for key in READ_COUNTS}
 
 
-def measure(pieces: list, table: np.ndarray, found: np.ndarray, n: int) -> dict:
-    """How much of an evaluation set was found: JSON.
+def count_overlap(files: list, table: np.ndarray, found: np.ndarray, n: int) -> dict:
+    """Count how much of an evaluation set was found.
 
-    documents; short: those of fewer than n words, which have no run; dropped, unreadable: by the
-    source; touched, half, whole: documents of whose runs any, at least half, all were found;
-    runs, found: in all documents, each as often as it stands there; share: found / runs.
-    worst: the documents of the highest share, with the place and the words of the longest match.
+    Returns documents, dropped, unreadable; short: documents of fewer than n words; touched, half,
+    whole: documents of which any, at least half, all n-grams were found; runs, found: n-grams, and
+    those found, with repetition; share: found / runs.
     """
-    facts = dict.fromkeys(("documents", "dropped", "unreadable", "short"), 0)
-    facts |= dict.fromkeys(("touched", "half", "whole", "runs", "found"), 0)
-
-    def matches() -> Iterator[dict]:
-        for piece in pieces:
-            for record, text in enumerate(_texts(piece, piece.raw_records(), facts)):
-                read = words(text)
-                places, there = among(table, runs(read, n))
-                there &= found[places]
-                total, hits = len(there), int(there.sum())
-                facts["short"] += bool(text) and not total
-                facts["runs"] += total
-                facts["found"] += hits
-                facts["touched"] += hits > 0
-                facts["half"] += 0 < total <= 2 * hits
-                facts["whole"] += 0 < total == hits
-                if hits:
-                    first, length = longest(there)
-                    match = " ".join(read[first : first + min(length + n - 1, SHOWN)])
-                    place = {"part": piece.name, "record": record, "word": first}
-                    yield place | {"share": hits / total, "words": length + n - 1, "text": match}
-
-    worst = heapq.nlargest(WORST, matches(), key=lambda match: (match["share"], match["words"]))
-    return facts | {"share": facts["found"] / max(1, facts["runs"]), "worst": worst}
-
-
-def longest(marks: np.ndarray) -> tuple[int, int]:
-    """The first of the longest stretches of True: its start and its length, 0 where none is."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], marks.astype(np.int8), [0]])))
-    starts, stops = edges[::2], edges[1::2]
-    if not len(starts):
-        return 0, 0
-    place = int(np.argmax(stops - starts))
-    return int(starts[place]), int(stops[place] - starts[place])
+    counts = Counter()
+    for file in files:
+        for text in _texts(file, file.raw_records(), counts):
+            indices, is_found = _lookup(table, ngrams(text, n))
+            if len(table):
+                is_found &= found[indices]
+            runs, hits = len(is_found), int(is_found.sum())
+            counts["short"] += bool(text) and not runs
+            counts.update(touched=hits > 0, half=0 < runs <= 2 * hits, whole=0 < runs == hits)
+            counts.update(runs=runs, found=hits)
+    facts = {key: counts[key] for key in READ_COUNTS + OVERLAP_COUNTS}
+    return facts | {"share": facts["found"] / max(1, facts["runs"])}
 
 
 def measure_overlap(
-    source: str, overlap: str, *, n: int = 13, workers: int = 0, column="", unit="file", data_dir=""
+    source: str,
+    overlap: str,
+    *,
+    n: int = 13,
+    workers: int = 0,
+    column: str = "",
+    unit: str = "file",
+    data_dir: str = "",
 ) -> dict:
-    """What of each evaluation set stands in the training data, by runs of n words: JSON.
+    """Report how much of each evaluation set is in the training data, as JSON.
 
-    source: the training data. overlap: the evaluation sets, separated by commas. Either names a
-    finished corpus by its directory (of which its training split is read for the one, its
-    validation split for the other) or a source as sources.list_files reads it, for which column, unit
-    and data_dir are. workers: processes; 0 is one a core.
-    Raises ValueError for what parts_of refuses, and where no document has n words.
+    Args:
+        source: the training data: finished corpora (their training split) or sources, separated by
+            commas.
+        overlap: the evaluation sets, likewise; of a corpus its validation split.
+        n: words of an n-gram.
+        workers: processes; 0 for one a core.
+        column, unit, data_dir: as in sources.list_files.
+
+    Raises ValueError as list_files does, and if no evaluation document has n words.
     """
     if n < 1:
-        raise ValueError(f"--ngram={n} is no number of words; use 1 or more, as 13 or 8.")
-    options = (column, unit, data_dir)
-    sets = {
-        name: finished_corpus.corpus_or_source_parts(name, "validation", *options)
-        for name in overlap.split(",")
-    }
-    training = [
-        piece
-        for name in source.split(",")
-        for piece in finished_corpus.corpus_or_source_parts(name, "train", *options)
-    ]
-    counts = dict.fromkeys(("documents", "dropped", "unreadable"), 0)
-    texts = (
-        _texts(piece, piece.raw_records(), counts) for pieces in sets.values() for piece in pieces
-    )
-    table = known(itertools.chain.from_iterable(texts), n)
+        raise ValueError(f"--ngram={n} is below 1; use 13 or 8 words.")
+    options = {"column": column, "unit": unit, "data_dir": data_dir}
+    list_files = lambda name, split: finished_corpus.list_files(name, split, **options)
+    sets = {name: list_files(name, "validation") for name in overlap.split(",")}
+    training = [file for name in source.split(",") for file in list_files(name, "train")]
+    counts = Counter()
+    texts = (_texts(file, file.raw_records(), counts) for file in itertools.chain(*sets.values()))
+    table = unique_ngrams(itertools.chain.from_iterable(texts), n)
     if not len(table):
         raise ValueError(
             f"--overlap={overlap}: none of its {counts['documents']} documents has {n} words; use "
             f"a smaller --ngram."
         )
     found, read = search(training, table, n, workers)
-    if not read.get("documents"):
-        raise ValueError(f"--source={source} holds no document to compare with; name another.")
-    evaluation = {name: measure(pieces, table, found, n) for name, pieces in sets.items()}
+    if not read["documents"]:
+        raise ValueError(f"--source={source} has no documents; name another.")
+    evaluation = {name: count_overlap(files, table, found, n) for name, files in sets.items()}
     return {"ngram": n, "training": {"source": source} | read, "evaluation": evaluation}
 
 
 def format_report(report: dict) -> str:
-    """The report of `compare` as lines to print: a row for each evaluation set, and its worst."""
-    columns = ("documents", "short", "touched", "half", "whole", "runs", "found")
+    """Format the report of `measure_overlap` as a table with a row for each evaluation set."""
+    columns = ("documents", *OVERLAP_COUNTS)
     width = max(len("evaluation"), *map(len, report["evaluation"]))
     lines = ["  ".join(["evaluation".ljust(width), *(f"{c:>9}" for c in columns), "    share"])]
     for name, facts in report["evaluation"].items():
         numbers = [f"{facts[column]:>9}" for column in columns]
         lines.append("  ".join([name.ljust(width), *numbers, f"{facts['share']:>9.4%}"]))
-    for facts in report["evaluation"].values():
-        for match in facts["worst"][:1]:
-            place = f"{match['part']} record {match['record']}, {match['words']} words"
-            lines.append(f"worst: {place}, {match['share']:.0%} found: {match['text']}")
-    read = report["training"]
-    lines.append(f"runs of {report['ngram']} words; training data: {json.dumps(read)}")
+    lines.append(
+        f"{report['ngram']}-grams of words; training data: {json.dumps(report['training'])}"
+    )
     return "\n".join(lines)

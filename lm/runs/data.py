@@ -94,7 +94,7 @@ def _texts_of(run: Run, name: str, split: str):
             shards.read_split_manifest(name, split),
             storage.as_path(name).expanduser(),
         )
-        parts = finished_corpus.corpus_or_source_parts(str(directory), split, "", "file", "")
+        parts = finished_corpus.list_files(str(directory), split)
         documents = lambda: itertools.chain.from_iterable(
             ((part.document(raw).text,) for raw in part.raw_records()) for part in parts
         )

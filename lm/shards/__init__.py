@@ -1,9 +1,9 @@
-"""Token shards: the stored form of text and of pairs, read at any position.
+"""Token shards: text and pairs as stored tokens, read at any position.
 
-files            ArrayRecord files and their manifest: write, verify, read
-encoding         records of a task to token shards, by several processes
+shard_files      ArrayRecord files and their manifest: write, verify, read
+encoding         records of a task to token shards, by worker processes
 finished_corpus  a corpus built by `python -m lm corpus`, as training data
-processes        ordered work by several processes in bounded memory
+processes        an ordered map over worker processes
 """
 
 from lm.shards.encoding import PairLengths, prepare

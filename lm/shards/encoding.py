@@ -1,11 +1,11 @@
-"""Records of a task to token shards: each text encoded once, in parallel, whole or not at all."""
+"""Encode the records of a task to token shards, in parallel and atomically."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,15 +15,15 @@ from lm import sources, tasks, tokenizer
 from lm.shards import processes, shard_files
 from lm.storage import staging
 
-SHARD_TOKENS = 1 << 27  # a file of text
-SHARD_EXAMPLES = 1 << 16  # a file of pairs
-BATCH = 64  # documents that a worker is given at once
-SERIAL = 2000  # documents; fewer are encoded faster than worker processes start
+SHARD_TOKENS = 1 << 27  # in a file of text
+SHARD_EXAMPLES = 1 << 16  # in a file of pairs
+BATCH_DOCUMENTS = 64  # given to a worker at a time
+SERIAL_DOCUMENTS = 2000  # encoded faster than worker processes start
 
 
 @dataclasses.dataclass(frozen=True)
 class PairLengths:
-    """What pairs are cut to: at most so many tokens of inputs and of targets."""
+    """The tokens that inputs and targets are truncated to."""
 
     inputs: int
     targets: int
@@ -34,56 +34,58 @@ def prepare(
     split: str,
     data_dir: str,
     tokens: tokenizer.Tokenizer,
-    form: PairLengths | None,
-    out,
+    lengths: PairLengths | None,
+    out: str | pathlib.Path,
 ) -> dict:
-    """Write the shards of one split into directory `out`, or find them there; returns the manifest.
+    """Write the shards of a split to `out`, unless they exist; returns the manifest.
 
-    form: of pairs; None for running text, which is stored uncut. Raises ValueError where `out`
-    holds shards of another task, split, tokenizer or form, and for records without the task's
-    columns.
+    lengths: of pairs; None for running text, which is not truncated.
+    Raises ValueError if `out` has shards of another task, split, tokenizer or lengths, and for
+    records without the task's columns.
     """
     out = pathlib.Path(out)
-    made_of = {key: getattr(task, key) for key in ("source", "inputs", "targets", "turns")}
-    identity = {"task": made_of | {"labels": list(task.labels)}, "split": split}
-    identity |= {"tokenizer": tokens.fingerprint}
-    identity |= {"form": dataclasses.asdict(form) if form else {"record": shard_files.RECORD}}
-    identity["dataset"] = sources.source_fingerprint(task.source, split, data_dir)
-    if manifest := _found(out, identity):
+    task_fields = {key: getattr(task, key) for key in ("source", "inputs", "targets", "turns")}
+    identity = {
+        "task": task_fields | {"labels": list(task.labels)},
+        "split": split,
+        "tokenizer": tokens.fingerprint,
+        "form": dataclasses.asdict(lengths) if lengths else {"record": shard_files.RECORD_TOKENS},
+        "dataset": sources.source_fingerprint(task.source, split, data_dir),
+    }
+    if manifest := _read_existing(out, identity):
         return manifest
     records = sources.records(task.source, split, data_dir)
     counts = {"records": len(records), "dropped": 0}
-    encoded = _encode(
-        _texts(task, records, counts, f"encoding {split} of {task.source}"), task, form, tokens
-    )
-    with staging.staging_dir(out) as room:
-        if manifest := _found(out, identity):  # by another process, since we looked
+    texts = _texts(task, records, counts, f"encoding {split} of {task.source}")
+    encoded = _encode(texts, task, lengths, tokens)
+    with staging.staging_dir(out) as staging_dir:
+        if manifest := _read_existing(out, identity):  # written by another process
             return manifest
         if task.pairs:
             counts |= {"truncated": 0, "inputs_cut": 0}
-            files = _write_pairs(room, _pairs(encoded, counts), tokens)
+            files = _write_pairs(staging_dir, _count_truncated(encoded, counts), tokens)
         else:
-            files = _write_text(room, encoded, tokens)
+            files = _write_text(staging_dir, encoded, tokens)
         if not files:
             raise ValueError(
                 f"{task.source} {split} ({len(records)} records) holds no text; use a wider split."
             )
-        manifest = shard_files.write_manifest(room, identity, files, counts)
-        room.replace(out)
+        manifest = shard_files.write_manifest(staging_dir, identity, files, counts)
+        staging_dir.replace(out)
     return manifest
 
 
-def _found(out: pathlib.Path, identity: dict) -> dict | None:
-    """The manifest of shards of this identity in `out`; ValueError where it holds anything else."""
+def _read_existing(out: pathlib.Path, identity: dict) -> dict | None:
+    """Read the manifest of shards of this identity; ValueError if `out` has anything else."""
     manifest = shard_files.read_manifest(out)
     if manifest is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; set another --config.data.shards_dir.")
-    theirs = manifest["identity"] if manifest else identity
-    differing = [key for key in identity if theirs.get(key) != identity[key]]
+    stored = manifest["identity"] if manifest else identity
+    differing = [key for key in identity if stored.get(key) != identity[key]]
     if differing:
         raise ValueError(
             f"{out} holds shards of another {' and '.join(differing)} "
-            f"({', '.join(str(theirs.get(key)) for key in differing)}); "
+            f"({', '.join(str(stored.get(key)) for key in differing)}); "
             f"remove it or set another --config.data.shards_dir."
         )
     return manifest
@@ -98,71 +100,67 @@ def _texts(task: tasks.Task, records, counts: dict, label: str) -> Iterator[task
 
 
 class Pair(NamedTuple):
-    """A pair within its form, and which of the two had to be cut."""
+    """A truncated pair, and which of the two were longer."""
 
     inputs: np.ndarray
     targets: np.ndarray
-    cut: tuple[bool, bool]
+    is_truncated: tuple[bool, bool]
 
 
-def _encode_all(
-    tokens, task: tasks.Task, form: PairLengths | None, batch: list[tasks.Text]
-) -> list:
-    if form is None:
+def _encode_batch(tokens, task: tasks.Task, lengths: PairLengths | None, batch: list) -> list:
+    if lengths is None:
         return [tokens.encode(text["text"]) for text in batch]
-    return [_pair(tokens, task, form, text) for text in batch]
+    return [_encode_pair(tokens, task, lengths, text) for text in batch]
 
 
-def _pair(tokens, task: tasks.Task, form: PairLengths, text: tasks.Text) -> Pair:
-    """Inputs and targets, each ended by eos; not a cut target, which must not teach to stop."""
-    inputs, shorter = tasks.truncate_input(task, text["inputs"], form.inputs, tokens)
+def _encode_pair(tokens, task: tasks.Task, lengths: PairLengths, text: tasks.Text) -> Pair:
+    """Encode inputs and targets with eos; truncated targets have none, so as not to teach it."""
+    inputs, is_shorter = tasks.truncate_input(task, text["inputs"], lengths.inputs, tokens)
     targets = np.append(tokens.encode(text["targets"]), tokens.eos)
-    return Pair(inputs, targets[: form.targets], (shorter, len(targets) > form.targets))
+    return Pair(inputs, targets[: lengths.targets], (is_shorter, len(targets) > lengths.targets))
 
 
-def _encode(texts: Iterable[tasks.Text], task, form: PairLengths | None, tokens) -> Iterator:
-    """Token ids of each text, or its Pair, in order; by worker processes once there are many."""
-    texts, common = iter(texts), (tokens, task, form)
-    yield from _encode_all(*common, list(itertools.islice(texts, SERIAL)))
-    batches = iter(lambda: list(itertools.islice(texts, BATCH)), [])
-    for batch in processes.ordered_map(_encode_all, batches, 0, common):
+def _encode(texts: Iterable[tasks.Text], task, lengths: PairLengths | None, tokens) -> Iterator:
+    """The token ids or Pair of each text, in order; by worker processes once there are many."""
+    texts, shared = iter(texts), (tokens, task, lengths)
+    yield from _encode_batch(*shared, list(itertools.islice(texts, SERIAL_DOCUMENTS)))
+    batches = iter(lambda: list(itertools.islice(texts, BATCH_DOCUMENTS)), [])
+    for batch in processes.ordered_map(_encode_batch, batches, 0, shared):
         yield from batch
 
 
-def _pairs(encoded: Iterable[Pair], counts: dict) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for inputs, targets, (shorter, truncated) in encoded:
-        counts["inputs_cut"] += shorter
-        counts["truncated"] += truncated
+def _count_truncated(pairs: Iterable[Pair], counts: dict) -> Iterator:
+    for inputs, targets, (inputs_truncated, targets_truncated) in pairs:
+        counts["inputs_cut"] += inputs_truncated
+        counts["truncated"] += targets_truncated
         yield inputs, targets
 
 
 def _write_text(directory: pathlib.Path, documents, tokens) -> dict[str, shard_files.WrittenShard]:
-    """Files of whole documents, each cut after SHARD_TOKENS."""
-    gap = tokens.encode("\n\n")
-    write = lambda path, part: shard_files.write_text(path, part, gap, tokens.size)
+    separator = tokens.encode("\n\n")
+    write = lambda path, items: shard_files.write_text(path, items, separator, tokens.size)
     return _write_files(directory, documents, SHARD_TOKENS, len, write)
 
 
 def _write_pairs(directory: pathlib.Path, pairs, tokens) -> dict[str, shard_files.WrittenShard]:
-    """Files of SHARD_EXAMPLES pairs."""
-    write = lambda path, part: shard_files.write_pairs(path, part, tokens.size)
+    write = lambda path, items: shard_files.write_pairs(path, items, tokens.size)
     return _write_files(directory, pairs, SHARD_EXAMPLES, lambda pair: 1, write)
 
 
 def _write_files(
-    directory, items, most: int, measure, write
+    directory: pathlib.Path, items: Iterable, max_size: int, size_of: Callable, write: Callable
 ) -> dict[str, shard_files.WrittenShard]:
-    """Deal items to files in order, each ended by the item with which it measures `most`."""
+    """Divide items over files in order; the item that reaches `max_size` ends a file."""
     files, items = {}, iter(items)
     for first in items:
 
-        def one_file(item=first):
-            size = measure(item)
+        def file_items(item=first):
+            size = size_of(item)
             yield item
-            while size < most and (item := next(items, None)) is not None:
-                size += measure(item)
+            while size < max_size and (item := next(items, None)) is not None:
+                size += size_of(item)
                 yield item
 
         name = f"shard-{len(files):05d}.array_record"
-        files[name] = write(directory / name, one_file())
+        files[name] = write(directory / name, file_items())
     return files

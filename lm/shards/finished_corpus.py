@@ -1,4 +1,4 @@
-"""A corpus that `python -m lm corpus --out=...` has finished, as a source of training data."""
+"""A corpus built by `python -m lm corpus --out=...`, as a source of training data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import numpy as np
 from lm import sources, storage, tokenizer
 from lm.shards import shard_files
 
-BLOCK = 1 << 16  # tokens of a corpus read at once, unless a document has more
+READ_TOKENS = 1 << 16  # read at once, unless a document is longer
 SPLITS = ("train", "validation")  # directories of a finished corpus
 
 
-def _folder(directory) -> pathlib.Path:
-    """The folder of a finished corpus; ValueError where it is none."""
+def _corpus_dir(directory: str | pathlib.Path) -> pathlib.Path:
     directory = storage.as_path(directory).expanduser()
     if shard_files.read_manifest(directory) is None:
         raise ValueError(
@@ -28,14 +27,14 @@ def _folder(directory) -> pathlib.Path:
     return directory
 
 
-def corpus_tokenizer_dir(directory) -> pathlib.Path:
-    """Where the tokenizer of a finished corpus lies; ValueError where there is no such one."""
-    return _folder(directory) / "tokenizer"
+def corpus_tokenizer_dir(directory: str | pathlib.Path) -> pathlib.Path:
+    """The tokenizer's directory in a finished corpus; raises ValueError if it is not one."""
+    return _corpus_dir(directory) / "tokenizer"
 
 
-def read_split_manifest(directory, split: str) -> dict:
-    """The manifest of a split of a finished corpus; ValueError where there is no such one."""
-    directory = _folder(directory)
+def read_split_manifest(directory: str | pathlib.Path, split: str) -> dict:
+    """Read the manifest of a split of a finished corpus; raises ValueError if it is missing."""
+    directory = _corpus_dir(directory)
     if split not in SPLITS:
         raise ValueError(
             f"the split {split!r} of the corpus {directory} cannot be read; a finished corpus has "
@@ -43,13 +42,13 @@ def read_split_manifest(directory, split: str) -> dict:
         )
     manifest = shard_files.read_manifest(directory / split)
     if manifest is None:
-        how = " with a --heldout above 0" if split == "validation" else ""
-        raise ValueError(f"{directory} has no {split}; remove it, and make it anew{how}.")
+        flag = " with a --heldout above 0" if split == "validation" else ""
+        raise ValueError(f"{directory} has no {split}; remove it, and make it anew{flag}.")
     return manifest
 
 
-def check_tokenizer(directory, tokens: tokenizer.Tokenizer) -> None:
-    """Raise ValueError unless `tokens` is the tokenizer that a finished corpus is written in."""
+def check_tokenizer(directory: str | pathlib.Path, tokens: tokenizer.Tokenizer) -> None:
+    """Raise ValueError unless the corpus was encoded with this tokenizer."""
     if read_split_manifest(directory, "train")["identity"]["tokenizer"] != tokens.fingerprint:
         raise ValueError(
             f"the corpus {directory} was written with another tokenizer than {tokens.directory}; "
@@ -60,9 +59,9 @@ def check_tokenizer(directory, tokens: tokenizer.Tokenizer) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class CorpusShard:
-    """A file of a finished corpus, read back to text: raw_records() and document() as sources.SourceFile has.
+    """A file of a finished corpus, decoded to text, with the interface of sources.SourceFile.
 
-    start, stop: which documents of the split are in the file.
+    start, stop: the documents of the split that are in the file.
     """
 
     name: str
@@ -72,24 +71,24 @@ class CorpusShard:
     stop: int
 
     def raw_records(self) -> Iterator[np.ndarray]:
-        """The token ids of one document at a time, the empty line behind it included, in order."""
-        stream, ends = _bounded(self.split)
+        """The token ids of each document in order, with the empty line after it."""
+        stream, ends = _open_split(self.split)
         start = self.start
         while start < self.stop:
-            fitting = np.searchsorted(ends, ends[start] + BLOCK, "right") - 1
-            stop = min(max(start + 1, int(fitting)), self.stop)
+            last = int(np.searchsorted(ends, ends[start] + READ_TOKENS, "right")) - 1
+            stop = min(max(start + 1, last), self.stop)
             ids = stream.read(int(ends[start]), int(ends[stop]))
             yield from np.split(ids, ends[start + 1 : stop] - ends[start])
             start = stop
 
     def document(self, raw: np.ndarray) -> sources.Document:
-        """The text of a document's ids."""
+        """Decode a document's ids."""
         return sources.Document(_tokenizer(self.tokenizer).decode(raw))
 
 
 @functools.lru_cache(2)
-def _bounded(split: str) -> tuple[shard_files.Stream, np.ndarray]:
-    """The stream of a split, and where each of its documents begins and the last ends."""
+def _open_split(split: str) -> tuple[shard_files.Stream, np.ndarray]:
+    """The stream of a split, and the position of each document's start and of the end."""
     stream = shard_files.Stream(split, shard_files.read_manifest(split))
     return stream, np.concatenate([[0], np.cumsum(stream.lengths, dtype=np.int64)])
 
@@ -99,21 +98,21 @@ def _tokenizer(directory: str) -> tokenizer.Tokenizer:
     return tokenizer.Tokenizer(directory)
 
 
-def corpus_or_source_parts(source: str, split: str, column: str, unit: str, data_dir: str) -> list:
-    """The shards of a split, where `source` is a finished corpus's directory; else its parts.
+def list_files(
+    source: str, split: str, *, column: str = "", unit: str = "file", data_dir: str = ""
+) -> list[CorpusShard] | list[sources.SourceFile]:
+    """The shards of a split if `source` is a finished corpus, else the files of the source.
 
-    split: "train" or "validation". The others: as in sources.list_files, whose errors these are, or
-    of finished.find.
+    Raises ValueError as read_split_manifest or sources.list_files does.
     """
     directory = storage.as_path(source.strip()).expanduser()
     if shard_files.read_manifest(directory) is None:
         return sources.list_files(source, column=column, unit=unit, data_dir=data_dir)
-    manifest = read_split_manifest(directory, split)
-    numbers = (file["documents"] for file in manifest["files"].values())
-    ends = itertools.accumulate(numbers, initial=0)
-    tokens, split = (
-        str(directory / "tokenizer"),
-        storage.local_copy(directory / split, shard_files.MANIFEST),
-    )
-    bounds = zip(manifest["files"], itertools.pairwise(ends), strict=True)
-    return [CorpusShard(f"{split}/{name}", str(split), tokens, *span) for name, span in bounds]
+    files = read_split_manifest(directory, split)["files"]
+    ends = itertools.accumulate((file["documents"] for file in files.values()), initial=0)
+    tokens = str(directory / "tokenizer")
+    split_dir = storage.local_copy(directory / split, shard_files.MANIFEST)
+    return [
+        CorpusShard(f"{split_dir}/{name}", str(split_dir), tokens, start, stop)
+        for name, (start, stop) in zip(files, itertools.pairwise(ends), strict=True)
+    ]

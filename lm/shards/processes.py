@@ -1,4 +1,4 @@
-"""Work by several processes, its results in the order of its items, in bounded memory."""
+"""Map a function over items by worker processes: in order, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-AHEAD = 3  # items a worker that are given out before their turn
+AHEAD = 3  # items in flight for each worker
 
 
 def ordered_map(
-    function: Callable, items: Iterable, workers: int, common: tuple = ()
+    function: Callable, items: Iterable, workers: int, shared: tuple = ()
 ) -> Iterator[Any]:
-    """function(*common, item) of each item, in order.
+    """function(*shared, item) of each item, in order.
 
-    workers: processes, 0 for one a processor; with 1 the work is done here. common: what each
-    worker is given once.
-    Raises what function raises, and ValueError where a worker is killed.
+    workers: processes; 0 for one a core, 1 for this process. shared: sent to each worker once.
+    Raises what the function raises, and ValueError if a worker is killed.
     """
     workers = workers or len(os.sched_getaffinity(0))
     if workers == 1:
-        yield from (function(*common, item) for item in items)
+        yield from (function(*shared, item) for item in items)
         return
-    # Spawned, not forked: the parent may hold the threads of jax. Workers import no jax.
+    # Spawned, not forked: the parent may have jax's threads. Workers import no jax.
     context = multiprocessing.get_context("spawn")
-    start = (function, common)
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, start)
-    waiting = collections.deque()
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (function, shared))
+    pending = collections.deque()
     try:
         for item in items:
-            waiting.append(pool.submit(_work, item))
-            if len(waiting) > AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(_work, item))
+            if len(pending) > AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise ValueError(
             f"one of {workers} worker processes was killed, perhaps for lack of memory; "
@@ -48,21 +46,21 @@ def ordered_map(
         pool.shutdown(cancel_futures=True)
 
 
-_task: Callable[[Any], Any]
+_function: Callable[[Any], Any]
 
 
-def _start(function: Callable, common: tuple) -> None:
-    """Prepare a worker, which leaves its end to the parent: an interrupt, and being orphaned."""
-    global _task
-    _task = lambda item: function(*common, item)
+def _start(function: Callable, shared: tuple) -> None:
+    """Initialize a worker: it ignores interrupts, and exits when its parent does."""
+    global _function
+    _function = lambda item: function(*shared, item)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
-def _work(item):
-    return _task(item)
+def _work(item: Any) -> Any:
+    return _function(item)

@@ -1,10 +1,10 @@
-"""The stored form of tokens: a directory of ArrayRecord files and a manifest, which comes last.
+"""Token shards: a directory of ArrayRecord files and a manifest, which is written last.
 
-Running text is one long stream of tokens, the documents joined by an empty line (eos would not do,
-since it ends what a decoder says and may be hidden). A file holds its part of the stream in records
-of RECORD tokens, only its last one shorter; so windows of any length can be read at any place, and
-one corpus serves every objective. Pairs are stored one a record: int32 [1 + n], the length of the
-inputs, then inputs and targets. How long each document or pair is stands in a file beside them.
+Running text is one stream of tokens, its documents joined by an empty line (not by eos, which ends
+targets and may be masked). A file stores its range of the stream in records of RECORD_TOKENS
+tokens, the last one shorter, so windows of any length can be read at any position and one corpus
+serves every objective. A pair is one record: int32 [1 + n], the length of the inputs, then inputs
+and targets. The lengths of documents or pairs are in a separate file.
 """
 
 from __future__ import annotations
@@ -24,78 +24,82 @@ import numpy as np
 
 from lm import storage
 
-RECORD = 4096  # tokens; with no compression, the fastest to read at random
-BLOCK = 64 * RECORD  # tokens in memory before they are written
+RECORD_TOKENS = 4096  # uncompressed; the fastest size for random reads
+BUFFER_TOKENS = 64 * RECORD_TOKENS
 MANIFEST = "manifest.json"
 COUNTS = "counts.npy"  # int64 [ids]: how often each id is a target, for the unigram baseline
-# Of text, int32 [documents]: tokens of each, with the empty line behind it; of pairs, int32
-# [pairs, 2]: tokens of inputs and targets.
+# int32 [documents]: the tokens of each with the empty line after it; or int32 [pairs, 2]: the tokens
+# of inputs and targets.
 LENGTHS = "lengths.npy"
-# Bytes of ArrayRecord's signature and of the first record's header, in which is the hash of that
-# record: files of equal size that were exchanged are known by them.
-HEAD = 104
+# Bytes of ArrayRecord's signature and of the first record's header, which contains the hash of that
+# record: they identify a file without reading all of it.
+HEAD_BYTES = 104
 
 
 class WrittenShard(NamedTuple):
-    """What a file holds: its facts for the manifest, how often it has each id, lengths."""
+    """A written file: its entry in the manifest, the frequencies of ids, the lengths."""
 
     facts: dict  # tokens, documents or examples, bytes, sha256, sha256 of the head
     frequencies: np.ndarray  # int64 [ids]
-    lengths: np.ndarray  # what is saved as LENGTHS
+    lengths: np.ndarray  # as in LENGTHS
 
 
 class DamagedRecord(ValueError):
-    """A stored record that is not what was written: which, what is wrong with it, the cure."""
+    """A stored record that is damaged. Arguments: which record, the damage, the fix."""
 
     def __str__(self) -> str:
         return "record {} {}; {}.".format(*self.args)
 
     @property
     def record(self) -> str:
-        """Which record it is: "3 of <the file>"."""
+        """The record: "3 of <the file>"."""
         return self.args[0]
 
 
 def dtype_of(size: int) -> str:
-    """The numpy type that stores ids below `size`: two bytes each where that does."""
+    """The numpy type that stores ids below `size`: two bytes if they suffice."""
     return "<u2" if size <= 1 << 16 else "<i4"
 
 
-def write_text(path, documents: Iterable[np.ndarray], gap: np.ndarray, size: int) -> WrittenShard:
-    """Write documents as one file of the stream, each followed by `gap`.
+def write_text(
+    path: str | pathlib.Path, documents: Iterable[np.ndarray], separator: np.ndarray, size: int
+) -> WrittenShard:
+    """Write documents as one file of the stream, each followed by the separator.
 
-    documents: int arrays of ids below `size`, the tokenizer's number of ids. Raises ValueError for
-    an id that is not, OSError where the file cannot be written.
+    documents: int arrays of ids below `size`, the number of the tokenizer's ids.
+    Raises ValueError for a larger id, OSError if the file cannot be written.
     """
     frequencies, dtype, lengths = np.zeros(size, np.int64), dtype_of(size), []
 
     def blocks() -> Iterator[np.ndarray]:
-        held, length = [], 0
+        buffer, length = [], 0
         for ids in documents:
-            lengths.append(len(ids) + len(gap))
-            held += [ids, gap]
+            lengths.append(len(ids) + len(separator))
+            buffer += [ids, separator]
             length += lengths[-1]
-            if length >= BLOCK:
-                stream = np.concatenate(held)
-                whole = length - length % RECORD
-                yield stream[:whole]
-                held, length = [stream[whole:]], length - whole
+            if length >= BUFFER_TOKENS:
+                stream = np.concatenate(buffer)
+                end = length - length % RECORD_TOKENS
+                yield stream[:end]
+                buffer, length = [stream[end:]], length - end
         if length:
-            yield np.concatenate(held)
+            yield np.concatenate(buffer)
 
     with record_writer(path) as write:
         for block in blocks():
             frequencies += _frequencies(block, size)
             block = block.astype(dtype)
-            for start in range(0, len(block), RECORD):
-                write(block[start : start + RECORD].tobytes())
+            for start in range(0, len(block), RECORD_TOKENS):
+                write(block[start : start + RECORD_TOKENS].tobytes())
     sizes = np.array(lengths, np.int32)
     facts = {"documents": len(sizes), "tokens": int(sizes.sum())}
     return WrittenShard(facts | file_metadata(path), frequencies, sizes)
 
 
-def write_pairs(path, pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int) -> WrittenShard:
-    """Write (inputs, targets) of ids below `size`, one pair a record; errors as in write_text."""
+def write_pairs(
+    path: str | pathlib.Path, pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int
+) -> WrittenShard:
+    """Write pairs (inputs, targets) of ids below `size`; raises as write_text does."""
     frequencies, lengths = np.zeros(size, np.int64), []
     with record_writer(path) as write:
         for inputs, targets in pairs:
@@ -110,13 +114,13 @@ def write_pairs(path, pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int)
 def _frequencies(ids: np.ndarray, size: int) -> np.ndarray:
     counts = np.bincount(ids, minlength=size)
     if len(counts) > size:
-        raise ValueError(f"id {len(counts) - 1} is none of the tokenizer's {size} ids.")
+        raise ValueError(f"id {len(counts) - 1} is not one of the tokenizer's {size} ids.")
     return counts
 
 
 @contextlib.contextmanager
-def record_writer(path) -> Iterator[Callable[[bytes], None]]:
-    """Append records to a new ArrayRecord file, each in a group of its own, to be read alone."""
+def record_writer(path: str | pathlib.Path) -> Iterator[Callable[[bytes], None]]:
+    """Append records to a new ArrayRecord file, each in its own group for random access."""
     from array_record.python import array_record_module
 
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
@@ -131,45 +135,51 @@ def record_writer(path) -> Iterator[Callable[[bytes], None]]:
                 writer.close()
 
 
-def file_metadata(path) -> dict:
-    """What a manifest says of a file: its bytes, and the sha256 of them and of the first."""
+def file_metadata(path: str | pathlib.Path) -> dict:
+    """A file's entry in a manifest: its size, its sha256 and the sha256 of its head."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": pathlib.Path(path).stat().st_size, "sha256": digest, "head": _head_of(path)}
+    return {
+        "bytes": pathlib.Path(path).stat().st_size,
+        "sha256": digest,
+        "head": _head_sha256(path),
+    }
 
 
-def _head_of(path) -> str:
+def _head_sha256(path: str | pathlib.Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.sha256(file.read(HEAD)).hexdigest()
+        return hashlib.sha256(file.read(HEAD_BYTES)).hexdigest()
 
 
-def write_manifest(directory, identity: dict, files: dict[str, WrittenShard], counts: dict) -> dict:
-    """Write what makes a directory of shards whole, the manifest last; returns the manifest.
+def write_manifest(
+    directory: str | pathlib.Path, identity: dict, files: dict[str, WrittenShard], counts: dict
+) -> dict:
+    """Write the frequencies, the lengths and last the manifest; returns the manifest.
 
-    identity: all that decides the bytes. files: by name, in order. counts: beside those of the
-    files, which are added up.
+    identity: everything that decides the bytes. files: by name, in order. counts: added to the
+    totals of the files.
     """
     directory = pathlib.Path(directory)
     np.save(directory / COUNTS, sum(file.frequencies for file in files.values()))
     np.save(directory / LENGTHS, np.concatenate([file.lengths for file in files.values()]))
     facts = {name: file.facts for name, file in files.items()}
-    text = all("documents" in file for file in facts.values())
-    own = ("documents", "tokens") if text else ("examples", "tokens")
-    counts = counts | {key: sum(file[key] for file in facts.values()) for key in own}
-    manifest = {"identity": identity, "kind": "text" if text else "pairs", "counts": counts}
-    if text:
+    is_text = all("documents" in file for file in facts.values())
+    keys = ("documents", "tokens") if is_text else ("examples", "tokens")
+    counts = counts | {key: sum(file[key] for file in facts.values()) for key in keys}
+    manifest = {"identity": identity, "kind": "text" if is_text else "pairs", "counts": counts}
+    if is_text:
         size = len(next(iter(files.values())).frequencies)
-        manifest |= {"record": RECORD, "dtype": dtype_of(size)}
+        manifest |= {"record": RECORD_TOKENS, "dtype": dtype_of(size)}
     manifest["files"] = facts
     manifest["beside"] = {name: file_metadata(directory / name) for name in (COUNTS, LENGTHS)}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
-def read_manifest(directory) -> dict | None:
-    """The manifest of a finished directory; None where there is none, or one that is not ours.
+def read_manifest(directory: str | pathlib.Path) -> dict | None:
+    """Read a directory's manifest; None if it is missing or another program's.
 
-    Raises ValueError if it is damaged or an earlier version's.
+    Raises ValueError if it is damaged or was written by an earlier version.
     """
     path = storage.as_path(directory) / MANIFEST
     if not path.exists():
@@ -178,7 +188,7 @@ def read_manifest(directory) -> dict | None:
         manifest = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(
-            f"{path} is damaged ({error}); restore it, or, if this package made it, "
+            f"{path} is damaged ({error}); restore it, or, if this package wrote it, "
             f"{rebuild_hint(directory)}."
         ) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("identity"), dict):
@@ -191,33 +201,33 @@ def read_manifest(directory) -> dict | None:
     return manifest
 
 
-def rebuild_hint(directory) -> str:
-    """What to do about a damaged directory of shards, of which a finished corpus has several."""
+def rebuild_hint(directory: str | pathlib.Path) -> str:
+    """How to rebuild a damaged directory of shards, which may be part of a finished corpus."""
     directory = storage.as_path(directory)
-    above, own = directory.parent / MANIFEST, directory / MANIFEST
-    if own.exists() and b'"kind": "taught"' in own.read_bytes():
+    manifest, corpus_manifest = directory / MANIFEST, directory.parent / MANIFEST
+    if manifest.exists() and b'"kind": "taught"' in manifest.read_bytes():
         return f"remove {directory}, and make it anew with `python -m lm teacher-cache`"
-    if above.exists() and b'"splits"' in above.read_bytes():
+    if corpus_manifest.exists() and b'"splits"' in corpus_manifest.read_bytes():
         return f"remove {directory.parent}, and make that corpus anew"
     return f"remove {directory}, and it is made anew"
 
 
-def shard_paths(directory, manifest: dict) -> list[str]:
-    """The shard files in order; ValueError where one is missing, of another size, or another."""
+def shard_paths(directory: str | pathlib.Path, manifest: dict) -> list[str]:
+    """The shard files in order; raises ValueError if one is missing, cut or replaced."""
     paths = [pathlib.Path(directory) / name for name in manifest["files"]]
     for path in paths:
-        size, whole = path.stat().st_size if path.exists() else 0, manifest["files"][path.name]
-        if size != whole["bytes"]:
+        size, facts = path.stat().st_size if path.exists() else 0, manifest["files"][path.name]
+        if size != facts["bytes"]:
             raise ValueError(
-                f"{path} has {size} bytes instead of {whole['bytes']}; {rebuild_hint(directory)}."
+                f"{path} has {size} bytes instead of {facts['bytes']}; {rebuild_hint(directory)}."
             )
-        if _head_of(path) != whole["head"]:
+        if _head_sha256(path) != facts["head"]:
             raise ValueError(f"{path} is not the file that was written; {rebuild_hint(directory)}.")
     return [str(path) for path in paths]
 
 
-def load_array(directory, manifest: dict, name: str) -> np.ndarray:
-    """COUNTS or LENGTHS of a directory; ValueError where it is not what was written."""
+def load_array(directory: str | pathlib.Path, manifest: dict, name: str) -> np.ndarray:
+    """Load COUNTS or LENGTHS; raises ValueError if it is missing or damaged."""
     path = pathlib.Path(directory) / name
     if not path.exists() or file_metadata(path) != manifest["beside"][name]:
         raise ValueError(f"{path} is missing or not what was written; {rebuild_hint(directory)}.")
@@ -226,7 +236,7 @@ def load_array(directory, manifest: dict, name: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """A file as ArrayRecord's source wants to be told of it, without opening it to count."""
+    """The fields that ArrayRecord's data source reads of a file, so that it need not open it."""
 
     filename: str
     take: int
@@ -236,29 +246,29 @@ class _File:
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """The records of all files of a directory by one index. Raises Damaged for damaged ones."""
+    """The records of all files of a directory by one index. Raises DamagedRecord."""
 
     directory: str
     manifest: dict = dataclasses.field(repr=False)
 
     @functools.cached_property
     def records(self) -> tuple[int, ...]:
-        """Records of each file."""
-        sizes = self.manifest["files"].values()
+        """The number of records of each file."""
+        files = self.manifest["files"].values()
         if self.manifest["kind"] == "pairs":
-            return tuple(file["examples"] for file in sizes)
-        return tuple(-(-file["tokens"] // self.manifest["record"]) for file in sizes)
+            return tuple(file["examples"] for file in files)
+        return tuple(-(-file["tokens"] // self.manifest["record"]) for file in files)
 
     @functools.cached_property
     def _source(self):
         from array_record.python import array_record_data_source
 
         files = zip(shard_paths(self.directory, self.manifest), self.records, strict=True)
-        found = [_File(path, number, number) for path, number in files if number]
-        return array_record_data_source.ArrayRecordDataSource(found)
+        nonempty = [_File(path, number, number) for path, number in files if number]
+        return array_record_data_source.ArrayRecordDataSource(nonempty)
 
     def record(self, index: int) -> bytes:
-        """The bytes of a record, checked by ArrayRecord's own hash."""
+        """The bytes of a record, verified by ArrayRecord's hash."""
         try:
             return self._source[index]
         except (RuntimeError, IndexError) as error:
@@ -266,7 +276,7 @@ class Records:
 
     @functools.cached_property
     def _first(self) -> list[int]:
-        """The index of the first record of each file, and the end."""
+        """The index of each file's first record, and the total."""
         return [0, *itertools.accumulate(self.records)]
 
     def _damaged(self, index: int, reason: str) -> DamagedRecord:
@@ -278,23 +288,23 @@ class Records:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        """How long each document or pair is, as LENGTHS has it."""
+        """The length of each document or pair, as in LENGTHS."""
         return load_array(self.directory, self.manifest, LENGTHS)
 
     def __getstate__(self) -> dict:
-        """Pickles by its address, so that worker processes open the files themselves."""
+        """Pickle without open files: each worker process opens its own."""
         return {"directory": self.directory, "manifest": self.manifest}
 
 
 class Stream(Records):
-    """Running text as one stream of tokens: its length, and any part of it.
+    """Running text as one stream of tokens: len() and read(start, stop).
 
-    Raises ValueError where a file is missing, of another size, another, or damaged.
+    Raises ValueError if a file is missing, cut, replaced or damaged.
     """
 
     @functools.cached_property
     def _starts(self) -> list[int]:
-        """The place in the stream where each file begins, and the end."""
+        """The position in the stream where each file starts, and the total."""
         sizes = (file["tokens"] for file in self.manifest["files"].values())
         return [0, *itertools.accumulate(sizes)]
 
@@ -302,25 +312,25 @@ class Stream(Records):
         return self._starts[-1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) of the stream; int array, over the bounds of records and files."""
+        """Read tokens [start, stop) of the stream: int [stop - start]."""
         if not 0 <= start <= stop <= len(self):
-            raise IndexError(f"[{start}, {stop}) is not within the {len(self)} tokens.")
-        size, dtype, parts = self.manifest["record"], self.manifest["dtype"], []
+            raise IndexError(f"[{start}, {stop}) is outside the {len(self)} tokens.")
+        size, dtype, chunks = self.manifest["record"], self.manifest["dtype"], []
         while start < stop:
             file = bisect.bisect_right(self._starts, start) - 1
             record, skip = divmod(start - self._starts[file], size)
             ids = np.frombuffer(self.record(self._first[file] + record), dtype)
-            whole = min(size, self._starts[file + 1] - self._starts[file] - record * size)
-            if len(ids) != whole:
-                reason = f"has {len(ids)} tokens instead of {whole}"
+            expected = min(size, self._starts[file + 1] - self._starts[file] - record * size)
+            if len(ids) != expected:
+                reason = f"has {len(ids)} tokens instead of {expected}"
                 raise self._damaged(self._first[file] + record, reason)
-            parts.append(ids[skip : skip + stop - start])
-            start += len(parts[-1])
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
+            chunks.append(ids[skip : skip + stop - start])
+            start += len(chunks[-1])
+        return chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, dtype), *chunks])
 
 
 class Pairs(Records):
-    """Stored pairs as a sequence: len() and [i] -> (inputs, targets), int32 arrays."""
+    """Pairs as a sequence: len() and [i] -> (inputs, targets), int32 arrays."""
 
     def __len__(self) -> int:
         return sum(self.records)

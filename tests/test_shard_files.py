@@ -39,8 +39,8 @@ def made_up(seed: int, count: int, longest: int, size: int = SIZE) -> list[np.nd
 def test_any_part_of_the_stream_is_read_whatever_the_records_and_files(
     record, files, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(shard_files, "RECORD", record)
-    monkeypatch.setattr(shard_files, "BLOCK", 5 * record)
+    monkeypatch.setattr(shard_files, "RECORD_TOKENS", record)
+    monkeypatch.setattr(shard_files, "BUFFER_TOKENS", 5 * record)
     stream, expected = write(tmp_path, made_up(record, 20, 30), files)
     assert len(stream) == len(expected)
     for raw in (1, 2, 13, 100, len(expected)):
@@ -59,8 +59,8 @@ def test_only_the_last_record_of_a_file_is_short(tmp_path):
         reader = array_record_module.ArrayRecordReader(str(tmp_path / name))
         sizes = [len(data) // 2 for data in reader.read_all()]
         assert (
-            sizes[:-1] == [shard_files.RECORD] * (len(sizes) - 1)
-            and 0 < sizes[-1] <= shard_files.RECORD
+            sizes[:-1] == [shard_files.RECORD_TOKENS] * (len(sizes) - 1)
+            and 0 < sizes[-1] <= shard_files.RECORD_TOKENS
         )
         assert sum(sizes) == facts["tokens"]
 
@@ -72,7 +72,7 @@ def test_a_window_touches_only_the_records_it_lies_in(tmp_path, monkeypatch):
     monkeypatch.setattr(
         shards.Stream, "record", lambda self, i: touched.append(i) or record(self, i)
     )
-    size = shard_files.RECORD
+    size = shard_files.RECORD_TOKENS
     for start, stop, expected in (
         (0, 10, [0]),
         (size - 1, size + 1, [0, 1]),

@@ -112,7 +112,7 @@ class Codes:
 @pytest.mark.parametrize("length", [14, 15, 16, 17])
 def test_a_target_is_truncated_exactly_when_its_eos_does_not_fit(length):
     text = {"inputs": "summarize: x", "targets": "t" * length}
-    pair = encoding._pair(Codes(), SUMMARY, PAIR, text)
+    pair = encoding._encode_pair(Codes(), SUMMARY, PAIR, text)
     whole = [ord("t")] * length + [Codes.eos]
     np.testing.assert_array_equal(pair.targets, whole[: PAIR.targets])
     assert pair.cut == (False, length + 1 > PAIR.targets)
@@ -133,7 +133,9 @@ def test_the_counts_are_those_of_the_targets(kind, request, tiny_tokens):
 def test_the_same_inputs_give_the_same_bytes_in_any_number_of_processes(
     train_shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(encoding, "SERIAL", 5)  # the other 55 documents by worker processes
+    monkeypatch.setattr(
+        encoding, "SERIAL_DOCUMENTS", 5
+    )  # the other 55 documents by worker processes
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {0, 1})
     again = tmp_path / "train"
     shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, again)
@@ -141,7 +143,7 @@ def test_the_same_inputs_give_the_same_bytes_in_any_number_of_processes(
 
 
 def test_workers_keep_the_order_of_texts_that_take_unequal_time(tiny_tokens, monkeypatch):
-    monkeypatch.setattr(encoding, "SERIAL", 5)
+    monkeypatch.setattr(encoding, "SERIAL_DOCUMENTS", 5)
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {0, 1})
     made = [f"{i} " + "ab cd " * (200_000 if i == 10 else 1) for i in range(400)]
     encoded = encoding._encode(({"text": text} for text in made), WIKIPEDIA, None, tiny_tokens)

@@ -25,35 +25,40 @@ def get_config() -> ConfigDict:
     model.head_dim = 64
     model.num_encoder_layers = 8
     model.num_decoder_layers = 8
-    model.encoder = encoder = ConfigDict()  # the encoder's sizes where they differ; 0: they do not
+    model.encoder = encoder = ConfigDict()  # the encoder's sizes; 0: the decoder's
     encoder.d_model = 0
     encoder.d_ff = 0
     encoder.num_heads = 0
     encoder.num_kv_heads = 0
     encoder.head_dim = 0
-    model.arrangement = "encoder_decoder"  # or, without encoder: prefix_lm, language_model
-    model.shared = "embeddings"  # by encoder and decoder; or nothing, or all
-    model.position = "relative"  # relative_per_layer (umT5), rotary, sinusoidal, none
-    model.relative_buckets = 32
-    model.relative_limit = 128  # tokens; from here on, one bucket
-    model.rotary_base = 10_000.0
-    model.norm = "rms"  # rms_offset (Gemma: times 1 + scale), layer
-    model.norm_placement = "pre"  # before a sub-layer; post: after the sum; both: before and after
-    model.query_key_norm = "none"  # or rms
+    model.architecture = "encoder_decoder"  # or, without encoder: prefix_lm, language_model
     model.activation = "geglu"  # relu, gelu, geglu, swiglu
-    model.attention_scale = 1.0  # of scores (T5: the query's start has it); or head_dim ** -0.5
-    model.attention_cap = 0.0  # scores end at this many nats; 0: no cap
-    model.logits_cap = 0.0  # the same of logits
-    model.windows = "global"  # local, alternating (local first), five_local (to one global)
-    model.window = 4096  # tokens; a local layer sees those nearer than this
-    model.head = "untied"  # tied: the embedding, times d_model ** -0.5 (T5 1.0); tied_unscaled
+    model.shared_params = "embeddings"  # by encoder and decoder; none; or all
+    model.attention = attention = ConfigDict()
+    attention.scale = 1.0  # of scores (T5 scales the query's initial values); or head_dim ** -0.5
+    attention.logits_soft_cap = 0.0  # largest score in nats; 0: no cap
+    attention.pattern = "global"  # local, local_global_1_1, local_global_5_1 (repeated over layers)
+    attention.window_size = 4096  # a local layer sees tokens at smaller distances than this
+    attention.query_key_norm = "none"  # or rms
+    attention.implementation = "fast_cpu"  # on a CPU row by row; or einsum, as on accelerators
+    model.position = position = ConfigDict()
+    position.kind = "relative"  # relative_per_layer (umT5), rotary, sinusoidal, none
+    position.relative_attention_num_buckets = 32
+    position.relative_attention_max_distance = 128  # tokens; farther ones share one bucket
+    position.rotary_base = 10_000.0
+    model.norm = norm = ConfigDict()
+    norm.kind = "rms"  # rms_offset (Gemma: times 1 + scale), layer
+    norm.placement = "pre"  # before a sub-layer; post: after the sum; both: before and after
+    model.final_logits_soft_cap = 0.0  # largest logit in nats; 0: no cap
+    model.lm_head = "untied"  # tied: the embedding, times d_model ** -0.5 (T5 1.0); tied_unscaled
     model.embedding_scale = "none"  # or sqrt_d_model
-    model.start_id = 0  # the decoder's first input: pad (T5)
+    model.decoder_start_token_id = 0  # the decoder's first input: pad (T5)
     model.dropout_rate = 0.0  # 0 in pre-training, 0.1 in fine-tuning
     model.dtype = "float32"  # of activations; bfloat16 on accelerators
-    model.layers = "unrolled"  # or scanned: compiles in constant time; the parameters are the same
-    model.remat = "none"  # save memory, compute again: dots (keeps their results), full (nothing)
-    model.attention = "rows"  # on a CPU, one after the other; or whole, as always on accelerators
+    model.scan_layers = False  # True: compiles in constant time; the parameters are the same
+    model.remat_policy = (
+        "none"  # save memory, recompute: dots (keeps their results), full (nothing)
+    )
 
     config.tokenizer = tokenizer = ConfigDict()
     tokenizer.dir = ""  # empty: that of init_from or of the teacher, else {workdir}/tokenizer

@@ -37,16 +37,14 @@ GEMMA = {
 }
 PAIRS = ("s_s", "b_b", "l_l", "ml_ml", "xl_xl", "2b_2b", "9b_9b", "9b_2b")
 T5GEMMA = dict(
-    shared="nothing",
-    position="rotary",
-    norm="rms_offset",
-    norm_placement="both",
-    attention_cap=50.0,
-    logits_cap=30.0,
-    windows="alternating",
-    head="tied_unscaled",
+    shared_params="none",
+    attention=dict(logits_soft_cap=50.0, pattern="local_global_1_1"),
+    position=dict(kind="rotary"),
+    norm=dict(kind="rms_offset", placement="both"),
+    final_logits_soft_cap=30.0,
+    lm_head="tied_unscaled",
     embedding_scale="sqrt_d_model",
-    start_id=2,
+    decoder_start_token_id=2,
 )
 SIZES = ("d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
 
@@ -58,7 +56,7 @@ def _model(rows: int, shape, read: int, write: int, **words) -> dict:
 
 def _t5gemma(pair: str) -> dict:
     (encoder, read), (decoder, write) = (GEMMA[name] for name in pair.split("_"))
-    words = T5GEMMA | dict(attention_scale=decoder[-1] ** -0.5)
+    words = T5GEMMA | dict(attention=T5GEMMA["attention"] | dict(scale=decoder[-1] ** -0.5))
     if encoder != decoder:
         words["encoder"] = dict(zip(SIZES, encoder, strict=True))
     return _model(256_000, decoder, read, write, **words)
@@ -67,11 +65,11 @@ def _t5gemma(pair: str) -> dict:
 # name: (pieces of the tokenizer, sentinels, the keys of config.model that are not base.py's)
 PRESETS = {"tiny": (3968, 100, _model(4096, (128, 512, 4, 4, 32), 4, 4))}
 for _family, _sizes, _rows, _pieces, _sentinels, _words in (
-    ("t5", T5_1_0, 32_128, 32_000, 100, dict(activation="relu", head="tied")),
+    ("t5", T5_1_0, 32_128, 32_000, 100, dict(activation="relu", lm_head="tied")),
     ("t5_1_1", T5_1_1, 32_128, 32_000, 100, {}),
     ("flan_t5", T5_1_1, 32_128, 32_000, 100, {}),
     ("mt5", T5_1_1, 250_112, 250_000, 100, {}),
-    ("umt5", T5_1_1, 256_384, 256_000, 300, dict(position="relative_per_layer")),
+    ("umt5", T5_1_1, 256_384, 256_000, 300, dict(position=dict(kind="relative_per_layer"))),
     ("byt5", BYT5, 384, 259, 125, {}),
     (
         "ul2",
@@ -99,8 +97,10 @@ def apply(config, preset: str):
         from lm import runs, transformer
 
         theirs = runs.read_config(folder)
-        words = theirs["model"].items()
-        config.model.update({k: v for k, v in words if k not in transformer.COMPUTED})
+        keys = transformer.flatten(theirs["model"]).items()
+        config.model.update_from_flattened_dict(
+            {key: value for key, value in keys if key not in transformer.COMPUTE_KEYS}
+        )
         for key in ("kind", "vocab_size", "num_extra_ids", "normalization"):
             config.tokenizer[key] = theirs["tokenizer"][key]
         config.init_from = str(folder)

@@ -23,7 +23,7 @@ from lm import cli, decoding, inference, logs, lookup, parallel, runs
 
 PRETRAIN = 1500  # updates of the teacher's pre-training
 STUDENT = {"d_model": 64, "d_ff": 256, "num_encoder_layers": 4, "num_decoder_layers": 2}
-STUDENT |= {"head": "tied", "dropout_rate": 0.0}
+STUDENT |= {"lm_head": "tied", "dropout_rate": 0.0}
 INIT = "even sliced"
 LONG = 8
 LABELS, TAUGHT = "labels weight=0.2", "forward_kl weight=0.8 temperature=2"

@@ -135,22 +135,41 @@ MAKE = {
 }
 
 OURS = dict(vocab_size=96, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=6)
-OURS |= dict(num_encoder_layers=3, num_decoder_layers=2, relative_buckets=8, relative_limit=9)
-OURS_GEMMA = OURS | names.T5GEMMA_WORDS | dict(attention_scale=9**-0.5, attention_cap=3.0)
-OURS_GEMMA |= dict(logits_cap=2.0, windows="alternating", window=6, start_id=2, num_kv_heads=2)
-OURS_GEMMA |= dict(head="tied_unscaled", rotary_base=500.0, relative_buckets=32, relative_limit=128)
+OURS |= {
+    "num_encoder_layers": 3,
+    "num_decoder_layers": 2,
+    "position.relative_attention_num_buckets": 8,
+    "position.relative_attention_max_distance": 9,
+}
+OURS_GEMMA = (
+    OURS | names.T5GEMMA_WORDS | {"attention.scale": 9**-0.5, "attention.logits_soft_cap": 3.0}
+)
+OURS_GEMMA |= {
+    "final_logits_soft_cap": 2.0,
+    "attention.pattern": "local_global_1_1",
+    "attention.window_size": 6,
+    "decoder_start_token_id": 2,
+    "num_kv_heads": 2,
+}
+OURS_GEMMA |= {
+    "lm_head": "tied_unscaled",
+    "position.rotary_base": 500.0,
+    "position.relative_attention_num_buckets": 32,
+    "position.relative_attention_max_distance": 128,
+}
 OURS_NARROW = dict(d_model=8, d_ff=12, num_heads=2, num_kv_heads=1, head_dim=10)
 EXPORTS = {
-    "t5_1_0": OURS | dict(activation="relu", head="tied", dropout_rate=0.25),
+    "t5_1_0": OURS | dict(activation="relu", lm_head="tied", dropout_rate=0.25),
     "t5_1_1": OURS,
-    "t5_gelu": OURS | dict(activation="gelu", head="tied_unscaled"),
+    "t5_gelu": OURS | dict(activation="gelu", lm_head="tied_unscaled"),
     "ul2": OURS | dict(activation="swiglu"),
     "byt5": OURS | dict(vocab_size=384, num_encoder_layers=4, num_decoder_layers=1),
-    "umt5": OURS | dict(position="relative_per_layer"),
-    "umt5_tied": OURS | dict(position="relative_per_layer", head="tied"),
+    "umt5": OURS | {"position.kind": "relative_per_layer"},
+    "umt5_tied": OURS | {"position.kind": "relative_per_layer", "lm_head": "tied"},
     "t5gemma": OURS_GEMMA | dict(dropout_rate=0.25),
     "t5gemma_unequal": OURS_GEMMA | dict(encoder=OURS_NARROW, activation="swiglu"),
-    "t5gemma_untied": OURS_GEMMA | dict(head="untied", windows="five_local", num_encoder_layers=6),
+    "t5gemma_untied": OURS_GEMMA
+    | {"lm_head": "untied", "attention.pattern": "local_global_5_1", "num_encoder_layers": 6},
 }
 
 
@@ -168,7 +187,7 @@ def random_params(config: transformer.ModelConfig, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        offset = 1.0 if path[-1] == "scale" and config.norm == "rms" else 0.0
+        offset = 1.0 if path[-1] == "scale" and config.norm.kind == "rms" else 0.0
         big = 1.0 if path[-1] in ("embedding", "relative_bias") else 0.3
         return np.float32(offset + big * rng.standard_normal(leaf.shape))
 
@@ -197,7 +216,7 @@ def path_of(version: str) -> dict[str, str]:
 def ask(version: str, root: pathlib.Path) -> None:
     """Let a version of transformers load our exports and leave its own models, all in `root`."""
     for name, fields in EXPORTS.items():
-        config = transformer.ModelConfig(**fields)
+        config = transformer.ModelConfig.from_flat(fields)
         most = 20_000 if name == "t5_1_1" else 5_000_000_000
         transformers.write(random_params(config), config, root / f"{name}_ours", most)
     jobs = dict(make=MAKE, load=[f"{name}_ours" for name in EXPORTS], length=LENGTH)
@@ -248,7 +267,7 @@ def _ended(ids: np.ndarray) -> np.ndarray:
 
 def read_theirs(root: pathlib.Path, name: str):
     """(model, parameters) of a checkpoint that transformers made."""
-    config = transformer.ModelConfig(**transformers.read_architecture(root / name))
+    config = transformer.ModelConfig.from_flat(transformers.read_architecture(root / name))
     return transformer.Transformer(config), transformers.read_params(root / name, config)
 
 
@@ -257,7 +276,7 @@ def rows(version: str, root: pathlib.Path):
     for name in MAKE:
         yield name, "in", agreement(version, root, name, *read_theirs(root, name))
     for name, fields in EXPORTS.items():
-        config = transformer.ModelConfig(**fields)
+        config = transformer.ModelConfig.from_flat(fields)
         made = transformer.Transformer(config), random_params(config)
         yield name, "out", agreement(version, root, f"{name}_ours", *made)
 

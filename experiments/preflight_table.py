@@ -33,7 +33,7 @@ HEADER += ("peak of memory, GiB", "step, ms", "MFU", "compile, s", "programs")
 def make_config(preset: str) -> dict:
     """The config of the table's run for a preset."""
     config = pretrain_wikipedia.get_config(preset)
-    config.model.update(dtype="bfloat16", layers="scanned")
+    config.model.update(dtype="bfloat16", scan_layers=True)
     return config.to_dict()
 
 
@@ -64,7 +64,7 @@ def make_row(preset: str, chip: str, max_programs: int) -> dict:
         flags=trial.flags,
         layout=f"{layout} {trial.slice.chips // fsdp}x{fsdp}x1",
         micro_batches=final.parallel.num_microbatches,
-        remat=final.model.remat,
+        remat=final.model.remat_policy,
         peak=compiled.peak,
         memory=trial.slice.chip.memory,
         step_s=estimate.seconds,

@@ -12,8 +12,9 @@ VOCABULARY = {"embedding": 0, "head": 1}
 
 def check_same(config, other, fields, whose: str, cure: str = "") -> None:
     """Raise ValueError, naming the first of these ModelConfig fields that differs from `whose`."""
+    ours_by_key, theirs_by_key = config.to_flat(), other.to_flat()
     for field in fields:
-        ours, theirs = getattr(config, field), getattr(other, field)
+        ours, theirs = ours_by_key[field], theirs_by_key[field]
         if ours != theirs:
             raise ValueError(
                 f"model.{field}={ours!r} differs from {whose} {theirs!r}, so parameters cannot be "
@@ -27,7 +28,7 @@ def check_origin(config, other, origin: str) -> None:
     origin: the run's folder, for the sentence.
     """
     depths = ("num_encoder_layers", "num_decoder_layers")
-    fields = [field for field in transformer.SHARED if field != "vocab_size"]
+    fields = [field for field in transformer.SHARED_KEYS if field != "vocab_size"]
     cure = f", or the folder as the config's preset (--config=....py:{origin})"
     check_same(config, other, (*depths, *fields), f"init_from={origin}'s", cure)
 

@@ -154,8 +154,8 @@ class Attention(nn.Module):
         )
         # Scores start with variance 1: what attention_scale does not divide by, the query's start
         # does. T5 scales by 1, so its query starts smaller by sqrt(H).
-        start = config.head_dim**-0.5 / config.attention_scale
-        normed = config.query_key_norm != "none"
+        start = config.head_dim**-0.5 / config.attention.scale
+        normed = config.attention.query_key_norm != "none"
         variance = 1.0 if normed else start**2
         self.query = dense(width, -1, variance, "query", config.dtype)
         self.key = dense(kv_width, -1, 1.0, "key", config.dtype)
@@ -169,10 +169,10 @@ class Attention(nn.Module):
     def keys_values(self, source: Array, positions: Array | None = None) -> tuple[Array, Array]:
         """[B, S, D] -> keys and values, each [B, S, K, H]; rotated where positions are given."""
         config, key = self.config, self.key(source)
-        if config.query_key_norm != "none":
+        if config.attention.query_key_norm != "none":
             key = self.key_norm(key)
         if positions is not None:
-            key = attention.rotate(key, positions, config.rotary_base)
+            key = attention.rotate(key, positions, config.position.rotary_base)
         return key, self.value(source)
 
     def __call__(self, x, keys_values, mask, bias, deterministic, positions=None) -> Array:
@@ -194,16 +194,16 @@ class Attention(nn.Module):
 
     def _query(self, x, positions):
         config, query = self.config, self.query(x)
-        if config.query_key_norm != "none":
+        if config.attention.query_key_norm != "none":
             query = self.query_norm(query)
         if positions is not None:
-            query = attention.rotate(query, positions, config.rotary_base)
+            query = attention.rotate(query, positions, config.position.rotary_base)
         return query
 
     def _scores(self):
         config = self.config
-        by_rows = config.attention == "rows"
-        return attention.Scores(config.attention_scale, config.attention_cap, by_rows)
+        by_rows = config.attention.implementation == "fast_cpu"
+        return attention.Scores(config.attention.scale, config.attention.logits_soft_cap, by_rows)
 
     def _keep(self, mask, deterministic):
         # What dropout multiplies weights by, the same for all queries of a row; None: by nothing.

@@ -73,13 +73,13 @@ STARTS = (
 
 
 def _embedding_std(config) -> float:
-    small = config.embedding_scale == "sqrt_d_model" or config.head == "tied_unscaled"
+    small = config.embedding_scale == "sqrt_d_model" or config.lm_head == "tied_unscaled"
     return config.d_model**-0.5 if small else 1.0
 
 
 def _query_start(config) -> float:
-    normed = config.query_key_norm != "none"
-    return 1.0 if normed else config.head_dim**-0.5 / config.attention_scale
+    normed = config.attention.query_key_norm != "none"
+    return 1.0 if normed else config.head_dim**-0.5 / config.attention.scale
 
 
 def initial_std(model: transformer.ModelConfig, path: str, shape: tuple[int, ...]) -> float:
@@ -89,11 +89,13 @@ def initial_std(model: transformer.ModelConfig, path: str, shape: tuple[int, ...
     t5x/examples/t5/layers.py.
     """
     *_, end = path = path.replace(".", "/").split("/")
-    side = "encoder" if path[0].startswith("encoder") and model.shared != "all" else "decoder"
+    side = (
+        "encoder" if path[0].startswith("encoder") and model.shared_params != "all" else "decoder"
+    )
     inputs = shape[:1] if end == "head" else shape[1:3] if path[-2] == "out" else shape[1:2]
     for pattern, start in STARTS:
         if re.search(pattern, "/".join(path)):
-            return start(model.side(side), math.prod(inputs), shape)
+            return start(model.tower(side), math.prod(inputs), shape)
     raise ValueError(f"no initial std is known for parameter {'/'.join(path)}.")
 
 

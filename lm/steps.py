@@ -324,7 +324,7 @@ def _opened(params, examples, addresses, model, room) -> tuple:
     step = lambda token, cache: apply(token, cache, method="decode_step")
     cache = apply(examples.inputs, examples.inputs_segment_ids, room, method="start")
     asked = jnp.any(examples.inputs_segment_ids > 0, axis=1)
-    start = jnp.where(asked, model.config.start_id, -1)
+    start = jnp.where(asked, model.config.decoder_start_token_id, -1)
     key = jax.vmap(lambda address: key_for(address[0], address[1], "decoding"))
     return step, cache, start, None if addresses is None else key(addresses)
 

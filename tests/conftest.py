@@ -110,7 +110,7 @@ def tiny_config(tiny_tfds, tiny_tokens):
     config = base.get_config()
     config.steps = 6
     config.model.update(vocab_size=512, d_model=16, d_ff=32, num_heads=4, num_kv_heads=4)
-    config.model.update(head_dim=4, num_encoder_layers=2, num_decoder_layers=2, layers="scanned")
+    config.model.update(head_dim=4, num_encoder_layers=2, num_decoder_layers=2, scan_layers=True)
     config.tokenizer.update(dir=str(tiny_tokens.directory), vocab_size=PIECES)
     config.tokenizer.num_extra_ids = SENTINELS
     config.data.update(task="wikipedia", tfds_dir=str(tiny_tfds), input_length=32)

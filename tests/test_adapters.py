@@ -41,7 +41,7 @@ from tests.test_train import (  # noqa: F401
 
 SIZES = dict(vocab_size=64, d_model=16, d_ff=24, num_heads=4, num_kv_heads=2, head_dim=4)
 MODEL = transformer.ModelConfig(
-    **SIZES, num_encoder_layers=2, num_decoder_layers=3, layers="scanned"
+    **SIZES, num_encoder_layers=2, num_decoder_layers=3, scan_layers=True
 )
 EVERY = "layers/.*/kernel$"  # of attention and feed-forward alike
 LORA = transformer.LoraConfig(rank=3, alpha=6.0, target_pattern=EVERY)
@@ -359,12 +359,14 @@ def test_peft_makes_our_logits_and_gradients_of_our_factors(base, examples, tmp_
             pytest.skip(f"{name} is not here")
     from safetensors.numpy import load_file
 
-    model = dataclasses.replace(MODEL, num_kv_heads=4, head="untied")
+    model = dataclasses.replace(MODEL, num_kv_heads=4, lm_head="untied")
     base = drawn(transformer.param_shapes(model), 1)
     params = {**base, "adapters": drawn(lora.shapes(LORA, base)["adapters"], 6)}
     transformers.write(base, model, tmp_path / "base")
     peft.write(params, model, LORA, tmp_path / "adapters")
-    ids = batch.shift_right(examples.targets, examples.targets_segment_ids, model.start_id)
+    ids = batch.shift_right(
+        examples.targets, examples.targets_segment_ids, model.decoder_start_token_id
+    )
     weights = np.random.default_rng(7).normal(size=(8, 6, 64)).astype(np.float32)
     theirs = {"input_ids": examples.inputs, "decoder_input_ids": ids, "weights": weights}
     theirs = {name: np.asarray(x) for name, x in theirs.items()}

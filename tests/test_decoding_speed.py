@@ -24,7 +24,7 @@ def searched(kind, how):
     sizes = dict(d_model=24, d_ff=40, num_heads=4, num_kv_heads=2, head_dim=HEAD, vocab_size=64)
     depth = DEPTH if kind == "encoder_decoder" else 0
     sizes |= dict(num_encoder_layers=depth, num_decoder_layers=DEPTH)
-    config = transformer.ModelConfig(arrangement=kind, **sizes)
+    config = transformer.ModelConfig(architecture=kind, **sizes)
     model, how = transformer.Transformer(config), decoding.parse(how)
     search = functools.partial(steps.decode_step, model=model, length=LENGTH, eos=1, how=how)
     ids = jax.ShapeDtypeStruct((ROWS, SOURCE), jnp.int32)

@@ -26,8 +26,8 @@ CONFIG = transformer.ModelConfig(
     num_encoder_layers=L,
     num_decoder_layers=L,
     activation="geglu",
-    head="untied",
-    layers="scanned",
+    lm_head="untied",
+    scan_layers=True,
 )
 MODEL = transformer.Transformer(CONFIG)
 THEIRS = {  # of a layer; the feed-forward comes last, after the cross-attention if there is one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -16,17 +15,25 @@ from lm.distill import features
 
 SIZES = dict(vocab_size=48, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=4)
 MODEL = transformer.ModelConfig(
-    **SIZES, num_encoder_layers=2, num_decoder_layers=3, layers="scanned"
+    **SIZES, num_encoder_layers=2, num_decoder_layers=3, scan_layers=True
 )
 ALONE = {"num_encoder_layers": 0}
 ARCHITECTURES = {
     "T5": {},
-    "grouped heads that turn": {"num_kv_heads": 2, "position": "rotary", "query_key_norm": "rms"},
-    "windows": {"windows": "alternating", "window": 2, "norm_placement": "both"},
-    "one tower for both": {"shared": "all", "num_decoder_layers": 2},
-    "an encoder of its own": {"shared": "nothing", "encoder": {"d_model": 24, "num_heads": 8}},
-    "prefix_lm": {"arrangement": "prefix_lm", **ALONE},
-    "language_model": {"arrangement": "language_model", **ALONE, "norm_placement": "post"},
+    "grouped heads that turn": {
+        "num_kv_heads": 2,
+        "position.kind": "rotary",
+        "attention.query_key_norm": "rms",
+    },
+    "windows": {
+        "attention.pattern": "local_global_1_1",
+        "attention.window_size": 2,
+        "norm.placement": "both",
+    },
+    "one tower for both": {"shared_params": "all", "num_decoder_layers": 2},
+    "an encoder of its own": {"shared_params": "none", "encoder": {"d_model": 24, "num_heads": 8}},
+    "prefix_lm": {"architecture": "prefix_lm", **ALONE},
+    "language_model": {"architecture": "language_model", **ALONE, "norm.placement": "post"},
 }
 KINDS = (
     "hidden encoder=all decoder=0-1-2",
@@ -37,7 +44,7 @@ KINDS = (
 
 
 def model_of(**words):
-    return transformer.Transformer(dataclasses.replace(MODEL, **words))
+    return transformer.Transformer(MODEL.replace(words))
 
 
 def drawn(model, seed: int, scale=0.3):
@@ -90,7 +97,7 @@ def totals(ours, theirs, examples=EXAMPLES):
 
 def made(**shown) -> features.Features:
     """Features by hand, of a decoder of one layer."""
-    config = dataclasses.replace(MODEL, num_decoder_layers=1, **shown.pop("words", {}))
+    config = MODEL.replace({"num_decoder_layers": 1} | shown.pop("words", {}))
     inside = {"self_attention": {name: (x[None],) for name, x in shown.items() if x.ndim > 3}}
     ends = {name: (x,) for name, x in shown.items() if x.ndim == 3}
     tower = {"layers": inside, **ends}
@@ -122,7 +129,10 @@ def test_a_program_that_is_not_asked_to_show_anything_has_no_trace_of_it(name, m
     assert program() == ours
 
 
-COMPUTED = [{"remat": "dots", "layers": "unrolled"}, {"attention": "whole", "remat": "full"}]
+COMPUTED = [
+    {"remat_policy": "dots", "scan_layers": False},
+    {"attention.implementation": "einsum", "remat_policy": "full"},
+]
 
 
 @pytest.mark.parametrize("words", COMPUTED, ids=str)

@@ -85,7 +85,7 @@ TINY = transformer.ModelConfig(
     head_dim=4,
     num_encoder_layers=1,
     num_decoder_layers=1,
-    layers="scanned",
+    scan_layers=True,
 )
 SAMPLE = decoding.parse("sample")
 

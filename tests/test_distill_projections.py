@@ -29,7 +29,7 @@ def deep(ours: int, theirs: int, **words):
     depths = [
         {f"num_{tower}_layers": n for tower in ("encoder", "decoder")} for n in (ours, theirs)
     ]
-    return [dataclasses.replace(MODEL, **(sizes | words)) for sizes in depths]
+    return [MODEL.replace(sizes | words) for sizes in depths]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_only_layer_of_a_tower_learns_from_the_last():
         assert found["encoder"] == ((1, 6),)
 
 
-WINDOWS = {"windows": "alternating", "window": 4}
+WINDOWS = {"attention.pattern": "local_global_1_1", "attention.window_size": 4}
 REFUSED = [
     ("hidden encoder=1-5", {}, {}, "encoder=1-5 has layer 5; use 0 to 4"),
     ("hidden decoder=2:13", {}, {}, "decoder=2:13 has layer 13; use 0 to 12"),
@@ -86,9 +86,9 @@ REFUSED = [
     ("relations", {"num_heads": 8, "num_kv_heads": 8}, {"head_dim": 3}, "8 does not divide the 12"),
     (
         "hidden",
-        {"arrangement": "prefix_lm", "num_encoder_layers": 0},
+        {"architecture": "prefix_lm", "num_encoder_layers": 0},
         {},
-        "model.arrangement='prefix_lm' is the teacher's 'encoder_decoder'; use forward_kl",
+        "model.architecture='prefix_lm' is the teacher's 'encoder_decoder'; use forward_kl",
     ),
 ]
 
@@ -96,7 +96,7 @@ REFUSED = [
 @pytest.mark.parametrize("said, ours, theirs, sentence", REFUSED)
 def test_what_cannot_be_compared_is_a_sentence(said, ours, theirs, sentence):
     student, teacher = deep(4, 12)
-    models = dataclasses.replace(student, **ours), dataclasses.replace(teacher, **theirs)
+    models = student.replace(ours), teacher.replace(theirs)
     with pytest.raises(ValueError) as caught:
         features.shapes((term(said),), *models)
     assert sentence in str(caught.value)
@@ -111,7 +111,7 @@ def test_projections_are_for_towers_of_another_width_alone():
     both = features.shapes(TERMS, MODEL, WIDE)
     found = {tower: made["layers"]["kernel"].shape for tower, made in both.items()}
     assert found == {"encoder": (1, 16, 32), "decoder": (2, 16, 32)}
-    wide = dataclasses.replace(MODEL, shared="nothing", encoder={"d_model": 24})
+    wide = dataclasses.replace(MODEL, shared_params="none", encoder={"d_model": 24})
     assert features.shapes(TERMS, MODEL, wide).keys() == {"encoder"}
 
 

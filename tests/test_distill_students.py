@@ -23,28 +23,39 @@ BIG = transformer.ModelConfig(
     head_dim=8,
     num_encoder_layers=3,
     num_decoder_layers=4,
-    layers="scanned",
+    scan_layers=True,
 )
 NARROW = dict(d_model=4, d_ff=6, num_heads=2, num_kv_heads=2, head_dim=4)
 VARIANTS = {
     "t5": {},
-    "tied": dict(head="tied", activation="relu"),
-    "unscaled": dict(head="tied_unscaled", embedding_scale="sqrt_d_model", norm="rms_offset"),
-    "apart": dict(shared="nothing"),
-    "all": dict(shared="all", num_decoder_layers=3),
-    "each": dict(position="relative_per_layer"),
-    "rotary": dict(position="rotary", query_key_norm="rms", norm="rms_offset"),
-    "layer": dict(norm="layer", position="sinusoidal"),
-    "gemma": dict(
-        norm="rms_offset", norm_placement="both", shared="nothing", windows="alternating"
-    ),
-    "prefix": dict(arrangement="prefix_lm", num_encoder_layers=0),
-    "wide_encoder": dict(shared="nothing", encoder=dict(d_model=12, num_heads=6, d_ff=16)),
+    "tied": dict(lm_head="tied", activation="relu"),
+    "unscaled": {
+        "lm_head": "tied_unscaled",
+        "embedding_scale": "sqrt_d_model",
+        "norm.kind": "rms_offset",
+    },
+    "apart": dict(shared_params="none"),
+    "all": dict(shared_params="all", num_decoder_layers=3),
+    "each": {"position.kind": "relative_per_layer"},
+    "rotary": {
+        "position.kind": "rotary",
+        "attention.query_key_norm": "rms",
+        "norm.kind": "rms_offset",
+    },
+    "layer": {"norm.kind": "layer", "position.kind": "sinusoidal"},
+    "gemma": {
+        "norm.kind": "rms_offset",
+        "norm.placement": "both",
+        "shared_params": "none",
+        "attention.pattern": "local_global_1_1",
+    },
+    "prefix": dict(architecture="prefix_lm", num_encoder_layers=0),
+    "wide_encoder": dict(shared_params="none", encoder=dict(d_model=12, num_heads=6, d_ff=16)),
 }
 
 
 def variant(name: str, **fields) -> transformer.ModelConfig:
-    return dataclasses.replace(BIG, **VARIANTS[name] | fields)
+    return BIG.replace(VARIANTS[name] | fields)
 
 
 @functools.cache
@@ -166,7 +177,7 @@ def test_what_a_sliced_student_leaves_out_is_what_a_teacher_without_it_lacks():
 
 
 def test_sliced_rotary_heads_turn_as_fast_as_the_pairs_they_were():
-    big = variant("rotary", query_key_norm="none")
+    big = variant("rotary", **{"attention.query_key_norm": "none"})
     small = dataclasses.replace(big, head_dim=4)
     student = distill.init_student("even sliced", drawn(big), big, small)
     x = np.random.default_rng(0).normal(size=(1, 6, 8)).astype(np.float32)
@@ -174,14 +185,14 @@ def test_sliced_rotary_heads_turn_as_fast_as_the_pairs_they_were():
     for name, config, params in (("big", big, drawn(big)), ("small", small, student)):
         kernel = params["encoder"]["layers"]["self_attention"]["key"]["kernel"][0]
         keys = jnp.einsum("btd,dnh->btnh", x, kernel)
-        rotated[name] = attention.rotate(keys, jnp.arange(6)[None], config.rotary_base)
+        rotated[name] = attention.rotate(keys, jnp.arange(6)[None], config.position.rotary_base)
     np.testing.assert_allclose(rotated["small"], rotated["big"][..., [0, 2, 4, 6]], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(set(VARIANTS) - {"layer", "gemma"}))
 def test_a_projection_of_full_width_changes_no_logit(name):
     config, teacher = variant(name), drawn(variant(name))
-    if config.head != "untied":  # which cannot take the last norm's scale: an even one it has
+    if config.lm_head != "untied":  # which cannot take the last norm's scale: an even one it has
         last = teacher["decoder"]["norm"]
         last["scale"] = jnp.full_like(last["scale"], 0.7)
     student = distill.init_student("even projected", teacher, config, config, seed=1)
@@ -193,7 +204,7 @@ def test_a_projection_of_full_width_changes_no_logit(name):
 
 def test_a_tied_student_takes_the_embedding_of_an_untied_teacher():
     config, teacher = variant("t5"), drawn(variant("t5"))
-    student_config = dataclasses.replace(config, head="tied")
+    student_config = dataclasses.replace(config, lm_head="tied")
     student = distill.init_student("even", teacher, config, student_config)
     assert jax.tree.structure(student) == jax.tree.structure(shapes(student_config))
     jax.tree.map(np.testing.assert_array_equal, student, {k: teacher[k] for k in student})
@@ -201,14 +212,14 @@ def test_a_tied_student_takes_the_embedding_of_an_untied_teacher():
     last = teacher["decoder"]["norm"]["scale"].mean()
     np.testing.assert_allclose(turned["decoder"]["norm"]["scale"], last, rtol=1e-6)
     for theirs, ours in (("tied", "untied"), ("tied", "tied_unscaled")):
-        pair = (dataclasses.replace(config, head=head) for head in (theirs, ours))
-        with pytest.raises(ValueError, match=f"model.head='{ours}' differs from the teacher's"):
+        pair = (dataclasses.replace(config, lm_head=head) for head in (theirs, ours))
+        with pytest.raises(ValueError, match=f"model.lm_head='{ours}' differs from the teacher's"):
             distill.check_student("even", *pair)
 
 
 def test_a_projection_follows_from_the_seed_and_keeps_lengths_on_average():
     one = dict(num_encoder_layers=1, num_decoder_layers=1)
-    big = dataclasses.replace(BIG, d_model=256, **one)
+    big = BIG.replace({"d_model": 256} | one)
     small = dataclasses.replace(big, d_model=64)
     teacher = drawn(big)
     made = [distill.init_student("even projected", teacher, big, small, s) for s in (0, 0, 1)]
@@ -252,7 +263,7 @@ def test_a_projection_follows_from_the_seed_and_keeps_lengths_on_average():
 )
 def test_a_start_that_does_not_fit_is_a_sentence(init, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
-        distill.check_student(init, BIG, dataclasses.replace(BIG, **fields))
+        distill.check_student(init, BIG, BIG.replace(fields))
 
 
 @pytest.mark.parametrize("name", ["all", "prefix"])

@@ -169,8 +169,8 @@ def test_a_head_that_was_none_is_said(student, capfd):
     rest = {"steps": 1, "evaluate.max_examples": 1}
     trained(student(**rest))
     assert "never a head" not in capfd.readouterr().err
-    trained(student(**rest, **{"model.head": "tied"}))
-    assert "model.head='tied' starts as the teacher's embedding, which was never a head" in (
+    trained(student(**rest, **{"model.lm_head": "tied"}))
+    assert "model.lm_head='tied' starts as the teacher's embedding, which was never a head" in (
         capfd.readouterr().err
     )
 

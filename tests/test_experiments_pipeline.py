@@ -20,7 +20,7 @@ def get_config():
     return config
 """
 TINY = {"d_model": 16, "d_ff": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8}
-TINY |= {"vocab_size": 512, "num_encoder_layers": 1, "num_decoder_layers": 2, "layers": "scanned"}
+TINY |= {"vocab_size": 512, "num_encoder_layers": 1, "num_decoder_layers": 2, "scan_layers": True}
 STEPS = 4
 
 

@@ -24,7 +24,7 @@ WORDS |= dict(num_encoder_layers=1, num_decoder_layers=1)
 def folder(tmp_path_factory, tiny_tokens):
     """A foreign checkpoint, the run that was imported from it, and rows of a log."""
     folder = tmp_path_factory.mktemp("flips")
-    config = transformer.ModelConfig(**WORDS)
+    config = transformer.ModelConfig.from_flat(WORDS)
     transformers.write(parity.random_params(config), config, folder / "foreign")
     vocabulary.write(tiny_tokens.directory, folder / "foreign")
     command = ["import", str(folder / "foreign"), f"--workdir={folder / 'run'}"]

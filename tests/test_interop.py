@@ -28,14 +28,14 @@ from lm import (
 from lm.interop import t5x, transformers, vocabulary
 
 WORDS = dict(vocab_size=512, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=8)
-WORDS |= dict(num_encoder_layers=2, num_decoder_layers=2, layers="scanned")
+WORDS |= dict(num_encoder_layers=2, num_decoder_layers=2, scan_layers=True)
 
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory, tiny_tokens):
     """A directory as transformers writes it, of a random T5 1.1 and the tiny tokenizer."""
     directory = tmp_path_factory.mktemp("foreign") / "checkpoint"
-    config = transformer.ModelConfig(**WORDS)
+    config = transformer.ModelConfig.from_flat(WORDS)
     transformers.write(parity.random_params(config), config, directory)
     vocabulary.write(tiny_tokens.directory, directory)
     return directory
@@ -60,7 +60,7 @@ def equal(one, other) -> None:
 
 def test_an_import_is_a_run_with_the_models_words_its_numbers_and_its_ids(imported, tiny_tokens):
     run, params = params_of(imported)
-    for field, value in (WORDS | dict(layers="unrolled")).items():
+    for field, value in (WORDS | dict(scan_layers=False)).items():
         assert getattr(run.model, field) == value
     equal(params, parity.random_params(run.model))
     text = "Returns the shape of an array.\n\n  Raises: ValueError é ☃"
@@ -214,13 +214,15 @@ def t5x_checkpoint(directory, config):
 
 
 def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens):
-    config = transformer.ModelConfig(**WORDS)
+    config = transformer.ModelConfig.from_flat(WORDS)
     params = t5x_checkpoint(tmp_path / "checkpoint_7", config)
     assert t5x.found(tmp_path / "checkpoint_7")
     vocabulary.write(tiny_tokens.directory, tmp_path / "vocabulary")
     command = ["import", str(tmp_path / "checkpoint_7"), f"--workdir={tmp_path / 'run'}"]
     command += ["--config=configs/finetune.py", "--config.model.activation=swiglu"]
-    command += ["--config.model.relative_limit=100"]  # neither shows in the shapes
+    command += [
+        "--config.model.position.relative_attention_max_distance=100"
+    ]  # neither shows in the shapes
     assert cli.main(command) == 2  # T5X keeps no vocabulary
     assert not (tmp_path / "run").exists()
     for name, words in (("run", tmp_path / "vocabulary"), ("again", tiny_tokens.directory)):
@@ -230,7 +232,10 @@ def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens)
         equal(read, params)
         assert runs.make_tokenizer(run).fingerprint == tiny_tokens.fingerprint
     assert run.data.input_length == 96  # the config's own
-    assert (run.model.activation, run.model.relative_limit) == ("swiglu", 100)
+    assert (run.model.activation, run.model.position.relative_attention_max_distance) == (
+        "swiglu",
+        100,
+    )
 
 
 MEASURE = """
@@ -314,7 +319,7 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(foreign, tmp_path, what, cap
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(foreign, tmp_path):
-    config = transformer.ModelConfig(**WORDS | dict(vocab_size=128))
+    config = transformer.ModelConfig.from_flat(WORDS | dict(vocab_size=128))
     transformers.write(parity.random_params(config), config, tmp_path / "small")
     for path in foreign.iterdir():
         if path.name not in ("config.json", "model.safetensors"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 
@@ -17,7 +16,7 @@ from lm.interop import names, transformers
 
 def exported(directory, name="t5_1_1", most=5_000_000_000):
     """A random model of EXPORTS in a directory; its config and parameters."""
-    config = transformer.ModelConfig(**parity.EXPORTS[name])
+    config = transformer.ModelConfig.from_flat(parity.EXPORTS[name])
     params = parity.random_params(config)
     transformers.write(params, config, directory, most)
     return config, params
@@ -44,9 +43,14 @@ def same_bits(one, other) -> bool:
 @pytest.mark.parametrize("name", parity.EXPORTS)
 def test_importing_an_export_gives_the_same_bits_and_the_same_architecture(tmp_path, name, most):
     config, params = exported(tmp_path / "out", name, most)
-    read = transformer.ModelConfig(**transformers.read_architecture(tmp_path / "out"))
-    if config.position != "rotary":  # and these play no part
-        read = dataclasses.replace(read, rotary_base=config.rotary_base, window=config.window)
+    read = transformer.ModelConfig.from_flat(transformers.read_architecture(tmp_path / "out"))
+    if config.position.kind != "rotary":  # and these play no part
+        read = read.replace(
+            {
+                "position.rotary_base": config.position.rotary_base,
+                "attention.window_size": config.attention.window_size,
+            }
+        )
     assert read == config
     assert same_bits(transformers.read_params(tmp_path / "out", read), params)
     sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
@@ -56,32 +60,35 @@ def test_importing_an_export_gives_the_same_bits_and_the_same_architecture(tmp_p
 
 OTHER = {  # for every field of ModelConfig that has to do with the function, another value
     "vocab_size": 90, "d_model": 20, "d_ff": 20, "num_heads": 8, "num_kv_heads": 1, "head_dim": 8,
-    "num_encoder_layers": 1, "num_decoder_layers": 1, "encoder": dict(d_ff=7), "start_id": 9,
-    "arrangement": "prefix_lm", "shared": "all", "position": "none", "relative_buckets": 12,
-    "relative_limit": 90, "rotary_base": 70.0, "norm": "layer", "norm_placement": "post",
-    "query_key_norm": "rms", "activation": "swiglu", "attention_scale": 0.5, "attention_cap": 7.0,
-    "logits_cap": 7.0, "windows": "local", "window": 5, "head": "tied", "dropout_rate": 0.25,
+    "num_encoder_layers": 1, "num_decoder_layers": 1, "encoder.d_model": 8, "encoder.d_ff": 7, "encoder.num_heads": 2, "encoder.num_kv_heads": 2, "encoder.head_dim": 2, "decoder_start_token_id": 9,
+    "architecture": "prefix_lm", "shared_params": "all", "position.kind": "none", "position.relative_attention_num_buckets": 12,
+    "position.relative_attention_max_distance": 90, "position.rotary_base": 70.0, "norm.kind": "layer", "norm.placement": "post",
+    "attention.query_key_norm": "rms", "activation": "swiglu", "attention.scale": 0.5, "attention.logits_soft_cap": 7.0,
+    "final_logits_soft_cap": 7.0, "attention.pattern": "local", "attention.window_size": 5, "lm_head": "tied", "dropout_rate": 0.25,
     "embedding_scale": "none",
 }  # fmt: skip
 NO_PART = {  # the fields that the function of such a model does not depend on
-    "relative": {"window", "rotary_base", "embedding_scale"},
-    "relative_per_layer": {"window", "rotary_base", "embedding_scale"},
-    "rotary": {"relative_buckets", "relative_limit"},
+    "relative": {"attention.window_size", "position.rotary_base", "embedding_scale"},
+    "relative_per_layer": {"attention.window_size", "position.rotary_base", "embedding_scale"},
+    "rotary": {
+        "position.relative_attention_num_buckets",
+        "position.relative_attention_max_distance",
+    },
 }
-COMPUTED = {"dtype", "layers", "remat", "attention"}  # how a model is computed, not what
-WITH = {"arrangement": dict(num_encoder_layers=0, shared="embeddings")}
-WITH |= {"shared": dict(num_encoder_layers=2)}
+COMPUTED = set(transformer.COMPUTE_KEYS) - {"dropout_rate"}
+WITH = {"architecture": dict(num_encoder_layers=0, shared_params="embeddings")}
+WITH |= {"shared_params": dict(num_encoder_layers=2)}
 
 
 @pytest.mark.parametrize("position", NO_PART)
 def test_every_field_of_the_model_is_written_or_refused(position):
-    plain = parity.OURS_GEMMA if position == "rotary" else parity.OURS | dict(position=position)
-    config = transformer.ModelConfig(**plain)
+    plain = parity.OURS_GEMMA if position == "rotary" else parity.OURS | {"position.kind": position}
+    config = transformer.ModelConfig.from_flat(plain)
     written = names.their_config(config, names.family_of(config))
-    fields = {field.name for field in dataclasses.fields(config)} - COMPUTED
+    fields = set(config.to_flat()) - COMPUTED
     assert fields == set(OTHER)
     for field in fields - NO_PART[position]:
-        other = dataclasses.replace(config, **{field: OTHER[field]} | WITH.get(field, {}))
+        other = config.replace({field: OTHER[field]} | WITH.get(field, {}))
         try:
             assert names.their_config(other, names.family_of(other)) != written, field
         except ValueError as refusal:
@@ -89,23 +96,26 @@ def test_every_field_of_the_model_is_written_or_refused(position):
 
 
 REFUSED = {  # what cannot be exported: the field's value, and what the sentence says
-    "post": (dict(norm_placement="post"), "norm_placement='post'.*'pre'"),
-    "layer": (dict(norm="layer"), "norm='layer'.*'rms'"),
-    "sinusoidal": (dict(position="sinusoidal"), "position='sinusoidal'.*relative"),
+    "post": ({"norm.placement": "post"}, "norm.placement='post'.*'pre'"),
+    "layer": ({"norm.kind": "layer"}, "norm.kind='layer'.*'rms'"),
+    "sinusoidal": ({"position.kind": "sinusoidal"}, "position.kind='sinusoidal'.*relative"),
     "grouped": (dict(num_kv_heads=2), "num_kv_heads=2.*t5 has 4"),
-    "decoder alone": (dict(arrangement="prefix_lm", num_encoder_layers=0), "arrangement"),
-    "narrow encoder": (dict(encoder=dict(d_ff=7)), "encoder=.*d_ff=7"),
-    "capped": (dict(logits_cap=30.0), "logits_cap=30.0.*0.0"),
-    "umt5 tied_unscaled": (dict(position="relative_per_layer", head="tied_unscaled"), "head"),
-    "scale": (parity.OURS_GEMMA | dict(attention_scale=0.3), "attention_scale=0.3.*integer"),
-    "scale above 1": (parity.OURS_GEMMA | dict(attention_scale=2.0), "attention_scale=2.0"),
+    "decoder alone": (dict(architecture="prefix_lm", num_encoder_layers=0), "architecture"),
+    "narrow encoder": (dict(encoder=dict(d_ff=7)), "encoder.d_ff=7"),
+    "capped": (dict(final_logits_soft_cap=30.0), "final_logits_soft_cap=30.0.*0.0"),
+    "umt5 tied_unscaled": (
+        {"position.kind": "relative_per_layer", "lm_head": "tied_unscaled"},
+        "head",
+    ),
+    "scale": (parity.OURS_GEMMA | {"attention.scale": 0.3}, "attention.scale=0.3.*integer"),
+    "scale above 1": (parity.OURS_GEMMA | {"attention.scale": 2.0}, "attention.scale=2.0"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_model_that_no_family_can_express_is_refused_and_leaves_nothing(tmp_path, what):
     fields, sentence = REFUSED[what]
-    config = transformer.ModelConfig(**parity.OURS | fields)
+    config = transformer.ModelConfig.from_flat(parity.OURS | fields)
     with pytest.raises(ValueError, match=sentence):
         transformers.write(parity.random_params(config), config, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -210,10 +220,12 @@ def test_the_head_is_decided_by_the_version_the_words_and_the_tensors(tmp_path, 
             transformers.read_architecture(tmp_path)
     else:
         read = transformers.read_architecture(tmp_path)
-        assert read["head"] == ours
+        assert read["lm_head"] == ours
         if ours == "untied" and head == "own":  # scaled by the version that wrote it, if at all
             factor = 16**-0.5 if case in BY_ROOT else 1
-            found = transformers.read_params(tmp_path, transformer.ModelConfig(**read))["head"]
+            found = transformers.read_params(tmp_path, transformer.ModelConfig.from_flat(read))[
+                "head"
+            ]
             np.testing.assert_array_equal(found, params["head"] * np.float32(factor))
 
 
@@ -229,8 +241,8 @@ STRANGE = {  # config.json's key and value, and what the sentence says; "-": in 
         ("-rms_norm_eps", 1e-5, "rms_norm_eps=1e-05"),
         ("-attention_bias", True, "attention_bias=True"),
         ("-rope_scaling", {"rope_type": "yarn", "factor": 2.0}, "rope_type='yarn'"),
-        ("-rope_theta", 1e6, "rotary_base=500.0 in the encoder and 1000000.0 in the decoder"),
-        ("-layer_types", ["full_attention", "sliding_attention"], "layer_types.*alternating"),
+        ("-rope_theta", 1e6, "position.rotary_base=500.0 in the encoder and 1000000.0 in the decoder"),
+        ("-layer_types", ["full_attention", "sliding_attention"], "layer_types.*local_global_1_1"),
         ("-hidden_activation", "gelu", "activation='gelu' is unknown"),
         ("-hidden_size", None, "decoder lacks 'hidden_size'"),
     ],

@@ -23,10 +23,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 VOCAB, D, F, HEADS, H, BUCKETS, DEPTHS = 24, 16, 28, 2, 6, 8, {"encoder": 2, "decoder": 3}
 SIZES = {"vocab_size": VOCAB, "d_model": D, "d_ff": F, "num_heads": HEADS, "num_kv_heads": HEADS}
 SIZES |= {"head_dim": H, "num_encoder_layers": 2, "num_decoder_layers": 3}
-SIZES |= {"relative_buckets": BUCKETS, "shared": "embeddings"}
-T5_1_0 = {"activation": "relu", "head": "tied", "position": "relative"}
-T5_1_1 = {"activation": "geglu", "head": "untied", "position": "relative"}
-UMT5 = {"activation": "geglu", "head": "untied", "position": "relative_per_layer"}
+SIZES |= {"position.relative_attention_num_buckets": BUCKETS, "shared_params": "embeddings"}
+T5_1_0 = {"activation": "relu", "lm_head": "tied", "position.kind": "relative"}
+T5_1_1 = {"activation": "geglu", "lm_head": "untied", "position.kind": "relative"}
+UMT5 = {"activation": "geglu", "lm_head": "untied", "position.kind": "relative_per_layer"}
 
 
 def made_up_tree(words: dict, seed: int = 0) -> dict[str, np.ndarray]:
@@ -37,7 +37,7 @@ def made_up_tree(words: dict, seed: int = 0) -> dict[str, np.ndarray]:
     tree = {"token_embedder/embedding": draw(VOCAB, D) * 5}
     for tower, depth in DEPTHS.items():
         tree[f"{tower}/{tower}_norm/scale"] = scale()
-        if words["position"] == "relative":
+        if words["position.kind"] == "relative":
             tree[f"{tower}/relpos_bias/rel_embedding"] = draw(HEADS, BUCKETS)
         attentions = {
             "encoder": {"attention": "pre_attention_layer_norm"},
@@ -47,7 +47,7 @@ def made_up_tree(words: dict, seed: int = 0) -> dict[str, np.ndarray]:
             },
         }[tower]
         for layer in (f"{tower}/layers_{i}" for i in range(depth)):
-            if words["position"] == "relative_per_layer":
+            if words["position.kind"] == "relative_per_layer":
                 tree[f"{layer}/relpos_bias/rel_embedding"] = draw(HEADS, BUCKETS)
             for attention, norm in attentions.items():
                 tree[f"{layer}/{norm}/scale"] = scale()
@@ -58,7 +58,7 @@ def made_up_tree(words: dict, seed: int = 0) -> dict[str, np.ndarray]:
             for name in ("wi",) if words["activation"] == "relu" else ("wi_0", "wi_1"):
                 tree[f"{layer}/mlp/{name}/kernel"] = draw(D, F)
             tree[f"{layer}/mlp/wo/kernel"] = draw(F, D)
-    if words["head"] == "untied":
+    if words["lm_head"] == "untied":
         tree["decoder/logits_dense/kernel"] = draw(D, VOCAB)
     return tree
 
@@ -133,7 +133,7 @@ def write_tensorstore(root, tree: dict, dtype: str = "float32", **zarr):
 
 
 def params(folder, words: dict) -> dict:
-    return t5x.read_params(folder, transformer.ModelConfig(**SIZES | words))
+    return t5x.read_params(folder, transformer.ModelConfig.from_flat(SIZES | words))
 
 
 def assert_same(ours: dict, theirs: dict) -> None:
@@ -179,17 +179,17 @@ def transformers_weights(tree: dict, per_layer: bool) -> dict[str, np.ndarray]:
 
 def transformers_logits(tree: dict, words: dict, inputs, decoder_inputs) -> np.ndarray:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    per_layer = words["position"] == "relative_per_layer"
+    per_layer = words["position.kind"] == "relative_per_layer"
     kind = "UMT5" if per_layer else "T5"
     sizes = dict(vocab_size=VOCAB, d_model=D, d_kv=H, d_ff=F, num_heads=HEADS)
     sizes |= dict(num_layers=2, num_decoder_layers=3, relative_attention_num_buckets=BUCKETS)
     config = getattr(transformers, f"{kind}Config")(
         **sizes,
         feed_forward_proj="relu" if words["activation"] == "relu" else "gated-gelu",
-        tie_word_embeddings=words["head"] == "tied",
+        tie_word_embeddings=words["lm_head"] == "tied",
     )
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
-    model.config.tie_word_embeddings = words["head"] == "tied"  # 5.x ties and scales umT5 always
+    model.config.tie_word_embeddings = words["lm_head"] == "tied"  # 5.x ties and scales umT5 always
     model.lm_head = torch.nn.Linear(D, VOCAB, bias=False)
     weights = transformers_weights(tree, per_layer)
     model.load_state_dict({k: torch.tensor(v) for k, v in weights.items()}, strict=True)
@@ -205,7 +205,7 @@ def test_transformers_computes_the_same_logits_from_the_same_checkpoint(tmp_path
     rng = np.random.default_rng(1)
     inputs, targets = rng.integers(1, VOCAB, (2, 2, 40)).astype(np.int32)
     ones = np.ones_like(inputs)
-    config = transformer.ModelConfig(**t5x.read_architecture(folder))
+    config = transformer.ModelConfig.from_flat(t5x.read_architecture(folder))
     examples = batch.Batch(inputs, ones, targets, ones)
     variables = {"params": t5x.read_params(folder, config)}
     ours = jax.jit(transformer.Transformer(config).apply)(variables, examples)
@@ -229,7 +229,7 @@ def test_every_form_of_one_checkpoint_gives_one_tree(tmp_path):
     bare = write_bare(tmp_path / "bare", tree)
     assert_same(once, params(bare, T5_1_1))
     assert_same(once, params(bare / "checkpoint", T5_1_1))
-    shapes = transformer.param_shapes(transformer.ModelConfig(**SIZES | T5_1_1))
+    shapes = transformer.param_shapes(transformer.ModelConfig.from_flat(SIZES | T5_1_1))
     assert jax.tree.map(np.shape, once) == jax.tree.map(np.shape, shapes)
 
 
@@ -311,8 +311,8 @@ def test_separate_embeddings_of_the_towers_find_their_places(tmp_path):
     tree["decoder/token_embedder/embedding"] = decoder
     tree["encoder/token_embedder/embedding"] = decoder + 1
     folder = write_msgpack(tmp_path, tree)
-    assert t5x.read_architecture(folder) == SIZES | T5_1_1 | {"shared": "nothing"}
-    read = params(folder, T5_1_1 | {"shared": "nothing"})
+    assert t5x.read_architecture(folder) == SIZES | T5_1_1 | {"shared_params": "none"}
+    read = params(folder, T5_1_1 | {"shared_params": "none"})
     np.testing.assert_array_equal(read["embed"]["embedding"], decoder)
     np.testing.assert_array_equal(read["encoder_embed"]["embedding"], decoder + 1)
 
@@ -407,7 +407,7 @@ def kilobytes(key):
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 def imported(directory):
-    config = transformer.ModelConfig(**t5x.read_architecture(directory))
+    config = transformer.ModelConfig.from_flat(t5x.read_architecture(directory))
     return jax.tree.map(jax.device_put, t5x.read_params(directory, config))
 
 small, big = sys.argv[1:]
@@ -446,7 +446,7 @@ def test_the_peak_of_memory_is_the_parameters_and_little_more(tmp_path, form):
         tree[name] = rng.random(shape, np.float32)
     size = sum(array.nbytes for array in tree.values())
     share = tree["token_embedder/embedding"].nbytes / size
-    assert size > 160e6 and share > (0.42 if words["head"] == "untied" else 0.25)
+    assert size > 160e6 and share > (0.42 if words["lm_head"] == "untied" else 0.25)
     command = [sys.executable, "-c", MEASURE, small, write(tmp_path, tree)]
     del tree
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -478,7 +478,7 @@ def test_a_damaged_byte_of_a_header_is_refused_or_changes_nothing(tmp_path, monk
         damaged[place] ^= rng.integers(1, 256)
         file.write_bytes(damaged)
         try:
-            config = transformer.ModelConfig(**t5x.read_architecture(file))
+            config = transformer.ModelConfig.from_flat(t5x.read_architecture(file))
             assert_same(once, t5x.read_params(file, config))
         except ValueError as error:
             assert re.search(CURES, str(error)), str(error)

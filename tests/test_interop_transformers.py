@@ -38,6 +38,6 @@ def test_a_model_of_transformers_imported_has_its_logits_and_ids(strangers, name
 @pytest.mark.parametrize("name", parity.EXPORTS)
 def test_a_model_of_ours_exported_has_our_logits_and_ids(strangers, name):
     version, root = strangers
-    config = transformer.ModelConfig(**parity.EXPORTS[name])
+    config = transformer.ModelConfig.from_flat(parity.EXPORTS[name])
     params = parity.random_params(config)
     agree(root, version, f"{name}_ours", transformer.Transformer(config), params)

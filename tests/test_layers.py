@@ -20,7 +20,7 @@ def draw(*shape, seed=0, scale=1.0):
 
 def config_of(**fields):
     sizes = dict(vocab_size=64, d_model=16, d_ff=24, num_heads=4, num_kv_heads=2, head_dim=8)
-    return transformer.ModelConfig(**sizes | fields)
+    return transformer.ModelConfig.from_flat(sizes | fields)
 
 
 def as_float64(tree):
@@ -236,7 +236,7 @@ def test_every_norm_gives_its_dtype(kind):
 
 
 def test_normed_queries_and_keys_do_not_see_the_scale_of_their_input():
-    config, mask = config_of(query_key_norm="rms"), np.ones((2, 5, 5), bool)
+    config, mask = config_of(**{"attention.query_key_norm": "rms"}), np.ones((2, 5, 5), bool)
     x = draw(*SHAPE)
     module = layers.Attention(config)
 
@@ -255,7 +255,10 @@ def test_normed_queries_and_keys_do_not_see_the_scale_of_their_input():
 def test_scores_start_with_variance_one_whatever_the_scale(normed, scale):
     """64 queries and keys of 64 units make 4096 scores for each of 4 heads."""
     config = config_of(
-        d_model=64, head_dim=16, num_kv_heads=4, attention_scale=scale, query_key_norm=normed
+        d_model=64,
+        head_dim=16,
+        num_kv_heads=4,
+        **{"attention.scale": scale, "attention.query_key_norm": normed},
     )
     module, x, seen = layers.Attention(config), draw(1, 64, 64), {}
 
@@ -274,7 +277,11 @@ def test_scores_start_with_variance_one_whatever_the_scale(normed, scale):
 
 
 def test_rotary_positions_turn_queries_and_keys_and_no_values():
-    config, x, mask = config_of(rotary_base=50.0), draw(*SHAPE), np.ones((2, 5, 5), bool)
+    config, x, mask = (
+        config_of(**{"position.rotary_base": 50.0}),
+        draw(*SHAPE),
+        np.ones((2, 5, 5), bool),
+    )
     module = layers.Attention(config)
 
     def whole(module, x, shift):

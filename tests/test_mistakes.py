@@ -44,7 +44,12 @@ BOUNDS = [
         "tokenizer.vocab_size=0",
     ),
     *("model.dropout_rate=1.5", "model.dropout_rate=-0.1", "model.dropout_rate=nan"),
-    *("model.d_model=0", "model.num_heads=-4", "model.relative_buckets=0", "model.logits_cap=-1"),
+    *(
+        "model.d_model=0",
+        "model.num_heads=-4",
+        "model.position.relative_attention_num_buckets=0",
+        "model.final_logits_soft_cap=-1",
+    ),
     *(
         "optimizer.learning_rate=inf",
         "optimizer.learning_rate=-1",
@@ -93,7 +98,12 @@ BOUNDS = [
 ]
 WORDS = [
     *("stage=training", "optimizer.name=adam", "optimizer.schedule=cosin", "model.dtype=fp16"),
-    *("parallel.strategy=ddp", "parallel.reduction=fats", "model.norm=rmss", "data.packing=first"),
+    *(
+        "parallel.strategy=ddp",
+        "parallel.reduction=fats",
+        "model.norm.kind=rmss",
+        "data.packing=first",
+    ),
     *(
         "data.task=wiki",
         "tokenizer.kind=unigrams",

@@ -212,7 +212,9 @@ def test_adafactor_remembers_rows_and_columns_of_wide_matrices_alone():
 
 
 def test_what_muon_makes_orthogonal_are_the_kernels_of_layers():
-    config = transformer.ModelConfig(vocab_size=64, d_model=16, d_ff=24, head_dim=4, norm="layer")
+    config = transformer.ModelConfig(
+        vocab_size=64, d_model=16, d_ff=24, head_dim=4, norm=dict(kind="layer")
+    )
     shapes = transformer.param_shapes(config)
     state = jax.eval_shape(make(shapes, name="muon").init, shapes)
     kept = {"muon": set(), "adamw": set()}

@@ -256,7 +256,9 @@ def test_rates_that_freeze_everything_are_refused():
 
 
 def test_by_default_all_but_norms_and_relative_biases_decay_in_the_model():
-    config = transformer.ModelConfig(vocab_size=64, d_model=16, d_ff=16, head_dim=4, norm="layer")
+    config = transformer.ModelConfig(
+        vocab_size=64, d_model=16, d_ff=16, head_dim=4, norm=dict(kind="layer")
+    )
     params = jax.tree.map(lambda x: jnp.ones(x.shape), transformer.param_shapes(config))
     optimizer, _ = optimizers.make_optimizer(
         config_of(name="lion", weight_decay=0.5, grad_clip_norm=0.0), 10, params, PACE

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoints, initialization, transformer
+from tests import test_transformer_words
 
 CONFIG = transformer.ModelConfig(
     vocab_size=8,
@@ -43,9 +44,9 @@ def test_a_vocabulary_renamed_onto_itself_changes_nothing():
         np.testing.assert_array_equal(leaf, theirs[path])
 
 
-@pytest.mark.parametrize("shared", ["embeddings", "nothing"])
+@pytest.mark.parametrize("shared", ["embeddings", "none"])
 def test_known_rows_are_theirs_new_ones_fresh_and_all_else_is_whole(shared):
-    small = dataclasses.replace(CONFIG, shared=shared)
+    small = dataclasses.replace(CONFIG, shared_params=shared)
     fresh = drawn(dataclasses.replace(small, vocab_size=11), 0)
     theirs, rows = drawn(small, 1), np.array([3, -1, 0, 1, 2, -1, 7, 6, 5, 4, -1])
     carried, account = initialization.carry_over(fresh, theirs, rows)
@@ -77,7 +78,7 @@ def test_every_parameter_that_counts_the_vocabulary_is_known():
     for shared in ("embeddings", "nothing"):
         ours, theirs = (
             checkpoints.flatten(
-                transformer.param_shapes(dataclasses.replace(config, shared=shared))
+                transformer.param_shapes(dataclasses.replace(config, shared_params=shared))
             )
             for config in (CONFIG, larger)
         )
@@ -87,29 +88,33 @@ def test_every_parameter_that_counts_the_vocabulary_is_known():
             assert changed == ([] if axis is None else [axis]), path
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(CONFIG)])
+@pytest.mark.parametrize("field", CONFIG.to_flat())
 def test_a_model_of_other_words_is_refused_and_of_another_dtype_or_vocabulary_is_not(field):
     other = {
         "num_kv_heads": 1,
         "num_encoder_layers": 2,
         "num_decoder_layers": 2,
-        "encoder": {"d_ff": 5},
-        "arrangement": "prefix_lm",
+        "encoder.d_model": 4,
+        "encoder.d_ff": 5,
+        "encoder.num_heads": 4,
+        "encoder.num_kv_heads": 1,
+        "encoder.head_dim": 5,
+        "architecture": "prefix_lm",
         "dtype": "bfloat16",
-        "layers": "scanned",
+        "scan_layers": True,
     }
-    words = transformer.config.WORDS.get(field)
-    now = getattr(CONFIG, field)
+    words = test_transformer_words.CHOICES.get(field)
+    now = CONFIG.to_flat()[field]
     value = other.get(field) or (
         next(word for word in words if word != now) if words else now * 2 or 0.5
     )
-    if field == "arrangement":
-        theirs = dataclasses.replace(CONFIG, arrangement=value, num_encoder_layers=0)
-    elif field == "start_id":
-        theirs = dataclasses.replace(CONFIG, start_id=2)
+    if field == "architecture":
+        theirs = dataclasses.replace(CONFIG, architecture=value, num_encoder_layers=0)
+    elif field == "decoder_start_token_id":
+        theirs = dataclasses.replace(CONFIG, decoder_start_token_id=2)
     else:
-        theirs = dataclasses.replace(CONFIG, **{field: value})
-    if field in ("vocab_size", "dropout_rate", "dtype", "layers", "remat", "attention"):
+        theirs = CONFIG.replace({field: value})
+    if field in ("vocab_size", *transformer.COMPUTE_KEYS):
         initialization.check_origin(CONFIG, theirs, "runs/x")
     else:
         cure = r"use .*, or the folder as the config's preset"

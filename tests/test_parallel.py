@@ -26,7 +26,7 @@ MODEL = transformer.ModelConfig(
     head_dim=4,
     num_encoder_layers=2,
     num_decoder_layers=2,
-    layers="scanned",
+    scan_layers=True,
 )
 ROWS, UPDATES = 16, 2
 
@@ -262,7 +262,7 @@ def test_the_optimizer_state_lies_like_its_parameter():
 
 VARIANTS = {
     "untied": {},
-    "tied": {"head": "tied"},
+    "tied": {"lm_head": "tied"},
     "grouped": {"num_kv_heads": 2},
     **{name: {"activation": name} for name in layers.ACTIVATIONS},
 }
@@ -270,7 +270,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_rules_cover_every_parameter_of_every_model(name):
-    config = dataclasses.replace(MODEL, **VARIANTS[name])
+    config = MODEL.replace(VARIANTS[name])
     shapes = transformer.param_shapes(config)
     ruled = mesh(data=2, fsdp=2, tensor=2).shardings(shapes)
     for (path, leaf), sharding in zip(
@@ -314,7 +314,7 @@ def test_an_uncovered_parameter_is_an_error_that_names_it():
 )
 def test_a_size_that_does_not_divide_is_a_sentence(sizes, change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        mesh(**sizes).shardings(transformer.param_shapes(dataclasses.replace(MODEL, **change)))
+        mesh(**sizes).shardings(transformer.param_shapes(MODEL.replace(change)))
 
 
 @pytest.mark.parametrize("name", ["pmap 4", "data 2, fsdp 2, tensor 2"])

@@ -158,7 +158,9 @@ print(json.dumps([said.temp_size_in_bytes + fresh, (figure("VmHWM") - before) * 
 def test_the_compilers_estimate_is_the_memory_that_an_update_takes(tiny_config, tmp_path):
     # On a CPU, of one device: workspace and new outputs, against the growth of resident memory.
     sizes = {"model.d_model": 128, "model.d_ff": 512, "model.head_dim": 32, "parallel.data": 1}
-    config = tiny_config(**sizes, **{"data.batch_size": 256, "model.attention": "whole"})
+    config = tiny_config(
+        **sizes, **{"data.batch_size": 256, "model.attention.implementation": "einsum"}
+    )
     environment = os.environ | {"XLA_FLAGS": ""}
     command = [sys.executable, "-c", WORDS, json.dumps(config), str(tmp_path)]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -229,7 +231,7 @@ def test_eleven_billion_parameters_on_one_chip_are_rejected(monkeypatch, capsys)
     assert summary["fits"] is False and "15.75 GiB" in summary["error"] and summary["step"] is None
     assert summary["memory"]["params"] == 4 * 11_135_332_352  # as T5 1.1 XXL is published
     assert summary["advice"] == []
-    assert any("scanned" in hint for hint in summary["hints"])
+    assert any("scan_layers" in hint for hint in summary["hints"])
 
 
 @tpu
@@ -370,14 +372,14 @@ def test_ctrl_c_leaves_no_compiler_behind(interruptible, child, tiny_config, tmp
 
 
 def test_the_report_states_what_is_unknown(tiny_config, tmp_path):
-    epochs = {"steps": 0, "duration": "3 epochs", "model.layers": "unrolled"}
+    epochs = {"steps": 0, "duration": "3 epochs", "model.scan_layers": False}
     deep = {"model.num_encoder_layers": 6, "model.num_decoder_layers": 6}
     run = runs.make_run(tiny_config(**epochs, **deep), tmp_path)
     program = dict(fits=True, executed_flops=197_000, code=5, peak=200)
     summary = report.summarize(run, dataclasses.replace(FROM_SHAPES, **program), price=1.0)
     assert summary["run"] is None and "counted in the data" in report.text(summary)
     scanned, bfloat16 = summary["hints"]
-    assert "scanned" in scanned and "bfloat16" in bfloat16
+    assert "scan_layers" in scanned and "bfloat16" in bfloat16
     # 197,000 FLOPs at 197 TFLOP/s are a nanosecond.
     assert summary["step"]["seconds"] == pytest.approx(1e-9)
     assert summary["step"]["bound"] == "compute"

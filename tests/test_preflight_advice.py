@@ -30,7 +30,7 @@ class FakeCompiler:
             chips / layout["tensor"] * layout["num_microbatches"]
         )
         shards = 1 if layout["strategy"] == "pmap" else layout["fsdp"] * layout["tensor"]
-        rows *= ROW * SAVED[config["model"]["remat"]] / layout["tensor"]
+        rows *= ROW * SAVED[config["model"]["remat_policy"]] / layout["tensor"]
         return int(self.state / shards + rows)
 
     def __call__(self, config, target, workdir, *, label=""):
@@ -91,7 +91,7 @@ def test_each_kind_of_change_has_its_smallest_step_that_fits(make_run, slice_wit
     target = slice_with(state_bytes(run) + 1.3 * ROW, "v5e-8")  # 4 rows a chip do not fit
     trials, fake = advise(run, target)
     changes = [trial.changes for trial in trials]
-    assert {"parallel.num_microbatches": 4} in changes and {"model.remat": "full"} in changes
+    assert {"parallel.num_microbatches": 4} in changes and {"model.remat_policy": "full"} in changes
     for trial in trials:
         config = advice.changed(run.config, trial.changes)
         assert (trial.slice, trial.compiled.fits) == (target, True)
@@ -112,7 +112,7 @@ def test_two_changes_are_advised_only_if_one_is_not_enough(make_run, slice_with)
     trials, _ = advise(run, slice_with(state_bytes(run) / 2 + ROW / 4, "v5e-8"))
     assert trials
     for trial in trials:
-        assert set(trial.changes) == {"model.remat", "parallel.strategy", "parallel.fsdp"}
+        assert set(trial.changes) == {"model.remat_policy", "parallel.strategy", "parallel.fsdp"}
 
 
 def test_if_nothing_fits_the_smallest_larger_slice_is_advised(make_run, slice_with):
@@ -129,20 +129,20 @@ def test_nothing_is_advised_if_nothing_fits(make_run, slice_with):
 
 
 def test_many_layers_are_scanned_in_what_is_compiled_and_in_its_flags(make_run, slice_with):
-    for depth, flags in ((6, ["--config.model.layers=scanned"]), (2, [])):
+    for depth, flags in ((6, ["--config.model.scan_layers=True"]), (2, [])):
         depths = {"model.num_encoder_layers": depth, "model.num_decoder_layers": depth}
-        run = make_run(**BIG | depths | {"model.layers": "unrolled"})
+        run = make_run(**BIG | depths | {"model.scan_layers": False})
         (trial,), fake = advise(run, slice_with(state_bytes(run) / 3, "v5e-1"))
         assert [flag for flag in trial.flags if "layers" in flag] == flags
-        layers = "scanned" if flags else "unrolled"
-        assert {config["model"]["layers"] for config, _ in fake.compiled} == {layers}
+        layers = bool(flags)
+        assert {config["model"]["scan_layers"] for config, _ in fake.compiled} == {layers}
 
 
 def test_flags_turn_the_config_into_what_was_compiled(tmp_path, make_run, slice_with):
     arguments = ["--config=configs/pretrain.py:tiny", f"--workdir={tmp_path}"]
     config = cli.parse_flags("show", ("config", "workdir"), arguments).config.to_dict()
-    changes = {"parallel.strategy": "mesh", "parallel.fsdp": 4, "model.remat": "full"}
-    changes |= {"model.layers": "scanned", "parallel.num_microbatches": 2}
+    changes = {"parallel.strategy": "mesh", "parallel.fsdp": 4, "model.remat_policy": "full"}
+    changes |= {"model.scan_layers": True, "parallel.num_microbatches": 2}
     flags = advice.Trial(slices.parse_slice("v5e-4"), changes, None).flags
     again = cli.parse_flags("show", ("config", "workdir"), arguments + flags).config.to_dict()
     assert again == advice.changed(config, changes) != config

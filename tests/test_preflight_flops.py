@@ -121,7 +121,9 @@ def test_a_train_step_executes_three_times_the_models_own_count(name):
     assert executed(config) == 3 * counted(config)
 
 
-@pytest.mark.parametrize("fields", [dict(layers="scanned"), dict(attention="whole")], ids=str)
+@pytest.mark.parametrize(
+    "fields", [dict(scan_layers=True), {"attention.implementation": "einsum"}], ids=str
+)
 def test_how_layers_and_attention_are_computed_changes_no_count(fields):
     assert executed(words.model_of("t5_1_1", **fields)) == 3 * counted(words.model_of("t5_1_1"))
 
@@ -131,10 +133,12 @@ def test_micro_batches_change_no_count():
     assert executed(config, num_microbatches=2) == 3 * counted(config)
 
 
-@pytest.mark.parametrize("layers", transformer.config.LAYERS)
+@pytest.mark.parametrize("layers", [True, False])
 def test_recomputation_costs_what_the_backward_pass_needs_of_the_layers(layers):
-    config = words.model_of("t5_1_1", layers=layers)
-    again = lambda remat: executed(dataclasses.replace(config, remat=remat)) - 3 * counted(config)
+    config = words.model_of("t5_1_1", scan_layers=layers)
+    again = lambda remat: (
+        executed(dataclasses.replace(config, remat_policy=remat)) - 3 * counted(config)
+    )
     depths = {"inputs": config.num_encoder_layers, "targets": config.num_decoder_layers}
     tokens = depths["inputs"] * INPUTS + depths["targets"] * TARGETS
     head = 2 * ROWS * config.d_model * config.vocab_size * TARGETS
@@ -152,15 +156,20 @@ def test_recomputation_costs_what_the_backward_pass_needs_of_the_layers(layers):
     "fields",
     [
         dict(),
-        dict(position="rotary", num_kv_heads=1, norm_placement="both", shared="nothing"),
-        dict(arrangement="prefix_lm", num_encoder_layers=0, num_decoder_layers=2),
+        {
+            "position.kind": "rotary",
+            "num_kv_heads": 1,
+            "norm.placement": "both",
+            "shared_params": "none",
+        },
+        dict(architecture="prefix_lm", num_encoder_layers=0, num_decoder_layers=2),
     ],
     ids=["t5", "t5gemma", "prefix_lm"],
 )
 def test_executed_flops_of_an_unrolled_step_are_xlas_within_two_per_cent(fields):
     sizes = dict(vocab_size=2048, d_model=512, d_ff=1024, num_heads=2, num_kv_heads=2, head_dim=512)
-    depth = dict(num_encoder_layers=1, num_decoder_layers=1, attention="whole")
-    config = transformer.ModelConfig(**sizes | depth | fields)
+    depth = {"num_encoder_layers": 1, "num_decoder_layers": 1, "attention.implementation": "einsum"}
+    config = transformer.ModelConfig.from_flat(sizes | depth | fields)
     batch = dict(rows=16, inputs=128, targets=64)
     step, *shapes = shapes_of(config, **batch)
     compiled = jax.jit(step, compiler_options=words.QUICK).lower(*shapes).compile()

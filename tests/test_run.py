@@ -33,8 +33,8 @@ IMPOSSIBLE = [
     ({"objective.placement": "t6"}, "objective.placement='t6' is unknown; choose one of t5"),
     ({"optimizer.name": "adam"}, "optimizer.name='adam' is unknown; .* did you mean 'adamw'"),
     ({"optimizer.schedule": "cos"}, "optimizer.schedule='cos' is unknown; choose one of constant"),
-    ({"model.head": "tide"}, "model.head='tide' is unknown; .* did you mean 'tied'"),
-    ({"model.layers": "scan"}, "model.layers='scan' is unknown; .* did you mean 'scanned'"),
+    ({"model.lm_head": "tide"}, "model.lm_head='tide' is unknown; .* did you mean 'tied'"),
+    ({"model.scan_layers": "scan"}, "model.scan_layers='scan' is not a boolean; use True"),
     ({"model.activation": "gegelu"}, "model.activation='gegelu' is unknown; choose one of"),
     ({"model.dtype": "float16"}, "model.dtype='float16' is unknown; choose one of bfloat16"),
     (
@@ -72,10 +72,16 @@ IMPOSSIBLE = [
     ({"evaluate.max_examples": -1}, "evaluate.max_examples=-1 is too small; use 0 or more"),
     ({"tokenizer.max_documents": 0}, "tokenizer.max_documents=0 is too small; use 1 or more"),
     ({"model.d_model": 0}, "model.d_model=0 is too small; use 1 or more"),
-    ({"model.dropout_rate": 1.0}, "model.dropout_rate=1.0 is no probability; use 0 to below 1"),
-    ({"model.dropout_rate": float("nan")}, "model.dropout_rate=nan is no probability"),
-    ({"model.relative_buckets": 6}, "model.relative_buckets=6 .* use a multiple of 4"),
-    ({"model.relative_limit": 16}, "model.relative_limit=16 do not make bins"),
+    ({"model.dropout_rate": 1.0}, "model.dropout_rate=1.0 is not a probability; use 0 to below 1"),
+    ({"model.dropout_rate": float("nan")}, "model.dropout_rate=nan is not a probability"),
+    (
+        {"model.position.relative_attention_num_buckets": 6},
+        "model.position.relative_attention_num_buckets=6 .* use a multiple of 4",
+    ),
+    (
+        {"model.position.relative_attention_max_distance": 16},
+        "model.position.relative_attention_max_distance=16 do not make bins",
+    ),
     ({"data.batch_size": 0}, "data.batch_size=0 is too small; use 1 or more"),
     ({"objective.noise_density": 1.0}, "objective.noise_density=1.0 is not between 0 and 1"),
     (
@@ -233,9 +239,9 @@ FREE = {  # of those that do not
     "guard.hang_timeout_seconds": 60.0,
     "model.dtype": "bfloat16",
     "data.num_workers": 1,
-    "model.remat": "full",
-    "model.attention": "whole",
-    "model.layers": "unrolled",
+    "model.remat_policy": "full",
+    "model.attention.implementation": "einsum",
+    "model.scan_layers": False,
     "data.max_bad_records": 2,
 }
 
@@ -359,7 +365,11 @@ def test_an_origin_of_another_model_is_refused_before_any_work(tiny_config, tmp_
     first = runs.make_run(tiny_config(), tmp_path / "first")
     runs.claim(first, runs.make_tokenizer(first))
     origin = {"init_from": str(first.workdir)}
-    for field, value in {"d_ff": 64, "relative_limit": 20, "num_decoder_layers": 1}.items():
+    for field, value in {
+        "d_ff": 64,
+        "position.relative_attention_max_distance": 20,
+        "num_decoder_layers": 1,
+    }.items():
         with pytest.raises(ValueError, match=f"model.{field}={value} differs from init_from="):
             runs.make_run(tiny_config(**origin, **{f"model.{field}": value}), tmp_path / "second")
     taught = {"stage": "distill", "teacher.workdir": str(first.workdir)}

@@ -303,7 +303,7 @@ def test_a_check_finds_what_a_run_would_refuse_and_writes_nothing(
     ("change", "sentence"),
     [
         ({"model.d_ff": 64}, "model.d_ff=64 differs from init_from=.*'s 32, .* use 32"),
-        ({"model.head": "tied"}, "model.head='tied' differs from init_from=.*'s 'untied'"),
+        ({"model.lm_head": "tied"}, "model.lm_head='tied' differs from init_from=.*'s 'untied'"),
         (STUDENT, "model.num_encoder_layers=1 differs from init_from=.*'s 2"),
     ],
 )

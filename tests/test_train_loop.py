@@ -84,7 +84,7 @@ def test_copies_of_the_state_that_differ_are_never_saved(tiny_config, tmp_path, 
     "changes",
     [
         {"parallel.strategy": "mesh", "parallel.fsdp": 2, "log_every_steps": 2},
-        {"model.dtype": "bfloat16", "model.layers": "unrolled", "model.remat": "full"},
+        {"model.dtype": "bfloat16", "model.scan_layers": False, "model.remat_policy": "full"},
     ],
     ids=["mesh", "bfloat16"],
 )
@@ -266,7 +266,7 @@ def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_lo
     monkeypatch.setattr(parallel, "host_index_and_count", lambda: (0, hosts))
     monkeypatch.setattr(watchdog, "on_abort", lambda tell: None)
     cures = {
-        "RESOURCE_EXHAUSTED: 9 GiB": r"9 GiB.* data.batch_size, .*num_microbatches, .*model.remat",
+        "RESOURCE_EXHAUSTED: 9 GiB": r"9 GiB.* data.batch_size, .*num_microbatches, .*model.remat_policy",
         "INVALID_ARGUMENT: a shape": "refuse this .*a shape",
     }
     lost = []

@@ -77,7 +77,7 @@ def spoilt(config):
 
     def spoil(path, leaf):
         names = [key.key for key in path]
-        read = names[0].startswith("encoder") and config.shared != "all"
+        read = names[0].startswith("encoder") and config.shared_params != "all"
         again = "cross_attention" in names and ("key" in names or "value" in names)
         return leaf * np.nan if read or again else leaf
 
@@ -93,7 +93,7 @@ def test_decoding_step_by_step_gives_the_logits_of_all_at_once(name):
     other = np.concatenate([targets[:, :4], 2 + (targets[:, 4:] + 3) % (VOCAB - 2)], axis=1)
     both = [batch.Batch(*ragged[:2], each, np.ones_like(each)) for each in (targets, other)]
     expected = np.stack([words.outcome(config, each)[1] for each in both], axis=1)  # [B, 2, t, V]
-    fed = [batch.shift_right(each.targets, each[3], config.start_id) for each in both]
+    fed = [batch.shift_right(each.targets, each[3], config.decoder_start_token_id) for each in both]
     fed = np.stack(fed, axis=1)
     start, steps = decoder(config)
     cache, params = start(words.drawn(config), *ragged[:2]), spoilt(config)
@@ -138,13 +138,13 @@ def test_beams_may_become_fewer_and_more_again():
 
 @pytest.mark.parametrize("name", ["t5gemma_unequal", "shared", "language_umt5"])
 def test_scanned_and_unrolled_layers_give_the_same_bits(name, examples):
-    pair = [words.model_of(name, layers=word) for word in ("unrolled", "scanned")]
+    pair = [words.model_of(name, scan_layers=scan) for scan in (False, True)]
     assert transformer.param_shapes(pair[0]) == transformer.param_shapes(pair[1])
     np.testing.assert_array_equal(*(logits_of(config, examples) for config in pair))
 
 
 def test_scanned_and_unrolled_layers_start_from_the_same_bits():
-    pair = [words.model_of("t5_1_1", layers=word) for word in ("unrolled", "scanned")]
+    pair = [words.model_of("t5_1_1", scan_layers=scan) for scan in (False, True)]
     inits = [transformer.Transformer(config).init for config in pair]
     ours, theirs = (
         jax.jit(init, compiler_options=words.QUICK)(FAST_KEY, transformer.dummy_batch())
@@ -156,23 +156,25 @@ def test_scanned_and_unrolled_layers_start_from_the_same_bits():
 @pytest.mark.parametrize(
     "name, remat, compiled",
     [
-        ("ul2", "dots", "unrolled"),
-        ("t5_1_0", "full", "scanned"),
+        ("ul2", "dots", False),
+        ("t5_1_0", "full", True),
     ],
 )
 def test_computing_again_changes_no_number(name, remat, compiled):
     examples = words.laid_out(words.PACKED)[0]
-    again, kept = (words.model_of(name, layers=compiled, remat=r) for r in (remat, "none"))
+    again, kept = (
+        words.model_of(name, scan_layers=compiled, remat_policy=r) for r in (remat, "none")
+    )
     ours, theirs = words.outcome(again, examples), words.outcome(kept, examples)
     jax.tree.map(np.testing.assert_array_equal, ours[:2], theirs[:2])
     words.close(ours[2], theirs[2], part=2e-6)
 
 
-@pytest.mark.parametrize("compiled", ["unrolled", "scanned"])
+@pytest.mark.parametrize("compiled", [False, True])
 def test_computing_again_keeps_less_for_the_backward_pass(compiled):
     kept, found = {}, {}
     for remat in ("none", "dots", "full"):
-        config = words.model_of("t5_1_1", layers=compiled, remat=remat)
+        config = words.model_of("t5_1_1", scan_layers=compiled, remat_policy=remat)
         model = transformer.Transformer(config)
         loss = lambda params: model.apply({"params": params}, transformer.dummy_batch(8, 8)).sum()  # noqa: B023
         shapes = transformer.param_shapes(config)
@@ -183,7 +185,7 @@ def test_computing_again_keeps_less_for_the_backward_pass(compiled):
     assert kept["full"] - parameters < kept["dots"] - parameters < (kept["none"] - parameters) / 2
     assert "prevent_cse" not in found["none"]
     # Inside a loop nothing can be merged; without one the compiler would undo what it is told.
-    expected = f"prevent_cse={compiled == 'unrolled'}"
+    expected = f"prevent_cse={not compiled}"
     assert expected in found["full"] and expected in found["dots"]
 
 
@@ -213,7 +215,7 @@ def test_bfloat16_is_within_its_roundings_of_float32(name, examples):
 @pytest.mark.parametrize("name", ["t5_1_0", "prefix_t5gemma"])
 def test_a_tied_heads_gradient_is_the_sum_of_the_embeddings_and_the_heads(name, examples):
     tied = words.model_of(name)
-    untied, params = dataclasses.replace(tied, head="untied"), words.drawn(tied)
+    untied, params = dataclasses.replace(tied, lm_head="untied"), words.drawn(tied)
     factor = 16**-0.5 if tied.head == "tied" else 1.0
     apart = params | {"head": factor * params["embed"]["embedding"].T}
     (total, logits, grads) = words.outcome(tied, examples)
@@ -226,7 +228,7 @@ def test_a_tied_heads_gradient_is_the_sum_of_the_embeddings_and_the_heads(name, 
 
 def test_shared_towers_are_two_with_equal_kernels_and_the_gradient_is_their_sum(examples):
     shared = words.model_of("shared")
-    apart, params = dataclasses.replace(shared, shared="embeddings"), words.drawn(shared)
+    apart, params = dataclasses.replace(shared, shared_params="embeddings"), words.drawn(shared)
     one = params["encoder"]
     cross = [name for name in one["layers"] if name.startswith("cross")]
     layers_ = {name: leaf for name, leaf in one["layers"].items() if name not in cross}
@@ -270,7 +272,7 @@ def test_relative_tables_per_layer_are_learned_apart(name, examples):
     for tower in towers:
         assert "relative" not in grads[tower]
         first, second = grads[tower]["layers"]["relative"]["relative_bias"]
-        assert first.shape == (config.relative_buckets, config.num_heads)
+        assert first.shape == (config.position.relative_attention_num_buckets, config.num_heads)
         assert np.abs(first).max() > 1e-4 and np.abs(second).max() > 1e-4
         assert np.abs(first - second).max() > 1e-4
 
@@ -285,10 +287,12 @@ def test_without_encoder_there_is_nothing_to_look_at_it_with(name):
 # Who has a say. ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("windows", ["local", "alternating", "five_local"])
+@pytest.mark.parametrize("windows", ["local", "local_global_1_1", "local_global_5_1"])
 def test_a_token_beyond_the_window_has_no_say_in_the_first_layer(windows):
     config = words.model_of(
-        "language_umt5", windows=windows, window=4, num_decoder_layers=1, position="rotary"
+        "language_umt5",
+        num_decoder_layers=1,
+        **{"attention.pattern": windows, "attention.window_size": 4, "position.kind": "rotary"},
     )
     examples = words.laid_out(((2,), (), (), (), (), ()))[0]
     before = logits_of(config, examples)[0]
@@ -361,8 +365,8 @@ def test_each_key_drops_differently_and_evaluation_drops_nothing(examples):
 
 # Words of the config. ------------------------------------------------------------------------
 
-ALONE = dict(arrangement="prefix_lm", num_encoder_layers=0)
-OTHER = dict(shared="nothing")
+ALONE = dict(architecture="prefix_lm", num_encoder_layers=0)
+OTHER = dict(shared_params="none")
 IMPOSSIBLE = [
     (
         dict(num_heads=6, num_kv_heads=4),
@@ -372,37 +376,64 @@ IMPOSSIBLE = [
     (dict(num_encoder_layers=-1), "model.num_encoder_layers=-1 is too small; use 0 or more"),
     (dict(num_decoder_layers=0), "model.num_decoder_layers=0 is too small; use 1 or more"),
     (dict(vocab_size=-1), "model.vocab_size=-1 is too small; use 1 or more"),
-    (dict(window=0), "model.window=0 is too small; use 1 or more"),
-    (dict(start_id=-1), "model.start_id=-1 is too small; use 0 or more"),
-    (dict(vocab_size=9, start_id=9), "model.start_id=9 is no id; use 0 to below .*vocab_size=9"),
-    (dict(attention_cap=-1.0), "model.attention_cap=-1.0 is too small; use 0 or more"),
-    (dict(logits_cap=float("nan")), "model.logits_cap=nan is too small; use 0 or more"),
-    (dict(attention_scale=0.0), "model.attention_scale=0.0 is too small; use more than 0.0001"),
-    (dict(rotary_base=1.0), "model.rotary_base=1.0 is too small; use more than 1"),
-    (dict(dropout_rate=1.0), "model.dropout_rate=1.0 is no probability; use 0 to below 1"),
-    (dict(dropout_rate=float("nan")), "model.dropout_rate=nan is no probability"),
-    (dict(relative_buckets=30), "relative_buckets=30 .* use a multiple of 4"),
-    (dict(relative_limit=16), "relative_limit=16 do not make bins; .* more than its half"),
-    (dict(position="rotary", head_dim=7), "model.head_dim=7 is odd; .* use an even number"),
-    (dict(position="sinusoidal", d_model=7), "model.d_model=7 is odd; .* use an even number"),
+    ({"attention.window_size": 0}, "model.attention.window_size=0 is too small; use 1 or more"),
+    (
+        dict(decoder_start_token_id=-1),
+        "model.decoder_start_token_id=-1 is too small; use 0 or more",
+    ),
+    (
+        dict(vocab_size=9, decoder_start_token_id=9),
+        "decoder_start_token_id=9 is not an id; use 0 to below 9",
+    ),
+    (
+        {"attention.logits_soft_cap": -1.0},
+        "model.attention.logits_soft_cap=-1.0 is too small; use 0 or more",
+    ),
+    (
+        dict(final_logits_soft_cap=float("nan")),
+        "model.final_logits_soft_cap=nan is too small; use 0 or more",
+    ),
+    ({"attention.scale": 0.0}, "model.attention.scale=0.0 is too small; use more than 0.0001"),
+    ({"position.rotary_base": 1.0}, "model.position.rotary_base=1.0 is too small; use more than 1"),
+    (dict(dropout_rate=1.0), "model.dropout_rate=1.0 is not a probability; use 0 to below 1"),
+    (dict(dropout_rate=float("nan")), "model.dropout_rate=nan is not a probability"),
+    ({"position.relative_attention_num_buckets": 30}, "num_buckets=30 .* use a multiple of 4"),
+    (
+        {"position.relative_attention_max_distance": 16},
+        "max_distance=16 do not make bins; .* more than its half",
+    ),
+    ({"position.kind": "rotary", "head_dim": 7}, "model.head_dim=7 is odd; .* use an even number"),
+    (
+        {"position.kind": "sinusoidal", "d_model": 7},
+        "model.d_model=7 is odd; .* use an even number",
+    ),
     (OTHER | dict(encoder=dict(d_ff=-1)), "encoder.d_ff=-1 is too small; use 1 or more, or 0"),
     (
         OTHER | dict(encoder=dict(num_heads=6, num_kv_heads=4)),
         "model.encoder.num_heads=6 is not a multiple of model.encoder.num_kv_heads=4",
     ),
     (
-        OTHER | dict(position="rotary", encoder=dict(head_dim=5)),
+        OTHER | {"position.kind": "rotary", "encoder": dict(head_dim=5)},
         "model.encoder.head_dim=5 is odd; .* use an even number",
     ),
     (dict(encoder=dict(d_model=8)), "encoder.d_model=8 needs an embedding of its own; use .*noth"),
-    (dict(shared="all", encoder=dict(d_ff=8)), "shared='all' needs towers of one shape and depth"),
-    (dict(shared="all", num_encoder_layers=3), "shared='all' needs .* equal the depths"),
-    (ALONE | dict(num_encoder_layers=2), "num_encoder_layers=2 has no use with .*; use 0"),
-    (ALONE | dict(encoder=dict(d_ff=8)), r"model.encoder=.*d_ff=8.* has no use with .*prefix_lm"),
-    (ALONE | dict(shared="all"), "model.shared='all' has no use with .*; leave it 'embeddings'"),
+    (
+        dict(shared_params="all", encoder=dict(d_ff=8)),
+        "shared_params='all' needs towers of one shape and depth",
+    ),
+    (
+        dict(shared_params="all", num_encoder_layers=3),
+        "shared_params='all' needs .* equal the depths",
+    ),
+    (ALONE | dict(num_encoder_layers=2), "num_encoder_layers=2 is unused with .*; use 0"),
+    (ALONE | dict(encoder=dict(d_ff=8)), r"model.encoder=.*d_ff=8.* is unused with .*prefix_lm"),
+    (
+        ALONE | dict(shared_params="all"),
+        "model.shared_params='all' is unused with .*; leave it 'embeddings'",
+    ),
     (dict(activation="gegelu"), "model.activation='gegelu' .* did you mean 'geglu'"),
-    (dict(head="tide"), "model.head='tide' is unknown; .* 'tied'"),
-    (dict(layers="scan"), "model.layers='scan' is unknown; choose one of scanned, unrolled"),
+    (dict(lm_head="tide"), "model.lm_head='tide' is unknown; .* 'tied'"),
+    (dict(scan_layers="scan"), "model.scan_layers='scan' is not a boolean; use True or False"),
     (dict(dtype="float16"), "model.dtype='float16' is unknown; choose one of bfloat16"),
 ]
 
@@ -410,10 +441,10 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize("fields, message", IMPOSSIBLE)
 def test_an_impossible_model_is_refused_with_value_bound_and_cure(fields, message):
     with pytest.raises(ValueError, match=message):
-        transformer.ModelConfig(**fields)
+        transformer.ModelConfig.from_flat(fields)
 
 
-@pytest.mark.parametrize("field", words.words.WORDS)
+@pytest.mark.parametrize("field", words.CHOICES)
 def test_an_unknown_word_is_refused_with_the_words_there_are(field):
     with pytest.raises(ValueError, match=f"model.{field}='xyzzy' is unknown; choose one of"):
-        transformer.ModelConfig(**{field: "xyzzy"})
+        transformer.ModelConfig.from_flat({field: "xyzzy"})

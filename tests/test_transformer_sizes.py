@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tracemalloc
 
@@ -59,7 +58,7 @@ def preset(name, **fields):
     """The model of a preset, as a run would build it."""
     config = models.apply(base.get_config().unlock(), name)
     model = transformer.ModelConfig(**config.model.to_dict())
-    return dataclasses.replace(model, **fields)
+    return model.replace(fields)
 
 
 # Parameters. ---------------------------------------------------------------------------------
@@ -115,8 +114,15 @@ def test_the_default_model_is_the_smallest_t5_preset():
 
 # Where training starts. ----------------------------------------------------------------------
 
-WIDE = dict(vocab_size=256, d_model=64, d_ff=160, num_heads=8, head_dim=16, relative_buckets=32)
-WIDE |= dict(num_kv_heads=8, relative_limit=128)
+WIDE = {
+    "vocab_size": 256,
+    "d_model": 64,
+    "d_ff": 160,
+    "num_heads": 8,
+    "head_dim": 16,
+    "position.relative_attention_num_buckets": 32,
+}
+WIDE |= {"num_kv_heads": 8, "position.relative_attention_max_distance": 128}
 STARTED = {
     "t5_1_1": words.model_of("t5_1_1", **WIDE),
     "t5_1_1_of_32128_rows": words.model_of("t5_1_1", **WIDE | dict(vocab_size=32_128)),
@@ -200,13 +206,15 @@ def narrow(name):
     config = preset(name)
     groups = config.num_heads // config.num_kv_heads
     sizes = dict(d_model=64, d_ff=128, num_heads=4, num_kv_heads=4 // groups, head_dim=16)
-    encoder = sizes | dict(d_model=96) if config.encoder != transformer.Shape() else {}
-    small = dict(encoder=transformer.Shape(**encoder), num_encoder_layers=1, num_decoder_layers=1)
+    encoder = sizes | dict(d_model=96) if config.encoder != transformer.EncoderConfig() else {}
+    small = dict(
+        encoder=transformer.EncoderConfig(**encoder), num_encoder_layers=1, num_decoder_layers=1
+    )
     # Scores keep their start's variance: scaled by 1, or by the root of the preset's head_dim.
-    if config.attention_scale != 1:
-        assert config.attention_scale == config.head_dim**-0.5
-        small["attention_scale"] = 16**-0.5
-    return dataclasses.replace(config, layers="unrolled", **sizes, **small)
+    if config.attention.scale != 1:
+        assert config.attention.scale == config.head_dim**-0.5
+        small["attention.scale"] = 16**-0.5
+    return config.replace({"scan_layers": False} | sizes | small)
 
 
 @functools.cache
@@ -238,25 +246,27 @@ def test_the_first_loss_is_within_a_twentieth_of_ln_v(name):
 
 # FLOPs. --------------------------------------------------------------------------------------
 
-OTHER_SHAPE = transformer.Shape(d_model=640, d_ff=768, num_heads=4, num_kv_heads=2, head_dim=256)
+OTHER_SHAPE = transformer.EncoderConfig(
+    d_model=640, d_ff=768, num_heads=4, num_kv_heads=2, head_dim=256
+)
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         dict(),
-        dict(num_kv_heads=1, activation="relu", head="tied"),
+        dict(num_kv_heads=1, activation="relu", lm_head="tied"),
         dict(num_encoder_layers=3, num_decoder_layers=1, d_ff=640),
-        dict(encoder=OTHER_SHAPE, shared="nothing"),
-        dict(shared="all", num_encoder_layers=2),
-        dict(arrangement="prefix_lm", num_encoder_layers=0),
-        dict(arrangement="language_model", num_encoder_layers=0, num_kv_heads=1),
+        dict(encoder=OTHER_SHAPE, shared_params="none"),
+        dict(shared_params="all", num_encoder_layers=2),
+        dict(architecture="prefix_lm", num_encoder_layers=0),
+        dict(architecture="language_model", num_encoder_layers=0, num_kv_heads=1),
     ],
 )
 def test_flops_are_those_of_the_compiled_model(fields):
     sizes = dict(vocab_size=2048, d_model=512, d_ff=1024, num_heads=2, num_kv_heads=2, head_dim=512)
     depth = dict(num_encoder_layers=1, num_decoder_layers=2)
-    config = transformer.ModelConfig(**sizes | depth | fields)
+    config = transformer.ModelConfig.from_flat(sizes | depth | fields)
     rows, inputs, targets = 2, 96, 64
     compiled = (
         jax.jit(transformer.Transformer(config).apply, compiler_options=words.QUICK)

@@ -21,58 +21,96 @@ from tests import test_attention
 
 ROWS, SOURCE, TARGET, VOCAB = 6, 12, 10, 32
 SIZES = dict(vocab_size=VOCAB, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=4)
-SIZES |= dict(num_encoder_layers=2, num_decoder_layers=2, relative_buckets=8, relative_limit=10)
+SIZES |= {
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "position.relative_attention_num_buckets": 8,
+    "position.relative_attention_max_distance": 10,
+}
 ALONE = dict(num_encoder_layers=0)
-T5GEMMA = dict(
-    shared="nothing",
-    position="rotary",
-    norm="rms_offset",
-    norm_placement="both",
-    attention_scale=0.6,
-    attention_cap=1.5,
-    logits_cap=2.0,
-    windows="alternating",
-    window=3,
-    head="tied_unscaled",
-    embedding_scale="sqrt_d_model",
-    start_id=2,
-    num_kv_heads=2,
-)
+T5GEMMA = {
+    "shared_params": "none",
+    "position.kind": "rotary",
+    "norm.kind": "rms_offset",
+    "norm.placement": "both",
+    "attention.scale": 0.6,
+    "attention.logits_soft_cap": 1.5,
+    "final_logits_soft_cap": 2.0,
+    "attention.pattern": "local_global_1_1",
+    "attention.window_size": 3,
+    "lm_head": "tied_unscaled",
+    "embedding_scale": "sqrt_d_model",
+    "decoder_start_token_id": 2,
+    "num_kv_heads": 2,
+}
 OTHER_SHAPE = dict(d_model=24, d_ff=20, num_heads=6, num_kv_heads=3, head_dim=6)
 # 2017: the first Transformer, post-norm. `local` has windows that are smaller than the rows.
-ATTENTION_2017 = dict(
-    position="sinusoidal",
-    norm="layer",
-    norm_placement="post",
-    activation="relu",
-    embedding_scale="sqrt_d_model",
-    head="tied_unscaled",
-    attention_scale=0.5,
-)
+ATTENTION_2017 = {
+    "position.kind": "sinusoidal",
+    "norm.kind": "layer",
+    "norm.placement": "post",
+    "activation": "relu",
+    "embedding_scale": "sqrt_d_model",
+    "lm_head": "tied_unscaled",
+    "attention.scale": 0.5,
+}
 WORDS = {
     "t5_1_1": {},
-    "t5_1_0": dict(activation="relu", head="tied", layers="scanned"),
-    "umt5": dict(position="relative_per_layer", layers="scanned"),
-    "byt5": dict(num_encoder_layers=3, num_decoder_layers=1, remat="full", attention="whole"),
-    "ul2": dict(activation="swiglu", num_kv_heads=2, remat="dots", start_id=3),
+    "t5_1_0": dict(activation="relu", lm_head="tied", scan_layers=True),
+    "umt5": {"position.kind": "relative_per_layer", "scan_layers": True},
+    "byt5": {
+        "num_encoder_layers": 3,
+        "num_decoder_layers": 1,
+        "remat_policy": "full",
+        "attention.implementation": "einsum",
+    },
+    "ul2": dict(activation="swiglu", num_kv_heads=2, remat_policy="dots", decoder_start_token_id=3),
     "t5gemma": T5GEMMA,
     "t5gemma_unequal": T5GEMMA | dict(encoder=OTHER_SHAPE, num_encoder_layers=1),
     "2017": ATTENTION_2017,
-    "no_position": dict(position="none", activation="gelu", norm="layer", num_kv_heads=1),
-    "normed": dict(query_key_norm="rms", windows="local", window=3, num_kv_heads=2),
-    "five_local": dict(
-        windows="five_local", window=2, num_decoder_layers=7, layers="scanned", position="rotary"
-    ),
-    "shared": dict(shared="all", attention_cap=1.0, norm_placement="both"),
-    "prefix_lm": ALONE | dict(arrangement="prefix_lm", attention_cap=1.0),
-    "prefix_t5gemma": T5GEMMA | ALONE | dict(arrangement="prefix_lm", shared="embeddings"),
-    "language_model": ALONE | dict(arrangement="language_model", head="tied"),
-    "language_2017": ALONE | ATTENTION_2017 | dict(arrangement="language_model", layers="scanned"),
+    "no_position": {
+        "position.kind": "none",
+        "activation": "gelu",
+        "norm.kind": "layer",
+        "num_kv_heads": 1,
+    },
+    "normed": {
+        "attention.query_key_norm": "rms",
+        "attention.pattern": "local",
+        "attention.window_size": 3,
+        "num_kv_heads": 2,
+    },
+    "five_local": {
+        "attention.pattern": "local_global_5_1",
+        "attention.window_size": 2,
+        "num_decoder_layers": 7,
+        "scan_layers": True,
+        "position.kind": "rotary",
+    },
+    "shared": {"shared_params": "all", "attention.logits_soft_cap": 1.0, "norm.placement": "both"},
+    "prefix_lm": ALONE | {"architecture": "prefix_lm", "attention.logits_soft_cap": 1.0},
+    "prefix_t5gemma": T5GEMMA | ALONE | dict(architecture="prefix_lm", shared_params="embeddings"),
+    "language_model": ALONE | dict(architecture="language_model", lm_head="tied"),
+    "language_2017": ALONE | ATTENTION_2017 | dict(architecture="language_model", scan_layers=True),
     "language_umt5": ALONE
-    | dict(arrangement="language_model", position="relative_per_layer", windows="local", window=4),
+    | {
+        "architecture": "language_model",
+        "position.kind": "relative_per_layer",
+        "attention.pattern": "local",
+        "attention.window_size": 4,
+    },
+}
+CHOICES = {  # the values that a key may have, by the key
+    f"{prefix}{field.name}": field.metadata["choices"]
+    for prefix, section in {
+        "": transformer.ModelConfig,
+        **{f"{name}.": section for name, section in words.SECTIONS.items()},
+    }.items()
+    for field in dataclasses.fields(section)
+    if "choices" in field.metadata
 }
 every_word = pytest.mark.parametrize("name", WORDS)
-ENCODED = [name for name, word in WORDS.items() if "arrangement" not in word]
+ENCODED = [name for name, word in WORDS.items() if "architecture" not in word]
 ONE_TOWER = [name for name in WORDS if name not in ENCODED]
 # (inputs, targets) tokens of each example, and which of them share a row where they are packed.
 EXAMPLES = ((5, 4), (6, 5), (12, 10), (1, 2), (7, 3), (3, 5))
@@ -82,7 +120,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 def model_of(name, **fields):
     """The config of a word, with other fields."""
-    return transformer.ModelConfig(**SIZES | WORDS[name] | fields)
+    return transformer.ModelConfig.from_flat(SIZES | WORDS[name] | fields)
 
 
 @functools.cache
@@ -94,7 +132,7 @@ def drawn(config):
         *_, holder, end = ["", *(key.key for key in path)]
         shape, values = leaf.shape, rng.normal(size=leaf.shape)
         if end == "scale":
-            offset = config.norm == "rms_offset" and holder not in ("query_norm", "key_norm")
+            offset = config.norm.kind == "rms_offset" and holder not in ("query_norm", "key_norm")
             values = rng.uniform(0.5, 1.5, shape) - offset
         elif end == "kernel":
             axes = shape[1:3] if holder == "out" else shape[1:2]
@@ -165,12 +203,12 @@ def close(ours, theirs, part=3e-5):
 
 
 def normed(config, params, x, offset=0.0):
-    if config.norm == "layer":
+    if config.norm.kind == "layer":
         x = x - x.mean(-1, keepdims=True)
         return (
             x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * params["scale"] + params["bias"]
         )
-    offset = 1.0 if config.norm == "rms_offset" else 0.0
+    offset = 1.0 if config.norm.kind == "rms_offset" else 0.0
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * (offset + params["scale"])
 
 
@@ -185,17 +223,20 @@ def turned(x, base):
 def looked(config, params, x, source, seen, bias, rotary):
     """One attention layer, head by head: x [T, D], source [S, D], seen bool [T, S] -> [T, D]."""
     kernel = {name: params[name]["kernel"] for name in ("query", "key", "value", "out")}
-    cap, out = config.attention_cap, 0.0
+    cap, out = config.attention.logits_soft_cap, 0.0
     for n in range(config.num_heads):
         k = n // (config.num_heads // config.num_kv_heads)
         query, key = x @ kernel["query"][:, n], source @ kernel["key"][:, k]
-        if config.query_key_norm == "rms":
+        if config.attention.query_key_norm == "rms":
             rms = lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
             query = rms(query) * params["query_norm"]["scale"]
             key = rms(key) * params["key_norm"]["scale"]
         if rotary:
-            query, key = turned(query, config.rotary_base), turned(key, config.rotary_base)
-        scores = config.attention_scale * query @ key.T + bias[n]
+            query, key = (
+                turned(query, config.position.rotary_base),
+                turned(key, config.position.rotary_base),
+            )
+        scores = config.attention.scale * query @ key.T + bias[n]
         scores = cap * np.tanh(scores / cap) if cap else scores
         weights = np.where(seen, np.exp(scores), 0)
         weights /= weights.sum(-1, keepdims=True)
@@ -221,38 +262,39 @@ def through(config, params, x, seen, table, depth, encoded=None):
     both = not table.startswith("causal")
     bucket = functools.partial(test_attention.exact_bucket, bidirectional=both, buckets=8, limit=10)
     buckets = np.vectorize(bucket)(away)
-    pattern = dict(g="g", l="l", a="lg", f="lllllg")[config.windows[0]]
+    pattern = dict(local="l", local_global_1_1="lg", local_global_5_1="lllllg")
+    pattern = pattern.get(config.attention.pattern, "g")
     for layer in range(depth):
         own = jax.tree.map(lambda leaf: leaf[layer], params["layers"])  # noqa: B023
         local = pattern[layer % len(pattern)] == "l"
-        sight = seen & (abs(away) < config.window) if local else seen
+        sight = seen & (abs(away) < config.attention.window_size) if local else seen
         bias = np.zeros(config.num_heads)
-        if config.position.startswith("relative"):
-            holder = own if config.position == "relative_per_layer" else params
+        if config.position.kind.startswith("relative"):
+            holder = own if config.position.kind == "relative_per_layer" else params
             name = table if table in holder else "relative"
             bias = np.moveaxis(holder[name]["relative_bias"][buckets], -1, 0)
-        rotary = config.position == "rotary"
+        rotary = config.position.kind == "rotary"
         self_look = lambda x: looked(config, own["self_attention"], x, x, sight, bias, rotary)  # noqa: B023
         none = np.zeros(config.num_heads)
         cross = lambda x: looked(config, own["cross_attention"], x, encoded, True, none, False)  # noqa: B023
         feed = lambda x: fed(config, own["feed_forward"], x)  # noqa: B023
         parts = [("self", self_look), ("cross", cross), ("ff", feed)]
         for part, change in parts if encoded is not None else parts[::2]:
-            if config.norm_placement == "post":
+            if config.norm.placement == "post":
                 x = normed(config, own[f"{part}_post_norm"], x + change(x))
                 continue
             changed = change(normed(config, own[f"{part}_norm"], x))
-            if config.norm_placement == "both":
+            if config.norm.placement == "both":
                 changed = normed(config, own[f"{part}_post_norm"], changed)
             x = x + changed
-    return x if config.norm_placement == "post" else normed(config, params["norm"], x)
+    return x if config.norm.placement == "post" else normed(config, params["norm"], x)
 
 
 def embedded(config, table, ids):
     x, width = table[ids], table.shape[1]
     if config.embedding_scale == "sqrt_d_model":
         x = x * np.sqrt(width)
-    if config.position == "sinusoidal":
+    if config.position.kind == "sinusoidal":
         at, wave = np.arange(len(ids))[:, None], np.arange(width // 2)
         angle = at / 10_000 ** (2 * wave / width)
         x = x + np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
@@ -263,29 +305,29 @@ def told(config, inputs, targets, params=None):
     """The stranger's logits [T, V] of one example."""
     params = jax.tree.map(np.float64, drawn(config) if params is None else params)
     table = params["embed"]["embedding"]
-    given = np.concatenate([[config.start_id], targets[:-1]]).astype(int)
+    given = np.concatenate([[config.decoder_start_token_id], targets[:-1]]).astype(int)
     depth, causal = config.num_decoder_layers, "causal_relative"
-    if config.arrangement == "encoder_decoder":
+    if config.architecture == "encoder_decoder":
         own = {key: size for key, size in dataclasses.asdict(config.encoder).items() if size}
-        ours = dataclasses.replace(config, encoder=words.Shape(), **own)
+        ours = dataclasses.replace(config, encoder=words.EncoderConfig(), **own)
         read = embedded(ours, params.get("encoder_embed", params["embed"])["embedding"], inputs)
         all_seen = np.ones((len(inputs), len(inputs)), bool)
         encoded = through(
             ours, params["encoder"], read, all_seen, "relative", config.num_encoder_layers
         )
-        tower = params["encoder" if config.shared == "all" else "decoder"]
+        tower = params["encoder" if config.shared_params == "all" else "decoder"]
         past = np.tri(len(given), dtype=bool)
         x = through(config, tower, embedded(config, table, given), past, causal, depth, encoded)
     else:
         x = embedded(config, table, np.concatenate([inputs, given]))
         seen, relative = np.tri(len(x), dtype=bool), causal
-        if config.arrangement == "prefix_lm":
+        if config.architecture == "prefix_lm":
             seen, relative = seen | (np.arange(len(x)) < len(inputs)), "relative"
         x = through(config, params["decoder"], x, seen, relative, depth)[len(inputs) :]
-    if config.head == "tied":
+    if config.lm_head == "tied":
         x = x / np.sqrt(config.d_model)
-    logits = x @ (params["head"] if config.head == "untied" else table.T)
-    cap = config.logits_cap
+    logits = x @ (params["head"] if config.lm_head == "untied" else table.T)
+    cap = config.final_logits_soft_cap
     return cap * np.tanh(logits / cap) if cap else logits
 
 
@@ -296,8 +338,8 @@ ONE_A_ROW = tuple((number,) for number in range(ROWS))
 
 def test_every_word_of_every_table_is_among_those_tested():
     tested = {name: model_of(name) for name in WORDS}
-    for field, table in words.WORDS.items():
-        missing = set(table) - {getattr(config, field) for config in tested.values()}
+    for field, table in CHOICES.items():
+        missing = set(table) - {config.to_flat()[field] for config in tested.values()}
         assert missing <= {"bfloat16"}, f"{field}: {missing}"
 
 
@@ -348,7 +390,7 @@ def test_a_target_has_a_say_only_in_what_follows_it(name):
 @pytest.mark.parametrize("name", ONE_TOWER)
 def test_without_encoder_inputs_are_read_as_the_arrangement_says(name):
     """A prefix LM's inputs see each other whole, a language model's only what is before."""
-    config = model_of(name, windows="global", num_decoder_layers=1)
+    config = model_of(name, num_decoder_layers=1, **{"attention.pattern": "global"})
     model, (examples, _) = transformer.Transformer(config), laid_out(((2,), (), (), (), (), ()))
 
     def hidden(inputs):
@@ -363,7 +405,7 @@ def test_without_encoder_inputs_are_read_as_the_arrangement_says(name):
     inputs = examples.inputs.copy()
     inputs[0, 6] = 2 + (inputs[0, 6] + 3) % (VOCAB - 2)
     moved = np.asarray((hidden(inputs) != hidden(examples.inputs)).any(-1))
-    prefix = config.arrangement == "prefix_lm"
+    prefix = config.architecture == "prefix_lm"
     np.testing.assert_array_equal(moved, prefix | (np.arange(SOURCE + TARGET) >= 6))
 
 
@@ -383,7 +425,7 @@ def test_the_amount_of_padding_changes_no_number(name):
 
 
 def test_shared_towers_with_a_table_a_layer_have_one_for_each_part_they_play():
-    config = model_of("shared", position="relative_per_layer", layers="scanned")
+    config = model_of("shared", scan_layers=True, **{"position.kind": "relative_per_layer"})
     examples, places = laid_out(PACKED)
     assert {"relative", "causal_relative"} <= set(drawn(config)["encoder"]["layers"])
     for number, (row, place) in places.items():

@@ -10,7 +10,7 @@ STEPS, SAVE = 30, 4
 STAGES = ("pretrain", "finetune", "distill")
 SIZES = """
     model.vocab_size=512 model.d_model=32 model.d_ff=64 model.num_heads=4 model.num_kv_heads=4
-    model.head_dim=8 model.num_encoder_layers=2 model.num_decoder_layers=2 model.layers=scanned
+    model.head_dim=8 model.num_encoder_layers=2 model.num_decoder_layers=2 model.scan_layers=True
     model.dropout_rate=0.1 tokenizer.vocab_size=400 tokenizer.num_extra_ids=10
     data.train_split=train[:120] data.heldout_split=validation[:16] data.input_length=32 data.target_length=16
     data.batch_size=8 evaluate.max_examples=8 eval_every_steps=10

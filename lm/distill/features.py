@@ -40,7 +40,7 @@ class Features:
 
     def tower(self, name: str) -> Tower:
         """What its "encoder" or "decoder" showed."""
-        runs = self.shown["encoder" if self.config.shared == "all" else name]
+        runs = self.shown["encoder" if self.config.shared_params == "all" else name]
         last = -1 if name == "decoder" else 0  # one tower that is both is run as a decoder last
         own = jax.tree.map(lambda run: run[last], runs, is_leaf=lambda run: isinstance(run, tuple))
         return Tower(depth(self.config, name), own, name == "decoder")
@@ -129,7 +129,7 @@ def compare(
 def _segments(config, tower: str, examples: batch.Batch) -> Array:
     # Of a tower's positions: int [B, P].
     theirs, own = examples.inputs_segment_ids, examples.targets_segment_ids
-    if config.arrangement != "encoder_decoder":
+    if config.architecture != "encoder_decoder":
         return jnp.concatenate([theirs, own], axis=1)
     return theirs if tower == "encoder" else own
 
@@ -206,12 +206,12 @@ def pairs(
     Raises ValueError where the two models cannot be so compared.
     """
     word = f"teacher.loss {term.name}"
-    if ours.arrangement != theirs.arrangement:
+    if ours.architecture != theirs.architecture:
         raise ValueError(
-            f"{word} compares towers, but model.arrangement={ours.arrangement!r} is the teacher's "
-            f"{theirs.arrangement!r}; use forward_kl instead, or the same arrangement."
+            f"{word} compares towers, but model.architecture={ours.architecture!r} is the teacher's "
+            f"{theirs.architecture!r}; use forward_kl instead, or the same architecture."
         )
-    towers = ("encoder", "decoder") if ours.arrangement == "encoder_decoder" else ("decoder",)
+    towers = ("encoder", "decoder") if ours.architecture == "encoder_decoder" else ("decoder",)
     found = {}
     for tower in towers:
         depths = depth(ours, tower), depth(theirs, tower)
@@ -249,7 +249,7 @@ def _chosen(word: str, said: str, depths: tuple[int, int], inputs: bool) -> Pair
 
 def _check_alike(term: Term, tower: str, chosen: Pairs, ours, theirs) -> None:
     """Maps are compared head by head; relation heads divide what there is."""
-    word, both = f"teacher.loss {term.name}", (ours.side(tower), theirs.side(tower))
+    word, both = f"teacher.loss {term.name}", (ours.tower(tower), theirs.tower(tower))
     if term.name == "attention":
         heads = [side.num_heads for side in both]
         if heads[0] != heads[1]:
@@ -258,7 +258,7 @@ def _check_alike(term: Term, tower: str, chosen: Pairs, ours, theirs) -> None:
                 f"{heads[1]}; use relations, which take any number of heads."
             )
         for pair in chosen:
-            seen = [side.sight(layer - 1) for side, layer in zip(both, pair, strict=True)]
+            seen = [side.layer_window(layer - 1) for side, layer in zip(both, pair, strict=True)]
             if seen[0] != seen[1]:
                 raise ValueError(
                     f"{word} compares layer {pair[0]} of the {tower} with the teacher's {pair[1]}, "
@@ -285,7 +285,7 @@ def shapes(terms: tuple[Term, ...], ours, theirs) -> dict:
     made = {}
     for term in terms:
         for tower, chosen in pairs(term, ours, theirs).items() if term.name in INSIDE else ():
-            widths = ours.side(tower).d_model, theirs.side(tower).d_model
+            widths = ours.tower(tower).d_model, theirs.tower(tower).d_model
             if term.name == "hidden" and widths[0] != widths[1]:
                 kernel = jax.ShapeDtypeStruct((len(chosen), *widths), jnp.float32)
                 made[tower] = {"layers": {"kernel": kernel}}

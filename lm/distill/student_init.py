@@ -29,7 +29,7 @@ from flax import traverse_util
 
 from lm import initialization, lookup, transformer
 
-SIZES = tuple(field.name for field in dataclasses.fields(transformer.Shape))
+SIZES = tuple(field.name for field in dataclasses.fields(transformer.EncoderConfig))
 RANDOM = ", or teacher.student_init='random'"
 # The norm whose result a kernel reads, by the kernel's place in a layer; of an encoder's result
 # and of the head, the norm at the end of a tower.
@@ -100,14 +100,15 @@ def check_student(init: str, teacher_config, config) -> None:
     initialization.check_same(config, teacher_config, ("vocab_size",), "the teacher's")
     if start is None:
         return
-    sizes = (*SIZES, "encoder", *(("attention_scale",) if start.width else ()))
-    sizes += ("head",) if leaves_head(teacher_config, config) else ()
-    fields = [field for field in transformer.SHARED if field not in sizes]
+    sizes = (*SIZES, *(f"encoder.{size}" for size in SIZES))
+    sizes += ("attention.scale",) if start.width else ()
+    sizes += ("lm_head",) if leaves_head(teacher_config, config) else ()
+    fields = [field for field in transformer.SHARED_KEYS if field not in sizes]
     initialization.check_same(config, teacher_config, fields, "the teacher's", RANDOM)
     for tower in ("encoder", "decoder"):
         ours, theirs = (getattr(c, f"num_{tower}_layers") for c in (config, teacher_config))
         _check_most(f"num_{tower}_layers", ours, theirs)
-        _check_width(start, init, teacher_config.side(tower), config.side(tower))
+        _check_width(start, init, teacher_config.tower(tower), config.tower(tower))
     if start.width == "projected":
         _check_turned(config)
     if start.shared:
@@ -116,7 +117,7 @@ def check_student(init: str, teacher_config, config) -> None:
 
 def leaves_head(teacher_config, config) -> bool:
     """Whether a student starts with a head that is no teacher's: its own embedding, tied."""
-    return teacher_config.head == "untied" != config.head
+    return teacher_config.lm_head == "untied" != config.lm_head
 
 
 def _check_most(field: str, ours: int, theirs: int) -> None:
@@ -143,7 +144,7 @@ def _check_width(start: Start, init: str, theirs, ours) -> None:
             f"{ours.num_kv_heads}, and the teacher {groups[1]}; use more num_kv_heads"
             f"{RANDOM}."
         )
-    if ours.position == "rotary" and theirs.head_dim % ours.head_dim:
+    if ours.position.kind == "rotary" and theirs.head_dim % ours.head_dim:
         raise ValueError(
             f"model.head_dim={ours.head_dim} does not divide the teacher's {theirs.head_dim}, and "
             f"its rotary pairs turn at other speeds; use {theirs.head_dim // 2}{RANDOM}."
@@ -152,23 +153,24 @@ def _check_width(start: Start, init: str, theirs, ours) -> None:
 
 def _check_turned(config) -> None:
     for field, words in (
-        ("norm", ("rms", "rms_offset")),
-        ("norm_placement", ("pre",)),
-        ("position", ("relative", "relative_per_layer", "rotary", "none")),
+        ("norm.kind", ("rms", "rms_offset")),
+        ("norm.placement", ("pre",)),
+        ("position.kind", ("relative", "relative_per_layer", "rotary", "none")),
     ):
-        if getattr(config, field) not in words:
+        value = config.to_flat()[field]
+        if value not in words:
             raise ValueError(
-                f"model.{field}={getattr(config, field)!r} knows d_model's axes apart, and "
+                f"model.{field}={value!r} knows d_model's axes apart, and "
                 f"teacher.student_init's word projected turns them; use sliced."
             )
 
 
 def _check_shared(init: str, teacher_config, config) -> None:
-    if config.arrangement != "encoder_decoder" or config.shared == "all":
+    if config.architecture != "encoder_decoder" or config.shared_params == "all":
         raise ValueError(
             f"teacher.student_init={init!r} needs an encoder that does not write; use "
-            f"{init.removeprefix('shared ')!r}, or model.arrangement='encoder_decoder' and "
-            f"model.shared='embeddings'."
+            f"{init.removeprefix('shared ')!r}, or model.architecture='encoder_decoder' and "
+            f"model.shared_params='embeddings'."
         )
     ours, theirs = config.num_encoder_layers, teacher_config.num_encoder_layers
     if ours != theirs:
@@ -186,7 +188,7 @@ def frozen(init: str, config: transformer.ModelConfig) -> str:
     start = parse_start(init)
     if start is None or not start.shared:
         return ""
-    return "^(encoder|encoder_embed)/" if config.shared == "nothing" else "^(encoder|embed)/"
+    return "^(encoder|encoder_embed)/" if config.shared_params == "none" else "^(encoder|embed)/"
 
 
 def init_student(
@@ -211,7 +213,7 @@ def init_student(
         if "/layers/" in path:
             depths = (getattr(c, f"num_{tower}_layers") for c in (teacher_config, config))
             leaf = leaf[jnp.array(start.layers(*depths))]
-        theirs, ours = (c.side(tower) for c in (teacher_config, config))
+        theirs, ours = (c.tower(tower) for c in (teacher_config, config))
         flat[path] = _part(path, leaf, wanted[path].shape, theirs, ours)
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -223,7 +225,9 @@ def _part(path: str, leaf, shape: tuple, theirs, ours):
     for pattern, axis in HEADS:
         if re.search(pattern, path) and leaf.shape[axis] != shape[leaf.ndim + axis]:
             leaf = jnp.take(leaf, _heads(theirs, ours), axis)
-    turned = ours.position == "rotary" and re.search(r"self_attention/(query|key)(_norm)?/", path)
+    turned = ours.position.kind == "rotary" and re.search(
+        r"self_attention/(query|key)(_norm)?/", path
+    )
     if turned and leaf.shape[-1] != shape[-1]:
         leaf = jnp.take(leaf, _pairs(theirs.head_dim, ours.head_dim), -1)
     return leaf[tuple(map(slice, shape))]
@@ -249,7 +253,7 @@ def _turned(flat: dict, teacher_config, config, seed: int) -> dict:
         # Of the kernels of cross-attention these read what the encoder wrote.
         reads_encoder = re.search(r"cross_attention/(key|value)/kernel$", path)
         side = "encoder" if path.startswith("encoder") or reads_encoder else "decoder"
-        turn = _turn(teacher_config.side(side).d_model, config.side(side).d_model, seed)
+        turn = _turn(teacher_config.tower(side).d_model, config.tower(side).d_model, seed)
         norm = _norm_before(path, teacher_config)
         if norm:
             axis = int("/layers/" in path)
@@ -268,8 +272,8 @@ def _gains(flat: dict, config) -> tuple[dict, dict]:
 
     A tied head cannot take it: of the norm before it the mean stays.
     """
-    offset, gains, scales = float(config.norm == "rms_offset"), {}, {}
-    tied = config.head != "untied"
+    offset, gains, scales = float(config.norm.kind == "rms_offset"), {}, {}
+    tied = config.lm_head != "untied"
     for path in flat:
         if not re.search(r"(^|/)((self|cross|ff)_)?norm/scale$", path):
             continue
@@ -292,7 +296,7 @@ def _norm_before(path: str, config) -> str:
 
 
 def _last_norm(config) -> str:
-    return f"{'encoder' if config.shared == 'all' else 'decoder'}/norm/scale"
+    return f"{'encoder' if config.shared_params == 'all' else 'decoder'}/norm/scale"
 
 
 def _turn(theirs: int, ours: int, seed: int) -> jax.Array:

@@ -38,7 +38,7 @@ def read(directory, workdir, config: dict) -> str:
 
     directory: a transformers checkpoint, or a step of T5X's. config: nested dict of all keys; its
     sections model and tokenizer give way to the checkpoint's. T5X keeps no config and no tokenizer
-    beside its weights: model.activation and relative_limit, where the shapes fit both, are the
+    beside its weights: model.activation and the relative bias's distance limit, where the shapes fit both, are the
     config's, and tokenizer.dir names a directory with a SentencePiece model.
     The folder appears whole or not at all. Returns what was read, in a line.
     Raises ValueError for what cannot be read, and where something is already.
@@ -73,21 +73,22 @@ def read(directory, workdir, config: dict) -> str:
             saved.save(steps.State(0, params, None, 0), facts | {"position": {"next_index": 0}})
         runs.claim(run, tokens)
     return (
-        f"{workdir}: {transformer.parameter_count(model):,} parameters, head {model.head}, "
+        f"{workdir}: {transformer.parameter_count(model):,} parameters, head {model.lm_head}, "
         f"{tokens.size:,} ids{assumed}; start from it with --config=configs/finetune.py:{workdir}"
     )
 
 
 def _architecture(reader, directory: pathlib.Path, words: dict):
     # The model, and, for the account, what of it no file tells.
-    told, assumed = reader.read_architecture(directory), {}
+    told, assumed, words = reader.read_architecture(directory), {}, transformer.flatten(words)
     if reader is t5x:
         gated = lambda word: lookup.lookup(layers.ACTIVATIONS, word, "model.activation")[1]
         if gated(words["activation"]) == gated(told["activation"]):
             assumed = {"activation": words["activation"]}
-        assumed["relative_limit"] = words["relative_limit"]
-    chosen = {key: words[key] for key in transformer.COMPUTED if key != "dropout_rate"}
-    model = transformer.ModelConfig(**told | chosen | assumed)
+        limit = "position.relative_attention_max_distance"
+        assumed[limit] = words[limit]
+    chosen = {key: words[key] for key in transformer.COMPUTE_KEYS if key != "dropout_rate"}
+    model = transformer.ModelConfig.from_flat(told | chosen | assumed)
     said = ", ".join(f"{key}={value}" for key, value in assumed.items())
     return model, f"; assumed, since T5X does not tell: {said}" if said else ""
 

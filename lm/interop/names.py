@@ -85,9 +85,9 @@ T5_SIZES = (
     ("num_heads", "num_heads", None),
     ("head_dim", "d_kv", None),
     ("num_encoder_layers", "num_layers", None),
-    ("relative_buckets", "relative_attention_num_buckets", 32),
-    ("relative_limit", "relative_attention_max_distance", 128),
-    ("start_id", "decoder_start_token_id", 0),
+    ("position.relative_attention_num_buckets", "relative_attention_num_buckets", 32),
+    ("position.relative_attention_max_distance", "relative_attention_max_distance", 128),
+    ("decoder_start_token_id", "decoder_start_token_id", 0),
     ("dropout_rate", "dropout_rate", 0.1),
 )
 T5GEMMA_SIZES = (
@@ -104,28 +104,28 @@ T5_ACTIVATIONS = {
     "swiglu": "gated-silu",
 }
 T5GEMMA_ACTIVATIONS = {"geglu": "gelu_pytorch_tanh", "swiglu": "silu"}
-LAYER_TYPES = {"l": "sliding_attention", "g": "full_attention"}  # letters of model.windows
+LAYER_TYPES = {"l": "sliding_attention", "g": "full_attention"}  # letters of ATTENTION_PATTERNS
 
 T5_WORDS = {
-    "arrangement": "encoder_decoder",
-    "shared": "embeddings",
-    "position": "relative",
-    "norm": "rms",
-    "norm_placement": "pre",
-    "query_key_norm": "none",
+    "architecture": "encoder_decoder",
+    "shared_params": "embeddings",
+    "position.kind": "relative",
+    "norm.kind": "rms",
+    "norm.placement": "pre",
+    "attention.query_key_norm": "none",
     "embedding_scale": "none",
-    "attention_scale": 1.0,
-    "attention_cap": 0.0,
-    "logits_cap": 0.0,
-    "windows": "global",
+    "attention.scale": 1.0,
+    "attention.logits_soft_cap": 0.0,
+    "final_logits_soft_cap": 0.0,
+    "attention.pattern": "global",
 }
 T5GEMMA_WORDS = {
-    "arrangement": "encoder_decoder",
-    "shared": "nothing",
-    "position": "rotary",
-    "norm": "rms_offset",
-    "norm_placement": "both",
-    "query_key_norm": "none",
+    "architecture": "encoder_decoder",
+    "shared_params": "none",
+    "position.kind": "rotary",
+    "norm.kind": "rms_offset",
+    "norm.placement": "both",
+    "attention.query_key_norm": "none",
     "embedding_scale": "sqrt_d_model",
 }
 
@@ -169,7 +169,7 @@ FAMILIES = {
     "umt5": _T5._replace(
         model_type="umt5",
         architecture="UMT5ForConditionalGeneration",
-        words=T5_WORDS | {"position": "relative_per_layer"},
+        words=T5_WORDS | {"position.kind": "relative_per_layer"},
         heads=("tied", "untied"),
     ),
     "t5gemma": Family(
@@ -282,7 +282,9 @@ def _since(config: Mapping[str, Any], *first: int) -> bool:
 
 def layer_types(windows: str, depth: int) -> list[str]:
     """What each layer of a tower sees, in their words."""
-    letters = itertools.islice(itertools.cycle(transformer.config.WINDOWS[windows]), depth)
+    letters = itertools.islice(
+        itertools.cycle(transformer.config.ATTENTION_PATTERNS[windows]), depth
+    )
     return [LAYER_TYPES[letter] for letter in letters]
 
 
@@ -292,35 +294,36 @@ def family_of(config: transformer.ModelConfig) -> Family:
     Raises ValueError naming the field that none can express, and what could stand there.
     """
     homes = {"relative": "t5", "relative_per_layer": "umt5", "rotary": "t5gemma"}
-    if config.position not in homes:
+    if config.position.kind not in homes:
         raise ValueError(
-            f"model.position={config.position!r} cannot be exported: transformers' T5 family has "
+            f"model.position.kind={config.position.kind!r} cannot be exported: transformers' T5 family has "
             f"{' or '.join(map(repr, homes))} only."
         )
-    family = FAMILIES[homes[config.position]]
+    family = FAMILIES[homes[config.position.kind]]
     wanted = {field: (value,) for field, value in family.words.items()}
-    wanted |= {"head": family.heads, "activation": tuple(family.activations)}
+    wanted |= {"lm_head": family.heads, "activation": tuple(family.activations)}
     if family.model_type != "t5gemma":
-        alike = config.side("encoder") == dataclasses.replace(config, encoder=transformer.Shape())
         wanted["num_kv_heads"] = (config.num_heads,)
-        wanted["encoder"] = (config.encoder if alike else transformer.Shape(),)
-    elif _scalar(config) ** -0.5 != config.attention_scale:
+        for key in dataclasses.asdict(config.encoder):
+            wanted[f"encoder.{key}"] = (0, getattr(config, key))
+    elif _scalar(config) ** -0.5 != config.attention.scale:
         raise ValueError(
-            f"model.attention_scale={config.attention_scale} cannot be exported: t5gemma writes an "
+            f"model.attention.scale={config.attention.scale} cannot be exported: t5gemma writes an "
             f"integer n for n**-0.5; use such a scale."
         )
+    keys = config.to_flat()
     for field, values in wanted.items():
-        if getattr(config, field) not in values:
+        if keys[field] not in values:
             raise ValueError(
-                f"model.{field}={getattr(config, field)!r} cannot be exported: transformers' "
+                f"model.{field}={keys[field]!r} cannot be exported: transformers' "
                 f"{family.model_type} has {' or '.join(map(repr, values))} only."
             )
     return family
 
 
 def _scalar(config: transformer.ModelConfig) -> int:
-    # The n of which T5Gemma's attention_scale is n**-0.5, or the nearest there is.
-    return max(1, round(config.attention_scale**-2))
+    # The n of which T5Gemma's attention.scale is n**-0.5, or the nearest there is.
+    return max(1, round(config.attention.scale**-2))
 
 
 def their_config(config: transformer.ModelConfig, family: Family) -> dict[str, Any]:
@@ -337,38 +340,39 @@ def their_config(config: transformer.ModelConfig, family: Family) -> dict[str, A
     }
     if family.model_type == "t5gemma":
         towers = {tower: _their_tower(config, family, tower) for tower in TOWERS}
-        start = {"bos_token_id": config.start_id, "decoder_start_token_id": config.start_id}
-        return theirs | towers | start | {"tie_word_embeddings": config.head != "untied"}
-    theirs |= {key: getattr(config, ours) for ours, key, _ in T5_SIZES}
+        start_id = config.decoder_start_token_id
+        start = {"bos_token_id": start_id, "decoder_start_token_id": start_id}
+        return theirs | towers | start | {"tie_word_embeddings": config.lm_head != "untied"}
+    theirs |= {key: config.to_flat()[ours] for ours, key, _ in T5_SIZES}
     theirs |= {"num_decoder_layers": config.num_decoder_layers, "layer_norm_epsilon": EPSILON}
     # Version 4.57 scales where it ties; version 5 ignores the first of these words for the second.
-    theirs["tie_word_embeddings"] = config.head == "tied"
-    theirs["scale_decoder_outputs"] = config.head == "tied"
+    theirs["tie_word_embeddings"] = config.lm_head == "tied"
+    theirs["scale_decoder_outputs"] = config.lm_head == "tied"
     theirs["feed_forward_proj"] = family.activations[config.activation]
     return theirs
 
 
 def _their_tower(config: transformer.ModelConfig, family: Family, tower: str) -> dict:
-    side = config.side(tower)
+    side = config.tower(tower)
     depth = getattr(config, f"num_{tower}_layers")
     return {key: getattr(side, ours) for ours, key, _ in T5GEMMA_SIZES} | {
         "model_type": "t5_gemma_module",
         "num_hidden_layers": depth,
-        "layer_types": layer_types(config.windows, depth),
-        "sliding_window": config.window,
+        "layer_types": layer_types(config.attention.pattern, depth),
+        "sliding_window": config.attention.window_size,
         "vocab_size": config.vocab_size,
         "hidden_activation": family.activations[config.activation],
         "query_pre_attn_scalar": _scalar(config),
-        "attn_logit_softcapping": config.attention_cap or None,
-        "final_logit_softcapping": config.logits_cap or None,
-        "rope_theta": config.rotary_base,
+        "attn_logit_softcapping": config.attention.logits_soft_cap or None,
+        "final_logit_softcapping": config.final_logits_soft_cap or None,
+        "rope_theta": config.position.rotary_base,
         "rms_norm_eps": EPSILON,
         "attention_bias": False,
         "attention_dropout": config.dropout_rate,
         "dropout_rate": config.dropout_rate,
         "is_decoder": tower == "decoder",
-        "tie_word_embeddings": config.head != "untied",
-        "bos_token_id": config.start_id,
+        "tie_word_embeddings": config.lm_head != "untied",
+        "bos_token_id": config.decoder_start_token_id,
         "eos_token_id": EOS,
         "pad_token_id": PAD,
     }

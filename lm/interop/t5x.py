@@ -104,7 +104,7 @@ def found(directory) -> pathlib.Path | None:
 def read_architecture(directory) -> dict:
     """The ModelConfig fields that the names and shapes of a checkpoint tell.
 
-    What they cannot tell is left at T5's: `relative_limit`, and the activation, geglu where there
+    What they cannot tell is left at T5's: `position.relative_attention_max_distance`, and the activation, geglu where there
     is a gate and relu where there is none (a silu gate looks the same).
     Raises ValueError where the checkpoint is damaged or is no encoder-decoder T5.
     """
@@ -144,10 +144,10 @@ def read_architecture(directory) -> dict:
         "num_encoder_layers": depth("encoder"),
         "num_decoder_layers": depth("decoder"),
         "activation": "geglu" if (f"{block}/feed_forward/gate/kernel", 0) in slots else "relu",
-        "head": "untied" if ("head", None) in slots else "tied",
-        "shared": "nothing" if ("encoder_embed/embedding", None) in slots else "embeddings",
-        "position": "relative_per_layer" if per_layer else "relative",
-        "relative_buckets": buckets,
+        "lm_head": "untied" if ("head", None) in slots else "tied",
+        "shared_params": "none" if ("encoder_embed/embedding", None) in slots else "embeddings",
+        "position.kind": "relative_per_layer" if per_layer else "relative",
+        "position.relative_attention_num_buckets": buckets,
     }
 
 

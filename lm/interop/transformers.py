@@ -52,7 +52,7 @@ def read_architecture(directory: str | os.PathLike) -> dict[str, Any]:
     if family.head in tensors:
         original = tensors.get(family.copies[family.head])
         own = original is None or not _equal(tensors[family.head], original)
-    return fields | {"head": names.head(config, family, own)}
+    return fields | {"lm_head": names.head(config, family, own)}
 
 
 def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -> dict:
@@ -77,7 +77,7 @@ def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -
         into = (leaf if place.layer is None else leaf[place.layer]).transpose(place.order)
         for first, piece in _pieces(tensors[sources[name]], into.shape):
             into[first : first + len(piece)] = piece
-    if config.head == "untied" and names.is_scaled(theirs, family):
+    if config.lm_head == "untied" and names.is_scaled(theirs, family):
         leaves["head"] *= np.float32(config.d_model**-0.5)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
@@ -105,7 +105,7 @@ def write(
     leaves = _flat(params)
     places = names.places(family, {path: np.shape(leaf) for path, leaf in leaves.items()})
     _check_shapes(leaves, config)
-    if config.head == "tied_unscaled" and family.model_type == "t5":  # 4.57 scales where it ties
+    if config.lm_head == "tied_unscaled" and family.model_type == "t5":  # 4.57 scales where it ties
         places[family.head] = places[family.copies[family.head]]._replace(name=family.head)
     theirs = names.their_config(config, family)
     directory.mkdir(parents=True, exist_ok=True)
@@ -150,19 +150,21 @@ def _gemma_fields(where: pathlib.Path, config: dict, family: names.Family) -> di
         sizes[tower] = {ours: say(key, default) for ours, key, default in names.T5GEMMA_SIZES}
         words[tower] = _gemma_words(where, theirs, family)
         depths[tower] = say("num_hidden_layers")
-        seen[tower] = say("layer_types", names.layer_types("alternating", depths[tower]))
+        seen[tower] = say("layer_types", names.layer_types("local_global_1_1", depths[tower]))
     for ours, theirs in words["encoder"].items():
-        if ours != "logits_cap" and theirs != words["decoder"][ours]:
+        if ours != "final_logits_soft_cap" and theirs != words["decoder"][ours]:
             raise ValueError(
                 f"{where} asks for {ours}={theirs!r} in the encoder and {words['decoder'][ours]!r} "
                 f"in the decoder; our towers have one such word, so it cannot be imported."
             )
     fits = lambda word: all(seen[t] == names.layer_types(word, depths[t]) for t in seen)
     # Of words that say the same of so few layers, the one that all T5Gemma have.
-    windows = [word for word in ("alternating", *transformer.config.WINDOWS) if fits(word)]
+    windows = [
+        word for word in ("local_global_1_1", *transformer.config.ATTENTION_PATTERNS) if fits(word)
+    ]
     if not windows:
-        known = ", ".join(transformer.config.WINDOWS)
-        raise ValueError(f"{where} has layer_types {seen}; model.windows knows {known}.")
+        known = ", ".join(transformer.config.ATTENTION_PATTERNS)
+        raise ValueError(f"{where} has layer_types {seen}; model.attention.pattern knows {known}.")
     same = sizes["encoder"] == sizes["decoder"]
     return (
         words["decoder"]
@@ -171,9 +173,9 @@ def _gemma_fields(where: pathlib.Path, config: dict, family: names.Family) -> di
             "encoder": {key: 0 if same else size for key, size in sizes["encoder"].items()},
             "num_encoder_layers": depths["encoder"],
             "num_decoder_layers": depths["decoder"],
-            "windows": windows[0],
+            "attention.pattern": windows[0],
             "dropout_rate": config.get("dropout_rate", 0.0),
-            "start_id": _say(where, towers["decoder"], "bos_token_id", 2),
+            "decoder_start_token_id": _say(where, towers["decoder"], "bos_token_id", 2),
         }
     )
 
@@ -190,11 +192,11 @@ def _gemma_words(where: pathlib.Path, tower: dict, family: names.Family) -> dict
     return {
         "vocab_size": say("vocab_size", 256_000),
         "activation": _activation(where, family, say("hidden_activation", "gelu_pytorch_tanh")),
-        "attention_scale": say("query_pre_attn_scalar", 256) ** -0.5,
-        "attention_cap": cap("attn_logit_softcapping", 50.0),
-        "logits_cap": cap("final_logit_softcapping", 30.0),
-        "rotary_base": float(base),
-        "window": say("sliding_window", 4096),
+        "attention.scale": say("query_pre_attn_scalar", 256) ** -0.5,
+        "attention.logits_soft_cap": cap("attn_logit_softcapping", 50.0),
+        "final_logits_soft_cap": cap("final_logit_softcapping", 30.0),
+        "position.rotary_base": float(base),
+        "attention.window_size": say("sliding_window", 4096),
     }
 
 

@@ -75,7 +75,7 @@ def smallest(
 def is_slow(run: runs.Run) -> bool:
     """Whether the run's layers take long to compile, because they are many and not scanned."""
     depth = run.model.num_encoder_layers + run.model.num_decoder_layers
-    return run.model.layers == "unrolled" and depth > QUICK_DEPTH
+    return not run.model.scan_layers and depth > QUICK_DEPTH
 
 
 def changed(config: dict, changes: Changes) -> dict:
@@ -92,10 +92,10 @@ def ladders(run: runs.Run, target: slices.Slice) -> list[list[Changes]]:
     batch, layout = run.data.batch_size, run.parallel
     doublings = [1 << power for power in range(batch.bit_length())]
     divisors = [n for n in range(1, target.chips + 1) if target.chips % n == 0]
-    stronger = REMAT_POLICIES[REMAT_POLICIES.index(run.model.remat) + 1 :]
+    stronger = REMAT_POLICIES[REMAT_POLICIES.index(run.model.remat_policy) + 1 :]
     kinds = [
         [{"parallel.num_microbatches": n} for n in doublings if n > layout.num_microbatches],
-        [{"model.remat": policy} for policy in stronger],
+        [{"model.remat_policy": policy} for policy in stronger],
         [{"parallel.strategy": "mesh", "parallel.fsdp": n} for n in divisors if n > layout.fsdp],
     ]
     allowed = [[step for step in kind if _is_allowed(run, target, step)] for kind in kinds]
@@ -119,7 +119,7 @@ class _Search:
 
     def __init__(self, run: runs.Run, compile: Callable, max_programs: int):
         self.run, self.compile, self.left = run, compile, max_programs
-        self.base: Changes = {"model.layers": "scanned"} if is_slow(run) else {}
+        self.base: Changes = {"model.scan_layers": True} if is_slow(run) else {}
         if run.parallel.data != -1:
             self.base["parallel.data"] = -1  # all chips
         self.trials: dict[tuple, Trial | None] = {}

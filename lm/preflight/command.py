@@ -21,7 +21,7 @@ def preflight(flags: dict[str, Any]) -> int:
     workdir = flags["workdir"] or compiler.NO_WORKDIR
     run = runs.make_run(flags["config"].to_dict(), workdir)
     label = f"compiling {run.name} for {flags['slice']}"
-    label += ", layer by layer (--config.model.layers=scanned is faster)" * advice.is_slow(run)
+    label += ", layer by layer (--config.model.scan_layers=True is faster)" * advice.is_slow(run)
     compiled = compiler.compile_for(run.config, target, workdir, label=label)
     summary, rejected = report.summarize(run, compiled, flags["price"]), compiled.fits is False
     if not flags["json"]:

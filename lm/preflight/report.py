@@ -94,7 +94,7 @@ def hints(run: runs.Run, compiled: compiler.Compiled) -> list[str]:
     sentences = []
     if advice.is_slow(run):
         sentences.append(
-            "the layers are compiled one by one; --config.model.layers=scanned compiles in "
+            "the layers are compiled one by one; --config.model.scan_layers=True compiles in "
             "constant time and trains the same parameters."
         )
     if run.model.dtype == "float32" and compiled.chip.device_kind != "cpu":

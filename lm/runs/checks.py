@@ -46,7 +46,7 @@ def make_run(config: dict, place) -> Run:
     _check_keys(config)
     sections = {name: make(**config[name]) for name, make in schema.SECTIONS.items()}
     if sections["parallel"].fixed_shards:  # rows in turn have other bits on one device
-        sections["model"] = dataclasses.replace(sections["model"], attention="whole")
+        sections["model"] = sections["model"].replace({"attention.implementation": "einsum"})
     run = Run(config, storage.as_path(place), **sections)
     lookup.lookup(STAGES, config["stage"], "stage")
     lookup.lookup(tokenizer.KINDS, config["tokenizer"]["kind"], "tokenizer.kind")

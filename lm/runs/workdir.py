@@ -10,8 +10,8 @@ from lm.runs.schema import Run
 # What a continued run may change, for it decides no number but how exactly they are computed.
 OPERATIONAL = ("parallel", "log_every_steps", "eval_every_steps", "checkpoint", "evaluate")
 OPERATIONAL += ("guard.hang_timeout_seconds", "early_stopping_patience")
-OPERATIONAL += ("data.num_workers", "data.max_bad_records", "model.dtype", "model.layers")
-OPERATIONAL += ("model.remat", "model.attention")
+OPERATIONAL += ("data.num_workers", "data.max_bad_records", "model.dtype", "model.scan_layers")
+OPERATIONAL += ("model.remat_policy", "model.attention.implementation")
 
 
 def is_claimed(workdir) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
 import time
@@ -20,8 +19,8 @@ CALLS = 3  # of the teacher's forward pass, whose median is what it takes
 def model_of(run: runs.Run) -> transformer.ModelConfig:
     """The teacher's model as it is computed here: in teacher.dtype, with our attention."""
     theirs = runs.read_run(runs.teacher_source(run)[0]).model
-    how = {"attention": run.model.attention, "dtype": run.config["teacher"]["dtype"]}
-    return dataclasses.replace(theirs, **how)
+    implementation, dtype = run.model.attention.implementation, run.config["teacher"]["dtype"]
+    return theirs.replace({"attention.implementation": implementation, "dtype": dtype})
 
 
 def cast(run: runs.Run, params):

@@ -70,7 +70,7 @@ def _taken(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
         init, seed = config["teacher"]["student_init"], config["seed"]
         if distill.parse_start(init) and distill.leaves_head(theirs, run.model):
             print(
-                f"teacher.student_init {init}: model.head={run.model.head!r} starts as the teacher's "
+                f"teacher.student_init {init}: model.lm_head={run.model.lm_head!r} starts as the teacher's "
                 f"embedding, which was never a head; the first updates go into learning one.",
                 file=sys.stderr,
             )

@@ -70,7 +70,7 @@ def detect_lost_host(on_lost: Callable[[str], None]) -> Iterator[None]:
         if message.startswith("RESOURCE_EXHAUSTED"):
             raise ValueError(
                 f"the devices are out of memory ({message}); lower data.batch_size, raise "
-                f"parallel.num_microbatches, or set model.remat='full'."
+                f"parallel.num_microbatches, or set model.remat_policy='full'."
             ) from error
         if message.startswith("INVALID_ARGUMENT"):
             raise ValueError(

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from lm.transformer.cache import Cache, Layer, gather_beams
-from lm.transformer.config import COMPUTED, DTYPES, SHARED, ModelConfig, Shape
+from lm.transformer.config import (
+    COMPUTE_KEYS,
+    DTYPES,
+    SHARED_KEYS,
+    EncoderConfig,
+    ModelConfig,
+    flatten,
+)
 from lm.transformer.counts import forward_flops, param_shapes, parameter_count
 from lm.transformer.lora import LoraConfig
 from lm.transformer.model import Transformer, dummy_batch, no_constraint

@@ -1,39 +1,66 @@
-"""The architecture in words and sizes, checked once."""
+"""The model's config: sections of the architecture, each checked beside its fields."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lm import layers, lookup
 
-LAYERS = {"unrolled": True, "scanned": False}  # one parameter layout, two ways to compile it
-WINDOWS = {"global": "g", "local": "l", "alternating": "lg", "five_local": "lllllg"}  # repeated
-DTYPES = ("float32", "bfloat16")  # that a model is computed in
-WORDS = {
-    "arrangement": ("encoder_decoder", "prefix_lm", "language_model"),
-    "shared": ("embeddings", "nothing", "all"),
-    "position": ("relative", "relative_per_layer", "rotary", "sinusoidal", "none"),
-    "norm": layers.NORMS,
-    "norm_placement": ("pre", "post", "both"),
-    "query_key_norm": ("none", "rms"),
-    "activation": layers.ACTIVATIONS,
-    "windows": WINDOWS,
-    "head": ("untied", "tied", "tied_unscaled"),
-    "embedding_scale": ("none", "sqrt_d_model"),
-    "dtype": DTYPES,
-    "layers": LAYERS,
-    "remat": ("none", "dots", "full"),
-    "attention": ("rows", "whole"),
+# Which layers are local (l) and which global (g), repeated over the depth.
+ATTENTION_PATTERNS = {
+    "global": "g",
+    "local": "l",
+    "local_global_1_1": "lg",
+    "local_global_5_1": "lllllg",
 }
-# How it is computed, not what it is.
-COMPUTED = ("dropout_rate", "dtype", "layers", "remat", "attention")
-# Fields that two models with exchangeable layers may differ in: no parameter means another thing.
-FREE = (*COMPUTED, "num_encoder_layers", "num_decoder_layers")
+DTYPES = ("float32", "bfloat16")
+ARCHITECTURES = ("encoder_decoder", "prefix_lm", "language_model")
+POSITIONS = ("relative", "relative_per_layer", "rotary", "sinusoidal", "none")
+# Keys that change how the model is computed, not its parameters' meaning.
+COMPUTE_KEYS = (
+    "dropout_rate",
+    "dtype",
+    "scan_layers",
+    "remat_policy",
+    "attention.implementation",
+)
+
+
+def _choice(default: str, choices: Iterable[str]) -> Any:
+    return dataclasses.field(default=default, metadata={"choices": tuple(choices)})
+
+
+def _number(default: float, least: float = 1, above: float | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"least": least, "above": above})
+
+
+def _check(holds: bool, key: str, value: Any, fix: str) -> None:
+    if not holds:
+        raise ValueError(f"model.{key}={value!r} {fix}")
+
+
+def _check_fields(section: Any, prefix: str) -> None:
+    """Raise ValueError for the first field of a section that breaks its own bound or choices."""
+    for field in dataclasses.fields(section):
+        value, key = getattr(section, field.name), f"{prefix}{field.name}"
+        if "choices" in field.metadata:
+            lookup.lookup(dict.fromkeys(field.metadata["choices"]), value, f"model.{key}")
+        if "least" not in field.metadata:
+            continue
+        whole = field.type != "int" or isinstance(value, int)
+        _check(whole, key, value, "is not an integer; use one.")
+        least, above = field.metadata["least"], field.metadata["above"]
+        if above is not None:
+            _check(value > above, key, value, f"is too small; use more than {above}.")
+        else:
+            _check(value >= least, key, value, f"is too small; use {least} or more.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """The encoder's sizes where they are not the decoder's; 0: the same."""
+class EncoderConfig:
+    """The encoder's sizes where they differ from the decoder's; 0: the same."""
 
     d_model: int = 0
     d_ff: int = 0
@@ -41,139 +68,203 @@ class Shape:
     num_kv_heads: int = 0
     head_dim: int = 0
 
+    def __post_init__(self):
+        for key, value in dataclasses.asdict(self).items():
+            fix = "is too small; use 1 or more, or 0 for the decoder's."
+            _check(value >= 0, f"encoder.{key}", value, fix)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """How scores are made, which keys a layer sees, and how attention is executed."""
+
+    scale: float = _number(1.0, above=1e-4)
+    logits_soft_cap: float = _number(0.0, least=0)
+    pattern: str = _choice("global", ATTENTION_PATTERNS)
+    window_size: int = _number(4096)
+    query_key_norm: str = _choice("none", ("none", "rms"))
+    implementation: str = _choice("fast_cpu", ("fast_cpu", "einsum"))
+
+    def __post_init__(self):
+        _check_fields(self, "attention.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionConfig:
+    """How tokens know their positions."""
+
+    kind: str = _choice("relative", POSITIONS)
+    relative_attention_num_buckets: int = _number(32)
+    relative_attention_max_distance: int = _number(128)
+    rotary_base: float = _number(10_000.0, above=1)
+
+    def __post_init__(self):
+        _check_fields(self, "position.")
+        buckets, limit = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if self.kind.startswith("relative") and (buckets % 4 or limit <= buckets // 2):
+            raise ValueError(
+                f"model.position.relative_attention_num_buckets={buckets} and "
+                f"model.position.relative_attention_max_distance={limit} do not make bins; use a "
+                f"multiple of 4 for the first and more than its half for the second (T5: 32, 128)."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class NormConfig:
+    """Which norm, and where it stands around a sub-layer."""
+
+    kind: str = _choice("rms", layers.NORMS)
+    placement: str = _choice("pre", ("pre", "post", "both"))
+
+    def __post_init__(self):
+        _check_fields(self, "norm.")
+
+
+SECTIONS = {
+    "encoder": EncoderConfig,
+    "attention": AttentionConfig,
+    "position": PositionConfig,
+    "norm": NormConfig,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The architecture; keys, units and words as in configs/base.py. `encoder` may be a dict.
+    """The architecture; keys, units and choices as in configs/base.py. Sections may be dicts.
 
-    Raises ValueError: one sentence with the value, the bound and the cure.
+    Raises ValueError for an unknown key, a value out of bounds, and an impossible combination.
     """
 
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_ff: int = 1024
-    num_heads: int = 6
-    num_kv_heads: int = 6
-    head_dim: int = 64
-    num_encoder_layers: int = 8
-    num_decoder_layers: int = 8
-    encoder: Shape = Shape()
-    arrangement: str = "encoder_decoder"
-    shared: str = "embeddings"
-    position: str = "relative"
-    relative_buckets: int = 32
-    relative_limit: int = 128
-    rotary_base: float = 10_000.0
-    norm: str = "rms"
-    norm_placement: str = "pre"
-    query_key_norm: str = "none"
-    activation: str = "geglu"
-    attention_scale: float = 1.0
-    attention_cap: float = 0.0
-    logits_cap: float = 0.0
-    windows: str = "global"
-    window: int = 4096
-    head: str = "untied"
-    embedding_scale: str = "none"
-    start_id: int = 0
+    vocab_size: int = _number(32_128)
+    d_model: int = _number(512)
+    d_ff: int = _number(1024)
+    num_heads: int = _number(6)
+    num_kv_heads: int = _number(6)
+    head_dim: int = _number(64)
+    num_encoder_layers: int = _number(8, least=0)
+    num_decoder_layers: int = _number(8)
+    encoder: EncoderConfig = EncoderConfig()
+    architecture: str = _choice("encoder_decoder", ARCHITECTURES)
+    shared_params: str = _choice("embeddings", ("embeddings", "none", "all"))
+    attention: AttentionConfig = AttentionConfig()
+    position: PositionConfig = PositionConfig()
+    norm: NormConfig = NormConfig()
+    activation: str = _choice("geglu", layers.ACTIVATIONS)
+    final_logits_soft_cap: float = _number(0.0, least=0)
+    lm_head: str = _choice("untied", ("untied", "tied", "tied_unscaled"))
+    embedding_scale: str = _choice("none", ("none", "sqrt_d_model"))
+    decoder_start_token_id: int = _number(0, least=0)
     dropout_rate: float = 0.0
-    dtype: str = "float32"
-    layers: str = "unrolled"
-    remat: str = "none"
-    attention: str = "rows"
+    dtype: str = _choice("float32", DTYPES)
+    scan_layers: bool = False
+    remat_policy: str = _choice("none", ("none", "dots", "full"))
 
     def __post_init__(self):
-        if not isinstance(self.encoder, Shape):
-            sizes = {field.name: field for field in dataclasses.fields(Shape)}
-            for key in self.encoder:
-                lookup.lookup(sizes, key, "the key of model.encoder")
-            object.__setattr__(self, "encoder", Shape(**self.encoder))
-        for field, words in WORDS.items():
-            lookup.lookup(dict.fromkeys(words), getattr(self, field), f"model.{field}")
-        self._check_bounds()
+        for name, section in SECTIONS.items():
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                fields = {field.name: field for field in dataclasses.fields(section)}
+                for key in value:
+                    lookup.lookup(fields, key, f"the key of model.{name}")
+                object.__setattr__(self, name, section(**value))
+        _check_fields(self, "")
+        is_bool = isinstance(self.scan_layers, bool)
+        _check(is_bool, "scan_layers", self.scan_layers, "is not a boolean; use True or False.")
+        rate, rows = self.dropout_rate, self.vocab_size
+        _check(0 <= rate < 1, "dropout_rate", rate, "is not a probability; use 0 to below 1.")
+        start, fix = self.decoder_start_token_id, f"is not an id; use 0 to below {rows}."
+        _check(start < rows, "decoder_start_token_id", start, fix)
         self._check_shape()
-        self._check_arrangement()
+        self._check_architecture()
         try:
-            self.side("encoder")
+            self.tower("encoder")
         except ValueError as error:  # the same checks, of the encoder's own sizes
             raise ValueError(str(error).replace("model.", "model.encoder.")) from error
 
-    def side(self, name: str) -> ModelConfig:
-        """The config of one tower: with the encoder's own sizes for "encoder"."""
-        own = {k: v for k, v in dataclasses.asdict(self.encoder).items() if v}
-        return (
-            dataclasses.replace(self, encoder=Shape(), **own) if own and name == "encoder" else self
-        )
+    @classmethod
+    def from_flat(cls, keys: Mapping[str, Any]) -> ModelConfig:
+        """The config of these keys, as {"d_model": 8, "position.kind": "rotary"}."""
+        nested: dict[str, Any] = {}
+        for key, value in keys.items():
+            section, _, name = key.rpartition(".")
+            (nested.setdefault(section, {}) if section else nested)[name] = value
+        return cls(**nested)
 
-    def sight(self, layer: int) -> int | None:
+    def to_flat(self) -> dict[str, Any]:
+        """Every key with its value, those of sections with a dot: the inverse of `from_flat`."""
+        return flatten(dataclasses.asdict(self))
+
+    def replace(self, keys: Mapping[str, Any]) -> ModelConfig:
+        """This config with other values for some keys, named as in `to_flat`."""
+        return self.from_flat(self.to_flat() | dict(keys))
+
+    def tower(self, name: str) -> ModelConfig:
+        """The config of one tower: for "encoder" with the encoder's own sizes."""
+        sizes = {k: v for k, v in dataclasses.asdict(self.encoder).items() if v}
+        if name != "encoder" or not sizes:
+            return self
+        return dataclasses.replace(self, encoder=EncoderConfig(), **sizes)
+
+    def layer_window(self, layer: int) -> int | None:
         """How many tokens back and ahead a layer, from 0, sees; None: all."""
-        pattern = WINDOWS[self.windows]
-        return self.window if pattern[layer % len(pattern)] == "l" else None
-
-    def _check_bounds(self) -> None:
-        least = {"num_encoder_layers": 0, "start_id": 0, "attention_cap": 0, "logits_cap": 0}
-        for field in dataclasses.fields(self):
-            value, bound = getattr(self, field.name), least.get(field.name, 1)
-            whole = field.type != "int" or isinstance(value, int)
-            _check(whole, field.name, value, "is no whole number; use one.")
-            if field.type == "int" or field.name in least:
-                _check(value >= bound, field.name, value, f"is too small; use {bound} or more.")
-        for field, bound in (("rotary_base", 1), ("attention_scale", 1e-4)):
-            value = getattr(self, field)
-            _check(value > bound, field, value, f"is too small; use more than {bound}.")
-        for field, value in dataclasses.asdict(self.encoder).items():
-            cure = "is too small; use 1 or more, or 0 for the decoder's."
-            _check(value >= 0, f"encoder.{field}", value, cure)
-        rate, bound = self.dropout_rate, self.vocab_size
-        _check(0 <= rate < 1, "dropout_rate", rate, "is no probability; use 0 to below 1.")
-        start = f"is no id; use 0 to below model.vocab_size={bound}."
-        _check(self.start_id < bound, "start_id", self.start_id, start)
+        pattern = ATTENTION_PATTERNS[self.attention.pattern]
+        is_local = pattern[layer % len(pattern)] == "l"
+        return self.attention.window_size if is_local else None
 
     def _check_shape(self) -> None:
         heads, kv_heads = self.num_heads, self.num_kv_heads
-        cure = (
+        fix = (
             f"is not a multiple of model.num_kv_heads={kv_heads}; use a divisor, or "
             f"num_kv_heads={heads} for ordinary multi-head attention."
         )
-        _check(heads % kv_heads == 0, "num_heads", heads, cure)
-        turns = self.position != "rotary" or self.head_dim % 2 == 0
-        cure = "is odd; rotary positions turn pairs, use an even number."
-        _check(turns, "head_dim", self.head_dim, cure)
-        pairs = self.position != "sinusoidal" or self.d_model % 2 == 0
-        cure = "is odd; sines come with cosines, use an even number."
-        _check(pairs, "d_model", self.d_model, cure)
-        buckets, limit = self.relative_buckets, self.relative_limit
-        if self.position.startswith("relative") and (buckets % 4 or limit <= buckets // 2):
-            raise ValueError(
-                f"model.relative_buckets={buckets} and model.relative_limit={limit} do not make "
-                f"bins; use a multiple of 4 for the first and more than its half for the second "
-                f"(T5: 32 and 128)."
-            )
+        _check(heads % kv_heads == 0, "num_heads", heads, fix)
+        fix = "is odd; rotary positions rotate pairs, use an even number."
+        _check(
+            self.position.kind != "rotary" or self.head_dim % 2 == 0, "head_dim", self.head_dim, fix
+        )
+        fix = "is odd; sines come with cosines, use an even number."
+        _check(
+            self.position.kind != "sinusoidal" or self.d_model % 2 == 0,
+            "d_model",
+            self.d_model,
+            fix,
+        )
 
-    def _check_arrangement(self) -> None:
-        depth, word = self.num_encoder_layers, f"model.arrangement={self.arrangement!r}"
-        if self.arrangement != "encoder_decoder":
-            cure = f"has no use with {word}, which has no encoder; use 0."
-            _check(depth == 0, "num_encoder_layers", depth, cure)
-            _check(self.encoder == Shape(), "encoder", self.encoder, f"has no use with {word}.")
-            cure = f"has no use with {word}; leave it 'embeddings'."
-            _check(self.shared == "embeddings", "shared", self.shared, cure)
+    def _check_architecture(self) -> None:
+        depth, key = self.num_encoder_layers, f"model.architecture={self.architecture!r}"
+        encoder, shared = self.encoder, self.shared_params
+        if self.architecture != "encoder_decoder":
+            fix = f"is unused with {key}, which has no encoder; use 0."
+            _check(depth == 0, "num_encoder_layers", depth, fix)
+            _check(encoder == EncoderConfig(), "encoder", encoder, f"is unused with {key}.")
+            fix = f"is unused with {key}; leave it 'embeddings'."
+            _check(shared == "embeddings", "shared_params", shared, fix)
             return
-        _check(depth > 0, "num_encoder_layers", depth, f"is too small for {word}; use 1 or more.")
-        alike = self.encoder == Shape() and depth == self.num_decoder_layers
-        cure = (
+        _check(depth > 0, "num_encoder_layers", depth, f"is too small for {key}; use 1 or more.")
+        alike = encoder == EncoderConfig() and depth == self.num_decoder_layers
+        fix = (
             "needs towers of one shape and depth; drop model.encoder's sizes and equal the depths."
         )
-        _check(self.shared != "all" or alike, "shared", self.shared, cure)
-        width = self.encoder.d_model
-        cure = "needs an embedding of its own; use model.shared='nothing', or 0."
-        fits = self.shared == "nothing" or width in (0, self.d_model)
-        _check(fits, "encoder.d_model", width, cure)
+        _check(shared != "all" or alike, "shared_params", shared, fix)
+        fits = shared == "none" or encoder.d_model in (0, self.d_model)
+        fix = "needs an embedding of its own; use model.shared_params='none', or 0."
+        _check(fits, "encoder.d_model", encoder.d_model, fix)
 
 
-def _check(holds: bool, field: str, value, cure: str) -> None:
-    if not holds:
-        raise ValueError(f"model.{field}={value!r} {cure}")
+def flatten(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, its keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in keys.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
-SHARED = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in FREE)
+# Keys in which two models with exchangeable layers must agree.
+SHARED_KEYS = tuple(
+    key
+    for key in ModelConfig().to_flat()
+    if key not in (*COMPUTE_KEYS, "num_encoder_layers", "num_decoder_layers")
+)

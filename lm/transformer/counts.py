@@ -22,9 +22,9 @@ def parameter_count(config: ModelConfig) -> int:
 
 def forward_flops(config: ModelConfig, inputs: int, targets: int) -> int:
     """FLOPs of one row's forward pass, matrix products only; training takes 3 times that."""
-    encoder, decoder = config.side("encoder"), config
+    encoder, decoder = config.tower("encoder"), config
     head = config.d_model * config.vocab_size * targets
-    if config.arrangement == "encoder_decoder":
+    if config.architecture == "encoder_decoder":
         read = _attend(encoder, inputs, inputs) + _feed(encoder, inputs)
         write = _attend(decoder, targets, targets) + _feed(decoder, targets)
         write += _attend(decoder, targets, inputs, encoder.d_model)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lm import attention, batch, layers
 from lm.transformer.cache import Cache, Layer
-from lm.transformer.config import LAYERS, ModelConfig
+from lm.transformer.config import ModelConfig
 
 Array = jax.Array
 
@@ -55,14 +55,14 @@ class Block(nn.Module):
         """
         config, deterministic, (memory, local) = self.config, self.deterministic, own
         self_attention = layers.Attention(config, name="self_attention")
-        places = sight.positions if config.position == "rotary" else None
+        places = sight.positions if config.position.kind == "rotary" else None
 
         def see_own(x):
             seen = self_attention.keys_values(x, places)
             mask, bias = sight.mask, sight.bias
-            if config.windows != "global":
-                mask &= (jnp.abs(sight.distance) < config.window) | ~local
-            if config.position == "relative_per_layer":
+            if config.attention.pattern != "global":
+                mask &= (jnp.abs(sight.distance) < config.attention.window_size) | ~local
+            if config.position.kind == "relative_per_layer":
                 bias = _relative_bias(config, self.causal)(sight.distance)
             if memory is None or memory.key is None:
                 return self_attention(x, seen, mask, bias, deterministic, places), seen
@@ -95,22 +95,28 @@ class Block(nn.Module):
         change: x -> (what it makes, what it saw). Returns the sum and what was seen.
         """
         config = self.config
-        norm = lambda end: layers.NORMS[config.norm](config.dtype, name=f"{name}_{end}")
+        norm = lambda end: layers.NORMS[config.norm.kind](config.dtype, name=f"{name}_{end}")
         drop = lambda x: layers.Dropout(config.dropout_rate)(x, self.deterministic)
-        if config.norm_placement == "post":
+        if config.norm.placement == "post":
             changed, seen = change(x)
             return norm("post_norm")(x + drop(changed)), seen
         changed, seen = change(norm("norm")(x))
-        if config.norm_placement == "both":
+        if config.norm.placement == "both":
             changed = norm("post_norm")(changed)
         return x + drop(changed), seen
 
 
 def _relative_bias(config: ModelConfig, causal: bool) -> layers.RelativeBias:
     # A tower that plays both parts has a table for each: their bins mean other things.
-    name = "causal_relative" if causal and config.shared == "all" else "relative"
-    buckets, limit = config.relative_buckets, config.relative_limit
-    return layers.RelativeBias(config.num_heads, not causal, buckets, limit, name=name)
+    name = "causal_relative" if causal and config.shared_params == "all" else "relative"
+    position = config.position
+    return layers.RelativeBias(
+        config.num_heads,
+        not causal,
+        position.relative_attention_num_buckets,
+        position.relative_attention_max_distance,
+        name=name,
+    )
 
 
 class Tower(nn.Module):
@@ -131,10 +137,10 @@ class Tower(nn.Module):
         """
         config = self.config
         drop = layers.Dropout(config.dropout_rate)
-        if config.position == "relative":
+        if config.position.kind == "relative":
             sight = sight._replace(bias=_relative_bias(config, causal)(sight.distance))
         self.sow(layers.INTERMEDIATES, "input", x)
-        local = np.array([config.sight(layer) is not None for layer in range(self.depth)])
+        local = np.array([config.layer_window(layer) is not None for layer in range(self.depth)])
         if memory is None:
             x = self._through(
                 drop(x, deterministic), jnp.array(local), sight, causal, deterministic
@@ -146,24 +152,24 @@ class Tower(nn.Module):
                 x, new = block.apply(own, x, (layer, is_local), sight)
                 memory += (new,)
         x = self.place(x)
-        if config.norm_placement != "post":
-            x = layers.NORMS[config.norm](config.dtype, name="norm")(x)
+        if config.norm.placement != "post":
+            x = layers.NORMS[config.norm.kind](config.dtype, name="norm")(x)
         self.sow(layers.INTERMEDIATES, "output", x)
         return drop(x, deterministic), memory
 
     def _through(self, x, local, sight, causal, deterministic):
         config, block = self.config, Block
-        if config.remat != "none":
+        if config.remat_policy != "none":
             # Inside a loop nothing can be merged; unrolled, XLA would undo what is computed again.
-            unrolled = LAYERS[config.layers]
-            block = nn.remat(Block, policy=REMAT[config.remat], prevent_cse=unrolled)
+            prevent_cse = not config.scan_layers
+            block = nn.remat(Block, policy=REMAT[config.remat_policy], prevent_cse=prevent_cse)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0, layers.INTERMEDIATES: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=self.depth,
-            unroll=self.depth if LAYERS[config.layers] else 1,
+            unroll=1 if config.scan_layers else self.depth,
         )(config, causal, deterministic, self.place, name="layers")
         return blocks(x, (None, local), sight)[0]
 
@@ -183,7 +189,7 @@ class Transformer(nn.Module):
     "queries" [L, B, T, N, H], "keys", "values" [L, B, S, K, H] and "scores" [L, B, N, T, S], each
     in a tuple of one for each time that the tower was run. Elsewhere none of it is computed.
 
-    With model.arrangement prefix_lm or language_model there is no encoder: the decoder reads the
+    With model.architecture prefix_lm or language_model there is no encoder: the decoder reads the
     inputs and then the targets, and only the latter's logits are returned. place: x [B, T, D] -> x,
     says of activations between blocks where their rows lie; a mesh's compiler is to be told.
     """
@@ -192,15 +198,15 @@ class Transformer(nn.Module):
     place: Callable[[Array], Array] = no_constraint
 
     def setup(self):
-        config, ours = self.config, self.config.side("encoder")
+        config, ours = self.config, self.config.tower("encoder")
         self.embed = _embedding(config)
-        if config.shared == "nothing":
+        if config.shared_params == "none":
             self.encoder_embed = _embedding(ours)
-        if config.arrangement == "encoder_decoder":
+        if config.architecture == "encoder_decoder":
             self.encoder = Tower(ours, config.num_encoder_layers, self.place)
-        if config.shared != "all":
+        if config.shared_params != "all":
             self.decoder = Tower(config, config.num_decoder_layers, self.place)
-        if config.head == "untied":
+        if config.lm_head == "untied":
             variance = layers.head_variance(config.vocab_size)
             init = nn.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
             self.head = self.param("head", init, (config.d_model, config.vocab_size))
@@ -208,21 +214,21 @@ class Transformer(nn.Module):
     def logits(self, x: Array) -> Array:
         """[B, T, D] -> float32 [B, T, V]."""
         config = self.config
-        if config.head == "tied":
+        if config.lm_head == "tied":
             x = x * config.d_model**-0.5
-        kernel = self.head if config.head == "untied" else self.embed.embedding.T
+        kernel = self.head if config.lm_head == "untied" else self.embed.embedding.T
         kernel = kernel.astype(config.dtype)
         logits = layers.dense_general_2d(x, kernel, preferred_element_type=jnp.float32)
-        return attention.soft_cap(logits, config.logits_cap)
+        return attention.soft_cap(logits, config.final_logits_soft_cap)
 
     def tokens(self, ids: Array, positions: Array, side: str = "decoder") -> Array:
         """int [B, T], int [B, T] -> embeddings [B, T, D] in the activations' dtype."""
-        config = self.config.side(side)
-        own = side == "encoder" and config.shared == "nothing"
+        config = self.config.tower(side)
+        own = side == "encoder" and config.shared_params == "none"
         x = (self.encoder_embed if own else self.embed)(ids).astype(config.dtype)
         if config.embedding_scale == "sqrt_d_model":
             x *= jnp.asarray(config.d_model**0.5, config.dtype)
-        if config.position == "sinusoidal":
+        if config.position.kind == "sinusoidal":
             x += attention.sinusoids(positions, config.d_model).astype(config.dtype)
         return x
 
@@ -238,17 +244,17 @@ class Transformer(nn.Module):
 
     def decode(self, x: Array, sight: AttentionContext, deterministic: bool, memory=None):
         """Embeddings [B, T, D] through the decoder -> [B, T, D] and the layers' new memory."""
-        causal = self.config.arrangement != "prefix_lm"
+        causal = self.config.architecture != "prefix_lm"
         return self._writer()(x, sight, causal, deterministic, memory)
 
     def _writer(self) -> Tower:
-        return self.encoder if self.config.shared == "all" else self.decoder
+        return self.encoder if self.config.shared_params == "all" else self.decoder
 
     def __call__(self, examples: batch.Batch, deterministic: bool = True) -> Array:
         """A Batch, packed or not -> float32 logits [B, T, V], teacher-forced."""
         segments = examples.targets_segment_ids
-        ids = batch.shift_right(examples.targets, segments, self.config.start_id)
-        if self.config.arrangement != "encoder_decoder":
+        ids = batch.shift_right(examples.targets, segments, self.config.decoder_start_token_id)
+        if self.config.architecture != "encoder_decoder":
             return self._one_tower(examples, ids, deterministic)
         encoded = self.encode(examples.inputs, examples.inputs_segment_ids, deterministic)
         distance = attention.distance(segments.shape[1], segments.shape[1])
@@ -271,7 +277,7 @@ class Transformer(nn.Module):
         # The key is no later than the query, or, for a prefix LM, among the first `sources`.
         distance = key_positions[:, None, :] - positions[:, :, None]
         visible = distance <= 0
-        if self.config.arrangement == "prefix_lm":
+        if self.config.architecture == "prefix_lm":
             visible |= jnp.arange(key_positions.shape[1]) < sources
         return AttentionContext(
             attention.same_segment(segments, key_segments) & visible, distance, positions
@@ -280,7 +286,7 @@ class Transformer(nn.Module):
     def start(self, inputs: Array, segment_ids: Array, length: int) -> Cache:
         """A cache for `length` tokens, with the inputs' keys and values in place."""
         config, rows, memory = self.config, len(inputs), self._writer().unstack_layers()
-        if config.arrangement == "encoder_decoder":
+        if config.architecture == "encoder_decoder":
             encoded = self.encode(inputs, segment_ids)
             own = jnp.zeros((rows, length, config.num_kv_heads, config.head_dim), config.dtype)
             memory = [_read(config, layer.weights, encoded, own) for layer in memory]
@@ -308,7 +314,7 @@ class Transformer(nn.Module):
         mask, places = own.reshape(rows, width, -1), jnp.repeat(steps, beside)[None]
         read, position, first = cache.inputs_segment_ids > 0, index[None, None], 0
         cross_mask = read[:, None]
-        if self.config.arrangement != "encoder_decoder":
+        if self.config.architecture != "encoder_decoder":
             first, before = read.shape[1], jnp.sum(read, axis=1, keepdims=True)
             inputs = attention.positions(cache.inputs_segment_ids)
             places = jnp.concatenate([inputs, places + before], axis=1)
@@ -343,7 +349,7 @@ def _by_heads(keys_values: tuple[Array, Array]) -> tuple[Array, Array]:
 
 def _embedding(config: ModelConfig) -> nn.Embed:
     # What leaves the embedding has variance 1; so have the logits where it is an unscaled head too.
-    small = config.embedding_scale == "sqrt_d_model" or config.head == "tied_unscaled"
+    small = config.embedding_scale == "sqrt_d_model" or config.lm_head == "tied_unscaled"
     init = nn.initializers.normal(config.d_model**-0.5 if small else 1.0)
     return nn.Embed(config.vocab_size, config.d_model, embedding_init=init)
 

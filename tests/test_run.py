@@ -34,7 +34,6 @@ IMPOSSIBLE = [
     ({"optimizer.name": "adam"}, "optimizer.name='adam' is unknown; .* did you mean 'adamw'"),
     ({"optimizer.schedule": "cos"}, "optimizer.schedule='cos' is unknown; choose one of constant"),
     ({"model.lm_head": "tide"}, "model.lm_head='tide' is unknown; .* did you mean 'tied'"),
-    ({"model.scan_layers": "scan"}, "model.scan_layers='scan' is not a boolean; use True"),
     ({"model.activation": "gegelu"}, "model.activation='gegelu' is unknown; choose one of"),
     ({"model.dtype": "float16"}, "model.dtype='float16' is unknown; choose one of bfloat16"),
     (

@@ -22,6 +22,8 @@ from lm import cli
 from lm.corpus import beam, beam_files, build, dedupe, documents, runners
 from tests import dump
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 PYTHON = ROOT / ".venv" / "beam" / "bin" / "python"
 PROCESSES = "--direct_num_workers=2 --direct_running_mode=multi_processing"

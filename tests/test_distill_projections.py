@@ -175,6 +175,7 @@ def update_of(name: str | None):
     return jax.device_get(tuple(map(strategy.fetch, strategy.compile(step)(*placed))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pmap 8, 2 parts", "data 2, fsdp 2, tensor 2"])
 def test_every_layout_takes_the_update_of_one_device(name):
     (ours, sums), (theirs, expected) = update_of(name), update_of(None)

@@ -231,6 +231,7 @@ def test_a_checkpoint_of_transformers_says_how_it_becomes_a_teacher(tiny_config,
         runs.make_run(made, tmp_path / "student")
 
 
+@pytest.mark.slow
 def test_a_shared_encoder_stays_the_teachers_to_the_bit(tiny_config, teacher, tmp_path):
     made = tiny_config(**PAIRS, stage="distill", steps=3)
     made["model"]["num_decoder_layers"] = 1

@@ -143,6 +143,7 @@ def rows_of_one(place) -> list[dict]:
     return written(place, "predictions.jsonl")
 
 
+@pytest.mark.slow
 def test_another_split_has_files_of_its_own(copied, figures):
     evaluate.evaluate(copied)
     before = (copied / "evaluate.json").read_bytes()
@@ -169,6 +170,7 @@ def test_a_split_that_is_named_is_scored_whole(copied, figures):
     assert evaluate.evaluate(copied, split="heldout") == figures, "the run's own has its limits"
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_evaluated_anew(tiny_config, tmp_path):
     made = tiny_config(stage="finetune")
     spec = {"source": f"{tmp_path}/{{split}}.tsv", "inputs": "say: {a}", "targets": "{b}"}
@@ -218,6 +220,7 @@ def test_each_example_counts_once_whatever_the_batch_and_the_layout(copied):
         np.testing.assert_allclose(again[name], sums, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_all_checkpoints_make_a_curve_whose_points_are_theirs(copied, monkeypatch):
     rows = evaluate.evaluate_all(copied)
     assert [row["step"] for row in rows] == [3, 6]

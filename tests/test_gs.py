@@ -64,6 +64,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(on_disk, in_bucket, tmp_path):
     assert boards[0].stat().st_size == boards[1].stat().st_size
 
 
+@pytest.mark.slow
 def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
     without = lambda figures: {k: v for k, v in figures.items() if k != "command"}
     ours, theirs = (evaluate.evaluate(at) for at in (in_bucket, on_disk))
@@ -121,6 +122,7 @@ def _leaves(tree) -> list:
     return jax.tree.leaves(tree)
 
 
+@pytest.mark.slow
 def test_teacher_tokenizer_trace_and_import_may_lie_in_a_bucket(
     config, bucket, in_bucket, on_disk, tmp_path
 ):
@@ -260,6 +262,7 @@ def test_what_may_not_be_read_is_a_sentence_and_never_absent(bucket, store, conf
         runs.make_run(config, f"{bucket}/run")
 
 
+@pytest.mark.slow
 def test_what_may_not_be_written_is_a_sentence(bucket, store, config, monkeypatch):
     monkeypatch.setattr(store, "refused", lambda write, name: write)
     with pytest.raises(OSError, match=r"gs://.*cannot be (written|reached|copied)"):

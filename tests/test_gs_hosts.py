@@ -13,6 +13,8 @@ from experiments.kill_drill import children, drill, outcome
 from lm import runs, storage
 from tests import test_gs, test_hosts
 
+pytestmark = pytest.mark.slow
+
 STEPS, SAVE = 4, 2
 VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
 

@@ -13,6 +13,8 @@ import pytest
 from experiments.kill_drill import children, drill, outcome
 from lm import exits, runs
 
+pytestmark = pytest.mark.slow
+
 STEPS, SAVE = 16, 4
 CONFIG = """
 import json, pathlib

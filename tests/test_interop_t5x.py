@@ -458,6 +458,7 @@ def test_the_peak_of_memory_is_the_parameters_and_little_more(tmp_path, form):
 CURES = "fetch it again|choose one of|read_architecture|name the step|no parameters|no T5 enc"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["msgpack", "chunks", "tensorstore"])
 def test_a_damaged_byte_of_a_header_is_refused_or_changes_nothing(tmp_path, monkeypatch, form):
     tree, rng = made_up_tree(T5_1_0), np.random.default_rng(0)

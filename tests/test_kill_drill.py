@@ -16,6 +16,8 @@ from experiments.kill_drill import __main__ as program
 from experiments.kill_drill import children, outcome, page
 from lm import runs
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, SAVE = 12, 3
 CONFIG = """

@@ -21,6 +21,8 @@ import pytest
 from lm import cli, exits, parallel, steps
 from tests import test_parallel
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = {
     "pmap": {},
     "fixed": {"reduction": "fixed", "num_microbatches": 2},

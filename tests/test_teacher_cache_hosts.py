@@ -14,6 +14,8 @@ from experiments.kill_drill import children, drill, outcome
 from lm import runs
 from tests import test_hosts, untrained
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 ON_POLICY = ("labels weight=0.5, reverse_kl weight=0.5", "share=0.5 sample")
 OUT = {"teacher-cache": "out", "train": "workdir"}  # the flag of what a command writes

@@ -134,6 +134,7 @@ def test_a_run_that_was_killed_ends_where_the_unbroken_one_does(
     assert last(tmp_path / "run")[1]["patience"] == last(ended)[1]["patience"]
 
 
+@pytest.mark.slow
 def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # noqa: F811
     words = {
         **PAIRS,
@@ -211,6 +212,7 @@ def test_init_from_names_a_workdir_and_which_of_its_checkpoints(named, expected)
     assert runs.init_source(Named) == expected
 
 
+@pytest.mark.slow
 def test_the_door_fine_tunes_with_parts_frozen(pretrained, tiny_config, tmp_path, capsys):  # noqa: F811
     words = {
         **PAIRS,

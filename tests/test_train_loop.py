@@ -165,6 +165,7 @@ def test_the_manifest_tells_what_is_planned(pretrained):  # noqa: F811
     assert told["tokenizer"] == runs.make_tokenizer(run).fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", [(2, 5), (6, 99), (2, 4), (7, 9)], ids=str)
 def test_a_trace_is_written_of_the_updates_asked_for_or_why_there_is_none(
     profile,
@@ -213,6 +214,7 @@ def test_the_watchdog_is_quiet_as_long_as_something_ends(left, tmp_path):
     assert not said
 
 
+@pytest.mark.slow
 def test_an_update_that_never_ends_is_named_and_left_but_not_a_long_compilation(
     left,
     go,  # noqa: F811

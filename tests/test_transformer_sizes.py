@@ -237,7 +237,14 @@ def first_loss(config):
     return float(jax.jit(loss)(jax.random.key(0, impl="rbg")))
 
 
-@pytest.mark.parametrize("name", models.PRESETS)
+FAMILIES = {"tiny", "t5_small", "t5_1_1_small", "umt5_small", "t5gemma_s_s"}  # others are slow
+EVERY_PRESET = [
+    pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.slow)
+    for name in models.PRESETS
+]
+
+
+@pytest.mark.parametrize("name", EVERY_PRESET)
 def test_the_first_loss_is_within_a_twentieth_of_ln_v(name):
     config = narrow(name)
     assert config.vocab_size == preset(name).vocab_size

@@ -12,7 +12,8 @@ def get_config(preset: str = "tiny"):
     config.steps = 1000
     config.model.dropout_rate = 0.1
     config.data.update(task="docstring_summary", input_length=96, target_length=32, batch_size=16)
-    config.optimizer.update(learning_rate=0.01, schedule="cosine", warmup=20)
+    config.optimizer.update(learning_rate=0.01, schedule="cosine")
+    config.optimizer.warmup.steps = 20
     config.update(log_every_steps=25, eval_every_steps=150)
     config.checkpoint.every_steps = 50
     return config

@@ -12,11 +12,12 @@ from configs import base, models
 def get_config(preset: str = "t5_1_1_small"):
     config = models.apply(base.get_config(), preset)
     config.stage = "finetune"
-    config.update(steps=0, duration="10 epochs")
+    config.steps, config.duration.epochs = 0, 10.0
     config.model.dropout_rate = 0.1
     config.data.update(task="aeslc", target_length=128, batch_size=64)
     config.optimizer.update(name="adamw", learning_rate=1e-4, schedule="linear", weight_decay=0.01)
-    config.optimizer.update(warmup=0, warmup_duration="6 percent", beta2=0.999)
+    config.optimizer.beta2 = 0.999
+    config.optimizer.warmup.update(steps=0, percent=6.0)
     config.eval_every_steps = 500
     config.checkpoint.every_steps = 500
     config.checkpoint.best_metric, config.early_stopping_patience = "nats", 5

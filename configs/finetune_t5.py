@@ -16,7 +16,8 @@ def get_config(preset: str = "t5_1_1_small"):
     config.model.dropout_rate = 0.1
     config.data.update(task="aeslc", packing="first_fit")
     config.data.update(input_length=512, target_length=512, batch_size=128)
-    config.optimizer.update(name="adafactor", learning_rate=1e-3, schedule="constant", warmup=0)
+    config.optimizer.update(name="adafactor", learning_rate=1e-3, schedule="constant")
+    config.optimizer.warmup.steps = 0
     config.eval_every_steps = 5000
     config.checkpoint.every_steps = 5000
     config.checkpoint.update(keep_period=5000, best_metric="nats")

@@ -1,7 +1,7 @@
 """Translation of image captions, English to German: 29,000 short pairs, on two CPU cores.
 
 python -m lm train --config=configs/multi30k.py:runs/pretrain --workdir=runs/multi30k
-python -m lm evaluate --workdir=runs/multi30k --split=test --decoding="beam width=4 alpha=0.6"
+python -m lm evaluate --workdir=runs/multi30k --split=test --decoding="beam num_beams=4 length_penalty=0.6"
 """
 
 from configs import base, models
@@ -14,7 +14,8 @@ def get_config(preset: str = "tiny"):
     config.model.dropout_rate = 0.1
     config.data.update(task="multi30k_en_de", packing="first_fit", batch_size=8)
     config.data.update(input_length=128, target_length=128)
-    config.optimizer.update(name="adamw_rms", learning_rate=0.01, schedule="cosine", warmup=100)
+    config.optimizer.update(name="adamw_rms", learning_rate=0.01, schedule="cosine")
+    config.optimizer.warmup.steps = 100
     config.update(log_every_steps=50, eval_every_steps=500)
     config.checkpoint.every_steps = 500
     return config

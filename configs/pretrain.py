@@ -14,7 +14,8 @@ def get_config(preset: str = "tiny"):
     config.objective.update(
         noise_density=0.5, mean_noise_span_length=5.0
     )  # in a short run, every target counts
-    config.optimizer.update(learning_rate=0.02, schedule="cosine", warmup=20)
+    config.optimizer.update(learning_rate=0.02, schedule="cosine")
+    config.optimizer.warmup.steps = 20
     config.update(log_every_steps=50, eval_every_steps=500)
     config.checkpoint.every_steps = 100
     return config

@@ -12,6 +12,7 @@ from configs import finetune_t5
 def get_config(preset: str = "t5_1_1_small"):
     config = finetune_t5.get_config(preset)
     config.data.update(task="wmt14_en_de", input_length=256, target_length=256)
-    config.evaluate.update(decoding="beam width=4 alpha=0.6", max_decoded_examples=0)
+    config.decoding.update(method="beam", num_beams=4, length_penalty=0.6)
+    config.evaluate.max_decoded_examples = 0
     config.checkpoint.best_metric = "bleu"
     return config

@@ -39,7 +39,11 @@ def untaught(config, seed: int) -> list[list[str]]:
     home = f"--workdir={made.workdir}"
     lines = pipeline.commands(made)
     (student,) = [line for line in lines if line[0] == "train" and line[-1] == f"{home}/distill"]
-    changes = ["--config.teacher.loss=labels", "--config.name=untaught", f"{home}/untaught"]
+    changes = [
+        "--config.teacher.loss={'labels': {'weight': 1.0}}",
+        "--config.name=untaught",
+        f"{home}/untaught",
+    ]
     return [[*student[:-1], *changes], ["evaluate", f"{home}/untaught"]]
 
 

@@ -24,7 +24,7 @@ def main(home: str, data: str) -> int:
     if code := pipeline.run(stages.commands(home, data, "sgd_dialogues", STEPS)):
         return code
     rows = []
-    for how in ("greedy", "beam width=4 alpha=0.6"):
+    for how in ("greedy", "beam num_beams=4 length_penalty=0.6"):
         rows += stages.scored(home, "sgd_dialogues", split="validation", how=how, most=MOST)
     task = tasks.TASKS["sgd_dialogues"]
     records = sources.records(task.source, "train[:98%]", data)

@@ -38,7 +38,7 @@ ROOM = f"min_length={TOKENS} max_length={TOKENS}"
 METHODS = {  # name -> our words, and what is the same to `generate`
     "greedy": (f"greedy {ROOM}", {}),
     "beam": (
-        f"beam width={WIDTH} alpha={ALPHA} {ROOM}",
+        f"beam num_beams={WIDTH} length_penalty={ALPHA} {ROOM}",
         dict(num_beams=WIDTH, length_penalty=ALPHA),
     ),
 }
@@ -74,7 +74,7 @@ def turns_of(pair, method: str, rows: list[batch.Batch], turns: int) -> dict:
 
     (model, params, stranger), (words, options) = pair, METHODS[method]
     how = decoding.parse(words)
-    ours = functools.partial(steps.decode_step, model=model, length=TOKENS, eos=EOS, how=how)
+    ours = functools.partial(steps.decode_step, model=model, length=TOKENS, eos=EOS, config=how)
     start = time.perf_counter()
     compiled = {part.inputs.shape: None for part in rows}
     for part in rows:

@@ -26,20 +26,21 @@ STUDENT = {"d_model": 64, "d_ff": 256, "num_encoder_layers": 4, "num_decoder_lay
 STUDENT |= {"lm_head": "tied", "dropout_rate": 0.0}
 INIT = "even sliced"
 LONG = 8
-LABELS, TAUGHT = "labels weight=0.2", "forward_kl weight=0.8 temperature=2"
+LABELS = {"labels": {"weight": 0.2}}
+TAUGHT = {"forward_kl": {"weight": 0.8, "temperature": 2.0}}
 METHODS = {  # name -> what teacher.loss says; what else a method changes is in `student`
-    "start": "labels",
-    "sequence": "labels",
-    "forward_kl": f"{LABELS}, {TAUGHT}",
-    "reverse_kl": f"{LABELS}, reverse_kl weight=0.8",
-    "jsd": f"{LABELS}, jsd weight=0.8 beta=0.5",
-    "logit_mse": f"{LABELS}, logit_mse weight=0.1",
-    "hidden": f"{LABELS}, {TAUGHT}, hidden weight=0.1",
-    "relations": f"{LABELS}, {TAUGHT}, relations weight=0.1",
-    "cached": f"{LABELS}, {TAUGHT}",
-    "sequence_kl": f"{LABELS}, {TAUGHT}",
-    "on_policy": f"{LABELS}, {TAUGHT}",
-    "sequence_long": "labels",
+    "start": {"labels": {}},
+    "sequence": {"labels": {}},
+    "forward_kl": LABELS | TAUGHT,
+    "reverse_kl": LABELS | {"reverse_kl": {"weight": 0.8}},
+    "jsd": LABELS | {"jsd": {"weight": 0.8, "beta": 0.5}},
+    "logit_mse": LABELS | {"logit_mse": {"weight": 0.1}},
+    "hidden": LABELS | TAUGHT | {"hidden": {"weight": 0.1}},
+    "relations": LABELS | TAUGHT | {"relations": {"weight": 0.1}},
+    "cached": LABELS | TAUGHT,
+    "sequence_kl": LABELS | TAUGHT,
+    "on_policy": LABELS | TAUGHT,
+    "sequence_long": {"labels": {}},
 }
 HOW = "greedy"
 INPUTS = 256  # whose decoding is timed
@@ -81,7 +82,11 @@ def teacher(home: str, data: str, name: str) -> list[list[str]]:
     made = [*stages.prepared(home, data), ["train", *words]]
     words = [f"--config=configs/{name}.py:{home}/pretrain", *_data(home, data, name)]
     made.append(["train", *words, *steps])
-    said = ["--split=train", f"--out={answers(home, name)}", "--decoding=beam width=4 alpha=0.6"]
+    said = [
+        "--split=train",
+        f"--out={answers(home, name)}",
+        "--decoding=beam num_beams=4 length_penalty=0.6",
+    ]
     written = pathlib.Path(answers(home, name)).exists()  # whole, since predict is not done before
     return made if written else [*made, ["predict", place, *said]]
 
@@ -110,13 +115,13 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
         words += ["--config.stage=distill", f"--config.teacher.workdir={home}/{name}/teacher"]
         words += [
             f"--config.teacher.student_init={INIT}",
-            f"--config.teacher.loss={METHODS[method]}",
+            f"--config.teacher.loss={METHODS[method]!r}",
         ]
     if method.startswith("sequence"):
         words += [f"--config.data.train_split={answers(home, name)}"]
         words += [f"--config.data.shards_dir={home}/shards/{name}_answers"]
     if method == "on_policy":
-        words += ["--config.teacher.on_policy=share=0.25 sample", *UNPACKED.get(name, ())]
+        words += ["--config.teacher.on_policy.fraction=0.25", *UNPACKED.get(name, ())]
         words += [
             "--config.data.packing=none",
             f"--config.data.shards_dir={home}/shards/{name}_rows",

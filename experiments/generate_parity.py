@@ -19,7 +19,10 @@ from lm import decoding, evaluate, inference, interop, logs, tasks
 
 SEARCHES = {  # ours in words, theirs in keywords
     "greedy": {"num_beams": 1},
-    "beam width=4 alpha=1.0 penalty=power": {"num_beams": 4, "length_penalty": 1.0},
+    "beam num_beams=4 length_penalty=1.0 length_penalty_kind=power": {
+        "num_beams": 4,
+        "length_penalty": 1.0,
+    },
 }
 ROWS = 40  # of theirs at once
 HERE = pathlib.Path(__file__).parent

@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 OLD = pathlib.Path(sys.prefix) / "transformers-4.57"
 VERSIONS = ("4.57", "5")
 LENGTH = 8  # tokens to generate
-BEAM = decoding.parse("beam width=4 alpha=0.6 penalty=power")  # as theirs
+BEAM = decoding.parse("beam num_beams=4 length_penalty=0.6 length_penalty_kind=power")  # as theirs
 
 # What a version of transformers is asked to do, in a process of its own: make random models and
 # save them, load what we exported, and write down what both compute.
@@ -250,7 +250,7 @@ def agreement(version: str, root: pathlib.Path, name: str, model, params) -> Agr
     same = {}
     for what, how in (("ids", decoding.DecodingConfig()), ("best", BEAM)):
         decode = functools.partial(
-            steps.decode_step, model=model, length=LENGTH, eos=names.EOS, how=how
+            steps.decode_step, model=model, length=LENGTH, eos=names.EOS, config=how
         )
         ids = jax.jit(decode)(params, examples).ids[:, 0]
         same[what] = np.array_equal(ids, _ended(seen[what]))

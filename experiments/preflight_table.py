@@ -55,7 +55,7 @@ def make_row(preset: str, chip: str, max_programs: int) -> dict:
         row |= dict(programs=programs, slice="", rows=run.data.batch_size, lengths=run.lengths)
         if trial is None:
             return row
-        final = runs.make_run(advice.changed(run.config, trial.changes), workdir)
+        final = runs.make_run(advice.changed(run.config_dict, trial.changes), workdir)
     compiled, estimate = trial.compiled, roofline.estimate(trial.compiled)
     layout, fsdp = final.parallel.strategy, final.parallel.fsdp
     return row | dict(

@@ -1,4 +1,4 @@
-"""What does parallel.reduction="fixed" cost an update?  Answer: reduction_cost.md.
+"""What does parallel.deterministic_reduction=True cost an update?  Answer: reduction_cost.md.
 
 python -m experiments.reduction_cost [rounds]
 
@@ -43,11 +43,11 @@ MODEL = transformer.ModelConfig(
 
 def update(devices: int, reduction: str):
     """A function that takes one update and waits for it, compiled and warm."""
-    config = parallel.ParallelConfig(reduction=reduction)
+    config = parallel.ParallelConfig(deterministic_reduction=reduction)
     strategy = parallel.make_strategy(config, jax.devices()[:devices])
     shapes, model = transformer.param_shapes(MODEL), transformer.Transformer(MODEL)
     optimizer, _ = optimizers.make_optimizer(
-        optimizers.OptimizerConfig(name="adamw", learning_rate=1e-3, warmup=0),
+        optimizers.OptimizerConfig(name="adamw", learning_rate=1e-3, warmup={"steps": 0}),
         1000,
         shapes,
         optimizers.RunLength(1.0, 1),
@@ -106,7 +106,7 @@ def main(rounds: int) -> None:
     lines = [json.dumps(where | row) for row in rows]
     (HERE / "reduction_cost.jsonl").write_text("\n".join(lines) + "\n")
     count = transformer.parameter_count(MODEL)
-    text = f"""# What does `parallel.reduction="fixed"` cost an update?
+    text = f"""# What does `parallel.deterministic_reduction=True` cost an update?
 
 `python -m experiments.reduction_cost {rounds}`: {rounds} updates of each kind in turns, {count:,}
 parameters, {ROWS} rows of {INPUTS} + {TARGETS} tokens, 8 shards, {os.cpu_count()} cores, jax

@@ -29,7 +29,10 @@ def arguments(text: str, workdir: str) -> argparse.Namespace:
 
 def prepared(home: str, data: str) -> list[list[str]]:
     """Commands that make the tokenizer, of both languages and encyclopedic text, and the corpus."""
-    tokens = ["--config.data.task=multi30k_en_de,wikipedia", "--config.data.packing=none"]
+    tokens = [
+        "--config.data.mixture=(('multi30k_en_de', None), ('wikipedia', None))",
+        "--config.data.packing=none",
+    ]
     tokens += [f"--config.data.tfds_dir={data}", f"--workdir={home}/tokens"]
     texts = ["--source=tfds:english_prose,tfds:wikipedia/20230601.en", f"--data_dir={data}"]
     texts += [f"--tokenizer={home}/tokens/tokenizer", f"--out={home}/prose"]

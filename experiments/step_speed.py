@@ -73,7 +73,11 @@ def ours(size: str, count: int, seconds: float) -> dict:
     config = model_config(size, dtype="float32" if on_cpu else "bfloat16")
     model, plan = transformer.Transformer(config), steps.StepConfig()
     made = dict(
-        name="adamw", learning_rate=RATE, schedule="constant", warmup=0, grad_clip_norm=CLIP
+        name="adamw",
+        learning_rate=RATE,
+        schedule="constant",
+        warmup={"steps": 0},
+        grad_clip_norm=CLIP,
     )
     made |= dict(weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1])
     pace = optimizers.RunLength(1.0, count * (INPUTS + TARGETS))

@@ -24,7 +24,7 @@ def main(home: str, data: str) -> int:
     if code := pipeline.run(stages.commands(home, data, "aeslc", STEPS)):
         return code
     rows = []
-    for how in ("greedy", "beam width=4 alpha=0.6"):
+    for how in ("greedy", "beam num_beams=4 length_penalty=0.6"):
         rows += stages.scored(home, "aeslc", split="validation", how=how)
     pairs = rows[0]["answers"]
     truth = [pair["targets"] for pair in pairs]

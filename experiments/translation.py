@@ -19,7 +19,7 @@ def main(home: str, data: str) -> int:
     if code := pipeline.run(stages.commands(home, data, "multi30k", STEPS, scratch=True)):
         return code
     rows, differences = [], []
-    for how in ("greedy", "beam width=4 alpha=0.6"):
+    for how in ("greedy", "beam num_beams=4 length_penalty=0.6"):
         arms = [
             stages.scored(home, arm, split="test", how=how)
             for arm in ("multi30k", "multi30k_scratch")

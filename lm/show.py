@@ -21,7 +21,7 @@ def rows(run: runs.Run, split: str, count: int, step: int = 1) -> str:
         raise ValueError(f"--step={step} is no update of --split=train; use 1 or more there.")
     tokens = runs.make_tokenizer(run)
     train, heldout = runs.make_examples(run, tokens)
-    seed = run.config["seed"]
+    seed = run.seed
     lookup.lookup({"train": train, "heldout": heldout}, split, "--split")
     if split == "train":
         order, size = pipeline.row_order(train, seed), run.data.batch_size

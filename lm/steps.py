@@ -318,30 +318,31 @@ def eval_step(params, examples: batch.Batch, *, loss: Loss, axis: Axis | None = 
     return sums if axis is None else jax.lax.psum(sums, axis.name)
 
 
-def _opened(params, examples, addresses, model, room) -> tuple:
-    """What every search begins with: (step, cache, start, keys)."""
+def _decoding_inputs(params, examples, addresses, model, length) -> tuple:
+    """Return (step function, cache, first tokens, keys) of a search."""
     apply = lambda *args, method: model.apply({"params": params}, *args, method=method)
     step = lambda token, cache: apply(token, cache, method="decode_step")
-    cache = apply(examples.inputs, examples.inputs_segment_ids, room, method="start")
+    cache = apply(examples.inputs, examples.inputs_segment_ids, length, method="start")
     asked = jnp.any(examples.inputs_segment_ids > 0, axis=1)
     start = jnp.where(asked, model.config.decoder_start_token_id, -1)
     key = jax.vmap(lambda address: key_for(address[0], address[1], "decoding"))
     return step, cache, start, None if addresses is None else key(addresses)
 
 
-def decode_begin(
+def init_decoding(
     params,
     examples: batch.Batch,
     addresses: Array | None = None,
     *,
-    model,
+    model: Any,
     length: int,
-    how: decoding.DecodingConfig,
+    config: decoding.DecodingConfig,
 ) -> decoding.DecodeState:
-    """Where decode_step stands before its first token, for decoding.advance; not for beams."""
-    room, take = how.room(length), transformer.gather_beams
-    _, cache, start, keys = _opened(params, examples, addresses, model, room)
-    return decoding.begin(cache, start, take, how, length=room, keys=keys)
+    """Return the state before the first token, for decoding.decode_token; not for beams."""
+    length = config.max_tokens(length)
+    _, cache, start, keys = _decoding_inputs(params, examples, addresses, model, length)
+    gather = transformer.gather_beams
+    return decoding.init_state(cache, start, gather, config, length=length, keys=keys)
 
 
 def decode_step(
@@ -349,19 +350,28 @@ def decode_step(
     examples: batch.Batch,
     addresses: Array | None = None,
     *,
-    model,
+    model: Any,
     length: int,
     eos: int,
-    how: decoding.DecodingConfig,
+    config: decoding.DecodingConfig,
     axis: Axis | None = None,
 ) -> decoding.Hypotheses:
-    """Answers to the inputs of a batch: ids int32 [B, n, length] and scores [B, n].
+    """Decode answers to the inputs of a batch: ids int32 [B, n, length] and scores [B, n].
 
-    length: the most tokens of an answer where `how` says none. addresses: int32 [B, 2], a seed and
-    the row's own number, all that its draws follow from, whatever the batch and the devices; None
-    where nothing is drawn. A row without inputs, which fills up a batch, has an answer of nothing
-    but pad, and no other row waits for it.
+    A row without inputs, which fills up a batch, has an answer of pad alone and delays no other.
+
+    Args:
+      params: of the model.
+      examples: the inputs; targets are not read.
+      addresses: int32 [B, 2], a seed and the row's number, from which alone its samples follow;
+        None if nothing is sampled.
+      model: the transformer.
+      length: the most tokens of an answer, unless the config has a max_length.
+      eos: the id that ends an answer.
+      config: the method and its options.
+      axis: unused; all steps have it.
     """
-    room, take = how.room(length), transformer.gather_beams
-    step, cache, start, keys = _opened(params, examples, addresses, model, room)
-    return decoding.search(step, cache, start, take, how, length=room, eos=eos, keys=keys)
+    length = config.max_tokens(length)
+    step, cache, start, keys = _decoding_inputs(params, examples, addresses, model, length)
+    gather, options = transformer.gather_beams, {"length": length, "eos": eos, "keys": keys}
+    return decoding.search(step, cache, start, gather, config, **options)

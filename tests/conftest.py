@@ -8,6 +8,7 @@ optimizes everything. The variables are set before any test imports jax.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import pathlib
 import signal
@@ -115,14 +116,19 @@ def tiny_config(tiny_tfds, tiny_tokens):
     config.tokenizer.num_extra_ids = SENTINELS
     config.data.update(task="wikipedia", tfds_dir=str(tiny_tfds), input_length=32)
     config.data.update(target_length=16, batch_size=8)
-    config.optimizer.update(name="adamw", learning_rate=1e-2, schedule="constant", warmup=2)
+    config.optimizer.update(
+        name="adamw", learning_rate=1e-2, schedule="constant", warmup={"steps": 2}
+    )
     config.update(log_every_steps=1, eval_every_steps=3)
     config.checkpoint.every_steps = 3
     config.evaluate.update(max_examples=20, max_decoded_examples=4)
 
     def make(**changes) -> dict:
         made = copy.deepcopy(config)
-        made.update_from_flattened_dict(changes)
+        for key, value in changes.items():
+            *sections, leaf = key.split(".")
+            section = functools.reduce(lambda section, name: section[name], sections, made)
+            section[leaf] = value
         return made.to_dict()
 
     return make

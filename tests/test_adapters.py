@@ -139,8 +139,8 @@ def update(params, examples, strategy=None, num_microbatches=1, name="adamw"):
         name=name,
         learning_rate=0.1,
         schedule="constant",
-        warmup=0,
-        learning_rate_multipliers=f"{lora.OTHERS}=none",
+        warmup={"steps": 0},
+        learning_rate_multipliers=((lora.OTHERS, None),),
     )
     optimizer, _ = optimizers.make_optimizer(words, 10, shapes, optimizers.RunLength(1.0, 1))
     plan = steps.StepConfig(num_microbatches=num_microbatches)
@@ -213,7 +213,7 @@ def test_adafactor_sees_the_factors_as_matrices():
     axes = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         path = optimizers.param_groups.path_of(keys)
-        axes[path.partition("attention/")[2]] = optimizers.param_groups.matrix(keys, leaf.ndim)
+        axes[path.partition("attention/")[2]] = optimizers.param_groups.matrix_axes(keys, leaf.ndim)
     assert axes["out/kernel/a"] == ((1, 2), (3,)) and axes["out/kernel/b"] == ((1,), (2,))
     assert axes["query/kernel/a"] == ((1,), (2,)) and axes["query/kernel/b"] == ((1,), (2, 3))
 

@@ -175,7 +175,7 @@ def test_show_model_adds_up(tiny_config, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("length", "plan"),
-    [(dict(steps=7), 7), ({"steps": 0, "duration": "9 updates"}, 9), ({"duration": "2 epochs"}, 0)],
+    [(dict(steps=7), 7), ({"steps": 0, "duration.epochs": 2.0}, 0)],
     ids=str,
 )
 def test_dry_run_prints_the_config_and_the_plan_and_writes_nothing(
@@ -223,11 +223,11 @@ MISTAKES = {
     f"{PRETRAIN} --config.model.vocab_size=300": "300 is smaller than .* 3968 .* use 4096",
     f"{PRETRAIN} --config.tokenizer.num_extra_ids=3": "needs \\d+ sentinels, .* num_sentinels=3",
     f"{PRETRAIN} --config.optimizer.learning_rate=nan": "optimizer.learning_rate=nan is out of bounds; use 0 to",
-    f"{PRETRAIN} --config.steps=0": "steps=0 and duration='' say nothing",
+    f"{PRETRAIN} --config.steps=0": "steps=0 and duration=.* set no length",
     f"{PRETRAIN} --config.objective.name=mlm": "'mlm' is unknown; choose one of deshuffling",
     f"{PRETRAIN} --config.parallel.fsdp=2": "use parallel.strategy='mesh'",
     f"{PRETRAIN} --config.data.tfds_dir={{w}}": "pydocs is not in .*python -m lm corpus",
-    "train --config=configs/distill.py --workdir={w}": "needs a teacher; set --config.teacher",
+    "train --config=configs/distill.py --workdir={w}": "needs a teacher; set teacher.workdir",
     "train --config=configs/finetune.py --workdir={w} --config.init_from={w}": "holds no run",
     "train --config=configs/demo.py --workdir={w}": "the config has .* key",
     "predict --workdir={w} --text=x": "holds no run",

@@ -80,7 +80,7 @@ def test_greedy_is_the_loop_one_would_write_by_hand(length, repetition, min_leng
     table[..., EOS] += 1.0
     step = lambda token, time: (jnp.asarray(table)[time, token], time + 1)  # the cache is a clock
     least = min(min_length, length)
-    words = f"greedy repetition={repetition} min_length={least}"
+    words = f"greedy repetition_penalty={repetition} min_length={least}"
     ids, scores = found(step, jnp.array(0), np.arange(40), length, words)
     expected = [by_hand(table, start, length, repetition, least) for start in range(40)]
     assert ids[:, 0].tolist() == [answer for answer, _ in expected]
@@ -114,7 +114,9 @@ def test_search_stops_with_the_longest_answer(starts, calls):
     assert len(counted) == calls
 
 
-@pytest.mark.parametrize("words, score", [("greedy", 0.0), ("beam width=3 n_best=3", -np.inf)])
+@pytest.mark.parametrize(
+    "words, score", [("greedy", 0.0), ("beam num_beams=3 num_return_sequences=3", -np.inf)]
+)
 def test_an_empty_row_is_answered_by_nothing(words, score):
     ids, scores = found(chain_step, None, [-1, 0, -1], 5, words)
     assert not ids[::2].any() and ids[1, 0].any()
@@ -131,13 +133,15 @@ def test_a_tie_goes_to_the_first_token():
     assert greedy(equal, None, [0], 1) == 3
 
 
-@pytest.mark.parametrize("words", ["greedy min_length=3", "sample temperature=2 n_best=3"])
+@pytest.mark.parametrize(
+    "words", ["greedy min_length=3", "sample temperature=2 num_return_sequences=3"]
+)
 def test_what_is_said_token_by_token_is_what_is_said_at_once(words):
     how, start = decoding.parse(words), jnp.array([0, 2, 4, -1])
     keys = jax.random.split(jax.random.key(0), 4)
     at_once = decoding.search(chain_step, None, start, unmoved, how, length=6, eos=EOS, keys=keys)
-    state = decoding.begin(None, start, unmoved, how, length=6, keys=keys)
-    further = jax.jit(functools.partial(decoding.advance, chain_step, how=how, eos=EOS))
+    state = decoding.init_state(None, start, unmoved, how, length=6, keys=keys)
+    further = jax.jit(functools.partial(decoding.decode_token, chain_step, config=how, eos=EOS))
     while state.i < 6 and not state.done.all():
         before, state = state, further(state)
         np.testing.assert_array_equal(state.ids[:, before.i], state.token)
@@ -179,7 +183,7 @@ def search(chains, words, length):
 def next_logs(chain, how, ids):
     """Log-probabilities [V] of the token after `ids`, by the rules."""
     logs = chain[len(ids), *(0, 0, *ids)[-2:]].copy()
-    logs[sorted({0, *ids})] *= how.repetition  # no logarithm of a probability is above 0
+    logs[sorted({0, *ids})] *= how.repetition_penalty  # no logarithm of a probability is above 0
     logs[EOS] = -np.inf if len(ids) < how.min_length else logs[EOS]
     return logs
 
@@ -189,7 +193,9 @@ def log_probability(chain, how, ids):
 
 
 def penalty(how, length):
-    return ((5 + length) / 6 if how.penalty == "google" else length) ** how.alpha
+    return (
+        (5 + length) / 6 if how.length_penalty_kind == "google" else length
+    ) ** how.length_penalty
 
 
 def padded(ids, length):
@@ -213,36 +219,45 @@ def beam_by_hand(chain, how, length):
         for total, ids in live:
             logs = next_logs(chain, how, ids)
             longer += [(total + logs[v], (*ids, v)) for v in range(V) if logs[v] > -np.inf]
-        longer = sorted(longer, reverse=True)[: 2 * how.width]
+        longer = sorted(longer, reverse=True)[: 2 * how.num_beams]
         ends = [ids[-1] == EOS or time == length for _, ids in longer]
-        for (total, ids), end in list(zip(longer, ends, strict=True))[: how.width]:
+        for (total, ids), end in list(zip(longer, ends, strict=True))[: how.num_beams]:
             ended += [(total / penalty(how, time), ids)] if end else []
-        ended = sorted(ended, reverse=True)[: how.width]
-        live = [one for one, end in zip(longer, ends, strict=True) if not end][: how.width]
+        ended = sorted(ended, reverse=True)[: how.num_beams]
+        live = [one for one, end in zip(longer, ends, strict=True) if not end][: how.num_beams]
         if not live:
             break
         hopeless = live[0][0] / penalty(how, time) <= ended[-1][0] if ended else False
-        if len(ended) == how.width and (how.stop == "full" or hopeless):
+        if len(ended) == how.num_beams and (how.early_stopping or hopeless):
             break
     return ended
 
 
-ALPHAS = ["alpha=0", "alpha=0.6", "alpha=1 penalty=power", "alpha=2 penalty=power"]
-RULED = ["repetition=1.4", "min_length=2", "repetition=0.5 min_length=3 alpha=0 penalty=power"]
+ALPHAS = [
+    "length_penalty=0",
+    "length_penalty=0.6",
+    "length_penalty=1 length_penalty_kind=power",
+    "length_penalty=2 length_penalty_kind=power",
+]
+RULED = [
+    "repetition_penalty=1.4",
+    "min_length=2",
+    "repetition_penalty=0.5 min_length=3 length_penalty=0 length_penalty_kind=power",
+]
 
 
 def test_a_beam_finds_the_best_path_that_greedy_misses():
-    ids, scores = found(chain_step, None, [0, 3], 6, "beam width=2 alpha=0")
+    ids, scores = found(chain_step, None, [0, 3], 6, "beam num_beams=2 length_penalty=0")
     np.testing.assert_array_equal(ids[:, 0], [[3, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
     np.testing.assert_allclose(scores[:, 0], np.log([0.4, 1.0]), atol=1e-6)
     assert ids.dtype == jnp.int32 and scores.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("alpha", [0.0, 2.0])
-@pytest.mark.parametrize("stop", ["bound", "full"])
+@pytest.mark.parametrize("stop", [False, True])
 def test_one_beam_is_greedy(alpha, stop):
     chains = random_chains(0, rows=300, length=7)
-    ids, _ = search(chains, f"beam width=1 alpha={alpha} stop={stop}", 7)
+    ids, _ = search(chains, f"beam num_beams=1 length_penalty={alpha} early_stopping={stop}", 7)
     expected = search(chains, "greedy", 7)
     np.testing.assert_array_equal(ids, expected.ids)
 
@@ -250,16 +265,18 @@ def test_one_beam_is_greedy(alpha, stop):
 def test_every_draw_of_a_row_is_from_what_its_own_cache_says():
     chains = random_chains(1, rows=20, length=5)
     expected = search(chains, "greedy", 5)
-    drawn = search(chains, "sample top_k=1 n_best=3", 5)
+    drawn = search(chains, "sample top_k=1 num_return_sequences=3", 5)
     np.testing.assert_array_equal(drawn.ids, np.repeat(expected.ids, 3, axis=1))
     np.testing.assert_array_equal(drawn.scores, np.repeat(expected.scores, 3, axis=1))
 
 
 @pytest.mark.parametrize("length", [3, 4])
-@pytest.mark.parametrize("words", ["alpha=0.6", "alpha=2 penalty=power", *RULED])
+@pytest.mark.parametrize(
+    "words", ["length_penalty=0.6", "length_penalty=2 length_penalty_kind=power", *RULED]
+)
 def test_beams_enough_for_every_beginning_find_the_optimum(words, length):
     chains = random_chains(length, rows=10, length=length)
-    words = f"beam width={V ** (length - 1)} {words}"
+    words = f"beam num_beams={V ** (length - 1)} {words}"
     ids, scores = search(chains, words, length)
     assert ids.shape == (10, 1, length)
     for chain, first, score in zip(chains, ids[:, 0], scores[:, 0], strict=True):
@@ -268,10 +285,12 @@ def test_beams_enough_for_every_beginning_find_the_optimum(words, length):
         np.testing.assert_allclose(score, optimum[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("words", ["alpha=0.6", "alpha=2 penalty=power"])
+@pytest.mark.parametrize(
+    "words", ["length_penalty=0.6", "length_penalty=2 length_penalty_kind=power"]
+)
 def test_beams_enough_for_every_answer_rank_them_all(words):
     chains = random_chains(5, rows=10, length=3)
-    words = f"beam width=200 n_best=200 {words}"  # of which 1 + 5 + 5 * 5 * 6 are filled
+    words = f"beam num_beams=200 num_return_sequences=200 {words}"  # of which 1 + 5 + 5 * 5 * 6 are filled
     ids, scores = search(chains, words, 3)
     for chain, some, score in zip(chains, ids, scores, strict=True):
         answers = sorted(every_answer(chain, decoding.parse(words), 3), reverse=True)
@@ -285,7 +304,7 @@ def test_beams_enough_for_every_answer_rank_them_all(words):
 @pytest.mark.parametrize("width, stop", [(2, "bound"), (5, "full")])
 def test_beams_are_the_search_one_would_write_by_hand(width, stop, words):
     chains = random_chains(width, rows=100, length=6)
-    words = f"beam width={width} n_best={width} stop={stop} {words}"
+    words = f"beam num_beams={width} num_return_sequences={width} early_stopping={stop} {words}"
     ids, scores = search(chains, words, 6)
     for chain, some, score in zip(chains, ids, scores, strict=True):
         answers = beam_by_hand(chain, decoding.parse(words), 6)
@@ -295,16 +314,16 @@ def test_beams_are_the_search_one_would_write_by_hand(width, stop, words):
 
 def test_fewer_answers_are_the_first_of_all():
     chains = random_chains(6, rows=50, length=6)
-    whole = search(chains, "beam width=5 n_best=5", 6)
+    whole = search(chains, "beam num_beams=5 num_return_sequences=5", 6)
     for count in (1, 3):
-        some = search(chains, f"beam width=5 n_best={count}", 6)
+        some = search(chains, f"beam num_beams=5 num_return_sequences={count}", 6)
         np.testing.assert_array_equal(some.ids, whole.ids[:, :count])
         np.testing.assert_array_equal(some.scores, whole.scores[:, :count])
 
 
 def test_a_score_is_the_sum_of_log_probabilities_over_the_penalty():
     chains = random_chains(8, rows=50, length=6)
-    words = "beam width=4 n_best=4 penalty=power"
+    words = "beam num_beams=4 num_return_sequences=4 length_penalty_kind=power"
     for chain, answers, scores in zip(chains, *search(chains, words, 6), strict=True):
         assert (np.diff(scores) <= 0).all()
         for row, score in zip(answers.tolist(), scores, strict=True):
@@ -314,10 +333,10 @@ def test_a_score_is_the_sum_of_log_probabilities_over_the_penalty():
             np.testing.assert_allclose(score, total / len(ids) ** 0.6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("stop", ["bound", "full"])
+@pytest.mark.parametrize("stop", [False, True])
 def test_the_beams_of_a_row_do_not_depend_on_its_neighbours(stop):
     chains = random_chains(3, rows=12, length=8, sharpness=3.0)
-    words = f"beam width=3 n_best=3 alpha=1 penalty=power stop={stop}"
+    words = f"beam num_beams=3 num_return_sequences=3 length_penalty=1 length_penalty_kind=power early_stopping={stop}"
     together = search(chains, words, 8)
     lengths = np.argmax(np.asarray(together.ids) == EOS, -1).max(-1)
     assert len(set(lengths.tolist())) > 2  # they end at different times
@@ -330,17 +349,17 @@ def test_the_beams_of_a_row_do_not_depend_on_its_neighbours(stop):
 @pytest.mark.parametrize(
     "starts, words, calls",
     [
-        ([3], "alpha=1", 1),  # one answer has all the probability: no beam is left
-        ([4], "alpha=1 stop=full", 2),  # 1 and 2 1 have ended
-        ([4], "alpha=1", 3),  # 2 4 was likelier than 2 1, 2 4 2 is less likely than 2 3 1
-        ([0], "alpha=0 stop=full", 3),  # 3 1 and 2 3 1 have ended
-        ([3, 0], "alpha=0 stop=full", 3),
-        ([3, -1], "alpha=1", 1),
+        ([3], "length_penalty=1", 1),  # one answer has all the probability: no beam is left
+        ([4], "length_penalty=1 early_stopping=True", 2),  # 1 and 2 1 have ended
+        ([4], "length_penalty=1", 3),  # 2 4 was likelier than 2 1, 2 4 2 is less likely than 2 3 1
+        ([0], "length_penalty=0 early_stopping=True", 3),  # 3 1 and 2 3 1 have ended
+        ([3, 0], "length_penalty=0 early_stopping=True", 3),
+        ([3, -1], "length_penalty=1", 1),
     ],
 )
 def test_a_beam_stops_with_the_last_row(starts, words, calls):
     step, counted = counting(chain_step)
-    words = f"beam width=2 penalty=power {words}"
+    words = f"beam num_beams=2 length_penalty_kind=power {words}"
     jax.block_until_ready(found(step, None, starts, 50, words))
     jax.effects_barrier()
     assert len(counted) == calls

@@ -31,7 +31,7 @@ def unmoved(cache, rows):
 @functools.cache
 def sampled(words, seed=0):
     """ids int [ROWS, DRAWS, LENGTH] and scores of the Markov chain LOGITS."""
-    how = decoding.parse(f"sample n_best={DRAWS} {words}")
+    how = decoding.parse(f"sample num_return_sequences={DRAWS} {words}")
     keys = jax.random.split(jax.random.key(seed), ROWS)
     search = functools.partial(
         decoding.search, table_step, None, jnp.zeros(ROWS, jnp.int32), unmoved, how
@@ -173,14 +173,14 @@ def test_the_repetition_penalty_is_transformers(kind, penalty):
     logits, said = made_logits(kind), np.random.default_rng(2).integers(0, 50, (64, 9))
     theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)
     theirs = theirs(torch.tensor(said), torch.tensor(logits))
-    ours = logits_processors.repeated(jnp.asarray(logits), said, penalty)
+    ours = logits_processors.penalize_repetition(jnp.asarray(logits), said, penalty)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 @pytest.mark.parametrize("words", [
-    "repetition=1.3 min_length=3",
-    "temperature=0.6 top_k=20 top_p=0.9 repetition=1.2 min_length=4",
-    "temperature=1.7 top_p=0.6 repetition=0.8",
+    "repetition_penalty=1.3 min_length=3",
+    "temperature=0.6 top_k=20 top_p=0.9 repetition_penalty=1.2 min_length=4",
+    "temperature=1.7 top_p=0.6 repetition_penalty=0.8",
 ])  # fmt: skip
 @pytest.mark.parametrize("said", [0, 3, 5])
 def test_all_rules_together_are_the_processors_of_generate_in_its_order(words, said):
@@ -189,7 +189,7 @@ def test_all_rules_together_are_the_processors_of_generate_in_its_order(words, s
     rng = np.random.default_rng(3)
     ids, start = rng.integers(0, 50, (64, 6)).astype(np.int32), rng.integers(0, 50, 64)
     processors = [
-        transformers.RepetitionPenaltyLogitsProcessor(how.repetition),
+        transformers.RepetitionPenaltyLogitsProcessor(how.repetition_penalty),
         transformers.MinLengthLogitsProcessor(how.min_length + 1, EOS),  # theirs counts the start
         transformers.TemperatureLogitsWarper(how.temperature),
         *([transformers.TopKLogitsWarper(how.top_k)] if how.top_k else []),
@@ -208,10 +208,8 @@ def test_all_rules_together_are_the_processors_of_generate_in_its_order(words, s
 @pytest.mark.parametrize("kind", ["plain", "equals", "barred"])
 def test_the_likeliest_is_the_first_of_the_largest(kind):
     logits = made_logits(kind)
-    np.testing.assert_array_equal(
-        logits_processors.likeliest(jnp.asarray(logits)), logits.argmax(-1)
-    )
-    broken = logits_processors.likeliest(jnp.full((2, 5), jnp.nan))
+    np.testing.assert_array_equal(logits_processors.argmax(jnp.asarray(logits)), logits.argmax(-1))
+    broken = logits_processors.argmax(jnp.full((2, 5), jnp.nan))
     assert ((broken >= 0) & (broken < 5)).all()  # a token all the same
 
 
@@ -250,7 +248,7 @@ def compiled(words, layout):
     devices = jax.devices()[: 8 if layout else 1]
     strategy = parallel.make_strategy(LAYOUTS[layout], devices)
     model = transformer.Transformer(CONFIG, strategy.shard_activations)
-    options = dict(model=model, length=6, eos=EOS, how=decoding.parse(words))
+    options = dict(model=model, length=6, eos=EOS, config=decoding.parse(words))
     return strategy, strategy.compile(functools.partial(steps.decode_step, **options))
 
 
@@ -261,7 +259,9 @@ LAYOUTS = {
 }
 
 
-def answer(params, examples, addresses, words="sample temperature=2 n_best=2", layout=""):
+def answer(
+    params, examples, addresses, words="sample temperature=2 num_return_sequences=2", layout=""
+):
     strategy, step = compiled(words, layout)
     placed = strategy.place_batch((examples, addresses))
     return strategy.fetch_rows(step(strategy.place_state(params), *placed))
@@ -294,7 +294,9 @@ def test_what_a_row_draws_does_not_depend_on_the_devices(layout, params, whole):
 
 
 def test_more_draws_and_longer_answers_begin_with_the_same(params, whole):
-    more = answer(params, *asked(range(MANY)), "sample temperature=2 n_best=3 max_length=9")
+    more = answer(
+        params, *asked(range(MANY)), "sample temperature=2 num_return_sequences=3 max_length=9"
+    )
     assert more.ids.shape == (MANY, 3, 9)
     np.testing.assert_array_equal(more.ids[:, :2, :6], whole.ids)
 

@@ -16,7 +16,9 @@ from lm.decoding import logits_processors
 ROWS, SOURCE, LENGTH, WIDTH, DEPTH, HEAD = 4, 7, 11, 2, 3, 5
 MOVES = {"gather", "slice", "dynamic_slice", "concatenate", "pad", "scan", "sort"}
 either = pytest.mark.parametrize("kind", ["encoder_decoder", "language_model"])
-each = pytest.mark.parametrize("how", ["greedy", "beam width=2", "sample n_best=2"])
+each = pytest.mark.parametrize(
+    "how", ["greedy", "beam num_beams=2", "sample num_return_sequences=2"]
+)
 
 
 def searched(kind, how):
@@ -26,7 +28,7 @@ def searched(kind, how):
     sizes |= dict(num_encoder_layers=depth, num_decoder_layers=DEPTH)
     config = transformer.ModelConfig(architecture=kind, **sizes)
     model, how = transformer.Transformer(config), decoding.parse(how)
-    search = functools.partial(steps.decode_step, model=model, length=LENGTH, eos=1, how=how)
+    search = functools.partial(steps.decode_step, model=model, length=LENGTH, eos=1, config=how)
     ids = jax.ShapeDtypeStruct((ROWS, SOURCE), jnp.int32)
     asked = batch.Batch(ids, ids, ids, ids)
     addresses = jax.ShapeDtypeStruct((ROWS, 2), jnp.int32)
@@ -107,7 +109,7 @@ def test_the_largest_are_those_of_top_k_and_of_equals_the_first(size, count):
     rows = [rng.normal(size=size), rng.integers(0, 3, size), rng.integers(0, 40, size), level]
     rows.append(np.where(rng.random(size) < 3 / size, 1.0, -np.inf))
     x = np.stack(rows).astype(np.float32)
-    values, places = logits_processors.largest(jnp.asarray(x), count)
+    values, places = logits_processors.fast_top_k(jnp.asarray(x), count)
     order = np.argsort(-x, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(places, order)
     np.testing.assert_array_equal(values, np.take_along_axis(x, order, axis=1))

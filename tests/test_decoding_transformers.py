@@ -47,22 +47,22 @@ THEIRS = {  # of a layer; the feed-forward comes last, after the cross-attention
 }
 GREEDY = {  # our words, and what is the same to `generate`
     "": {},
-    "repetition=1.5": {"repetition_penalty": 1.5},
-    "min_length=4 repetition=0.8": {"min_new_tokens": 4, "repetition_penalty": 0.8},
+    "repetition_penalty=1.5": {"repetition_penalty": 1.5},
+    "min_length=4 repetition_penalty=0.8": {"min_new_tokens": 4, "repetition_penalty": 0.8},
 }
 BEAMS = {
-    "width=2 alpha=0": {"num_beams": 2, "length_penalty": 0.0},
-    "width=2 alpha=2 stop=full": {"num_beams": 2, "length_penalty": 2.0, "early_stopping": True},
-    "width=4 alpha=0.6": {"num_beams": 4, "length_penalty": 0.6},
-    "width=4 alpha=1 stop=full": {"num_beams": 4, "length_penalty": 1.0, "early_stopping": True},
-    "width=4 alpha=2": {"num_beams": 4, "length_penalty": 2.0},
-    "width=4 alpha=1 n_best=3 repetition=1.5": {
+    "num_beams=2 length_penalty=0": {"num_beams": 2, "length_penalty": 0.0},
+    "num_beams=2 length_penalty=2 early_stopping=True": {"num_beams": 2, "length_penalty": 2.0, "early_stopping": True},
+    "num_beams=4 length_penalty=0.6": {"num_beams": 4, "length_penalty": 0.6},
+    "num_beams=4 length_penalty=1 early_stopping=True": {"num_beams": 4, "length_penalty": 1.0, "early_stopping": True},
+    "num_beams=4 length_penalty=2": {"num_beams": 4, "length_penalty": 2.0},
+    "num_beams=4 length_penalty=1 num_return_sequences=3 repetition_penalty=1.5": {
         "num_beams": 4, "length_penalty": 1.0, "repetition_penalty": 1.5
     },
-    "width=4 alpha=0.6 n_best=1 min_length=5": {
+    "num_beams=4 length_penalty=0.6 num_return_sequences=1 min_length=5": {
         "num_beams": 4, "length_penalty": 0.6, "min_new_tokens": 5
     },
-    "width=3 alpha=0 stop=full n_best=2 repetition=0.7 min_length=3 max_length=7": {
+    "num_beams=3 length_penalty=0 early_stopping=True num_return_sequences=2 repetition_penalty=0.7 min_length=3 max_length=7": {
         "num_beams": 3, "length_penalty": 0.0, "early_stopping": True,
         "repetition_penalty": 0.7, "min_new_tokens": 3, "max_new_tokens": 7,
     },
@@ -165,19 +165,19 @@ def cache(params, inputs):
 def search(params, cache, how):
     step = functools.partial(MODEL.apply, {"params": params}, method="decode_step")
     start, take = jnp.zeros(ROWS, jnp.int32), transformer.gather_beams
-    return decoding.search(step, cache, start, take, how, length=how.room(LENGTH), eos=EOS)
+    return decoding.search(step, cache, start, take, how, length=how.max_tokens(LENGTH), eos=EOS)
 
 
 def generate(stranger, inputs, mask, how, options):
     """transformers' ids int [B, n, T] and scores [B, n] of beams, pad after eos."""
     import torch
 
-    length = how.room(LENGTH)
+    length = how.max_tokens(LENGTH)
     made = stranger.generate(
         input_ids=torch.tensor(inputs),
         attention_mask=torch.tensor(mask),
         do_sample=False,
-        num_return_sequences=how.n_best,
+        num_return_sequences=how.num_return_sequences,
         eos_token_id=EOS,
         pad_token_id=0,
         return_dict_in_generate=True,
@@ -188,7 +188,7 @@ def generate(stranger, inputs, mask, how, options):
     ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
     ended = np.cumsum(ids == EOS, axis=1) - (ids == EOS) > 0
     ids = np.where(ended, 0, ids)  # its beams fill the tail with eos where pad is 0
-    shape = (-1, how.n_best)
+    shape = (-1, how.num_return_sequences)
     scores = made.sequences_scores.numpy().reshape(shape) if how.method == "beam" else None
     return ids.reshape(*shape, length), scores
 
@@ -215,8 +215,12 @@ def test_greedy_ids_equal_generate(words, stranger, params, cache, inputs):
 
 @pytest.mark.parametrize("words", BEAMS)
 def test_beam_ids_equal_generate(words, stranger, params, cache, inputs):
-    everything = "" if "n_best" in words else f"n_best={BEAMS[words]['num_beams']}"
-    how = decoding.parse(f"beam penalty=power {words} {everything}")
+    everything = (
+        ""
+        if "num_return_sequences" in words
+        else f"num_return_sequences={BEAMS[words]['num_beams']}"
+    )
+    how = decoding.parse(f"beam length_penalty_kind=power {words} {everything}")
     expected, expected_scores = generate(stranger, *inputs, how, BEAMS[words])
     ids, scores = search(params, cache, how)
     np.testing.assert_array_equal(ids, expected)
@@ -226,12 +230,18 @@ def test_beam_ids_equal_generate(words, stranger, params, cache, inputs):
 
 
 def test_a_beam_score_is_what_teacher_forcing_gives(params, cache, inputs):
-    ids, scores = search(params, cache, decoding.parse("beam n_best=4 alpha=0.6 penalty=power"))
+    ids, scores = search(
+        params,
+        cache,
+        decoding.parse("beam num_return_sequences=4 length_penalty=0.6 length_penalty_kind=power"),
+    )
     expected = score(params, *inputs, np.asarray(ids), 0.6)
     np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_greedy_score_is_what_teacher_forcing_gives(params, cache, inputs):
-    ids, scores = search(params, cache, decoding.parse("greedy repetition=1.5 min_length=2"))
+    ids, scores = search(
+        params, cache, decoding.parse("greedy repetition_penalty=1.5 min_length=2")
+    )
     expected = score(params, *inputs, np.asarray(ids), 0.0)
     np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=1e-5)

@@ -39,7 +39,7 @@ def params(run):
     return untrained.params(run)
 
 
-@pytest.mark.parametrize("how", ["greedy repetition=1.5", "sample", "beam width=3"])
+@pytest.mark.parametrize("how", ["greedy repetition_penalty=1.5", "sample", "beam num_beams=3"])
 def test_a_streamed_answer_is_that_of_a_generator(how, run, params, tiny_tokens):
     config = decoding.parse(how)
     strategy = parallel.make_strategy(parallel.ParallelConfig(data=1))
@@ -56,9 +56,9 @@ def test_a_streamed_answer_is_that_of_a_generator(how, run, params, tiny_tokens)
 def test_an_answer_ends_before_its_eos_and_nothing_is_compiled_twice(
     run, params, tiny_tokens, monkeypatch
 ):
-    traced, begin = [], steps.decode_begin
+    traced, begin = [], steps.init_decoding
     counted = lambda *arguments, **options: traced.append(1) or begin(*arguments, **options)
-    monkeypatch.setattr(steps, "decode_begin", counted)
+    monkeypatch.setattr(steps, "init_decoding", counted)
     stream = inference.Stream(run, params, tiny_tokens, decoding.parse("greedy"))
     whole = list(stream(np.array([5, 1], np.int32)))
     assert len(whole) == 8

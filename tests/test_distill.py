@@ -17,9 +17,24 @@ from lm import batch, distill, losses, parallel, steps, transformer
 VOCAB, ROWS, LENGTH = 16, 16, 6
 TEXT_BYTES = np.arange(VOCAB)
 CONFIG = steps.LossConfig(z_loss=0.1, label_smoothing=0.1)
-SOFT = "forward_kl, reverse_kl temperature=2, jsd beta=0.3 temperature=0.5"
-SAME = "forward_kl temperature=2, reverse_kl temperature=2, jsd beta=0.3 temperature=2"  # cached
-ALL = f"labels weight=0.4, {SOFT} weight=0.2:3, logit_mse weight=0.1"
+SOFT = {
+    "forward_kl": {},
+    "reverse_kl": {"temperature": 2.0},
+    "jsd": {"beta": 0.3, "temperature": 0.5},
+}
+SAME = {
+    "forward_kl": {"temperature": 2.0},
+    "reverse_kl": {"temperature": 2.0},
+    "jsd": {"beta": 0.3, "temperature": 2.0},
+}  # cached
+ALL = (
+    {"labels": {"weight": 0.4}}
+    | SOFT
+    | {
+        "jsd": SOFT["jsd"] | {"weight": 0.2, "final_weight": 3.0},
+        "logit_mse": {"weight": 0.1},
+    }
+)
 
 
 class Table:
@@ -68,7 +83,7 @@ def taught(params, examples, k):
 
 def loss_of(text, student=None, teacher=None):
     models = student or Table(), teacher or Table()
-    terms = distill.parse(text)
+    terms = distill.loss_terms({text: {}} if isinstance(text, str) else text)
     return distill.make_distillation_loss(models[0], CONFIG, TEXT_BYTES, models[1], terms)
 
 
@@ -110,7 +125,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_shows_each():
     assert sums["loss"] == total and figures["loss"] == pytest.approx(float(total) / WEIGHT)
 
 
-@pytest.mark.parametrize("text", ["labels", "labels, forward_kl weight=0"])
+@pytest.mark.parametrize("text", ["labels", {"labels": {}, "forward_kl": {"weight": 0.0}}])
 def test_labels_alone_are_the_language_loss(text):
     total, grad = jax.jit(jax.value_and_grad(lambda x: language(x, EXAMPLES)[0]))(STUDENT)
     ours, (mine, _) = gradients(loss_of(text))
@@ -127,7 +142,9 @@ def test_a_scheduled_weight_goes_from_its_first_to_its_last_and_is_that_in_evalu
     progress, weight
 ):
     once = loss_of("forward_kl")(STUDENT, EXAMPLES, None, TEACHER)[0]
-    total, sums = loss_of("forward_kl weight=2:1")(STUDENT, EXAMPLES, None, TEACHER, progress)
+    total, sums = loss_of({"forward_kl": {"weight": 2.0, "final_weight": 1.0}})(
+        STUDENT, EXAMPLES, None, TEACHER, progress
+    )
     close(total, weight * once)
     close(sums["teacher/forward_kl"], once)
 
@@ -151,7 +168,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_one_where_targets_are():
     assert set(np.flatnonzero(moved)) == set(real)
 
 
-@pytest.mark.parametrize("text", [*SOFT.split(", "), "logit_mse"])
+@pytest.mark.parametrize("text", [*({name: SOFT[name]} for name in SOFT), "logit_mse"])
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it(text):
     total, (grad, _) = gradients(loss_of(text), TEACHER)
     close(total, 0, atol=1e-5)
@@ -176,7 +193,7 @@ def test_padding_never_counts():
         inputs=np.where(real, EXAMPLES.inputs, 3), targets=np.where(real, EXAMPLES.targets, 7)
     )
     for told in (None, taught(TEACHER, EXAMPLES, 4)):
-        text = ALL if told is None else f"labels, {SAME}"
+        text = ALL if told is None else {"labels": {}} | SAME
         teacher = TEACHER if told is None else None
         ours = loss_of(text)(STUDENT, EXAMPLES._replace(teacher_top_k=told), None, teacher)
         close(loss_of(text)(STUDENT, spoilt._replace(teacher_top_k=told), None, teacher), ours)
@@ -186,7 +203,8 @@ def test_padding_never_counts():
 
 
 def test_a_cache_of_all_ids_teaches_what_the_live_teacher_does():
-    text = f"labels, {SAME} weight=0.2:3"
+    jsd = SAME["jsd"] | {"weight": 0.2, "final_weight": 3.0}
+    text = {"labels": {}} | SAME | {"jsd": jsd}
     cached = EXAMPLES._replace(teacher_top_k=taught(TEACHER, EXAMPLES, VOCAB))
     live, (grad, _) = gradients(loss_of(text), progress=0.5)
     without = lambda x, examples, key, teacher, **given: loss_of(text)(x, examples, key, **given)
@@ -197,8 +215,8 @@ def test_a_cache_of_all_ids_teaches_what_the_live_teacher_does():
 
 def test_a_cached_teacher_leaves_labels_and_measures_as_they_are():
     cached = EXAMPLES._replace(teacher_top_k=taught(TEACHER, EXAMPLES, 3))
-    ours = loss_of(f"labels, {SAME}")(STUDENT, cached)[1]
-    live = loss_of(f"labels, {SAME}")(STUDENT, EXAMPLES, None, TEACHER)[1]
+    ours = loss_of({"labels": {}} | SAME)(STUDENT, cached)[1]
+    live = loss_of({"labels": {}} | SAME)(STUDENT, EXAMPLES, None, TEACHER)[1]
     assert ours.keys() == live.keys()
     for name in live.keys() - {"loss"}:
         soft = name in ("teacher/forward_kl", "teacher/reverse_kl", "teacher/jsd")
@@ -212,9 +230,9 @@ def test_labels_and_measures_leave_out_what_the_student_wrote_and_divergences_do
     own = np.arange(ROWS) % 2 == 1
     marked = EXAMPLES._replace(from_student=own)
     others = jax.tree.map(lambda x: x[~own], EXAMPLES)
-    sums = loss_of(f"labels, {SOFT}")(STUDENT, marked, None, TEACHER)[1]
-    whole = loss_of(f"labels, {SOFT}")(STUDENT, EXAMPLES, None, TEACHER)[1]
-    theirs = loss_of(f"labels, {SOFT}")(STUDENT, others, None, TEACHER)[1]
+    sums = loss_of({"labels": {}} | SOFT)(STUDENT, marked, None, TEACHER)[1]
+    whole = loss_of({"labels": {}} | SOFT)(STUDENT, EXAMPLES, None, TEACHER)[1]
+    theirs = loss_of({"labels": {}} | SOFT)(STUDENT, others, None, TEACHER)[1]
     counted = {"labelled", "nats", "hits", "bytes", "text_nats", "text_weight"}
     for name in counted | {"teacher/labels", "teacher/labels/weight"}:
         assert 0 < theirs[name] < whole[name], name
@@ -251,7 +269,9 @@ UPDATES = 3
 DESCENT = optax.sgd(0.5)
 MARKED = [ragged(seed)._replace(from_student=np.arange(ROWS) % 3 == 0) for seed in range(UPDATES)]
 CACHED = [examples._replace(teacher_top_k=taught(TEACHER, examples, 4)) for examples in MARKED]
-LIVE = f"{ALL}, policy weight=0:0.5"
+LIVE = ALL | {"policy": {"weight": 0.0, "final_weight": 0.5}}
+DECAYING = {"labels": {}} | SAME
+DECAYING |= {"jsd": SAME["jsd"] | {"weight": 2.0, "final_weight": 1.0}}
 
 
 def fresh():
@@ -278,30 +298,31 @@ def learnt(text, batches, strategy, num_microbatches=1, shards=0):
 
 
 @functools.cache
-def alone(text):
+def alone(is_live):
     """The same on one device."""
     strategy = parallel.make_strategy(parallel.ParallelConfig(), jax.devices()[:1])
-    return learnt(text, CACHED if text != LIVE else MARKED, strategy)
+    text, batches = (LIVE, MARKED) if is_live else (DECAYING, CACHED)
+    return learnt(text, batches, strategy)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("text", [LIVE, f"labels, {SAME} weight=2:1"], ids=["live", "cached"])
+@pytest.mark.parametrize("text", [LIVE, DECAYING], ids=["live", "cached"])
 def test_every_layout_learns_the_same_from_a_teacher(name, text):
     count, options = LAYOUTS[name]
     config = parallel.ParallelConfig(**options)
     strategy = parallel.make_strategy(config, jax.devices()[:count])
     batches = CACHED if text != LIVE else MARKED
     params, found = learnt(text, batches, strategy, config.num_microbatches)
-    for ours, theirs in zip(found, alone(text)[1], strict=True):
+    for ours, theirs in zip(found, alone(text == LIVE)[1], strict=True):
         assert ours.keys() == theirs.keys()
         for key in ours:
             np.testing.assert_allclose(ours[key], theirs[key], rtol=2e-5, err_msg=key)
-    close(params, alone(text)[0], atol=1e-5)
+    close(params, alone(text == LIVE)[0], atol=1e-5)
 
 
 def test_an_update_knows_how_much_of_the_run_is_over():
     """From the first weight at the first update to the last at the last."""
-    for number, sums in enumerate(alone(f"labels, {SAME} weight=2:1")[1]):
+    for number, sums in enumerate(alone(False)[1]):
         parts = [sums[f"teacher/{name}"] for name in ("labels", "forward_kl", "reverse_kl", "jsd")]
         jsd = 2 - number / (UPDATES - 1)
         close(sums["loss"], np.dot(parts, [1, 1, 1, jsd]))
@@ -312,7 +333,7 @@ def test_an_update_knows_how_much_of_the_run_is_over():
 def test_with_the_fixed_reduction_the_bits_of_the_student_are_the_same_on_any_devices():
     found = []
     for devices in (1, 2, 8):
-        config = parallel.ParallelConfig(reduction="fixed")
+        config = parallel.ParallelConfig(deterministic_reduction=True)
         strategy = parallel.make_strategy(config, jax.devices()[:devices])
         found.append(learnt(LIVE, MARKED, strategy, shards=config.fixed_shards))
     for other in found[1:]:
@@ -339,7 +360,7 @@ def test_packed_examples_teach_what_they_teach_apart():
     packed = batch.Batch(pack(apart.inputs), numbers, pack(apart.targets), numbers)
     models = [transformer.Transformer(config) for config in MODELS]
     params = [steps.init_params(model, seed) for seed, model in enumerate(models)]
-    terms = distill.parse(f"labels, {SOFT}, logit_mse")
+    terms = distill.loss_terms({"labels": {}, "logit_mse": {}} | SOFT)
     loss = distill.make_distillation_loss(models[0], CONFIG, TEXT_BYTES, models[1], terms)
     total = jax.jit(lambda examples: loss(params[0], examples, None, params[1])[1])
     ours, theirs = total(packed), total(apart)

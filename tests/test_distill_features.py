@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,10 +34,10 @@ ARCHITECTURES = {
     "language_model": {"architecture": "language_model", **ALONE, "norm.placement": "post"},
 }
 KINDS = (
-    "hidden encoder=all decoder=0-1-2",
-    "hidden distance=cosine encoder=even decoder=all",
-    "attention encoder=all decoder=all",
-    "relations heads=2 encoder=last decoder=all",
+    {"hidden": {"encoder": "all", "decoder": (0, 1, 2)}},
+    {"hidden": {"distance": "cosine", "encoder": "even", "decoder": "all"}},
+    {"attention": {"encoder": "all", "decoder": "all"}},
+    {"relations": {"heads": 2, "encoder": "last", "decoder": "all"}},
 )
 
 
@@ -83,9 +81,8 @@ def packed(examples: batch.Batch) -> batch.Batch:
 EXAMPLES = ragged()
 
 
-@functools.cache
-def term(text: str) -> distill.Term:
-    (only,) = distill.parse(text)
+def term(section: dict) -> distill.Term:
+    (only,) = distill.loss_terms(section)
     return only
 
 
@@ -244,7 +241,11 @@ def test_the_totals_of_rows_add_up(name):
 
 def test_a_difference_of_one_everywhere_counts_each_target_once_for_each_tower():
     ours, theirs = (made(output=jnp.full((4, 9, 16), x)) for x in (1.0, 2.0))
-    for kind, towers in (("hidden", 2), ("hidden encoder=none", 1), ("hidden decoder=none", 1)):
+    for kind, towers in (
+        ({"hidden": {}}, 2),
+        ({"hidden": {"encoder": "none"}}, 1),
+        ({"hidden": {"decoder": "none"}}, 1),
+    ):
         total, weight = features.compare(term(kind), ours, theirs, EXAMPLES)
         np.testing.assert_allclose((total, weight), (12 * towers, 12), rtol=1e-6)
 
@@ -253,7 +254,7 @@ def test_a_difference_of_one_everywhere_counts_each_target_once_for_each_tower()
 def test_relations_ask_not_which_way_a_relation_head_looks(name):
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))
     ours = normal(0, 4, 9, 2, 8)
-    said = f"relations encoder=none heads=2 of={name[0]}"
+    said = {"relations": {"encoder": "none", "heads": 2, "of": name[0]}}
     words = {"words": {"num_heads": 2, "num_kv_heads": 2, "head_dim": 8}}
     one, turned, longer = (made(**{name: x}, **words) for x in (ours, ours @ turn, ours * 2))
     total = lambda theirs: float(features.compare(term(said), one, theirs, EXAMPLES)[0])
@@ -265,10 +266,13 @@ def test_relations_ask_not_into_how_many_heads_the_same_units_are_cut():
     cut = {name: x.reshape(4, 9, 4, 4) for name, x in shown.items()}
     two, four = made(**shown, words={"num_heads": 2, "num_kv_heads": 2, "head_dim": 8}), made(**cut)
     for heads in (1, 2, 4, 8, 16):
-        said = term(f"relations encoder=none heads={heads}")
+        said = term({"relations": {"encoder": "none", "heads": heads}})
         assert abs(float(features.compare(said, two, four, EXAMPLES)[0])) < 1e-5
     other = made(**{name: x[::-1] for name, x in cut.items()})
-    assert float(features.compare(term("relations encoder=none"), two, other, EXAMPLES)[0]) > 0.1
+    assert (
+        float(features.compare(term({"relations": {"encoder": "none"}}), two, other, EXAMPLES)[0])
+        > 0.1
+    )
 
 
 # Against strangers. --------------------------------------------------------------------------
@@ -290,7 +294,7 @@ def test_relations_are_those_of_minilm_written_in_torch():
             kl = torch.nn.functional.kl_div(one, other, reduction="sum", log_target=True)
             expected += float(kl) / 8  # the mean over relation heads
     wide = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 16}
-    said = term("relations encoder=none heads=8")
+    said = term({"relations": {"encoder": "none", "heads": 8}})
     found = features.compare(said, made(**ours), made(**theirs, words=wide), EXAMPLES)[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -306,7 +310,7 @@ def test_distances_of_hidden_states_are_those_of_torch(distance):
     else:  # as DistilBERT's distiller calls it
         near = torch.ones(len(one))
         expected = torch.nn.functional.cosine_embedding_loss(one, other, near, reduction="sum")
-    said = term(f"hidden distance={distance} encoder=none")
+    said = term({"hidden": {"distance": distance, "encoder": "none"}})
     found = features.compare(said, made(output=ours), made(output=theirs), EXAMPLES)[0]
     np.testing.assert_allclose(found, float(expected), rtol=1e-5)
 
@@ -319,7 +323,7 @@ def test_the_divergence_of_maps_is_that_of_torch_where_a_map_has_zeros_too():
     one, other = (torch.tensor(np.asarray(x)).double() for x in (ours, theirs))
     kl = torch.softmax(other, -1) * (torch.log_softmax(other, -1) - torch.log_softmax(one, -1))
     expected = kl.sum(-1).mean(1)[torch.tensor(EXAMPLES.targets_segment_ids > 0)].sum()
-    said = term("attention encoder=none")
+    said = term({"attention": {"encoder": "none"}})
     total = lambda x: features.compare(said, made(scores=x), made(scores=theirs), EXAMPLES)[0]
     found, slope = jax.value_and_grad(total)(ours)
     np.testing.assert_allclose(found, float(expected), rtol=1e-5)

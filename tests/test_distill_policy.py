@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from lm.distill import on_policy
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
 def test_of_any_updates_in_a_row_the_share_is_the_students_to_within_one(share):
-    asked = on_policy.Policy(share)
+    asked = on_policy.OnPolicyConfig(share)
     own = np.cumsum([asked.is_on_policy(index) for index in range(400)])
     assert np.abs(own - share * np.arange(1, 401)).max() < 1
     assert bool(asked) == (share > 0)
@@ -26,51 +27,54 @@ def test_of_any_updates_in_a_row_the_share_is_the_students_to_within_one(share):
 
 def test_losses_are_compared_with_those_of_the_commoner_kind():
     for share in (0.0, 0.2, 0.5, 0.8, 1.0):
-        asked = on_policy.Policy(share)
-        usual = [asked.is_on_policy(index) for index in range(100) if asked.usual(index)]
+        asked = on_policy.OnPolicyConfig(share)
+        usual = [asked.is_on_policy(index) for index in range(100) if asked.is_usual(index)]
         assert len(usual) >= 50 and len(set(usual)) == 1
 
 
-def test_a_policy_is_read_from_words():
-    assert on_policy.parse(" ") == on_policy.Policy()
-    asked = on_policy.parse("share=0.25 sample temperature=0.9 top_k=5")
-    assert asked == on_policy.Policy(0.25, decoding.parse("sample temperature=0.9 top_k=5"))
+SAMPLE = decoding.parse("sample")
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("section", "sentence"),
     [
-        ("sample", "='sample' does not begin with its share .*; write it as 'share=0.5 sample"),
-        ("share=half greedy", "does not begin with its share of the updates"),
-        ("share=1.5 greedy", "share=1.5 is no share; use 0 to 1"),
-        ("share=nan greedy", "share=nan is no share"),
-        ("share=1 sampel", "decoding='sampel' is unknown; .* did you mean 'sample'"),
-        ("share=1 sample n_best=2", "n_best=2 is more than the one answer .*; leave n_best out"),
+        ({"fraction": 1.5}, "teacher.on_policy.fraction=1.5 is out of bounds; use 0 to 1"),
+        ({"fraction": math.nan}, "teacher.on_policy.fraction=nan is out of bounds"),
+        ({"decoding": {"method": "sampel"}}, "decoding='sampel' is unknown; .* mean 'sample'"),
+        ({"decoding": "sample"}, "teacher.on_policy.decoding='sample' is for a whole section"),
+        (
+            {"decoding": {"method": "sample", "num_return_sequences": 2}},
+            "decoding.num_return_sequences=2 is more than the one answer .*; use 1",
+        ),
     ],
 )
-def test_words_that_are_no_policy_are_a_sentence(text, sentence):
+def test_a_section_that_is_no_policy_is_a_sentence(section, sentence):
     with pytest.raises(ValueError, match=sentence):
-        on_policy.parse(text)
+        on_policy.OnPolicyConfig(**section)
 
 
 @pytest.mark.parametrize(
-    ("text", "loss", "change", "sentence"),
+    ("fraction", "words", "loss", "change", "sentence"),
     [
-        ("", "policy", {}, "the term policy, .*; write it as 'share=1 sample'"),
-        ("share=1 greedy", "policy", {}, "has the term policy"),
-        ("share=1 sample temperature=2", "policy", {}, "has the term policy"),
-        ("share=1 sample top_k=3", "reverse_kl, policy", {}, "has the term policy"),
-        ("share=1 sample", "labels", {}, "would teach nothing: .* add a term that asks the teach"),
-        ("share=1 sample", "jsd", {"packing": "first_fit"}, "data.packing='first_fit' has several"),
-        ("share=1 sample", "jsd", {"pairs": False}, "has no use for running text"),
-        ("share=1 sample max_length=9", "jsd", {}, "max_length=9 is more than the 8 tokens"),
+        (0, "sample", ["policy"], {}, "needs plain samples, .* set a fraction above 0"),
+        (1, "greedy", ["policy"], {}, "teacher.loss.policy needs plain samples"),
+        (1, "sample temperature=2", ["policy"], {}, "needs plain samples"),
+        (1, "sample top_k=3", ["reverse_kl", "policy"], {}, "needs plain samples"),
+        (1, "sample", ["labels"], {}, "would teach nothing: .* add a term that asks the teach"),
+        (1, "sample", ["jsd"], {"packing": "first_fit"}, "data.packing='first_fit' has several"),
+        (1, "sample", ["jsd"], {"pairs": False}, "has no effect on running text"),
+        (1, "sample max_length=9", ["jsd"], {}, "max_length=9 is more than the 8 tokens"),
     ],
 )
-def test_a_policy_that_does_not_suit_the_rest_is_a_sentence(text, loss, change, sentence):
+def test_a_policy_that_does_not_suit_the_rest_is_a_sentence(
+    fraction, words, loss, change, sentence
+):
     options = {"packing": "none", "pairs": True, "length": 8}
+    config = on_policy.OnPolicyConfig(fraction, decoding.parse(words))
     with pytest.raises(ValueError, match=sentence):
-        on_policy.check(text, distill.parse(loss), **options | change)
-    on_policy.check("share=1 sample max_length=8", distill.parse("reverse_kl, policy"), **options)
+        on_policy.check(config, distill.loss_terms(dict.fromkeys(loss, {})), **options | change)
+    config = on_policy.OnPolicyConfig(1.0, decoding.parse("sample max_length=8"))
+    on_policy.check(config, distill.loss_terms({"reverse_kl": {}, "policy": {}}), **options)
 
 
 # What it writes. -----------------------------------------------------------------------------
@@ -87,7 +91,6 @@ TINY = transformer.ModelConfig(
     num_decoder_layers=1,
     scan_layers=True,
 )
-SAMPLE = decoding.parse("sample")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,7 @@ def addresses(update=0):
 
 def writer(how=SAMPLE, place=transformer.no_constraint):
     model = transformer.Transformer(TINY, place)
-    return functools.partial(on_policy.answered, model=model, length=LENGTH, eos=EOS, how=how)
+    return functools.partial(on_policy.answered, model=model, length=LENGTH, eos=EOS, config=how)
 
 
 @pytest.mark.parametrize("how", [SAMPLE, decoding.parse("sample max_length=4")])
@@ -123,7 +126,7 @@ def test_an_answer_is_learnt_up_to_its_eos_and_no_further(params, how):
     lengths = []
     for row in range(ROWS):
         ids, counts = written.targets[row].tolist(), written.targets_segment_ids[row].tolist()
-        room = how.room(LENGTH)
+        room = how.max_tokens(LENGTH)
         length = 0 if row == 2 else min(ids.index(EOS) + 1 if EOS in ids else room, room)
         assert counts == [1] * length + [0] * (LENGTH - length)
         assert not any(ids[length:])
@@ -257,7 +260,7 @@ def test_what_comes_after_a_token_is_averaged_over_the_rest_of_its_own_row():
 def test_a_student_that_is_its_teacher_learns_nothing_from_its_own_answers(params):
     model = transformer.Transformer(TINY)
     written = jax.jit(writer())(params, asked(), addresses())
-    terms = distill.parse("labels, policy, reverse_kl, jsd")
+    terms = distill.loss_terms({"labels": {}, "policy": {}, "reverse_kl": {}, "jsd": {}})
     loss = distill.make_distillation_loss(
         model, steps.LossConfig(z_loss=0.1), np.ones(8, int), model, terms
     )

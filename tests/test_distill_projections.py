@@ -20,8 +20,8 @@ from tests.test_train import assert_same_bits, go, last, pretrained  # noqa: F40
 
 SIZES = {field: getattr(MODEL, field) for field in ("vocab_size", "d_ff", "num_heads", "head_dim")}
 WIDE = dataclasses.replace(MODEL, d_model=32, num_heads=8, num_kv_heads=8)
-HIDDEN = "hidden encoder=even decoder=1:1-3:2"
-TERMS = distill.parse(f"labels, {HIDDEN}, relations heads=2 weight=0.5")
+HIDDEN = {"hidden": {"encoder": "even", "decoder": ((1, 1), (3, 2))}}
+TERMS = distill.loss_terms({"labels": {}, "relations": {"heads": 2, "weight": 0.5}} | HIDDEN)
 
 
 def deep(ours: int, theirs: int, **words):
@@ -51,41 +51,66 @@ def models():
         ("last", ((4, 12),)),
         ("all", ((1, 1), (2, 5), (3, 8), (4, 12))),
         ("even", ((2, 5), (4, 12))),
-        ("1-4", ((1, 1), (4, 12))),
-        ("0-3:9", ((0, 0), (3, 9))),
-        ("4:10", ((4, 10),)),
-        ("0:3", ((0, 3),)),
+        ((1, 4), ((1, 1), (4, 12))),
+        ((0, (3, 9)), ((0, 0), (3, 9))),
+        (((4, 10),), ((4, 10),)),
+        (((0, 3),), ((0, 3),)),
     ],
 )
 def test_layers_are_paired_as_said_and_else_as_even_copies_them(words, expected):
-    found = features.pairs(term(f"hidden decoder=last encoder={words}"), *deep(4, 12))
+    found = features.pairs(term({"hidden": {"decoder": "last", "encoder": words}}), *deep(4, 12))
     assert found.get("encoder") == expected and found["decoder"] == ((4, 12),)
 
 
 def test_a_layer_learns_from_the_one_that_it_is_a_copy_of():
     for ours, theirs in ((2, 6), (3, 6), (4, 5), (6, 6)):
-        found = features.pairs(term("hidden encoder=all"), *deep(ours, theirs))["encoder"]
+        found = features.pairs(term({"hidden": {"encoder": "all"}}), *deep(ours, theirs))["encoder"]
         assert [pair[1] - 1 for pair in found] == distill.evenly(theirs, ours)
 
 
 def test_the_only_layer_of_a_tower_learns_from_the_last():
     for words in ("last", "all", "even"):
-        found = features.pairs(term(f"relations encoder={words}"), *deep(1, 6))
+        found = features.pairs(term({"relations": {"encoder": words}}), *deep(1, 6))
         assert found["encoder"] == ((1, 6),)
 
 
 WINDOWS = {"attention.pattern": "local_global_1_1", "attention.window_size": 4}
 REFUSED = [
-    ("hidden encoder=1-5", {}, {}, "encoder=1-5 has layer 5; use 0 to 4"),
-    ("hidden decoder=2:13", {}, {}, "decoder=2:13 has layer 13; use 0 to 12"),
-    ("relations encoder=0", {}, {}, "has layer 0; use 1 to 4"),
-    ("hidden encoder=none decoder=none", {}, {}, "compares no layers; say encoder=last"),
-    ("attention", {"num_heads": 2, "num_kv_heads": 2}, {}, "has 2 and the teacher's 4; use relat"),
-    ("attention encoder=1:2", WINDOWS, WINDOWS, "layer 1 of the encoder with the teacher's 2"),
-    ("relations heads=3", {}, {}, "heads=3 does not divide the 16 units of the student's encoder"),
-    ("relations", {"num_heads": 8, "num_kv_heads": 8}, {"head_dim": 3}, "8 does not divide the 12"),
+    ({"hidden": {"encoder": (1, 5)}}, {}, {}, "encoder=(1, 5) has layer 5; use 0 to 4"),
+    ({"hidden": {"decoder": ((2, 13),)}}, {}, {}, "decoder=((2, 13),) has layer 13; use 0 to 12"),
+    ({"relations": {"encoder": (0,)}}, {}, {}, "has layer 0; use 1 to 4"),
     (
-        "hidden",
+        {"hidden": {"encoder": "none", "decoder": "none"}},
+        {},
+        {},
+        "compares no layers; set encoder or decoder to 'last'",
+    ),
+    (
+        {"attention": {}},
+        {"num_heads": 2, "num_kv_heads": 2},
+        {},
+        "has 2 and the teacher's 4; use relat",
+    ),
+    (
+        {"attention": {"encoder": ((1, 2),)}},
+        WINDOWS,
+        WINDOWS,
+        "layer 1 of the encoder with the teacher's 2",
+    ),
+    (
+        {"relations": {"heads": 3}},
+        {},
+        {},
+        "heads=3 does not divide the 16 units of the student's encoder",
+    ),
+    (
+        {"relations": {}},
+        {"num_heads": 8, "num_kv_heads": 8},
+        {"head_dim": 3},
+        "8 does not divide the 12",
+    ),
+    (
+        {"hidden": {}},
         {"architecture": "prefix_lm", "num_encoder_layers": 0},
         {},
         "model.architecture='prefix_lm' is the teacher's 'encoder_decoder'; use forward_kl",
@@ -107,7 +132,14 @@ def test_what_cannot_be_compared_is_a_sentence(said, ours, theirs, sentence):
 
 def test_projections_are_for_towers_of_another_width_alone():
     assert features.shapes(TERMS, MODEL, MODEL) == {}
-    assert features.shapes(distill.parse("labels, relations heads=2"), MODEL, WIDE) == {}
+    assert (
+        features.shapes(
+            distill.loss_terms({"labels": {}, "relations": {"heads": 2}}),
+            MODEL,
+            WIDE,
+        )
+        == {}
+    )
     both = features.shapes(TERMS, MODEL, WIDE)
     found = {tower: made["layers"]["kernel"].shape for tower, made in both.items()}
     assert found == {"encoder": (1, 16, 32), "decoder": (2, 16, 32)}
@@ -140,7 +172,7 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_which_learns(models):
     assert all(jnp.max(jnp.abs(layer)) > 1e-3 for leaf in jax.tree.leaves(slope) for layer in leaf)
     first = {"layers": {"kernel": slope["decoder"]["layers"]["kernel"].at[1].set(0)}}
     alone = jax.grad(lambda beside: features.compare(
-        term("hidden encoder=none decoder=1:1"), *shown, EXAMPLES, beside)[0] / 2
+        term({"hidden": {"encoder": "none", "decoder": ((1, 1),)}}), *shown, EXAMPLES, beside)[0] / 2
     )({"decoder": models[0][1][features.PROJECTIONS]["decoder"]})  # fmt: skip
     np.testing.assert_allclose(alone["decoder"]["layers"]["kernel"], first["layers"]["kernel"])
 
@@ -189,7 +221,10 @@ def test_every_layout_takes_the_update_of_one_device(name):
 # A run. --------------------------------------------------------------------------------------
 
 NARROW = {"model.d_model": 8, "model.num_encoder_layers": 1, "teacher.student_init": "random"}
-NARROW |= {"teacher.loss": "labels, hidden decoder=all", "stage": "distill"}
+NARROW |= {
+    "teacher.loss": {"labels": {}, "hidden": {"decoder": "all"}},
+    "stage": "distill",
+}
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def rows_of(path) -> list[dict]:
 def test_a_split_is_asked_pair_by_pair_and_keeps_what_is_right(split, teacher, echo, tmp_path):
     inference.predict(teacher, inference.SplitInputs(teacher, split), str(tmp_path / "out.jsonl"))
     run = runs.read_run(teacher)
-    run.config["evaluate"]["max_decoded_examples"] = 0
+    run.evaluate.max_decoded_examples = 0
     own = dict(zip(("train", "heldout"), runs.splits(run), strict=True))[split]
     pairs = evaluate.task_texts(run, "docstring_summary", own["docstring_summary"])
     rows = rows_of(tmp_path / "out.jsonl")
@@ -69,7 +69,9 @@ def test_a_split_is_asked_pair_by_pair_and_keeps_what_is_right(split, teacher, e
 def test_the_answer_nearest_to_what_is_right_is_written_alone(teacher, echo, tmp_path):
     rows = [{"inputs": "summarize: a", "targets": "told 0 0"}, {"inputs": "b", "targets": "told 1"}]
     out = tmp_path / "out.jsonl"
-    inference.predict(teacher, rows, str(out), decoding="sample n_best=3", nearest="chrf")
+    inference.predict(
+        teacher, rows, str(out), decoding="sample num_return_sequences=3", nearest="chrf"
+    )
     assert [row["prediction"] for row in rows_of(out)] == ["told 0 0", "told 1"]
     assert all("predictions" not in row for row in rows_of(out))
 
@@ -79,10 +81,14 @@ def test_the_answer_nearest_to_what_is_right_is_written_alone(teacher, echo, tmp
     [
         (
             SAID,
-            dict(decoding="sample n_best=3"),
+            dict(decoding="sample num_return_sequences=3"),
             "--nearest=chrf chooses .* inputs with targets; use",
         ),
-        ([{"inputs": "a", "targets": "b"}], {}, "use --split, .* and n_best=4 in --decoding"),
+        (
+            [{"inputs": "a", "targets": "b"}],
+            {},
+            "use --split, .* and num_return_sequences=4 in --decoding",
+        ),
     ],
 )
 def test_there_is_nothing_nearest_without_targets_or_a_choice(rows, flags, sentence, teacher):

@@ -19,8 +19,8 @@ from tests import untrained
 PAIRS = {"data.task": "docstring_summary", "data.target_length": 8}
 STUDENT = {"stage": "distill", "model.num_encoder_layers": 1, "model.num_decoder_layers": 1}
 ON_POLICY = {
-    "teacher.loss": "labels, reverse_kl, policy",
-    "teacher.on_policy": "share=0.5 sample",
+    "teacher.loss": {"labels": {}, "reverse_kl": {}, "policy": {}},
+    "teacher.on_policy.fraction": 0.5,
     "steps": 4,
 }
 
@@ -71,7 +71,10 @@ def practised(student):
     "data",
     [
         {"data.task": "wikipedia"},
-        {"data.task": "docstring_summary=2,wikipedia=1", "data.target_length": 16},
+        {
+            "data.mixture": (("docstring_summary", 2.0), ("wikipedia", 1.0)),
+            "data.target_length": 16,
+        },
     ],
 )
 def test_pre_training_and_mixtures_are_taught_as_tasks_are(student, data):
@@ -116,7 +119,7 @@ def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student, monk
     lora = {
         "lora.rank": 2,
         "lora.target_pattern": "query/kernel$",
-        "teacher.on_policy": "share=1 sample",
+        "teacher.on_policy.fraction": 1.0,
     }
     write, used = live_teacher.Answers.written, []
 
@@ -210,8 +213,8 @@ def test_what_is_saved_and_restored_is_the_student_alone(practised):
 
 
 def test_a_teacher_that_says_no_numbers_changes_no_weight(student, teacher):
-    run = student(**{"optimizer.warmup": 0})
-    update = train.make_update(run, np.ones(run.model.vocab_size, int), 2, runs.pace(run, 60))
+    run = student(**{"optimizer.warmup.steps": 0})
+    update = train.make_update(run, np.ones(run.model.vocab_size, int), 2, runs.run_length(run, 60))
     state, step = jax.jit(update.make)(None), jax.jit(update.step)
     inputs, targets = run.lengths
     shapes = [(run.data.batch_size, n) for n in (inputs, inputs, targets, targets)]

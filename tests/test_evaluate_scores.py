@@ -122,10 +122,10 @@ def test_a_judge_gives_while_training_what_evaluate_writes(workdir, figures):
 
 def test_another_decoding_is_computed_anew_and_said(copied, figures):
     evaluate.evaluate(copied)
-    found = evaluate.evaluate(copied, decoding="beam width=3 n_best=2")
-    assert found["limits"]["decoding"] == "beam width=3 n_best=2"
+    found = evaluate.evaluate(copied, decoding="beam num_beams=3 num_return_sequences=2")
+    assert found["limits"]["decoding"] == "beam num_beams=3 num_return_sequences=2"
     assert found["nats"] == figures["nats"]
-    assert "--decoding='beam width=3 n_best=2'" in found["command"]
+    assert "--decoding='beam num_beams=3 num_return_sequences=2'" in found["command"]
     rows = written(copied, "predictions.jsonl")
     for row in rows:
         assert row["prediction"] == row["predictions"][0] and len(row["predictions"]) == 2

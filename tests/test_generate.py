@@ -9,7 +9,11 @@ from lm import decoding, inference, parallel, pipeline, runs, steps, tasks
 from tests import untrained
 
 TEXTS = [f"{'kilo lima ' * (i % 7)}{word} {i}" for i, word in enumerate("abcde" * 3)]
-HOW = ("greedy", "beam width=3 n_best=2", "sample temperature=2.0 top_p=0.9 n_best=2")
+HOW = (
+    "greedy",
+    "beam num_beams=3 num_return_sequences=2",
+    "sample temperature=2.0 top_p=0.9 num_return_sequences=2",
+)
 ONE = parallel.ParallelConfig(data=1)
 
 

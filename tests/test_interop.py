@@ -66,7 +66,7 @@ def test_an_import_is_a_run_with_the_models_words_its_numbers_and_its_ids(import
     text = "Returns the shape of an array.\n\n  Raises: ValueError é ☃"
     ours = runs.make_tokenizer(run)
     np.testing.assert_array_equal(ours.encode(text), tiny_tokens.encode(text))
-    assert run.config["tokenizer"]["vocab_size"] == tiny_tokens.vocab_size
+    assert run.tokenizer.vocab_size == tiny_tokens.vocab_size
 
 
 def test_an_export_of_an_import_is_the_same_checkpoint(imported, foreign, tmp_path):

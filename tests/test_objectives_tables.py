@@ -27,8 +27,8 @@ def example_of(row: str):
 @every_row
 def test_a_row_is_the_papers_baseline_but_for_its_objective(row):
     made = runs.make_run(t5_tables.get_config(row).to_dict(), "nowhere")  # and passes all checks
-    assert (made.config["steps"], made.data.batch_size, made.data.input_length) == (2**19, 128, 512)
-    assert made.model.dropout_rate == 0.1 and made.config["optimizer"]["name"] == "adafactor"
+    assert (made.steps, made.data.batch_size, made.data.input_length) == (2**19, 128, 512)
+    assert made.model.dropout_rate == 0.1 and made.optimizer.name == "adafactor"
     ours, t5 = t5_tables.get_config(row), models.apply(base.get_config(), "t5_base")
     for config in (ours, t5):
         config.model.update(vocab_size=0, dropout_rate=0.0)

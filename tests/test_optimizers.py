@@ -26,7 +26,9 @@ TOWER["encoder"]["layers"] |= {"norm": {"scale": (3, 5)}, "relative": {"relative
 
 def make(params, steps=STEPS, **fields):
     """An optimizer at a constant rate of 0.02, without clipping, unless fields say else."""
-    defaults = dict(learning_rate=0.02, schedule="constant", warmup=0, grad_clip_norm=0.0)
+    defaults = dict(
+        learning_rate=0.02, schedule="constant", warmup={"steps": 0}, grad_clip_norm=0.0
+    )
     config = optimizers.OptimizerConfig(**defaults | fields)
     return optimizers.make_optimizer(config, steps, params, PACE)[0]
 
@@ -99,7 +101,7 @@ def test_an_update_uses_the_rate_of_its_number():
     """A constant gradient moves AdamW by the rate itself, so the path shows the schedule."""
     params, ones = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
     config = optimizers.OptimizerConfig(
-        name="adamw", schedule="linear", warmup=3, learning_rate=0.01
+        name="adamw", schedule="linear", warmup={"steps": 3}, learning_rate=0.01
     )
     optimizer, rate = optimizers.make_optimizer(config, STEPS, params, PACE)
     moved = [-train(optimizer, params, [ones] * n)["w"] for n in range(6)]

@@ -44,7 +44,9 @@ def apart(tree) -> dict[str, np.ndarray]:
 
 def ours(**fields) -> dict[str, np.ndarray]:
     """Our parameters after ten updates, in float32; the rate warms up, then falls."""
-    config = optimizers.OptimizerConfig(schedule="cosine", warmup=3, grad_clip_norm=0.0, **fields)
+    config = optimizers.OptimizerConfig(
+        schedule="cosine", warmup={"steps": 3}, grad_clip_norm=0.0, **fields
+    )
     as_float32 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
     pace = optimizers.RunLength(1.0, 1)
     optimizer, _ = optimizers.make_optimizer(config, UPDATES, as_float32(PARAMS), pace)
@@ -110,8 +112,8 @@ def test_adafactor_with_small_matrices_factored_is_transformers_too():
         theirs.grad = torch.tensor(grad)
         stranger.step()
     config = optimizers.OptimizerConfig()
-    moves = lambda least: run(
-        optax.chain(optimizers.adafactor(config, least), optax.scale_by_learning_rate(0.1)),
+    moves = lambda min_dim: run(
+        optax.chain(optimizers.adafactor(config, min_dim), optax.scale_by_learning_rate(0.1)),
         {"w": jnp.float32(start)},
         [{"w": jnp.float32(grad)} for grad in grads],
     )["w"]
@@ -128,7 +130,7 @@ def test_adamw_is_torchs():
         beta1=0.8,
         beta2=0.95,
         weight_decay=0.3,
-        weight_decay_multipliers=".*=1",
+        weight_decay_multipliers=((".*", 1.0),),
     )
     assert_equal_moves(mine, by_torch(make, 0.02))
 
@@ -160,7 +162,9 @@ def test_lion_is_its_papers():
         return x
 
     theirs = jax.tree.map(exact, apart(PARAMS), *map(apart, GRADIENTS))
-    mine = ours(name="lion", learning_rate=0.01, weight_decay=0.3, weight_decay_multipliers=".*=1")
+    mine = ours(
+        name="lion", learning_rate=0.01, weight_decay=0.3, weight_decay_multipliers=((".*", 1.0),)
+    )
     assert_equal_moves(mine, theirs)
 
 
@@ -178,6 +182,8 @@ def test_muon_is_torchs_for_kernels_and_torchs_adamw_for_all_else(monkeypatch):
         params, momentum=0.0, nesterov=False, weight_decay=0.3, adjust_lr_fn="match_rms_adamw"
     )
     rest = lambda params: torch.optim.AdamW(params, betas=(0.9, 0.98), weight_decay=0.3)
-    mine = ours(name="muon", learning_rate=0.02, weight_decay=0.3, weight_decay_multipliers=".*=1")
+    mine = ours(
+        name="muon", learning_rate=0.02, weight_decay=0.3, weight_decay_multipliers=((".*", 1.0),)
+    )
     assert_equal_moves(mine, by_torch(orthogonal, 0.02, momenta, kernels), rtol=1e-3)
     assert_equal_moves(mine, by_torch(rest, 0.02, names={"head", "scale"}))

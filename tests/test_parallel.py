@@ -65,7 +65,9 @@ BATCHES = [ragged_batch(seed) for seed in range(UPDATES)]
 def made(name: str = "adamw"):
     """(loss, optimizer, first state) of the tiny model, with all that a loss and state can hold."""
     optimizer, _ = optimizers.make_optimizer(
-        optimizers.OptimizerConfig(name=name, learning_rate=1e-2, warmup=0, weight_decay=0.1),
+        optimizers.OptimizerConfig(
+            name=name, learning_rate=1e-2, warmup={"steps": 0}, weight_decay=0.1
+        ),
         10,
         transformer.param_shapes(MODEL),
         optimizers.RunLength(1.0, 1),
@@ -286,7 +288,7 @@ def test_no_rule_is_dead_and_none_is_hidden_by_one_before():
     everywhere = lora.LoraConfig(rank=2, target_pattern="kernel$")
     shapes = lora.shapes(everywhere, transformer.param_shapes(MODEL))
     wide = dataclasses.replace(MODEL, d_model=24)
-    shapes["projections"] = features.shapes(distill.parse("hidden"), MODEL, wide)
+    shapes["projections"] = features.shapes(distill.loss_terms({"hidden": {}}), MODEL, wide)
     paths = [parallel.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     for pattern, spec in parallel.RULES:
         matched = [path for path in paths if re.search(pattern, path)]
@@ -384,15 +386,19 @@ def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
         (8, {"reduction_shards": 0}, "parallel.reduction_shards=0 is too small; use 1"),
         (
             8,
-            {"reduction": "fixed", "reduction_shards": 4},
+            {"deterministic_reduction": True, "reduction_shards": 4},
             "parallel.reduction_shards=4 do not divide over 8 devices",
         ),
         (
             6,
-            {"reduction": "fixed"},
+            {"deterministic_reduction": True},
             "parallel.reduction_shards=8 do not divide over 6 devices; use a power",
         ),
-        (8, MESH | {"reduction": "fixed"}, "'fixed' orders .* use parallel.strategy='pmap', or"),
+        (
+            8,
+            MESH | {"deterministic_reduction": True},
+            "'fixed' orders .* use parallel.strategy='pmap', or",
+        ),
     ],
 )
 def test_an_impossible_layout_is_a_sentence(count, options, sentence):
@@ -416,7 +422,7 @@ def test_a_run_is_read_in_its_own_layout_where_that_fits_and_by_pmap_elsewhere()
     read = lambda **sizes: parallel.reading_strategy(parallel.ParallelConfig("mesh", **sizes))
     assert read(fsdp=2, tensor=2).mesh.shape == {"data": 2, "fsdp": 2, "tensor": 2}
     assert isinstance(read(fsdp=3), parallel.Pmap)
-    fixed = parallel.reading_strategy(parallel.ParallelConfig(reduction="fixed", data=1))
+    fixed = parallel.reading_strategy(parallel.ParallelConfig(deterministic_reduction=True, data=1))
     assert fixed.shards == len(jax.devices())
 
 

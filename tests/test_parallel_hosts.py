@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 LAYOUTS = {
     "pmap": {},
-    "fixed": {"reduction": "fixed", "num_microbatches": 2},
+    "fixed": {"deterministic_reduction": True, "num_microbatches": 2},
     "fsdp 4": {"strategy": "mesh", "fsdp": 4},
 }
 FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from lm import batch, evaluate, objectives, parallel, pipeline, runs, shards, sh
 from lm.evaluate import heldout
 from lm.inference import generate, loading
 
-BOTH = "wikipedia,docstring_summary"
+BOTH = (("wikipedia", None), ("docstring_summary", None))
 
 
 def examples_of(config: dict, tokens, workdir) -> tuple[pipeline.Examples, pipeline.Examples]:
@@ -25,7 +26,7 @@ def examples_of(config: dict, tokens, workdir) -> tuple[pipeline.Examples, pipel
 @pytest.fixture(scope="module")
 def mixed(tiny_config, tiny_tokens, tmp_path_factory):
     """(training, held-out) examples of text and pairs mixed three to one."""
-    config = tiny_config(**{"data.task": "wikipedia=3,docstring_summary=1"})
+    config = tiny_config(**{"data.mixture": (("wikipedia", 3.0), ("docstring_summary", 1.0))})
     return examples_of(config, tiny_tokens, tmp_path_factory.mktemp("mixed"))
 
 
@@ -89,31 +90,34 @@ def test_fixed_rates_do_not_see_the_sizes():
 # Words. ----------------------------------------------------------------------------------------
 
 
-def test_the_words_of_a_mixture_are_its_tasks_in_order():
-    assert tasks.mixture("pydocs") == {"pydocs": None}
-    assert tasks.mixture("wikipedia, pydocs") == {"wikipedia": None, "pydocs": None}
-    assert tasks.mixture("wikipedia=3,runs/c=0.5") == {"wikipedia": 3.0, "runs/c": 0.5}
+def test_the_pairs_of_a_mixture_are_its_tasks_in_order():
+    assert tasks.check_mixture(()) == ()
+    mixture = tasks.check_mixture([["wikipedia", 3], ["runs/c", 0.5]])
+    assert mixture == (("wikipedia", 3.0), ("runs/c", 0.5))
+    data = pipeline.DataConfig(mixture=(("wikipedia", None), ("pydocs", None)))
+    assert data.task_rates == {"wikipedia": None, "pydocs": None}
+    assert pipeline.DataConfig(task="pydocs").task_rates == {"pydocs": None}
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("pairs", "sentence"),
     [
-        ("wikipedia,wikipedai", "data.task='wikipedai' is unknown; .* 'wikipedia'"),
-        ("wikipedia,", "data.task='' is unknown"),
-        ("pydocs,pydocs", "names pydocs twice; give it one higher rate"),
-        ("wikipedia=3,pydocs", "gives some tasks a rate; give all of them one, or none"),
-        ("wikipedia=3", "gives a rate to one task alone; leave it out"),
-        ("wikipedia=0,pydocs=1", "gives wikipedia the rate '0'; use a number above 0"),
-        ("wikipedia=nan,pydocs=1", "the rate 'nan'; use a number above 0"),
-        ("wikipedia=much,pydocs=1", "the rate 'much'; use a number above 0"),
-        ("a/b=1,./a/b/=2", "names ./a/b/ twice"),
-        ("tests", "data.task='tests' is no task; if you mean the directory, use ./tests"),
+        ([("wikipedia", None), ("wikipedai", None)], "='wikipedai' is unknown; .* 'wikipedia'"),
+        ([("wikipedia", None), ("", None)], "data.task='' is unknown"),
+        ([("pydocs", None), ("pydocs", None)], "names pydocs twice; give it one higher rate"),
+        ([("wikipedia", 3), ("pydocs", None)], "gives some tasks a rate; give all of them one, or"),
+        ([("wikipedia", 3)], "gives a rate to one task alone; use data.task='wikipedia'"),
+        ([("wikipedia", 0), ("pydocs", 1)], "gives wikipedia the rate 0; use a number above 0"),
+        ([("wikipedia", math.nan), ("pydocs", 1)], "the rate nan; use a number above 0"),
+        ([("wikipedia", "much"), ("pydocs", 1)], "the rate 'much'; use a number above 0"),
+        ([("a/b", 1), ("./a/b/", 2)], "names ./a/b/ twice"),
+        (["pydocs", "wikipedia"], "data.mixture has 'pydocs', which is no pair of a task and its"),
+        ([("tests", None)], "data.task='tests' is no task; if you mean the directory, use ./tests"),
     ],
 )
-def test_a_mixture_that_says_nothing_is_a_sentence(words, sentence, request, monkeypatch):
-    monkeypatch.chdir(request.config.rootpath)
+def test_pairs_that_are_no_mixture_are_a_sentence(pairs, sentence):
     with pytest.raises(ValueError, match=sentence):
-        tasks.mixture(words)
+        tasks.check_mixture(pairs)
 
 
 # Batches. --------------------------------------------------------------------------------------
@@ -126,10 +130,10 @@ def tasks_of(examples: pipeline.Examples, numbers) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "rates"),
     [
-        ({"data.task": "wikipedia=3,docstring_summary=1"}, [300, 100]),
-        ({"data.task": BOTH, "data.max_examples_per_task": 20}, [100, 100]),
-        ({"data.task": BOTH, "data.mixing_temperature": 1e6}, [100, 100]),
-        ({"data.task": BOTH}, None),
+        ({"data.mixture": (("wikipedia", 3.0), ("docstring_summary", 1.0))}, [300, 100]),
+        ({"data.mixture": BOTH, "data.max_examples_per_task": 20}, [100, 100]),
+        ({"data.mixture": BOTH, "data.mixing_temperature": 1e6}, [100, 100]),
+        ({"data.mixture": BOTH}, None),
     ],
 )
 def test_any_stretch_holds_each_task_at_its_rate(
@@ -203,7 +207,8 @@ def test_columns_are_those_of_the_longest_task(mixed):
     ],
 )
 def test_a_column_is_as_long_as_any_task_needs_and_no_longer(name, task, columns, tiny_config):
-    data = pipeline.DataConfig(**tiny_config(**{"data.task": task})["data"])
+    key = "data.task" if isinstance(task, str) else "data.mixture"
+    data = pipeline.DataConfig(**tiny_config(**{key: task})["data"])
     assert data.lengths(objectives.ObjectiveConfig(name=name)) == columns
 
 
@@ -232,7 +237,7 @@ def test_the_frequencies_weigh_each_task_by_its_rate(mixed):
 
 
 def test_show_names_the_task_of_each_row(tiny_config, tiny_tokens, tmp_path):
-    run = runs.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
+    run = runs.make_run(tiny_config(**{"data.mixture": BOTH}), tmp_path)
     said = show.rows(run, "train", 8)
     train, _ = runs.make_examples(run, tiny_tokens)
     names = tasks_of(train, [pipeline.row_order(train, 0)[i] for i in range(8)])
@@ -244,7 +249,7 @@ def test_show_names_the_task_of_each_row(tiny_config, tiny_tokens, tmp_path):
 
 
 def test_texts_for_a_tokenizer_are_of_every_task(tiny_config, tmp_path):
-    run = runs.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
+    run = runs.make_run(tiny_config(**{"data.mixture": BOTH}), tmp_path)
     texts = runs.Texts(run, runs.splits(run)[0], 10)
     found = list(texts)
     assert len(texts) == 10 and len(found) == 5 + 2 * 5  # of pairs, both halves
@@ -285,10 +290,11 @@ def test_a_corpus_is_trained_on_by_its_directory_with_its_own_tokenizer(
 
 
 def test_a_corpus_and_a_task_are_mixed(finished, tiny_config, tmp_path):
-    named = f"{finished},docstring_summary"
-    run = runs.make_run(tiny_config(**{"data.task": named, "tokenizer.dir": ""}), tmp_path)
+    names = [str(finished), "docstring_summary"]
+    mixture = {"data.mixture": tuple((name, None) for name in names), "tokenizer.dir": ""}
+    run = runs.make_run(tiny_config(**mixture), tmp_path)
     train, heldout = runs.make_examples(run, runs.make_tokenizer(run))
-    assert [part.name for part in train.parts] == named.split(",")
+    assert [part.name for part in train.parts] == names
     assert train.columns == (32, 16)
     assert heldout.parts[1].directory == str(tmp_path / "shards" / "docstring_summary" / "heldout")
 
@@ -303,7 +309,7 @@ def test_a_corpus_of_another_tokenizer_or_a_slice_of_one_is_refused(
     run = runs.make_run(tiny_config(**changes), tmp_path)
     with pytest.raises(ValueError, match="was written with another tokenizer than .*bytes; leave"):
         runs.make_examples(run, other)
-    absent = {"data.task": f"{finished},{tmp_path}/absent"}
+    absent = {"data.mixture": ((str(finished), None), (f"{tmp_path}/absent", None))}
     with pytest.raises(ValueError, match="absent holds no finished corpus .* make one with"):
         runs.splits(runs.make_run(tiny_config(**absent), tmp_path))
     with pytest.raises(ValueError, match="absent holds no finished corpus .* make one with"):
@@ -329,7 +335,7 @@ def test_too_short_a_corpus_for_one_row_is_a_sentence(finished, tiny_config, tin
 
 
 def test_task_texts_are_those_of_the_task_asked_for(tiny_config, tmp_path):
-    run = runs.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
+    run = runs.make_run(tiny_config(**{"data.mixture": BOTH}), tmp_path)
     pairs = evaluate.task_texts(run, "docstring_summary")
     assert len(pairs) == 4 and all(set(pair) == {"inputs", "targets"} for pair in pairs)
 
@@ -338,7 +344,7 @@ def test_evaluate_reports_each_task_by_itself_and_all_together(
     tiny_config, tiny_tokens, tmp_path, monkeypatch
 ):
     """With a model whose loss is its tokens' number, so that none is compiled."""
-    run = runs.make_run(tiny_config(**{"data.task": BOTH}), tmp_path)
+    run = runs.make_run(tiny_config(**{"data.mixture": BOTH}), tmp_path)
 
     class HeldOut(evaluate.HeldOut):
         def __init__(self, run, strategy, examples, tokens):
@@ -359,7 +365,7 @@ def test_evaluate_reports_each_task_by_itself_and_all_together(
     monkeypatch.setattr(generate.Generator, "with_params", lambda *_: shouted)
     figures = evaluate.evaluate(tmp_path)
     by_task = figures["tasks"]
-    assert list(by_task) == BOTH.split(",")
+    assert list(by_task) == [name for name, _ in BOTH]
     assert figures["intervals"].keys() == by_task["wikipedia"]["intervals"].keys()
     assert sum(found["tokens"] for found in by_task.values()) == figures["tokens"]
     assert "rouge1" in by_task["docstring_summary"] and "rouge1" not in by_task["wikipedia"]

@@ -44,7 +44,9 @@ def test_a_position_is_exact_at_every_step_on_any_number_of_hosts(kind, tmp_path
     monkeypatch.setattr(grain, "ReadOptions", lambda **_: plain)
     tasks, packing = PIPELINES[kind]
     shape = dict(input_length=24, target_length=16, batch_size=8)
-    data = pipeline.DataConfig(task=",".join(tasks), packing=packing, **shape)
+    data = pipeline.DataConfig(
+        mixture=tuple((task, None) for task in tasks), packing=packing, **shape
+    )
     examples = pipeline.Examples(tuple(part_of(task, tmp_path, data) for task in tasks))
 
     def following(count: int, **where) -> list[np.ndarray]:

@@ -25,7 +25,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def made(tiny_config, tiny_tokens, tmp_path_factory) -> pipeline.Examples:
     """Training examples of text and of packed pairs."""
-    changes = {"data.task": "wikipedia,docstring_summary", "data.packing": "first_fit"}
+    changes = {
+        "data.mixture": (("wikipedia", None), ("docstring_summary", None)),
+        "data.packing": "first_fit",
+    }
     run = runs.make_run(tiny_config(**changes), tmp_path_factory.mktemp("made"))
     return runs.make_examples(run, tiny_tokens)[0]
 
@@ -167,8 +170,13 @@ def test_a_run_goes_on_with_another_number_of_workers_and_with_no_other_change(
     (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
     runs.check_workdir(runs.make_run(tiny_config(**{"data.num_workers": 3}), tmp_path))
     for key, value in (("batch_size", 16), ("limit", 5), ("packing", "first_fit")):
-        other = tiny_config(**{f"data.{key}": value, "data.task": "wikipedia,docstring_summary"})
+        other = tiny_config(
+            **{
+                f"data.{key}": value,
+                "data.mixture": (("wikipedia", None), ("docstring_summary", None)),
+            }
+        )
         with pytest.raises(ValueError, match=f"another config: .*data.{key}"):
             runs.check_workdir(runs.make_run(other, tmp_path))
-    free = tiny_config()["data"].keys() - runs.settled(tiny_config())["data"].keys()
+    free = tiny_config()["data"].keys() - runs.without_operational(tiny_config())["data"].keys()
     assert free == {"workers", "max_bad_records"}

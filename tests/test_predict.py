@@ -88,7 +88,7 @@ def test_a_line_is_its_row_with_the_answer_in_order(narrow, tmp_path):
 
 
 def test_several_answers_come_with_their_scores_the_best_first(narrow, capsys):
-    inference.predict(narrow, ROWS[:3], decoding="beam width=3 n_best=3")
+    inference.predict(narrow, ROWS[:3], decoding="beam num_beams=3 num_return_sequences=3")
     for row in map(json.loads, capsys.readouterr().out.splitlines()):
         assert row["prediction"] == row["predictions"][0]
         assert len(row["predictions"]) == 3 and row["scores"] == sorted(row["scores"])[::-1]
@@ -294,8 +294,8 @@ def test_what_the_model_has_not_learnt_to_answer_is_counted_too(make_workdir, ec
     ("how", "nearest", "count", "names"),
     [
         ("greedy", "", 2, "prediction"),
-        ("beam width=2 n_best=2", "", 3, "prediction, predictions or scores"),
-        ("beam width=2 n_best=2", "chrf", 2, "prediction"),
+        ("beam num_beams=2 num_return_sequences=2", "", 3, "prediction, predictions or scores"),
+        ("beam num_beams=2 num_return_sequences=2", "chrf", 2, "prediction"),
     ],
 )
 def test_columns_that_the_answers_replace_are_counted_before(

@@ -25,7 +25,7 @@ from tests import test_cli
 PMAP, MESH = {}, {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
 LAYOUTS = {
     "pmap": PMAP,
-    "pmap fixed": {"parallel.reduction": "fixed", "parallel.num_microbatches": 1},
+    "pmap fixed": {"parallel.deterministic_reduction": True, "parallel.num_microbatches": 1},
     "mesh": MESH,
     "mesh micro-batches": MESH | {"parallel.num_microbatches": 2, "optimizer.ema_decay": 0.9},
 }
@@ -70,7 +70,7 @@ def trained_program(run: runs.Run, teacher=None):
     strategy = train.make_strategy(run)
     tokens = runs.make_tokenizer(run)
     work = train.make_setup(run, strategy, tokens, *runs.make_examples(run, tokens))
-    first = next(iter(pipeline.train_batches(work.examples, run.config["seed"])))
+    first = next(iter(pipeline.train_batches(work.examples, run.seed)))
     state = strategy.init(work.make, None)
     if teacher is not None:
         teacher = strategy.place_state(strategy.fetch(strategy.init(teacher)))
@@ -126,8 +126,8 @@ def test_sizes_are_what_a_device_really_holds(layout, tiny_config, tmp_path):
 
 
 def test_what_the_data_decide_changes_no_shape(tiny_config, tmp_path):
-    epochs = {"steps": 0, "duration": "3 epochs", "optimizer.warmup": 0}
-    epochs["optimizer.warmup_duration"] = "0.5 epochs"
+    epochs = {"steps": 0, "duration.epochs": 3.0, "optimizer.warmup.steps": 0}
+    epochs["optimizer.warmup.epochs"] = 0.5
     counted = runs.make_run(tiny_config(), tmp_path)
     endless = runs.make_run(tiny_config(**epochs), tmp_path)
     assert program.total_updates(counted) == 6 and program.total_updates(endless) == 0
@@ -372,7 +372,7 @@ def test_ctrl_c_leaves_no_compiler_behind(interruptible, child, tiny_config, tmp
 
 
 def test_the_report_states_what_is_unknown(tiny_config, tmp_path):
-    epochs = {"steps": 0, "duration": "3 epochs", "model.scan_layers": False}
+    epochs = {"steps": 0, "duration.epochs": 3.0, "model.scan_layers": False}
     deep = {"model.num_encoder_layers": 6, "model.num_decoder_layers": 6}
     run = runs.make_run(tiny_config(**epochs, **deep), tmp_path)
     program = dict(fits=True, executed_flops=197_000, code=5, peak=200)

@@ -376,7 +376,9 @@ FAST_KEY = jax.random.key(0, impl="rbg")  # compiles in a fraction of the time
 @pytest.fixture(scope="module")
 def learn():
     """Batch -> (last state, losses per token) after UPDATES updates on it from seed 0."""
-    config = optimizers.OptimizerConfig("adamw", learning_rate=0.01, schedule="constant", warmup=0)
+    config = optimizers.OptimizerConfig(
+        "adamw", learning_rate=0.01, schedule="constant", warmup={"steps": 0}
+    )
     optimizer, _ = optimizers.make_optimizer(
         config, UPDATES, transformer.param_shapes(CONFIG), optimizers.RunLength(1.0, 1)
     )
@@ -411,7 +413,7 @@ def test_a_batch_is_learnt_by_heart_in_thirty_updates(learnt):
 
 
 def test_what_is_learnt_by_heart_is_decoded_without_a_fault(learnt, lesson):
-    greedy = dict(model=MODEL, length=LENGTH + 2, eos=EOS, how=decoding.DecodingConfig())
+    greedy = dict(model=MODEL, length=LENGTH + 2, eos=EOS, config=decoding.DecodingConfig())
     decode = functools.partial(steps.decode_step, **greedy)
     answers = np.asarray(jax.jit(decode)(learnt[0].params, lesson).ids[:, 0])
     np.testing.assert_array_equal(answers[:, :LENGTH], lesson.targets)

@@ -93,7 +93,10 @@ TASKS = {
     "pairs": {"data.task": "docstring_summary"},
     "packed": {"data.task": "docstring_summary", "data.packing": "first_fit"},
     "text": {"data.task": "wikipedia", "stage": "pretrain"},
-    "mixed": {"data.task": "docstring_summary=1,wikipedia=3", "stage": "pretrain"},
+    "mixed": {
+        "data.mixture": (("docstring_summary", 1.0), ("wikipedia", 3.0)),
+        "stage": "pretrain",
+    },
 }
 
 
@@ -344,7 +347,7 @@ OTHERS = {
     "split": ({"data.train_split": "train[:50%]"}, r"another order of data: order.files"),
     "task": ({"data.task": "wikipedia"}, r"another order of data: order.columns"),
     "temperature": (
-        {"teacher.loss": "jsd temperature=3"},
+        {"teacher.loss": {"jsd": {"temperature": 3.0}}},
         r"another temperature: temperature \(here 3.0, there 2.0\)",
     ),
     "length": ({"steps": STEPS + 1}, r"has 4 updates, and the run 5; .* --updates=5"),
@@ -413,15 +416,18 @@ def test_what_cannot_be_written_is_a_sentence(asked, tmp_path, what):
     ("changes", "sentence"),
     [
         (
-            {"teacher.loss": "hidden"},
-            r"has not what the teacher.loss hidden needs; leave teacher.c",
+            {"teacher.loss": {"hidden": {}}},
+            r"the teacher.loss hidden needs the live teacher; remove teacher.cache",
         ),
-        ({"teacher.loss": "labels, logit_mse"}, r"has not what the teacher.loss logit_mse needs"),
         (
-            {"teacher.loss": "forward_kl temperature=2, jsd"},
+            {"teacher.loss": {"labels": {}, "logit_mse": {}}},
+            r"the teacher.loss logit_mse needs the live teacher",
+        ),
+        (
+            {"teacher.loss": {"forward_kl": {"temperature": 2.0}, "jsd": {}}},
             r"has the temperatures 1, 2, but a cached teacher is asked at one; use one for all, or",
         ),
-        ({"teacher.on_policy": "share=0.5 sample"}, r"has not the student's own answers, which"),
+        ({"teacher.on_policy.fraction": 0.5}, r"has no logits of the student's own answers, which"),
     ],
 )
 def test_a_cache_is_asked_for_nothing_that_it_lacks(asked, changes, sentence):
@@ -483,7 +489,7 @@ def test_a_run_resumed_on_other_devices_goes_on_as_the_unbroken_one(
 
 
 def test_a_shorter_cache_is_wrong_by_the_tail_alone(asked, teacher, tmp_path):
-    run = asked(tmp_path / "cache", **{"teacher.loss": "forward_kl"})
+    run = asked(tmp_path / "cache", **{"teacher.loss": {"forward_kl": {}}})
     few = pipeline.open_teacher_cache(written(run, 16, "float32"))
     writer = train.CacheWriter(run, 16, "float32")
     rows = next(writer._dealt(0))

@@ -17,7 +17,7 @@ from tests import test_hosts, untrained
 pytestmark = pytest.mark.slow
 
 STEPS = 4
-ON_POLICY = ("labels weight=0.5, reverse_kl weight=0.5", "share=0.5 sample")
+ON_POLICY = ({"labels": {"weight": 0.5}, "reverse_kl": {"weight": 0.5}}, 0.5)
 OUT = {"teacher-cache": "out", "train": "workdir"}  # the flag of what a command writes
 
 
@@ -99,6 +99,6 @@ def test_two_processes_learn_from_a_cache_what_one_does_and_one_goes_on_for_them
 
 def test_two_processes_answer_and_are_judged_as_one(config):
     loss, policy = ON_POLICY
-    flags = f"--config.teacher.loss={loss}", f"--config.teacher.on_policy={policy}"
+    flags = f"--config.teacher.loss={loss}", f"--config.teacher.on_policy.fraction={policy}"
     one, two = (written(config, "train", f"own{hosts}", hosts, *flags) for hosts in (1, 2))
     assert_alike(two, one)

@@ -225,7 +225,7 @@ def test_a_shallower_student_starts_from_the_first_of_its_teachers_layers(first,
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(go, finetuned):
     # Two updates: the warm-up's first is taken at rate zero.
     change = {"stage": "distill", "teacher.workdir": str(finetuned), "steps": 2}
-    twin = go(**PAIRS, **change, **{"teacher.loss": "forward_kl temperature=2"})
+    twin = go(**PAIRS, **change, **{"teacher.loss": {"forward_kl": {"temperature": 2.0}}})
     assert len(rows(twin, "train")) == 2
     for row in rows(twin, "train"):
         assert abs(row["teacher/forward_kl"]) < 1e-5 and abs(row["loss"]) < 1e-5

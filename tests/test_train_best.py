@@ -177,7 +177,10 @@ def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # no
             "checkpoint.best_metric='perplexity' .*; use nats, which orders .* alike",
         ),
         (
-            {"checkpoint.best_metric": "rougeL", "data.task": "docstring_summary=1,aeslc=2"},
+            {
+                "checkpoint.best_metric": "rougeL",
+                "data.mixture": (("docstring_summary", 1.0), ("aeslc", 2.0)),
+            },
             "checkpoint.best_metric='rougeL' .*aeslc/rougeL, .*docstring_summary/rougeL",
         ),
     ],
@@ -188,7 +191,10 @@ def test_what_no_checkpoint_can_be_best_by_is_refused(words, said, tiny_config, 
 
 
 def test_of_several_tasks_the_best_is_by_the_score_of_one(tiny_config, tmp_path):
-    words = {"checkpoint.best_metric": "aeslc/rougeL", "data.task": "docstring_summary=1,aeslc=2"}
+    words = {
+        "checkpoint.best_metric": "aeslc/rougeL",
+        "data.mixture": (("docstring_summary", 1.0), ("aeslc", 2.0)),
+    }
     assert (
         runs.make_run(tiny_config(**words), tmp_path).config["checkpoint.best_metric"]
         == "aeslc/rougeL"
@@ -221,7 +227,11 @@ def test_the_door_fine_tunes_with_parts_frozen(pretrained, tiny_config, tmp_path
         "checkpoint.every_steps": 6,
     }
     words |= {
-        "optimizer.learning_rate_multipliers": "encoder/=none embed=none decoder/norm=0.1",
+        "optimizer.learning_rate_multipliers": (
+            ("encoder/", None),
+            ("embed", None),
+            ("decoder/norm", 0.1),
+        ),
         "eval_every_steps": 6,
     }
     words |= {"evaluate.max_examples": 8, "parallel.data": 1}

@@ -134,7 +134,7 @@ def test_a_change_that_is_allowed_is_made_midway_and_no_other(
 
 def test_a_duration_is_as_many_updates_and_the_average_is_what_is_evaluated(go, pretrained):  # noqa: F811
     tokens = 3 * 8 * sum(runs.read_run(pretrained).lengths)  # of three updates, padding counted
-    change = {"steps": 0, "duration": f"{tokens} tokens", "optimizer.ema_decay": 0.5}
+    change = {"steps": 0, "duration.tokens": float(tokens), "optimizer.ema_decay": 0.5}
     workdir = go(**change)
     state, facts = last(workdir)
     assert facts["step"] == 3

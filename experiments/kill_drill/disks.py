@@ -60,7 +60,7 @@ def restore_damaged(source, folder, seed: int, count: int, out, log) -> None:
         if number % 6 != 5:
             done = damage.damage(place / "checkpoints" / str(newest), rng)
             row |= {"kind": done.kind, "fault": done.fault}
-        with inference.open_checkpoints(runs.make_run(run.config, place)) as saved:
+        with inference.open_checkpoints(runs.make_run(run.config_dict, place)) as saved:
             state, facts = saved.restore(shapes)
             row["step"] = facts["step"]
             if facts["step"] not in right or not same(state, right[facts["step"]]):
@@ -86,7 +86,7 @@ def state_shapes(run):
 
     params = transformer.param_shapes(run.model)
     pace = optimizers.RunLength(1.0, 1)
-    optimizer, _ = optimizers.make_optimizer(run.optimizer, run.config["steps"], params, pace)
+    optimizer, _ = optimizers.make_optimizer(run.optimizer, run.steps, params, pace)
     plan = steps.StepConfig(average=run.optimizer.ema_decay)
     model = transformer.Transformer(run.model)
     return jax.eval_shape(functools.partial(steps.init_state, model, optimizer, plan), params)

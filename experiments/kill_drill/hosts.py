@@ -54,7 +54,7 @@ def stop(of: drill.Drill, number: int) -> dict:
 
 
 LAYOUTS = ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2))  # devices a process, processes
-FIXED = ("parallel.reduction=fixed", "parallel.reduction_shards=8")
+FIXED = ("parallel.deterministic_reduction=True", "parallel.reduction_shards=8")
 
 
 def topology(of: drill.Drill, number: int) -> dict:

@@ -11,6 +11,7 @@ hosts      agreement between several hosts that read one checkpoint
 """
 
 from lm.checkpoints.checksums import aligned_empty, host_checksum, leaf_checksum, tree_checksums
+from lm.checkpoints.config import CheckpointConfig
 from lm.checkpoints.metadata import Mismatch, flatten
 from lm.checkpoints.retention import rank_steps
 from lm.checkpoints.store import Checkpoints

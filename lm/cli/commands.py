@@ -114,8 +114,8 @@ def train(values) -> int:
                 return 0
             train.check(run, allow)
             train.make_strategy(run)
-            print(json.dumps(run.config, indent=2))
-            if "epoch" not in run.config["duration"]:  # epochs depend on the data
+            print(json.dumps(run.config_dict, indent=2))
+            if not run.duration.epochs:  # epochs depend on the data
                 cost = train.planned_cost(run, runs.total_updates(run, 0))
                 print(json.dumps(cost), file=sys.stderr)
     except (train.Unfinished, train.Diverged) as stop:

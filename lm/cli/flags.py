@@ -71,7 +71,9 @@ FLAGS = {
     "k": Flag("integer", 16, "ids stored for each target, the most likely"),
     "dtype": Flag("text", "float16", "of stored log-probabilities: float16, bfloat16 or float32"),
     "updates": Flag("integer", 0, "batches to store, from the first; 0: all of the run"),
-    "decoding": Flag("text", "", "greedy, 'beam width=4', 'sample top_p=0.9',..; empty: config's"),
+    "decoding": Flag(
+        "text", "", "greedy, 'beam num_beams=4', 'sample top_p=0.9',..; empty: config's"
+    ),
     "step": Flag("text", "", "newest (empty), best, or an update; evaluate: also all, or 100,200"),
     "allow_change": Flag("text", "", "config keys that may change: optimizer.learning_rate,.."),
     "profile": Flag("text", "", "updates to trace into WORKDIR/profile, as 10:15"),

@@ -1,12 +1,12 @@
-"""Search over any step function; it knows no model.
+"""Search with any step function, independent of the model.
 
-words     Decoding: a method and its options, read from one string by parse
-filters   logits to logits: what may be said next
-walk      greedy and sampling: one token at a time, said for good; begin and advance, to stream
-beam      beam search
-search    all of them behind one signature
+config             DecodingConfig, and its short form for flags
+logits_processors  logits to logits: penalties, top-k, top-p
+stepwise           greedy search and sampling; init_state and decode_token, to stream
+beam               beam search
+dispatch           search: all methods behind one signature
 """
 
-from lm.decoding.config import METHODS, PENALTIES, STOPS, DecodingConfig, parse
+from lm.decoding.config import LENGTH_PENALTIES, METHODS, DecodingConfig, parse
 from lm.decoding.dispatch import search
-from lm.decoding.stepwise import DecodeState, Hypotheses, advance, begin
+from lm.decoding.stepwise import DecodeState, Hypotheses, decode_token, init_state

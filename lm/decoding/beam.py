@@ -1,4 +1,4 @@
-"""Several beginnings at once: the likeliest answers met while the likeliest are pursued."""
+"""Beam search."""
 
 from __future__ import annotations
 
@@ -9,109 +9,112 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.decoding import logits_processors, stepwise
-from lm.decoding.config import PENALTIES, STOPS, DecodingConfig
+from lm.decoding.config import LENGTH_PENALTIES, DecodingConfig
 from lm.decoding.stepwise import PAD, Hypotheses
 
 Array = jax.Array
 
 
-def best(candidates: Hypotheses, count: int) -> tuple[Hypotheses, Array]:
-    """The `count` best, and where they stood: int32 [B, count]. The first of equals wins."""
-    scores, places = jax.lax.top_k(candidates.scores, count)
-    ids = jnp.take_along_axis(candidates.ids, places[..., None], axis=1)
-    return Hypotheses(ids, scores), places
+def best(hypotheses: Hypotheses, count: int) -> tuple[Hypotheses, Array]:
+    """Return the `count` best hypotheses and their indices, int32 [B, count]; ties: the first."""
+    scores, indices = jax.lax.top_k(hypotheses.scores, count)
+    ids = jnp.take_along_axis(hypotheses.ids, indices[..., None], axis=1)
+    return Hypotheses(ids, scores), indices
 
 
 def process_beam_logits(
-    raw: Array, ids: Array, start: Array, i: Array, how: DecodingConfig, eos: int
-) -> tuple:
-    """Logits [R, V] by the rules, and what they are more than log-probabilities: [R, 1].
+    logits: Array, ids: Array, start: Array, i: Array, config: DecodingConfig, eos: int
+) -> tuple[Array, Array]:
+    """Return processed logits [R, V], and their difference [R, 1] to log-probabilities.
 
-    The rest as of walk.ruled, whose rules are taken here as of log-probabilities.
+    The other arguments are those of stepwise.process_logits.
     """
-    raw = raw.astype(jnp.float32)
-    total = jax.nn.logsumexp(raw, axis=-1, keepdims=True)
-    if how.repetition != 1.0:  # the one rule for which their sign counts
-        raw, total = raw - total, jnp.zeros_like(total)
-    return stepwise.process_logits(raw, ids, start, i, how, eos), total
+    logits = logits.astype(jnp.float32)
+    log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    if config.repetition_penalty != 1.0:  # the only processor for which the sign matters
+        logits, log_z = logits - log_z, jnp.zeros_like(log_z)
+    return stepwise.process_logits(logits, ids, start, i, config, eos), log_z
 
 
-def continuations(
-    live: Hypotheses, logits: Array, total: Array, i: Array, count: int
+def extend(
+    live: Hypotheses, logits: Array, log_z: Array, i: Array, count: int
 ) -> tuple[Hypotheses, Array]:
-    """The `count` likeliest ways to put a token at place `i`, and the beam each continues.
+    """Return the `count` best extensions of live beams by a token, and the beam of each.
 
-    logits [B * n, V] of the token, by beam; less `total` [B * n, 1] they are log-probabilities. The
-    scores are sums, without penalty.
+    Args:
+      live: B rows of n beams, with summed log-probabilities as scores.
+      logits: [B * n, V] of position `i`.
+      log_z: [B * n, 1]; logits - log_z are log-probabilities.
     """
-    (rows, width), most = live.scores.shape, min(count, logits.shape[-1])
-    # Of the logits themselves: log_softmax is slow where a CPU fuses it with the product before it.
-    each, tokens = logits_processors.largest(logits, most)
-    sums = live.scores[..., None] + (each - total).reshape(rows, width, most)
-    scores, places = jax.lax.top_k(sums.reshape(rows, -1), count)
-    parents, tokens = places // most, jnp.take_along_axis(tokens.reshape(rows, -1), places, axis=1)
+    (rows, beams), most = live.scores.shape, min(count, logits.shape[-1])
+    # top_k of the logits: log_softmax is slow where a CPU fuses it with the product before it.
+    values, tokens = logits_processors.fast_top_k(logits, most)
+    sums = live.scores[..., None] + (values - log_z).reshape(rows, beams, most)
+    scores, indices = jax.lax.top_k(sums.reshape(rows, -1), count)
+    parents = indices // most
+    tokens = jnp.take_along_axis(tokens.reshape(rows, -1), indices, axis=1)
     ids = jnp.take_along_axis(live.ids, parents[..., None], axis=1)
     return Hypotheses(ids.at[:, :, i].set(tokens), scores), parents
 
 
-def beam(
-    step: stepwise.Step,
+def beam_search(
+    step: stepwise.StepFn,
     cache: Any,
     start: Array,
-    take: stepwise.Take,
-    how: DecodingConfig,
+    gather: stepwise.GatherFn,
+    config: DecodingConfig,
     *,
     length: int,
     eos: int,
 ) -> Hypotheses:
-    """The `n_best` answers met while the `width` likeliest beginnings are pursued, by row.
+    """Return the num_return_sequences best hypotheses of each row; arguments as in `search`.
 
-    A score is the summed log-probability, as the rules leave it, divided by a penalty of the
-    answer's length, eos counted. cache: of the B rows; `take` widens it once and re-orders it at
-    every step, within a row, so `step` sees B * width rows. For the rest see `search`.
-    What is still open after `length` tokens ends there. Where fewer than n_best answers have a
-    probability above 0, the last places have the score -inf and nothing but PAD.
-    Source: the rules of transformers' `generate`; Wu et al. 2016, section 7, arXiv:1609.08144.
+    A score is the summed log-probability after all processors, divided by the length penalty.
+    `gather` expands the cache of B rows to B * num_beams once, and reorders it at each step within
+    a row. Hypotheses that are open after `length` tokens end there. If fewer hypotheses than asked
+    for have a probability above 0, the last slots have the score -inf and ids of PAD.
+    Source: transformers' `generate`; Wu et al. 2016, section 7, arXiv:1609.08144.
     """
-    rows, width = start.shape[0], how.width
-    penalties = PENALTIES[how.penalty](np.arange(1.0, length + 1), how.alpha)
+    rows, beams = start.shape[0], config.num_beams
+    penalty = LENGTH_PENALTIES[config.length_penalty_kind]
+    penalties = penalty(np.arange(1.0, length + 1), config.length_penalty)
     penalties = jnp.asarray(penalties, jnp.float32)
-    first = width * jnp.arange(rows)[:, None]  # where a row's beams begin among all beams
-    opening = jnp.repeat(jnp.maximum(start, 0).astype(jnp.int32), width)
+    first_beam = beams * jnp.arange(rows)[:, None]  # of each row, among all beams
+    first_token = jnp.repeat(jnp.maximum(start, 0).astype(jnp.int32), beams)
 
     def unfinished(carry):
         i, *_, searching = carry
         return (i < length) & jnp.any(searching)
 
-    def advance(carry):
+    def decode_token(carry):
         i, token, cache, live, ended, searching = carry
-        raw, cache = step(token, cache)
-        said = live.ids.reshape(len(token), length)
-        # Of the 2 * width best, at most `width` can be eos, one a beam: enough stay open.
-        longer, parents = continuations(
-            live, *process_beam_logits(raw, said, opening, i, how, eos), i, 2 * width
-        )
-        final = (longer.ids[:, :, i] == eos) | (i == length - 1)
-        ranked = jnp.arange(2 * width) < width  # the others only stand in for those that end
-        end = final & ranked & searching[:, None]
-        found = longer._replace(scores=jnp.where(end, longer.scores / penalties[i], -jnp.inf))
-        beside = lambda old, new: jnp.concatenate([old, new], axis=1)
-        ended, _ = best(jax.tree.map(beside, ended, found), width)
+        logits, cache = step(token, cache)
+        ids = live.ids.reshape(len(token), length)
+        logits, log_z = process_beam_logits(logits, ids, first_token, i, config, eos)
+        # Of the 2 * beams best, at most `beams` end in eos, one a beam: enough stay open.
+        extended, parents = extend(live, logits, log_z, i, 2 * beams)
+        is_final = (extended.ids[:, :, i] == eos) | (i == length - 1)
+        is_ranked = jnp.arange(2 * beams) < beams  # the others only replace those that end
+        ends = is_final & is_ranked & searching[:, None]
+        scores = jnp.where(ends, extended.scores / penalties[i], -jnp.inf)
+        concatenate = lambda old, new: jnp.concatenate([old, new], axis=1)
+        ended, _ = best(jax.tree.map(concatenate, ended, extended._replace(scores=scores)), beams)
 
-        still = longer._replace(scores=jnp.where(final, -jnp.inf, longer.scores))
-        live, places = best(still, width)
-        parents = jnp.take_along_axis(parents, places, axis=1)
-        cache = take(cache, (first + parents).reshape(-1))
+        scores = jnp.where(is_final, -jnp.inf, extended.scores)
+        live, indices = best(extended._replace(scores=scores), beams)
+        parents = jnp.take_along_axis(parents, indices, axis=1)
+        cache = gather(cache, (first_beam + parents).reshape(-1))
         searching &= live.scores[:, 0] / penalties[i] > ended.scores[:, -1]
-        if STOPS[how.stop]:
+        if config.early_stopping:
             searching &= ended.scores[:, -1] == -jnp.inf
         return i + 1, live.ids[:, :, i].reshape(-1), cache, live, ended, searching
 
-    nothing = jnp.full((rows, width), -jnp.inf)
-    blank = jnp.full((rows, width, length), PAD, jnp.int32)
-    # Of the equal beams at the start one counts; its children take the other places.
-    live = Hypotheses(blank, nothing.at[:, 0].set(0.0))
-    cache = take(cache, jnp.repeat(jnp.arange(rows), width))
-    carry = (0, opening, cache, live, Hypotheses(blank, nothing), start >= 0)
-    ended = jax.lax.while_loop(unfinished, advance, carry)[4]
-    return Hypotheses(ended.ids[:, : how.n_best], ended.scores[:, : how.n_best])
+    no_scores = jnp.full((rows, beams), -jnp.inf)
+    no_ids = jnp.full((rows, beams, length), PAD, jnp.int32)
+    # The beams are equal at the start, so all but one have the score -inf.
+    live = Hypotheses(no_ids, no_scores.at[:, 0].set(0.0))
+    cache = gather(cache, jnp.repeat(jnp.arange(rows), beams))
+    carry = (0, first_token, cache, live, Hypotheses(no_ids, no_scores), start >= 0)
+    ended = jax.lax.while_loop(unfinished, decode_token, carry)[4]
+    count = config.num_return_sequences
+    return Hypotheses(ended.ids[:, :count], ended.scores[:, :count])

@@ -1,4 +1,4 @@
-"""The one door to all methods: a step function searched as the words say."""
+"""Search by any method with any step function."""
 
 from __future__ import annotations
 
@@ -11,21 +11,29 @@ from lm.decoding.config import DecodingConfig
 
 
 def search(
-    step: stepwise.Step,
+    step: stepwise.StepFn,
     cache: Any,
     start: jax.Array,
-    take: stepwise.Take,
-    how: DecodingConfig,
+    gather: stepwise.GatherFn,
+    config: DecodingConfig,
     *,
     length: int,
     eos: int,
     keys: jax.Array | None = None,
 ) -> stepwise.Hypotheses:
-    """Answers of at most `length` tokens, eos counted: see Decoding.room; found as `how` says.
+    """Decode until every row has ended.
 
-    start: int [B], the token before the first; below 0: the row is empty, and ended from the
-    outset. Stops when every row has ended. keys: of jax.random [B], where tokens are drawn.
+    Args:
+      step: (token int [B], cache) -> (logits [B, V], cache).
+      cache: of the B rows.
+      start: int [B], the token before the first; below 0: an empty row, which ends at once.
+      gather: (cache, row indices int [R]) -> cache of R rows.
+      config: the method and its options.
+      length: the most tokens of an answer with eos; see DecodingConfig.max_tokens.
+      eos: the id that ends an answer.
+      keys: of jax.random [B], for sampling.
     """
-    if how.method == "beam":
-        return beam.beam(step, cache, start, take, how, length=length, eos=eos)
-    return stepwise.walk(step, cache, start, take, how, length=length, eos=eos, keys=keys)
+    if config.method == "beam":
+        return beam.beam_search(step, cache, start, gather, config, length=length, eos=eos)
+    options = {"length": length, "eos": eos, "keys": keys}
+    return stepwise.stepwise_search(step, cache, start, gather, config, **options)

@@ -1,4 +1,4 @@
-"""Logits to logits: what may be said next, and how likely. As transformers' logits processors."""
+"""Logits to logits: repetition penalty, minimal length, top-k, top-p; as in transformers."""
 
 from __future__ import annotations
 
@@ -7,72 +7,74 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-PIECE = 128  # logits that are looked through as one
+BLOCK = 128  # logits whose maximum stands for them in fast_top_k
 
 
-def likeliest(logits: Array) -> Array:
-    """The token of the largest logit, the first of equals: float [B, V] -> int32 [B].
-
-    As jnp.argmax, at a tenth of its cost on a CPU.
-    """
-    return largest(logits, 1)[1][:, 0]
+def argmax(logits: Array) -> Array:
+    """jnp.argmax at a tenth of its cost on a CPU: float [B, V] -> int32 [B]."""
+    return fast_top_k(logits, 1)[1][:, 0]
 
 
-def largest(x: Array, count: int) -> tuple[Array, Array]:
-    """jax.lax.top_k at a twentieth of its cost on a CPU: float [B, N] -> [B, count], int alike.
+def fast_top_k(x: Array, count: int) -> tuple[Array, Array]:
+    """jax.lax.top_k at a twentieth of its cost on a CPU: float [B, N] -> values, indices [B, count].
 
-    What is among the `count` largest lies in one of the `count` pieces with the largest maxima.
+    The `count` largest values lie in the `count` blocks with the largest maxima.
     """
     size = x.shape[-1]
-    if size <= count * PIECE:
+    if size <= count * BLOCK:
         return jax.lax.top_k(x, count)
-    pieces = jnp.pad(x, ((0, 0), (0, -size % PIECE)), constant_values=-jnp.inf)
-    pieces = pieces.reshape(len(x), -1, PIECE)
-    chosen = jnp.sort(jax.lax.top_k(jnp.max(pieces, -1), count)[1])  # in order: equals stay so
-    pieces = jnp.take_along_axis(pieces, chosen[..., None], axis=1)
-    values, places = jax.lax.top_k(pieces.reshape(len(x), -1), count)
-    piece, place = jnp.divmod(places, PIECE)
-    return values, jnp.take_along_axis(chosen, piece, axis=1) * PIECE + place
+    blocks = jnp.pad(x, ((0, 0), (0, -size % BLOCK)), constant_values=-jnp.inf)
+    blocks = blocks.reshape(len(x), -1, BLOCK)
+    # Sorted, so that of equal values the first wins.
+    chosen = jnp.sort(jax.lax.top_k(jnp.max(blocks, -1), count)[1])
+    blocks = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
+    values, indices = jax.lax.top_k(blocks.reshape(len(x), -1), count)
+    block, offset = jnp.divmod(indices, BLOCK)
+    return values, jnp.take_along_axis(chosen, block, axis=1) * BLOCK + offset
 
 
-def repeated(logits: Array, before: Array, penalty: float) -> Array:
-    """Logits with those of the tokens said before divided by `penalty`, or multiplied where < 0.
+def penalize_repetition(logits: Array, previous: Array, penalty: float) -> Array:
+    """Divide the logits of previous tokens by `penalty`, or multiply them if negative.
 
-    float [B, V], int [B, T] with any token any number of times -> float [B, V].
+    Args:
+      logits: float [B, V].
+      previous: int [B, T], with any token any number of times.
+
     Source: Keskar et al. 2019, section 4.1, arXiv:1909.05858.
     """
     rows = jnp.arange(len(logits))[:, None]
-    old = jnp.take_along_axis(logits, before, axis=1)
-    return logits.at[rows, before].set(jnp.where(old < 0, old * penalty, old / penalty))
+    old = jnp.take_along_axis(logits, previous, axis=1)
+    return logits.at[rows, previous].set(jnp.where(old < 0, old * penalty, old / penalty))
 
 
-def unended(logits: Array, eos: int, early: Array) -> Array:
-    """Logits without eos where `early`, bool []."""
-    return jnp.where(early & (jnp.arange(logits.shape[-1]) == eos), -jnp.inf, logits)
+def suppress_eos(logits: Array, eos: int, is_early: Array) -> Array:
+    """Set the logit of eos to -inf if `is_early`, bool []."""
+    return jnp.where(is_early & (jnp.arange(logits.shape[-1]) == eos), -jnp.inf, logits)
 
 
 def top_k(logits: Array, count: int) -> Array:
-    """Logits with -inf for all but the `count` largest and what equals the least of them."""
-    values, _ = largest(logits, min(count, logits.shape[-1]))
+    """Set all logits but the `count` largest, and what equals the least of them, to -inf."""
+    values, _ = fast_top_k(logits, min(count, logits.shape[-1]))
     # Not values[:, -1:], for which XLA sorts the whole vocabulary on a CPU, at 100 times the cost.
     return jnp.where(logits < jnp.min(values, -1, keepdims=True), -jnp.inf, logits)
 
 
-def top_p(logits: Array, share: float) -> Array:
-    """Logits with -inf for all but the likeliest tokens that together have `share` of the chance.
+def top_p(logits: Array, mass: float) -> Array:
+    """Set all logits to -inf but those of the likeliest tokens that together have `mass`.
 
-    Equals stay or go together. The bound between them is found by halving, without sorting: chances
-    order as their bits do. Source: Holtzman et al. 2020, section 3.1, arXiv:1904.09751.
+    Tokens of equal probability stay or go together. The usual implementation sorts the vocabulary;
+    this one bisects the threshold over the bits of the probabilities, which order as floats do.
+    Source: Holtzman et al. 2020, section 3.1, arXiv:1904.09751.
     """
-    chances = jax.nn.softmax(logits)
-    bits = jax.lax.bitcast_convert_type(chances, jnp.int32)
+    probs = jax.nn.softmax(logits)
+    bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
 
-    def halve(_, bounds):  # the tokens from `low` on are enough, those from `high` on are not
+    def bisect(_, bounds):  # tokens from `low` on have the mass, those from `high` on do not
         low, high = bounds
         middle = low + (high - low) // 2
-        enough = jnp.sum(jnp.where(bits >= middle, chances, 0.0), -1, keepdims=True) >= share
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+        is_enough = jnp.sum(jnp.where(bits >= middle, probs, 0.0), -1, keepdims=True) >= mass
+        return jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle)
 
     bounds = (jnp.zeros_like(bits[:, :1]), jnp.max(bits, -1, keepdims=True) + 1)
-    low, _ = jax.lax.fori_loop(0, 31, halve, bounds)
+    low, _ = jax.lax.fori_loop(0, 31, bisect, bounds)
     return jnp.where(bits < low, -jnp.inf, logits)

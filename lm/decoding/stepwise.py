@@ -1,4 +1,4 @@
-"""One answer at a time: greedy, the likeliest token at each step; sample, a token drawn."""
+"""Decoding token by token: greedy search and sampling."""
 
 from __future__ import annotations
 
@@ -12,54 +12,24 @@ from lm.decoding import logits_processors
 from lm.decoding.config import DecodingConfig
 
 Array = jax.Array
-Step = Callable[[Array, Any], tuple[Array, Any]]  # token int [B], cache -> logits [B, V], cache
-Take = Callable[[Any, Array], Any]  # cache of some rows, their indices int [R] -> cache of R rows
+StepFn = Callable[[Array, Any], tuple[Array, Any]]  # token int [B], cache -> logits [B, V], cache
+GatherFn = Callable[[Any, Array], Any]  # cache of some rows, row indices int [R] -> cache of R rows
 
 PAD = 0
 
 
 class Hypotheses(NamedTuple):
-    """The answers of each row; of beams the best first, else as they were drawn."""
+    """The answers of each row: beams with the best first, samples in the order of their keys."""
 
     ids: Array  # int32 [B, n, length], PAD after eos
-    scores: Array  # float32 [B, n]; -inf marks an empty place
-
-
-def process_logits(
-    logits: Array, ids: Array, start: Array, i: Array, how: DecodingConfig, eos: int
-) -> Array:
-    """The logits [R, V] of place `i` by the rules of every method: repetition and min_length.
-
-    ids: int [R, length], of which `i` are said; they follow on `start`, int [R], said too.
-    """
-    if how.repetition != 1.0:
-        said = jnp.where(jnp.arange(ids.shape[1]) < i, ids, start[:, None])
-        logits = logits_processors.repeated(logits, said, how.repetition)
-    return logits_processors.unended(logits, eos, i < how.min_length) if how.min_length else logits
-
-
-def warp_logits(logits: Array, how: DecodingConfig) -> Array:
-    """The logits [R, V] that a sample is drawn by: temperature, then top_k, then top_p of that."""
-    logits = logits / how.temperature
-    if how.top_k:
-        logits = logits_processors.top_k(logits, how.top_k)
-    return logits_processors.top_p(logits, how.top_p) if how.top_p < 1.0 else logits
-
-
-def sample(logits: Array, keys: Array) -> Array:
-    """A token a row, by its own key, with the chance that a softmax gives it.
-
-    float [R, V], keys [R] -> int32 [R]. The noise is Gumbel's, of which the largest sum is a draw.
-    """
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    return logits_processors.likeliest(logits + noise)
+    scores: Array  # float32 [B, n]; -inf marks an empty slot
 
 
 class DecodeState(NamedTuple):
-    """Answers under way, a row each, R of them: B rows times `n_best` draws."""
+    """Unfinished answers, R = B * num_return_sequences rows."""
 
-    i: Array  # int32 [], tokens said
-    token: Array  # int32 [R], the last of them
+    i: Array  # int32 [], the number of tokens so far
+    token: Array  # int32 [R], the last token
     done: Array  # bool [R]
     cache: Any
     ids: Array  # int32 [R, length]
@@ -68,71 +38,106 @@ class DecodeState(NamedTuple):
     keys: Array | None  # of jax.random [R]
 
 
-def begin(
+def process_logits(
+    logits: Array, ids: Array, start: Array, i: Array, config: DecodingConfig, eos: int
+) -> Array:
+    """Apply the repetition penalty and min_length to the logits [R, V] of position `i`.
+
+    ids: int [R, length], of which `i` are decoded; start: int [R], the token before them.
+    """
+    if config.repetition_penalty != 1.0:
+        previous = jnp.where(jnp.arange(ids.shape[1]) < i, ids, start[:, None])
+        penalty = config.repetition_penalty
+        logits = logits_processors.penalize_repetition(logits, previous, penalty)
+    if config.min_length:
+        logits = logits_processors.suppress_eos(logits, eos, i < config.min_length)
+    return logits
+
+
+def warp_logits(logits: Array, config: DecodingConfig) -> Array:
+    """Apply temperature, then top_k, then top_p to the logits [R, V] of a sample."""
+    logits = logits / config.temperature
+    if config.top_k:
+        logits = logits_processors.top_k(logits, config.top_k)
+    return logits_processors.top_p(logits, config.top_p) if config.top_p < 1.0 else logits
+
+
+def sample(logits: Array, keys: Array) -> Array:
+    """Draw a token for each row with its own key: float [R, V], keys [R] -> int32 [R]."""
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    return logits_processors.argmax(logits + noise)
+
+
+def init_state(
     cache: Any,
     start: Array,
-    take: Take,
-    how: DecodingConfig,
+    gather: GatherFn,
+    config: DecodingConfig,
     *,
     length: int,
     keys: Array | None = None,
 ) -> DecodeState:
-    """Nothing said yet; all as in `walk`. Raises ValueError where a sample has no keys."""
-    draws, rows = how.n_best, len(start)
-    if how.method == "sample":
+    """Return the state before the first token; arguments as in `search`.
+
+    Raises ValueError for a sample without keys.
+    """
+    count, rows = config.num_return_sequences, len(start)
+    if config.method == "sample":
         if keys is None:
-            raise ValueError("decoding 'sample' has no keys to draw with; give one a row.")
-        number = jax.vmap(jax.random.fold_in, (None, 0))
-        keys = jax.vmap(number, (0, None))(keys, jnp.arange(draws)).reshape(-1)
-    if draws > 1:
-        cache = take(cache, jnp.repeat(jnp.arange(rows), draws))
-        start = jnp.repeat(start, draws)
+            raise ValueError("decoding 'sample' needs keys; pass one for each row.")
+        fold_in = jax.vmap(jax.random.fold_in, (None, 0))
+        keys = jax.vmap(fold_in, (0, None))(keys, jnp.arange(count)).reshape(-1)
+    if count > 1:
+        cache = gather(cache, jnp.repeat(jnp.arange(rows), count))
+        start = jnp.repeat(start, count)
     first = jnp.maximum(start, 0).astype(jnp.int32)
     ids = jnp.full((len(first), length), PAD, jnp.int32)
     zero = jnp.zeros([], jnp.int32)
     return DecodeState(zero, first, start < 0, cache, ids, jnp.zeros(len(first)), first, keys)
 
 
-def advance(step: Step, state: DecodeState, how: DecodingConfig, *, eos: int) -> DecodeState:
-    """One more token for each row that has not ended, PAD for the others."""
+def decode_token(
+    step: StepFn, state: DecodeState, config: DecodingConfig, *, eos: int
+) -> DecodeState:
+    """Decode one more token of each unfinished row, PAD for the others."""
     i, done = state.i, state.done
-    raw, cache = step(state.token, state.cache)
-    raw = raw.astype(jnp.float32)
-    logits = process_logits(raw, state.ids, state.start, i, how, eos)
-    if how.method == "sample":
+    model_logits, cache = step(state.token, state.cache)
+    model_logits = model_logits.astype(jnp.float32)
+    logits = process_logits(model_logits, state.ids, state.start, i, config, eos)
+    if config.method == "sample":
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, i)
-        token = sample(warp_logits(logits, how), keys)
+        token = sample(warp_logits(logits, config), keys)
     else:
-        token = logits_processors.likeliest(logits)
-    chosen = jnp.take_along_axis(raw, token[:, None], axis=1)[:, 0]
-    scores = state.scores + jnp.where(done, 0.0, chosen - jax.nn.logsumexp(raw, axis=-1))
+        token = logits_processors.argmax(logits)
+    token_logit = jnp.take_along_axis(model_logits, token[:, None], axis=1)[:, 0]
+    log_prob = token_logit - jax.nn.logsumexp(model_logits, axis=-1)
+    scores = state.scores + jnp.where(done, 0.0, log_prob)
     token = jnp.where(done, PAD, token)
     ids = jax.lax.dynamic_update_slice(state.ids, token[:, None], (0, i))
-    return DecodeState(
-        i + 1, token, done | (token == eos), cache, ids, scores, state.start, state.keys
-    )
+    done = done | (token == eos)
+    return DecodeState(i + 1, token, done, cache, ids, scores, state.start, state.keys)
 
 
-def walk(
-    step: Step,
+def stepwise_search(
+    step: StepFn,
     cache: Any,
     start: Array,
-    take: Take,
-    how: DecodingConfig,
+    gather: GatherFn,
+    config: DecodingConfig,
     *,
     length: int,
     eos: int,
     keys: Array | None = None,
 ) -> Hypotheses:
-    """Answers token by token, each said for good: greedy, or drawn `n_best` times a row.
+    """Decode greedily, or draw num_return_sequences samples for each row; see `search`.
 
-    keys: of jax.random [B], to draw with. A draw depends on its row's key, its number among the
-    row's draws and its place in the answer, so on no other row. For the rest see `search`.
-    A score is the sum of the log-probabilities that the model itself gives, before all rules.
+    A sample depends on its row's key, its number among the row's samples and the position alone.
+    A score is the sum of the model's log-probabilities, before all processors.
     """
     unfinished = lambda state: (state.i < length) & ~jnp.all(state.done)
-    further = lambda state: advance(step, state, how, eos=eos)
-    state = begin(cache, start, take, how, length=length, keys=keys)
-    state = jax.lax.while_loop(unfinished, further, state)
-    split = lambda x: x.reshape(len(start), how.n_best, *x.shape[1:])
-    return Hypotheses(split(state.ids), split(state.scores))
+    state = init_state(cache, start, gather, config, length=length, keys=keys)
+    state = jax.lax.while_loop(
+        unfinished, lambda state: decode_token(step, state, config, eos=eos), state
+    )
+    by_row = lambda x: x.reshape(len(start), config.num_return_sequences, *x.shape[1:])
+    return Hypotheses(by_row(state.ids), by_row(state.scores))

@@ -1,12 +1,14 @@
 """Distillation: a student learns from a teacher.
 
-terms     what it learns, in words
+config    TeacherConfig, the section teacher
+terms     the terms of the loss, the section teacher.loss
 loss      the terms, added up
 features  what goes on inside both models
 policy    its own answers, when and how it learns from them
 students  where a student starts from
 """
 
+from lm.distill.config import TeacherConfig
 from lm.distill.loss import make_distillation_loss
 from lm.distill.student_init import (
     Start,
@@ -17,4 +19,4 @@ from lm.distill.student_init import (
     leaves_head,
     parse_start,
 )
-from lm.distill.terms import Term, parse, shared_temperature, uncached
+from lm.distill.terms import Term, loss_terms, shared_temperature, uncached

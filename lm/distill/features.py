@@ -6,7 +6,7 @@ added up depends on no packing and on no cut of the batch, and divided by all ta
 The layers of a tower are averaged, the two towers added.
 
 Layers count from 1. The student's last learns from the teacher's last, any other from the one that
-teacher.student_init='even' would copy, or from the number said for it, as in 2:7-4:12.
+teacher.student_init='even' would copy, or from the number said for it, as in ((2, 7), (4, 12)).
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def pairs(
 
     Raises ValueError where the two models cannot be so compared.
     """
-    word = f"teacher.loss {term.name}"
+    word = f"teacher.loss.{term.name}"
     if ours.architecture != theirs.architecture:
         raise ValueError(
             f"{word} compares towers, but model.architecture={ours.architecture!r} is the teacher's "
@@ -215,16 +215,16 @@ def pairs(
     found = {}
     for tower in towers:
         depths = depth(ours, tower), depth(theirs, tower)
-        chosen = _chosen(f"{word} {tower}", getattr(term, tower), depths, term.name == "hidden")
+        chosen = _chosen(f"{word}.{tower}", getattr(term, tower), depths, term.name == "hidden")
         if chosen:
             found[tower] = chosen
             _check_alike(term, tower, chosen, ours, theirs)
     if not found:
-        raise ValueError(f"{word} compares no layers; say encoder=last or decoder=last.")
+        raise ValueError(f"{word} compares no layers; set encoder or decoder to 'last'.")
     return found
 
 
-def _chosen(word: str, said: str, depths: tuple[int, int], inputs: bool) -> Pairs:
+def _chosen(word: str, said: str | tuple, depths: tuple[int, int], inputs: bool) -> Pairs:
     ours, theirs = depths
     copied = evenly(theirs, ours)
 
@@ -235,21 +235,21 @@ def _chosen(word: str, said: str, depths: tuple[int, int], inputs: bool) -> Pair
 
     every = range(1, ours + 1)
     names = {"none": (), "last": (ours,), "all": every, "even": every[::-1][::2][::-1]}
-    if said in names:
+    if isinstance(said, str):
         return tuple((layer, match(layer)) for layer in names[said])
     found, least = [], 0 if inputs else 1
-    for number in said.split("-"):
-        mine, colon, other = number.partition(":")
-        for layer, most in ((mine, ours), (other or least, theirs)):
-            if not least <= int(layer) <= most:
-                raise ValueError(f"{word}={said} has layer {layer}; use {least} to {most}.")
-        found.append((int(mine), int(other) if colon else match(int(mine))))
+    for layer in said:
+        mine, *other = layer if isinstance(layer, tuple) else (layer,)
+        for number, most in ((mine, ours), (*(other or (least,)), theirs)):
+            if not least <= number <= most:
+                raise ValueError(f"{word}={said} has layer {number}; use {least} to {most}.")
+        found.append((mine, *(other or (match(mine),))))
     return tuple(found)
 
 
 def _check_alike(term: Term, tower: str, chosen: Pairs, ours, theirs) -> None:
     """Maps are compared head by head; relation heads divide what there is."""
-    word, both = f"teacher.loss {term.name}", (ours.tower(tower), theirs.tower(tower))
+    word, both = f"teacher.loss.{term.name}", (ours.tower(tower), theirs.tower(tower))
     if term.name == "attention":
         heads = [side.num_heads for side in both]
         if heads[0] != heads[1]:
@@ -262,7 +262,7 @@ def _check_alike(term: Term, tower: str, chosen: Pairs, ours, theirs) -> None:
             if seen[0] != seen[1]:
                 raise ValueError(
                     f"{word} compares layer {pair[0]} of the {tower} with the teacher's {pair[1]}, "
-                    f"which sees another window; choose layers by number, as 2:4, or use relations."
+                    f"which sees another window; choose pairs of layers, as ((2, 4),), or use relations."
                 )
     if term.name == "relations":
         heads = term.heads or both[0].num_heads
@@ -271,7 +271,7 @@ def _check_alike(term: Term, tower: str, chosen: Pairs, ours, theirs) -> None:
                 width = count * side.head_dim
                 if set(name) & set(term.of) and width % heads:
                     raise ValueError(
-                        f"{word} heads={heads} does not divide the {width} units of the {whose} "
+                        f"{word}.heads={heads} does not divide the {width} units of the {whose} "
                         f"{tower}; use a divisor of both models', as {math.gcd(width, heads)}."
                     )
 

@@ -11,98 +11,83 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lm import batch, decoding, losses, steps
+from lm import batch, decoding, lookup, losses, steps
 from lm.distill.terms import Term
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
-    """How often the student learns from its own answers, and how it finds them.
+class OnPolicyConfig:
+    """The section teacher.on_policy: how often the student learns from its own answers, and how.
 
-    share: of the updates, in 0..1; 0: none. They lie as evenly as can be: which ones follows from
-    the batches' numbers alone, so it is the same on every host and after every restart.
+    fraction: of the updates, 0 to 1; 0: none. They are spread evenly, by the batches' numbers
+    alone, so they are the same on every host and after every restart.
     """
 
-    share: float = 0.0
-    how: decoding.DecodingConfig = decoding.DecodingConfig()
+    fraction: float = 0.0
+    decoding: decoding.DecodingConfig = decoding.DecodingConfig("sample")
 
     def __post_init__(self):
-        if not (math.isfinite(self.share) and 0 <= self.share <= 1):
-            raise ValueError(f"teacher.on_policy share={self.share} is no share; use 0 to 1.")
-        if self.how.n_best > 1:
+        section = lookup.as_section(
+            decoding.DecodingConfig, self.decoding, "teacher.on_policy.decoding"
+        )
+        object.__setattr__(self, "decoding", section)
+        lookup.check_bounds(self, "teacher.on_policy", {"fraction": (0, 1)})
+        if section.num_return_sequences > 1:
             raise ValueError(
-                f"teacher.on_policy n_best={self.how.n_best} is more than the one answer that an "
-                f"input has in a batch; leave n_best out."
+                f"teacher.on_policy.decoding.num_return_sequences={section.num_return_sequences} "
+                f"is more than the one answer that an input has in a batch; use 1."
             )
 
     def __bool__(self) -> bool:
-        return self.share > 0
+        return self.fraction > 0
 
     def is_on_policy(self, index: int) -> bool:
         """Whether the student writes the targets of the batch of this number, from 0."""
-        return math.floor((index + 1) * self.share) > math.floor(index * self.share)
+        return math.floor((index + 1) * self.fraction) > math.floor(index * self.fraction)
 
-    def usual(self, index: int) -> bool:
+    def is_usual(self, index: int) -> bool:
         """Whether that batch is of the commoner kind, whose losses can be compared."""
-        return self.is_on_policy(index) == (self.share > 0.5)
+        return self.is_on_policy(index) == (self.fraction > 0.5)
 
 
-def parse(text: str) -> Policy:
-    """The Policy of a line such as "share=0.5 sample temperature=1"; empty: never.
+def check(
+    config: OnPolicyConfig, terms: tuple[Term, ...], *, packing: str, pairs: bool, length: int
+) -> None:
+    """Raise ValueError if the section teacher.on_policy does not suit the rest of the config.
 
-    The words after the share are those of lm/decoding. Raises ValueError for what it cannot read.
+    terms: of the loss. packing: data.packing. pairs: whether all tasks have inputs and targets,
+    not running text. length: columns of the targets.
     """
-    if not text.strip():
-        return Policy()
-    first, _, rest = text.strip().partition(" ")
-    name, _, value = first.partition("=")
-    try:
-        share = float(value)
-    except ValueError:
-        name = ""
-    if name != "share":
+    names = {term.name for term in terms}
+    path = f"teacher.on_policy.fraction={config.fraction}"
+    if config and names == {"labels"}:
         raise ValueError(
-            f"teacher.on_policy={text!r} does not begin with its share of the updates; write it "
-            f"as 'share=0.5 sample temperature=1'."
-        )
-    return Policy(share, decoding.parse(rest))
-
-
-def check(text: str, terms: tuple[Term, ...], *, packing: str, pairs: bool, length: int) -> None:
-    """Raise ValueError where a policy, in words, does not suit what else is asked.
-
-    terms: of the loss. packing: data.packing. pairs: whether all tasks have inputs and targets, or
-    else running text. length: columns of the targets.
-    """
-    asked, names = parse(text), {term.name for term in terms}
-    if asked and names == {"labels"}:
-        raise ValueError(
-            f"teacher.on_policy={text!r} would teach nothing: teacher.loss has labels alone, which "
-            f"the student's own answers are not; add a term that asks the teacher, as jsd."
+            f"{path} would teach nothing: teacher.loss has labels alone, which the student's own "
+            f"answers are not; add a term that asks the teacher, as jsd."
         )
     if "policy" in names:
-        drawn = decoding.DecodingConfig("sample", max_length=asked.how.max_length)
-        if not asked or asked.how != drawn:
+        sampling = decoding.DecodingConfig("sample", max_length=config.decoding.max_length)
+        if not config or config.decoding != sampling:
             raise ValueError(
-                f"teacher.loss has the term policy, which learns from answers drawn as they come, "
-                f"and not from teacher.on_policy={text!r}; write it as 'share=1 sample'."
+                f"teacher.loss.policy needs plain samples, but {path} has the decoding "
+                f"'{config.decoding}'; set a fraction above 0, and no option but max_length."
             )
-    if asked and packing != "none":
+    if config and packing != "none":
         raise ValueError(
             f"data.packing={packing!r} has several inputs in a row, of which teacher.on_policy "
             f"answers one; set data.packing='none'."
         )
-    if asked and not pairs:
+    if config and not pairs:
         raise ValueError(
-            f"teacher.on_policy={text!r} has no use for running text, which asks for no answer; "
-            f"leave it empty, or use tasks of inputs and targets."
+            f"{path} has no effect on running text, which has no answers; set it to 0, or use "
+            f"tasks of inputs and targets."
         )
-    if asked and asked.how.room(length) > length:
+    if config and config.decoding.max_tokens(length) > length:
         raise ValueError(
-            f"teacher.on_policy max_length={asked.how.max_length} is more than the {length} tokens "
-            f"of a target; lower it, or raise data.target_length."
+            f"teacher.on_policy.decoding.max_length={config.decoding.max_length} is more than the "
+            f"{length} tokens of a target; lower it, or raise data.target_length."
         )
 
 
@@ -114,7 +99,7 @@ def answered(
     model,
     length: int,
     eos: int,
-    how: decoding.DecodingConfig,
+    config: decoding.DecodingConfig,
     axis: steps.Axis | None = None,
 ) -> batch.Batch:
     """The batch with the model's own answers to its inputs as targets, marked as its own.
@@ -124,14 +109,14 @@ def answered(
     segment each; those without inputs have no targets.
     """
     found = steps.decode_step(
-        params, examples, addresses, model=model, length=length, eos=eos, how=how, axis=axis
+        params, examples, addresses, model=model, length=length, eos=eos, config=config, axis=axis
     )
     ids = found.ids[:, 0]
     ids = jnp.pad(ids, ((0, 0), (0, examples.targets.shape[1] - ids.shape[1])))
     place = jnp.arange(ids.shape[1])
     ended = jnp.cumsum(ids == eos, axis=1) - (ids == eos) > 0
     asked = jnp.any(examples.inputs_segment_ids > 0, axis=1, keepdims=True)
-    said = asked & ~ended & (place < how.room(length))
+    said = asked & ~ended & (place < config.max_tokens(length))
     return examples._replace(
         targets=jnp.where(said, ids, 0),
         targets_segment_ids=said.astype(jnp.int32),

@@ -1,22 +1,18 @@
-"""What a student learns from, in words: the terms of its loss.
-
-Terms stand between commas, each a name and its options, as in
-"labels weight=0.2, forward_kl weight=0.8 temperature=2". Every term takes weight=W, or weight=A:B:
-A at the first update, B at the last, linear in between.
+"""The terms of a distillation loss: the section teacher.loss, {term: its options}.
 
 labels      the cross-entropy of the targets, with loss.z_loss and loss.label_smoothing
 forward_kl  KL(teacher || student); reverse_kl, the other way; jsd, between them by beta (0 to 1);
-            each of distributions softened by temperature, times its square; a cached teacher is
-            asked at one temperature, the same for all of them
+            of distributions softened by temperature, times its square
 logit_mse   the squared difference of logits
-hidden      hidden states of chosen layers; distance=mse or cosine
+hidden      hidden states of chosen layers; distance: mse or cosine
 attention   attention maps of chosen layers
-relations   of chosen layers, which positions have like queries, keys and values: of=qkv, or fewer
-            of them, by so many heads
-policy      MiniLLM's long-term part, of the student's own answers
+relations   which positions have like queries, keys and values in chosen layers (MiniLMv2); of: qkv
+            or fewer of them; heads: relation heads, 0 for the student's
+policy      MiniLLM's long-term part, on the student's own answers
 
-encoder= and decoder= choose the student's layers, from 1: last, all, even (every second, with the
-last), none, or numbers, as 1-3-5, or with the teacher's layer that each learns from, as 2:6-4:12.
+Each has a weight, and a final_weight if the weight changes linearly from the first update to the
+last. encoder and decoder choose the student's layers, from 1: "last", "all", "even" (every second,
+with the last), "none", or a tuple of layers, or of pairs (layer, teacher's layer).
 """
 
 from __future__ import annotations
@@ -24,142 +20,141 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 from lm import lookup
 
-SOFT, LAYERS = ("temperature",), ("encoder", "decoder")
-OPTIONS = {  # of each term, beside its weight
+OPTIONS = {  # of each term, beside weight and final_weight
     "labels": (),
-    "forward_kl": SOFT,
-    "reverse_kl": SOFT,
-    "jsd": ("beta", *SOFT),
+    "forward_kl": ("temperature",),
+    "reverse_kl": ("temperature",),
+    "jsd": ("beta", "temperature"),
     "logit_mse": (),
-    "hidden": ("distance", *LAYERS),
-    "attention": LAYERS,
-    "relations": ("of", "heads", *LAYERS),
+    "hidden": ("distance", "encoder", "decoder"),
+    "attention": ("encoder", "decoder"),
+    "relations": ("of", "heads", "encoder", "decoder"),
     "policy": (),
 }
 CACHED = ("labels", "forward_kl", "reverse_kl", "jsd")  # that a cached teacher can serve
-INSIDE = ("hidden", "attention", "relations")  # that look inside both models
-BOUNDS = {  # of an option, with what else may be meant
+INSIDE = ("hidden", "attention", "relations")  # that compare states inside both models
+BOUNDS = {  # of an option, and what else to use
     "weight": (0.0, 1e6, ""),
+    "final_weight": (0.0, 1e6, ""),
     "temperature": (0.01, 1000.0, ""),
     "beta": (0.001, 0.999, ", or forward_kl (0) or reverse_kl (1) instead"),
     "heads": (0, 4096, ""),
 }
-PATTERNS = {
-    "distance": (r"mse|cosine", "mse or cosine"),
-    "encoder": (
-        r"last|all|even|none|\d+(:\d+)?(-\d+(:\d+)?)*",
-        "last, all, even, none, or numbers, as 1-3-5 or 2:6-4:12",
-    ),
-    "of": (r"q?k?v?", "qkv, or fewer of them in this order"),
-}
-PATTERNS["decoder"] = PATTERNS["encoder"]
+DISTANCES = {"mse": "mean squared error", "cosine": "1 - cosine"}
+LAYERS = {"last": "", "all": "", "even": "every second, with the last", "none": ""}
 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """One term of the loss; checked when built. What is said in this file's docstring.
+    """A term of the loss; its options are described in this file's docstring.
 
-    weight: at the first and at the last update. heads: relation heads; 0: as the student has. An
-    option that the name has no use for is as it is here.
+    final_weight: the weight at the last update; None: weight. Options that the term does not use
+    have their defaults. Raises ValueError for an option of the wrong kind or out of bounds.
     """
 
     name: str
-    weight: tuple[float, float] = (1.0, 1.0)
+    weight: float = 1.0
+    final_weight: float | None = None
     temperature: float = 1.0
     beta: float = 0.5
     distance: str = "mse"
-    encoder: str = "last"
-    decoder: str = "last"
+    encoder: str | tuple = "last"
+    decoder: str | tuple = "last"
     of: str = "qkv"
     heads: int = 0
 
     def __post_init__(self):
-        lookup.lookup(OPTIONS, self.name, "teacher.loss")
+        lookup.lookup(OPTIONS, self.name, "the term of teacher.loss")
+        path = f"teacher.loss.{self.name}"
         for option, (low, high, cure) in BOUNDS.items():
             value = getattr(self, option)
-            for each in value if option == "weight" else (value,):
-                if not (math.isfinite(each) and low <= each <= high):
-                    raise ValueError(
-                        f"teacher.loss {self.name} {option}={each:g} is out of bounds; use {low:g} "
-                        f"to {high:g}{cure}."
-                    )
-        for option, (pattern, choices) in PATTERNS.items():
-            value = getattr(self, option)
-            if not value or not re.fullmatch(pattern, value):
+            if option == "final_weight" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{path}.{option}={value!r} is not a number; write one.")
+            if not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(
-                    f"teacher.loss {self.name} {option}={value!r} is unknown; write {choices}."
+                    f"{path}.{option}={value:g} is out of bounds; use {low:g} to {high:g}{cure}."
                 )
+        lookup.lookup(DISTANCES, self.distance, f"{path}.distance")
+        if not self.of or not re.fullmatch("q?k?v?", self.of):
+            raise ValueError(
+                f"{path}.of={self.of!r} is unknown; write qkv, or fewer of them in this order."
+            )
+        for tower in ("encoder", "decoder"):
+            layers = _check_layers(getattr(self, tower), f"{path}.{tower}")
+            object.__setattr__(self, tower, layers)
 
     def weight_at(self, progress):
-        """The weight once a share of the updates is taken, 0 to 1; None: all of them."""
-        first, last = self.weight
+        """Return the weight after this fraction of the updates, 0 to 1; None: the last weight."""
+        first, last = self.weight, self.weight if self.final_weight is None else self.final_weight
         return last if progress is None or first == last else first + (last - first) * progress
 
 
-def parse(text: str) -> tuple[Term, ...]:
-    """The terms that a string says; what is not said is as in Term.
+def _check_layers(layers, path: str) -> str | tuple:
+    if isinstance(layers, str):
+        lookup.lookup(LAYERS, layers, path)
+        return layers
+    pairs = tuple(tuple(layer) if isinstance(layer, list | tuple) else layer for layer in layers)
+    is_valid = lambda x: isinstance(x, int) or (len(x) == 2 and all(isinstance(i, int) for i in x))
+    if not pairs or not all(is_valid(pair) for pair in pairs):
+        raise ValueError(
+            f"{path}={layers!r} are no layers; write them as (1, 3) or ((2, 6), (4, 12))."
+        )
+    return pairs
 
-    Raises ValueError for a term or option that is unknown or said twice, and for a value that is
-    out of bounds.
+
+def loss_terms(section: Mapping[str, Mapping]) -> tuple[Term, ...]:
+    """Return the terms of the section teacher.loss, in the order of OPTIONS.
+
+    Raises ValueError for a term or option that is unknown, and if all weights are 0.
     """
-    terms = tuple(_term(part.split()) for part in text.split(","))
-    names = [term.name for term in terms]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"teacher.loss={text!r} says {name} twice; say it once.")
-    if not any(any(term.weight) for term in terms):
-        raise ValueError(f"teacher.loss={text!r} has no weight but 0; give one term more.")
-    return terms
+    if not isinstance(section, Mapping):
+        raise ValueError(
+            f"teacher.loss={section!r} is for a whole section; write {{term: {{option: value}}}}, "
+            f"as {{'labels': {{'weight': 0.2}}}}."
+        )
+    terms = []
+    for name in sorted(section, key=lambda name: [*OPTIONS, name].index(name)):
+        options, path = section[name], f"teacher.loss.{name}"
+        known = (
+            "weight",
+            "final_weight",
+            *lookup.lookup(OPTIONS, name, "the term of teacher.loss"),
+        )
+        if not isinstance(options, Mapping):
+            raise ValueError(f"{path}={options!r} is for a whole section; set {', '.join(known)}.")
+        for option in options:
+            if option not in known:
+                hint = lookup.nearest(option, known) or "."
+                raise ValueError(
+                    f"{path} does not use {option!r}; its options are {', '.join(known)}{hint}"
+                )
+        terms.append(Term(name, **options))
+    if not any(term.weight or term.final_weight for term in terms):
+        raise ValueError("teacher.loss has no term with a weight above 0; give one a weight.")
+    return tuple(terms)
 
 
 def shared_temperature(terms: tuple[Term, ...]) -> float:
-    """The one temperature that a cached teacher is asked at, of all divergences; 1 without any.
+    """Return the temperature of all divergences, which a cached teacher is asked at; 1 if none.
 
-    Raises ValueError where they have several.
+    Raises ValueError if they differ.
     """
-    found = {term.temperature for term in terms if "temperature" in OPTIONS[term.name]}
-    if len(found) > 1:
+    temperatures = {term.temperature for term in terms if "temperature" in OPTIONS[term.name]}
+    if len(temperatures) > 1:
+        listed = ", ".join(f"{t:g}" for t in sorted(temperatures))
         raise ValueError(
-            f"teacher.loss has the temperatures {', '.join(f'{t:g}' for t in sorted(found))}, but "
-            f"a cached teacher is asked at one; use one for all, or a teacher beside the loop."
+            f"teacher.loss has the temperatures {listed}, but a teacher cache has one; use one for "
+            f"all terms, or remove teacher.cache."
         )
-    return found.pop() if found else 1.0
+    return temperatures.pop() if temperatures else 1.0
 
 
 def uncached(terms: tuple[Term, ...]) -> list[str]:
-    """The names of the terms that a cached teacher cannot serve."""
+    """Return the names of the terms that a cached teacher cannot serve."""
     return [term.name for term in terms if term.name not in CACHED]
-
-
-def _term(words: list[str]) -> Term:
-    name, *options = words or [""]
-    known = ("weight", *lookup.lookup(OPTIONS, name, "teacher.loss"))
-    said = {}
-    for word in options:
-        option, _, value = word.partition("=")
-        if option not in known:
-            near = lookup.nearest(option, known) or "."
-            raise ValueError(
-                f"teacher.loss {name} has no use for {option!r}; it takes {', '.join(known)}{near}"
-            )
-        if option in said:
-            raise ValueError(f"teacher.loss {name} says {option} twice; say it once.")
-        said[option] = _value(name, option, value)
-    return Term(name, **said)
-
-
-def _value(name: str, option: str, text: str):
-    try:
-        if option == "weight":
-            first, _, last = text.partition(":")
-            return float(first), float(last or first)
-        return {"temperature": float, "beta": float, "heads": int}.get(option, str)(text)
-    except ValueError:
-        kinds = {"weight": "a number, or two as 1:0.5", "heads": "a whole number"}
-        kind = kinds.get(option, "a number")
-        raise ValueError(
-            f"teacher.loss {name} {option}={text!r} is not {kind}; write one."
-        ) from None

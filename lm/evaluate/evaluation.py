@@ -81,7 +81,7 @@ class Evaluation:
     """What is the same for all checkpoints of a run on a split; read and compiled when needed.
 
     split: of the tasks' sources; empty: what the run holds out. decoding: in the words of lm.decoding;
-    empty: evaluate.decoding of the run. max_examples: examples of each task, 0 for all; None: of what the
+    empty: the run's own. max_examples: examples of each task, 0 for all; None: of what the
     run holds out as its evaluate.max_examples and evaluate.max_decoded_examples say, of another split all.
     """
 
@@ -96,11 +96,10 @@ class Evaluation:
         run, self.strategy, self.tokens = loading.open_workdir(workdir)
         self.run = run
         self.split = run.data.heldout_split if split in ("", "heldout") else split
-        limits = run.config["evaluate"] | ({"decoding": decoding} if decoding else {})
+        limits, config = run.evaluate, loading.decoding_config(run, decoding)
         if max_examples is not None or not self._is_heldout:
-            limits |= dict.fromkeys(("max_examples", "max_decoded_examples"), max_examples or 0)
-        loading.decoding_config(run, limits["decoding"])  # checks it before anything is read
-        self.run = dataclasses.replace(run, config=run.config | {"evaluate": limits})
+            limits = runs.EvaluateConfig(max_examples or 0, max_examples or 0)
+        self.run = dataclasses.replace(run, evaluate=limits, decoding=config)
         self._flags = {"workdir": workdir, "decoding": decoding}
         self._flags |= {"split": "" if self._is_heldout else split}
         self._flags |= {"examples": "" if max_examples is None else max_examples}
@@ -131,9 +130,8 @@ class Evaluation:
 
     def made_of(self, step: int) -> dict:
         """What the figures of a checkpoint follow from."""
-        config = self.run.config["evaluate"]
-        limits = {"decode": config["max_decoded_examples"], "decoding": config["decoding"]}
-        limits |= {"examples": config["max_examples"]}  # the names of old files
+        limits = {"decode": self.run.evaluate.max_decoded_examples}  # the names of old files
+        limits |= {"decoding": str(self.run.decoding), "examples": self.run.evaluate.max_examples}
         return {"step": step, "split": self.split, "limits": limits, "data": self._data}
 
     def command(self, which: str | int) -> str:

@@ -26,7 +26,7 @@ class HeldOut:
             functools.partial(row_sums, model=model, text_bytes=text_bytes)
         )
         self._strategy, self._examples = strategy, examples
-        self._seed, self._limit = run.config["seed"], run.config["evaluate"]["max_examples"]
+        self._seed, self._limit = run.seed, run.evaluate.max_examples
 
     def batches(self) -> Iterator:
         """The batches, whole, the same at every call and on every host."""

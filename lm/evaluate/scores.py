@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm import decoding, metrics, runs, sources, steps, tasks
+from lm import metrics, runs, sources, steps, tasks
 from lm.inference import generate
 
 DRAWS = 1000  # of the bootstrap
@@ -23,7 +23,7 @@ def task_texts(run: runs.Run, name: str, split: str = "") -> list[tasks.Text]:
     task, split = run.data.reading(name, split or runs.splits(run)[1][name])
     records = sources.records(task.source, split, run.data.tfds_dir)
     every = (text for i in range(len(records)) for text in task.to_texts(records[i]))
-    return list(itertools.islice(every, run.config["evaluate"]["max_decoded_examples"] or None))
+    return list(itertools.islice(every, run.evaluate.max_decoded_examples or None))
 
 
 def references(pairs: Sequence[tasks.Text]) -> list:
@@ -106,7 +106,7 @@ class TaskScorer:
         splits = runs.splits(run)[1] if splits is None else splits
         self.pairs = {name: task_texts(run, name, splits[name]) for name in self.tasks}
         self._several = len(named) > 1
-        how = decoding.parse(run.config["evaluate"]["decoding"])
+        how = run.decoding
         self._answers = generate.Generator(run, strategy, None, tokens, how)
         self.names = tuple(
             self._said(name, score)

@@ -34,18 +34,18 @@ class Stream:
     def __init__(
         self, run: runs.Run, params, tokens, config: decoding.DecodingConfig, seed: int = 0
     ):
-        config = dataclasses.replace(config, n_best=1)
+        config = dataclasses.replace(config, num_return_sequences=1)
         model, length, eos = transformer.Transformer(run.model), run.lengths[1], tokens.eos
-        options = {"model": model, "length": length, "how": config}
+        options = {"model": model, "length": length, "config": config}
         self._params, self._seed, self._eos = params, seed, eos
-        self._input_length, self._length = run.data.input_length, config.room(length)
+        self._input_length, self._length = run.data.input_length, config.max_tokens(length)
         self._is_beam = config.method == "beam"
-        self._begin = jax.jit(functools.partial(steps.decode_begin, **options))
+        self._begin = jax.jit(functools.partial(steps.init_decoding, **options))
         self._decode = jax.jit(functools.partial(steps.decode_step, eos=eos, **options))
 
         def advance(params, state: decoding.DecodeState) -> decoding.DecodeState:
             step = functools.partial(model.apply, {"params": params}, method="decode_step")
-            return decoding.advance(step, state, config, eos=eos)
+            return decoding.decode_token(step, state, config, eos=eos)
 
         self._advance = jax.jit(advance, donate_argnums=1)
 

@@ -50,7 +50,7 @@ class Generator:
             model=transformer.Transformer(run.model, strategy.shard_activations),
             length=run.lengths[1],
             eos=tokens.eos,
-            how=config,
+            config=config,
         )
         self._step = strategy.compile(step)
 

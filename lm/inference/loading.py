@@ -15,13 +15,12 @@ from lm.transformer import lora
 
 def open_checkpoints(run: runs.Run, *, read_only: bool = False) -> checkpoints.Checkpoints:
     """Open the checkpoints of a run, with its retention options."""
-    config = run.config["checkpoint"]
     return checkpoints.Checkpoints(
         run.workdir / "checkpoints",
         read_only=read_only,
-        max_to_keep=config["max_to_keep"],
-        keep_period=config["keep_period"],
-        best_metric=config["best_metric"],
+        max_to_keep=run.checkpoint.max_to_keep,
+        keep_period=run.checkpoint.keep_period,
+        best_metric=run.checkpoint.best_metric,
     )
 
 
@@ -89,4 +88,4 @@ def open_run(workdir: str | os.PathLike, step: str | int = "newest") -> tuple:
 
 def decoding_config(run: runs.Run, text: str = "") -> decoding.DecodingConfig:
     """Parse the text of --decoding; empty: the run's own."""
-    return decoding.parse(text or run.config["evaluate"]["decoding"])
+    return decoding.parse(text) if text else run.decoding

@@ -144,13 +144,13 @@ def predict(
     run, strategy, tokens, params, _ = loading.open_run(workdir, step)
     config = loading.decoding_config(run, decoding)
     _check_nearest(nearest, config, rows)
-    several = config.n_best > 1 and not nearest
+    several = config.num_return_sequences > 1 and not nearest
     columns = prompts.ANSWER_COLUMNS if several else prompts.ANSWER_COLUMNS[:1]
     make_prompt = prompts.Prompts(run, tokens, columns)
     stats = prompts.inspect_inputs(rows, make_prompt, strict)
     for sentence in stats.sentences(make_prompt.words):
         print(f"lm: warning: {sentence}.", file=sys.stderr)
-    chunk = CHUNK * run.config["data"]["batch_size"]  # unlike run.data's, equal on all machines
+    chunk = CHUNK * run.data.batch_size  # unlike run.data's, equal on all machines
     dependencies = _dependencies(stats, run, tokens, strategy.fetch(params), config, seed)
     dependencies["decoding"] += nearest and f" nearest={nearest}"
     smallest = -(-max(stats.count, 1) // strategy.shards) * strategy.shards
@@ -188,10 +188,10 @@ def _check_nearest(nearest: str, config: DecodingConfig, rows: Iterable[dict]) -
     if not nearest:
         return
     lookup.lookup(metrics.METRICS, nearest, "--nearest")
-    if config.n_best == 1 or "targets" not in next(iter(rows), {"targets": ""}):
+    if config.num_return_sequences == 1 or "targets" not in next(iter(rows), {"targets": ""}):
         raise ValueError(
             f"--nearest={nearest} chooses among several answers to inputs with targets; use "
-            f"--split, or rows with targets, and n_best=4 in --decoding."
+            f"--split, or rows with targets, and num_return_sequences=4 in --decoding."
         )
 
 

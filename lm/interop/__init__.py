@@ -68,7 +68,11 @@ def read(directory, workdir, config: dict) -> str:
             params = jax.tree.map(jax.device_put, reader.read_params(directory, model))
         except FOREIGN as error:
             raise _damaged(directory, error) from error
-        facts = {"config": runs.settled(config), "tokenizer": tokens.fingerprint, "data": {}}
+        facts = {
+            "config": runs.without_operational(config),
+            "tokenizer": tokens.fingerprint,
+            "data": {},
+        }
         with checkpoints.Checkpoints(draft / "checkpoints", background=False) as saved:
             saved.save(steps.State(0, params, None, 0), facts | {"position": {"next_index": 0}})
         runs.claim(run, tokens)
@@ -159,7 +163,7 @@ def _write_adapters(run: runs.Run, tokens, which, draft: pathlib.Path, directory
         raise ValueError(f"{run.workdir} has no adapters (lora.rank=0); leave out --adapters.")
     params, step = inference.read_trainable_params(run, tokens, which)
     peft.write(params, run.model, run.lora, draft)
-    taken = run.config["init_from"] or run.config["teacher"]["workdir"]
+    taken = run.init_from or run.teacher.workdir
     return (
         f"{directory}: the adapters of update {step} of {run.workdir}, for peft; their model is "
         f"what `python -m lm export` makes of {taken}"

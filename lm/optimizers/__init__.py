@@ -1,9 +1,13 @@
-"""How parameters follow their gradients: direction, size, decay and rate, each one link of a chain.
+"""Optimizers: from gradients to updates.
 
-  gradient -> clip -> direction -> + decay * weights -> * -rate(n) * multiplier -> update
+gradient -> clip -> optimizer -> + weight decay -> * -learning rate * multiplier -> update
 
-The direction is the optimizer's (Adafactor, AdamW, ..), the rate the schedule's. Which weights
-decay, which learn slower and which are frozen is said by regular expressions over their paths.
+config        OptimizerConfig, the section optimizer
+chain         make_optimizer: the whole chain, with frozen parameters
+transforms    OPTIMIZERS: Adafactor, AdamW, Muon, Lion
+schedules     SCHEDULES: the learning rate by update
+param_groups  multipliers by regular expressions over paths; matrix axes
+run_length    lengths in updates, percent, epochs or tokens
 """
 
 from __future__ import annotations
@@ -11,6 +15,6 @@ from __future__ import annotations
 from lm.optimizers.chain import make_optimizer
 from lm.optimizers.config import OptimizerConfig
 from lm.optimizers.param_groups import check_groups, multipliers, trained_count
-from lm.optimizers.run_length import RunLength, num_updates
+from lm.optimizers.run_length import DurationConfig, LengthConfig, RunLength
 from lm.optimizers.schedules import SCHEDULES
 from lm.optimizers.transforms import OPTIMIZERS, adafactor

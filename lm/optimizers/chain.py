@@ -1,4 +1,4 @@
-"""An optimizer put together from a config: clip, direction, decay, rate; frozen where it says."""
+"""An optimizer built from a config: clipping, the optimizer, weight decay, learning rate, freezing."""
 
 from __future__ import annotations
 
@@ -13,55 +13,60 @@ from lm.optimizers.config import OptimizerConfig
 
 
 def decay_weights(weight_decay: float, rules: param_groups.Rules) -> optax.GradientTransformation:
-    """Steps plus weight_decay * multiplier * weights, by path."""
+    """Add weight_decay * multiplier * weights to the updates; the multiplier is by path."""
 
-    def decayed(keys, step, x):
-        share = weight_decay * param_groups.multiplier(rules, keys)
-        return step + share * x if share else step
+    def decay(keys, update, param):
+        factor = weight_decay * param_groups.multiplier(rules, keys)
+        return update + factor * param if factor else update
 
     return optax.stateless(
-        lambda steps, params: jax.tree_util.tree_map_with_path(decayed, steps, params)
+        lambda updates, params: jax.tree_util.tree_map_with_path(decay, updates, params)
     )
 
 
-def multiply_rates(rules: param_groups.Rules) -> optax.GradientTransformation:
-    """Steps times the multiplier of their parameter's path."""
-    times = lambda keys, step: step * param_groups.multiplier(rules, keys)
-    return optax.stateless(lambda steps, params: jax.tree_util.tree_map_with_path(times, steps))
+def scale_learning_rates(rules: param_groups.Rules) -> optax.GradientTransformation:
+    """Multiply the update of each parameter by the multiplier of its path."""
+    scale = lambda keys, update: update * param_groups.multiplier(rules, keys)
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates))
 
 
 def freeze() -> optax.GradientTransformation:
-    """No step, whatever the gradient: -0.0, which added to any number leaves its bits."""
-    return optax.stateless(lambda steps, params: jax.tree.map(lambda x: -jnp.zeros_like(x), steps))
+    """Replace updates by -0.0, which leaves the bits of any number that it is added to."""
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda x: -jnp.zeros_like(x), updates)
+    )
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, params: Any, pace: run_length.RunLength
+    config: OptimizerConfig, steps: int, params: Any, length: run_length.RunLength
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """An optax transformation, and its learning rate as a function of the updates before.
+    """Build an optax transformation and its schedule.
 
-    steps: updates of the whole run. params: the tree of parameters, shapes suffice. Frozen ones
-    have no moments, no part in the norm that is clipped, and keep their bits.
-    Raises ValueError for patterns that fit no parameter or freeze all, and durations too long.
+    Frozen parameters have no moments, do not count in the clipped norm, and keep their bits.
+
+    Args:
+      config: the section optimizer.
+      steps: updates of the whole run.
+      params: the tree of parameters, shapes suffice.
+      length: for durations in epochs and tokens.
+
+    Raises: ValueError for patterns that match no parameter or freeze all, and durations too long.
     """
     param_groups.check_groups(config, params)
-    rates, decays = (
-        param_groups.parse(config.learning_rate_multipliers, "learning_rate_multipliers"),
-        param_groups.parse(config.weight_decay_multipliers, "weight_decay_multipliers"),
-    )
-    rate = schedules.SCHEDULES[config.schedule](config.span(steps, pace))
-    links = [optax.clip_by_global_norm(config.grad_clip_norm)] if config.grad_clip_norm else []
-    links.append(transforms.OPTIMIZERS[config.name](config))
+    rules = config.learning_rate_multipliers
+    schedule = schedules.SCHEDULES[config.schedule](config.schedule_config(steps, length))
+    chain = [optax.clip_by_global_norm(config.grad_clip_norm)] if config.grad_clip_norm else []
+    chain.append(transforms.OPTIMIZERS[config.name](config))
     if config.weight_decay:
-        links.append(decay_weights(config.weight_decay, decays))
-    if rates:
-        links.append(multiply_rates(rates))
-    optimizer = optax.chain(*links, optax.scale_by_learning_rate(rate))
+        chain.append(decay_weights(config.weight_decay, config.weight_decay_multipliers))
+    if rules:
+        chain.append(scale_learning_rates(rules))
+    optimizer = optax.chain(*chain, optax.scale_by_learning_rate(schedule))
 
     def label(keys, leaf):
-        return "frozen" if param_groups.multiplier(rates, keys) is None else "trained"
+        return "frozen" if param_groups.multiplier(rules, keys) is None else "trained"
 
     labels = jax.tree_util.tree_map_with_path(label, params)
     if "frozen" in jax.tree.leaves(labels):
         optimizer = optax.partition({"trained": optimizer, "frozen": freeze()}, labels)
-    return optimizer, rate
+    return optimizer, schedule

@@ -1,17 +1,17 @@
-"""The optimizer's section of a config, and what of it contradicts itself."""
+"""The section optimizer of a config."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from lm import lookup
 from lm.optimizers import param_groups, run_length, schedules, transforms
+from lm.optimizers.run_length import LengthConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters follow their gradients; keys and units as in configs/base.py.
+    """The optimizer, its schedule and parameter groups; keys and units as in configs/base.py.
 
     Raises ValueError for a value out of bounds, and for keys that contradict each other.
     """
@@ -19,15 +19,13 @@ class OptimizerConfig:
     name: str = "adafactor"
     learning_rate: float = 1e-2
     schedule: str = "rsqrt"
-    warmup: int = 10_000
-    warmup_duration: str = ""
-    cooldown: int = 0
-    cooldown_duration: str = ""
+    warmup: LengthConfig = LengthConfig(steps=10_000)
+    cooldown: LengthConfig = LengthConfig()
     final_learning_rate_fraction: float = 0.0
     grad_clip_norm: float = 1.0
     weight_decay: float = 0.0
-    weight_decay_multipliers: str = "(scale|bias)$=0"
-    learning_rate_multipliers: str = ""
+    weight_decay_multipliers: param_groups.Rules = (("(scale|bias)$", 0.0),)
+    learning_rate_multipliers: param_groups.Rules = ()
     beta1: float = 0.9
     beta2: float = 0.98
     ema_decay: float = 0.0
@@ -35,48 +33,37 @@ class OptimizerConfig:
     def __post_init__(self):
         lookup.lookup(transforms.OPTIMIZERS, self.name, "optimizer.name")
         lookup.lookup(schedules.SCHEDULES, self.schedule, "optimizer.schedule")
-        bounds = {
-            "learning_rate": (0, 1e3),
-            "final_learning_rate_fraction": (0, 1),
-            "weight_decay": (0, 1),
-            "grad_clip_norm": (0, 1e9),
-        }
+        bounds = {"learning_rate": (0, 1e3), "final_learning_rate_fraction": (0, 1)}
+        bounds |= {"weight_decay": (0, 1), "grad_clip_norm": (0, 1e9)}
         # Not 1: Adam divides by 1 - beta^t.
         bounds |= {"beta1": (0, 0.9999), "beta2": (0, 0.99999), "ema_decay": (0, 0.99999)}
-        bounds |= {"warmup": (0, run_length.MOST), "cooldown": (0, run_length.MOST)}
-        for field, (low, high) in bounds.items():
-            value = getattr(self, field)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ValueError(
-                    f"optimizer.{field}={value} is out of bounds; use {low} to {high:g}."
-                )
+        lookup.check_bounds(self, "optimizer", bounds)
         for field in ("warmup", "cooldown"):
-            text, number = getattr(self, f"{field}_duration"), getattr(self, field)
-            if text:
-                run_length.parse(text)
-            if text and number:
-                raise ValueError(
-                    f"optimizer.{field}={number} and optimizer.{field}_duration={text!r} both say "
-                    f"how long; set {field}=0 or leave {field}_duration empty."
-                )
-        param_groups.parse(self.learning_rate_multipliers, "learning_rate_multipliers")
-        param_groups.parse(self.weight_decay_multipliers, "weight_decay_multipliers")
-        self._check_uses()
+            path = f"optimizer.{field}"
+            try:
+                length = lookup.as_section(LengthConfig, getattr(self, field), path)
+            except ValueError as error:
+                prefix = "" if path in str(error) else f"{path}."
+                raise ValueError(f"{prefix}{error}") from None
+            object.__setattr__(self, field, length)
+        for field in param_groups.FIELDS:
+            rules = param_groups.check_rules(getattr(self, field), field)
+            object.__setattr__(self, field, rules)
+        self._check_unused()
 
-    def _check_uses(self) -> None:
-        """Nothing is asked for that another key leaves without use."""
-        cools = self.cooldown or self.cooldown_duration
-        if self.schedule == "wsd" and not cools:
+    def _check_unused(self) -> None:
+        """Raise ValueError for a key that another key leaves without effect."""
+        if self.schedule == "wsd" and not self.cooldown.units:
             raise ValueError(
                 "optimizer.schedule='wsd' has no optimizer.cooldown, so its rate would never fall; "
-                "set cooldown or cooldown_duration, or use schedule='constant'."
+                "set one of its keys, or use schedule='constant'."
             )
         schedule, name = f"schedule={self.schedule!r}", f"name={self.name!r}"
-        useless = {
+        decays = self.schedule in schedules.DECAYING
+        unused = {  # field: (whether it has no effect, because of this key, what to use)
             "cooldown": (self.schedule != "wsd", schedule, "schedule='wsd'"),
-            "cooldown_duration": (self.schedule != "wsd", schedule, "schedule='wsd'"),
             "final_learning_rate_fraction": (
-                self.schedule not in schedules.FALLING,
+                not decays,
                 schedule,
                 "schedule='linear', 'cosine' or 'wsd'",
             ),
@@ -88,30 +75,27 @@ class OptimizerConfig:
             "beta1": (self.name == "adafactor", name, "another optimizer"),
             "beta2": (self.name == "adafactor", name, "another optimizer"),
         }
-        for field, (no_use, where, cure) in useless.items():
+        for field, (is_unused, cause, cure) in unused.items():
             value, default = getattr(self, field), getattr(OptimizerConfig, field)
-            if no_use and value != default:
+            if is_unused and value != default:
                 raise ValueError(
-                    f"optimizer.{field}={value!r} has no use with optimizer.{where}; leave it at "
-                    f"{default!r}, or use {cure}."
+                    f"optimizer.{field}={value!r} has no effect with optimizer.{cause}; leave it "
+                    f"at {default!r}, or use {cure}."
                 )
 
-    def span(self, steps: int, pace: run_length.RunLength) -> schedules.ScheduleConfig:
-        """The rate's course over a run of so many updates, its durations in updates.
+    def schedule_config(self, steps: int, length: run_length.RunLength) -> schedules.ScheduleConfig:
+        """Return the schedule of a run of so many updates, with its lengths in updates.
 
-        Raises ValueError where wsd's warm-up and fall take more updates than there are.
+        Raises ValueError if wsd's warm-up and cooldown take more updates than the run has.
         """
-        length = {
-            field: run_length.num_updates(text, steps, pace) if text else getattr(self, field)
-            for field in ("warmup", "cooldown")
-            for text in [getattr(self, f"{field}_duration")]
-        }
-        if self.schedule == "wsd" and sum(length.values()) > steps:
-            raise ValueError(
-                f"optimizer.warmup of {length['warmup']} updates and optimizer.cooldown of "
-                f"{length['cooldown']} are more than the {steps} of the run; shorten one, or "
-                f"raise steps to {sum(length.values())}."
-            )
-        return schedules.ScheduleConfig(
-            self.learning_rate, self.final_learning_rate_fraction, steps=steps, **length
+        warmup, cooldown = (
+            part.num_updates(length, steps) for part in (self.warmup, self.cooldown)
         )
+        if self.schedule == "wsd" and warmup + cooldown > steps:
+            raise ValueError(
+                f"optimizer.warmup of {warmup} updates and optimizer.cooldown of {cooldown} are "
+                f"more than the {steps} of the run; shorten one, or raise steps to "
+                f"{warmup + cooldown}."
+            )
+        peak, final = self.learning_rate, self.final_learning_rate_fraction
+        return schedules.ScheduleConfig(peak, final, warmup, cooldown, steps)

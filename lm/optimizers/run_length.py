@@ -1,57 +1,73 @@
-"""How long: "2 percent", "0.5 epochs", "1e9 tokens" or "100 updates", as a number of updates."""
+"""Lengths of training phases: in updates, percent of the run, epochs or tokens."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-from lm import lookup
-
-MOST = 2**31 - 1  # updates; what a step counter holds
+MAX_UPDATES = 2**31 - 1  # the step counter is an int32
 
 
 @dataclasses.dataclass(frozen=True)
 class RunLength:
-    """How fast a run reads: updates an epoch takes, tokens an update takes (padding counted)."""
+    """How many updates an epoch takes, and how many tokens an update takes (padding counted)."""
 
     epoch: float
     tokens: int
 
 
-UNITS = {  # updates in one of each, of a run of `total` updates at some pace
-    "updates": lambda total, pace: 1.0,
-    "epochs": lambda total, pace: pace.epoch,
-    "tokens": lambda total, pace: 1 / pace.tokens,
-    "percent": lambda total, pace: total / 100,
-}
+@dataclasses.dataclass(frozen=True)
+class DurationConfig:
+    """How long a run trains: in epochs or in tokens (padding counted); 0: not set."""
+
+    epochs: float = 0.0
+    tokens: float = 0.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{field.name}={value} is not a length; use a number above 0.")
+        if len(self.units) > 1:
+            values = " and ".join(f"{unit}={getattr(self, unit)}" for unit in self.units)
+            raise ValueError(f"{values} are both set; set one of them, and leave the others 0.")
+
+    @property
+    def units(self) -> list[str]:
+        """The units that are set: none or one."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name)]
+
+    def num_updates(self, run_length: RunLength, total: int = 0) -> int:
+        """Return the length as the nearest number of updates, at least 1; 0 if nothing is set.
+
+        total: updates of the whole run, for a length in percent.
+        Raises ValueError for more updates than a step counter holds.
+        """
+        per_unit = {
+            "steps": 1,
+            "percent": total / 100,
+            "epochs": run_length.epoch,
+            "tokens": 1 / run_length.tokens,
+        }
+        for unit in self.units:
+            count = getattr(self, unit) * per_unit[unit]
+            if count > MAX_UPDATES:
+                raise ValueError(
+                    f"{unit}={getattr(self, unit)} are {count:.3g} updates; use at most "
+                    f"{MAX_UPDATES} updates."
+                )
+            return max(1, round(count))
+        return 0
 
 
-def parse(text: str) -> tuple[float, str]:
-    """A duration's number and unit. Raises ValueError unless the text is one of each."""
-    words = text.split()
-    try:
-        number = float(words[0]) if len(words) == 2 else math.nan
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(
-            f"{text!r} is not one duration, a number above 0 and a unit; write it like "
-            f"'2 percent', '0.5 epochs', '1e9 tokens' or '100 updates'."
-        )
-    lookup.lookup(UNITS, words[1], f"the unit of {text!r}")
-    return number, words[1]
+@dataclasses.dataclass(frozen=True)
+class LengthConfig(DurationConfig):
+    """The length of a phase of a run: in updates, percent of the run, epochs or tokens."""
 
+    steps: int = 0
+    percent: float = 0.0
 
-def num_updates(text: str, total: int, pace: RunLength) -> int:
-    """A duration as the nearest whole number of updates, at least 1.
-
-    total: updates of the whole run, of which percent are; 0 where they are not known yet.
-    Raises ValueError for what is no duration, and for percent of a run that has no length.
-    """
-    number, unit = parse(text)
-    if unit == "percent" and not total:
-        raise ValueError(f"{text!r} of a run is no length for it; use updates, epochs or tokens.")
-    count = number * UNITS[unit](total, pace)
-    if count > MOST:
-        raise ValueError(f"{text!r} are {count:.3g} updates here; use at most {MOST} updates.")
-    return max(1, round(count))
+    def __post_init__(self):
+        super().__post_init__()
+        if self.steps > MAX_UPDATES:
+            raise ValueError(f"steps={self.steps} is too large; use at most {MAX_UPDATES}.")

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the number of updates done before."""
+"""Learning-rate schedules: functions of the number of updates done before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """A rate's course: its peak, the share of it that is left at last, lengths in updates."""
+    """The peak rate, the fraction of it that is left at the end, and lengths in updates."""
 
     peak: float
     final: float
@@ -19,45 +19,47 @@ class ScheduleConfig:
     steps: int
 
 
-def rsqrt(span: ScheduleConfig) -> optax.Schedule:
+def rsqrt(config: ScheduleConfig) -> optax.Schedule:
     """peak while n < warmup, then peak * sqrt(warmup / n): T5's pre-training schedule."""
-    warmup = max(span.warmup, 1)
-    return lambda n: span.peak * (warmup / jnp.maximum(n, warmup)) ** 0.5
+    warmup = max(config.warmup, 1)
+    return lambda n: config.peak * (warmup / jnp.maximum(n, warmup)) ** 0.5
 
 
-def constant(span: ScheduleConfig) -> optax.Schedule:
+def constant(config: ScheduleConfig) -> optax.Schedule:
     """peak after a linear warm-up: T5's fine-tuning schedule."""
-    return _warmed(span, lambda n: 1.0)
+    return _with_warmup(config, lambda n: 1.0)
 
 
-def linear(span: ScheduleConfig) -> optax.Schedule:
+def linear(config: ScheduleConfig) -> optax.Schedule:
     """peak after a linear warm-up, then linear to final * peak after the last update."""
-    return _warmed(span, lambda n: 1 - _done(span, n, span.warmup))
+    return _with_warmup(config, lambda n: 1 - _progress(config, n, config.warmup))
 
 
-def cosine(span: ScheduleConfig) -> optax.Schedule:
-    """peak after a linear warm-up, then half a cosine to final * peak after the last."""
-    return _warmed(span, lambda n: (1 + jnp.cos(jnp.pi * _done(span, n, span.warmup))) / 2)
+def cosine(config: ScheduleConfig) -> optax.Schedule:
+    """peak after a linear warm-up, then half a cosine to final * peak after the last update."""
+    progress = lambda n: _progress(config, n, config.warmup)
+    return _with_warmup(config, lambda n: (1 + jnp.cos(jnp.pi * progress(n))) / 2)
 
 
-def wsd(span: ScheduleConfig) -> optax.Schedule:
-    """peak after a linear warm-up; over the last `cooldown` updates linear to final * peak.
+def wsd(config: ScheduleConfig) -> optax.Schedule:
+    """peak after a linear warm-up; linear to final * peak over the last `cooldown` updates.
 
     Source: Hu et al. 2024, arXiv:2404.06395; linear as in Hägele et al. 2024, arXiv:2405.18392.
     """
-    return _warmed(span, lambda n: 1 - _done(span, n, span.steps - span.cooldown))
+    start = config.steps - config.cooldown
+    return _with_warmup(config, lambda n: 1 - _progress(config, n, start))
 
 
-def _done(span: ScheduleConfig, n, start: int):
-    """The share of the way from update `start` to the last, 0 to 1."""
-    return jnp.clip((n - start) / max(span.steps - start, 1), 0, 1)
+def _progress(config: ScheduleConfig, n, start: int):
+    """The fraction of the updates from `start` to the last that are done, 0 to 1."""
+    return jnp.clip((n - start) / max(config.steps - start, 1), 0, 1)
 
 
-def _warmed(span: ScheduleConfig, left: optax.Schedule) -> optax.Schedule:
-    # Not optax.warmup_constant_schedule: with no warm-up its rate is 0 for ever.
-    fall = lambda n: span.final + (1 - span.final) * left(n)
-    ramp = lambda n: n / span.warmup if span.warmup else 1.0
-    return lambda n: span.peak * jnp.where(n < span.warmup, ramp(n), fall(n))
+def _with_warmup(config: ScheduleConfig, decay: optax.Schedule) -> optax.Schedule:
+    # Not optax.warmup_constant_schedule: without a warm-up its rate is always 0.
+    rate = lambda n: config.final + (1 - config.final) * decay(n)
+    warmup = lambda n: n / config.warmup if config.warmup else 1.0
+    return lambda n: config.peak * jnp.where(n < config.warmup, warmup(n), rate(n))
 
 
 SCHEDULES = {
@@ -67,4 +69,4 @@ SCHEDULES = {
     "cosine": cosine,
     "wsd": wsd,
 }
-FALLING = {"linear", "cosine", "wsd"}  # to a share of the peak that can be chosen
+DECAYING = {"linear", "cosine", "wsd"}  # to final_learning_rate_fraction

@@ -48,4 +48,4 @@ def reading_strategy(config: ParallelConfig) -> Strategy:
     """The strategy to read a run on the attached devices: its own if it fits, else pmap."""
     if len(jax.devices()) % (config.fsdp * config.tensor):
         return make_strategy(ParallelConfig())
-    return make_strategy(dataclasses.replace(config, data=-1, reduction="fast"))
+    return make_strategy(dataclasses.replace(config, data=-1, deterministic_reduction=False))

@@ -7,7 +7,6 @@ import dataclasses
 from lm import lookup
 
 STRATEGIES = {"pmap": "a copy of the state on every device", "mesh": "its parts on each"}
-REDUCTIONS = {"fast": "in the order that is fastest", "fixed": "in one order on any devices"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +21,11 @@ class ParallelConfig:
     fsdp: int = 1
     tensor: int = 1
     num_microbatches: int = 1
-    reduction: str = "fast"
+    deterministic_reduction: bool = False
     reduction_shards: int = 8
 
     def __post_init__(self):
         lookup.lookup(STRATEGIES, self.strategy, "parallel.strategy")
-        lookup.lookup(REDUCTIONS, self.reduction, "parallel.reduction")
         for field in ("fsdp", "tensor", "num_microbatches", "reduction_shards"):
             if getattr(self, field) < 1:
                 raise ValueError(f"parallel.{field}={getattr(self, field)} is too small; use 1.")
@@ -38,10 +36,10 @@ class ParallelConfig:
                 f"parallel.fsdp={self.fsdp} and parallel.tensor={self.tensor} shard parameters, "
                 f"which pmap replicates; use parallel.strategy='mesh'."
             )
-        if self.reduction == "fixed" and self.strategy == "mesh":
+        if self.deterministic_reduction and self.strategy == "mesh":
             raise ValueError(
-                "parallel.reduction='fixed' orders the sums of pmap, and those of a mesh are the "
-                "compiler's; use parallel.strategy='pmap', or parallel.reduction='fast'."
+                "parallel.deterministic_reduction=True orders the sums of pmap, but the compiler "
+                "orders those of a mesh; use parallel.strategy='pmap', or False."
             )
         if self.reduction_shards & (self.reduction_shards - 1):
             raise ValueError(
@@ -51,7 +49,7 @@ class ParallelConfig:
     @property
     def fixed_shards(self) -> int:
         """Parts of a batch that are added in one order; 0 where the order is free."""
-        return self.reduction_shards if self.reduction == "fixed" else 0
+        return self.reduction_shards if self.deterministic_reduction else 0
 
 
 def check_batch_size(batch_size: int, shards: int, num_microbatches: int) -> None:

@@ -20,6 +20,7 @@ class DataConfig:
     """
 
     task: str = "pydocs"
+    mixture: tuple = ()
     tfds_dir: str = ""
     shards_dir: str = ""
     train_split: str = "train"
@@ -37,47 +38,48 @@ class DataConfig:
     def __post_init__(self):
         for name, spec in self.custom_tasks.items():
             tasks.task_from_config(name, spec)
-        mixed = self.mixture
+        pairs = tasks.check_mixture(self.mixture, self.custom_tasks)
+        object.__setattr__(self, "mixture", pairs)
+        mixed = self.task_rates
         lookup.lookup(PACKINGS, self.packing, "data.packing")
-        least = dict(input_length=8, target_length=2, batch_size=1)
-        least |= dict(max_examples_per_task=0, num_workers=0, max_bad_records=0)
-        for field, value in least.items():
-            if getattr(self, field) < value:
-                raise ValueError(
-                    f"data.{field}={getattr(self, field)} is too small; use {value} or more."
-                )
+        least = dict(input_length=8, target_length=2, batch_size=1, num_workers=0)
+        least |= dict(max_examples_per_task=0, max_bad_records=0)
+        lookup.check_bounds(self, "data", {field: (low, None) for field, low in least.items()})
         if None not in mixed.values():
             mixing_rates((), list(mixed.values()))
         if not 0 < self.mixing_temperature < math.inf:
             raise ValueError(
-                f"data.mixing_temperature={self.mixing_temperature} is not a finite number above 0; use 1.0 for "
-                f"rates proportional to the numbers of examples, 2.0 to favour small tasks."
+                f"data.mixing_temperature={self.mixing_temperature} is not a finite number above 0; "
+                f"use 1.0 for rates proportional to the numbers of examples, 2.0 to favour small "
+                f"tasks."
             )
         if self.packing != "none" and not any(self.get_task(name).pairs for name in mixed):
             raise ValueError(
-                f"data.packing={self.packing!r} has no use for data.task={self.task!r}, which is "
-                f"running text and fills its rows by itself; use none."
+                f"data.packing={self.packing!r} has no effect on {', '.join(mixed)}: running text "
+                f"fills its rows without padding; use none."
             )
         for key, value, default in (
             ("max_examples_per_task", self.max_examples_per_task, 0),
             ("mixing_temperature", self.mixing_temperature, 1.0),
         ):
             if value != default and (len(mixed) == 1 or None not in mixed.values()):
-                why = "one task alone" if len(mixed) == 1 else "rates that are fixed"
+                cause = "one task alone" if len(mixed) == 1 else "fixed rates"
                 raise ValueError(
-                    f"data.{key}={value} has no use for {why} (data.task={self.task!r}); use "
-                    f"{default}, or several tasks without rates, as {','.join([*mixed][:2])}."
+                    f"data.{key}={value} has no effect with {cause} ({', '.join(mixed)}); use "
+                    f"{default}, or a data.mixture of several tasks with the rate None."
                 )
 
     @property
     def names(self) -> tuple[str, ...]:
         """The tasks of the mixture, in order."""
-        return tuple(self.mixture)
+        return tuple(self.task_rates)
 
     @property
-    def mixture(self) -> dict[str, float | None]:
-        """The tasks of the mixture, each with its fixed rate or None."""
-        return tasks.mixture(self.task, self.custom_tasks)
+    def task_rates(self) -> dict[str, float | None]:
+        """The tasks, each with its fixed rate or None: those of the mixture, or else the task."""
+        if not self.mixture:
+            self.get_task(self.task)
+        return dict(self.mixture or ((self.task, None),))
 
     def get_task(self, name: str) -> tasks.Task:
         """The task of this name: the user's own, built in, or a finished corpus."""
@@ -126,7 +128,8 @@ def mixing_rates(
         shares, power = [min(size, limit or size) for size in sizes], 1 / temperature
     if (math.log(max(shares)) - math.log(min(shares))) * power > math.log(MOST):
         raise ValueError(
-            f"data.task draws one task more than {MOST:,} times as often as another; use rates "
-            f"nearer to one another, a data.max_examples_per_task or a higher data.mixing_temperature."
+            f"data.mixture draws one task more than {MOST:,} times as often as another; use rates "
+            f"nearer to one another, a data.max_examples_per_task or a higher "
+            f"data.mixing_temperature."
         )
     return [round(100 * (share / min(shares)) ** power) for share in shares]

@@ -99,7 +99,7 @@ class Examples:
     @functools.cached_property
     def rates(self) -> list[int]:
         """How often each part is drawn, in hundredths of the rarest."""
-        fixed = self.data.mixture
+        fixed = self.data.task_rates
         return config.mixing_rates(
             [len(part) for part in self.parts],
             [fixed[part.name] for part in self.parts],

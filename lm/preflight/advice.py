@@ -105,7 +105,7 @@ def ladders(run: runs.Run, target: slices.Slice) -> list[list[Changes]]:
 def _is_allowed(run: runs.Run, target: slices.Slice, changes: Changes) -> bool:
     """Whether the config and the division of the batch allow the changes."""
     try:
-        run = runs.make_run(changed(run.config, changes), str(run.workdir))
+        run = runs.make_run(changed(run.config_dict, changes), str(run.workdir))
         layout = run.parallel
         shards = max(target.chips // layout.tensor, layout.fixed_shards)
         parallel.check_batch_size(run.data.batch_size, shards, layout.num_microbatches)
@@ -156,7 +156,7 @@ class _Search:
         key = target.name, *changes.items()
         if key not in self.trials and self.left > 0:
             label = " ".join(f"{name}={value}" for name, value in changes.items())
-            config = changed(self.run.config, changes)
+            config = changed(self.run.config_dict, changes)
             workdir, label = str(self.run.workdir), f"trying {target.name} {label}".strip()
             try:
                 compiled = self.compile(config, target, workdir, label=label)

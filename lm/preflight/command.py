@@ -22,7 +22,7 @@ def preflight(flags: dict[str, Any]) -> int:
     run = runs.make_run(flags["config"].to_dict(), workdir)
     label = f"compiling {run.name} for {flags['slice']}"
     label += ", layer by layer (--config.model.scan_layers=True is faster)" * advice.is_slow(run)
-    compiled = compiler.compile_for(run.config, target, workdir, label=label)
+    compiled = compiler.compile_for(run.config_dict, target, workdir, label=label)
     summary, rejected = report.summarize(run, compiled, flags["price"]), compiled.fits is False
     if not flags["json"]:
         print(report.text(summary), flush=True)  # advice takes minutes

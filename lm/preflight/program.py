@@ -67,7 +67,7 @@ def prepare(run: runs.Run, devices: Sequence) -> Prepared:
     update = make_update(run, strategy.shard_activations)
     state, rows = strategy.global_shapes(update.shapes, batch_shapes(run))
     teacher = None
-    if run.config["stage"] == "distill" and not run.config["teacher"]["cache"]:
+    if run.stage == "distill" and not run.teacher.cache:
         teacher, _ = strategy.global_shapes(train.live_teacher.shapes(run), batch_shapes(run))
     return Prepared(strategy, update.step, (state, rows, teacher))
 
@@ -76,15 +76,17 @@ def make_update(run: runs.Run, place: Callable = transformer.no_constraint) -> t
     """train.make_update for a run without data. place: shards activations, as there."""
     text_bytes = np.arange(run.model.vocab_size, dtype=np.int32)
     if total_updates(run):
-        return train.make_update(run, text_bytes, total_updates(run), runs.pace(run, 0), place)
+        return train.make_update(
+            run, text_bytes, total_updates(run), runs.run_length(run, 0), place
+        )
     endless = optimizers.RunLength(1.0, 2**31)  # no shape depends on the duration
     return train.make_update(run, text_bytes, 2**31 - 1, endless, place)
 
 
 def total_updates(run: runs.Run) -> int:
     """Updates of the whole run; 0 if counted in epochs, whose length the data determine."""
-    words = run.config["duration"], run.optimizer.warmup_duration
-    if "epoch" in "".join((*words, run.optimizer.cooldown_duration)):
+    optimizer = run.optimizer
+    if run.duration.epochs or optimizer.warmup.epochs or optimizer.cooldown.epochs:
         return 0
     return runs.total_updates(run, 0)
 
@@ -94,7 +96,7 @@ def batch_shapes(run: runs.Run) -> batch.Batch:
     inputs, targets = run.lengths
     lengths = (inputs, inputs, targets, targets)
     ids = [jax.ShapeDtypeStruct((run.data.batch_size, length), np.int32) for length in lengths]
-    cache, teacher_top_k = run.config["teacher"]["cache"], None
+    cache, teacher_top_k = run.teacher.cache, None
     if cache:
         k = pipeline.open_teacher_cache(cache).identity["k"]
         each = lambda dtype, *dims: jax.ShapeDtypeStruct((*ids[2].shape, *dims), dtype)

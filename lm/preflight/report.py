@@ -40,7 +40,7 @@ def summarize(
         "device": compiled.chip.device_kind,
         "chips": compiled.chips,
         "hosts": compiled.hosts,
-        "parallel": run.config["parallel"],
+        "parallel": run.config_dict["parallel"],
         "fits": compiled.fits,
         "error": compiled.error,
         "memory": memory(compiled),
@@ -70,7 +70,7 @@ def memory(compiled: compiler.Compiled) -> dict[str, int]:
 
 def _times(run: runs.Run, compiled: compiler.Compiled, price: float | None) -> tuple:
     """The entries "step" and "run"."""
-    tokens, updates = runs.pace(run, 0).tokens, program.total_updates(run)
+    tokens, updates = runs.run_length(run, 0).tokens, program.total_updates(run)
     estimate = roofline.estimate(compiled, tokens=tokens, updates=updates, price=price)
     fields = dataclasses.asdict(estimate)
     names = ("compute_seconds", "network_seconds", "mfu", "tokens_per_day")

@@ -1,18 +1,18 @@
-"""A run: a checked config and the workdir it claims; the tokenizer and examples they make.
+"""Runs: a checked config and the workdir it claims; its tokenizer and examples.
 
 A workdir holds config.json, run.json, metrics.jsonl, events.jsonl, goodput.jsonl, checkpoints/,
-and, unless the config names other places, tokenizer/ and shards/.
+and, unless the config names other directories, tokenizer/ and shards/.
 
-  record   the config as sections, its length and places
-  checks   a config to a run, or to the sentence that says what is wrong with it
-  workdir  whose it is, and what may change midway
-  data     tokenizer and examples
-  held     what training holds beside the model
+  schema        Run: the config as frozen dataclasses
+  checks        make_run: a config to a Run, or to a sentence that says what is wrong with it
+  renamed_keys  RENAMED_KEYS: the keys of older versions
+  workdir       who claims it, and what may change midway
+  data          tokenizer and examples
+  projections   what training holds beside the model
 """
 
 from lm.runs.checks import (
-    FIGURES,
-    STAGES,
+    HELDOUT_METRICS,
     init_source,
     make_run,
     read_run,
@@ -25,11 +25,20 @@ from lm.runs.data import (
     make_examples,
     make_split,
     make_tokenizer,
-    shards_of,
+    shard_dirs,
     splits,
 )
 from lm.runs.projections import trained_shapes, with_projections
-from lm.runs.schema import PLAIN_SECTIONS, SECTIONS, Run, pace, total_updates
+from lm.runs.renamed_keys import RENAMED_KEYS
+from lm.runs.schema import (
+    SECTIONS,
+    STAGES,
+    EvaluateConfig,
+    GuardConfig,
+    Run,
+    run_length,
+    total_updates,
+)
 from lm.runs.workdir import (
     check_workdir,
     claim,
@@ -37,5 +46,5 @@ from lm.runs.workdir import (
     is_allowed,
     is_claimed,
     read_config,
-    settled,
+    without_operational,
 )

@@ -1,10 +1,11 @@
-"""The tokenizer and the examples that a run makes, or finds."""
+"""The tokenizer and the examples of a run: found, or made."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import pathlib
+from collections.abc import Callable, Iterator
 
 from lm import pipeline, shards, sources, storage, tasks, tokenizer
 from lm.runs import checks, workdir
@@ -13,39 +14,39 @@ from lm.shards import finished_corpus
 
 
 def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
-    """The splits to train on and to hold out, by task."""
+    """Return the training split and the held-out split of each task."""
+    data = run.data
     train, heldout = {}, {}
-    for name in run.data.names:
-        named = run.data.train_split, run.data.heldout_split
-        if tasks.is_answers_file(run.data.train_split):
-            run.data.reading(name, run.data.train_split)  # which says what cannot be answered
-            named = run.data.train_split, _held_out(run, name)
+    for name in data.names:
+        pair = data.train_split, data.heldout_split
+        if tasks.is_answers_file(data.train_split):
+            data.reading(name, data.train_split)  # raises for running text
+            pair = data.train_split, _heldout_of_source(run, name)
         elif tasks.is_corpus_dir(name):
-            for split in named:
+            for split in pair:
                 shards.read_split_manifest(name, split)
-            if len({*named}) == 1:
+            if pair[0] == pair[1]:
                 raise ValueError(
-                    f"data.train_split and data.heldout_split of {name} are both {named[0]!r}; leave them at "
-                    f"train and validation."
+                    f"data.train_split and data.heldout_split of {name} are both {pair[0]!r}; "
+                    f"leave them at train and validation."
                 )
         else:
-            named = sources.resolve_splits(
-                run.data.get_task(name).source, *named, run.data.tfds_dir
-            )
-        train[name], heldout[name] = named
+            pair = sources.resolve_splits(data.get_task(name).source, *pair, data.tfds_dir)
+        train[name], heldout[name] = pair
     return train, heldout
 
 
-def _held_out(run: Run, name: str) -> str:
-    # What a task holds out where its training split is a file of answers to the rest.
-    if run.data.heldout_split != sources.DEFAULT_HELDOUT:
-        return run.data.heldout_split
-    source = run.data.get_task(name).source
-    return sources.resolve_splits(source, "train", run.data.heldout_split, run.data.tfds_dir)[1]
+def _heldout_of_source(run: Run, name: str) -> str:
+    # A file of answers replaces the training split alone.
+    data = run.data
+    if data.heldout_split != sources.DEFAULT_HELDOUT:
+        return data.heldout_split
+    source = data.get_task(name).source
+    return sources.resolve_splits(source, "train", data.heldout_split, data.tfds_dir)[1]
 
 
 def check_columns(run: Run) -> None:
-    """Raise ValueError where the first record of a split lacks a column that its task names."""
+    """Raise ValueError if the first record of a split lacks a column that its task names."""
     for by_task in splits(run):
         for name, split in by_task.items():
             if not tasks.is_corpus_dir(name):
@@ -54,41 +55,40 @@ def check_columns(run: Run) -> None:
 
 
 def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
-    """The run's tokenizer; before the workdir is claimed, trained where there is none yet."""
-    directory = checks.tokenizer_dir(run)
-    named = directory.resolve() != (run.workdir / "tokenizer").resolve()
-    if (directory / tokenizer.METADATA_FILE).exists() or named or workdir.is_claimed(run.workdir):
+    """Read the run's tokenizer, or train it if the workdir is unclaimed and has none."""
+    directory, config = checks.tokenizer_dir(run), run.tokenizer
+    is_own = directory.resolve() == (run.workdir / "tokenizer").resolve()
+    exists = (directory / tokenizer.METADATA_FILE).exists()
+    if exists or not is_own or workdir.is_claimed(run.workdir):
         return tokenizer.Tokenizer(directory)
-    options = dict(run.config["tokenizer"])
-    if options["kind"] == "bytes":
-        return tokenizer.write_byte_tokenizer(directory, options["num_extra_ids"])
-    texts = Texts(run, splits(run)[0], options["max_documents"])
-    chosen = {key: options[key] for key in checks.TOKENIZER_KEYS}
-    return tokenizer.train(texts, directory, **chosen)
+    if config.kind == "bytes":
+        return tokenizer.write_byte_tokenizer(directory, config.num_extra_ids)
+    texts = Texts(run, splits(run)[0], config.max_documents)
+    return tokenizer.train(texts, directory, **config.options)
 
 
 class Texts:
-    """The texts of the first `most` records, as many of each task; with a length, so that reading
-    shows an ETA.
+    """The texts of the first records of each task's split.
 
-    splits: by task. Raises ValueError, with the cure, where a dataset is absent.
+    Its length is the number of records, so that reading shows an ETA. max_records: of all tasks
+    together. Raises ValueError if a dataset is missing.
     """
 
-    def __init__(self, run: Run, splits: dict[str, str], most: int):
-        self.found = [_texts_of(run, name, split) for name, split in splits.items()]
-        self.most = -(-most // len(splits))
+    def __init__(self, run: Run, splits: dict[str, str], max_records: int):
+        self.tasks = [_read_texts(run, name, split) for name, split in splits.items()]
+        self.max_records = -(-max_records // len(splits))
 
     def __len__(self) -> int:
-        return sum(min(self.most, count) for count, _ in self.found)
+        return sum(min(self.max_records, count) for count, _ in self.tasks)
 
-    def __iter__(self):
-        for _, records in self.found:
-            for text in itertools.islice(records(), self.most):
-                yield from text
+    def __iter__(self) -> Iterator[str]:
+        for _, records in self.tasks:
+            for texts in itertools.islice(records(), self.max_records):
+                yield from texts
 
 
-def _texts_of(run: Run, name: str, split: str):
-    """(records of a task's split, a function to the texts of each of them, one after the other)."""
+def _read_texts(run: Run, name: str, split: str) -> tuple[int, Callable[[], Iterator]]:
+    """Return the number of a split's records, and a function to the texts of each."""
     if tasks.is_corpus_dir(name):
         manifest, directory = (
             shards.read_split_manifest(name, split),
@@ -109,9 +109,9 @@ def _texts_of(run: Run, name: str, split: str):
 
 
 def make_examples(run: Run, tokens: tokenizer.Tokenizer) -> tuple[pipeline.Examples, ...]:
-    """(training examples, held-out examples), their shards prepared where they are not yet.
+    """Return (training examples, held-out examples), and prepare missing shards.
 
-    Those of a bucket are read from copies on this machine's disk, and prepared there first.
+    Shards in a bucket are prepared on, and read from, this machine's disk.
     """
     train, heldout = splits(run)
     return _examples(run, run.data, tokens, "train", train), make_split(run, tokens, heldout)
@@ -120,33 +120,37 @@ def make_examples(run: Run, tokens: tokenizer.Tokenizer) -> tuple[pipeline.Examp
 def make_split(
     run: Run, tokens: tokenizer.Tokenizer, by_task: dict[str, str], folder: str = "heldout"
 ) -> pipeline.Examples:
-    """The examples of any split of each task, to be measured: each counts by itself.
+    """Return the unpacked examples of any split of each task. folder: of its shards."""
+    unpacked = dataclasses.replace(run.data, packing="none")
+    return _examples(run, unpacked, tokens, folder, by_task)
 
-    folder: of its shards.
+
+def _examples(
+    run: Run,
+    data: pipeline.DataConfig,
+    tokens: tokenizer.Tokenizer,
+    folder: str,
+    by_task: dict[str, str],
+) -> pipeline.Examples:
+    directories = shard_dirs(run, folder, by_task)
+    copies = {task: storage.local_copy(at, shards.MANIFEST) for task, at in directories.items()}
+    examples = pipeline.make_examples(data, run.objective, tokens, by_task, copies)
+    for task, directory in directories.items():
+        if storage.is_remote(directory):
+            storage.copy_dir(copies[task], directory, shards.MANIFEST)
+    return examples
+
+
+def shard_dirs(run: Run, folder: str, splits: dict[str, str]) -> dict[str, pathlib.Path]:
+    """Return the directory of each task's shards: a corpus's own, or in data.shards_dir.
+
+    folder: "train" or "heldout".
     """
-    whole = dataclasses.replace(run.data, packing="none")
-    return _examples(run, whole, tokens, folder, by_task)
-
-
-def _examples(run: Run, data, tokens, folder: str, by_task: dict[str, str]) -> pipeline.Examples:
-    lying = shards_of(run, folder, by_task)
-    on_disk = {task: storage.local_copy(at, shards.MANIFEST) for task, at in lying.items()}
-    made = pipeline.make_examples(data, run.objective, tokens, by_task, on_disk)
-    for task, at in lying.items():
-        if storage.is_remote(at):
-            storage.copy_dir(on_disk[task], at, shards.MANIFEST)
-    return made
-
-
-def shards_of(run: Run, name: str, splits: dict[str, str]) -> dict[str, pathlib.Path]:
-    """Where the shards of a split lie, by task: a corpus's own, or in data.shards_dir.
-
-    name: of the folder, as "train" or "heldout".
-    """
-    shards, found = run.place("data.shards_dir", "shards"), {}
+    directories = {}
     for task, split in splits.items():
         if tasks.is_corpus_dir(task):
-            found[task] = storage.as_path(task).expanduser() / split
+            directories[task] = storage.as_path(task).expanduser() / split
         else:
-            found[task] = shards / task / name if len(splits) > 1 else shards / name
-    return found
+            parent = run.shards_dir / task if len(splits) > 1 else run.shards_dir
+            directories[task] = parent / folder
+    return directories

@@ -1,60 +1,103 @@
-"""A config as a record: its sections and keys, lengths and places."""
+"""Run: a checked config as frozen dataclasses, and its workdir."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import typing
 
-from lm import distill, objectives, optimizers, parallel, pipeline, steps, storage, transformer
+from lm import (
+    checkpoints,
+    decoding,
+    distill,
+    lookup,
+    objectives,
+    optimizers,
+    parallel,
+    pipeline,
+    steps,
+    storage,
+    tokenizer,
+    transformer,
+)
 from lm.transformer import lora
 
-SECTIONS = {
-    "model": transformer.ModelConfig,
-    "data": pipeline.DataConfig,
-    "objective": objectives.ObjectiveConfig,
-    "loss": steps.LossConfig,
-    "lora": transformer.LoraConfig,
-    "optimizer": optimizers.OptimizerConfig,
-    "parallel": parallel.ParallelConfig,
-}
-PLAIN_SECTIONS = {
-    "tokenizer": (
-        *("dir", "kind", "vocab_size", "num_extra_ids"),
-        *("normalization", "character_coverage", "max_documents"),
-    ),
-    "teacher": ("workdir", "student_init", "loss", "dtype", "cache", "on_policy"),
-    "checkpoint": ("every_steps", "max_to_keep", "keep_period", "best_metric"),
-    "evaluate": ("max_examples", "max_decoded_examples", "decoding"),
-    "guard": ("max_bad_steps", "max_rollbacks", "spike_threshold", "hang_timeout_seconds"),
-}
-PLAIN_KEYS = ("name", "stage", "seed", "steps", "duration", "init_from")
-PLAIN_KEYS += ("log_every_steps", "eval_every_steps", "early_stopping_patience")
+STAGES = {"pretrain": "masked language modelling", "finetune": "a task", "distill": "a teacher"}
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When bad updates end in a rollback, and when a hung process ends; see configs/base.py."""
+
+    max_bad_steps: int = 5
+    max_rollbacks: int = 3
+    spike_threshold: float = 6.0
+    hang_timeout_seconds: float = 1800.0
+
+    def __post_init__(self):
+        bounds = {"max_bad_steps": (1, None), "max_rollbacks": (0, None)}
+        bounds |= {"spike_threshold": (0, None), "hang_timeout_seconds": (0, None)}
+        lookup.check_bounds(self, "guard", bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """How many held-out examples are measured, and how many decoded; 0: all."""
+
+    max_examples: int = 2048
+    max_decoded_examples: int = 512
+
+    def __post_init__(self):
+        bounds = {"max_examples": (0, None), "max_decoded_examples": (0, None)}
+        lookup.check_bounds(self, "evaluate", bounds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A checked config, as plain values in `config` and as frozen dataclasses by section."""
+    """A checked config and the workdir it is for; keys and units as in configs/base.py.
 
-    config: dict
+    config_dict: the config as plain values, as config.json has them. name: of reports; the stage
+    unless the config has one.
+    """
+
+    config_dict: dict = dataclasses.field(repr=False)
     workdir: pathlib.Path
+    name: str
+    stage: str
+    seed: int
+    steps: int
+    duration: optimizers.DurationConfig
+    init_from: str
+    log_every_steps: int
+    eval_every_steps: int
+    early_stopping_patience: int
     model: transformer.ModelConfig
+    tokenizer: tokenizer.TokenizerConfig
     data: pipeline.DataConfig
     objective: objectives.ObjectiveConfig
     loss: steps.LossConfig
     lora: transformer.LoraConfig
     optimizer: optimizers.OptimizerConfig
     parallel: parallel.ParallelConfig
+    teacher: distill.TeacherConfig
+    checkpoint: checkpoints.CheckpointConfig
+    guard: GuardConfig
+    evaluate: EvaluateConfig
+    decoding: decoding.DecodingConfig
 
-    @property
-    def name(self) -> str:
-        """The run's role: config.name, or else its stage."""
-        return self.config["name"] or self.config["stage"]
-
-    def place(self, key: str, default: str) -> pathlib.Path:
-        """The directory that config key "section.key" names, or workdir/default."""
-        section, leaf = key.split(".")
-        named = self.config[section][leaf]
-        return storage.as_path(named).expanduser() if named else self.workdir / default
+    def __post_init__(self):
+        lookup.lookup(STAGES, self.stage, "stage")
+        bounds = {"steps": (0, None), "seed": (0, None), "early_stopping_patience": (0, None)}
+        bounds |= {"log_every_steps": (1, None), "eval_every_steps": (1, None)}
+        lookup.check_bounds(self, "", bounds)
+        if self.seed >= 1 << 32:
+            raise ValueError(f"seed={self.seed} has more than 32 bits; use one below {1 << 32}.")
+        if bool(self.steps) == bool(self.duration.units):
+            problem = "are both set" if self.steps else "set no length"
+            raise ValueError(
+                f"steps={self.steps} and duration={self.duration} {problem}; set one of them, and "
+                f"leave the other 0."
+            )
 
     @property
     def shapes(self) -> dict:
@@ -63,36 +106,53 @@ class Run:
 
     @property
     def trained(self) -> optimizers.OptimizerConfig:
-        """The optimizer's section; with LoRA it leaves all but the adapters as they are, and a
-        shared encoder is the teacher's.
-        """
-        teacher, stays = self.config["teacher"], ""
-        if self.config["stage"] == "distill":
-            stays = distill.frozen(teacher["init"], self.model)
-        stays = lora.OTHERS if self.lora.rank else stays
-        rates = (
-            f"{stays}=none {self.optimizer.learning_rate_multipliers}"
-            if stays
-            else self.optimizer.learning_rate_multipliers
-        )
-        return dataclasses.replace(self.optimizer, learning_rate_multipliers=rates)
+        """The section optimizer, with what LoRA or a shared encoder freezes."""
+        frozen = ""
+        if self.stage == "distill":
+            frozen = distill.frozen(self.teacher.student_init, self.model)
+        frozen = lora.OTHERS if self.lora.rank else frozen
+        rules = self.optimizer.learning_rate_multipliers
+        rules = ((frozen, None), *rules) if frozen else rules
+        return dataclasses.replace(self.optimizer, learning_rate_multipliers=rules)
 
     @property
     def lengths(self) -> tuple[int, int]:
         """Columns of a batch's inputs and targets, in tokens."""
         return self.data.lengths(self.objective)
 
+    @property
+    def shards_dir(self) -> pathlib.Path:
+        """The directory of token shards."""
+        named = self.data.shards_dir
+        return storage.as_path(named).expanduser() if named else self.workdir / "shards"
 
-def pace(run: Run, examples: int) -> optimizers.RunLength:
-    """How fast the run reads so many training examples, for durations in epochs and tokens."""
+
+FIELDS = typing.get_type_hints(Run)
+SECTIONS = {name: kind for name, kind in FIELDS.items() if dataclasses.is_dataclass(kind)}
+KEYS = {name: kind for name, kind in FIELDS.items() if name not in ("config_dict", "workdir")}
+
+
+def _dotted_fields(fields: dict, prefix: str = "") -> dict:
+    dotted = {}
+    for name, kind in fields.items():
+        dotted[prefix + name] = kind
+        if dataclasses.is_dataclass(kind):
+            dotted |= _dotted_fields(typing.get_type_hints(kind), f"{prefix}{name}.")
+    return dotted
+
+
+DOTTED_KEYS = _dotted_fields(KEYS)  # the type of each section and leaf by its dotted key
+
+
+def run_length(run: Run, num_examples: int) -> optimizers.RunLength:
+    """Return the updates of an epoch of so many examples, and the tokens of an update."""
     size = run.data.batch_size
-    return optimizers.RunLength(examples / size, size * sum(run.lengths))
+    return optimizers.RunLength(num_examples / size, size * sum(run.lengths))
 
 
-def total_updates(run: Run, examples: int) -> int:
-    """Updates of the whole run: steps, or as many as its duration of so many examples takes."""
-    steps, duration = run.config["steps"], run.config["duration"]
+def total_updates(run: Run, num_examples: int) -> int:
+    """Return the updates of the whole run: steps, or those of its duration."""
     try:
-        return steps or optimizers.num_updates(duration, 0, pace(run, examples))
+        return run.steps or run.duration.num_updates(run_length(run, num_examples))
     except ValueError as error:
-        raise ValueError(f"duration={error}") from None
+        raise ValueError(f"duration.{error}") from None

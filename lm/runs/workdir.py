@@ -1,15 +1,18 @@
-"""A workdir and the config that claims it; what may change when a run is continued."""
+"""The config that claims a workdir, and which keys may change when a run is continued."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from lm import logs, lookup, storage, tokenizer
-from lm.runs.schema import Run
+from lm.runs.renamed_keys import check_renamed, dotted
+from lm.runs.schema import DOTTED_KEYS, Run
 
-# What a continued run may change, for it decides no number but how exactly they are computed.
+# A continued run may change these: they decide no number, or only its last bits.
 OPERATIONAL = ("parallel", "log_every_steps", "eval_every_steps", "checkpoint", "evaluate")
-OPERATIONAL += ("guard.hang_timeout_seconds", "early_stopping_patience")
+OPERATIONAL += ("decoding", "guard.hang_timeout_seconds", "early_stopping_patience")
 OPERATIONAL += ("data.num_workers", "data.max_bad_records", "model.dtype", "model.scan_layers")
 OPERATIONAL += ("model.remat_policy", "model.attention.implementation")
 
@@ -20,7 +23,10 @@ def is_claimed(workdir) -> bool:
 
 
 def read_config(workdir) -> dict:
-    """The config of a claimed workdir. Raises ValueError where there is none, or it is damaged."""
+    """Return the config of a claimed workdir.
+
+    Raises ValueError if there is none, or it is damaged or has keys of an old version.
+    """
     path = storage.as_path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run (no config.json); train one there first.")
@@ -32,77 +38,68 @@ def read_config(workdir) -> dict:
         raise ValueError(f"{path} is no config; restore it from a copy.")
     if "model_type" in config:
         raise ValueError(
-            f"{workdir} holds a checkpoint of transformers, no run; make one of it first: "
+            f"{workdir} holds a checkpoint of transformers, no run; import it first: "
             f"python -m lm import {workdir} --workdir=..."
         )
+    try:
+        check_renamed(config, DOTTED_KEYS)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return config
 
 
-def _keys(config: dict, prefix: str = ""):
-    """(dotted key, value) of every section and leaf."""
-    for key, value in config.items():
-        yield prefix + key, value
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
-
-
-def differences(ours: dict, theirs: dict, prefix: str = "") -> list[str]:
-    """Dotted keys, with both values, in which two nested configs differ."""
-    found = []
-    for key in sorted(ours.keys() | theirs.keys()):
-        a, b = ours.get(key), theirs.get(key)
+def differences(config: Mapping, other: Mapping, prefix: str = "") -> list[str]:
+    """Return the dotted keys, with both values, in which two nested configs differ."""
+    lines = []
+    for key in sorted(config.keys() | other.keys()):
+        a, b = config.get(key), other.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
+            lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} (here {a!r}, there {b!r})")
-    return found
+            lines.append(f"{prefix}{key} (here {a!r}, there {b!r})")
+    return lines
 
 
-def settled(config: dict) -> dict:
-    """The config without the keys of OPERATIONAL, which may change from one call to the next."""
-
-    def without(section: dict, prefix: str) -> dict:
-        return {
-            key: without(value, f"{prefix}{key}.") if isinstance(value, dict) else value
-            for key, value in section.items()
-            if prefix + key not in OPERATIONAL
-        }
-
-    return without(config, "")
+def without_operational(config: Mapping[str, Any], prefix: str = "") -> dict:
+    """Return the config without the keys of OPERATIONAL."""
+    return {
+        key: without_operational(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+        for key, value in config.items()
+        if prefix + key not in OPERATIONAL
+    }
 
 
 def is_allowed(key: str, allow: tuple[str, ...]) -> bool:
     """Whether a dotted key, or a section that it is in, is among those that may differ."""
-    return any(key == one or key.startswith(f"{one}.") for one in allow)
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in allow)
 
 
 def check_workdir(run: Run, allow: tuple[str, ...] = ()) -> None:
     """Raise ValueError, naming the keys that differ, if the workdir is another config's.
 
-    allow: dotted keys, or sections, that may differ nevertheless.
+    allow: dotted keys, or sections, that may differ.
     """
-    known = dict(_keys(run.config))
+    keys = dict(dotted(run.config_dict))
     for key in allow:
-        if key not in known:
+        if key not in keys:
             raise ValueError(
-                f"--allow_change={key} is no key of the config{lookup.nearest(key, known)}; name "
+                f"--allow_change={key} is no key of the config{lookup.nearest(key, keys)}; name "
                 f"keys as optimizer.learning_rate, several with a comma between."
             )
-    theirs = read_config(run.workdir) if is_claimed(run.workdir) else run.config
-    differing = differences(settled(run.config), settled(theirs))
-    differing = [line for line in differing if not is_allowed(line.split()[0], allow)]
-    if differing:
-        keys = ",".join(line.split()[0] for line in differing)
+    stored = read_config(run.workdir) if is_claimed(run.workdir) else run.config_dict
+    lines = differences(without_operational(run.config_dict), without_operational(stored))
+    lines = [line for line in lines if not is_allowed(line.split()[0], allow)]
+    if lines:
         raise ValueError(
-            f"{run.workdir} holds a run with another config: {', '.join(differing)}; use another "
-            f"--workdir, or the config it was made with to continue it, or, to change it midway, "
-            f"--allow_change={keys}."
+            f"{run.workdir} holds a run with another config: {', '.join(lines)}; use another "
+            f"--workdir, or its own config to continue it, or, to change it midway, "
+            f"--allow_change={','.join(line.split()[0] for line in lines)}."
         )
 
 
 def claim(run: Run, tokens: tokenizer.Tokenizer) -> None:
-    """Make the workdir this config's, with a copy of its tokenizer, so that it stands by itself."""
+    """Write the config into the workdir, with a copy of the tokenizer."""
     own = run.workdir / "tokenizer"
     if own.resolve() != tokens.directory.resolve():
         storage.copy_dir(tokens.directory, own, tokenizer.METADATA_FILE)
-    logs.write_atomically(run.workdir / "config.json", json.dumps(run.config, indent=2) + "\n")
+    logs.write_atomically(run.workdir / "config.json", json.dumps(run.config_dict, indent=2) + "\n")

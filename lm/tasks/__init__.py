@@ -7,7 +7,7 @@ answers   a file of a teacher's answers as training split
 fitting   the ids of an input that must fit in
 """
 
-from lm.tasks.mixtures import get_task, is_corpus_dir, mixture, task_from_config
+from lm.tasks.mixtures import check_mixture, get_task, is_corpus_dir, task_from_config
 from lm.tasks.table import TASKS
 from lm.tasks.task import SPEAKERS, Task, Text
 from lm.tasks.teacher_answers import TeacherAnswers, is_answers_file, with_teacher_answers

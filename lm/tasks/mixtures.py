@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from lm import lookup
 from lm.tasks.table import TASKS
@@ -66,30 +66,36 @@ def _same(name: str) -> str:
     return os.path.abspath(os.path.expanduser(name)) if is_corpus_dir(name) else name
 
 
-def mixture(words: str, own: Mapping = {}) -> dict[str, float | None]:  # noqa: B006
-    """The tasks that are mixed, in order, each with its fixed rate or None: "a,b" or "a=3,b=1".
+def check_mixture(
+    pairs: Iterable,
+    own: Mapping = {},  # noqa: B006  (it is not changed)
+) -> tuple[tuple[str, float | None], ...]:
+    """Return the (task, rate or None) pairs of data.mixture as tuples; own: data.custom_tasks.
 
-    Raises ValueError for an unknown task, one named twice, a rate of no use or that is no number
-    above 0.
+    Raises ValueError for an unknown task, one named twice, and a rate that is unused or not a
+    number above 0.
     """
-    found: dict[str, float | None] = {}
-    for word in words.split(","):
-        name, is_given, rate = word.strip().partition("=")
-        get_task(name, own)
-        if _same(name) in map(_same, found):
-            raise ValueError(f"data.task={words!r} names {name} twice; give it one higher rate.")
-        try:
-            found[name] = float(rate) if is_given else None
-        except ValueError:
-            found[name] = math.nan
-        if is_given and not 0 < found[name] < math.inf:
+    mixture: list[tuple[str, float | None]] = []
+    for pair in pairs:
+        if isinstance(pair, str) or len(pair) != 2 or not isinstance(pair[0], str):
             raise ValueError(
-                f"data.task={words!r} gives {name} the rate {rate!r}; use a number above 0."
+                f"data.mixture has {pair!r}, which is no pair of a task and its rate; write it as "
+                f"(('a', 3.0), ('b', 1.0)), or with None for rates by the numbers of examples."
             )
-    if 0 < sum(rate is None for rate in found.values()) < len(found):
+        name, rate = pair
+        get_task(name, own)
+        if _same(name) in {_same(other) for other, _ in mixture}:
+            raise ValueError(f"data.mixture names {name} twice; give it one higher rate.")
+        if rate is not None and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+            raise ValueError(
+                f"data.mixture gives {name} the rate {rate!r}; use a number above 0, or None."
+            )
+        mixture.append((name, rate if rate is None else float(rate)))
+    rates = [rate for _, rate in mixture]
+    if 0 < rates.count(None) < len(rates):
+        raise ValueError("data.mixture gives some tasks a rate; give all of them one, or none.")
+    if len(rates) == 1 and None not in rates:
         raise ValueError(
-            f"data.task={words!r} gives some tasks a rate; give all of them one, or none."
+            f"data.mixture gives a rate to one task alone; use data.task={mixture[0][0]!r}."
         )
-    if len(found) == 1 and None not in found.values():
-        raise ValueError(f"data.task={words!r} gives a rate to one task alone; leave it out.")
-    return found
+    return tuple(mixture)

@@ -14,6 +14,7 @@ A piece contains newlines only at its start, so that no word is joined to the en
 A Tokenizer can also hold a vocabulary trained by another codebase, which may add a space before a
 text, lose characters without a piece, or order its ids differently.
 
+config     TokenizerConfig, the section tokenizer
 model      the two files of a tokenizer, and the class Tokenizer that reads them
 training   texts -> the two files
 report     statistics of how a tokenizer encodes texts
@@ -21,6 +22,7 @@ report     statistics of how a tokenizer encodes texts
 
 from __future__ import annotations
 
+from lm.tokenizer.config import STORED_NAMES, TokenizerConfig
 from lm.tokenizer.model import (
     BYTE_VOCAB_SIZE,
     METADATA_FILE,

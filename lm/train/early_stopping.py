@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lm import checkpoints
+from lm import checkpoints, runs
 
 
 class EarlyStopping:
@@ -19,13 +19,9 @@ class EarlyStopping:
         self.memory = memory
 
     @classmethod
-    def of(cls, config: dict, facts: dict) -> EarlyStopping:
+    def of(cls, run: runs.Run, facts: dict) -> EarlyStopping:
         """That of a run that goes on from a checkpoint with these facts."""
-        return cls(
-            config["checkpoint"]["best_metric"],
-            config["early_stopping_patience"],
-            facts.get("patience"),
-        )
+        return cls(run.checkpoint.best_metric, run.early_stopping_patience, facts.get("patience"))
 
     @property
     def over(self) -> bool:

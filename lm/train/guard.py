@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 
+from lm import runs
+
 RECENT = 128  # good updates whose losses tell what is usual
 ENOUGH = RECENT // 2  # of them, before any loss is a spike
 NORMAL = 1.4826  # standard deviations in a median absolute deviation, of a normal distribution
@@ -23,10 +25,10 @@ class Guard:
     config: the section guard of configs/base.py. memory: that of another guard, to go on from.
     """
 
-    def __init__(self, config: dict, memory: dict | None = None):
+    def __init__(self, config: runs.GuardConfig, memory: dict | None = None):
         memory = memory or {"recent": [], "row": [], "rollbacks": 0}
-        self._patience, self._spike = config["max_bad_steps"], config["spike_threshold"]
-        self.allowed, self.rollbacks = config["max_rollbacks"], memory["rollbacks"]
+        self._patience, self._spike = config.max_bad_steps, config.spike_threshold
+        self.allowed, self.rollbacks = config.max_rollbacks, memory["rollbacks"]
         self._recent, self.row = list(memory["recent"]), list(memory["row"])
 
     @property

@@ -19,13 +19,13 @@ CALLS = 3  # of the teacher's forward pass, whose median is what it takes
 def model_of(run: runs.Run) -> transformer.ModelConfig:
     """The teacher's model as it is computed here: in teacher.dtype, with our attention."""
     theirs = runs.read_run(runs.teacher_source(run)[0]).model
-    implementation, dtype = run.model.attention.implementation, run.config["teacher"]["dtype"]
+    implementation, dtype = run.model.attention.implementation, run.teacher.dtype
     return theirs.replace({"attention.implementation": implementation, "dtype": dtype})
 
 
 def cast(run: runs.Run, params):
     """The teacher's parameters in teacher.dtype, wherever they lie."""
-    dtype = run.config["teacher"]["dtype"]
+    dtype = run.teacher.dtype
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
@@ -44,8 +44,8 @@ def read(run: runs.Run, tokens, strategy, *, fresh: bool):
     """
     named, which = runs.teacher_source(run)
     live, starts = (
-        not run.config["teacher"]["cache"],
-        run.config["teacher"]["student_init"] != "random",
+        not run.teacher.cache,
+        run.teacher.student_init != "random",
     )
     if not named or not (live or (fresh and starts)):
         return None
@@ -54,7 +54,7 @@ def read(run: runs.Run, tokens, strategy, *, fresh: bool):
 
 def placed(run: runs.Run, strategy, params):
     """A live teacher's parameters on the devices, cast once; None where there is none."""
-    if params is None or run.config["teacher"]["cache"]:
+    if params is None or run.teacher.cache:
         return None
     return strategy.place_state(cast(run, params))
 
@@ -130,11 +130,11 @@ class Answers:
     """
 
     def __init__(self, run: runs.Run, strategy, eos: int):
-        self.policy = on_policy.parse(run.config["teacher"]["on_policy"])
+        self.policy = run.teacher.on_policy
         self._strategy, self._rows = strategy, run.data.batch_size
-        self._seed = run.config["seed"]
+        self._seed = run.seed
         model = transformer.Transformer(run.model, strategy.shard_activations)
-        options = {"length": run.lengths[1], "eos": eos, "how": self.policy.how}
+        options = {"length": run.lengths[1], "eos": eos, "config": self.policy.decoding}
         self._write = strategy.compile(
             functools.partial(on_policy.answered, model=model, **options)
         )

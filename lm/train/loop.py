@@ -53,9 +53,9 @@ class Loop:
         self.run, self.strategy, self.work, self.saved = run, strategy, work, saved
         self.log, self.ledger, self.stop, self.profile = log, ledger, stop, profile
         self.tracing = False
-        self.every = {"log": run.config["log_every_steps"]}
-        self.every |= {"evaluate": run.config["eval_every_steps"]}
-        self.every |= {"checkpoint": run.config["checkpoint"]["every_steps"]}
+        self.every = {"log": run.log_every_steps}
+        self.every |= {"evaluate": run.eval_every_steps}
+        self.every |= {"checkpoint": run.checkpoint.every_steps}
         self.figures, self.flying = {}, collections.deque()
         self.host, self.hosts = parallel.host_index_and_count()
 
@@ -70,9 +70,11 @@ class Loop:
         self.state, self.teacher = state, teacher
         self.saved_at = facts["step"] if "guard" in facts else None
         memory = facts.get("guard")
-        if memory and runs.differences(self.work.facts["config"], runs.settled(facts["config"])):
+        if memory and runs.differences(
+            self.work.facts["config"], runs.without_operational(facts["config"])
+        ):
             memory = memory | {"rollbacks": 0}  # what was changed may have been the cure
-        self.guard = guard.Guard(self.run.config["guard"], memory)
+        self.guard = guard.Guard(self.run.guard, memory)
         self._go_on_from(facts)
         peak = 1.0 if self.host else logs.peak_flops(self.strategy.devices)
         devices = len(self.strategy.devices)
@@ -80,7 +82,7 @@ class Loop:
             flops_per_step=self.work.flops, peak_flops=peak, devices=devices
         )
         hang, tell = (
-            self.run.config["guard"]["hang_timeout_seconds"],
+            self.run.guard.hang_timeout_seconds,
             lambda said: self._event("hang", said=said),
         )
         dog = watchdog.Watchdog(hang, self.run.workdir, tell)
@@ -95,12 +97,12 @@ class Loop:
         # number: updates taken; index: of the next batch; unread: sums that no row has yet.
         self.number, self.index = facts["step"], facts["position"]["next_index"]
         self.unread = list(facts.get("unread", []))
-        self.patience = early_stopping.EarlyStopping.of(self.run.config, facts)
+        self.patience = early_stopping.EarlyStopping.of(self.run, facts)
         self._read_batches()
 
     def _read_batches(self) -> None:
         dealt = {"start": self.index, "host": self.host, "hosts": self.hosts}
-        seed = self.run.config["seed"]
+        seed = self.run.seed
         self.batches = pipeline.train_batches(self.work.examples, seed, **dealt)
 
     def _updates(self) -> None:
@@ -248,7 +250,7 @@ class Loop:
         for row in self.unread:
             sums = row["sums"]
             loss, finite = sums["loss"] / max(sums["weight"], 1.0), bool(sums["finite"])
-            usual = not self.work.answers or self.work.answers.policy.usual(row["batch"])
+            usual = not self.work.answers or self.work.answers.policy.is_usual(row["batch"])
             bad = self.guard.judge(row["step"], row["batch"], loss, finite, usual)
             if bad:
                 self.log.event(bad["kind"], bad["step"], **_beside(bad), see=self._see(bad))

@@ -25,7 +25,7 @@ from lm import (
     steps,
     transformer,
 )
-from lm.distill import features, on_policy
+from lm.distill import features
 from lm.train import early_stopping, live_teacher, loop, signals, teacher_cache_writer, watchdog
 from lm.transformer import lora
 
@@ -40,8 +40,7 @@ def distillation_loss(run: runs.Run, text_bytes, place):
     """Cross-entropy mixed with the teacher's distributions."""
     teacher = transformer.Transformer(live_teacher.model_of(run), place)
     model = transformer.Transformer(run.model, place)
-    terms = distill.parse(run.config["teacher"]["loss"])
-    return distill.make_distillation_loss(model, run.loss, text_bytes, teacher, terms)
+    return distill.make_distillation_loss(model, run.loss, text_bytes, teacher, run.teacher.terms)
 
 
 LOSSES = {"pretrain": language_loss, "finetune": language_loss, "distill": distillation_loss}
@@ -54,20 +53,19 @@ def initial_params(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
     the same pieces; what was taken is printed. Beside them are LoRA's fresh factors, or fresh
     projections, where the run has such.
     """
-    params, seed = _taken(run, tokens, teacher), run.config["seed"]
+    params, seed = _taken(run, tokens, teacher), run.seed
     params = runs.with_projections(
         run, params, lambda: _random(run), steps.key_for(seed, 0, features.PROJECTIONS)
     )
     if not run.lora.rank:
         return params
-    return lora.init_lora(run.lora, params, steps.key_for(run.config["seed"], 0, "adapters"))
+    return lora.init_lora(run.lora, params, steps.key_for(run.seed, 0, "adapters"))
 
 
 def _taken(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
-    config = run.config
     if teacher is not None:
         theirs = runs.read_run(runs.teacher_source(run)[0]).model
-        init, seed = config["teacher"]["student_init"], config["seed"]
+        init, seed = run.teacher.student_init, run.seed
         if distill.parse_start(init) and distill.leaves_head(theirs, run.model):
             print(
                 f"teacher.student_init {init}: model.lm_head={run.model.lm_head!r} starts as the teacher's "
@@ -75,7 +73,7 @@ def _taken(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
                 file=sys.stderr,
             )
         return distill.init_student(init, teacher, theirs, run.model, seed)
-    if not config["init_from"]:
+    if not run.init_from:
         return None
     named, which = runs.init_source(run)
     taken = runs.read_run(named)
@@ -95,7 +93,7 @@ def _taken(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
 
 def _random(run: runs.Run) -> dict:
     model = transformer.Transformer(run.model)
-    return jax.jit(functools.partial(steps.init_params, model, run.config["seed"]))()
+    return jax.jit(functools.partial(steps.init_params, model, run.seed))()
 
 
 def check(run: runs.Run, allow: tuple[str, ...] = ()) -> None:
@@ -106,12 +104,12 @@ def check(run: runs.Run, allow: tuple[str, ...] = ()) -> None:
     runs.check_workdir(run, allow)
     runs.check_columns(run)
     optimizers.check_groups(run.trained, runs.trained_shapes(run))
-    named, which = runs.init_source(run) if run.config["init_from"] else runs.teacher_source(run)
+    named, which = runs.init_source(run) if run.init_from else runs.teacher_source(run)
     if named and not runs.is_claimed(run.workdir):
         with inference.open_checkpoints(runs.read_run(named), read_only=True) as saved:
             saved.find_steps(which)
-    if run.config["teacher"]["cache"]:
-        pipeline.open_teacher_cache(run.config["teacher"]["cache"])
+    if run.teacher.cache:
+        pipeline.open_teacher_cache(run.teacher.cache)
 
 
 def make_strategy(run: runs.Run, devices=None, hosts=None):
@@ -162,7 +160,7 @@ def _train(run: runs.Run, devices, allow, profile) -> dict[str, float]:
     check(run, allow)
     strategy, first = make_strategy(run, devices), parallel.host_index_and_count()[0] == 0
     tokens, examples, heldout = _prepared(run)
-    if run.config["teacher"]["cache"]:
+    if run.teacher.cache:
         told = teacher_cache_writer.find_teacher_cache(run, tokens, examples)
         examples = dataclasses.replace(examples, teacher_cache=told)
     work = make_setup(run, strategy, tokens, examples, heldout)
@@ -173,7 +171,7 @@ def _train(run: runs.Run, devices, allow, profile) -> dict[str, float]:
         state, past = found or (None, {"step": 0, "position": {"next_index": 0}})
         if found:
             _check_facts(run, work.facts, past, allow)
-        waited = early_stopping.EarlyStopping.of(run.config, past)
+        waited = early_stopping.EarlyStopping.of(run, past)
         if past["step"] >= work.total:
             return _last_heldout(run)
         if waited.over:
@@ -231,13 +229,13 @@ def make_update(
     model, shapes = transformer.Transformer(run.model), runs.trained_shapes(run)
     optimizer, rate = optimizers.make_optimizer(run.trained, total, shapes, pace)
     plan = steps.StepConfig(
-        run.config["seed"],
+        run.seed,
         run.parallel.num_microbatches,
         run.parallel.fixed_shards,
         run.optimizer.ema_decay,
         total,
     )
-    loss = lookup.lookup(LOSSES, run.config["stage"], "stage")(run, text_bytes, place)
+    loss = lookup.lookup(LOSSES, run.stage, "stage")(run, text_bytes, place)
     loss = lora.with_lora(run.lora, loss)
     step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
     make = functools.partial(steps.init_state, model, optimizer, plan)
@@ -246,7 +244,7 @@ def make_update(
 
 def make_setup(run: runs.Run, strategy, tokens, examples, heldout) -> loop.TrainSetup:
     """What the updates of a run are made of. examples, heldout: pipeline.Examples of the splits."""
-    total, pace = runs.total_updates(run, len(examples)), runs.pace(run, len(examples))
+    total, pace = runs.total_updates(run, len(examples)), runs.run_length(run, len(examples))
     text_bytes = tokens.piece_bytes(run.model.vocab_size)
     update = make_update(run, text_bytes, total, pace, strategy.shard_activations)
     times = {"": 1.0} | optimizers.multipliers(run.optimizer)
@@ -255,8 +253,8 @@ def make_setup(run: runs.Run, strategy, tokens, examples, heldout) -> loop.Train
         now = float(update.rate(done))
         return {f"learning_rate{name and '/'}{name}": now * part for name, part in times.items()}
 
-    facts = {"config": runs.settled(run.config), "tokenizer": tokens.fingerprint}
-    scored = run.config["checkpoint"]["best_metric"] not in ("", *runs.FIGURES)
+    facts = {"config": runs.without_operational(run.config_dict), "tokenizer": tokens.fingerprint}
+    scored = run.checkpoint.best_metric not in ("", *runs.HELDOUT_METRICS)
     return loop.TrainSetup(
         make=update.make,
         update=strategy.compile(update.step, donate=True),
@@ -281,13 +279,12 @@ def _plain(run: runs.Run, strategy) -> Callable:
 
 
 def _answers(run: runs.Run, strategy, tokens) -> live_teacher.Answers | None:
-    asked = run.config["teacher"]["on_policy"]
-    return live_teacher.Answers(run, strategy, tokens.eos) if on_policy.parse(asked) else None
+    return live_teacher.Answers(run, strategy, tokens.eos) if run.teacher.on_policy else None
 
 
 def _check_facts(run: runs.Run, ours: dict, stored: dict, allow) -> None:
     odd = [key for key in ("tokenizer", "data") if ours[key] != stored[key]]
-    odd += runs.differences(ours["config"], runs.settled(stored["config"]))
+    odd += runs.differences(ours["config"], runs.without_operational(stored["config"]))
     odd = [word for word in odd if not runs.is_allowed(word.split()[0], allow)]
     if odd:
         keys = ",".join(word.split()[0] for word in odd)
@@ -307,7 +304,7 @@ def _log(run: runs.Run, total: int, step: int):
 def _claim(run: runs.Run, tokens, work: loop.TrainSetup, strategy, log, step: int) -> None:
     """Make the workdir this config's, or say what of its config has changed."""
     fresh = not runs.is_claimed(run.workdir)
-    changed = [] if fresh else runs.differences(run.config, runs.read_config(run.workdir))
+    changed = [] if fresh else runs.differences(run.config_dict, runs.read_config(run.workdir))
     if fresh or changed:
         runs.claim(run, tokens)
     if changed:
@@ -319,8 +316,8 @@ def _claim(run: runs.Run, tokens, work: loop.TrainSetup, strategy, log, step: in
 def _facts_of(run: runs.Run, tokens, work: loop.TrainSetup, strategy) -> dict:
     return (
         {
-            "stage": run.config["stage"],
-            "config": run.config,
+            "stage": run.stage,
+            "config": run.config_dict,
             "params": transformer.parameter_count(run.model),
             "trained": optimizers.trained_count(run.trained, work.shapes.params),
             "devices": [str(device.device_kind) for device in strategy.devices],
@@ -336,7 +333,7 @@ def _facts_of(run: runs.Run, tokens, work: loop.TrainSetup, strategy) -> dict:
 
 def planned_cost(run: runs.Run, total: int) -> dict[str, int]:
     """What a run of so many updates takes: updates, tokens (padding counted), model FLOPs."""
-    tokens = total * runs.pace(run, 0).tokens
+    tokens = total * runs.run_length(run, 0).tokens
     flops = total * step_flops(run)
     return {"planned_updates": total, "planned_tokens": tokens, "planned_flops": flops}
 
@@ -345,7 +342,7 @@ def step_flops(run: runs.Run) -> int:
     """Model FLOPs of one update: forward and backward; a teacher's forward pass, if it runs."""
     inputs, targets = run.lengths
     flops = 3 * transformer.forward_flops(run.model, inputs, targets)
-    if run.config["stage"] == "distill" and not run.config["teacher"]["cache"]:
+    if run.stage == "distill" and not run.teacher.cache:
         teacher = runs.read_run(runs.teacher_source(run)[0]).model
         flops += transformer.forward_flops(teacher, inputs, targets)
     return flops * run.data.batch_size

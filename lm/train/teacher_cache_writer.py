@@ -40,11 +40,11 @@ def identity(run: runs.Run, tokens, examples: pipeline.Examples, k: int, dtype: 
     named, which = runs.teacher_source(run)
     with inference.open_checkpoints(runs.read_run(named), read_only=True) as saved:
         update, parameters = saved.fingerprint(which)
-    dtypes = run.config["teacher"]["dtype"]
+    dtypes = run.teacher.dtype
     return {
         "teacher": {"update": update, "parameters": parameters, "dtype": dtypes},
         "tokenizer": tokens.fingerprint,
-        "order": pipeline.data_order_spec(examples, run.config["seed"]),
+        "order": pipeline.data_order_spec(examples, run.seed),
         "k": k,
         "dtype": dtype,
         "vocabulary": run.model.vocab_size,
@@ -54,7 +54,7 @@ def identity(run: runs.Run, tokens, examples: pipeline.Examples, k: int, dtype: 
 
 def cache_temperature(run: runs.Run) -> float:
     """The temperature at which a run asks its cached teacher."""
-    return distill.shared_temperature(distill.parse(run.config["teacher"]["loss"]))
+    return distill.shared_temperature(run.teacher.terms)
 
 
 def find_teacher_cache(run: runs.Run, tokens, examples: pipeline.Examples) -> pipeline.TeacherCache:
@@ -63,7 +63,7 @@ def find_teacher_cache(run: runs.Run, tokens, examples: pipeline.Examples) -> pi
     Raises ValueError where it is another teacher's, tokenizer's or order's, and where it has fewer
     updates than the run.
     """
-    where = run.config["teacher"]["cache"]
+    where = run.teacher.cache
     found = pipeline.open_teacher_cache(where)
     ours = identity(run, tokens, examples, found.identity["k"], found.identity["dtype"])
     odd = runs.differences(ours, found.identity)
@@ -135,7 +135,7 @@ class CacheWriter:
 
     def _dealt(self, start: int) -> Iterator[batch.Batch]:
         host, hosts = parallel.host_index_and_count()
-        seed = self.run.config["seed"]
+        seed = self.run.seed
         return pipeline.train_batches(self.examples, seed, start=start, host=host, hosts=hosts)
 
     @functools.cached_property
@@ -233,9 +233,9 @@ def _tail_mass(rows: batch.Batch, told: batch.TeacherTopK, temperature: float) -
 
 
 def _check(run: runs.Run, k: int, dtype: str, updates: int) -> None:
-    if run.config["stage"] != "distill":
+    if run.stage != "distill":
         raise ValueError(
-            f"stage={run.config['stage']!r} has no teacher to ask; give the config of a student, "
+            f"stage={run.stage!r} has no teacher to ask; give the config of a student, "
             f"as configs/distill.py."
         )
     if runs.is_claimed(run.workdir):

@@ -30,7 +30,7 @@ from lm import (
 )
 from lm.interop import peft, transformers
 from lm.transformer import lora
-from tests.test_train import (  # noqa: F401
+from tests.tiny_runs import (  # noqa: F401
     PAIRS,
     T5,
     assert_same_bits,

@@ -8,26 +8,11 @@ import numpy as np
 import pytest
 
 from lm import attention
+from tests.models import exact_bucket  # noqa: F401
 
 # buckets, limit: T5's, and others that a config may choose.
 BINS = [(32, 128), (32, 256), (64, 512), (16, 32), (8, 20), (32, 1000), (128, 1000), (4, 5)]
 both_ways = pytest.mark.parametrize("bidirectional", [True, False])
-
-
-def exact_bucket(distance: int, bidirectional: bool, buckets: int, limit: int) -> int:
-    """T5's bucket in whole numbers: (d/e)^m >= (limit/e)^k  iff  d^m e^k >= limit^k e^m."""
-    base = 0
-    if bidirectional:
-        buckets //= 2
-        base, distance = (buckets if distance > 0 else 0), abs(distance)
-    else:
-        distance = max(-distance, 0)
-    near = buckets // 2
-    if distance < near:
-        return base + distance
-    far = buckets - near
-    reached = lambda k: distance**far * near**k >= limit**k * near**far
-    return base + near + sum(reached(k) for k in range(1, far))
 
 
 def as_float64(*arrays):

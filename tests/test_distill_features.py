@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import attention, batch, distill, transformer
+from lm import attention, batch, transformer
 from lm.distill import features
-
-SIZES = dict(vocab_size=48, d_model=16, d_ff=24, num_heads=4, num_kv_heads=4, head_dim=4)
-MODEL = transformer.ModelConfig(
-    **SIZES, num_encoder_layers=2, num_decoder_layers=3, scan_layers=True
+from tests.towers import (  # noqa: F401
+    EXAMPLES,
+    MODEL,
+    drawn,
+    term,
 )
+
 ALONE = {"num_encoder_layers": 0}
 ARCHITECTURES = {
     "T5": {},
@@ -45,29 +47,6 @@ def model_of(**words):
     return transformer.Transformer(MODEL.replace(words))
 
 
-def drawn(model, seed: int, scale=0.3):
-    rng = np.random.default_rng(seed)
-    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * scale, leaf.dtype)
-    return jax.tree.map(draw, transformer.param_shapes(model.config))
-
-
-def row(lengths, columns: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Examples of these lengths side by side, then padding: (ids, segments), int32 [1, columns]."""
-    segments = np.repeat(np.arange(len(lengths)) + 1, lengths)
-    segments = np.pad(segments, (0, columns - len(segments)))[None].astype(np.int32)
-    return rng.integers(3, 48, segments.shape).astype(np.int32) * (segments > 0), segments
-
-
-def ragged() -> batch.Batch:
-    """One example a row, each of another length, the last row empty."""
-    rng = np.random.default_rng(3)
-    inputs, targets = ([row(n, 9, rng) for n in lengths] for lengths in (
-        ([5], [9], [2], []), ([4], [1], [7], [])
-    ))  # fmt: skip
-    sides = [np.concatenate(part) for side in (inputs, targets) for part in zip(*side, strict=True)]
-    return batch.Batch(*sides)
-
-
 def packed(examples: batch.Batch) -> batch.Batch:
     """The same examples in one row."""
 
@@ -76,14 +55,6 @@ def packed(examples: batch.Batch) -> batch.Batch:
         return ids[segments > 0][None], own[None].astype(np.int32)
 
     return batch.Batch(*side(*examples[:2]), *side(*examples[2:4]))
-
-
-EXAMPLES = ragged()
-
-
-def term(section: dict) -> distill.Term:
-    (only,) = distill.loss_terms(section)
-    return only
 
 
 def totals(ours, theirs, examples=EXAMPLES):

@@ -14,9 +14,9 @@ import pytest
 
 from lm import checkpoints, distill, inference, runs, show, steps, train, transformer
 from lm.distill import features
-from tests.test_distill_features import EXAMPLES, MODEL, drawn, term
-from tests.test_parallel import LAYOUTS, make
-from tests.test_train import assert_same_bits, go, last, pretrained  # noqa: F401
+from tests.layouts import LAYOUTS, make
+from tests.tiny_runs import assert_same_bits, go, last, pretrained  # noqa: F401
+from tests.towers import EXAMPLES, MODEL, drawn, term
 
 SIZES = {field: getattr(MODEL, field) for field in ("vocab_size", "d_ff", "num_heads", "head_dim")}
 WIDE = dataclasses.replace(MODEL, d_model=32, num_heads=8, num_kv_heads=8)

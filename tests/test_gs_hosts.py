@@ -11,7 +11,7 @@ import pytest
 
 from experiments.kill_drill import children, drill, outcome
 from lm import runs, storage
-from tests import test_gs, test_hosts
+from tests import host_processes, test_gs
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def config(tiny_config, tiny_tokens, bucket, tmp_path_factory):
         "checkpoint.max_to_keep": 2,
     }
     made = tiny_config(**changes, **{"model.dropout_rate": 0.1, "evaluate.max_examples": 8})
-    path.write_text(test_hosts.CONFIG)
+    path.write_text(host_processes.CONFIG)
     path.with_suffix(".json").write_text(json.dumps(made))
     with pytest.MonkeyPatch.context() as patch:
         cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -56,7 +56,7 @@ def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
     config, bucket, store, tmp_path, monkeypatch
 ):
     on_disk = start(config, tmp_path / "disk", "disk")
-    assert test_hosts.ends(on_disk) == [0, 0], on_disk[0].said() + on_disk[1].said()
+    assert host_processes.ends(on_disk) == [0, 0], on_disk[0].said() + on_disk[1].said()
 
     workdir, killed = storage.as_path(f"{bucket}/pair"), []
 
@@ -67,14 +67,14 @@ def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
 
     monkeypatch.setattr(store, "refused", kill)
     both = start(config, workdir, "killed")
-    codes = test_hosts.ends(both)
+    codes = host_processes.ends(both)
     assert codes == [-signal.SIGKILL] * 2 and all(killed), both[0].said() + both[1].said()
     saved = [workdir / "checkpoints" / str(at) / "commit_success.txt" for at in (SAVE, STEPS)]
     assert [mark.exists() for mark in saved] == [True, False]
     assert runs.is_claimed(workdir)
 
     both = start(config, workdir, "again")
-    assert test_hosts.ends(both) == [0, 0], both[0].said() + both[1].said()
+    assert host_processes.ends(both) == [0, 0], both[0].said() + both[1].said()
     copy = test_gs.fetched(f"{bucket}/pair", tmp_path / "copy")
     assert outcome.differences(outcome.read(copy), outcome.read(tmp_path / "disk")) == []
     assert "resumed" in [row["event"] for row in outcome.rows(copy, "events.jsonl")]

@@ -12,17 +12,11 @@ import pytest
 
 from experiments.kill_drill import children, drill, outcome
 from lm import exits, runs
+from tests.host_processes import CONFIG, ends  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
 STEPS, SAVE = 16, 4
-CONFIG = """
-import json, pathlib
-from ml_collections import ConfigDict
-
-def get_config():
-    return ConfigDict(json.loads(pathlib.Path(__file__).with_suffix(".json").read_text()))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +51,6 @@ def start(config, workdir, hosts: int, devices: int, *changes: str) -> list[chil
         )
         for host in range(hosts)
     ]
-
-
-def ends(started: list[children.Child]) -> list[int | None]:
-    """The exit codes; whoever hangs is killed."""
-    codes = [child.wait(150) for child in started]
-    for child in started:
-        child.end()
-    return codes
 
 
 def reach(workdir: pathlib.Path, step: int, child: children.Child) -> None:

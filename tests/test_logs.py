@@ -15,16 +15,7 @@ import pytest
 
 from lm import logs
 from lm.logs import throughput
-
-
-class Clock:
-    """A clock that the test advances."""
-
-    def __init__(self, now: float = 1000.0):
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
+from tests.log_files import Clock, records  # noqa: F401
 
 
 def write_steps(workdir, steps, **options):
@@ -128,15 +119,6 @@ def test_tensorboard_tags_have_the_split_and_repeated_steps_are_purged(tmp_path)
     assert scalars == [(step, "train/loss") for step in (10, 20, 30, 30)]
     restarts = [e.step for e in events[1] if e.HasField("session_log")]
     assert restarts == [21]  # readers drop the first file's later steps
-
-
-def records(path):
-    """The payloads of a TFRecord file: length (8 bytes), checksum (4), payload, checksum (4)."""
-    data, offset = path.read_bytes(), 0
-    while offset < len(data):
-        length = int.from_bytes(data[offset : offset + 8], "little")
-        yield data[offset + 12 : offset + 12 + length]
-        offset += 16 + length
 
 
 def test_without_a_terminal_each_row_is_one_line_with_an_eta(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lm import logs
-from tests.test_logs import Clock, records
+from tests.log_files import Clock, records
 
 ROOT = pathlib.Path(__file__).parents[1]
 

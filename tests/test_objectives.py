@@ -9,33 +9,25 @@ import pytest
 from rouge_score import rouge_scorer
 
 from lm import objectives
+from tests.objective_cases import (  # noqa: F401
+    EOS,
+    EVERY,
+    MASK,
+    NUM_SENTINELS,
+    PIECES,
+    SENTINEL,
+    SENTINELS,
+    SPAN,
+    VOCABULARY,
+    WORDS,
+    config_of,
+    every_word,
+    name_of,
+    rng_of,
+)
 
-SENTINEL, NUM_SENTINELS, EOS = 32099, 1000, 1
-PIECES = SENTINEL + 1 - NUM_SENTINELS
-SENTINELS = np.arange(SENTINEL, SENTINEL - NUM_SENTINELS, -1, dtype=np.int32)
-WORDS = np.arange(2, PIECES, dtype=np.int32)
-VOCABULARY = objectives.Vocabulary(SENTINELS, EOS, WORDS, np.arange(SENTINEL + 1) % 10 == 0)
-SPAN, MASK = "span_corruption", "token_masking"
-CHOICES = {
-    name: [
-        dict(zip(of.words, words, strict=True)) for words in itertools.product(*of.words.values())
-    ]
-    for name, of in objectives.OBJECTIVES.items()
-}
-EVERY = [dict(name=name) | words for name, choices in CHOICES.items() for words in choices]
 FORGETFUL = [keys for keys in EVERY if keys["name"] == "drop"]
 FORGETFUL += [k for k in EVERY if k["target"] == "hidden" and k["replacement"] != "mask"]
-
-
-def name_of(keys: dict) -> str:
-    return "-".join(keys.values())
-
-
-every_word = pytest.mark.parametrize("keys", EVERY, ids=name_of)
-
-
-def config_of(density=0.15, span=3.0, name=SPAN, **words):
-    return objectives.ObjectiveConfig(name, density, span, **words)
 
 
 def corrupt(config, tokens, rng):
@@ -44,10 +36,6 @@ def corrupt(config, tokens, rng):
 
 def restore(config, inputs, targets, hidden=None):
     return objectives.restore(config, inputs, targets, VOCABULARY, hidden)
-
-
-def rng_of(seed):
-    return np.random.default_rng(seed)
 
 
 def cases(keys, count, longest, seed=0):

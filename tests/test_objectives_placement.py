@@ -10,7 +10,7 @@ from scipy import stats
 
 from lm import objectives
 from lm.objectives import example_lengths, noise_masks
-from tests.test_objectives import (
+from tests.objective_cases import (
     EVERY,
     MASK,
     SPAN,

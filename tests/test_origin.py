@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoints, initialization, transformer
-from tests import test_transformer_words
+from tests import models
 
 CONFIG = transformer.ModelConfig(
     vocab_size=8,
@@ -103,7 +103,7 @@ def test_a_model_of_other_words_is_refused_and_of_another_dtype_or_vocabulary_is
         "dtype": "bfloat16",
         "scan_layers": True,
     }
-    words = test_transformer_words.CHOICES.get(field)
+    words = models.CHOICES.get(field)
     now = CONFIG.to_flat()[field]
     value = other.get(field) or (
         next(word for word in words if word != now) if words else now * 2 or 0.5

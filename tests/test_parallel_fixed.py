@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from lm import attention, batch, optimizers, parallel, steps, transformer
-from tests import test_parallel
+from tests import layouts
 
 MODEL = dataclasses.replace(
-    test_parallel.MODEL, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.2
+    layouts.MODEL, num_encoder_layers=1, num_decoder_layers=1, dropout_rate=0.2
 )
 KINDS = {  # (optimizer, micro-batches, the devices it is tried on)
     "adamw, 2 parts": ("adamw", 2, (1, 2, 4, 8)),
     "adafactor": ("adafactor", 1, (1, 8)),
 }
-BATCHES = test_parallel.BATCHES
+BATCHES = layouts.BATCHES
 LONG = 128  # inputs of a row that attention would take by itself, were it not whole
 
 
@@ -79,7 +79,7 @@ def test_the_bits_of_a_run_are_the_same_on_any_number_of_devices(name):
 
 
 def test_so_are_those_of_long_rows_where_attention_is_whole():
-    rng, rows = np.random.default_rng(0), test_parallel.ROWS
+    rng, rows = np.random.default_rng(0), layouts.ROWS
     draw = lambda length: rng.integers(3, 90, (rows, length)).astype(np.int32)
     ones = lambda length: np.ones((rows, length), np.int32)
     long = batch.Batch(draw(LONG), ones(LONG), draw(16), ones(16))

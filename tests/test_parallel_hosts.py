@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from lm import cli, exits, parallel, steps
-from tests import test_parallel
+from tests import layouts
 
 pytestmark = pytest.mark.slow
 
@@ -38,10 +38,10 @@ def trained(options: dict) -> dict:
     strategy = parallel.make_strategy(config, jax.devices()[:4])
     host, hosts = parallel.host_index_and_count()
     plan = steps.StepConfig(0, config.num_microbatches, config.fixed_shards, average=0.9)
-    step = strategy.compile(test_parallel.step_of(plan), donate=True)
-    state = strategy.place_state(test_parallel.made()[2])
+    step = strategy.compile(layouts.step_of(plan), donate=True)
+    state = strategy.place_state(layouts.made()[2])
     losses, shown = [], strategy.fetch_rows(strategy.place_batch(np.arange(host, 16, hosts)))
-    for examples in test_parallel.BATCHES:
+    for examples in layouts.BATCHES:
         own = jax.tree.map(lambda x: x[host::hosts], examples)
         state, sums = step(state, strategy.place_batch(own))
         losses.append({name: float(x) for name, x in strategy.fetch_numbers(sums).items()})

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from lm import steps, transformer
 from lm.preflight import flops
-from tests import test_transformer_words as words
+from tests import models as words
 
 ROWS, INPUTS, TARGETS = 4, 24, 16
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from lm import steps, transformer
 from lm.preflight import hlo
-from tests import test_transformer_words as words
+from tests import models as words
 
 FLOAT = 4  # bytes
 

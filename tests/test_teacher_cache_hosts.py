@@ -12,7 +12,7 @@ import pytest
 
 from experiments.kill_drill import children, drill, outcome
 from lm import runs
-from tests import test_hosts, untrained
+from tests import host_processes, untrained
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
         "model.dropout_rate": 0.1,
         "checkpoint.every_steps": 2,
     }
-    (home / "config.py").write_text(test_hosts.CONFIG)
+    (home / "config.py").write_text(host_processes.CONFIG)
     (home / "config.json").write_text(json.dumps(tiny_config(**pairs | student)))
     with pytest.MonkeyPatch.context() as patch:
         cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -61,7 +61,7 @@ def written(config, command: str, name: str, hosts: int, *flags: str) -> pathlib
         )
         for host in range(hosts)
     ]
-    codes = test_hosts.ends(started)
+    codes = host_processes.ends(started)
     assert codes == [0] * hosts, "\n".join(child.said() for child in started)
     return out
 

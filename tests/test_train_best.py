@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoints, cli, evaluate, logs, pipeline, runs, train
-from tests.test_train import (  # noqa: F401
+from tests.tiny_runs import (  # noqa: F401
     PAIRS,
     ROOT,
     assert_same_bits,

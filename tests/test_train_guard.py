@@ -15,7 +15,7 @@ import pytest
 
 from lm import logs, pipeline, runs, steps, train
 from lm.train import guard
-from tests.test_train import T5, assert_same_bits, go, last, rows  # noqa: F401
+from tests.tiny_runs import T5, assert_same_bits, go, last, rows  # noqa: F401
 
 CONFIG = {"patience": 3, "rollbacks": 2, "spike": 6.0}
 BATCHES = (4, 5, 6)  # that are bad, in runs of 12 updates

@@ -16,7 +16,7 @@ import pytest
 
 from lm import evaluate, inference, logs, parallel, runs, steps, train
 from lm.train import watchdog
-from tests.test_train import (  # noqa: F401
+from tests.tiny_runs import (  # noqa: F401
     ROOT,
     T5,
     assert_same_bits,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lm import batch, layers, transformer
-from tests import test_transformer_words as words
+from tests import models as words
 
 SOURCE, TARGET, VOCAB = words.SOURCE, words.TARGET, words.VOCAB
 FAST_KEY = jax.random.key(0, impl="rbg")  # compiles in a fraction of the time

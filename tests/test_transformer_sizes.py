@@ -11,7 +11,7 @@ import pytest
 
 from configs import base, models
 from lm import show, transformer
-from tests import test_transformer_words as words
+from tests import models as words
 
 # What reference.md derives from T5X's configs; Flan-T5 has the shapes of T5 1.1.
 T5_1_1 = dict(

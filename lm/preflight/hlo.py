@@ -85,6 +85,7 @@ class _Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
+        """The names of its operands."""
         return NAME.findall(self.rest.partition(")")[0])
 
     @property

@@ -1,0 +1,90 @@
+"""Tiny runs, trained once a module, and readers of their workdirs."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from lm import (
+    checkpoints,
+    logs,
+    optimizers,
+    pipeline,
+    runs,
+    steps,
+    train,
+    transformer,
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+STEPS = 6
+
+T5 = {"objective.placement": "t5"}  # all examples have as many targets
+
+# Pairs of the shape that span corruption gives, so that one program serves both stages.
+PAIRS = {"data.task": "docstring_summary", "data.target_length": 8, "tokenizer.dir": ""}
+
+
+@pytest.fixture(scope="module")
+def go(tiny_config, tmp_path_factory):
+    """(workdir or None for a new one, **changes of the config) -> workdir, trained to the end."""
+
+    def go(workdir=None, *, allow=(), profile=None, **changes) -> pathlib.Path:
+        changes = {"checkpoint.every_steps": 2, "evaluate.max_examples": 16, **T5, **changes}
+        workdir = workdir or tmp_path_factory.mktemp("run") / "run"
+        run = runs.make_run(tiny_config(**changes), workdir)
+        train.train(run, jax.devices()[:1], allow=allow, profile=profile)
+        return workdir
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def pretrained(go):
+    return go()
+
+
+@pytest.fixture(scope="module")
+def interrupted(go, tmp_path_factory):
+    """A workdir like that of `pretrained`, stopped by the user in update 6, saved at 2 and 4."""
+    workdir = tmp_path_factory.mktemp("interrupted") / "run"
+    whole = pipeline.train_batches
+
+    def batches(*arguments, **options):
+        yield from itertools.islice(whole(*arguments, **options), 5)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipeline, "train_batches", batches)
+        go(workdir)
+    assert int(last(workdir)[0].step) == 4
+    return workdir
+
+
+def last(workdir: pathlib.Path, accept=lambda facts: True):
+    """(state, facts) of the newest checkpoint, of those that are accepted."""
+    run = runs.read_run(workdir)
+    optimizer, _ = optimizers.make_optimizer(
+        run.trained, STEPS, run.shapes, optimizers.RunLength(1.0, 1)
+    )
+    plan = steps.StepConfig(average=run.optimizer.ema_decay)
+    make = functools.partial(steps.init_state, transformer.Transformer(run.model), optimizer, plan)
+    shapes = jax.eval_shape(make, run.shapes)
+    with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
+        return saved.restore(shapes, accept)
+
+
+def assert_same_bits(ours, theirs) -> None:
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def rows(workdir: pathlib.Path, split: str) -> list[dict]:
+    return [row for row in logs.read(workdir / logs.METRICS) if row["split"] == split]

@@ -275,7 +275,7 @@ def test_what_lora_cannot_do_is_said_in_a_sentence(words, said):
 
 
 def test_lora_of_random_parameters_is_refused(tiny_config, tmp_path):
-    with pytest.raises(ValueError, match="lora.rank=2 would leave random parameters .* init_from"):
+    with pytest.raises(ValueError, match="lora.rank=2 needs a pre-trained model.* set init_from"):
         runs.make_run(tiny_config(**{"lora.rank": 2}), tmp_path)
     with pytest.raises(ValueError, match="lora.target_pattern='nothing' matches no parameter"):
         words = {"lora.rank": 2, "lora.target_pattern": "nothing", "init_from": "somewhere"}

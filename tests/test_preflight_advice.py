@@ -82,7 +82,7 @@ def state_bytes(run) -> int:
 def advise(run, target, **options):
     """(trials, the fake compiler) for a run that does not fit."""
     fake = FakeCompiler(state_bytes(run))
-    assert fake.needed(run.config, target.chips) > target.chip.memory
+    assert fake.needed(run.config_dict, target.chips) > target.chip.memory
     return advice.advise(run, target, compile=fake, **options), fake
 
 
@@ -93,7 +93,7 @@ def test_each_kind_of_change_has_its_smallest_step_that_fits(make_run, slice_wit
     changes = [trial.changes for trial in trials]
     assert {"parallel.num_microbatches": 4} in changes and {"model.remat_policy": "full"} in changes
     for trial in trials:
-        config = advice.changed(run.config, trial.changes)
+        config = advice.changed(run.config_dict, trial.changes)
         assert (trial.slice, trial.compiled.fits) == (target, True)
         assert trial.compiled.peak == fake.needed(config, 8) <= target.chip.memory
     assert len({str(call) for call in fake.compiled}) == len(fake.compiled), "none twice"

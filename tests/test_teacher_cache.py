@@ -510,9 +510,7 @@ def test_a_cached_update_costs_no_forward_pass_of_the_teacher(asked, whole, tmp_
     beside = asked(tmp_path / "run")
     cached = asked(tmp_path / "run", **{"teacher.cache": str(whole)})
     inputs, targets = beside.lengths
-    theirs = transformer.forward_flops(
-        runs.read_run(beside.config["teacher"]["workdir"]).model, inputs, targets
-    )
+    theirs = transformer.forward_flops(runs.read_run(beside.teacher.workdir).model, inputs, targets)
     assert train.step_flops(beside) - train.step_flops(cached) == 8 * theirs
 
 

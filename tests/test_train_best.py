@@ -195,10 +195,7 @@ def test_of_several_tasks_the_best_is_by_the_score_of_one(tiny_config, tmp_path)
         "checkpoint.best_metric": "aeslc/rougeL",
         "data.mixture": (("docstring_summary", 1.0), ("aeslc", 2.0)),
     }
-    assert (
-        runs.make_run(tiny_config(**words), tmp_path).config["checkpoint.best_metric"]
-        == "aeslc/rougeL"
-    )
+    assert runs.make_run(tiny_config(**words), tmp_path).checkpoint.best_metric == "aeslc/rougeL"
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_the_manifest_tells_what_is_planned(pretrained):  # noqa: F811
     assert told["planned_updates"] == 6
     assert told["planned_tokens"] == 6 * run.data.batch_size * sum(run.lengths)
     assert told["planned_flops"] == 6 * train.step_flops(run)
-    assert told["config"] == run.config
+    assert told["config"] == run.config_dict
     assert told["tokenizer"] == runs.make_tokenizer(run).fingerprint
 
 

@@ -161,7 +161,7 @@ def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # no
     [
         (
             {"early_stopping_patience": 3},
-            "early_stopping_patience=3 has no figure to go by; set checkpoint.best_metric",
+            "early_stopping_patience=3 needs a metric; set checkpoint.best_metric",
         ),
         ({"early_stopping_patience": -1}, "early_stopping_patience=-1 is too small; use 0 or more"),
         (

@@ -349,7 +349,7 @@ def test_configs_are_differences():
     text = (ROOT / "configs/base.py").read_text()
     keys = re.findall(r"^    ([\w.]+)\.\w+ = (?!.*ConfigDict)", text, re.M)
     rest = [section for section in keys if not section.startswith(("model", "encoder"))]
-    assert 30 < len(rest) <= 100, f"configs/base.py has {len(rest)} keys beside the model's"
+    assert 30 < len(rest) <= 120, f"configs/base.py has {len(rest)} keys beside the model's"
     fields = dataclasses.fields(transformer.ModelConfig)
     assert len(fields) <= 32, f"ModelConfig has {len(fields)} fields"
     faults = []

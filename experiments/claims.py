@@ -83,15 +83,15 @@ def claims_text(claims: list[report.Claim]) -> str:
     )
 
 
-def run(config) -> int:
+def run(config, dry_run: bool = False) -> int:
     """Run all, then write claims.jsonl and print what claims.md quotes."""
     home = pathlib.Path(config.workdir)
-    for seed in SEEDS:
-        if code := pipeline.run(pipeline.commands(of_seed(config, seed)) + untaught(config, seed)):
+    commands = [pipeline.commands(of_seed(config, seed)) + untaught(config, seed) for seed in SEEDS]
+    for group in [*commands, *(arm(config, name) for name in ARMS)]:
+        if code := pipeline.show(group) if dry_run else pipeline.run(group):
             return code
-    for name in ARMS:
-        if code := pipeline.run(arm(config, name)):
-            return code
+    if dry_run:
+        return 0
     folders = [home / f"seed{seed}" / name for seed in SEEDS for name in pipeline.RUNS]
     others = [home / f"seed{seed}" / "untaught" for seed in SEEDS]
     others += [home / name / role for name in ARMS for role in ("pretrain", "finetune")]
@@ -110,7 +110,11 @@ def run(config) -> int:
     return 0
 
 
+def main(arguments: list[str]) -> int:
+    """The command line: --config, and --dry_run to print the commands alone."""
+    values = cli.parse_flags("claims", ("config", "dry_run"), arguments)
+    return run(values.config, values.dry_run)
+
+
 if __name__ == "__main__":
-    raise SystemExit(
-        cli.run_guarded(lambda: run(cli.parse_flags("claims", ("config",), sys.argv[1:]).config))
-    )
+    raise SystemExit(cli.run_guarded(lambda: main(sys.argv[1:])))

@@ -9,6 +9,8 @@ conversation.jsonl.
 
 from __future__ import annotations
 
+import argparse
+
 from experiments import pipeline, stages
 from lm import cli, metrics, sources, tasks
 
@@ -16,12 +18,16 @@ STEPS = 1000
 MOST = 2000  # examples of validation that are answered, the first
 
 
-def main(home: str, data: str) -> int:
+def main(flags: argparse.Namespace) -> int:
     """Train all seeds, score them and retrieval on validation, print and keep the figures.
 
     Retrieval by the whole history, and by the user's last turn alone, which is the stronger one.
     """
-    if code := pipeline.run(stages.commands(home, data, "sgd_dialogues", STEPS)):
+    home, data = flags.workdir, flags.data_dir
+    commands = stages.commands(home, data, "sgd_dialogues", STEPS)
+    if flags.dry_run:
+        return pipeline.show(commands)
+    if code := pipeline.run(commands):
         return code
     rows = []
     for how in ("greedy", "beam num_beams=4 length_penalty=0.6"):
@@ -46,4 +52,4 @@ def main(home: str, data: str) -> int:
 
 if __name__ == "__main__":
     flags = stages.arguments(__doc__, "runs/tasks")
-    raise SystemExit(cli.run_guarded(lambda: main(flags.workdir, flags.data_dir)))
+    raise SystemExit(cli.run_guarded(lambda: main(flags)))

@@ -11,13 +11,9 @@ Every turn is in decode_speed.jsonl. Rows of cases not asked for are kept.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import functools
-import json
 import os
 import pathlib
-import platform
 import re
 import statistics
 import tempfile
@@ -28,11 +24,11 @@ import jax
 import numpy as np
 import tqdm
 
-from configs import models
-from lm import batch, decoding, logs, lookup, pipeline, sources, steps, transformer
+from experiments import records, step_speed
+from lm import batch, decoding, pipeline, sources, steps, transformer
 from lm.interop import transformers as exchange
 
-HERE = pathlib.Path(__file__).parent
+NAME = "decode_speed"
 TOKENS, WIDTH, ALPHA, EOS = 32, 4, 0.6, 1
 ROOM = f"min_length={TOKENS} max_length={TOKENS}"
 METHODS = {  # name -> our words, and what is the same to `generate`
@@ -56,8 +52,7 @@ def both(size: str):
     import torch
     import transformers
 
-    _, _, keys = lookup.lookup(models.PRESETS, f"t5_1_1_{size}", "the preset")
-    config = transformer.ModelConfig(**keys)
+    config = step_speed.model_config(size)
     model = transformer.Transformer(config)
     init = lambda: model.init(jax.random.key(0), transformer.dummy_batch())["params"]
     params = jax.jit(init)()
@@ -116,11 +111,9 @@ def measure(pair, size: str, method: str, count: int, asked: list, turns: int) -
 
 def table(rows: list[dict]) -> str:
     """The rows as the page shows them."""
-    lines = [
-        "| T5 1.1 | processor | cores | method | batch | sequences/s, ours | transformers "
-        "| ours / it (lowest .. highest) | by best turns | same ids |"
-    ]
-    lines.append("|" + " --- |" * 10)
+    header = ["T5 1.1", "processor", "cores", "method", "batch", "sequences/s, ours"]
+    header += ["transformers", "ours / it (lowest .. highest)", "by best turns", "same ids"]
+    lines = []
     for row in rows:
         rate = lambda side, pick=statistics.median: row["batch"] / pick(row[side])  # noqa: B023
         ratios = row["ratios"]
@@ -129,22 +122,8 @@ def table(rows: list[dict]) -> str:
         cells.append(f"{rate('ours'):.3g}")
         cells += [f"{rate('theirs'):.3g}", shown, f"{rate('ours', min) / rate('theirs', min):.2f}"]
         cells.append(f"{row['equal']} of {row['compared']}")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
-
-
-def write(row: dict) -> None:
-    """Keep the row beside this file, with the others, and put the table on the page."""
-    record, page = HERE / "decode_speed.jsonl", HERE / "decode_speed.md"
-    words = ("size", "processor", "method", "cores", "batch")
-    order = lambda row: [row["processor"], row["size"] != "small", row["method"] != "greedy"]
-    named = lambda row: order(row) + [row[word] for word in words]
-    old = logs.read(record) if record.exists() else []
-    rows = sorted([other for other in old if named(other) != named(row)] + [row], key=named)
-    before, mark, after = page.read_text().partition("<!-- table -->\n")
-    _, end, rest = after.partition("<!-- end of table -->\n")
-    logs.write_atomically(page, before + mark + table(rows) + "\n" + end + rest)
-    logs.write_atomically(record, "".join(json.dumps(row) + "\n" for row in rows))
+        lines.append(cells)
+    return records.markdown(header, lines)
 
 
 def processor() -> str:
@@ -155,32 +134,35 @@ def processor() -> str:
     return f"{name}, family {family}, model {model}"
 
 
-def main() -> None:
-    """Measure what is asked for; each row is kept as soon as it is measured."""
-    known = argparse.ArgumentParser(prog="python -m experiments.decode_speed")
-    listed = lambda text: text.split(",")
-    known.add_argument("--data_dir", default="", help="TFDS's directory")
-    known.add_argument("--sizes", type=listed, default=["small", "base"])
-    known.add_argument("--methods", type=listed, default=list(METHODS))
-    known.add_argument("--batches", type=listed, default=["1", "8", "32"])
-    known.add_argument("--turns", type=int, default=5)
-    known.add_argument("--cores", type=int, default=0, help="to use, of both; 0: all")
-    asked = known.parse_args()
-    cores = sorted(os.sched_getaffinity(0))[-asked.cores :]
-    os.sched_setaffinity(0, cores)  # before either makes its threads
-    records = sources.records("tfds:multi30k", "test", asked.data_dir)
-    texts = [tokens_of(records[index]["en"]) for index in range(max(map(int, asked.batches)))]
-    stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), machine=platform.machine())
-    stamp |= dict(cores=len(cores), seed=0, versions=logs.versions(), processor=processor())
-    for size in asked.sizes:
+def order(row: dict) -> list:
+    """The place of a row in the table."""
+    first = [row["processor"], row["size"] != "small", row["method"] != "greedy"]
+    return first + [row[key] for key in ("size", "processor", "method", "cores", "batch")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure each case, and save its row as soon as it is complete."""
+    parser = records.parser(NAME, __doc__)
+    parser.add_argument("--data_dir", default="", help="TFDS's directory")
+    parser.add_argument("--sizes", type=records.words, default=["small", "base"])
+    parser.add_argument("--methods", type=records.words, default=list(METHODS))
+    parser.add_argument("--batches", type=records.words, default=["1", "8", "32"])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--cores", type=int, default=0, help="cores to use; 0: all")
+    flags = parser.parse_args(arguments)
+    cores = sorted(os.sched_getaffinity(0))[-flags.cores :]
+    os.sched_setaffinity(0, cores)  # before either library starts its threads
+    captions = sources.records("tfds:multi30k", "test", flags.data_dir)
+    texts = [tokens_of(captions[index]["en"]) for index in range(max(map(int, flags.batches)))]
+    for size in flags.sizes:
         pair = both(size)
-        stamp["attention"] = pair[2].config._attn_implementation
-        cases = [(method, int(count)) for method in asked.methods for count in asked.batches]
+        attention = pair[2].config._attn_implementation
+        cases = [(method, int(count)) for method in flags.methods for count in flags.batches]
         for method, count in tqdm.tqdm(cases, desc=size):
-            row = measure(pair, size, method, count, texts, asked.turns)
-            load = os.getloadavg()[0]  # of both sides, and of what else the machine does
-            row |= stamp | dict(load=load)
-            write(row)
+            row = measure(pair, size, method, count, texts, flags.turns) | records.stamp()
+            row |= dict(cores=len(cores), seed=0, processor=processor(), attention=attention)
+            rows = records.save(flags.out, NAME, [row], order)
+            records.put_table(flags.out, NAME, table(rows))
             print(table([row]))
 
 

@@ -225,8 +225,7 @@ def main(flags) -> int:
         todo = teacher(home, data, name)
         for method in [m for m in methods if m != "alone_longer"]:
             todo += student(home, data, name, method, stages.SEEDS[0])
-        print("\n".join(map(pipeline.printed, todo)))
-        return 0
+        return pipeline.show(todo)
     if code := pipeline.run(teacher(home, data, name)):
         return code
     for method in sorted(methods, key=lambda method: method == "alone_longer"):
@@ -243,7 +242,7 @@ def main(flags) -> int:
     return 0
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words=None) -> argparse.Namespace:
     """The flags of this program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="multi30k", help=", ".join(TASKS))
@@ -251,7 +250,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data_dir", default="", help="TFDS's directory")
     parser.add_argument("--methods", default="", help=f"of {', '.join(ORDER)}; empty: all")
     parser.add_argument("--dry_run", action="store_true", help="print the first seed's commands")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How many tokens a second go from text to rows of a batch, on one core?  Answer: input_speed.md.
 
-python -m experiments.input_speed [section ..]
+python -m experiments.input_speed [section ..] [--repeats=15]
 
 The process is pinned to one core and timed by the processor time it used. Rows of the table are
 medians; every repeat is in input_speed.jsonl. Sections that are not asked for keep their rows.
@@ -8,23 +8,20 @@ medians; every repeat is in input_speed.jsonl. Sections that are not asked for k
 
 from __future__ import annotations
 
-import datetime
 import itertools
-import json
 import os
 import pathlib
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from lm import logs, lookup, objectives, pipeline, shards
+from experiments import records
+from lm import lookup, objectives, pipeline, shards
 
-HERE = pathlib.Path(__file__).parent
+NAME = "input_speed"
 REPEATS = 15
 ROUNDS = 10  # batches a repeat
 BATCH = 128  # examples
@@ -245,34 +242,33 @@ SECTIONS = {
 
 
 def table(rows: list[dict]) -> str:
-    """The rows of a section, as the page shows them."""
-    lines = ["| what | raw | inputs | targets | million tokens/s | lowest .. highest |"]
-    lines.append("|" + " --- |" * 6)
+    """The rows of a section as a Markdown table."""
+    lines = []
     for row in rows:
-        lengths = [str(row[key]) for key in ("raw", "inputs", "targets")]
         low, middle, high = (f"{row[key] / 1e6:.1f}" for key in ("lowest", "median", "highest"))
-        lines.append(f"| {' | '.join([row['what'], *lengths, middle, f'{low} .. {high}'])} |")
-    return "\n".join(lines)
+        lengths = [row[key] for key in ("raw", "inputs", "targets")]
+        lines.append([row["what"], *lengths, middle, f"{low} .. {high}"])
+    header = ("what", "raw", "inputs", "targets", "million tokens/s", "lowest .. highest")
+    return records.markdown(header, lines)
 
 
-def main(names: list[str]) -> None:
-    """Measure the sections named, or all; print their tables, and keep them beside this file."""
-    chosen = {name: lookup.lookup(SECTIONS, name, "the section") for name in names or SECTIONS}
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the sections, and save and print their tables."""
+    parser = records.parser(NAME, __doc__)
+    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; none: all")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    flags = parser.parse_args(arguments)
+    names = flags.sections or list(SECTIONS)
+    chosen = {name: lookup.lookup(SECTIONS, name, "the section") for name in names}
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), numpy=np.__version__)
-    stamp["python"] = platform.python_version()
-    record, page = HERE / "input_speed.jsonl", HERE / "input_speed.md"
-    kept = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    stamp = records.stamp()
     for name, measure in chosen.items():
-        rows = [dict(section=name) | row | stamp for row in measure()]
-        kept = [row for row in kept if row["section"] != name] + rows
-        text = page.read_text()
-        before, mark, after = text.partition(f"<!-- {name} -->\n")
-        _, end, rest = after.partition(f"<!-- end of {name} -->\n")
-        logs.write_atomically(page, before + mark + table(rows) + "\n" + end + rest)
+        rows = [dict(section=name) | row | stamp for row in measure(flags.repeats)]
+        order = lambda row: list(SECTIONS).index(row["section"])
+        records.save(flags.out, NAME, rows, order)
+        records.put_table(flags.out, NAME, table(rows), name)
         print(table(rows))
-    logs.write_atomically(record, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

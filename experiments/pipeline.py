@@ -97,6 +97,12 @@ def printed(arguments: list[str], module: str = "lm") -> str:
     return shlex.join(["python", "-m", module, *arguments])
 
 
+def show(commands: list[list[str]]) -> int:
+    """Print the commands; 0."""
+    print("\n".join(map(printed, commands)))
+    return 0
+
+
 def run(todo: list[list[str]]) -> int:
     """Run commands of the door in turn; the exit code of the first that fails, else 0."""
     start = time.monotonic()

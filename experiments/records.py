@@ -49,6 +49,7 @@ def save(out: pathlib.Path, name: str, rows: list[dict], group: Callable = lambd
     groups = {group(row) for row in rows}
     kept = [row for row in read(out, name) if group(row) not in groups]
     rows = sorted([*kept, *rows], key=group)
+    out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     logs.write_atomically(out / f"{name}.jsonl", lines)
     return rows

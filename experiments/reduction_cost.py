@@ -1,6 +1,6 @@
 """What does parallel.deterministic_reduction=True cost an update?  Answer: reduction_cost.md.
 
-python -m experiments.reduction_cost [rounds]
+python -m experiments.reduction_cost [--rounds=10]
 
 Both reductions take updates of the same model in turns, in one process, on 1 and on 2 devices that
 share this machine's cores. The table has medians; every time is in reduction_cost.jsonl.
@@ -14,20 +14,17 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("NPROC", "32")  # fewer and XLA's collectives deadlock on two cores
 
 import functools
-import json
-import pathlib
-import platform
 import statistics
-import sys
 import time
 
 import jax
 import numpy as np
 
+from experiments import records
 from lm import batch, optimizers, parallel, steps, transformer
 
-HERE = pathlib.Path(__file__).parent
-ROUNDS, ROWS, INPUTS, TARGETS = 10, 16, 128, 32
+NAME = "reduction_cost"
+ROWS, INPUTS, TARGETS = 16, 128, 32
 MODEL = transformer.ModelConfig(
     vocab_size=4096,
     d_model=128,
@@ -99,29 +96,16 @@ def table(rows: list[dict]) -> str:
     return "\n".join(said)
 
 
-def main(rounds: int) -> None:
-    """Measure, and write the answer and its records."""
-    rows = measure(rounds)
-    where = {"machine": platform.machine(), "cores": os.cpu_count(), "jax": jax.__version__}
-    lines = [json.dumps(where | row) for row in rows]
-    (HERE / "reduction_cost.jsonl").write_text("\n".join(lines) + "\n")
-    count = transformer.parameter_count(MODEL)
-    text = f"""# What does `parallel.deterministic_reduction=True` cost an update?
-
-`python -m experiments.reduction_cost {rounds}`: {rounds} updates of each kind in turns, {count:,}
-parameters, {ROWS} rows of {INPUTS} + {TARGETS} tokens, 8 shards, {os.cpu_count()} cores, jax
-{jax.__version__}, {jax.devices()[0].device_kind}. Medians:
-
-{table(rows)}
-
-Fixed takes its 8 shards of 2 rows one after the other on a device, where fast takes all rows of a
-device at once. By its construction it holds two gradients more for each halving of a device's
-shards: six with one device, none with 8. In return the bits of a run do not depend on the number of
-devices. Times are of a machine that had other work to do, which is why the two take turns.
-"""
-    (HERE / "reduction_cost.md").write_text(text)
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and save the record and the table."""
+    parser = records.parser(NAME, __doc__)
+    parser.add_argument("--rounds", type=int, default=10, help="updates of each kind")
+    flags = parser.parse_args(arguments)
+    stamp = records.stamp()
+    rows = records.save(flags.out, NAME, [row | stamp for row in measure(flags.rounds)])
+    records.put_table(flags.out, NAME, table(rows))
     print(table(rows))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS)
+    main()

@@ -8,12 +8,7 @@ updates in turns in one run. Rows of the table are medians; every repeat is in s
 
 from __future__ import annotations
 
-import datetime
 import functools
-import json
-import os
-import pathlib
-import platform
 import statistics
 import tempfile
 import time
@@ -22,10 +17,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from lm import batch, checkpoints, logs, optimizers, steps, transformer
+from experiments import records
+from lm import batch, checkpoints, optimizers, steps, transformer
 
-HERE = pathlib.Path(__file__).parent
-REPEATS = 5
+NAME = "save_cost"
 ROWS, INPUTS, TARGETS = 8, 256, 64
 MODEL = transformer.ModelConfig(
     vocab_size=8192,
@@ -63,14 +58,14 @@ def make_update():
     return jax.jit(lambda: steps.init_state(model, optimizer, plan))(), update
 
 
-def measure() -> list[dict]:
+def measure(repeats: int) -> list[dict]:
     """Rows of the table: what, seconds of every repeat."""
     state, update = make_update()
     state = update(state)
     found: dict[str, list[float]] = {}
     summed = lambda trees: jax.device_get(checkpoints.tree_checksums(trees))
     summed({"params": state.params, "opt_state": state.opt_state})
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for background in (True, False):
             name = "in the background" if background else "not in the background"
             with (
@@ -97,32 +92,22 @@ def measure() -> list[dict]:
 def table(rows: list[dict]) -> str:
     """The rows as the page shows them."""
     update = statistics.median(next(r for r in rows if r["what"] == "an update")["seconds"])
-    lines = ["| what | seconds | lowest .. highest | updates |", "|" + " --- |" * 4]
+    lines = []
     for row in rows:
-        middle, low, high = statistics.median(row["seconds"]), *_ends(row["seconds"])
-        lines.append(
-            f"| {row['what']} | {middle:.3f} | {low:.3f} .. {high:.3f} | {middle / update:.2f} |"
-        )
-    return "\n".join(lines)
+        middle, ends = statistics.median(row["seconds"]), sorted(row["seconds"])
+        spread = f"{ends[0]:.3f} .. {ends[-1]:.3f}"
+        lines.append([row["what"], f"{middle:.3f}", spread, f"{middle / update:.2f}"])
+    return records.markdown(("what", "seconds", "lowest .. highest", "updates"), lines)
 
 
-def _ends(values: list[float]) -> tuple[float, float]:
-    return min(values), max(values)
-
-
-def main() -> None:
-    """Measure, print the table, and keep it beside this file."""
-    rows = measure()
-    stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), jax=jax.__version__)
-    stamp |= dict(python=platform.python_version(), cores=os.cpu_count())
-    stamp["load"] = os.getloadavg()[0]  # of whatever else ran meanwhile
-    stamp["parameters"] = transformer.parameter_count(MODEL)
-    lines = "".join(json.dumps(row | stamp) + "\n" for row in rows)
-    logs.write_atomically(HERE / "save_cost.jsonl", lines)
-    page = HERE / "save_cost.md"
-    before, mark, after = page.read_text().partition("<!-- table -->\n")
-    _, end, rest = after.partition("<!-- end of table -->\n")
-    logs.write_atomically(page, before + mark + table(rows) + "\n" + end + rest)
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, and save it."""
+    parser = records.parser(NAME, __doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    flags = parser.parse_args(arguments)
+    stamp = records.stamp() | dict(parameters=transformer.parameter_count(MODEL))
+    rows = records.save(flags.out, NAME, [row | stamp for row in measure(flags.repeats)])
+    records.put_table(flags.out, NAME, table(rows))
     print(table(rows))
 
 

@@ -19,12 +19,13 @@ SIZE = ["--config.model.num_encoder_layers=2", "--config.model.num_decoder_layer
 PRETRAIN = 800  # updates, of 16 rows of 128 tokens
 
 
-def arguments(text: str, workdir: str) -> argparse.Namespace:
+def arguments(text: str, workdir: str, words=None) -> argparse.Namespace:
     """The flags of a program: where runs lie and TFDS's directory."""
     parser = argparse.ArgumentParser(description=text.splitlines()[0])
     parser.add_argument("--workdir", default=workdir, help="folder of the runs")
     parser.add_argument("--data_dir", default="", help="TFDS's directory")
-    return parser.parse_args()
+    parser.add_argument("--dry_run", action="store_true", help="print the commands alone")
+    return parser.parse_args(words)
 
 
 def prepared(home: str, data: str) -> list[list[str]]:

@@ -11,13 +11,9 @@ table are medians; every turn is in step_speed.jsonl. Sizes not asked for keep t
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import functools
 import json
 import os
-import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,11 +25,14 @@ import numpy as np
 import tqdm
 
 from configs import models
+from experiments import records
 from lm import batch, logs, lookup, optimizers, steps, transformer
 
-HERE = pathlib.Path(__file__).parent
+NAME = "step_speed"
 INPUTS, TARGETS = 512, 114  # tokens of a row
-BATCHES = {"small": 8, "base": 4, "large": 2}  # rows of a step: a CPU takes seconds for it
+BATCHES = {"small": 8, "base": 4, "large": 2, "toy": 2}  # rows of a step; toy is for tests
+TOY = dict(d_model=16, d_ff=32, num_heads=2, num_kv_heads=2, head_dim=8)
+TOY |= dict(num_encoder_layers=1, num_decoder_layers=1)
 RATE, DECAY, CLIP, BETAS = 1e-3, 0.01, 1.0, (0.9, 0.98)  # of AdamW
 
 
@@ -61,8 +60,9 @@ def paced(step: Callable[[], None], seconds: float) -> list[float]:
 
 def model_config(size: str, **words) -> transformer.ModelConfig:
     """T5 1.1 of a size, as the preset has it, without dropout (as it was pre-trained)."""
-    _, _, keys = lookup.lookup(models.PRESETS, f"t5_1_1_{size}", "the preset")
-    return transformer.ModelConfig(**keys, **words)
+    preset = f"t5_1_1_{'small' if size == 'toy' else size}"
+    _, _, keys = lookup.lookup(models.PRESETS, preset, "the preset")
+    return transformer.ModelConfig(**keys | words | (TOY if size == "toy" else {}))
 
 
 def ours(size: str, count: int, seconds: float) -> dict:
@@ -235,11 +235,9 @@ def measure(size: str, count: int, names: list[str], repeats: int, seconds: floa
 def table(rows: list[dict]) -> str:
     """The rows of all sizes, as the page shows them."""
     names = dict(ours="ours", eager="transformers, eager", compiled="transformers, torch.compile")
-    lines = [
-        "| T5 1.1 | batch | arm | sequences/s | ours / it (lowest .. highest) "
-        "| best step, s | ours / it by it | MFU | GiB | compile, s |"
-    ]
-    lines.append("|" + " --- |" * 10)
+    header = ["T5 1.1", "batch", "arm", "sequences/s", "ours / it (lowest .. highest)"]
+    header += ["best step, s", "ours / it by it", "MFU", "GiB", "compile, s"]
+    lines = []
     best = lambda row: min(taken for turn in row["turns"] for taken in turn["seconds"])
     ours = {row["size"]: best(row) for row in rows if row["arm"] == "ours"}
     for row in rows:
@@ -250,45 +248,32 @@ def table(rows: list[dict]) -> str:
         cells += ["" if alone else shown, f"{best(row):.3g}"]
         cells += ["" if alone else f"{best(row) / ours[row['size']]:.2f}", f"{row['mfu']:.1%}"]
         cells += [f"{row['memory_gib']:.1f}", f"{row['compile_seconds']:.0f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return records.markdown(header, lines)
 
 
-def write(rows: list[dict]) -> None:
-    """Keep the rows beside this file, with those of other sizes, and put the table on the page."""
-    record, page = HERE / "step_speed.jsonl", HERE / "step_speed.md"
-    measured = {row["size"] for row in rows}
-    kept = [row for row in logs.read(record) if row["size"] not in measured] + rows
-    kept.sort(key=lambda row: list(BATCHES).index(row["size"]))
-    before, mark, after = page.read_text().partition("<!-- table -->\n")
-    _, end, rest = after.partition("<!-- end of table -->\n")
-    logs.write_atomically(page, before + mark + table(kept) + "\n" + end + rest)
-    logs.write_atomically(record, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def main() -> None:
-    """Measure the sizes asked for; print their table, and keep it beside this file."""
-    known = argparse.ArgumentParser(prog="python -m experiments.step_speed")
-    listed = lambda text: text.split(",")
-    known.add_argument("--sizes", type=listed, default=list(BATCHES))
-    known.add_argument("--arms", type=listed, default=list(ARMS))
-    known.add_argument("--batch", type=int, default=0, help="rows of a step; 0: by size")
-    known.add_argument("--repeats", type=int, default=3, help="turns of every arm")
-    known.add_argument("--seconds", type=float, default=15, help="to measure in a turn, at least")
-    known.add_argument("--turn", type=json.loads, help=argparse.SUPPRESS)
-    asked = known.parse_args()
-    if asked.turn:
-        arm = asked.turn.pop("arm")
-        print(json.dumps((ARMS | {"matmul": matmul})[arm](**asked.turn)))
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the sizes, print their table, and save it."""
+    parser = records.parser(NAME, __doc__)
+    parser.add_argument("--sizes", type=records.words, default=["small", "base", "large"])
+    parser.add_argument("--arms", type=records.words, default=list(ARMS))
+    parser.add_argument("--batch", type=int, default=0, help="rows of a step; 0: by size")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of every arm")
+    parser.add_argument("--seconds", type=float, default=15, help="least time of a turn")
+    parser.add_argument("--turn", type=json.loads, help="internal: one turn, as JSON")
+    flags = parser.parse_args(arguments)
+    if flags.turn:
+        arm = flags.turn.pop("arm")
+        print(json.dumps((ARMS | {"matmul": matmul})[arm](**flags.turn)))
         return
-    stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), machine=platform.machine())
-    stamp |= dict(cores=os.cpu_count(), versions=logs.versions())
-    for size in asked.sizes:
-        count = asked.batch or lookup.lookup(BATCHES, size, "--sizes")
-        names = [arm for arm in asked.arms if lookup.lookup(ARMS, arm, "--arms")]
-        found = measure(size, count, names, asked.repeats, asked.seconds)
-        write([row | stamp for row in found])
-        print(table(found))
+    for size in flags.sizes:
+        count = flags.batch or lookup.lookup(BATCHES, size, "--sizes")
+        names = [arm for arm in flags.arms if lookup.lookup(ARMS, arm, "--arms")]
+        stamp = records.stamp()
+        rows = [row | stamp for row in measure(size, count, names, flags.repeats, flags.seconds)]
+        order = lambda row: list(BATCHES).index(row["size"])
+        records.put_table(flags.out, NAME, table(records.save(flags.out, NAME, rows, order)))
+        print(table(rows))
 
 
 if __name__ == "__main__":

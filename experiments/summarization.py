@@ -8,6 +8,8 @@ words of the body. Answer: summarization.md; every figure: summarization.jsonl.
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 
 from experiments import pipeline, stages
@@ -16,12 +18,16 @@ from lm import cli, metrics, tasks
 STEPS = 600
 
 
-def main(home: str, data: str) -> int:
+def main(flags: argparse.Namespace) -> int:
     """Train all seeds, score them and the lead baseline on validation, print and keep the figures.
 
     Of the baseline both are scored: as many words as subject lines have, and the first sentence.
     """
-    if code := pipeline.run(stages.commands(home, data, "aeslc", STEPS)):
+    home, data = flags.workdir, flags.data_dir
+    commands = stages.commands(home, data, "aeslc", STEPS)
+    if flags.dry_run:
+        return pipeline.show(commands)
+    if code := pipeline.run(commands):
         return code
     rows = []
     for how in ("greedy", "beam num_beams=4 length_penalty=0.6"):
@@ -40,4 +46,4 @@ def main(home: str, data: str) -> int:
 
 if __name__ == "__main__":
     flags = stages.arguments(__doc__, "runs/tasks")
-    raise SystemExit(cli.run_guarded(lambda: main(flags.workdir, flags.data_dir)))
+    raise SystemExit(cli.run_guarded(lambda: main(flags)))

@@ -8,15 +8,21 @@ three seeds each. Answer: translation.md; every figure: translation.jsonl.
 
 from __future__ import annotations
 
+import argparse
+
 from experiments import pipeline, stages
 from lm import cli, metrics
 
 STEPS = 1200
 
 
-def main(home: str, data: str) -> int:
+def main(flags: argparse.Namespace) -> int:
     """Train all arms, score them on the test split, print and keep the figures."""
-    if code := pipeline.run(stages.commands(home, data, "multi30k", STEPS, scratch=True)):
+    home, data = flags.workdir, flags.data_dir
+    commands = stages.commands(home, data, "multi30k", STEPS, scratch=True)
+    if flags.dry_run:
+        return pipeline.show(commands)
+    if code := pipeline.run(commands):
         return code
     rows, differences = [], []
     for how in ("greedy", "beam num_beams=4 length_penalty=0.6"):
@@ -39,4 +45,4 @@ def main(home: str, data: str) -> int:
 
 if __name__ == "__main__":
     flags = stages.arguments(__doc__, "runs/tasks")
-    raise SystemExit(cli.run_guarded(lambda: main(flags.workdir, flags.data_dir)))
+    raise SystemExit(cli.run_guarded(lambda: main(flags)))

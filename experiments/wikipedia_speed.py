@@ -10,12 +10,9 @@ it says how it gets there.
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
-import json
 import os
 import pathlib
-import platform
 import re
 import shutil
 import statistics
@@ -25,15 +22,15 @@ import time
 from collections.abc import Callable
 from xml.etree import ElementTree
 
-from lm import logs, sources, tokenizer
+from experiments import records
+from lm import sources, tokenizer
 from lm.corpus import build, documents
 from tests import dump
 
-HERE = pathlib.Path(__file__).parent
+NAME = "wikipedia_speed"
 STRANGER = pathlib.Path(sys.prefix) / "wikiextractor"
 VERSION = "3.1.0"
 COPIES = 60  # of the dump's pages
-REPEATS = 7
 ARTICLES = 7_000_000
 WORKERS = (1, 8, 64)
 PIECES = 500  # its texts have words for no more
@@ -107,7 +104,7 @@ def jobs(path: pathlib.Path) -> tuple[dict[str, Callable[[], object]], int, int]
     return made, len(articles), sum(len(r["page"]) for r in articles)
 
 
-def rows(repeats: int = REPEATS) -> list[dict]:
+def rows(repeats: int) -> list[dict]:
     """Pages and megabytes a second of every job, medians over the repeats."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "mini.xml.bz2"
@@ -155,20 +152,21 @@ def table(found: list[dict]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Print the tables, and keep them with their record beside this file."""
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, and save and print the tables."""
+    parser = records.parser(NAME, __doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    flags = parser.parse_args(arguments)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    found = rows()
-    lines = table(found)
-    print("\n".join(lines))
-    versions = {"python": platform.python_version(), "wikiextractor": VERSION}
-    versions |= {name: importlib.metadata.version(name) for name in ("mwparserfromhell", "pyarrow")}
-    stamp = dict(date=str(datetime.date.today()), commit=logs.commit(), **versions)
-    record = "".join(json.dumps(row) + "\n" for row in [stamp, *found])
-    page = HERE / "wikipedia_speed.md"
-    before, mark, _ = page.read_text().partition("<!-- table -->\n")
-    logs.write_atomically(page, before + mark + "\n".join(lines) + "\n")
-    logs.write_atomically(HERE / "wikipedia_speed.jsonl", record)
+    stamp = records.stamp()
+    stamp["versions"] |= {"wikiextractor": VERSION}
+    stamp["versions"] |= {
+        name: importlib.metadata.version(name) for name in ("mwparserfromhell", "pyarrow")
+    }
+    found = records.save(flags.out, NAME, [row | stamp for row in rows(flags.repeats)])
+    lines = "\n".join(table(found))
+    records.put_table(flags.out, NAME, lines)
+    print(lines)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.task = "pydocs"  # of lm/tasks; or a corpus's directory, with a slash
-    data.mixture = ()  # several tasks, instead of data.task: (("a", 3.0), ("b", 1.0)), with rates, or
+    data.mixture = ()  # instead of data.task, several: (("a", 3.0), ("b", 1.0)), with rates, or
     # None each for rates by the numbers of examples
     data.custom_tasks = ConfigDict()  # your own, by name, with the fields of lm/tasks/task.py; an
     # example: configs/own_task.py

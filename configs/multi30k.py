@@ -1,7 +1,8 @@
 """Translation of image captions, English to German: 29,000 short pairs, on two CPU cores.
 
 python -m lm train --config=configs/multi30k.py:runs/pretrain --workdir=runs/multi30k
-python -m lm evaluate --workdir=runs/multi30k --split=test --decoding="beam num_beams=4 length_penalty=0.6"
+python -m lm evaluate --workdir=runs/multi30k --split=test --decoding="beam num_beams=4
+length_penalty=0.6"
 """
 
 from configs import base, models

@@ -6,5 +6,5 @@ UNFINISHED = 75  # run the same command again
 
 
 def one_line(error: BaseException, limit: int | None = 200) -> str:
-    """The message of an error on one line of at most `limit` characters; its type if it is empty."""
+    """An error's message on one line of at most `limit` characters; its type if it is empty."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Deduplication: the estimate is the Jaccard index, planted duplicates are found, later ones dropped."""
+"""Deduplication: the Jaccard estimate; planted duplicates are found and later ones dropped."""
 
 from __future__ import annotations
 

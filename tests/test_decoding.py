@@ -290,7 +290,8 @@ def test_beams_enough_for_every_beginning_find_the_optimum(words, length):
 )
 def test_beams_enough_for_every_answer_rank_them_all(words):
     chains = random_chains(5, rows=10, length=3)
-    words = f"beam num_beams=200 num_return_sequences=200 {words}"  # of which 1 + 5 + 5 * 5 * 6 are filled
+    # 1 + 5 + 5 * 5 * 6 of them are filled
+    words = f"beam num_beams=200 num_return_sequences=200 {words}"
     ids, scores = search(chains, words, 3)
     for chain, some, score in zip(chains, ids, scores, strict=True):
         answers = sorted(every_answer(chain, decoding.parse(words), 3), reverse=True)
@@ -336,7 +337,8 @@ def test_a_score_is_the_sum_of_log_probabilities_over_the_penalty():
 @pytest.mark.parametrize("stop", [False, True])
 def test_the_beams_of_a_row_do_not_depend_on_its_neighbours(stop):
     chains = random_chains(3, rows=12, length=8, sharpness=3.0)
-    words = f"beam num_beams=3 num_return_sequences=3 length_penalty=1 length_penalty_kind=power early_stopping={stop}"
+    words = "beam num_beams=3 num_return_sequences=3 length_penalty=1 "
+    words += f"length_penalty_kind=power early_stopping={stop}"
     together = search(chains, words, 8)
     lengths = np.argmax(np.asarray(together.ids) == EOS, -1).max(-1)
     assert len(set(lengths.tolist())) > 2  # they end at different times

@@ -52,9 +52,13 @@ GREEDY = {  # our words, and what is the same to `generate`
 }
 BEAMS = {
     "num_beams=2 length_penalty=0": {"num_beams": 2, "length_penalty": 0.0},
-    "num_beams=2 length_penalty=2 early_stopping=True": {"num_beams": 2, "length_penalty": 2.0, "early_stopping": True},
+    "num_beams=2 length_penalty=2 early_stopping=True": {
+        "num_beams": 2, "length_penalty": 2.0, "early_stopping": True,
+    },
     "num_beams=4 length_penalty=0.6": {"num_beams": 4, "length_penalty": 0.6},
-    "num_beams=4 length_penalty=1 early_stopping=True": {"num_beams": 4, "length_penalty": 1.0, "early_stopping": True},
+    "num_beams=4 length_penalty=1 early_stopping=True": {
+        "num_beams": 4, "length_penalty": 1.0, "early_stopping": True,
+    },
     "num_beams=4 length_penalty=2": {"num_beams": 4, "length_penalty": 2.0},
     "num_beams=4 length_penalty=1 num_return_sequences=3 repetition_penalty=1.5": {
         "num_beams": 4, "length_penalty": 1.0, "repetition_penalty": 1.5
@@ -62,7 +66,8 @@ BEAMS = {
     "num_beams=4 length_penalty=0.6 num_return_sequences=1 min_length=5": {
         "num_beams": 4, "length_penalty": 0.6, "min_new_tokens": 5
     },
-    "num_beams=3 length_penalty=0 early_stopping=True num_return_sequences=2 repetition_penalty=0.7 min_length=3 max_length=7": {
+    "num_beams=3 length_penalty=0 early_stopping=True num_return_sequences=2 "
+    "repetition_penalty=0.7 min_length=3 max_length=7": {
         "num_beams": 3, "length_penalty": 0.0, "early_stopping": True,
         "repetition_penalty": 0.7, "min_new_tokens": 3, "max_new_tokens": 7,
     },

@@ -10,8 +10,11 @@ from lm import decoding
 
 SAID = {
     "greedy": {},
-    "  beam   num_beams=4  length_penalty=1 ": {"method": "beam", "num_beams": 4, "length_penalty": 1.0},
-    "beam num_beams=2 length_penalty=0.0 length_penalty_kind=power early_stopping=True num_return_sequences=2": {
+    "  beam   num_beams=4  length_penalty=1 ": {
+        "method": "beam", "num_beams": 4, "length_penalty": 1.0,
+    },
+    "beam num_beams=2 length_penalty=0.0 length_penalty_kind=power early_stopping=True "
+    "num_return_sequences=2": {
         "method": "beam", "num_beams": 2, "length_penalty": 0.0, "length_penalty_kind": "power",
         "early_stopping": True, "num_return_sequences": 2
     },
@@ -65,19 +68,31 @@ REFUSED = {
     "beam num_beams=four": "decoding num_beams='four' is not a whole number; write one.",
     "beam num_beams=2.5": "decoding num_beams='2.5' is not a whole number",
     "beam length_penalty=": "decoding length_penalty='' is not a number",
-    "beam num_beams=4 num_beams=5": "decoding 'beam num_beams=4 num_beams=5' has num_beams twice; give it once.",
+    "beam num_beams=4 num_beams=5": (
+        "decoding 'beam num_beams=4 num_beams=5' has num_beams twice; give it once."
+    ),
     "beam num_beams=0": "decoding num_beams=0 is out of bounds; use 1 to 1000.",
-    "beam length_penalty_kind=gogle": "decoding length_penalty_kind='gogle' is unknown; choose one of google, power",
-    "beam early_stopping=yes": "decoding early_stopping='yes' is unknown; choose one of False, True",
+    "beam length_penalty_kind=gogle": (
+        "decoding length_penalty_kind='gogle' is unknown; choose one of google, power"
+    ),
+    "beam early_stopping=yes": (
+        "decoding early_stopping='yes' is unknown; choose one of False, True"
+    ),
     "beam length_penalty=nan": "decoding length_penalty=nan is out of bounds",
     "sample temperature=0": "decoding temperature=0.0 is out of bounds; use 0.001 to",
     "sample temperature=inf": "decoding temperature=inf is out of bounds",
     "sample top_k=-1": "decoding top_k=-1 is out of bounds; use 0 to",
     "sample top_p=0": "decoding top_p=0.0 is out of bounds",
     "sample top_p=1.1": "decoding top_p=1.1 is out of bounds; use 1e-06 to 1.0.",
-    "greedy repetition_penalty=0": "decoding repetition_penalty=0.0 is out of bounds; use 0.01 to 100.0",
-    "beam num_beams=2 num_return_sequences=3": "decoding num_return_sequences=3 is more than num_beams=2; use at most that.",
-    "sample num_return_sequences=0": "decoding num_return_sequences=0 is out of bounds; use 1 to 1000.",
+    "greedy repetition_penalty=0": (
+        "decoding repetition_penalty=0.0 is out of bounds; use 0.01 to 100.0"
+    ),
+    "beam num_beams=2 num_return_sequences=3": (
+        "decoding num_return_sequences=3 is more than num_beams=2; use at most that."
+    ),
+    "sample num_return_sequences=0": (
+        "decoding num_return_sequences=0 is out of bounds; use 1 to 1000."
+    ),
     "greedy min_length=5 max_length=4": "min_length=5 is more than the 4 tokens of an answer",
 }
 

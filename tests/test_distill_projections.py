@@ -172,7 +172,8 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_which_learns(models):
     assert all(jnp.max(jnp.abs(layer)) > 1e-3 for leaf in jax.tree.leaves(slope) for layer in leaf)
     first = {"layers": {"kernel": slope["decoder"]["layers"]["kernel"].at[1].set(0)}}
     alone = jax.grad(lambda beside: features.compare(
-        term({"hidden": {"encoder": "none", "decoder": ((1, 1),)}}), *shown, EXAMPLES, beside)[0] / 2
+        term({"hidden": {"encoder": "none", "decoder": ((1, 1),)}}), *shown, EXAMPLES, beside
+    )[0] / 2
     )({"decoder": models[0][1][features.PROJECTIONS]["decoder"]})  # fmt: skip
     np.testing.assert_allclose(alone["decoder"]["layers"]["kernel"], first["layers"]["kernel"])
 

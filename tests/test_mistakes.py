@@ -116,7 +116,9 @@ PAIRS = {  # options that exclude each other, and the keys that the sentence nam
     "steps=0 duration.epochs=3 duration.tokens=1e9": "duration epochs tokens",
     "steps=0 duration.epochs=nan": "duration.epochs",
     "optimizer.warmup.steps=20 optimizer.warmup.percent=2": "optimizer.warmup steps percent",
-    "optimizer.warmup.steps=0 optimizer.warmup.epochs=1 optimizer.warmup.percent=2": "epochs percent",
+    "optimizer.warmup.steps=0 optimizer.warmup.epochs=1 optimizer.warmup.percent=2": (
+        "epochs percent"
+    ),
     "optimizer.schedule=cosine optimizer.cooldown.steps=10": "cooldown wsd",
     "optimizer.schedule=constant optimizer.final_learning_rate_fraction=0.5": "final",
     "optimizer.weight_decay_multipliers=(('[',0),)": "weight_decay_multipliers",

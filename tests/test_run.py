@@ -114,7 +114,8 @@ IMPOSSIBLE = [
     ),
     (
         {"stage": "distill", "teacher.workdir": "/r", "init_from": "/p"},
-        "init_from='/p' and teacher.student_init both set where the student starts; leave init_from empty",
+        "init_from='/p' and teacher.student_init both set where the student starts; leave "
+        "init_from empty",
     ),
     (
         {"tokenizer.dir": "/nowhere"},

@@ -221,7 +221,8 @@ def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces
         (
             "@best",
             "",
-            "the run has no checkpoint.best_metric, so no checkpoint is the best in .*; choose newest",
+            "the run has no checkpoint.best_metric, so no checkpoint is the best in .*; "
+            "choose newest",
         ),
         ("", "encodr/=none", "'encodr/', which is the first match of no parameter; remove it"),
     ],

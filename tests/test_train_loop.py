@@ -268,7 +268,10 @@ def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_lo
     monkeypatch.setattr(parallel, "host_index_and_count", lambda: (0, hosts))
     monkeypatch.setattr(watchdog, "on_abort", lambda tell: None)
     cures = {
-        "RESOURCE_EXHAUSTED: 9 GiB": r"9 GiB.* data.batch_size, .*num_microbatches, .*model.remat_policy",
+        "RESOURCE_EXHAUSTED: 9 GiB": (
+            r"9 GiB.* data.batch_size, .*num_microbatches, "
+            r".*model.remat_policy"
+        ),
         "INVALID_ARGUMENT: a shape": "refuse this .*a shape",
     }
     lost = []

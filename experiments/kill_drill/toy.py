@@ -12,13 +12,14 @@ SIZES = """
     model.vocab_size=512 model.d_model=32 model.d_ff=64 model.num_heads=4 model.num_kv_heads=4
     model.head_dim=8 model.num_encoder_layers=2 model.num_decoder_layers=2 model.scan_layers=True
     model.dropout_rate=0.1 tokenizer.vocab_size=400 tokenizer.num_extra_ids=10
-    data.train_split=train[:120] data.heldout_split=validation[:16] data.input_length=32 data.target_length=16
-    data.batch_size=8 evaluate.max_examples=8 eval_every_steps=10
+    data.train_split=train[:120] data.heldout_split=validation[:16] data.input_length=32
+    data.target_length=16 data.batch_size=8 evaluate.max_examples=8 eval_every_steps=10
 """
 OWN = {  # of each stage: another optimizer, another rhythm of the log
     "pretrain": "optimizer.name=adafactor optimizer.ema_decay=0.9 log_every_steps=1",
     "finetune": "optimizer.name=adamw optimizer.learning_rate=1e-3 log_every_steps=3",
-    "distill": "optimizer.name=adamw optimizer.learning_rate=1e-3 log_every_steps=1 model.num_encoder_layers=1",
+    "distill": "optimizer.name=adamw optimizer.learning_rate=1e-3 log_every_steps=1 "
+    "model.num_encoder_layers=1",
 }
 LOG = {"pretrain": 1, "finetune": 3, "distill": 1}  # updates between rows
 

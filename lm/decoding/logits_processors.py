@@ -16,7 +16,7 @@ def argmax(logits: Array) -> Array:
 
 
 def fast_top_k(x: Array, count: int) -> tuple[Array, Array]:
-    """jax.lax.top_k at a twentieth of its cost on a CPU: float [B, N] -> values, indices [B, count].
+    """jax.lax.top_k at a twentieth of its cost on a CPU: [B, N] -> values, indices [B, count].
 
     The `count` largest values lie in the `count` blocks with the largest maxima.
     """

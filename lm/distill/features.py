@@ -208,7 +208,8 @@ def pairs(
     word = f"teacher.loss.{term.name}"
     if ours.architecture != theirs.architecture:
         raise ValueError(
-            f"{word} compares towers, but model.architecture={ours.architecture!r} is the teacher's "
+            f"{word} compares towers, but model.architecture={ours.architecture!r} is the "
+            f"teacher's "
             f"{theirs.architecture!r}; use forward_kl instead, or the same architecture."
         )
     towers = ("encoder", "decoder") if ours.architecture == "encoder_decoder" else ("decoder",)
@@ -262,7 +263,8 @@ def _check_alike(term: Term, tower: str, chosen: Pairs, ours, theirs) -> None:
             if seen[0] != seen[1]:
                 raise ValueError(
                     f"{word} compares layer {pair[0]} of the {tower} with the teacher's {pair[1]}, "
-                    f"which sees another window; choose pairs of layers, as ((2, 4),), or use relations."
+                    "which sees another window; choose pairs of layers, as ((2, 4),), or "
+                    f"use relations."
                 )
     if term.name == "relations":
         heads = term.heads or both[0].num_heads

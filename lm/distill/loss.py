@@ -42,7 +42,8 @@ def make_distillation_loss(
 
     The teacher runs without dropout or gradient; its parameters are the loss's `teacher` argument.
     Where that is None, what a cache says, the batch's `taught`, stands for it. With neither, as in
-    evaluation, the loss is the cross-entropy alone. Beside what steps.token_sums counts, the sums have
+    evaluation, the loss is the cross-entropy alone. Beside what steps.token_sums counts, the sums
+    have
     of each term x "teacher/x", unweighted, and "teacher/x/weight", what it counts; and "labelled",
     the weight of the targets that the student did not write itself, which alone count as labels.
     Source: Hinton et al. 2015, arXiv:1503.02531.

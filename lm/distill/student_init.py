@@ -1,6 +1,7 @@
 """Where a student starts: in its teacher's layers, in a part of their width, or at random.
 
-The words of teacher.student_init: `even`, `first` or `last` says which layers of each tower are copied;
+The words of teacher.student_init: `even`, `first` or `last` says which layers of each tower are
+copied;
 behind it, for a narrower student, `sliced` or `projected`; before it `shared`, where the encoder
 is to be the teacher's own and to stay so. Or `random` alone. What is copied is so to the bit.
 
@@ -87,7 +88,8 @@ def parse_start(text: str) -> Start | None:
     shared = words[:1] == ["shared"]
     if len(depths) != 1 or len(widths) > 1 or rest != shared or shared and widths:
         raise ValueError(
-            f"teacher.student_init={text!r} is no start; write even, first or last, and for a narrower "
+            f"teacher.student_init={text!r} is no start; write even, first or last, and for "
+            f"a narrower "
             f"student sliced or projected behind it, or for the teacher's own encoder shared "
             f"before it; or random alone."
         )
@@ -176,7 +178,8 @@ def _check_shared(init: str, teacher_config, config) -> None:
     if ours != theirs:
         raise ValueError(
             f"model.num_encoder_layers={ours} is not the teacher's {theirs}, whose encoder "
-            f"teacher.student_init={init!r} takes; use {theirs}, or {init.removeprefix('shared ')!r}."
+            f"teacher.student_init={init!r} takes; use {theirs}, or "
+            f"{init.removeprefix('shared ')!r}."
         )
 
 

@@ -80,9 +80,11 @@ def _write(path: pathlib.Path, rows: Sequence[dict]) -> None:
 class Evaluation:
     """What is the same for all checkpoints of a run on a split; read and compiled when needed.
 
-    split: of the tasks' sources; empty: what the run holds out. decoding: in the words of lm.decoding;
+    split: of the tasks' sources; empty: what the run holds out. decoding: in the words of
+    lm.decoding;
     empty: the run's own. max_examples: examples of each task, 0 for all; None: of what the
-    run holds out as its evaluate.max_examples and evaluate.max_decoded_examples say, of another split all.
+    run holds out as its evaluate.max_examples and evaluate.max_decoded_examples say, of another
+    split all.
     """
 
     def __init__(
@@ -191,7 +193,8 @@ class Evaluation:
         if not math.isfinite(whole["nats"].sum()):
             raise ValueError(
                 f"the loss of {self.run.workdir} at update {step} on {self.split} is not finite; "
-                f"choose another checkpoint by --step, or train with a lower optimizer.learning_rate."
+                "choose another checkpoint by --step, or train with a lower "
+                f"optimizer.learning_rate."
             )
         for name, examples in each.items():
             found = scores.score_losses(examples) | self._baselines[name]

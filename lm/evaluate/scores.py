@@ -16,7 +16,7 @@ LARGEST = 700.0  # nats of a perplexity that is a float
 
 
 def task_texts(run: runs.Run, name: str, split: str = "") -> list[tasks.Text]:
-    """The pairs of a task of the run as texts, whole, at most evaluate.max_decoded_examples of them.
+    """A task's pairs as complete texts, at most evaluate.max_decoded_examples of them.
 
     split: of the task's source; empty: the one the run holds out.
     """

@@ -38,8 +38,8 @@ def read(directory, workdir, config: dict) -> str:
 
     directory: a transformers checkpoint, or a step of T5X's. config: nested dict of all keys; its
     sections model and tokenizer give way to the checkpoint's. T5X keeps no config and no tokenizer
-    beside its weights: model.activation and the relative bias's distance limit, where the shapes fit both, are the
-    config's, and tokenizer.dir names a directory with a SentencePiece model.
+    beside its weights: model.activation and the relative bias's distance limit, where the shapes
+    fit both, are the config's, and tokenizer.dir names a directory with a SentencePiece model.
     The folder appears whole or not at all. Returns what was read, in a line.
     Raises ValueError for what cannot be read, and where something is already.
     """

@@ -296,7 +296,8 @@ def family_of(config: transformer.ModelConfig) -> Family:
     homes = {"relative": "t5", "relative_per_layer": "umt5", "rotary": "t5gemma"}
     if config.position.kind not in homes:
         raise ValueError(
-            f"model.position.kind={config.position.kind!r} cannot be exported: transformers' T5 family has "
+            f"model.position.kind={config.position.kind!r} cannot be exported: "
+            f"transformers' T5 family has "
             f"{' or '.join(map(repr, homes))} only."
         )
     family = FAMILIES[homes[config.position.kind]]

@@ -104,7 +104,8 @@ def found(directory) -> pathlib.Path | None:
 def read_architecture(directory) -> dict:
     """The ModelConfig fields that the names and shapes of a checkpoint tell.
 
-    What they cannot tell is left at T5's: `position.relative_attention_max_distance`, and the activation, geglu where there
+    What they cannot tell is left at T5's: `position.relative_attention_max_distance`, and the
+    activation, geglu where there
     is a gate and relu where there is none (a silu gate looks the same).
     Raises ValueError where the checkpoint is damaged or is no encoder-decoder T5.
     """

@@ -189,7 +189,8 @@ def _check_sentinels(directory, made: tokenizer.Tokenizer, named: dict[int, int 
             here = made.sentinel(k) if k < made.num_extra_ids else "no id"
             raise ValueError(
                 f"{directory} gives <extra_id_{k}> the id {place}, where {made.num_extra_ids} "
-                f"{made.sentinel_order} sentinels over {made.vocab_size} pieces give {here}; remove "
+                f"{made.sentinel_order} sentinels over {made.vocab_size} pieces give "
+                f"{here}; remove "
                 f"its added tokens but the sentinels, and number those without a gap."
             )
 

@@ -4,7 +4,7 @@ tensorboardX's own writer uses a thread: when the disk is full the thread dies, 
 and the next scalar blocks for ever.
 """
 
-# pyright: reportAttributeAccessIssue=false  (protobuf makes its classes at run time)
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import os

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# Published dense bfloat16 FLOP/s of one jax device, by a substring of device_kind; first match wins.
+# Published dense bfloat16 FLOP/s of one jax device, by a substring of device_kind; first match
+# wins.
 PEAK_FLOPS = (
     ("TPU v3", 61.5e12),
     ("TPU v4 lite", 138e12),

@@ -121,7 +121,7 @@ class RunLog:
             tqdm.tqdm.write(text, file=sys.stderr)
 
     def _eta(self, step: int) -> datetime.timedelta | str:
-        """Time left at the mean rate since the first row, or, for the first row, since the start."""
+        """Time left at the mean rate since the first row; for the first row, since the start."""
         (start_step, start_time), now = self._eta_start, self._clock()
         if self._is_compiling:  # later rows are measured without the compilation
             self._eta_start, self._is_compiling = (step, now), False

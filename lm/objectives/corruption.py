@@ -102,7 +102,8 @@ def places_of(config, hidden, length: int, shown_only: bool = False) -> np.ndarr
     if hidden is None:
         raise ValueError(
             f"objective.name={config.name!r} with objective.replacement={config.replacement!r} "
-            f"does not write down which tokens it hid; give restore hidden=objectives.noise_mask(..) of "
+            "does not write down which tokens it hid; give restore "
+            f"hidden=objectives.noise_mask(..) of "
             f"the same text and seed."
         )
     expected = np.count_nonzero(~hidden) if shown_only else len(hidden)

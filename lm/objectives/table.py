@@ -19,8 +19,8 @@ from lm.objectives import corruption, example_lengths, noise_masks
 class ObjectiveConfig:
     """What is hidden and how it is asked for; keys as in configs/base.py, checked when built.
 
-    noise_density: the share of tokens that is hidden, in (0, 1). mean_noise_span_length: tokens a hidden span,
-    1 or more. placement, replacement, target: words that the objective has.
+    noise_density: the share of tokens that is hidden, in (0, 1). mean_noise_span_length: tokens a
+    hidden span, 1 or more. placement, replacement, target: words that the objective has.
     Raises ValueError.
     """
 
@@ -43,7 +43,8 @@ class ObjectiveConfig:
             )
         if not 1 <= self.mean_noise_span_length < math.inf:
             raise ValueError(
-                f"objective.mean_noise_span_length={self.mean_noise_span_length} is not a finite number of at least 1 token; "
+                f"objective.mean_noise_span_length={self.mean_noise_span_length} is not a "
+                f"finite number of at least 1 token; "
                 f"use 3.0, as T5 does."
             )
 

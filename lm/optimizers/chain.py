@@ -1,4 +1,4 @@
-"""An optimizer built from a config: clipping, the optimizer, weight decay, learning rate, freezing."""
+"""Build an optimizer from a config: clipping, direction, weight decay, learning rate, freezing."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ class ParallelConfig:
             )
         if self.reduction_shards & (self.reduction_shards - 1):
             raise ValueError(
-                f"parallel.reduction_shards={self.reduction_shards} cannot be halved down to one; use a power of 2."
+                f"parallel.reduction_shards={self.reduction_shards} cannot be halved down "
+                f"to one; use a power of 2."
             )
 
     @property
@@ -57,5 +58,6 @@ def check_batch_size(batch_size: int, shards: int, num_microbatches: int) -> Non
     if batch_size % (shards * num_microbatches):
         raise ValueError(
             f"data.batch_size={batch_size} does not divide over {shards} shards x "
-            f"parallel.num_microbatches={num_microbatches}; use a multiple of {shards * num_microbatches}."
+            f"parallel.num_microbatches={num_microbatches}; use a multiple of "
+            f"{shards * num_microbatches}."
         )

@@ -42,7 +42,8 @@ class Pmap:
             )
         if config.fixed_shards % self.shards:
             raise ValueError(
-                f"parallel.reduction_shards={config.reduction_shards} do not divide over {self.shards} devices; use "
+                f"parallel.reduction_shards={config.reduction_shards} do not divide over "
+                f"{self.shards} devices; use "
                 f"a power of 2 of them by parallel.data, or more shards."
             )
         self.devices = [device for local in by_host for device in local[:per_host]]

@@ -68,7 +68,8 @@ def train_batches(
 
     A row's masks are drawn from its place in the run, before the host's slice, so that batch t is
     the same set of rows whatever the number of hosts; each gets batch_size / hosts of them.
-    data.num_workers processes make the batches, or threads of this one if 0: their order is the same.
+    data.num_workers processes make the batches, or threads of this one if 0: their order is the
+    same.
     Rows of damaged records are empty, up to data.max_bad_records of them; more raise ValueError.
     Raises what making a batch raises; ChildProcessError where a worker was killed; ValueError where
     the hosts cannot share a batch.

@@ -49,7 +49,8 @@ class DataConfig:
             mixing_rates((), list(mixed.values()))
         if not 0 < self.mixing_temperature < math.inf:
             raise ValueError(
-                f"data.mixing_temperature={self.mixing_temperature} is not a finite number above 0; "
+                f"data.mixing_temperature={self.mixing_temperature} is not a finite number "
+                f"above 0; "
                 f"use 1.0 for rates proportional to the numbers of examples, 2.0 to favour small "
                 f"tasks."
             )

@@ -180,7 +180,8 @@ class _Reader:
         from mwparserfromhell import parser
         from mwparserfromhell.parser import tokenizer
 
-        make_tokenizer = parser.CTokenizer or tokenizer.Tokenizer  # compiled, if available
+        compiled = getattr(parser, "CTokenizer", None)
+        make_tokenizer = compiled or tokenizer.Tokenizer
         try:
             self.tokens = iter(make_tokenizer().tokenize(text))
         except parser.ParserError as error:

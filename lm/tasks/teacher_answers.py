@@ -49,7 +49,8 @@ def with_teacher_answers(name: str, task: Task, split: str) -> tuple[Task, str]:
         return task, split
     if not task.pairs:
         raise ValueError(
-            f"data.train_split={split!r} has answers, but {name} is running text; use data.train_split='train'."
+            f"data.train_split={split!r} has answers, but {name} is running text; use "
+            f"data.train_split='train'."
         )
     fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     return TeacherAnswers(**fields | {"source": split}, name=name), "train"

@@ -8,7 +8,8 @@ from lm import checkpoints, runs
 class EarlyStopping:
     """Counts evaluations in a row without a better figure; plain JSON that travels in checkpoints.
 
-    figure: checkpoint.best_metric. most: early_stopping_patience, so many end the run; 0: none do. memory: that
+    figure: checkpoint.best_metric. most: early_stopping_patience, so many end the run; 0: none do.
+    memory: that
     of another one, to go on from; where it is of another figure, it counts for nothing.
     """
 
@@ -52,6 +53,7 @@ class EarlyStopping:
     def ended(self, step: int) -> str:
         """What `train` says of a run that is over."""
         return (
-            f"training ended early after update {step}, for {self.account}; raise early_stopping_patience (or "
+            f"training ended early after update {step}, for {self.account}; raise "
+            f"early_stopping_patience (or "
             f"set it to 0) to go on."
         )

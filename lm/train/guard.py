@@ -38,7 +38,7 @@ class Guard:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the last guard.max_bad_steps updates were all bad, so that it is time to go back."""
+        """Whether the last guard.max_bad_steps updates were all bad: time to roll back."""
         return len(self.row) >= self._patience
 
     def judge(self, step: int, batch: int, loss: float, finite: bool, usual=True) -> dict | None:

@@ -68,7 +68,8 @@ def _taken(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
         init, seed = run.teacher.student_init, run.seed
         if distill.parse_start(init) and distill.leaves_head(theirs, run.model):
             print(
-                f"teacher.student_init {init}: model.lm_head={run.model.lm_head!r} starts as the teacher's "
+                f"teacher.student_init {init}: model.lm_head={run.model.lm_head!r} starts "
+                f"as the teacher's "
                 f"embedding, which was never a head; the first updates go into learning one.",
                 file=sys.stderr,
             )

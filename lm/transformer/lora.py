@@ -46,7 +46,8 @@ class LoraConfig:
         asked = (self.alpha, self.target_pattern) != (LoraConfig.alpha, LoraConfig.target_pattern)
         if not self.rank and asked:
             raise ValueError(
-                f"lora.alpha={self.alpha} and lora.target_pattern={self.target_pattern!r} have no use "
+                f"lora.alpha={self.alpha} and lora.target_pattern={self.target_pattern!r} "
+                f"have no use "
                 f"with lora.rank=0; set a rank, or leave them as they are in configs/base.py."
             )
 
@@ -65,8 +66,8 @@ def shapes(config: LoraConfig, params: Any) -> Any:
     """The tree that training holds, as shapes: the model's `params`, and a and b where there is a
     rank.
 
-    Raises ValueError where lora.target_pattern finds no kernel, or something else, and for a rank that a
-    kernel has not.
+    Raises ValueError where lora.target_pattern finds no kernel, or something else, and for a rank
+    that a kernel has not.
     """
     if not config.rank:
         return params
@@ -75,12 +76,14 @@ def shapes(config: LoraConfig, params: Any) -> Any:
     kernels = [path for path in flat if "/layers/" in path and path.endswith("/kernel")]
     if odd := sorted(found.keys() - set(kernels)):
         raise ValueError(
-            f"lora.target_pattern={config.target_pattern!r} matches {odd[0]}, which is no kernel of a layer; match "
+            f"lora.target_pattern={config.target_pattern!r} matches {odd[0]}, which is no "
+            f"kernel of a layer; match "
             f"paths like {kernels[0]} alone."
         )
     if not found:
         raise ValueError(
-            f"lora.target_pattern={config.target_pattern!r} matches no parameter; match a path like {kernels[0]}."
+            f"lora.target_pattern={config.target_pattern!r} matches no parameter; match a "
+            f"path like {kernels[0]}."
         )
     made = {}
     for path, leaf in found.items():

@@ -184,7 +184,8 @@ class Tower(nn.Module):
 class Transformer(nn.Module):
     """Batch to logits: `__call__` for training; `encode`, `start`, `decode_step` to decode.
 
-    Where apply has the collection layers.INTERMEDIATES mutable, `__call__` leaves there of each tower its
+    Where apply has the collection layers.INTERMEDIATES mutable, `__call__` leaves there of each
+    tower its
     "input" and "output" [B, T, D] and of its layers "hidden" [L, B, T, D], and of each attention
     "queries" [L, B, T, N, H], "keys", "values" [L, B, S, K, H] and "scores" [L, B, N, T, S], each
     in a tuple of one for each time that the tower was run. Elsewhere none of it is computed.

@@ -134,10 +134,10 @@ def processor() -> str:
     return f"{name}, family {family}, model {model}"
 
 
-def order(row: dict) -> list:
+def order(row: dict) -> tuple:
     """The place of a row in the table."""
     first = [row["processor"], row["size"] != "small", row["method"] != "greedy"]
-    return first + [row[key] for key in ("size", "processor", "method", "cores", "batch")]
+    return (*first, *(row[key] for key in ("size", "processor", "method", "cores", "batch")))
 
 
 def main(arguments: list[str] | None = None) -> None:

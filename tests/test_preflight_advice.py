@@ -167,7 +167,7 @@ def test_a_layout_that_is_a_mistake_is_passed_over(make_run, slice_with):
 def test_steps_are_those_that_training_accepts(make_run):
     target = slices.parse_slice("v5e-8")
     assert [len(kind) for kind in advice.ladders(make_run(), target)] == [2, 2, 3]
-    fixed = make_run(**{"parallel.reduction": "fixed"})  # requires pmap
+    fixed = make_run(**{"parallel.deterministic_reduction": True})  # requires pmap
     kinds = advice.ladders(fixed, target)
     assert not any("parallel.fsdp" in step for kind in kinds for step in kind)
     sharded = make_run(**{"parallel.strategy": "mesh", "parallel.tensor": 4})

@@ -106,7 +106,7 @@ def test_a_loss_in_parts_and_joined_is_that_of_the_whole():
     names = ("nats", "weight", "hits", "bytes", "text_nats", "text_weight")
     whole = {name: rng.uniform(1, 2, 30) for name in names}
     parts = [{name: x[a:b] for name, x in whole.items()} for a, b in ((0, 7), (7, 8), (8, 30))]
-    assert scores.score_losses(scores.joined(parts)) == scores.score_losses(whole)
+    assert scores.score_losses(scores.concatenate(parts)) == scores.score_losses(whole)
 
 
 def test_a_judge_gives_while_training_what_evaluate_writes(workdir, figures):

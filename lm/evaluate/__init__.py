@@ -1,8 +1,8 @@
 """Evaluate a run: held-out losses, baselines and task scores, with intervals.
 
-heldout     the loss of held-out examples, and the unigram baseline
+heldout     the loss of held-out examples, and unigram baselines
 scores      answers against references, by the metrics of a task
-curve       the scores of several checkpoints, as a picture
+curve       plot the scores of several checkpoints
 evaluation  all of these for a run, written into its workdir
 """
 

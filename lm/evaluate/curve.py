@@ -1,22 +1,23 @@
-"""The scores of a run's checkpoints over its updates, as a picture."""
+"""Plot the scores of a run's checkpoints over its updates."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from lm import storage
 from lm.checkpoints import retention
 
-LOWER = (*retention.LOWER_IS_BETTER, "perplexity")  # is better; of all other scores higher is
-ACROSS = 3  # panels side by side
+LOWER_IS_BETTER = (*retention.LOWER_IS_BETTER, "perplexity")
+COLUMNS = 3  # of panels
 WIDTH, HEIGHT = 3.6, 2.6  # of a panel, in inches
 
 
 class Point(NamedTuple):
-    """A score of a checkpoint, and the ends of its interval."""
+    """A score of a checkpoint, with its interval."""
 
     step: int
     value: float
@@ -25,53 +26,53 @@ class Point(NamedTuple):
 
 
 def series(rows: Sequence[dict]) -> dict[str, list[Point]]:
-    """The points of each score that has an interval, by its name; of several tasks "task/score".
+    """Collect the points of each score with an interval; keys are "score" or "task/score".
 
-    rows: as evaluate writes them, by step.
+    rows: of evaluate.jsonl, by step.
     """
-    found: dict[str, list[Point]] = {}
+    points: dict[str, list[Point]] = {}
     for row in rows:
-        scored = {"": row} | {f"{name}/": part for name, part in row.get("tasks", {}).items()}
-        for prefix, part in scored.items():
-            for name, ends in part["intervals"].items():
-                point = Point(row["step"], part[name], *ends)
-                found.setdefault(prefix + name, []).append(point)
-    return found
+        tables = {"": row} | {f"{name}/": scores for name, scores in row.get("tasks", {}).items()}
+        for prefix, scores in tables.items():
+            for name, interval in scores["intervals"].items():
+                point = Point(row["step"], scores[name], *interval)
+                points.setdefault(prefix + name, []).append(point)
+    return points
 
 
 def best(name: str, points: Sequence[Point]) -> Point:
-    """The point with the best value of this score, of equal ones the earliest."""
-    sign = 1 if name.rpartition("/")[2] in LOWER else -1
+    """Return the point with the best value, the earliest if several are equal."""
+    sign = 1 if name.rpartition("/")[2] in LOWER_IS_BETTER else -1
     return min(points, key=lambda point: sign * point.value)
 
 
-def draw(rows: Sequence[dict], path, title: str) -> None:
-    """Write a PNG with a panel a score: its values, their intervals as a band, the best marked.
+def draw(rows: Sequence[dict], path: str | os.PathLike, title: str) -> None:
+    """Write a PNG with a panel for each score: values, intervals as a band, a star at the best.
 
-    A lead baseline is the dashed line in the panel of its score. rows: as of series.
+    A lead baseline is a dashed line in the panel of its score. rows: as of series.
     """
     from matplotlib import figure
 
-    found = series(rows)
-    panels = [name for name in found if not name.rpartition("/")[2].startswith("lead_")]
-    down = math.ceil(len(panels) / ACROSS)
-    size = (WIDTH * min(ACROSS, len(panels)), HEIGHT * down)
+    points_by_score = series(rows)
+    panels = [name for name in points_by_score if not name.rpartition("/")[2].startswith("lead_")]
+    num_rows, num_columns = math.ceil(len(panels) / COLUMNS), min(COLUMNS, len(panels))
+    size = (WIDTH * num_columns, HEIGHT * num_rows)
     canvas = figure.Figure(figsize=size, layout="constrained")
     canvas.suptitle(title)
-    for place, name in enumerate(panels, 1):
-        axes, points = canvas.add_subplot(down, min(ACROSS, len(panels)), place), found[name]
+    for number, name in enumerate(panels, 1):
+        axes, points = canvas.add_subplot(num_rows, num_columns, number), points_by_score[name]
         steps, values, lows, highs = zip(*points, strict=True)
         axes.fill_between(steps, lows, highs, alpha=0.2, linewidth=0)
         axes.plot(steps, values, "o-", markersize=3, linewidth=1.4)
-        top = best(name, points)
-        axes.plot(top.step, top.value, "*", markersize=11)
-        axes.set_title(f"{name}: best {top.value:.4g} at {top.step}", fontsize=9)
+        peak = best(name, points)
+        axes.plot(peak.step, peak.value, "*", markersize=11)
+        axes.set_title(f"{name}: best {peak.value:.4g} at {peak.step}", fontsize=9)
         task, slash, score = name.rpartition("/")
-        for point in found.get(f"{task}{slash}lead_{score}", ())[-1:]:
+        for point in points_by_score.get(f"{task}{slash}lead_{score}", ())[-1:]:
             axes.axhline(point.value, linestyle="--", linewidth=1)
         axes.set_xlabel("updates", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(axis="y", alpha=0.2)
-    drawing = io.BytesIO()
-    canvas.savefig(drawing, format="png", dpi=120, metadata={"Software": None})
-    storage.write_atomic(path, drawing.getvalue())
+    file = io.BytesIO()
+    canvas.savefig(file, format="png", dpi=120, metadata={"Software": None})
+    storage.write_atomic(path, file.getvalue())

@@ -1,4 +1,4 @@
-"""The loss of held-out examples, and what a model without context would reach."""
+"""The loss of held-out examples, and of a unigram model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from lm import batch, parallel, pipeline, runs, steps, transformer
 
 
 class HeldOut:
-    """The held-out loss of any parameters: compiled once, called as often as one likes."""
+    """Computes the held-out loss of any placed parameters with one compiled program."""
 
-    def __init__(self, run: runs.Run, strategy, examples: pipeline.Examples, tokens):
+    def __init__(
+        self, run: runs.Run, strategy: parallel.Strategy, examples: pipeline.Examples, tokens
+    ):
         model = transformer.Transformer(run.model, strategy.shard_activations)
         text_bytes = tokens.piece_bytes(run.model.vocab_size)
-        plain = steps.LossConfig(z_loss=0.0, label_smoothing=0.0)
-        loss = steps.make_language_loss(model, plain, text_bytes)
+        loss_config = steps.LossConfig(z_loss=0.0, label_smoothing=0.0)
+        loss = steps.make_language_loss(model, loss_config, text_bytes)
         self._step = strategy.compile(functools.partial(steps.eval_step, loss=loss))
         self._by_row = strategy.compile(
             functools.partial(row_sums, model=model, text_bytes=text_bytes)
@@ -29,17 +31,17 @@ class HeldOut:
         self._seed, self._limit = run.seed, run.evaluate.max_examples
 
     def batches(self) -> Iterator:
-        """The batches, whole, the same at every call and on every host."""
+        """Yield global batches, equal at each call and on each host."""
         return pipeline.heldout_batches(self._examples, self._seed, self._limit)
 
-    def of(self, part: pipeline.TaskSplit) -> HeldOut:
-        """The same of one task's examples alone, without compiling anew."""
-        alone = copy.copy(self)
-        alone._examples = pipeline.Examples((part,))
-        return alone
+    def for_task(self, split: pipeline.TaskSplit) -> HeldOut:
+        """Copy for the examples of one task; shares the compiled programs."""
+        task_loss = copy.copy(self)
+        task_loss._examples = pipeline.Examples((split,))
+        return task_loss
 
     def _placed(self, label: str, beat) -> Iterator:
-        """The batches as they lie on the devices; of several hosts each has its own rows."""
+        """Yield the batches placed on the devices; each host places its rows."""
         total = pipeline.num_heldout_batches(self._examples, self._limit)
         bar = tqdm.tqdm(self.batches(), total=total, desc=label, disable=None, leave=bool(label))
         for rows in bar:
@@ -47,57 +49,54 @@ class HeldOut:
             yield self._strategy.place_batch(parallel.host_rows(rows))
 
     def sums(self, params, label: str = "", beat=lambda: None) -> dict[str, float]:
-        """Sums over all held-out examples, each counted once; params as placed.
-
-        beat: called before each batch.
-        """
-        added: dict[str, float] = {}
+        """Sum the metrics of all held-out examples; beat: called before each batch."""
+        totals: dict[str, float] = {}
         for rows in self._placed(label, beat):
             for name, value in self._strategy.fetch_numbers(self._step(params, rows)).items():
-                added[name] = added.get(name, 0.0) + float(value)
-        return added
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
 
     def by_example(self, params, label: str = "") -> dict[str, np.ndarray]:
-        """The same sums of each example by itself, but the loss: {name: float64 [examples]}.
+        """Sum the metrics of each example, without the loss: {name: float64 [examples]}.
 
-        In order, and on every host those of all; rows without a target are no examples.
+        In order, on every host those of all hosts; rows without targets are dropped.
         """
-        found = []
+        batches = []
         for rows in self._placed(label, lambda: None):
-            own = self._strategy.fetch_rows(self._by_row(params, rows))
-            found.append(parallel.gather_rows(own))
-        whole = jax.tree.map(lambda *parts: np.concatenate(parts).astype(np.float64), *found)
-        return {name: sums[whole["weight"] > 0] for name, sums in whole.items()}
+            sums = self._strategy.fetch_rows(self._by_row(params, rows))
+            batches.append(parallel.gather_rows(sums))
+        totals = jax.tree.map(lambda *sums: np.concatenate(sums).astype(np.float64), *batches)
+        return {name: sums[totals["weight"] > 0] for name, sums in totals.items()}
 
 
 def row_sums(params, examples: batch.Batch, *, model, text_bytes, axis=None) -> steps.Sums:
-    """What steps.token_sums gives of each row of a batch by itself: {name: float32 [B]}."""
+    """Compute steps.token_sums of each row of a batch: {name: float32 [B]}."""
     logits = steps.apply_model(model, params, examples, None)
 
-    def measured(logits, row):
-        alone = jax.tree.map(lambda x: x[None], row)
-        return steps.token_sums(logits[None], alone, text_bytes)
+    def token_sums(logits, row):
+        row = jax.tree.map(lambda x: x[None], row)
+        return steps.token_sums(logits[None], row, text_bytes)
 
-    return jax.vmap(measured)(logits, examples)
+    return jax.vmap(token_sums)(logits, examples)
 
 
 def unigram_baselines(heldout: HeldOut, train_counts: np.ndarray, text_bytes: np.ndarray) -> dict:
-    """What a model without context reaches on the very targets that are scored, in nats.
+    """Compute the loss of unigram models on the held-out targets, in nats per text token.
 
-    unigram_nats: cross-entropy under the training split's frequencies, plus one each.
-    unigram_entropy: the held-out targets' own entropy, below which no unigram model can be.
-    Only ids that stand for text count: not eos, not sentinels.
+    unigram_nats: cross-entropy under the training split's counts plus one.
+    unigram_entropy: entropy of the held-out targets, the lowest loss of any unigram model.
+    eos and sentinels are not counted.
     """
     size = len(text_bytes)
-    found = np.zeros(size)
+    counts = np.zeros(size)
     for rows in heldout.batches():
-        found += np.bincount(rows.targets[rows.targets_segment_ids > 0], minlength=size)
-    text = text_bytes > 0
-    found = found[text]
-    known = np.pad(train_counts, (0, size - len(train_counts)))[text] + 1.0
-    share = found / found.sum()
-    present = share > 0
+        counts += np.bincount(rows.targets[rows.targets_segment_ids > 0], minlength=size)
+    is_text = text_bytes > 0
+    counts = counts[is_text]
+    smoothed = np.pad(train_counts, (0, size - len(train_counts)))[is_text] + 1.0
+    frequencies = counts / counts.sum()
+    positive = frequencies[frequencies > 0]
     return {
-        "unigram_nats": float(-(share * np.log(known / known.sum())).sum()),
-        "unigram_entropy": float(-(share[present] * np.log(share[present])).sum()),
+        "unigram_nats": float(-(frequencies * np.log(smoothed / smoothed.sum())).sum()),
+        "unigram_entropy": float(-(positive * np.log(positive)).sum()),
     }

@@ -1,4 +1,4 @@
-"""What a run's model scores in its tasks: answers against references, and how sure that is."""
+"""Score answers and losses, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -11,127 +11,125 @@ import numpy as np
 from lm import metrics, runs, sources, steps, tasks
 from lm.inference import generate
 
-DRAWS = 1000  # of the bootstrap
-LARGEST = 700.0  # nats of a perplexity that is a float
+NUM_DRAWS = 1000  # of the bootstrap
+MAX_NATS = 700.0  # exp of more overflows a float
 
 
 def task_texts(run: runs.Run, name: str, split: str = "") -> list[tasks.Text]:
-    """A task's pairs as complete texts, at most evaluate.max_decoded_examples of them.
+    """Read the pairs of a run's task as whole texts, at most evaluate.max_decoded_examples.
 
-    split: of the task's source; empty: the one the run holds out.
+    split: of the task's source; empty: the run's held-out split.
     """
     task, split = run.data.reading(name, split or runs.splits(run)[1][name])
     records = sources.records(task.source, split, run.data.tfds_dir)
-    every = (text for i in range(len(records)) for text in task.to_texts(records[i]))
-    return list(itertools.islice(every, run.evaluate.max_decoded_examples or None))
+    texts = (text for i in range(len(records)) for text in task.to_texts(records[i]))
+    return list(itertools.islice(texts, run.evaluate.max_decoded_examples or None))
 
 
 def references(pairs: Sequence[tasks.Text]) -> list:
-    """What each answer is held against: a text, or a list of them where several are right."""
+    """List the references of each pair: a text, or a list of texts."""
     return [pair.get("references", pair["targets"]) for pair in pairs]
 
 
 def score_answers(
-    task: tasks.Task, pairs: Sequence[tasks.Text], said: Sequence[str]
+    task: tasks.Task, pairs: Sequence[tasks.Text], answers: Sequence[str]
 ) -> dict[str, float | dict]:
-    """All scores of a task's answers; 95 % intervals by name; each metric's signature by its word.
+    """Compute a task's scores with 95 % intervals and the signature of each metric.
 
-    Of a task with rouge also those of the lead baseline, the first words of the inputs.
+    Tasks with rouge are also scored for the lead baseline, the first words of the inputs.
     """
-    theirs, found = references(pairs), {"examples": len(pairs)}
-    found |= {"intervals": {}, "signatures": {}}
-    for word in task.metrics:
-        found |= metrics.score(word, said, theirs)
-        found["intervals"] |= metrics.confidence_intervals(word, said, theirs, draws=DRAWS)
-        found["signatures"][word] = metrics.signature(word, theirs)
+    targets, intervals, signatures = references(pairs), {}, {}
+    scores = {"examples": len(pairs), "intervals": intervals, "signatures": signatures}
+    for metric in task.metrics:
+        scores |= metrics.score(metric, answers, targets)
+        intervals |= metrics.confidence_intervals(metric, answers, targets, draws=NUM_DRAWS)
+        signatures[metric] = metrics.signature(metric, targets)
     if "rouge" in task.metrics:
         leads = lead_answers(task, pairs)
-        scored = (
-            metrics.score("rouge", leads, theirs),
-            metrics.confidence_intervals("rouge", leads, theirs),
-        )
-        found |= {f"lead_{name}": value for name, value in scored[0].items()}
-        found["intervals"] |= {f"lead_{name}": value for name, value in scored[1].items()}
-    return found
+        lead_scores = metrics.score("rouge", leads, targets)
+        lead_intervals = metrics.confidence_intervals("rouge", leads, targets)
+        scores |= {f"lead_{name}": value for name, value in lead_scores.items()}
+        intervals |= {f"lead_{name}": value for name, value in lead_intervals.items()}
+    return scores
 
 
 def lead_answers(task: tasks.Task, pairs: Sequence[tasks.Text]) -> list[str]:
-    """The first words of each input, as many as the targets have on average."""
+    """Take the first words of each input, as many as the mean length of the targets."""
     words = round(np.mean([len(pair["targets"].split()) for pair in pairs]))
     return [metrics.lead(pair["inputs"].removeprefix(task.prefix), words) for pair in pairs]
 
 
-def rows(pairs: Sequence[tasks.Text], given: Sequence[generate.Answer]) -> list[dict]:
-    """{inputs, targets, prediction} of each example; of several answers all, with their scores."""
-    made = []
-    for pair, answer in zip(pairs, given, strict=True):
-        several = {"predictions": answer.texts, "scores": answer.scores}
-        many = several if len(answer.texts) > 1 else {}
-        made.append(pair | {"prediction": answer.texts[0]} | many)
-    return made
+def rows(pairs: Sequence[tasks.Text], answers: Sequence[generate.Answer]) -> list[dict]:
+    """Make the rows of predictions.jsonl; several answers are written with their scores."""
+    lines = []
+    for pair, answer in zip(pairs, answers, strict=True):
+        line = pair | {"prediction": answer.texts[0]}
+        if len(answer.texts) > 1:
+            line |= {"predictions": answer.texts, "scores": answer.scores}
+        lines.append(line)
+    return lines
 
 
-def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The sums of the examples of several parts, one after the other."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def concatenate(sums: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Concatenate the sums of several tasks' examples."""
+    return {name: np.concatenate([task[name] for task in sums]) for name in sums[0]}
 
 
 def score_losses(examples: dict[str, np.ndarray]) -> dict[str, float | dict]:
-    """The figures of held-out losses with 95 % intervals, of each example's sums.
+    """Compute held-out metrics with 95 % intervals from each example's sums.
 
-    examples: {name: [examples]}, as HeldOut.by_example gives them. perplexity is of the tokens.
+    examples: {name: [examples]}, as of HeldOut.by_example. perplexity is per token.
     """
-    each = np.stack(list(examples.values()), axis=1)
+    sums = np.stack(list(examples.values()), axis=1)
 
     def figures(sums: np.ndarray) -> dict[str, float]:
-        found = steps.metrics_from_sums(dict(zip(examples, sums.tolist(), strict=True)))
-        return found | {"perplexity": math.exp(min(found["nats"], LARGEST))}
+        values = steps.metrics_from_sums(dict(zip(examples, sums.tolist(), strict=True)))
+        return values | {"perplexity": math.exp(min(values["nats"], MAX_NATS))}
 
-    found = figures(each.sum(0))
-    drawn = metrics.bootstrap(each, lambda sums, _: list(figures(sums).values()), draws=DRAWS)
+    values = figures(sums.sum(0))
+    draws = metrics.bootstrap(sums, lambda row, _: list(figures(row).values()), draws=NUM_DRAWS)
     tokens = int(examples["weight"].sum())
-    return found | {"tokens": tokens, "intervals": metrics.percentile_intervals(found, drawn)}
+    return values | {"tokens": tokens, "intervals": metrics.percentile_intervals(values, draws)}
 
 
 class TaskScorer:
-    """The scores of any parameters in a run's tasks: pairs read once, programs compiled once.
+    """Scores any placed parameters in a run's tasks; reads pairs and compiles once.
 
-    splits: by task, those to answer; by default what the run holds out. names: of the scores, of
+    splits: by task; default: the run's held-out splits. The attribute names lists the scores, with
     several tasks as "task/score".
     """
 
     def __init__(self, run: runs.Run, strategy, tokens, splits: dict[str, str] | None = None):
-        named = {name: run.data.get_task(name) for name in run.data.names}
-        self.tasks = {name: task for name, task in named.items() if task.pairs}
+        run_tasks = {name: run.data.get_task(name) for name in run.data.names}
+        self.tasks = {name: task for name, task in run_tasks.items() if task.pairs}
         splits = runs.splits(run)[1] if splits is None else splits
         self.pairs = {name: task_texts(run, name, splits[name]) for name in self.tasks}
-        self._several = len(named) > 1
-        how = run.decoding
-        self._answers = generate.Generator(run, strategy, None, tokens, how)
+        self._several = len(run_tasks) > 1
+        self._generator = generate.Generator(run, strategy, None, tokens, run.decoding)
         self.names = tuple(
-            self._said(name, score)
+            self._score_name(name, score)
             for name, task in self.tasks.items()
-            for word in task.metrics
-            for score in metrics.METRICS[word].names
+            for metric in task.metrics
+            for score in metrics.METRICS[metric].names
         )
 
-    def _said(self, name: str, score: str) -> str:
+    def _score_name(self, name: str, score: str) -> str:
         return f"{name}/{score}" if self._several else score
 
     def answers(self, params, name: str, beat=lambda: None) -> list[generate.Answer]:
-        """The answers to a task's pairs, in order; params as placed. beat: before each batch.
+        """Answer a task's pairs, in order; beat: called after each batch.
 
         Several hosts call this together, and each gets all answers.
         """
-        asked = [pair["inputs"] for pair in self.pairs[name]]
-        return self._answers.with_params(params)(asked, self.tasks[name], beat=beat)
+        inputs = [pair["inputs"] for pair in self.pairs[name]]
+        return self._generator.with_params(params)(inputs, self.tasks[name], beat=beat)
 
     def __call__(self, params, beat=lambda: None) -> dict[str, float]:
-        """The scores alone, by `names`, in percent."""
-        found = {}
+        """Compute the scores of `names`, in percent."""
+        scores = {}
         for name, task in self.tasks.items():
-            said = [answer.texts[0] for answer in self.answers(params, name, beat)]
-            for word in task.metrics:
-                scored = metrics.score(word, said, references(self.pairs[name]))
-                found |= {self._said(name, score): value for score, value in scored.items()}
-        return found
+            answers = [answer.texts[0] for answer in self.answers(params, name, beat)]
+            for metric in task.metrics:
+                values = metrics.score(metric, answers, references(self.pairs[name]))
+                scores |= {self._score_name(name, score): value for score, value in values.items()}
+        return scores

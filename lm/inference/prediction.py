@@ -150,7 +150,8 @@ def predict(
     stats = prompts.inspect_inputs(rows, make_prompt, strict)
     for sentence in stats.sentences(make_prompt.words):
         print(f"lm: warning: {sentence}.", file=sys.stderr)
-    chunk = CHUNK * run.data.batch_size  # unlike run.data's, equal on all machines
+    # The config's batch size, unlike that of `run`, does not depend on the number of devices.
+    chunk = CHUNK * runs.read_run(workdir).data.batch_size
     dependencies = _dependencies(stats, run, tokens, strategy.fetch(params), config, seed)
     dependencies["decoding"] += nearest and f" nearest={nearest}"
     smallest = -(-max(stats.count, 1) // strategy.shards) * strategy.shards

@@ -197,10 +197,10 @@ def test_no_two_splits_share_a_file_name():
 
 def test_each_example_counts_once_whatever_the_batch_and_the_layout(copied):
     config = json.loads((copied / "config.json").read_text())
-    config["data"] |= {"train": "train[20:]", "heldout": "train[:20]"}
+    config["data"] |= {"train_split": "train[20:]", "heldout_split": "train[:20]"}
     found = {}
     for examples in (15, 16, 17):  # the last but one of a batch, the last, the first of the next
-        config["evaluate"] |= {"examples": examples}
+        config["evaluate"] |= {"max_examples": examples}
         (copied / "config.json").write_text(json.dumps(config))
         run, _, tokens = loading.open_workdir(copied)
         held = runs.make_split(run, tokens, runs.splits(run)[1], "more")

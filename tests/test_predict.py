@@ -391,7 +391,7 @@ def pipe():
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("--text=x --input=y", "--text and --input cannot both be"),
+        ("--text=x --input=y", "--text and --input exclude each other"),
         ("--input={t}/none.jsonl", "none.jsonl cannot be read"),
         ("--input={t}/none.txt", "none.txt cannot be read"),
         ("--input={t}/bad.jsonl", "line 2 of .*bad.jsonl cannot be read: invalid JSON"),

@@ -14,11 +14,13 @@ from lm import cli
 
 
 def flat(config: dict, prefix: str = "--config.") -> list[str]:
-    """A nested config as the flags that override configs/base.py."""
+    """A nested config as flags that override configs/base.py; None and () are its defaults."""
     flags = []
     for key, value in config.items():
-        nested = isinstance(value, dict)
-        flags += flat(value, f"{prefix}{key}.") if nested else [f"{prefix}{key}={value}"]
+        if isinstance(value, dict):
+            flags += flat(value, f"{prefix}{key}.")
+        elif value not in (None, ()):
+            flags.append(f"{prefix}{key}={value}")
     return flags
 
 

@@ -24,6 +24,9 @@ def make_run(tiny_config, tmp_path_factory):
         changes = {"data.task": "docstring_summary", "stage": "finetune", "data.target_length": 8}
         config = tiny_config(**changes)
         config["data"] |= {"task": task, "custom_tasks": custom_tasks or {}}
+        if "," in task:
+            mixture = tuple((name, None) for name in task.split(","))
+            config["data"] |= {"task": "", "mixture": mixture}
         return runs.make_run(config, tmp_path_factory.mktemp("chat") / "run")
 
     return make

@@ -38,6 +38,9 @@ def make_workdir(tiny_config, tmp_path_factory):
         given = {"data.task": "docstring_summary", "stage": "finetune", "data.batch_size": 2}
         config = tiny_config(**given | {"data.target_length": 8} | changes)
         config["data"] |= {"task": task, "custom_tasks": own or {}}
+        if "," in task:
+            mixture = tuple((name, None) for name in task.split(","))
+            config["data"] |= {"task": "", "mixture": mixture}
         key = json.dumps([task, own, changes])
         if key not in made:
             made[key] = tmp_path_factory.mktemp("predict") / "run"

@@ -432,15 +432,15 @@ def test_a_corpus_finished_by_another_process_is_found_under_the_lock(
 @pytest.mark.parametrize("name", ["out.part", ".out.lm-part"])
 @pytest.mark.parametrize("rule_names", [RULES, "min_characters=9999"])
 def test_a_users_directory_is_never_emptied(name, rule_names, source_dir, tmp_path):
-    members = tmp_path / name
-    members.mkdir()
-    (members / "thesis.txt").write_text("years of work")
+    directory = tmp_path / name
+    directory.mkdir()
+    (directory / "thesis.txt").write_text("years of work")
     with contextlib.suppress(ValueError):
         build.build(corpus_config(source_dir, rules=rule_names), tmp_path / "out", 1)
-    assert contents(members) == {"thesis.txt": b"years of work"}
+    assert contents(directory) == {"thesis.txt": b"years of work"}
     if name == ".out.lm-part":
         with pytest.raises(
-            ValueError, match=r"\.out\.lm-part is needed .* something else; move it"
+            ValueError, match=r"\.out\.lm-part is needed .* other contents; move them"
         ):
             build.build(corpus_config(source_dir), tmp_path / "out", 1)
 

@@ -160,7 +160,7 @@ def test_memory_does_not_grow_with_the_training_data():
         return size
 
     peak(overlap.BATCH_DOCUMENTS)
-    assert peak(8 * overlap.BATCH_DOCUMENTS) < 1.2 * peak(overlap.BATCH_DOCUMENTS)
+    assert peak(16 * overlap.BATCH_DOCUMENTS) < 1.2 * peak(2 * overlap.BATCH_DOCUMENTS)
 
 
 # Finished corpora. -------------------------------------------------------------------------------

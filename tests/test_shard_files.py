@@ -92,14 +92,14 @@ def test_ids_are_stored_in_two_bytes_where_they_fit_and_never_wrap(size, dtype, 
     stream, expected = write(tmp_path, documents, 1, size)
     assert stream.manifest["dtype"] == dtype
     np.testing.assert_array_equal(stream.read(0, len(stream)), expected)
-    with pytest.raises(ValueError, match=f"id {size} is none of the tokenizer's {size} ids"):
+    with pytest.raises(ValueError, match=f"id {size} is not one of the tokenizer's {size} ids"):
         shards.write_text(tmp_path / "other", [np.array([size])], GAP, size)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (5, 4), (0, 10**6)])
 def test_nothing_is_read_beyond_the_stream(start, stop, tmp_path):
     stream, _ = write(tmp_path, made_up(0, 5, 30), 1)
-    with pytest.raises(IndexError, match="is is outside"):
+    with pytest.raises(IndexError, match="is outside"):
         stream.read(start, stop)
 
 

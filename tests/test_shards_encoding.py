@@ -115,13 +115,13 @@ def test_a_target_is_truncated_exactly_when_its_eos_does_not_fit(length):
     pair = encoding._encode_pair(Codes(), SUMMARY, PAIR, text)
     whole = [ord("t")] * length + [Codes.eos]
     np.testing.assert_array_equal(pair.targets, whole[: PAIR.targets])
-    assert pair.cut == (False, length + 1 > PAIR.targets)
+    assert pair.is_truncated == (False, length + 1 > PAIR.targets)
 
 
-@pytest.mark.parametrize("kind", ["shards", "pairs"])
+@pytest.mark.parametrize("kind", ["train_shards", "pairs"])
 def test_the_counts_are_those_of_the_targets(kind, request, tiny_tokens):
     directory, manifest = request.getfixturevalue(kind)
-    if kind == "shards":
+    if kind == "train_shards":
         targets = whole(directory, manifest)
     else:
         stored = shards.Pairs(str(directory), manifest)

@@ -1,8 +1,8 @@
-"""What is hidden, written as inputs and targets, and each way of writing beside its inverse.
+"""From a noise mask to inputs and targets, and the inverse of each corruption.
 
-Writers: (config, tokens int[L], hidden bool[L], rng, vocabulary) -> inputs, targets, both int32
-with eos. Fillers: (config, inputs, targets, hidden or None, vocabulary) -> int32[L], all without
-eos; the targets may be a model's, so that any answer may be missing, wrong or too much.
+write_*: (config, tokens int[L], hidden bool[L], rng, vocabulary) -> inputs, targets, both int32
+with eos. fill_*: (config, inputs, targets, hidden or None, vocabulary) -> int32[L], all without
+eos; the targets may be a model's, with missing, wrong or superfluous tokens.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 
 from lm.objectives import noise_masks
 
-# Of token masking: the share that becomes the mask token, and that or a random token; the rest
-# stays as it is. "bert" is Devlin et al. 2019, "mask_or_random" the BERT-style of T5.
+# Cumulative shares of noise tokens replaced by the mask token, and by a random token; the rest is
+# unchanged. "bert" is Devlin et al. 2019, "mask_or_random" the BERT-style of T5.
 REPLACEMENTS = {"mask": (1.0, 1.0), "mask_or_random": (0.9, 1.0), "bert": (0.8, 0.9)}
 
 
@@ -32,36 +32,36 @@ def is_sentinel(ids: np.ndarray, vocabulary: noise_masks.Vocabulary) -> np.ndarr
 
 
 def write_runs(config, tokens, hidden, rng, vocabulary):
-    """Sentinels in the inputs, in order; in the targets, each before what it stands for.
+    """A sentinel for each noise span in the inputs; in the targets, each before its span.
 
-    Raises ValueError where there are more runs than sentinels.
+    Raises ValueError for more spans than sentinels.
     """
     raw = len(tokens)
-    text = np.empty(raw + 2, np.int32)  # a place before the text, and eos
+    text = np.empty(raw + 2, np.int32)  # one position before the text, and eos
     text[1:-1], text[-1] = tokens, vocabulary.eos
-    kept = np.empty(raw + 2, bool)
-    kept[0], kept[1:-1], kept[-1] = False, hidden, True
-    before = (kept[1:-1] > kept[:-2]).nonzero()[0]  # the place before each run
-    if len(before) > len(vocabulary.sentinels):
+    in_targets = np.empty(raw + 2, bool)
+    in_targets[0], in_targets[1:-1], in_targets[-1] = False, hidden, True
+    marks = (in_targets[1:-1] > in_targets[:-2]).nonzero()[0]  # the position before each span
+    if len(marks) > len(vocabulary.sentinels):
         raise ValueError(
-            f"an example hides {len(before)} spans, but there are {len(vocabulary.sentinels)} "
+            f"an example hides {len(marks)} spans, but there are {len(vocabulary.sentinels)} "
             f"sentinels; objectives.check_sentinels says how many a config needs."
         )
-    names = vocabulary.sentinels[: len(before)]
-    shown, first = ~kept, before + 1
-    shown[0], shown[-1], shown[first] = False, True, True
+    names = vocabulary.sentinels[: len(marks)]
+    in_inputs, first = ~in_targets, marks + 1
+    in_inputs[0], in_inputs[-1], in_inputs[first] = False, True, True
     answers = text.copy()
-    text[first], answers[before] = names, names
-    kept[before] = True  # there stands a shown token, which the targets do not need
-    return text[shown], answers[kept]
+    text[first], answers[marks] = names, names
+    in_targets[marks] = True  # a visible token, replaced by the sentinel in the targets
+    return text[in_inputs], answers[in_targets]
 
 
 def fill_runs(config, inputs, targets, hidden, vocabulary):
-    """Each sentinel of the inputs gives way to what follows it in the targets."""
+    """Replace each sentinel of the inputs by what follows it in the targets."""
     starts = np.flatnonzero(is_sentinel(targets, vocabulary))
-    answers = {int(part[0]): part[1:] for part in np.split(targets, starts)[1:]}
-    head, *parts = np.split(inputs, np.flatnonzero(is_sentinel(inputs, vocabulary)))
-    filled = [np.append(answers.get(int(part[0]), part[:1]), part[1:]) for part in parts]
+    answers = {int(piece[0]): piece[1:] for piece in np.split(targets, starts)[1:]}
+    head, *pieces = np.split(inputs, np.flatnonzero(is_sentinel(inputs, vocabulary)))
+    filled = [np.append(answers.get(int(piece[0]), piece[:1]), piece[1:]) for piece in pieces]
     return np.concatenate([head, *filled])
 
 
@@ -69,44 +69,43 @@ def fill_runs(config, inputs, targets, hidden, vocabulary):
 
 
 def write_masks(config, tokens, hidden, rng, vocabulary):
-    """The mask token, a random one or the token itself at each hidden place, as config says."""
+    """The mask token, a random token or the token itself at each noise position."""
     inputs = with_eos(tokens, vocabulary.eos)
     if config.replacement == "mask":
         inputs[:-1][hidden] = vocabulary.sentinels[0]
     else:
         masked, changed = REPLACEMENTS[config.replacement]
-        places = hidden.nonzero()[0]
-        draw = rng.random(len(places))
-        random = places[draw < changed]
+        positions = hidden.nonzero()[0]
+        draw = rng.random(len(positions))
+        random = positions[draw < changed]
         inputs[random] = vocabulary.words[rng.integers(len(vocabulary.words), size=len(random))]
-        inputs[places[draw < masked]] = vocabulary.sentinels[0]
-    asked = tokens if config.target == "whole" else tokens[hidden]
-    return inputs, with_eos(asked, vocabulary.eos)
+        inputs[positions[draw < masked]] = vocabulary.sentinels[0]
+    answer = tokens if config.target == "whole" else tokens[hidden]
+    return inputs, with_eos(answer, vocabulary.eos)
 
 
 def fill_masks(config, inputs, targets, hidden, vocabulary):
-    """Each mask token, or each hidden place, gives way to the next target."""
+    """Replace each mask token, or each noise position, by the next target."""
     if config.target == "whole":
         return targets
     if config.replacement != "mask":
-        hidden = places_of(config, hidden, len(inputs))
+        hidden = check_hidden(config, hidden, len(inputs))
     else:
         hidden = is_sentinel(inputs, vocabulary)
-    places, tokens = np.flatnonzero(hidden), inputs.copy()
-    tokens[places[: len(targets)]] = targets[: len(places)]
+    positions, tokens = np.flatnonzero(hidden), inputs.copy()
+    tokens[positions[: len(targets)]] = targets[: len(positions)]
     return tokens
 
 
-def places_of(config, hidden, length: int, shown_only: bool = False) -> np.ndarray:
-    """`hidden`, checked. Raises ValueError where it is missing or does not fit the inputs."""
+def check_hidden(config, hidden, length: int, visible_only: bool = False) -> np.ndarray:
+    """Check `hidden`. Raises ValueError if it is missing or does not fit the inputs."""
     if hidden is None:
         raise ValueError(
             f"objective.name={config.name!r} with objective.replacement={config.replacement!r} "
-            "does not write down which tokens it hid; give restore "
-            f"hidden=objectives.noise_mask(..) of "
-            f"the same text and seed."
+            f"does not write down which tokens it hid; give restore "
+            f"hidden=objectives.noise_mask(..) of the same text and seed."
         )
-    expected = np.count_nonzero(~hidden) if shown_only else len(hidden)
+    expected = np.count_nonzero(~hidden) if visible_only else len(hidden)
     if length != expected:
         raise ValueError(
             f"inputs of {length} tokens are not those of a text of {len(hidden)}, of which "
@@ -119,17 +118,17 @@ def places_of(config, hidden, length: int, shown_only: bool = False) -> np.ndarr
 
 
 def write_parts(config, tokens, hidden, rng, vocabulary):
-    """The shown tokens, and the hidden ones."""
+    """The visible tokens, and the noise tokens."""
     return with_eos(tokens[~hidden], vocabulary.eos), with_eos(tokens[hidden], vocabulary.eos)
 
 
 def fill_dropped(config, inputs, targets, hidden, vocabulary):
-    """The targets at the hidden places; one without a target becomes the mask token."""
-    hidden = places_of(config, hidden, len(inputs), shown_only=True)
+    """The targets at the noise positions; the mask token where one is missing."""
+    hidden = check_hidden(config, hidden, len(inputs), visible_only=True)
     tokens = np.full(len(hidden), vocabulary.sentinels[0], np.int32)
     tokens[~hidden] = inputs
-    places = np.flatnonzero(hidden)
-    tokens[places[: len(targets)]] = targets[: len(places)]
+    positions = np.flatnonzero(hidden)
+    tokens[positions[: len(targets)]] = targets[: len(positions)]
     return tokens
 
 
@@ -151,12 +150,12 @@ def write_gaps(config, tokens, hidden, rng, vocabulary):
 
 
 def fill_gaps(config, inputs, targets, hidden, vocabulary):
-    """Each mask token gives way to the next sentence of the targets."""
+    """Replace each mask token by the next sentence of the targets."""
     ends = np.flatnonzero(noise_masks.sentence_ends(targets, vocabulary)) + 1
-    answers = [part for part in np.split(targets, ends) if len(part)]
-    head, *parts = np.split(inputs, np.flatnonzero(is_sentinel(inputs, vocabulary)))
-    answers += [part[:1] for part in parts[len(answers) :]]
-    filled = [np.append(answer, part[1:]) for answer, part in zip(answers, parts, strict=False)]
+    answers = [piece for piece in np.split(targets, ends) if len(piece)]
+    head, *pieces = np.split(inputs, np.flatnonzero(is_sentinel(inputs, vocabulary)))
+    answers += [piece[:1] for piece in pieces[len(answers) :]]
+    filled = [np.append(answer, piece[1:]) for answer, piece in zip(answers, pieces, strict=False)]
     return np.concatenate([head, *filled])
 
 
@@ -164,7 +163,7 @@ def fill_gaps(config, inputs, targets, hidden, vocabulary):
 
 
 def write_shuffled(config, tokens, hidden, rng, vocabulary):
-    """The tokens in any order, and as they stand."""
+    """The tokens in random order, and in order."""
     return with_eos(rng.permutation(tokens), vocabulary.eos), with_eos(tokens, vocabulary.eos)
 
 

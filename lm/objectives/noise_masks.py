@@ -1,4 +1,4 @@
-"""Where the hidden tokens stand: (config, tokens, rng, vocabulary) -> bool[L], all of them pure."""
+"""Noise masks: pure functions (config, tokens, rng, vocabulary) -> bool[L], true for noise."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lm.objectives import example_lengths
 
 
 class Vocabulary(NamedTuple):
-    """The ids that objectives write and ask about.
+    """The ids that objectives use.
 
-    sentinels: int32[..], the id of sentinel k at k. eos: an id. words: int32[..], the ids that a
-    random token is drawn from. ends: bool[size], whether an id ends a sentence.
+    sentinels: int32[..], the id of sentinel k at k. eos: an id. words: int32[..], the ids that
+    random tokens are sampled from. ends: bool[size], whether an id ends a sentence.
     """
 
     sentinels: np.ndarray
@@ -24,37 +24,37 @@ class Vocabulary(NamedTuple):
 
 def random_tokens_mask(config, tokens, rng, vocabulary) -> np.ndarray:
     """A fixed number of tokens, every subset equally likely."""
-    raw = len(tokens)
-    noise = example_lengths.num_noise_tokens(config, raw)
-    hidden = np.zeros(raw, bool)
-    hidden[rng.random(raw).argpartition(noise - 1)[:noise]] = True
+    length = len(tokens)
+    noise = example_lengths.num_noise_tokens(config, length)
+    hidden = np.zeros(length, bool)
+    hidden[rng.random(length).argpartition(noise - 1)[:noise]] = True
     return hidden
 
 
 def random_spans_mask(config, tokens, rng, vocabulary) -> np.ndarray:
-    """T5's own spans: the first token is never hidden, the last one always.
+    """T5's noise mask: the first token is never noise, the last one always.
 
-    Every mask with T5's numbers of hidden tokens and spans that begins shown and ends hidden is
-    equally likely.
+    Every mask with T5's numbers of noise tokens and spans that starts with a visible token and ends
+    with noise is equally likely.
     Source: random_spans_noise_mask in t5/data/preprocessors.py.
     """
-    raw = len(tokens)
+    length = len(tokens)
     noise, spans = (
-        example_lengths.num_noise_tokens(config, raw),
-        example_lengths.num_noise_spans(config, raw),
+        example_lengths.num_noise_tokens(config, length),
+        example_lengths.num_noise_spans(config, length),
     )
-    before = random_segment_ends(rng, raw - noise, spans)  # shown tokens before each span
+    before = random_segment_ends(rng, length - noise, spans)  # shown tokens before each span
     sizes = random_segment_ends(rng, noise, spans)
     sizes[1:] -= sizes[:-1]
-    hidden = np.zeros(raw, bool)
+    hidden = np.zeros(length, bool)
     hidden[before.repeat(sizes) + np.arange(noise)] = True
     return hidden
 
 
 def random_segment_ends(rng, total: int, parts: int) -> np.ndarray:
-    """Where the parts of `total` end, one or more in each, every way equally likely: int[parts]."""
+    """The ends of a random segmentation of `total` into nonempty parts, uniformly: int[parts]."""
     keys = rng.random(total)
-    keys[0] = 1.0  # above all others: no part ends before the first token
+    keys[0] = 1.0  # the maximum: no part ends before the first token
     ends = keys.argpartition(parts - 1)[:parts]  # after the parts - 1 smallest keys, in any order
     ends[-1] = total
     ends.sort()
@@ -62,28 +62,28 @@ def random_segment_ends(rng, total: int, parts: int) -> np.ndarray:
 
 
 def rotated_spans_mask(config, tokens, rng, vocabulary) -> np.ndarray:
-    """T5's spans on a ring, turned to any place: every position is hidden equally often.
+    """T5's mask, rotated by a random shift: every position is noise equally often.
 
-    A span that then reaches over the end of the text goes on at its start: two spans, and the
-    example takes one sentinel more in both halves.
+    A span that crosses the end of the text continues at its start as a second span, which takes one
+    more sentinel in inputs and targets.
     """
     hidden = random_spans_mask(config, tokens, rng, vocabulary)
-    turn = int(rng.random() * len(tokens))
-    return np.concatenate((hidden[turn:], hidden[:turn]))
+    shift = int(rng.random() * len(tokens))
+    return np.concatenate((hidden[shift:], hidden[:shift]))
 
 
 def single_span_mask(config, tokens, rng, vocabulary) -> np.ndarray:
-    """A single span, every place of it equally likely."""
-    raw = len(tokens)
-    noise = example_lengths.num_noise_tokens(config, raw)
-    start = rng.integers(raw - noise + 1)
-    hidden = np.zeros(raw, bool)
+    """A single span at a uniformly random position."""
+    length = len(tokens)
+    noise = example_lengths.num_noise_tokens(config, length)
+    start = rng.integers(length - noise + 1)
+    hidden = np.zeros(length, bool)
     hidden[start : start + noise] = True
     return hidden
 
 
 def random_suffix_mask(config, tokens, rng, vocabulary) -> np.ndarray:
-    """What follows a cut; every cut with a token on both sides is equally likely.
+    """The suffix after a uniformly random cut with a token on both sides.
 
     Source: random_prefix_noise_mask in t5/data/preprocessors.py.
     """
@@ -91,9 +91,9 @@ def random_suffix_mask(config, tokens, rng, vocabulary) -> np.ndarray:
 
 
 def suffix_mask(config, tokens, rng, vocabulary) -> np.ndarray:
-    """The last tokens, as many as noise_density says."""
-    raw = len(tokens)
-    return np.arange(raw) >= raw - example_lengths.num_noise_tokens(config, raw)
+    """The last tokens: the share noise_density."""
+    length = len(tokens)
+    return np.arange(length) >= length - example_lengths.num_noise_tokens(config, length)
 
 
 def full_mask(config, tokens, rng, vocabulary) -> np.ndarray:
@@ -105,60 +105,60 @@ def full_mask(config, tokens, rng, vocabulary) -> np.ndarray:
 
 
 def sentence_ends(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Whether a token is the last of a sentence: it ends one, and the next does not as well."""
+    """Whether a token is the last of a sentence: it ends one and the next does not."""
     ends = vocabulary.ends[tokens]
     ends[:-1] &= ~ends[1:]
     return ends
 
 
 def shared_token_counts(tokens: np.ndarray, sentences: np.ndarray) -> np.ndarray:
-    """How many tokens each sentence shares with all the others, counted with repetition.
+    """The number of tokens that each sentence shares with the others, with repetition.
 
     sentences: int[L], the number of each token's sentence. Returns int[sentences].
-    Two over the length of the text times this is ROUGE-1 F of a sentence against the rest.
+    Times 2 / L this is the ROUGE-1 F-measure of a sentence against the rest.
     """
-    _, words = np.unique(tokens, return_inverse=True)
-    size = words.max() + 1
-    pairs, counts = np.unique(sentences * size + words, return_counts=True)
-    elsewhere = np.bincount(words)[pairs % size] - counts
+    _, ids = np.unique(tokens, return_inverse=True)
+    size = ids.max() + 1
+    pairs, counts = np.unique(sentences * size + ids, return_counts=True)
+    elsewhere = np.bincount(ids)[pairs % size] - counts
     return np.bincount(pairs // size, np.minimum(counts, elsewhere)).astype(np.int64)
 
 
 def random_order(tokens, sentences, rng) -> np.ndarray:
-    """Every order of the sentences equally likely."""
+    """A uniformly random order of the sentences."""
     return rng.permutation(sentences[-1] + 1)
 
 
 def lead_order(tokens, sentences, rng) -> np.ndarray:
-    """The sentences as they stand."""
+    """The order of the text."""
     return np.arange(sentences[-1] + 1)
 
 
 def principal_order(tokens, sentences, rng) -> np.ndarray:
-    """The sentences that say most of what the others say first, each scored independently."""
+    """By descending overlap with the other sentences, each scored independently."""
     return np.argsort(-shared_token_counts(tokens, sentences), kind="stable")
 
 
 def sentence_mask(order):
-    """A placement: whole sentences, taken in `order` while they fit the share to hide.
+    """A noise mask of whole sentences, selected in `order` while they fit the noise density.
 
-    A sentence that does not fit what is left is passed over. Where none fits, the last tokens of
-    the first one in order are hidden.
+    A sentence that does not fit is skipped. If none fits, the last tokens of the first one in order
+    are noise.
     """
 
-    def place(config, tokens, rng, vocabulary) -> np.ndarray:
+    def mask_function(config, tokens, rng, vocabulary) -> np.ndarray:
         ends = sentence_ends(tokens, vocabulary)
         sentences = np.cumsum(ends) - ends
         sizes = np.bincount(sentences)
-        noise = room = example_lengths.num_noise_tokens(config, len(tokens))
+        noise = remaining = example_lengths.num_noise_tokens(config, len(tokens))
         chosen, ordered = np.zeros(len(sizes), bool), order(tokens, sentences, rng)
         for sentence, size in zip(ordered.tolist(), sizes[ordered].tolist(), strict=True):
-            if size <= room:
-                chosen[sentence], room = True, room - size
+            if size <= remaining:
+                chosen[sentence], remaining = True, remaining - size
         hidden = chosen[sentences]
-        if room == noise:
+        if remaining == noise:
             last = sizes[: ordered[0] + 1].sum()
             hidden[last - noise : last] = True
         return hidden
 
-    return place
+    return mask_function

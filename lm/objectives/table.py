@@ -1,4 +1,4 @@
-"""The config of an objective, the table of all, and the doors: hide, corrupt, restore, lengths."""
+"""The config and the table of objectives; lengths, noise_mask, corrupt and restore."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lm.objectives import corruption, example_lengths, noise_masks
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is hidden and how it is asked for; keys as in configs/base.py, checked when built.
+    """The corruption of running text; keys as in configs/base.py, checked when built.
 
-    noise_density: the share of tokens that is hidden, in (0, 1). mean_noise_span_length: tokens a
-    hidden span, 1 or more. placement, replacement, target: words that the objective has.
+    noise_density: the share of noise tokens, in (0, 1). mean_noise_span_length: in tokens, 1 or
+    more. placement, replacement, target: choices of the objective.
     Raises ValueError.
     """
 
@@ -32,10 +32,10 @@ class ObjectiveConfig:
     target: str = "hidden"
 
     def __post_init__(self):
-        of = lookup.lookup(OBJECTIVES, self.name, "objective.name")
-        for field, known in of.words.items():
+        objective = lookup.lookup(OBJECTIVES, self.name, "objective.name")
+        for field, choices in objective.words.items():
             what = f"with objective.name={self.name!r}, objective.{field}"
-            lookup.lookup(known, getattr(self, field), what)
+            lookup.lookup(choices, getattr(self, field), what)
         if not 0 < self.noise_density < 1:
             raise ValueError(
                 f"objective.noise_density={self.noise_density} is not between 0 and 1, both "
@@ -43,9 +43,8 @@ class ObjectiveConfig:
             )
         if not 1 <= self.mean_noise_span_length < math.inf:
             raise ValueError(
-                f"objective.mean_noise_span_length={self.mean_noise_span_length} is not a "
-                f"finite number of at least 1 token; "
-                f"use 3.0, as T5 does."
+                f"objective.mean_noise_span_length={self.mean_noise_span_length} is not a finite "
+                f"number of at least 1 token; use 3.0, as T5 does."
             )
 
 
@@ -72,7 +71,7 @@ def _objective(lengths, placements, write, fill, bound="inputs", **words) -> Obj
 
 def _words(placements, replacements=("mask",), targets=("hidden",)) -> dict:
     kinds = dict(placement=placements, replacement=replacements, target=targets)
-    return {field: dict.fromkeys(known) for field, known in kinds.items()}
+    return {field: dict.fromkeys(choices) for field, choices in kinds.items()}
 
 
 # UL2: one of seven denoisers, equally often, with a token for the mode before the inputs. ------
@@ -95,36 +94,41 @@ def _denoisers(place: str) -> list[tuple[str, ObjectiveConfig]]:
     return [(mode, ObjectiveConfig(**dict(placement=place) | keys)) for mode, keys in UL2]
 
 
-def _drawn(config, rng) -> tuple[str, ObjectiveConfig]:
+def _sample_denoiser(config, rng) -> tuple[str, ObjectiveConfig]:
     return _denoisers(config.placement)[rng.integers(len(UL2))]
 
 
 def _ul2_lengths(config, raw):
-    found = [OBJECTIVES[one.name].lengths(one, raw) for _, one in _denoisers(config.placement)]
-    _, inputs, targets, sentinels = np.max(found, axis=0).tolist()
+    sizes = [
+        OBJECTIVES[denoiser.name].lengths(denoiser, raw)
+        for _, denoiser in _denoisers(config.placement)
+    ]
+    _, inputs, targets, sentinels = np.max(sizes, axis=0).tolist()
     return example_lengths.Lengths(raw, inputs + 1, targets, sentinels + len(MODES))
 
 
 def _ul2_hide(config, tokens, rng, vocabulary):
-    _, one = _drawn(config, rng)
-    return OBJECTIVES[one.name].hide(one, tokens, rng, vocabulary)
+    _, denoiser = _sample_denoiser(config, rng)
+    return OBJECTIVES[denoiser.name].hide(denoiser, tokens, rng, vocabulary)
 
 
 def _ul2_corrupt(config, tokens, rng, vocabulary):
-    mode, one = _drawn(config, rng)
+    mode, denoiser = _sample_denoiser(config, rng)
     of_spans = vocabulary._replace(sentinels=vocabulary.sentinels[: -len(MODES)])
-    inputs, targets = OBJECTIVES[one.name].corrupt(one, tokens, rng, of_spans)
+    inputs, targets = OBJECTIVES[denoiser.name].corrupt(denoiser, tokens, rng, of_spans)
     before = np.int32(vocabulary.sentinels[MODES[mode]])
     return np.concatenate(([before], inputs), dtype=np.int32), targets
 
 
 def _ul2_fill(config, inputs, targets, hidden, vocabulary):
     names = {int(vocabulary.sentinels[place]): mode for mode, place in MODES.items()}
-    found = names.get(int(inputs[0])) if len(inputs) else None
-    if found is None:
+    input_mode = names.get(int(inputs[0])) if len(inputs) else None
+    if input_mode is None:
         raise ValueError("the inputs of objective.name='ul2' begin with no mode token.")
-    one = next(one for mode, one in _denoisers(config.placement) if mode == found)
-    return OBJECTIVES[one.name].fill(one, inputs[1:], targets, hidden, vocabulary)
+    denoiser = next(
+        denoiser for mode, denoiser in _denoisers(config.placement) if mode == input_mode
+    )
+    return OBJECTIVES[denoiser.name].fill(denoiser, inputs[1:], targets, hidden, vocabulary)
 
 
 # The table. ----------------------------------------------------------------------------------
@@ -183,7 +187,7 @@ OBJECTIVES = {
 }
 
 
-# The doors. ----------------------------------------------------------------------------------
+# Functions. ----------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -197,10 +201,10 @@ def lengths(config: ObjectiveConfig, input_length: int) -> example_lengths.Lengt
     Raises ValueError if input_length cannot hold a text of 2 tokens.
     Source: random_spans_helper in t5/data/preprocessors.py.
     """
-    of = OBJECTIVES[config.name]
+    objective = OBJECTIVES[config.name]
 
     def size(raw: int) -> int:
-        return getattr(of.lengths(config, raw), of.bound)
+        return getattr(objective.lengths(config, raw), objective.bound)
 
     if input_length < size(2):
         raise ValueError(
@@ -208,7 +212,9 @@ def lengths(config: ObjectiveConfig, input_length: int) -> example_lengths.Lengt
             f"2 tokens; use {size(2)} or more."
         )
     fitting = range(2, 1 << 31)
-    return of.lengths(config, fitting[bisect.bisect_right(fitting, input_length, key=size) - 1])
+    return objective.lengths(
+        config, fitting[bisect.bisect_right(fitting, input_length, key=size) - 1]
+    )
 
 
 # The keys that decide, beside the length, how many sentinels an example needs; others have none.
@@ -227,12 +233,12 @@ def check_sentinels(config: ObjectiveConfig, input_length: int, num_sentinels: i
     needed = lengths(config, input_length).sentinels
     if needed > num_sentinels:
         keys = DECIDING.get(config.name, ())
-        said = "".join(f", objective.{key}={getattr(config, key)}" for key in keys)
+        settings = "".join(f", objective.{key}={getattr(config, key)}" for key in keys)
         cure = " or lengthen mean_noise_span_length" if "mean_noise_span_length" in keys else ""
         raise ValueError(
-            f"input_length={input_length} with objective.name={config.name!r}{said} needs {needed} "
-            f"sentinels, but the tokenizer has num_sentinels={num_sentinels}; train it with "
-            f"{needed} or more, shorten input_length{cure}."
+            f"input_length={input_length} with objective.name={config.name!r}{settings} needs "
+            f"{needed} sentinels, but the tokenizer has num_sentinels={num_sentinels}; train it "
+            f"with {needed} or more, shorten input_length{cure}."
         )
 
 
@@ -251,7 +257,7 @@ def noise_mask(
     rng: np.random.Generator,
     vocabulary: noise_masks.Vocabulary,
 ) -> np.ndarray:
-    """Which of `tokens` `corrupt` asks for, with a generator in the same state: bool[L]."""
+    """The noise mask that `corrupt` uses with a generator in the same state: bool[L]."""
     return OBJECTIVES[config.name].hide(config, _text(tokens), rng, vocabulary)
 
 

@@ -28,9 +28,8 @@ RECORD_TOKENS = 4096  # uncompressed; the fastest size for random reads
 BUFFER_TOKENS = 64 * RECORD_TOKENS
 MANIFEST = "manifest.json"
 COUNTS = "counts.npy"  # int64 [ids]: how often each id is a target, for the unigram baseline
-# int32 [documents]: the tokens of each with the empty line after it; or int32 [pairs, 2]: the
-# tokens
-# of inputs and targets.
+# int32 [documents]: tokens of each with the empty line after it; or int32 [pairs, 2]: tokens of
+# inputs and targets.
 LENGTHS = "lengths.npy"
 # Bytes of ArrayRecord's signature and of the first record's header, which contains the hash of that
 # record: they identify a file without reading all of it.

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-from experiments import pipeline, stages
-from lm import cli, metrics, sources, tasks
+from experiments import pipeline, retrieval, stages
+from lm import cli, sources, tasks
 
 STEPS = 1000
 MOST = 2000  # examples of validation that are answered, the first
@@ -42,7 +42,7 @@ def main(flags: argparse.Namespace) -> int:
         "retrieval, last turn": lambda text: text.rpartition("\n")[2],
     }.items():
         replies = [text["targets"] for text in known]
-        search = metrics.Retrieval([part(text["inputs"]) for text in known], replies)
+        search = retrieval.Retrieval([part(text["inputs"]) for text in known], replies)
         said = search([part(pair["inputs"]) for pair in asked])
         rows.append(stages.baseline(name, task.metrics, said, truth))
     stages.keep("conversation", rows)

@@ -1,11 +1,11 @@
-"""Predictions and references to scores, in percent, with intervals; and baselines that know little.
+"""Scores of predictions against references, in percent, with confidence intervals.
 
-table      METRICS: what a metric keeps of each example, and how their sum becomes its scores
-scoring    score, intervals, difference (paired), signature; bootstrap and bounds, of any sum
-baselines  lead (first words of a text), Retrieval (reply to the most similar history)
+table      METRICS: the statistics of each example, and the scores of their sum
+scoring    score, confidence and difference intervals, signature, bootstrap
+baselines  lead: the first words of a text as its summary
 """
 
-from lm.metrics.baselines import Retrieval, lead
+from lm.metrics.baselines import lead
 from lm.metrics.scoring import (
     bootstrap,
     confidence_intervals,

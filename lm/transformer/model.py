@@ -28,82 +28,88 @@ def no_constraint(x: Array) -> Array:
 
 
 class AttentionContext(NamedTuple):
-    """What is the same for every layer of a tower: who sees whom, how far apart, and what else."""
+    """What every layer of a tower shares: masks, distances and positions, and what it attends to."""
 
     mask: Array  # bool [B, T, S]
     distance: Array  # int [T, S] or [B, T, S]
     positions: Array  # int [B, T], of the queries
     bias: Array | None = None  # [N, T, S] or [B, N, T, S]
     cross_mask: Array | None = None  # None: no cross-attention
-    encoded: Array | None = None  # None once the cache holds the cross-attention's keys and values
-    place: Array | None = None  # the cache's first place to fill, when there is one
+    encoded: Array | None = None  # None if the cache holds the cross-attention's keys and values
+    write_index: Array | None = None  # where the cache takes the new keys and values
 
 
 class Block(nn.Module):
-    """Residual block: self-attention, cross-attention where there is an encoder to see, and FF."""
+    """Residual block: self-attention, cross-attention if there is an encoder, feed-forward."""
 
     config: ModelConfig  # the tower's
     causal: bool
     deterministic: bool
-    place: Callable[[Array], Array]
+    shard_activations: Callable[[Array], Array]
 
     @nn.compact
-    def __call__(self, x: Array, own, sight: AttentionContext):
-        """x [B, T, D] and this layer's own (a Layer or None, is it local) -> x, the new Layer.
+    def __call__(self, x: Array, layer_inputs: tuple, context: AttentionContext):
+        """x [B, T, D] and (the layer's cache or None, whether it is local) -> x, the new cache.
 
-        A Layer without keys gets those of x, [B, T, K, H]; one with keys sees them, too.
+        A cache without keys receives those of x, [B, T, K, H]; one with keys is attended to.
         """
-        config, deterministic, (memory, local) = self.config, self.deterministic, own
-        self_attention = layers.Attention(config, name="self_attention")
-        places = sight.positions if config.position.kind == "rotary" else None
+        cache, is_local = layer_inputs
+        x = self.shard_activations(x)
 
-        def see_own(x):
-            seen = self_attention.keys_values(x, places)
-            mask, bias = sight.mask, sight.bias
-            if config.attention.pattern != "global":
-                mask &= (jnp.abs(sight.distance) < config.attention.window_size) | ~local
-            if config.position.kind == "relative_per_layer":
-                bias = _relative_bias(config, self.causal)(sight.distance)
-            if memory is None or memory.key is None:
-                return self_attention(x, seen, mask, bias, deterministic, places), seen
-            put, new = jax.lax.dynamic_update_slice, _by_heads(seen)
-            key = put(memory.key, new[0], (0, 0, sight.place))
-            seen = key, put(memory.value, new[1], (0, sight.place, 0))
-            return self_attention.by_heads(x, seen, mask, bias, places), seen
+        attended, cache = self._self_attention(self._pre_norm(x, "self"), cache, is_local, context)
+        x = self._add(x, attended, "self")
 
-        def see_encoder(x):
-            cross_attention = layers.Attention(config, name="cross_attention")
-            if sight.encoded is None:
-                seen = memory.cross_key, memory.cross_value
-                return cross_attention.by_heads(x, seen, sight.cross_mask, None), None
-            seen = cross_attention.keys_values(sight.encoded)
-            return cross_attention(x, seen, sight.cross_mask, None, deterministic), None
+        if context.cross_mask is not None:
+            x = self._add(
+                x, self._cross_attention(self._pre_norm(x, "cross"), cache, context), "cross"
+            )
 
-        def feed(x):
-            return layers.FeedForward(config, name="feed_forward")(x, deterministic), None
+        feed_forward = layers.FeedForward(self.config, name="feed_forward")
+        x = self._add(x, feed_forward(self._pre_norm(x, "ff"), self.deterministic), "ff")
 
-        x, (key, value) = self.add(self.place(x), "self", see_own)
-        if sight.cross_mask is not None:
-            x, _ = self.add(x, "cross", see_encoder)
-        x, _ = self.add(x, "ff", feed)
         self.sow(layers.INTERMEDIATES, "hidden", x)
-        return x, None if memory is None else memory._replace(key=key, value=value)
+        return x, cache
 
-    def add(self, x: Array, name: str, change) -> tuple:
-        """x plus what a sub-layer makes of it, normed before, after, or on both sides.
+    def _pre_norm(self, x: Array, sublayer: str) -> Array:
+        return x if self.config.norm.placement == "post" else self._norm(x, f"{sublayer}_norm")
 
-        change: x -> (what it makes, what it saw). Returns the sum and what was seen.
-        """
-        config = self.config
-        norm = lambda end: layers.NORMS[config.norm.kind](config.dtype, name=f"{name}_{end}")
-        drop = lambda x: layers.Dropout(config.dropout_rate)(x, self.deterministic)
-        if config.norm.placement == "post":
-            changed, seen = change(x)
-            return norm("post_norm")(x + drop(changed)), seen
-        changed, seen = change(norm("norm")(x))
-        if config.norm.placement == "both":
-            changed = norm("post_norm")(changed)
-        return x + drop(changed), seen
+    def _add(self, x: Array, change: Array, sublayer: str) -> Array:
+        """The residual sum, with dropout, and the norm of the change or of the sum."""
+        placement = self.config.norm.placement
+        if placement == "both":
+            change = self._norm(change, f"{sublayer}_post_norm")
+        x = x + layers.Dropout(self.config.dropout_rate)(change, self.deterministic)
+        return self._norm(x, f"{sublayer}_post_norm") if placement == "post" else x
+
+    def _norm(self, x: Array, name: str) -> Array:
+        return layers.NORMS[self.config.norm.kind](self.config.dtype, name=name)(x)
+
+    def _self_attention(self, x: Array, cache: Layer | None, is_local, context: AttentionContext):
+        config, module = self.config, layers.Attention(self.config, name="self_attention")
+        positions = context.positions if config.position.kind == "rotary" else None
+        key, value = module.keys_values(x, positions)
+        mask, bias = context.mask, context.bias
+        if config.attention.pattern != "global":
+            mask &= (jnp.abs(context.distance) < config.attention.window_size) | ~is_local
+        if config.position.kind == "relative_per_layer":
+            bias = _relative_bias(config, self.causal)(context.distance)
+        if cache is None or cache.key is None:
+            out = module(x, (key, value), mask, bias, self.deterministic, positions)
+        else:
+            key, value = _by_heads((key, value))
+            index, update = context.write_index, jax.lax.dynamic_update_slice
+            key = update(cache.key, key, (0, 0, index))
+            value = update(cache.value, value, (0, index, 0))
+            out = module.by_heads(x, (key, value), mask, bias, positions)
+        return out, None if cache is None else cache._replace(key=key, value=value)
+
+    def _cross_attention(self, x: Array, cache: Layer | None, context: AttentionContext) -> Array:
+        module = layers.Attention(self.config, name="cross_attention")
+        if context.encoded is None:
+            keys_values = cache.cross_key, cache.cross_value
+            return module.by_heads(x, keys_values, context.cross_mask, None)
+        keys_values = module.keys_values(context.encoded)
+        return module(x, keys_values, context.cross_mask, None, self.deterministic)
 
 
 def _relative_bias(config: ModelConfig, causal: bool) -> layers.RelativeBias:
@@ -124,11 +130,11 @@ class Tower(nn.Module):
 
     config: ModelConfig  # the tower's
     depth: int
-    place: Callable[[Array], Array]
+    shard_activations: Callable[[Array], Array]
 
     @nn.compact
     def __call__(
-        self, x: Array, sight: AttentionContext, causal: bool, deterministic: bool, memory=None
+        self, x: Array, context: AttentionContext, causal: bool, deterministic: bool, memory=None
     ):
         """x [B, T, D] -> [B, T, D] and the layers' new memory: a tuple of Layer, or None.
 
@@ -138,26 +144,30 @@ class Tower(nn.Module):
         config = self.config
         drop = layers.Dropout(config.dropout_rate)
         if config.position.kind == "relative":
-            sight = sight._replace(bias=_relative_bias(config, causal)(sight.distance))
+            context = context._replace(bias=_relative_bias(config, causal)(context.distance))
         self.sow(layers.INTERMEDIATES, "input", x)
         local = np.array([config.layer_window(layer) is not None for layer in range(self.depth)])
         if memory is None:
             x = self._through(
-                drop(x, deterministic), jnp.array(local), sight, causal, deterministic
+                drop(x, deterministic), jnp.array(local), context, causal, deterministic
             )
         else:
-            block, old, memory = Block(config, causal, True, self.place, parent=None), memory, ()
+            block, old, memory = (
+                Block(config, causal, True, self.shard_activations, parent=None),
+                memory,
+                (),
+            )
             for layer, is_local in zip(old, local, strict=True):
                 own = {"params": layer.weights}
-                x, new = block.apply(own, x, (layer, is_local), sight)
+                x, new = block.apply(own, x, (layer, is_local), context)
                 memory += (new,)
-        x = self.place(x)
+        x = self.shard_activations(x)
         if config.norm.placement != "post":
             x = layers.NORMS[config.norm.kind](config.dtype, name="norm")(x)
         self.sow(layers.INTERMEDIATES, "output", x)
         return drop(x, deterministic), memory
 
-    def _through(self, x, local, sight, causal, deterministic):
+    def _through(self, x, local, context, causal, deterministic):
         config, block = self.config, Block
         if config.remat_policy != "none":
             # Inside a loop nothing can be merged; unrolled, XLA would undo what is computed again.
@@ -170,8 +180,8 @@ class Tower(nn.Module):
             in_axes=(0, nn.broadcast),
             length=self.depth,
             unroll=1 if config.scan_layers else self.depth,
-        )(config, causal, deterministic, self.place, name="layers")
-        return blocks(x, (None, local), sight)[0]
+        )(config, causal, deterministic, self.shard_activations, name="layers")
+        return blocks(x, (None, local), context)[0]
 
     def unstack_layers(self) -> tuple[Layer, ...]:
         """The layers with their weights and no memory; matrices in the activations' dtype."""
@@ -191,12 +201,12 @@ class Transformer(nn.Module):
     in a tuple of one for each time that the tower was run. Elsewhere none of it is computed.
 
     With model.architecture prefix_lm or language_model there is no encoder: the decoder reads the
-    inputs and then the targets, and only the latter's logits are returned. place: x [B, T, D] -> x,
-    says of activations between blocks where their rows lie; a mesh's compiler is to be told.
+    inputs and then the targets, and only the latter's logits are returned.
+    shard_activations: x [B, T, D] -> x, constrains the sharding of activations between blocks.
     """
 
     config: ModelConfig
-    place: Callable[[Array], Array] = no_constraint
+    shard_activations: Callable[[Array], Array] = no_constraint
 
     def setup(self):
         config, ours = self.config, self.config.tower("encoder")
@@ -204,9 +214,9 @@ class Transformer(nn.Module):
         if config.shared_params == "none":
             self.encoder_embed = _embedding(ours)
         if config.architecture == "encoder_decoder":
-            self.encoder = Tower(ours, config.num_encoder_layers, self.place)
+            self.encoder = Tower(ours, config.num_encoder_layers, self.shard_activations)
         if config.shared_params != "all":
-            self.decoder = Tower(config, config.num_decoder_layers, self.place)
+            self.decoder = Tower(config, config.num_decoder_layers, self.shard_activations)
         if config.lm_head == "untied":
             variance = layers.head_variance(config.vocab_size)
             init = nn.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
@@ -237,16 +247,16 @@ class Transformer(nn.Module):
         """int [B, S], int [B, S] -> [B, S, D]."""
         positions = attention.positions(segment_ids)
         distance = attention.distance(inputs.shape[1], inputs.shape[1])
-        sight = AttentionContext(
+        context = AttentionContext(
             attention.same_segment(segment_ids, segment_ids), distance, positions
         )
         x = self.tokens(inputs, positions, "encoder")
-        return self.encoder(x, sight, False, deterministic)[0]
+        return self.encoder(x, context, False, deterministic)[0]
 
-    def decode(self, x: Array, sight: AttentionContext, deterministic: bool, memory=None):
+    def decode(self, x: Array, context: AttentionContext, deterministic: bool, memory=None):
         """Embeddings [B, T, D] through the decoder -> [B, T, D] and the layers' new memory."""
         causal = self.config.architecture != "prefix_lm"
-        return self._writer()(x, sight, causal, deterministic, memory)
+        return self._writer()(x, context, causal, deterministic, memory)
 
     def _writer(self) -> Tower:
         return self.encoder if self.config.shared_params == "all" else self.decoder
@@ -262,19 +272,19 @@ class Transformer(nn.Module):
         mask = attention.same_segment(segments, segments) & (distance <= 0)
         cross_mask = attention.same_segment(segments, examples.inputs_segment_ids)
         positions = attention.positions(segments)
-        sight = AttentionContext(mask, distance, positions, None, cross_mask, encoded)
-        return self.logits(self.decode(self.tokens(ids, positions), sight, deterministic)[0])
+        context = AttentionContext(mask, distance, positions, None, cross_mask, encoded)
+        return self.logits(self.decode(self.tokens(ids, positions), context, deterministic)[0])
 
     def _one_tower(self, examples, ids, deterministic):
         sources, ours, theirs = examples.inputs.shape[1], examples[3], examples[1]
         before = jnp.sum(attention.same_segment(ours, theirs), axis=-1)
         positions = (attention.positions(theirs), attention.positions(ours) + before)
         positions, segments = (jnp.concatenate(p, 1) for p in (positions, (theirs, ours)))
-        sight = self._sight(positions, positions, segments, segments, sources)
+        context = self._one_tower_context(positions, positions, segments, segments, sources)
         x = self.tokens(jnp.concatenate([examples.inputs, ids], axis=1), positions)
-        return self.logits(self.decode(x, sight, deterministic)[0][:, sources:])
+        return self.logits(self.decode(x, context, deterministic)[0][:, sources:])
 
-    def _sight(self, positions, key_positions, segments, key_segments, sources):
+    def _one_tower_context(self, positions, key_positions, segments, key_segments, sources):
         # The key is no later than the query, or, for a prefix LM, among the first `sources`.
         distance = key_positions[:, None, :] - positions[:, :, None]
         visible = distance <= 0
@@ -294,8 +304,10 @@ class Transformer(nn.Module):
         else:
             positions = attention.positions(segment_ids)
             sources = inputs.shape[1]
-            sight = self._sight(positions, positions, segment_ids, segment_ids, sources)
-            memory = self.decode(self.tokens(inputs, positions), sight, True, memory)[1]
+            context = self._one_tower_context(
+                positions, positions, segment_ids, segment_ids, sources
+            )
+            memory = self.decode(self.tokens(inputs, positions), context, True, memory)[1]
             room = lambda x: jnp.pad(x, ((0, 0), (0, length), (0, 0), (0, 0)))
             seen = [_by_heads((room(layer.key), room(layer.value))) for layer in memory]
             memory = [x._replace(key=k, value=v) for x, (k, v) in zip(memory, seen, strict=True)]
@@ -305,31 +317,58 @@ class Transformer(nn.Module):
     def decode_step(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """The previous token int [R] and the cache -> logits [R, V] of the next, and new cache.
 
-        R is B * W: the W beams of a row of inputs stand together.
+        R is B * W: the W beams of an input row are adjacent.
         """
-        rows, width, length = cache.beam_ancestry.shape
-        beside, steps, index = cache.num_beam_slots, jnp.arange(length), cache.index
-        here = jnp.broadcast_to(jnp.arange(width)[:, None], (rows, width, 1))
-        taken = jax.lax.dynamic_update_slice(cache.beam_ancestry, here, (0, 0, index))
-        own = (taken[..., None] == jnp.arange(beside)) & (steps <= index)[:, None]
-        mask, places = own.reshape(rows, width, -1), jnp.repeat(steps, beside)[None]
-        read, position, first = cache.inputs_segment_ids > 0, index[None, None], 0
-        cross_mask = read[:, None]
-        if self.config.architecture != "encoder_decoder":
-            first, before = read.shape[1], jnp.sum(read, axis=1, keepdims=True)
-            inputs = attention.positions(cache.inputs_segment_ids)
-            places = jnp.concatenate([inputs, places + before], axis=1)
-            seen = jnp.broadcast_to(cross_mask, (rows, width, first))
-            mask, position = jnp.concatenate([seen, mask], axis=2), position + before
-            cross_mask = None
-        distance = (places - position)[:, None]
-        position = jnp.broadcast_to(position, (rows, width))
-        place = first + index * beside
-        sight = AttentionContext(mask, distance, position, None, cross_mask, None, place)
-        x = self.tokens(token.reshape(rows, width), position)
-        x, memory = self.decode(x, sight, True, cache.layers)
+        rows, width, _ = cache.beam_ancestry.shape
+        beams = jnp.broadcast_to(jnp.arange(width)[:, None], (rows, width, 1))
+        put = jax.lax.dynamic_update_slice
+        cache = cache._replace(beam_ancestry=put(cache.beam_ancestry, beams, (0, 0, cache.index)))
+        if self.config.architecture == "encoder_decoder":
+            context = _encoder_decoder_step(cache)
+        else:
+            context = _decoder_only_step(cache)
+        x = self.tokens(token.reshape(rows, width), context.positions)
+        x, new_layers = self.decode(x, context, True, cache.layers)
         logits = self.logits(x).reshape(len(token), -1)
-        return logits, Cache(memory, taken, cache.inputs_segment_ids, index + 1)
+        return logits, cache._replace(layers=new_layers, index=cache.index + 1)
+
+
+def _encoder_decoder_step(cache: Cache) -> AttentionContext:
+    """One step's context: decoded tokens by self-attention, inputs by cross-attention."""
+    rows, width, _ = cache.beam_ancestry.shape
+    mask, steps = _decoded_mask(cache)
+    position = cache.index[None, None]
+    distance = (steps - position)[:, None]
+    positions = jnp.broadcast_to(position, (rows, width))
+    cross_mask = (cache.inputs_segment_ids > 0)[:, None]
+    index = cache.index * cache.num_beam_slots
+    return AttentionContext(mask, distance, positions, None, cross_mask, None, index)
+
+
+def _decoder_only_step(cache: Cache) -> AttentionContext:
+    """One step's context: self-attention to the inputs and then the decoded tokens."""
+    (rows, width, _), sources = cache.beam_ancestry.shape, cache.inputs_segment_ids.shape[1]
+    decoded_mask, steps = _decoded_mask(cache)
+    is_input = cache.inputs_segment_ids > 0
+    num_inputs = jnp.sum(is_input, axis=1, keepdims=True)
+    input_mask = jnp.broadcast_to(is_input[:, None], (rows, width, sources))
+    mask = jnp.concatenate([input_mask, decoded_mask], axis=2)
+    input_positions = attention.positions(cache.inputs_segment_ids)
+    key_positions = jnp.concatenate([input_positions, steps + num_inputs], axis=1)
+    position = cache.index[None, None] + num_inputs
+    distance = (key_positions - position)[:, None]
+    positions = jnp.broadcast_to(position, (rows, width))
+    index = sources + cache.index * cache.num_beam_slots
+    return AttentionContext(mask, distance, positions, write_index=index)
+
+
+def _decoded_mask(cache: Cache) -> tuple[Array, Array]:
+    """Which cached tokens each beam descends from: bool [B, W, P], and their steps, int [1, P]."""
+    rows, width, length = cache.beam_ancestry.shape
+    slots, steps = cache.num_beam_slots, jnp.arange(length)
+    mask = cache.beam_ancestry[..., None] == jnp.arange(slots)
+    mask &= (steps <= cache.index)[:, None]
+    return mask.reshape(rows, width, -1), jnp.repeat(steps, slots)[None]
 
 
 def _read(config: ModelConfig, weights: dict, encoded: Array, own: Array) -> Layer:

@@ -1,5 +1,5 @@
-"""A stand-in for Google Cloud Storage: what gcsfs, TensorStore and Google's client ask of its
-JSON API here, generations and conditions included.
+"""A fake Google Cloud Storage server: the parts of the JSON API that gcsfs, TensorStore and
+Google's client use here, including generations and preconditions.
 
 Source: cloud.google.com/storage/docs/json_api/v1/objects and .../request-preconditions.
 """
@@ -20,10 +20,10 @@ Objects = dict[str, tuple[bytes, int]]  # name: (content, generation)
 
 
 class Store(http.server.ThreadingHTTPServer):
-    """A server of 127.0.0.1 with some empty buckets, from `start` on to `stop`.
+    """A server on 127.0.0.1 with empty buckets, running between `start` and `stop`.
 
-    refused: (is it a write, the object's name, b/<bucket> or "" for a list) -> whether it
-    answers 403.
+    refused: (whether it is a write, the object's name; b/<bucket> for bucket metadata, "" for a
+    listing) -> whether to answer 403.
     """
 
     daemon_threads = True
@@ -36,51 +36,51 @@ class Store(http.server.ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def start(self) -> None:
-        """Answer, in a thread."""
+        """Serve in a thread."""
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         self.shutdown()
         self.server_close()
 
     def handle_error(self, request, address) -> None:
-        """Silence where a client has hung up."""
+        """Ignore clients that disconnect."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, address)
 
     def put(self, bucket: str, name: str, data: bytes) -> dict:
-        """Make an object; its metadata."""
+        """Write an object and return its metadata."""
         with self.lock:
             self.generation += 1
             self.buckets[bucket][name] = data, self.generation
-        return self.described(bucket, name)
+        return self.metadata(bucket, name)
 
-    def described(self, bucket: str, name: str) -> dict:
+    def metadata(self, bucket: str, name: str) -> dict:
         """The metadata of an object."""
         data, generation = self.buckets[bucket][name]
         digest = base64.b64encode(hashlib.md5(data).digest()).decode()
         now = "2026-01-01T00:00:00.000Z"
-        facts = {"name": name, "bucket": bucket, "size": str(len(data)), "md5Hash": digest}
-        facts |= {"generation": str(generation), "metageneration": "1", "timeCreated": now}
-        return {"kind": "storage#object", "id": f"{bucket}/{name}", "updated": now} | facts
+        fields = {"name": name, "bucket": bucket, "size": str(len(data)), "md5Hash": digest}
+        fields |= {"generation": str(generation), "metageneration": "1", "timeCreated": now}
+        return {"kind": "storage#object", "id": f"{bucket}/{name}", "updated": now} | fields
 
 
 class _Request(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *said) -> None:
-        """Silence."""
+    def log_message(self, *args) -> None:
+        """Print nothing."""
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urllib.parse.urlsplit(self.path)
-        asked = {key: value[0] for key, value in urllib.parse.parse_qs(url.query).items()}
+        query = {key: value[0] for key, value in urllib.parse.parse_qs(url.query).items()}
         with self.server.lock:
             if url.path == "/batch/storage/v1":
                 self._batch(body)
                 return
-            self._send(*self._do(self.command, url.path, asked, body))
+            self._send(*self._do(self.command, url.path, query, body))
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer
 
@@ -95,10 +95,10 @@ class _Request(http.server.BaseHTTPRequestHandler):
         if status not in (204, 304):
             self.wfile.write(data)
 
-    def _do(self, method: str, path: str, asked: dict, body: bytes):
+    def _do(self, method: str, path: str, query: dict, body: bytes):
         """(status, body, headers) of one request."""
-        found = re.fullmatch(r"/(upload/|download/|)storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?", path)
-        kind, bucket, name = found.groups()
+        match = re.fullmatch(r"/(upload/|download/|)storage/v1/b/([^/]+)(?:/o(?:/(.+))?)?", path)
+        kind, bucket, name = match.groups()
         bucket, listing = urllib.parse.unquote(bucket), path.endswith("/o")
         if bucket not in self.server.buckets:
             return 404, {"error": {"code": 404, "message": "The bucket does not exist."}}
@@ -108,39 +108,39 @@ class _Request(http.server.BaseHTTPRequestHandler):
                 return 404, {"error": {"code": 404, "message": f"No such object: {source}"}}
             copied = self.server.put(bucket, target, self.server.buckets[bucket][source][0])
             return 200, {"done": True, "resource": copied}
-        name = urllib.parse.unquote(name or asked.get("name", ""))
+        name = urllib.parse.unquote(name or query.get("name", ""))
         name = name if name or listing else f"b/{bucket}"
         write = bool(kind == "upload/" or method == "DELETE")
         if self.server.refused(write, name):
-            said = "nobody@example.com does not have storage.objects access"
-            return 403, {"error": {"code": 403, "message": said}}
+            message = "nobody@example.com does not have storage.objects access"
+            return 403, {"error": {"code": 403, "message": message}}
         if kind == "upload/":
-            return self._upload(bucket, name, asked, body)
+            return self._upload(bucket, name, query, body)
         if listing:
-            return 200, self._listed(bucket, asked)
+            return 200, self._list(bucket, query)
         if name == f"b/{bucket}":
             return 200, {"kind": "storage#bucket", "name": bucket, "id": bucket}
-        return self._object(method, bucket, name, asked, kind)
+        return self._object(method, bucket, name, query, kind)
 
-    def _object(self, method: str, bucket: str, name: str, asked: dict, kind: str):
+    def _object(self, method: str, bucket: str, name: str, query: dict, kind: str):
         objects = self.server.buckets[bucket]
         if name not in objects:
             return 404, {"error": {"code": 404, "message": f"No such object: {bucket}/{name}"}}
         data, generation = objects[name]
-        if asked.get("ifGenerationNotMatch") == str(generation):
+        if query.get("ifGenerationNotMatch") == str(generation):
             return 304, b""
-        if asked.get("ifGenerationMatch", str(generation)) != str(generation):
+        if query.get("ifGenerationMatch", str(generation)) != str(generation):
             return 412, {"error": {"code": 412, "message": "Precondition failed"}}
         if method == "DELETE":
             del objects[name]
             return 204, b""
-        if kind != "download/" and asked.get("alt") != "media":
-            return 200, self.server.described(bucket, name)
+        if kind != "download/" and query.get("alt") != "media":
+            return 200, self.server.metadata(bucket, name)
         headers = {"x-goog-generation": str(generation), "Content-Type": "application/octet-stream"}
-        wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-        if not wanted:
+        byte_range = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+        if not byte_range:
             return 200, data, headers
-        first, last = wanted.groups()
+        first, last = byte_range.groups()
         start = int(first) if first else max(0, len(data) - int(last))
         stop = min(len(data), int(last) + 1) if first and last else len(data)
         if start >= len(data):
@@ -148,38 +148,42 @@ class _Request(http.server.BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         return 206, data[start:stop], headers
 
-    def _upload(self, bucket: str, name: str, asked: dict, body: bytes):
-        if part := asked.get("upload_id"):
-            self.server.uploads[part] += body
-            said = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", self.headers["Content-Range"])
-            if said[3] == "*" or len(self.server.uploads[part]) < int(said[3]):
-                return 308, b"", {"Range": f"bytes=0-{len(self.server.uploads[part]) - 1}"}
-            return 200, self.server.put(bucket, name, bytes(self.server.uploads.pop(part)))
-        kind = asked["uploadType"]
+    def _upload(self, bucket: str, name: str, query: dict, body: bytes):
+        if upload_id := query.get("upload_id"):
+            self.server.uploads[upload_id] += body
+            content_range = re.fullmatch(
+                r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)", self.headers["Content-Range"]
+            )
+            if content_range[3] == "*" or len(self.server.uploads[upload_id]) < int(
+                content_range[3]
+            ):
+                return 308, b"", {"Range": f"bytes=0-{len(self.server.uploads[upload_id]) - 1}"}
+            return 200, self.server.put(bucket, name, bytes(self.server.uploads.pop(upload_id)))
+        kind = query["uploadType"]
         if kind == "resumable":
             self.server.generation += 1
-            part = str(self.server.generation)
-            self.server.uploads[part] = bytearray()
-            told = urllib.parse.urlencode({"name": name, "upload_id": part})
-            address = f"{self.server.address}/upload/storage/v1/b/{bucket}/o?{told}"
+            upload_id = str(self.server.generation)
+            self.server.uploads[upload_id] = bytearray()
+            parameters = urllib.parse.urlencode({"name": name, "upload_id": upload_id})
+            address = f"{self.server.address}/upload/storage/v1/b/{bucket}/o?{parameters}"
             return 200, {}, {"Location": address}
         if kind == "multipart":
             line = (
                 b"--" + re.search(r'boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
             )
-            _, facts, data = body.split(line, 2)
-            name = json.loads(facts.split(b"\n\n", 1)[1])["name"]
+            _, metadata, data = body.split(line, 2)
+            name = json.loads(metadata.split(b"\n\n", 1)[1])["name"]
             body = data.split(b"\n\n", 1)[1].removesuffix(line + b"--").removesuffix(b"\n")
             if self.server.refused(True, name):
                 return 403, {"error": {"code": 403, "message": "not allowed"}}
-        there = self.server.buckets[bucket].get(name, (b"", 0))[1]
-        if asked.get("ifGenerationMatch", str(there)) != str(there):
+        generation = self.server.buckets[bucket].get(name, (b"", 0))[1]
+        if query.get("ifGenerationMatch", str(generation)) != str(generation):
             return 412, {"error": {"code": 412, "message": "Precondition failed"}}
         return 200, self.server.put(bucket, name, body)
 
-    def _listed(self, bucket: str, asked: dict) -> dict:
-        prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter", "")
-        first, end = asked.get("startOffset", ""), asked.get("endOffset", "")
+    def _list(self, bucket: str, query: dict) -> dict:
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        first, end = query.get("startOffset", ""), query.get("endOffset", "")
         items, folders = [], set()
         for name in sorted(self.server.buckets[bucket]):
             if not name.startswith(prefix) or name < first or (end and name >= end):
@@ -188,11 +192,11 @@ class _Request(http.server.BaseHTTPRequestHandler):
             if delimiter and delimiter in rest:
                 folders.add(prefix + rest.partition(delimiter)[0] + delimiter)
             else:
-                items.append(self.server.described(bucket, name))
+                items.append(self.server.metadata(bucket, name))
         return {"kind": "storage#objects", "items": items, "prefixes": sorted(folders)}
 
     def _batch(self, body: bytes) -> None:
-        """The deletions in one request, as gcsfs writes them."""
+        """Handle a batch request; gcsfs uses it for deletions."""
         answers = []
         for line in re.findall(rb"^DELETE (\S+) HTTP", body, re.M):
             url = urllib.parse.urlsplit(line.decode())

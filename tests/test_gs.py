@@ -1,4 +1,4 @@
-"""Laws of gs://: a run in a bucket is the run on a disk, file by file and bit by bit."""
+"""Tests of gs://: a run in a bucket equals the run on a disk, file by file and bit by bit."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lm.storage import gcs
 CHANGES = {"model.dropout_rate": 0.1, "checkpoint.every_steps": 2, "checkpoint.max_to_keep": 2}
 
 
-def fetched(address: str, folder: pathlib.Path) -> pathlib.Path:
-    """A copy on disk of all that is below an address."""
+def download(address: str, folder: pathlib.Path) -> pathlib.Path:
+    """Copy everything below an address to a folder on disk."""
     for name in gcs.filesystem().find(address):
         path = folder / f"gs://{name}".removeprefix(f"{address}/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,9 +27,9 @@ def fetched(address: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def names(folder: pathlib.Path) -> set[str]:
-    """The files of a run, but of arrays, which have names of their own each time."""
-    found = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return {name.partition("tfevents")[0] for name in found if "/d/" not in name}
+    """The files of a run, except arrays, whose file names are random."""
+    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return {name.partition("tfevents")[0] for name in paths if "/d/" not in name}
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +52,20 @@ def in_bucket(config, bucket):
     return f"{bucket}/run"
 
 
-def test_a_run_in_a_bucket_is_the_run_on_a_disk(on_disk, in_bucket, tmp_path):
-    ours = fetched(in_bucket, tmp_path)
-    assert outcome.differences(outcome.read(ours), outcome.read(on_disk)) == []
-    assert names(ours) == names(on_disk)
+def test_a_run_in_a_bucket_equals_the_run_on_a_disk(on_disk, in_bucket, tmp_path):
+    copied = download(in_bucket, tmp_path)
+    assert outcome.differences(outcome.read(copied), outcome.read(on_disk)) == []
+    assert names(copied) == names(on_disk)
     same = ["config.json", "tokenizer/tokenizer.model", "tokenizer/tokenizer.json"]
     same += [f"shards/{split}/shard-00000.array_record" for split in ("train", "heldout")]
     for name in same:
-        assert (ours / name).read_bytes() == (on_disk / name).read_bytes(), name
-    boards = [next((at / "tensorboard").iterdir()) for at in (ours, on_disk)]
+        assert (copied / name).read_bytes() == (on_disk / name).read_bytes(), name
+    boards = [next((at / "tensorboard").iterdir()) for at in (copied, on_disk)]
     assert boards[0].stat().st_size == boards[1].stat().st_size
 
 
 @pytest.mark.slow
-def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
+def test_every_reader_of_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
     without = lambda figures: {k: v for k, v in figures.items() if k != "command"}
     ours, theirs = (evaluate.evaluate(at) for at in (in_bucket, on_disk))
     assert without(ours) == without(theirs) and ours["nats"] > 0
@@ -93,10 +93,10 @@ def test_what_reads_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
         assert ours.read_bytes() == theirs.read_bytes(), name
 
 
-def test_an_export_into_a_bucket_is_the_one_on_a_disk(on_disk, bucket, tmp_path):
+def test_an_export_to_a_bucket_equals_the_one_on_a_disk(on_disk, bucket, tmp_path):
     interop.write(on_disk, f"{bucket}/exported")
     interop.write(on_disk, tmp_path / "exported")
-    ours = fetched(f"{bucket}/exported", tmp_path / "copy")
+    ours = download(f"{bucket}/exported", tmp_path / "copy")
     for path in (tmp_path / "exported").iterdir():
         assert (ours / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(ValueError, match="is not empty"):
@@ -106,10 +106,10 @@ def test_an_export_into_a_bucket_is_the_one_on_a_disk(on_disk, bucket, tmp_path)
 def test_a_run_starts_from_one_in_a_bucket(config, in_bucket, on_disk, tmp_path):
     params = []
     for origin in (in_bucket, str(on_disk)):
-        made = config | {"init_from": origin, "tokenizer": config["tokenizer"] | {"dir": ""}}
-        run = runs.make_run(made, tmp_path / "next")
+        changed = config | {"init_from": origin, "tokenizer": config["tokenizer"] | {"dir": ""}}
+        run = runs.make_run(changed, tmp_path / "next")
         tokens = runs.make_tokenizer(run)
-        params.append(train.setup.first_params(run, tokens, None))
+        params.append(train.setup.initial_params(run, tokens, None))
     leaves = [np.asarray(leaf) for tree in params for leaf in _leaves(tree)]
     half = len(leaves) // 2
     assert half > 5
@@ -123,7 +123,7 @@ def _leaves(tree) -> list:
 
 
 @pytest.mark.slow
-def test_teacher_tokenizer_trace_and_import_may_lie_in_a_bucket(
+def test_teacher_tokenizer_trace_and_import_may_be_in_a_bucket(
     config, bucket, in_bucket, on_disk, tmp_path
 ):
     flags = [f"--config=configs/distill.py:{in_bucket}", f"--workdir={bucket}/student"]
@@ -152,7 +152,7 @@ def test_teacher_tokenizer_trace_and_import_may_lie_in_a_bucket(
         interop.read(in_bucket, tmp_path / "never", config)
 
 
-def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(
     config, bucket, on_disk, in_bucket, store, caplog, tmp_path
 ):
     prefix = in_bucket.removeprefix("gs://lm-test/")
@@ -169,10 +169,10 @@ def test_a_damaged_object_is_named_and_the_checkpoint_before_it_used(
     assert "checkpoint 6" in caplog.text and "is damaged" in caplog.text
     aside = {name.split("/")[3] for name in there if f"{prefix}-hurt/checkpoints/6." in name}
     assert len(aside) == 1 and aside.pop().startswith("6.corrupt-")
-    ours = fetched(f"{in_bucket}-hurt", tmp_path)
-    events = [row["event"] for row in outcome.rows(ours, "events.jsonl")]
+    copied = download(f"{in_bucket}-hurt", tmp_path)
+    events = [row["event"] for row in outcome.rows(copied, "events.jsonl")]
     assert "resumed" in events
-    assert outcome.differences(outcome.read(ours), outcome.read(on_disk)) == []
+    assert outcome.differences(outcome.read(copied), outcome.read(on_disk)) == []
 
 
 def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_path):
@@ -199,7 +199,7 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
     assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
 
 
-def test_a_folder_is_copied_whole_and_the_file_that_tells_of_it_last(bucket, store, tmp_path):
+def test_copy_dir_copies_every_file_and_the_mark_last(bucket, store, tmp_path):
     prefix, folder = bucket.removeprefix("gs://lm-test/"), storage.as_path(f"{bucket}/folder")
     for name in ("", "deep/", "deep/x", "mark"):  # the first two as the Cloud console makes them
         store.put("lm-test", f"{prefix}/folder/{name}", name.encode())
@@ -216,7 +216,7 @@ def test_a_folder_is_copied_whole_and_the_file_that_tells_of_it_last(bucket, sto
     assert storage.glob_paths(f"{bucket}/ba*") == [f"{bucket}/back"]
 
 
-def test_what_is_away_and_what_is_not_there_are_told_apart(bucket, monkeypatch):
+def test_unreachable_and_missing_objects_raise_different_errors(bucket, monkeypatch):
     at_once = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0))
     monkeypatch.setattr(gcs.retry, "asyncio", at_once)  # it tries six times in 34 seconds
     away = gcs.UncachedFileSystem(endpoint_url="http://127.0.0.1:9", token="anon")
@@ -229,7 +229,7 @@ def test_what_is_away_and_what_is_not_there_are_told_apart(bucket, monkeypatch):
         storage.as_path("gs:///run")
 
 
-def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
+def test_rows_are_uploaded_periodically_and_events_at_once(bucket, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(storage.paths.time, "monotonic", lambda: clock[0])
     with logs.RunLog(f"{bucket}/log", 9, name="x") as log:
@@ -252,7 +252,7 @@ def test_rows_reach_the_bucket_at_last_and_events_at_once(bucket, monkeypatch):
     assert [row["loss"] for row in logs.read(f"{bucket}/log/metrics.jsonl")] == [1, 1, 2]
 
 
-def test_what_may_not_be_read_is_a_sentence_and_never_absent(bucket, store, config, monkeypatch):
+def test_a_forbidden_read_is_an_error_and_not_a_missing_file(bucket, store, config, monkeypatch):
     monkeypatch.setattr(store, "refused", lambda write, name: True)
     for ask in (runs.is_claimed, runs.read_config, lambda at: storage.as_path(at).is_dir()):
         with pytest.raises(OSError, match="cannot be reached .*does not have storage.*gcloud auth"):
@@ -263,7 +263,7 @@ def test_what_may_not_be_read_is_a_sentence_and_never_absent(bucket, store, conf
 
 
 @pytest.mark.slow
-def test_what_may_not_be_written_is_a_sentence(bucket, store, config, monkeypatch):
+def test_a_forbidden_write_is_an_error_with_a_message(bucket, store, config, monkeypatch):
     monkeypatch.setattr(store, "refused", lambda write, name: write)
     with pytest.raises(OSError, match=r"gs://.*cannot be (written|reached|copied)"):
         train.train(runs.make_run(config, f"{bucket}/refused"))
@@ -272,7 +272,7 @@ def test_what_may_not_be_written_is_a_sentence(bucket, store, config, monkeypatc
         train.train(runs.make_run(config, f"{bucket}/later"))
 
 
-def test_an_account_that_could_not_delete_is_told_at_the_start(bucket, store, config, monkeypatch):
+def test_missing_permission_to_delete_is_reported_at_the_start(bucket, store, config, monkeypatch):
     monkeypatch.setattr(store, "refused", lambda write, name: name == "b/lm-test")
     run = runs.make_run(config, f"{bucket}/no-deletion")
     with pytest.raises(OSError, match="gs://lm-test cannot be reached .*Legacy Bucket Reader"):
@@ -280,7 +280,7 @@ def test_an_account_that_could_not_delete_is_told_at_the_start(bucket, store, co
     inference.open_checkpoints(run, read_only=True)
 
 
-def test_a_bucket_that_is_not_there_and_a_package_that_is_not(bucket, config, monkeypatch):
+def test_a_missing_bucket_and_a_missing_package_are_reported(bucket, config, monkeypatch):
     with pytest.raises(ValueError, match="no bucket gs://lm-none; make it with `gcloud storage"):
         runs.make_run(config, "gs://lm-none/run")
     with pytest.raises(ValueError, match="no bucket gs://a; make it"):
@@ -292,13 +292,13 @@ def test_a_bucket_that_is_not_there_and_a_package_that_is_not(bucket, config, mo
         runs.make_run(config, f"{bucket}/run")
 
 
-def test_the_datasets_of_tfds_are_not_looked_for_in_a_bucket(config, bucket, tmp_path):
-    made = config | {"data": config["data"] | {"dir": f"{bucket}/tfds"}}
+def test_a_tfds_directory_in_a_bucket_is_refused(config, bucket, tmp_path):
+    changed = config | {"data": config["data"] | {"tfds_dir": f"{bucket}/tfds"}}
     with pytest.raises(ValueError, match="is in a bucket, but TFDS is read from a local disk only"):
-        train.check(runs.make_run(made, tmp_path))
+        train.check(runs.make_run(changed, tmp_path))
 
 
-def test_what_was_compiled_is_kept_in_a_bucket(bucket, monkeypatch):
+def test_the_compilation_cache_may_be_in_a_bucket(bucket, monkeypatch):
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 

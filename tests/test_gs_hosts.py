@@ -75,6 +75,6 @@ def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
 
     both = start(config, workdir, "again")
     assert host_processes.ends(both) == [0, 0], both[0].said() + both[1].said()
-    copy = test_gs.fetched(f"{bucket}/pair", tmp_path / "copy")
+    copy = test_gs.download(f"{bucket}/pair", tmp_path / "copy")
     assert outcome.differences(outcome.read(copy), outcome.read(tmp_path / "disk")) == []
     assert "resumed" in [row["event"] for row in outcome.rows(copy, "events.jsonl")]

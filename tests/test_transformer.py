@@ -216,7 +216,7 @@ def test_bfloat16_is_within_its_roundings_of_float32(name, examples):
 def test_a_tied_heads_gradient_is_the_sum_of_the_embeddings_and_the_heads(name, examples):
     tied = words.model_of(name)
     untied, params = dataclasses.replace(tied, lm_head="untied"), words.drawn(tied)
-    factor = 16**-0.5 if tied.head == "tied" else 1.0
+    factor = 16**-0.5 if tied.lm_head == "tied" else 1.0
     apart = params | {"head": factor * params["embed"]["embedding"].T}
     (total, logits, grads) = words.outcome(tied, examples)
     (same, alike, parts) = words.outcome(untied, examples, apart)
@@ -416,7 +416,7 @@ IMPOSSIBLE = [
         OTHER | {"position.kind": "rotary", "encoder": dict(head_dim=5)},
         "model.encoder.head_dim=5 is odd; .* use an even number",
     ),
-    (dict(encoder=dict(d_model=8)), "encoder.d_model=8 needs an embedding of its own; use .*noth"),
+    (dict(encoder=dict(d_model=8)), "encoder.d_model=8 needs an embedding of its own; use .*none"),
     (
         dict(shared_params="all", encoder=dict(d_ff=8)),
         "shared_params='all' needs towers of one shape and depth",

@@ -28,7 +28,7 @@ def no_constraint(x: Array) -> Array:
 
 
 class AttentionContext(NamedTuple):
-    """What every layer of a tower shares: masks, distances and positions, and what it attends to."""
+    """What the layers of a tower share: masks, distances, positions, encoder states."""
 
     mask: Array  # bool [B, T, S]
     distance: Array  # int [T, S] or [B, T, S]

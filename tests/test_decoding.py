@@ -302,7 +302,7 @@ def test_beams_enough_for_every_answer_rank_them_all(words):
 
 
 @pytest.mark.parametrize("words", ALPHAS + RULED)
-@pytest.mark.parametrize("width, stop", [(2, "bound"), (5, "full")])
+@pytest.mark.parametrize("width, stop", [(2, False), (5, True)])
 def test_beams_are_the_search_one_would_write_by_hand(width, stop, words):
     chains = random_chains(width, rows=100, length=6)
     words = f"beam num_beams={width} num_return_sequences={width} early_stopping={stop} {words}"

@@ -5,6 +5,7 @@ And of a teacher from elsewhere, or of another vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
@@ -56,7 +57,9 @@ def rows_of(path) -> list[dict]:
 def test_a_split_is_asked_pair_by_pair_and_keeps_what_is_right(split, teacher, echo, tmp_path):
     inference.predict(teacher, inference.SplitInputs(teacher, split), str(tmp_path / "out.jsonl"))
     run = runs.read_run(teacher)
-    run.evaluate.max_decoded_examples = 0
+    run = dataclasses.replace(
+        run, evaluate=dataclasses.replace(run.evaluate, max_decoded_examples=0)
+    )
     own = dict(zip(("train", "heldout"), runs.splits(run), strict=True))[split]
     pairs = evaluate.task_texts(run, "docstring_summary", own["docstring_summary"])
     rows = rows_of(tmp_path / "out.jsonl")
@@ -103,7 +106,11 @@ def test_a_student_learns_what_was_said_and_is_held_against_what_is_right(
     tiny_config, teacher, tmp_path
 ):
     config = tiny_config(**PAIRS, stage="distill", steps=3)
-    config["teacher"] |= {"workdir": str(teacher), "loss": "labels", "init": "even"}
+    config["teacher"] |= {
+        "workdir": str(teacher),
+        "loss": {"labels": {"weight": 1.0}},
+        "student_init": "even",
+    }
     config["data"]["train_split"] = written(tmp_path / "answers.jsonl", SAID)
     run = runs.make_run(config, tmp_path / "student")
     tokens = runs.make_tokenizer(run)
@@ -179,8 +186,8 @@ def test_a_student_of_other_ids_learns_from_answers_alone(
     tiny_config, teacher, other_tokens, tmp_path
 ):
     made = tiny_config(**PAIRS, stage="distill")
-    made["tokenizer"] |= {"dir": str(other_tokens), "kind": "bytes", "pieces": 259}
-    made["teacher"] |= {"workdir": str(teacher), "init": "random"}
+    made["tokenizer"] |= {"dir": str(other_tokens), "kind": "bytes", "vocab_size": 259}
+    made["teacher"] |= {"workdir": str(teacher), "student_init": "random"}
     with pytest.raises(ValueError, match="is another tokenizer than the teacher's .* stage='finet"):
         runs.make_run(made, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -197,7 +204,7 @@ def test_a_teacher_is_named_with_its_update(which, step, tiny_config, tmp_path):
         untrained.write(config, tmp_path / "teacher", seed, update)
     made = tiny_config(**PAIRS, stage="distill", steps=1)
     made["tokenizer"]["dir"] = ""
-    made["teacher"] |= {"workdir": f"{tmp_path}/teacher{which}", "init": "even"}
+    made["teacher"] |= {"workdir": f"{tmp_path}/teacher{which}", "student_init": "even"}
     run = runs.make_run(made, tmp_path / "student")
     place, chosen = runs.teacher_source(run)
     theirs = runs.read_run(place)
@@ -241,7 +248,7 @@ def test_a_checkpoint_of_transformers_says_how_it_becomes_a_teacher(tiny_config,
 def test_a_shared_encoder_stays_the_teachers_to_the_bit(tiny_config, teacher, tmp_path):
     made = tiny_config(**PAIRS, stage="distill", steps=3)
     made["model"]["num_decoder_layers"] = 1
-    made["teacher"] |= {"workdir": str(teacher), "init": "shared last"}
+    made["teacher"] |= {"workdir": str(teacher), "student_init": "shared last"}
     run = runs.make_run(made, tmp_path / "student")
     train.train(run)
     tokens = runs.make_tokenizer(run)

@@ -239,15 +239,15 @@ def test_inputs_to_decode_come_once_each_in_rows_as_wide_as_the_bucket_of_the_lo
         ({"packing": "firstfit"}, "data.packing='firstfit' is unknown; .* 'first_fit'"),
         (
             {"task": "pydocs", "packing": "first_fit"},
-            "has no use for data.task='pydocs'.* use none",
+            "packing='first_fit' has no effect on pydocs.* use none",
         ),
         (
             {"task": "pydocs", "max_examples_per_task": 5},
-            "data.max_examples_per_task=5 has no use for one task alone",
+            "data.max_examples_per_task=5 has no effect with one task alone",
         ),
         (
-            {"task": "pydocs=1,wikipedia=2", "mixing_temperature": 2.0},
-            "data.mixing_temperature=2.0 has no use for rates that are fixed",
+            {"mixture": (("pydocs", 1.0), ("wikipedia", 2.0)), "mixing_temperature": 2.0},
+            "data.mixing_temperature=2.0 has no effect with .*rates",
         ),
         ({"mixing_temperature": 0.0}, "data.mixing_temperature=0.0 is not a finite number above 0"),
         (

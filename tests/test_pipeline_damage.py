@@ -13,7 +13,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lm import corpus, objectives, pipeline, shards
+from lm import objectives, pipeline, shards
 
 TRIALS, SIZE, FILES = 3, 400, 3
 VOCABULARY = objectives.Vocabulary(np.arange(390, 400), 1, np.arange(3, 300), np.zeros(400, bool))
@@ -24,7 +24,7 @@ TASKS = {"text": "pydocs", "pairs": "docstring_summary"}
 def stored(request, tmp_path_factory) -> pathlib.Path:
     """Shards of text or of pairs, in files of equal sizes, as ArrayRecord's blocks make them."""
     directory, rng = tmp_path_factory.mktemp(request.param), np.random.default_rng(0)
-    write, files = getattr(corpus, f"write_{request.param}"), {}
+    write, files = getattr(shards, f"write_{request.param}"), {}
     for number in range(FILES):
         path = directory / f"shard-{number}.array_record"
         ids = [rng.integers(3, SIZE - 10, rng.integers(20, 60)) for _ in range(300)]
@@ -150,7 +150,7 @@ def test_damage_stops_at_once_with_the_record_and_both_cures(stored, workers, tm
     copy = spoil(stored, tmp_path, 1)
     path = copy / "shard-0.array_record"
     with pytest.raises(ValueError) as caught:
-        epoch(examples_of(copy, 0, workers=workers))
+        epoch(examples_of(copy, 0, num_workers=workers))
     said = str(caught.value)
     assert said.startswith(f"record 1 of {path} cannot be read (")
     cures = f"; remove {copy}, and it is made anew, or set a data.max_bad_records above 0."
@@ -163,7 +163,7 @@ def test_as_many_as_allowed_are_left_out_counted_once_and_one_more_stops(
     stored, expected, workers, tmp_path, capsys
 ):
     copy = spoil(stored, tmp_path, 0, 2)
-    examples = examples_of(copy, 2, workers=workers)
+    examples = examples_of(copy, 2, num_workers=workers)
     for _ in range(1 if workers else 2):  # what was met once is not counted again
         found = epoch(examples)
         assert {name.split(" of ")[0] for name in examples.damaged} == {"0", "2"}
@@ -175,7 +175,7 @@ def test_as_many_as_allowed_are_left_out_counted_once_and_one_more_stops(
         empty += (~same).sum()
     assert 0 < empty < sum(map(len, expected)) / 2
     with pytest.raises(ValueError, match="a data.max_bad_records above 1"):
-        epoch(examples_of(copy, 1, workers=workers))
+        epoch(examples_of(copy, 1, num_workers=workers))
 
 
 def test_held_out_damage_is_left_out_and_counted_as_well(stored, tmp_path):

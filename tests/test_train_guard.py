@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -17,13 +18,13 @@ from lm import logs, pipeline, runs, steps, train
 from lm.train import guard
 from tests.tiny_runs import T5, assert_same_bits, go, last, rows  # noqa: F401
 
-CONFIG = {"patience": 3, "rollbacks": 2, "spike": 6.0}
+CONFIG = runs.GuardConfig(max_bad_steps=3, max_rollbacks=2, spike_threshold=6.0)
 BATCHES = (4, 5, 6)  # that are bad, in runs of 12 updates
 LONG = {"steps": 12, "log_every_steps": 4, "eval_every_steps": 12, "guard.max_bad_steps": 3}
 
 
 def judged(losses, **changes) -> tuple[guard.Guard, list]:
-    made = guard.Guard(CONFIG | changes)
+    made = guard.Guard(dataclasses.replace(CONFIG, **changes))
     return made, [made.judge(n + 1, n, loss, math.isfinite(loss)) for n, loss in enumerate(losses)]
 
 
@@ -52,20 +53,20 @@ def test_a_few_wild_losses_do_not_hide_the_next():
 
 def test_a_loss_that_is_no_number_is_spelt_as_the_logs_do():
     spelt = [bad["loss"] for bad in judged([math.nan, math.inf, -math.inf])[1]]
-    assert spelt == list(logs.jsonl.NAMES)
+    assert spelt == list(logs.jsonl.NON_FINITE)
 
 
 def test_the_first_losses_are_no_spikes_nor_is_any_where_none_is_looked_for():
     wild = [*usual(guard.ENOUGH - 1), 1e9]
     assert not any(judged(wild)[1])
-    assert not any(judged([*usual(200), 1e9], spike=0.0)[1])
+    assert not any(judged([*usual(200), 1e9], spike_threshold=0.0)[1])
 
 
 def test_what_is_usual_is_told_by_good_updates_of_late_alone():
     early, late = usual(300), [loss - 2 for loss in usual(guard.RECENT)]
     assert judged([*early, *late, 3.0])[1][-1]["kind"] == "spike"
     again = [*usual(200), 50.0, 50.0, 50.0, 50.0]
-    assert [bad["kind"] for bad in judged(again, patience=9)[1][-4:]] == ["spike"] * 4
+    assert [bad["kind"] for bad in judged(again, max_bad_steps=9)[1][-4:]] == ["spike"] * 4
 
 
 def test_a_loss_that_cannot_be_compared_is_no_spike_and_no_measure_but_must_be_finite():
@@ -86,10 +87,10 @@ def test_only_bad_updates_in_a_row_exhaust_the_patience():
 
 def test_a_guard_that_goes_on_from_a_memory_judges_as_the_one_that_never_stopped():
     losses = usual(150) + [99.0, math.nan, 3.0, 99.0, 99.0, math.nan]
-    whole, expected = judged(losses, patience=9)
+    whole, expected = judged(losses, max_bad_steps=9)
     for cut in (0, 1, 70, 151, 155):
-        memory = json.loads(json.dumps(judged(losses[:cut], patience=9)[0].memory))
-        rest = guard.Guard(CONFIG | {"patience": 9}, memory)
+        memory = json.loads(json.dumps(judged(losses[:cut], max_bad_steps=9)[0].memory))
+        rest = guard.Guard(dataclasses.replace(CONFIG, max_bad_steps=9), memory)
         found = [
             rest.judge(n + 1, n, losses[n], math.isfinite(losses[n]))
             for n in range(cut, len(losses))

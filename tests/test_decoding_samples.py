@@ -121,7 +121,7 @@ def test_in_the_limit_a_sample_is_greedy(words):
 
 def test_a_sample_without_keys_is_refused():
     how = decoding.parse("sample")
-    with pytest.raises(ValueError, match="'sample' has no keys to draw with; give one a row"):
+    with pytest.raises(ValueError, match="'sample' needs keys; pass one for each row"):
         decoding.search(table_step, None, jnp.array([0]), unmoved, how, length=2, eos=EOS)
 
 

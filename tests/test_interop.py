@@ -280,7 +280,7 @@ MISTAKES = {
     "no directory": (lambda d: d / "nothing", "new", "does not exist; give the directory"),
     "where one is": (lambda d: d / "imported", ".", "is where you are; give a new --workdir"),
     "a list": (lambda d: d / "list", "new", "holds no JSON object"),
-    "a word for a size": (lambda d: d / "word", "new", "model.d_model='16' is no whole number"),
+    "a word for a size": (lambda d: d / "word", "new", "model.d_model='16' is not an integer"),
     "no header": (lambda d: d / "header", "new", "is not as transformers or T5X write it"),
     "no checkpoint": (lambda d: d / "empty", "new", "has no config.json"),
     "no vocabulary": (lambda d: d / "bare", "new", "no vocabulary"),
@@ -356,7 +356,7 @@ def test_a_checkpoint_that_was_not_imported_is_no_run(foreign, capsys):
         config = ["--config=configs/finetune.py"] if flag.startswith(".") else []
         assert cli.main([*command, *config, f"--config{flag}"]) == 2
         said = capsys.readouterr().err
-        assert f"no run; make one of it first: python -m lm import {foreign}" in said
+        assert f"python -m lm import {foreign}" in said
 
 
 def test_the_home_folder_may_be_written_as_one_does(imported, monkeypatch):

@@ -51,7 +51,7 @@ def test_known_rows_are_theirs_new_ones_fresh_and_all_else_is_whole(shared):
     theirs, rows = drawn(small, 1), np.array([3, -1, 0, 1, 2, -1, 7, 6, 5, 4, -1])
     carried, account = initialization.carry_over(fresh, theirs, rows)
     vocabulary = {"embed.embedding", "head"}
-    if shared == "nothing":
+    if shared == "none":
         vocabulary.add("encoder_embed.embedding")
     for path, leaf in carried.items():
         assert leaf.shape == fresh[path].shape
@@ -75,7 +75,7 @@ def test_the_fresh_parameters_are_not_written_over():
 
 def test_every_parameter_that_counts_the_vocabulary_is_known():
     larger = dataclasses.replace(CONFIG, vocab_size=9)
-    for shared in ("embeddings", "nothing"):
+    for shared in ("embeddings", "none"):
         ours, theirs = (
             checkpoints.flatten(
                 transformer.param_shapes(dataclasses.replace(config, shared_params=shared))

@@ -303,7 +303,7 @@ def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
         (
             4,
             {"data": 5},
-            "parallel.data=5 is more than the 4 devices here; use at most that, or -1",
+            "parallel.data=5 is more than the 4 devices; use at most that, or -1",
         ),
         (
             8,
@@ -312,7 +312,6 @@ def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
         ),
         (4, {"strategy": "mesh", "tensor": 8}, "= -1 x 1 x 8 does not fit on 4 devices"),
         (8, {"strategy": "mash"}, "parallel.strategy='mash' is unknown; choose one of mesh, pmap"),
-        (8, {"reduction": "fix"}, "parallel.reduction='fix' is unknown; choose one of fast, fixed"),
         (
             8,
             {"reduction_shards": 6},
@@ -332,7 +331,7 @@ def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
         (
             8,
             MESH | {"deterministic_reduction": True},
-            "'fixed' orders .* use parallel.strategy='pmap', or",
+            "deterministic_reduction=True orders .* use parallel.strategy='pmap', or",
         ),
     ],
 )

@@ -425,7 +425,7 @@ def test_what_cannot_be_written_is_a_sentence(asked, tmp_path, what):
         ),
         (
             {"teacher.loss": {"forward_kl": {"temperature": 2.0}, "jsd": {}}},
-            r"has the temperatures 1, 2, but a cached teacher is asked at one; use one for all, or",
+            r"has the temperatures 1, 2, but a teacher cache has one; use one for all terms, or",
         ),
         ({"teacher.on_policy.fraction": 0.5}, r"has no logits of the student's own answers, which"),
     ],
@@ -525,7 +525,7 @@ def test_a_preflight_counts_what_a_cache_brings_in_place_of_the_teacher(asked, w
 def test_the_door_writes_it_and_says_its_size_first(asked, tmp_path, capfd):
     from lm import cli
 
-    written_out = json.dumps(json.dumps(asked(tmp_path / "unused").config))
+    written_out = json.dumps(json.dumps(asked(tmp_path / "unused").config_dict))
     config = tmp_path / "student.py"
     config.write_text(
         "from ml_collections import ConfigDict\nimport json\n\n"

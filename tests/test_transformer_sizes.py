@@ -188,7 +188,7 @@ def test_the_table_tells_the_std_that_every_tensor_starts_with(name):
             agrees(path, x, std)
             continue
         starts = {"scale": 1.0, "bias": 0.0}
-        if STARTED[name].norm == "rms_offset":
+        if STARTED[name].norm.kind == "rms_offset":
             starts["scale"] = 0.0  # times 1 + scale
         elif path.endswith("query_norm/scale"):
             starts["scale"] = 16**-0.5  # scores start with variance 1

@@ -77,8 +77,7 @@ def beam_search(
     """
     rows, beams = start.shape[0], config.num_beams
     penalty = LENGTH_PENALTIES[config.length_penalty_kind]
-    penalties = penalty(np.arange(1.0, length + 1), config.length_penalty)
-    penalties = jnp.asarray(penalties, jnp.float32)
+    penalties = jnp.float32(penalty(np.arange(1.0, length + 1), config.length_penalty))
     first_beam = beams * jnp.arange(rows)[:, None]  # of each row, among all beams
     first_token = jnp.repeat(jnp.maximum(start, 0).astype(jnp.int32), beams)
 

@@ -5,10 +5,9 @@
           ByT5Tokenizer                   a model of 256 byte pieces, sentinels ascending
   write   tokenizer.json, tokenizer_config.json, special_tokens_map.json, spiece.model
 
-SentencePiece is the truth, since the published models were trained with it: where transformers'
-own conversion differs from it (mT5's bytes become unk; a mark after a ligature vanishes), ours
-does not. What `write` makes gives SentencePiece's ids too, but for four kinds of text, for which
-the `tokenizers` library has no means:
+SentencePiece is the reference: the published models were trained with it. Where transformers'
+conversion differs (mT5's bytes become unk; a mark after a ligature vanishes), ours does not. `write`
+gives SentencePiece's ids too, except for four kinds of text that `tokenizers` cannot express:
 
   a special token's name ("</s>", "<extra_id_0>") is that token, and not ordinary text;
   a byte's name ("<0x41>") is cut after its "<", which matters where a piece holds "<0";

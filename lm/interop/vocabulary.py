@@ -6,8 +6,8 @@
   write   tokenizer.json, tokenizer_config.json, special_tokens_map.json, spiece.model
 
 SentencePiece is the reference: the published models were trained with it. Where transformers'
-conversion differs (mT5's bytes become unk; a mark after a ligature vanishes), ours does not. `write`
-gives SentencePiece's ids too, except for four kinds of text that `tokenizers` cannot express:
+conversion differs (mT5's bytes become unk; a mark after a ligature vanishes), ours does not.
+`write` gives SentencePiece's ids too, except for four kinds of text that `tokenizers` cannot express:
 
   a special token's name ("</s>", "<extra_id_0>") is that token, and not ordinary text;
   a byte's name ("<0x41>") is cut after its "<", which matters where a piece holds "<0";

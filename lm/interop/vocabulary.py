@@ -7,7 +7,7 @@
 
 SentencePiece is the reference: the published models were trained with it. Where transformers'
 conversion differs (mT5's bytes become unk; a mark after a ligature vanishes), ours does not.
-`write` gives SentencePiece's ids too, except for four kinds of text that `tokenizers` cannot express:
+`write` gives SentencePiece's ids too, except for four kinds of text `tokenizers` cannot express:
 
   a special token's name ("</s>", "<extra_id_0>") is that token, and not ordinary text;
   a byte's name ("<0x41>") is cut after its "<", which matters where a piece holds "<0";

@@ -187,7 +187,12 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
     storage.copy_dir(tmp_path / "corpus", storage.as_path(f"{bucket}/corpus"))
     seen = []
     for place in (f"{bucket}/corpus", str(tmp_path / "corpus")):
-        changes = {"data.task": place, "tokenizer.dir": "", "tokenizer.kind": "bytes"}
+        changes = {
+            "data.task": place,
+            "tokenizer.dir": "",
+            "tokenizer.kind": "bytes",
+            "tokenizer.vocab_size": 259,
+        }
         run = runs.make_run(tiny_config(**changes), f"{bucket}/unused")
         tokens = runs.make_tokenizer(run)
         train_examples, heldout = runs.make_examples(run, tokens)

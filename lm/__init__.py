@@ -19,5 +19,5 @@ decoding inference metrics evaluate                model to text to scores
 runs checkpoints logs initialization               a run's config, state and record
 interop                                            checkpoints of transformers and T5X
 preflight show report cli                          tools and commands
-lookup storage exits                               tables by name, files, exit codes
+lookup extensions storage exits                     tables by name, own entries, files, exit codes
 """

@@ -12,8 +12,8 @@ MAP = re.compile(r"(?<=<!-- map: make golden -->\n).*?(?=<!-- end of map -->)", 
 LAYERS = (
     (
         "vocabulary",
-        ("exits", "batch lookup storage"),
-        "exit codes; the batch record and the legend of axes; lookup by name; files on disks and gs://",
+        ("exits", "batch extensions lookup storage"),
+        "exit codes; the batch record; entries that config files add; lookup by name; disks and gs://",
     ),
     (
         "math",

@@ -19,7 +19,17 @@ ROOT = pathlib.Path(__file__).parents[1]
 LM = ROOT / "lm"
 
 # What third parties each layer may import. Worker processes of data import the JAX_FREE modules.
-JAX_FREE = {"exits", "batch", "lookup", "storage", "objectives", "metrics", "sources", "tokenizer"}
+JAX_FREE = {
+    "exits",
+    "batch",
+    "extensions",
+    "lookup",
+    "storage",
+    "objectives",
+    "metrics",
+    "sources",
+    "tokenizer",
+}
 JAX_FREE |= {"tasks", "shards", "corpus", "pipeline", "report"}
 FILE_PACKAGES = {"grain", "orbax", "tensorflow_datasets", "array_record", "sentencepiece"}
 FILE_PACKAGES |= {"apache_beam"}
@@ -28,18 +38,19 @@ TOUCHES_FILES |= {"corpus", "pipeline", "interop"}
 FORBIDDEN_PACKAGES = {"pickle", "dill", "joblib", "tensorflow", "torch", "yaml"}
 
 # Lines of lm/, in all and by package or module. Raise a figure only with a reason in the commit.
-TOTAL_LINES = 22737
+TOTAL_LINES = 22879
 LINES = {
     "__init__": 23,
     "attention": 218,
     "batch": 61,
     "checkpoints": 626,
-    "cli": 583,
+    "cli": 589,
     "corpus": 1870,
     "decoding": 529,
     "distill": 1083,
     "evaluate": 548,
     "exits": 10,
+    "extensions": 112,
     "inference": 891,
     "initialization": 63,
     "interop": 1811,
@@ -51,11 +62,11 @@ LINES = {
     "objectives": 758,
     "optimizers": 643,
     "parallel": 727,
-    "pipeline": 844,
+    "pipeline": 850,
     "preflight": 1380,
     "report": 526,
-    "runs": 855,
-    "shards": 717,
+    "runs": 868,
+    "shards": 722,
     "show": 135,
     "sources": 2006,
     "steps": 377,
@@ -265,7 +276,7 @@ def test_imports_only_point_down():
 
 def test_the_layers_are_those_of_the_packages():
     assert set(RANK) == {top_name(path) for path in MODULES} - {"__init__"}
-    assert len(RANK) == sum(len(" ".join(groups).split()) for _, groups, _ in LAYERS) <= 33
+    assert len(RANK) == sum(len(" ".join(groups).split()) for _, groups, _ in LAYERS) <= 35
 
 
 def test_third_parties_are_imported_in_their_layer_only():

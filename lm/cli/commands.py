@@ -303,7 +303,9 @@ CORPUS += ("pieces", "shards", "workers", "runner", "runner_flags", "temp", "ove
 CORPUS += ("dry_run", "config?", "workdir?")
 HOSTS = ("coordinator", "hosts", "host")
 PREDICT = ("workdir", "input", "split", "out", "text", "decoding", "nearest", "seed", "strict")
-PREDICT += ("step", "interactive")
+PREDICT += ("step", "interactive", "extensions")
+EVALUATE = ("workdir", "split", "step", "decoding", "max_examples?", "extensions", *HOSTS)
+SHOW = ("config?", "workdir", "split", "rows", "model", "sharding", "step", "extensions")
 TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", *HOSTS)
 COMMANDS: dict[str, tuple[Callable[[Any], int | None], tuple[str, ...]]] = {
     "corpus": (corpus, CORPUS),
@@ -313,11 +315,11 @@ COMMANDS: dict[str, tuple[Callable[[Any], int | None], tuple[str, ...]]] = {
         teacher_cache,
         ("config", "out", "k", "dtype", "updates", "dry_run", *HOSTS),
     ),
-    "evaluate": (evaluate, ("workdir", "split", "step", "decoding", "max_examples?", *HOSTS)),
+    "evaluate": (evaluate, EVALUATE),
     "predict": (predict, PREDICT),
-    "show": (show, ("config?", "workdir", "split", "rows", "model", "sharding", "step")),
+    "show": (show, SHOW),
     "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
-    "export": (export_checkpoint, ("workdir", "directory", "step", "adapters")),
+    "export": (export_checkpoint, ("workdir", "directory", "step", "adapters", "extensions")),
     "report": (report, ("runs", "out", "title")),
     "preflight": (preflight, ("config", "slice", "workdir?", "price?", "json")),
 }

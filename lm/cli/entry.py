@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from absl import logging
 
-from lm import exits, lookup, storage
+from lm import exits, extensions, lookup, storage
 from lm.cli import commands, flags
 
 HELP = {"--help", "-h", "help"}
@@ -79,6 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
         if HELP & set(rest):
             print(usage(name))
             return 0
-        return function(flags.parse_flags(name, takes, rest))
+        values = flags.parse_flags(name, takes, rest)
+        if "extensions" in takes:
+            extensions.load(filter(None, values.extensions.split(",")))
+        return function(values)
 
     return run_guarded(work)

@@ -82,6 +82,7 @@ FLAGS = {
     "host": Flag("integer", -1, "index of this host, from 0"),
     "dry_run": Flag("flag", False, "check, print the plan, and stop"),
     "slice": Flag("text", None, "TPU slice by its Cloud name (v5e-8, v5p-128), local, or h100-8"),
+    "extensions": Flag("text", "", "config files that register the run's own functions"),
     "price": Flag("number", None, "of one chip for an hour, in any currency"),
     "json": Flag("flag", False, "print one JSON object instead of a page"),
 }

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from lm import batch
+from lm import batch, extensions
 from lm.pipeline import task_examples
 
 LEAST = 16  # columns of the narrowest bucket of inputs
@@ -112,8 +112,12 @@ def _counted(examples: task_examples.Examples, made: Iterable) -> Iterator[batch
         yield rows
 
 
-def _work(end, examples: task_examples.Examples, seed: int) -> None:
-    """A worker process: row numbers come in, batches go out, until the other end is closed."""
+def _work(end, examples: task_examples.Examples, seed: int, files: list[str]) -> None:
+    """A worker process: row numbers come in, batches go out, until the other end is closed.
+
+    files: of extensions, which the parent has loaded.
+    """
+    extensions.load(files)
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent's business
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -140,7 +144,9 @@ def _by_workers(examples: task_examples.Examples, seed: int, own) -> Iterator[tu
     try:
         for first in range(examples.data.num_workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, examples, seed), daemon=True)
+            process = context.Process(
+                target=_work, args=(theirs, examples, seed, extensions.files()), daemon=True
+            )
             process.start()
             theirs.close()
             workers.append((process, ours))

@@ -10,7 +10,17 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from lm import distill, initialization, lookup, metrics, objectives, shards, storage, tasks
+from lm import (
+    distill,
+    extensions,
+    initialization,
+    lookup,
+    metrics,
+    objectives,
+    shards,
+    storage,
+    tasks,
+)
 from lm import tokenizer as tokenizers
 from lm.distill import on_policy
 from lm.runs import schema, workdir
@@ -30,6 +40,7 @@ def make_run(config: Mapping[str, Any], directory: str | pathlib.Path) -> Run:
     Raises: ValueError, one sentence with the value, the bound and the fix.
     """
     config = json.loads(json.dumps(config))  # as config.json has it: lists for tuples
+    extensions.check(config.pop("extensions", {}), str(directory))
     check_renamed(config, schema.DOTTED_KEYS)
     _check_keys(config, schema.KEYS)
     fields = {key: value for key, value in config.items() if key not in schema.SECTIONS}
@@ -42,6 +53,8 @@ def make_run(config: Mapping[str, Any], directory: str | pathlib.Path) -> Run:
     if fields["parallel"].fixed_shards:  # rows in turn have other bits on one device
         fields["model"] = fields["model"].replace({"attention.implementation": "einsum"})
     fields["name"] = config["name"] or config["stage"]
+    if origins := extensions.record(config):
+        config["extensions"] = origins
     run = Run(config_dict=config, workdir=storage.as_path(directory), **fields)
     _check_schedule(run)
     _check_distillation(run)

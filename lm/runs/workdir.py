@@ -14,7 +14,7 @@ from lm.runs.schema import DOTTED_KEYS, Run
 OPERATIONAL = ("parallel", "log_every_steps", "eval_every_steps", "checkpoint", "evaluate")
 OPERATIONAL += ("decoding", "guard.hang_timeout_seconds", "early_stopping_patience")
 OPERATIONAL += ("data.num_workers", "data.max_bad_records", "model.dtype", "model.scan_layers")
-OPERATIONAL += ("model.remat_policy", "model.attention.implementation")
+OPERATIONAL += ("model.remat_policy", "model.attention.implementation", "extensions.file")
 
 
 def is_claimed(workdir) -> bool:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from lm import extensions
+
 AHEAD = 3  # items in flight for each worker
 
 
@@ -28,7 +30,9 @@ def ordered_map(
         return
     # Spawned, not forked: the parent may have jax's threads. Workers import no jax.
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (function, shared))
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, context, _start, (function, shared, extensions.files())
+    )
     pending = collections.deque()
     try:
         for item in items:
@@ -49,8 +53,9 @@ def ordered_map(
 _function: Callable[[Any], Any]
 
 
-def _start(function: Callable, shared: tuple) -> None:
-    """Initialize a worker: it ignores interrupts, and exits when its parent does."""
+def _start(function: Callable, shared: tuple, files: list[str]) -> None:
+    """Initialize a worker: it loads extensions, ignores interrupts, and exits with its parent."""
+    extensions.load(files)
     global _function
     _function = lambda item: function(*shared, item)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

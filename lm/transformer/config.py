@@ -29,7 +29,7 @@ COMPUTE_KEYS = (
 
 
 def _choice(default: str, choices: Iterable[str]) -> Any:
-    return dataclasses.field(default=default, metadata={"choices": tuple(choices)})
+    return dataclasses.field(default=default, metadata={"choices": choices})
 
 
 def _number(default: float, least: float = 1, above: float | None = None) -> Any:

@@ -1,0 +1,134 @@
+"""Own entries of a config file: used in training, recorded, and missed when they are absent."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lm import cli, extensions, layers, objectives, optimizers, runs, tasks
+from tests.tiny_runs import go  # noqa: F401
+
+FILE = '''
+import numpy as np
+import optax
+
+from lm import extensions, layers, objectives, optimizers, tasks
+
+
+def cubic(x):
+    return x**3
+
+
+def sign(config):
+    return optax.scale_by_sign()
+
+
+def last_token(config, tokens, rng, vocabulary):
+    """Show all tokens but the last one, which is the target."""
+    halves = tokens[:-1], tokens[-1:]
+    return tuple(np.append(half, vocabulary.eos).astype(np.int32) for half in halves)
+
+
+LAST_TOKEN = objectives.OBJECTIVES["deshuffling"]._replace(corrupt=last_token)
+FIRST_LINE = tasks.Task("tfds:pydocs", inputs="first line: {body}", targets="{summary}")
+
+extensions.register(layers.ACTIVATIONS, "cubic", (cubic, False))
+extensions.register(optimizers.OPTIMIZERS, "sign", sign)
+extensions.register(objectives.OBJECTIVES, "last_token", LAST_TOKEN)
+extensions.register(tasks.TASKS, "first_line", FIRST_LINE)
+'''
+TABLES = {
+    "cubic": layers.ACTIVATIONS,
+    "sign": optimizers.OPTIMIZERS,
+    "last_token": objectives.OBJECTIVES,
+    "first_line": tasks.TASKS,
+}
+CHANGES = {"model.activation": "cubic", "optimizer.name": "sign", "objective.name": "last_token"}
+CHANGES |= {
+    "objective.placement": "uniform",
+    "data.num_workers": 1,
+    "data.target_length": 40,
+    "optimizer.learning_rate": 1e-3,
+}
+
+
+def forget() -> None:
+    """Bring lm back to what a new process has: its own entries alone."""
+    extensions._SOURCES.clear()
+    for name, table in TABLES.items():
+        table.pop(name, None)
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(FILE)
+    yield path
+    forget()
+
+
+def test_a_run_with_own_entries_is_trained_recorded_and_read_with_its_file_alone(
+    file,
+    go,
+    tmp_path,
+    capsys,  # noqa: F811
+):
+    extensions.load([str(file)])
+    workdir = go(**CHANGES)
+    names = {"cubic", "sign", "last_token"}
+    for record in ("config.json", "run.json"):
+        config = json.loads((workdir / record).read_text())
+        config = config.get("config", config)
+        assert config["extensions"]["file"] == dict.fromkeys(names, str(file))
+        assert {len(digest) for digest in config["extensions"]["sha256"].values()} == {64}
+    assert runs.read_run(workdir).config_dict["extensions"]["file"].keys() == names
+
+    forget()
+    out = tmp_path / "out.jsonl"
+    predict = ["predict", f"--workdir={workdir}", "--text=a b", f"--out={out}"]
+    assert cli.main(predict) == 2
+    message = capsys.readouterr().err
+    assert f"uses 'cubic', which {file} registers; pass that config file: --ext" in message
+    assert cli.main([*predict, f"--extensions={file}"]) == 0
+    assert len(out.read_text().splitlines()) == 1
+
+
+def test_an_entry_that_changed_since_the_run_began_is_refused(file, go):  # noqa: F811
+    extensions.load([str(file)])
+    workdir = go(**{"model.activation": "cubic"})
+    file.write_text(FILE.replace("optax.scale_by_sign()", "optax.identity()"))
+    extensions.load([str(file)])
+    assert runs.read_run(workdir).model.activation == "cubic"  # its own source is the same
+    file.write_text(FILE.replace("x**3", "x**5"))
+    extensions.load([str(file)])
+    with pytest.raises(ValueError, match="uses 'cubic' of .* restore that version"):
+        runs.read_run(workdir)
+    with pytest.raises(ValueError, match=r"extensions.sha256.cubic .*--allow_change="):
+        go(workdir, **{"model.activation": "cubic"})
+
+
+def test_a_task_is_registered_as_an_object(file, tiny_config, tmp_path):
+    extensions.load([str(file)])
+    run = runs.make_run(tiny_config(stage="finetune", **{"data.task": "first_line"}), tmp_path)
+    assert run.data.get_task("first_line").pairs
+    assert run.config_dict["extensions"]["file"] == {"first_line": str(file)}
+
+
+def test_a_config_without_own_entries_records_none(file, tiny_config, tmp_path):
+    extensions.load([str(file)])
+    assert "extensions" not in runs.make_run(tiny_config(), tmp_path).config_dict
+
+
+def test_entries_of_lm_are_not_replaced():
+    with pytest.raises(ValueError, match="registers 'relu', which exists already"):
+        extensions.register(layers.ACTIVATIONS, "relu", (None, False))
+
+
+@pytest.mark.parametrize("text", [None, "import missing_module_of_nobody", "def"])
+def test_a_file_that_cannot_be_run_is_one_sentence(text, tmp_path, capsys):
+    file = tmp_path / "own.py"
+    if text is not None:
+        file.write_text(text)
+    assert cli.main(["show", f"--workdir={tmp_path}", f"--extensions={file}"]) == 2
+    assert f"--extensions={file} cannot be run" in capsys.readouterr().err

@@ -30,7 +30,7 @@ JAX_FREE = {
     "sources",
     "tokenizer",
 }
-JAX_FREE |= {"tasks", "shards", "corpus", "pipeline", "report"}
+JAX_FREE |= {"sources", "tokenizer", "tasks", "shards", "corpus", "pipeline", "report"}
 FILE_PACKAGES = {"grain", "orbax", "tensorflow_datasets", "array_record", "sentencepiece"}
 FILE_PACKAGES |= {"apache_beam"}
 TOUCHES_FILES = {"storage", "sources", "tokenizer", "parallel", "checkpoints", "logs", "shards"}

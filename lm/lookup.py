@@ -4,61 +4,56 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def nearest(name: str, names) -> str:
-    """A hint "; did you mean 'x'?" for the name most like `name`, or "" where none is alike."""
-    close = difflib.get_close_matches(str(name), [str(known) for known in names], n=1)
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return the hint "; did you mean 'x'?" for the most similar choice, "" if none is similar."""
+    close = difflib.get_close_matches(str(name), map(str, choices), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def lookup(table: Mapping[str, T], name: str, what: str) -> T:
-    """table[name], or an error that lists the choices.
+def lookup(table: Mapping[str, T], name: str, key: str) -> T:
+    """Return table[name].
 
-    what: the key of the config, as the user writes it.
+    key: the config key or flag with this value, for the error.
     Raises ValueError naming the value, the choices and the nearest one.
     """
     if name not in table:
         choices = ", ".join(sorted(table))
-        hint = nearest(name, table)
-        raise ValueError(f"{what}={name!r} is unknown; choose one of {choices}{hint or '.'}")
+        hint = nearest(name, table) or "."
+        raise ValueError(f"{key}={name!r} is unknown; choose one of {choices}{hint}")
     return table[name]
 
 
 def as_section(section: type[T], value: T | Mapping, path: str) -> T:
-    """Return a mapping as the dataclass `section`; an instance of it is returned as it is.
+    """Return a mapping as the dataclass `section`, and an instance of it unchanged.
 
-    Args:
-      section: a dataclass.
-      value: its keys and values, or an instance.
-      path: the dotted key of the config.
-
-    Raises: ValueError for a value that is no mapping, and for an unknown key.
+    path: the dotted key of the section. Raises ValueError for an unknown key, and if value is
+    neither a mapping nor an instance.
     """
     if isinstance(value, section):
         return value
     fields = {field.name: field for field in dataclasses.fields(section)}
     if not isinstance(value, Mapping):
-        raise ValueError(
-            f"{path}={value!r} is for a whole section; set one of its keys {', '.join(fields)}."
-        )
+        raise ValueError(f"{path}={value!r} is a whole section; set one of {', '.join(fields)}.")
     for key in value:
         lookup(fields, key, f"the key of {path}")
     return section(**value)
 
 
-def check_bounds(section, path: str, bounds: Mapping[str, tuple[float, float | None]]) -> None:
-    """Raise ValueError for a field of a section that is out of bounds.
+def check_bounds(section: Any, path: str, bounds: Mapping[str, tuple[float, float | None]]) -> None:
+    """Raise ValueError if a field of a section is out of bounds.
 
-    bounds: the least and the greatest value by field, both allowed; None: no greatest.
+    path: the dotted key of the section. bounds: {field: (least, greatest)}, both inclusive, the
+    greatest None for no upper bound.
     """
-    for field, (least, most) in bounds.items():
-        value, name = getattr(section, field), f"{path}.{field}".lstrip(".")
-        if most is None and not value >= least:  # NaN is not
-            raise ValueError(f"{name}={value} is too small; use {least} or more.")
-        if most is not None and not least <= value <= most:
-            raise ValueError(f"{name}={value} is out of bounds; use {least} to {most:g}.")
+    for field, (least, greatest) in bounds.items():
+        value, key = getattr(section, field), f"{path}.{field}".lstrip(".")
+        if greatest is None and not value >= least:  # so that NaN is refused
+            raise ValueError(f"{key}={value} is too small; use {least} or more.")
+        if greatest is not None and not least <= value <= greatest:
+            raise ValueError(f"{key}={value} is out of bounds; use {least} to {greatest:g}.")

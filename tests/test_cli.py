@@ -219,7 +219,6 @@ MISTAKES = {
     f"{PRETRAIN} --profile=9:3": "--profile=9:3 are no updates; write the first and last",
     f"{PRETRAIN} --hosts=2": "pass all of --coordinator, --hosts and --host, or none",
     f"{PRETRAIN} --workdri=x": "'workdri'. Did you mean: workdir",
-    "evaluate --workdir={w} --examples=3": "does not take --examples; it is now --max_examples",
     f"{PRETRAIN} stray": "does not take 'stray'",
     f"{PRETRAIN} --config.model.num_kv_heads=3": "num_heads=4 is not a multiple of .*=3; use",
     f"{PRETRAIN} --config.model.vocab_size=300": "300 is smaller than .* 3968 .* use 4096",
@@ -275,8 +274,3 @@ def test_readme_lists_the_commands_of_the_help():
     readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     (line,) = re.findall(r"^python -m lm --help +# (.*)$", readme, re.M)
     assert line.split() == list(cli.COMMANDS)
-
-
-def test_renamed_flags_exist_under_their_new_names_only():
-    for old, new in cli.RENAMED.items():
-        assert old not in cli.FLAGS and new in cli.FLAGS

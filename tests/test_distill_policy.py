@@ -41,7 +41,7 @@ SAMPLE = decoding.parse("sample")
         ({"fraction": 1.5}, "teacher.on_policy.fraction=1.5 is out of bounds; use 0 to 1"),
         ({"fraction": math.nan}, "teacher.on_policy.fraction=nan is out of bounds"),
         ({"decoding": {"method": "sampel"}}, "decoding='sampel' is unknown; .* mean 'sample'"),
-        ({"decoding": "sample"}, "teacher.on_policy.decoding='sample' is for a whole section"),
+        ({"decoding": "sample"}, "teacher.on_policy.decoding='sample' is a whole section"),
         (
             {"decoding": {"method": "sample", "num_return_sequences": 2}},
             "decoding.num_return_sequences=2 is more than the one answer .*; use 1",

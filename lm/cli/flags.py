@@ -1,4 +1,4 @@
-"""The flags of all commands, and how a command line is parsed."""
+"""The flags of all commands, and the parser of a command line."""
 
 from __future__ import annotations
 
@@ -26,27 +26,25 @@ DEFINE = {
     "flag": flags.DEFINE_bool,
     "integer": flags.DEFINE_integer,
     "number": flags.DEFINE_float,
-    "config": lambda *flag, flag_values: config_flags.DEFINE_config_file(
-        *flag, flag_values=flag_values
-    ),
+    "config": config_flags.DEFINE_config_file,
 }
 FLAGS = {
     "config": Flag("config", None, "config file, a preset after a colon; keys: --config.steps=10"),
     "workdir": Flag("text", None, "directory of the run: config, logs, checkpoints, results"),
-    "runs": Flag("text", None, "run folders, separated by commas; patterns as runs/demo/* work"),
+    "runs": Flag("text", None, "run folders and patterns such as runs/demo/*, separated by commas"),
     "source": Flag("text", "", "files, folders, globs, URLs, tfds:name@split; comma-separated"),
     "out": Flag("text", "", "path to write; empty: stdout (report: <first run>/report.html)"),
     "title": Flag("text", "lm", "title of the page"),
-    "text": Flag("text", "", "one input, used as it is, instead of --input"),
-    "input": Flag("text", "", "text file, JSONL or TSV; empty: standard input, one input a line"),
+    "text": Flag("text", "", "a single input, used verbatim, instead of --input"),
+    "input": Flag("text", "", "text file, JSONL or TSV; empty: standard input, one input per line"),
     "strict": Flag("flag", False, "refuse inputs that are too long instead of truncating them"),
-    "nearest": Flag("text", "", "of several answers write the best by this metric: bleu, chrf,.."),
+    "nearest": Flag("text", "", "write the answer nearest to the targets by bleu, chrf,.."),
     "seed": Flag("integer", 0, "seed of sampling"),
     "interactive": Flag("flag", False, "chat; the default on a terminal without --input"),
     "split": Flag("text", "", "train, heldout, test,..; default: show train, evaluate heldout"),
     "rows": Flag("integer", 3, "examples to print"),
     "max_examples": Flag(
-        "integer", None, "examples of each task, 0: all; default: all of --split, heldout: config's"
+        "integer", None, "examples per task; 0: all; default: all (heldout: config)"
     ),
     "checkpoint": Flag("positional", None, "directory of a transformers or T5X checkpoint"),
     "directory": Flag("positional", None, "directory to write, new or empty"),
@@ -57,104 +55,89 @@ FLAGS = {
     "rules": Flag("text", "default", "cleaning and filter rules: default, c4, none, name=limit,.."),
     "dedupe": Flag("text", "near", "duplicates to drop: near (and exact), exact or none"),
     "heldout": Flag("number", 0.01, "fraction of documents in the split validation"),
-    "tokenizer": Flag("text", "unigram", "kind to train: unigram, bpe or bytes; or a directory"),
-    "pieces": Flag("integer", 32_000, "vocabulary size of a tokenizer that is trained"),
-    "shards": Flag("integer", 0, "files of each split; 0: one for 64 MiB of source"),
-    "workers": Flag("integer", 0, "processes, 0: one for each CPU; any number gives equal output"),
+    "tokenizer": Flag("text", "unigram", "unigram, bpe or bytes: train that kind; or a directory"),
+    "pieces": Flag("integer", 32_000, "vocabulary size of the tokenizer to train"),
+    "shards": Flag("integer", 0, "files per split; 0: one per 64 MiB of source"),
+    "workers": Flag("integer", 0, "processes; 0: one per CPU; any number gives equal output"),
     "model": Flag("flag", False, "print the table of parameters instead of a batch"),
     "sharding": Flag("flag", False, "print each parameter's shards instead of a batch"),
-    "runner": Flag("text", "", "Apache Beam runner, as DirectRunner; empty: local processes"),
-    "runner_flags": Flag("text", "", "Beam's own flags in one string; see lm/corpus/beam.py"),
-    "temp": Flag("text", "", "folder that the runner's workers can reach, as gs://bucket/folder"),
+    "runner": Flag("text", "", "Apache Beam runner, such as DirectRunner; empty: local processes"),
+    "runner_flags": Flag("text", "", "flags for Beam in one string; see lm/corpus/beam.py"),
+    "temp": Flag("text", "", "folder that all workers of the runner share, such as gs://bucket/x"),
     "overlap": Flag("text", "", "build nothing; report the overlap of --source with this data"),
-    "ngram": Flag("integer", 13, "words of an n-gram of --overlap"),
-    "k": Flag("integer", 16, "ids stored for each target, the most likely"),
-    "dtype": Flag("text", "float16", "of stored log-probabilities: float16, bfloat16 or float32"),
-    "updates": Flag("integer", 0, "batches to store, from the first; 0: all of the run"),
-    "decoding": Flag(
-        "text", "", "greedy, 'beam num_beams=4', 'sample top_p=0.9',..; empty: config's"
-    ),
-    "step": Flag("text", "", "newest (empty), best, or an update; evaluate: also all, or 100,200"),
+    "ngram": Flag("integer", 13, "words per n-gram of --overlap"),
+    "k": Flag("integer", 16, "number of most likely ids to store per target"),
+    "dtype": Flag("text", "float16", "of log-probabilities: float16, bfloat16 or float32"),
+    "updates": Flag("integer", 0, "number of batches to store; 0: all batches of the run"),
+    "decoding": Flag("text", "", "greedy, 'beam num_beams=4', 'sample top_p=0.9'; empty: config's"),
+    "step": Flag("text", "", "newest (empty), best, or an update; evaluate: also all or 100,200"),
     "allow_change": Flag("text", "", "config keys that may change: optimizer.learning_rate,.."),
-    "profile": Flag("text", "", "updates to trace into WORKDIR/profile, as 10:15"),
+    "profile": Flag("text", "", "updates to trace into WORKDIR/profile, such as 10:15"),
     "coordinator": Flag("text", "", "address:port of host 0, if several hosts train one run"),
     "hosts": Flag("integer", 0, "number of hosts"),
     "host": Flag("integer", -1, "index of this host, from 0"),
     "dry_run": Flag("flag", False, "check, print the plan, and stop"),
     "slice": Flag("text", None, "TPU slice by its Cloud name (v5e-8, v5p-128), local, or h100-8"),
     "extensions": Flag("text", "", "config files that register the run's own functions"),
-    "price": Flag("number", None, "of one chip for an hour, in any currency"),
+    "price": Flag("number", None, "price of one chip per hour, in any currency"),
     "json": Flag("flag", False, "print one JSON object instead of a page"),
 }
-RENAMED = {"examples": "max_examples"}  # old flag: new
-PARSE_ERRORS = (  # errors of absl, ml_collections and Python: ours
+PARSE_ERRORS = (  # messages of absl, ml_collections and Python, and readable ones
     (r"invalid literal for int.*", "is not a whole number; write it in digits."),
     (r"could not convert string to float.*", "is not a number; write it as 0.5 or 1e-3."),
+    (r"\('Non-boolean.*", "is not a boolean; write true or false."),
     (r"Failed to parse .* as a ConfigDict.*", "is a whole section; set one of its keys."),
 )
 
 
-def parse_flags(command: str, takes: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
+def parse_flags(command: str, names: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
     """Parse the arguments of a command.
 
-    takes: names of FLAGS; with a ? at the end if optional. Raises ValueError, naming the nearest
-    flag or config key.
+    names: keys of FLAGS; a ? at the end makes a flag optional.
+    Raises ValueError naming the wrong flag or config key, and the nearest one.
     """
-    optional = {name.removesuffix("?") for name in takes if name.endswith("?")}
-    takes = tuple(name.removesuffix("?") for name in takes)
+    is_optional = {name.removesuffix("?"): name.endswith("?") for name in names}
     values = flags.FlagValues()
-    for name in takes:
+    for name in is_optional:
         kind, default, text = FLAGS[name]
         DEFINE[kind](name, default, text, flag_values=values)
     # ml_collections needs the file before its keys, and reads the keys from sys.argv.
     arguments = sorted(arguments, key=lambda argument: not argument.startswith("--config="))
     sys.argv = [sys.argv[0], command, *arguments]
-    positional = _parse_arguments(command, takes, values, arguments)
-    for name in takes:
+    try:
+        _, *positional = values([command, *arguments])
+        if "config" in values and values.config is not None:
+            values.config.is_locked  # noqa: B018  (raises if the config file cannot be read)
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
+        message = f"{_explain(error)} (see `python -m lm {command} --help`)"
+        raise ValueError(message) from error
+    for name in is_optional:
         if FLAGS[name].kind == "positional" and positional and values[name].value is None:
             setattr(values, name, positional.pop(0))
     if positional:
-        hint = lookup.nearest(positional[0].lstrip("-"), takes)
+        hint = lookup.nearest(positional[0].lstrip("-"), is_optional)
         raise ValueError(
             f"`{command}` does not take {positional[0]!r}{hint}; write flags as --flag=value."
         )
-    for name in takes:
-        if values[name].value is None and name not in optional:
-            is_positional = FLAGS[name].kind == "positional"
-            usage = name.upper() if is_positional else f"--{name}=..."
+    for name, optional in is_optional.items():
+        if values[name].value is None and not optional:
+            usage = name.upper() if FLAGS[name].kind == "positional" else f"--{name}=..."
             raise ValueError(f"`{command}` needs {usage}: {FLAGS[name].help}.")
     return values
 
 
-def _parse_arguments(
-    command: str, takes: tuple[str, ...], values: flags.FlagValues, arguments: list[str]
-) -> list[str]:
-    """Set the values; returns the positional arguments."""
-    for argument in arguments:
-        name = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("--") and RENAMED.get(name) in takes:
-            raise ValueError(f"`{command}` does not take --{name}; it is now --{RENAMED[name]}.")
-    try:
-        positional = values([command, *arguments])[1:]
-        if "config" in takes and values.config is not None:
-            values.config.is_locked  # noqa: B018  (raises here if the file could not be read)
-    except (flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{_one_sentence(error)} (see `python -m lm {command} --help`)") from error
-    return positional
-
-
-def _one_sentence(error: Exception) -> str:
-    """Rephrase an error of absl or ml_collections, without the traceback inside it."""
+def _explain(error: Exception) -> str:
+    """Rephrase a parse error of absl or ml_collections as one sentence."""
     if isinstance(error, OSError):
         return f"--config cannot be read: {str(error).strip().splitlines()[-1].strip()}"
     text = str(error.args[0]) if error.args else str(error)
-    if "Traceback" in text:
-        flag, _, trace = text.partition(": ")
-        text = f"{flag}: {trace.strip().splitlines()[-1].partition(': ')[2]}"
     if isinstance(error, AttributeError | KeyError):
         names = re.findall(r"\w+", text.replace("\\n", " "))
         hint = f"; did you mean {names[4]!r}?" if "Did" in names[:2] else "."
-        text = f"the config has no key {names[0]!r}{hint}"
+        return f"the config has no key {names[0]!r}{hint}"
+    if "Traceback" in text:  # "flag --config=x: Traceback ... Error: message"
+        flag, _, trace = text.partition(": ")
+        text = f"{flag}: {trace.strip().splitlines()[-1].partition(': ')[2]}"
     text = " ".join(text.split())
     for pattern, message in PARSE_ERRORS:
         text = re.sub(rf"flag (\S+): {pattern}", rf"\1 {message}", text)

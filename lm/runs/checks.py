@@ -41,7 +41,7 @@ def make_run(config: Mapping[str, Any], directory: str | pathlib.Path) -> Run:
     """
     config = json.loads(json.dumps(config))  # as config.json has it: lists for tuples
     extensions.check(config.pop("extensions", {}), str(directory))
-    check_renamed(config, schema.DOTTED_KEYS)
+    check_renamed(config)
     _check_keys(config, schema.KEYS)
     fields = {key: value for key, value in config.items() if key not in schema.SECTIONS}
     for name, section in schema.SECTIONS.items():

@@ -1,8 +1,7 @@
-"""Keys of configs before version 2, and their names now."""
+"""Config keys of older versions, and their names now."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 
 RENAMED_KEYS = {
@@ -64,26 +63,24 @@ RENAMED_KEYS = {
     "evaluate.decode": "evaluate.max_decoded_examples",
     "evaluate.decoding": "decoding",
 }
+# Names of old leaves that are sections now: a mapping there is not an old value.
+SECTIONS_NOW = {"model.position", "model.norm", "model.attention"}
 
 
-def dotted(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+def dotted_items(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield (dotted key, value) of every section and leaf."""
     for key, value in config.items():
         yield prefix + key, value
         if isinstance(value, Mapping):
-            yield from dotted(value, f"{prefix}{key}.")
+            yield from dotted_items(value, f"{prefix}{key}.")
 
 
-def check_renamed(config: Mapping, fields: Mapping) -> None:
-    """Raise ValueError, with the new name, for the first key of an older version.
-
-    fields: the types of today's keys by dotted key.
-    """
-    for key, value in dotted(config):
-        kind = fields.get(key)
-        is_section = dataclasses.is_dataclass(kind) and isinstance(value, Mapping)
-        if key in RENAMED_KEYS and (kind is None or dataclasses.is_dataclass(kind) != is_section):
+def check_renamed(config: Mapping) -> None:
+    """Raise ValueError, with the new name, for the first key of an older version."""
+    for key, value in dotted_items(config):
+        is_section = key in SECTIONS_NOW and isinstance(value, Mapping)
+        if key in RENAMED_KEYS and not is_section:
             raise ValueError(
                 f"the config has the old key {key}, which is now {RENAMED_KEYS[key]}; rename it, "
-                f"or continue the run with the version of this package that began it."
+                f"or continue the run with the version of this package that started it."
             )

@@ -27,7 +27,7 @@ STAGES = {"pretrain": "masked language modelling", "finetune": "a task", "distil
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """When bad updates end in a rollback, and when a hung process ends; see configs/base.py."""
+    """When bad updates cause a rollback, and when a hung process exits; see configs/base.py."""
 
     max_bad_steps: int = 5
     max_rollbacks: int = 3
@@ -42,7 +42,7 @@ class GuardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    """How many held-out examples are measured, and how many decoded; 0: all."""
+    """How many held-out examples to measure, and how many of them to decode; 0: all."""
 
     max_examples: int = 2048
     max_decoded_examples: int = 512
@@ -54,10 +54,10 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A checked config and the workdir it is for; keys and units as in configs/base.py.
+    """A checked config and its workdir; keys and units as in configs/base.py.
 
-    config_dict: the config as plain values, as config.json has them. name: of reports; the stage
-    unless the config has one.
+    config_dict: the config as the plain values of config.json. name: the title of reports, by
+    default the stage.
     """
 
     config_dict: dict = dataclasses.field(repr=False)
@@ -95,18 +95,17 @@ class Run:
         if bool(self.steps) == bool(self.duration.units):
             problem = "are both set" if self.steps else "set no length"
             raise ValueError(
-                f"steps={self.steps} and duration={self.duration} {problem}; set one of them, and "
-                f"leave the other 0."
+                f"steps={self.steps} and duration={self.duration} {problem}; set one of them."
             )
 
     @property
     def shapes(self) -> dict:
-        """The parameters that training holds, as shapes: the model's, and those of LoRA."""
+        """The shapes of the trained parameters: the model's and those of LoRA."""
         return lora.shapes(self.lora, transformer.param_shapes(self.model))
 
     @property
     def trained(self) -> optimizers.OptimizerConfig:
-        """The section optimizer, with what LoRA or a shared encoder freezes."""
+        """The section optimizer, in which parameters frozen by LoRA or distillation are marked."""
         frozen = ""
         if self.stage == "distill":
             frozen = distill.frozen(self.teacher.student_init, self.model)
@@ -123,8 +122,9 @@ class Run:
     @property
     def shards_dir(self) -> pathlib.Path:
         """The directory of token shards."""
-        named = self.data.shards_dir
-        return storage.as_path(named).expanduser() if named else self.workdir / "shards"
+        if self.data.shards_dir:
+            return storage.as_path(self.data.shards_dir).expanduser()
+        return self.workdir / "shards"
 
 
 FIELDS = typing.get_type_hints(Run)
@@ -132,26 +132,14 @@ SECTIONS = {name: kind for name, kind in FIELDS.items() if dataclasses.is_datacl
 KEYS = {name: kind for name, kind in FIELDS.items() if name not in ("config_dict", "workdir")}
 
 
-def _dotted_fields(fields: dict, prefix: str = "") -> dict:
-    dotted = {}
-    for name, kind in fields.items():
-        dotted[prefix + name] = kind
-        if dataclasses.is_dataclass(kind):
-            dotted |= _dotted_fields(typing.get_type_hints(kind), f"{prefix}{name}.")
-    return dotted
-
-
-DOTTED_KEYS = _dotted_fields(KEYS)  # the type of each section and leaf by its dotted key
-
-
 def run_length(run: Run, num_examples: int) -> optimizers.RunLength:
-    """Return the updates of an epoch of so many examples, and the tokens of an update."""
+    """Return the updates per epoch of `num_examples` examples, and the tokens per update."""
     size = run.data.batch_size
     return optimizers.RunLength(num_examples / size, size * sum(run.lengths))
 
 
 def total_updates(run: Run, num_examples: int) -> int:
-    """Return the updates of the whole run: steps, or those of its duration."""
+    """Return the number of updates of the whole run, given by `steps` or `duration`."""
     try:
         return run.steps or run.duration.num_updates(run_length(run, num_examples))
     except ValueError as error:

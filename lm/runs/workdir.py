@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lm import logs, lookup, storage, tokenizer
-from lm.runs.renamed_keys import check_renamed, dotted
-from lm.runs.schema import DOTTED_KEYS, Run
+from lm.runs.renamed_keys import check_renamed, dotted_items
+from lm.runs.schema import Run
 
 # A continued run may change these: they decide no number, or only its last bits.
 OPERATIONAL = ("parallel", "log_every_steps", "eval_every_steps", "checkpoint", "evaluate")
@@ -42,7 +42,7 @@ def read_config(workdir) -> dict:
             f"python -m lm import {workdir} --workdir=..."
         )
     try:
-        check_renamed(config, DOTTED_KEYS)
+        check_renamed(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return config
@@ -79,7 +79,7 @@ def check_workdir(run: Run, allow: tuple[str, ...] = ()) -> None:
 
     allow: dotted keys, or sections, that may differ.
     """
-    keys = dict(dotted(run.config_dict))
+    keys = dict(dotted_items(run.config_dict))
     for key in allow:
         if key not in keys:
             raise ValueError(

@@ -101,7 +101,7 @@ CONTRADICTIONS = [
     (dict(warmup={"steps": -1}), "optimizer.warmup.steps=-1 is not a length"),
     (dict(warmup={"steps": 2**31}), "optimizer.warmup.steps=2147483648 is too large"),
     (dict(warmup={"updates": 1}), "the key of optimizer.warmup='updates' is unknown; choose one"),
-    (dict(warmup=5), "optimizer.warmup=5 is a whole section; set one of steps"),
+    (dict(warmup=5), "optimizer.warmup=5 is a whole section; set one of epochs"),
     (dict(schedule="wsd"), "'wsd' has no optimizer.cooldown"),
     (
         dict(schedule="cosine", cooldown={"steps": 5}),

@@ -41,7 +41,7 @@ def read_params(folder: pathlib.Path):
 
 def read_config(folder: pathlib.Path):
     """The config of a run."""
-    return runs.read_run(folder / "run").config
+    return runs.read_run(folder / "run").config_dict
 
 
 def read_report(folder: pathlib.Path):

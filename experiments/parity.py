@@ -220,7 +220,7 @@ def ask(version: str, root: pathlib.Path) -> None:
         most = 20_000 if name == "t5_1_1" else 5_000_000_000
         transformers.write(random_params(config), config, root / f"{name}_ours", most)
     jobs = dict(make=MAKE, load=[f"{name}_ours" for name in EXPORTS], length=LENGTH)
-    jobs |= dict(width=BEAM.width, alpha=BEAM.alpha)
+    jobs |= dict(width=BEAM.num_beams, alpha=BEAM.length_penalty)
     logs.write_atomically(root / "jobs.json", json.dumps(jobs))
     np.savez(root / "inputs.npz", **made_inputs())
     logs.write_atomically(root / "stranger.py", STRANGER)

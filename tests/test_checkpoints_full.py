@@ -115,7 +115,7 @@ def test_a_run_whose_disk_fills_up_ends_in_a_sentence_and_with_room_as_if_it_nev
 ):
     made, workdir = whole_run, small_disk / "run"
     one = sum(path.stat().st_size for path in (made.workdir / "checkpoints" / "4").rglob("*"))
-    run = runs.make_run(made.config, workdir)
+    run = runs.make_run(made.config_dict, workdir)
     with filled(small_disk, int(share * one)), pytest.raises(OSError, match="space"):
         train.train(run, jax.devices()[:1])
     train.train(run, jax.devices()[:1])

@@ -20,8 +20,8 @@ def config(tiny_config, tmp_path):
     (tmp_path / "train.tsv").write_text("\n".join(["a\tb", *rows]) + "\n")
     made = tiny_config(stage="finetune")
     spec = {"source": f"{tmp_path}/{{split}}.tsv", **SPEC}
-    made["data"] |= {"task": "doubles", "tasks": {"doubles": spec}, "heldout": "train[50:]"}
-    made["data"] |= {"train": "train[:50]"}
+    made["data"] |= {"task": "doubles", "custom_tasks": {"doubles": spec}}
+    made["data"] |= {"train_split": "train[:50]", "heldout_split": "train[50:]"}
     return made
 
 
@@ -54,7 +54,7 @@ def test_a_table_is_learnt_continued_and_scored_by_a_config_alone(config, tmp_pa
 def test_a_small_table_without_a_validation_file_is_learnt_and_scored(count, config, tmp_path):
     rows = [f"{i}\t{i}{i}" for i in range(count)]
     (tmp_path / "train.tsv").write_text("\n".join(["a\tb", *rows]) + "\n")
-    config["data"] |= {"train": "train", "heldout": "validation"}
+    config["data"] |= {"train_split": "train", "heldout_split": "validation"}
     run = runs.make_run(config, tmp_path / "run")
     assert runs.splits(run) == ({"doubles": "train[:-1]"}, {"doubles": "train[-1:]"})
     train.train(run)

@@ -169,7 +169,7 @@ def test_a_run_goes_on_with_another_number_of_workers_and_with_no_other_change(
     shutil.copytree(tiny_tokens.directory, tmp_path / "tokenizer")
     (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
     runs.check_workdir(runs.make_run(tiny_config(**{"data.num_workers": 3}), tmp_path))
-    for key, value in (("batch_size", 16), ("limit", 5), ("packing", "first_fit")):
+    for key, value in (("batch_size", 16), ("max_examples_per_task", 5), ("packing", "first_fit")):
         other = tiny_config(
             **{
                 f"data.{key}": value,
@@ -179,4 +179,4 @@ def test_a_run_goes_on_with_another_number_of_workers_and_with_no_other_change(
         with pytest.raises(ValueError, match=f"another config: .*data.{key}"):
             runs.check_workdir(runs.make_run(other, tmp_path))
     free = tiny_config()["data"].keys() - runs.without_operational(tiny_config())["data"].keys()
-    assert free == {"workers", "max_bad_records"}
+    assert free == {"num_workers", "max_bad_records"}

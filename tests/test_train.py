@@ -45,7 +45,7 @@ def first(go, monkeypatch):
         def __init__(self, *arguments, **options):
             pass
 
-        def run(self, state, facts, teacher):
+        def train_from(self, state, facts, teacher):
             assert facts["step"] == 0
             found.append(jax.tree.map(lambda x: x[0], state))
 
@@ -217,14 +217,18 @@ def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces
 @pytest.mark.parametrize(
     ("origin", "rates", "sentence"),
     [
-        ("@7", "", "there is no checkpoint 7 in .*; choose newest or one of .*6"),
+        ("@7", (), "there is no checkpoint 7 in .*; choose newest or one of .*6"),
         (
             "@best",
-            "",
+            (),
             "the run has no checkpoint.best_metric, so no checkpoint is the best in .*; "
             "choose newest",
         ),
-        ("", "encodr/=none", "'encodr/', which is the first match of no parameter; remove it"),
+        (
+            "",
+            (("encodr/", None),),
+            "'encodr/', which is the first match of no parameter; remove it",
+        ),
     ],
 )
 def test_a_check_finds_what_a_run_would_refuse_and_writes_nothing(

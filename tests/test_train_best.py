@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -209,10 +210,7 @@ def test_of_several_tasks_the_best_is_by_the_score_of_one(tiny_config, tmp_path)
     ],
 )
 def test_init_from_names_a_workdir_and_which_of_its_checkpoints(named, expected):
-    class Named:
-        config = {"init_from": named}
-
-    assert runs.init_source(Named) == expected
+    assert runs.init_source(types.SimpleNamespace(init_from=named)) == expected
 
 
 @pytest.mark.slow

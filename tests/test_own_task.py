@@ -41,11 +41,11 @@ def test_a_table_is_learnt_continued_and_scored_by_a_config_alone(config, tmp_pa
     assert 0 <= figures["exact_match"] <= 100
     assert evaluate.evaluate(workdir, split="train", max_examples=3)["examples"] == 3
     # What was scored is not taken for the scores of what is written over its file.
-    made_of = lambda: evaluation.Evaluation(workdir).made_of(6)
-    assert figures | made_of() == figures
+    dependencies = lambda: evaluation.Evaluation(workdir).dependencies(6)
+    assert figures | dependencies() == figures
     table = tmp_path / "train.tsv"
     table.write_text(table.read_text().replace("5050", "5051"))
-    assert figures | made_of() != figures
+    assert figures | dependencies() != figures
     with pytest.raises(ValueError, match="holds shards of another"):
         evaluate.evaluate(workdir)
 

@@ -84,9 +84,9 @@ def tiny_tfds(tmp_path_factory):
                 "summary": " ".join(row["text"].split()[: 3 + i % 17]),
                 "text": row["text"],
             }
-            for i, row in enumerate(made)
+            for i, row in enumerate(documents)
         ]
-        for split, made in rows.items()
+        for split, documents in rows.items()
     }
     tiny_data.write_tfds(root, "pydocs", pairs)
     return root
@@ -105,7 +105,7 @@ def tiny_tokens(tiny_tfds, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_tfds, tiny_tokens):
-    """(**{"data.batch_size": 4, ..}) -> a nested dict, as configs/base.py but of a tiny run."""
+    """(**{"data.batch_size": 4, ..}) -> the config of a tiny run, as a nested dict."""
     from configs import base
 
     config = base.get_config()
@@ -124,12 +124,12 @@ def tiny_config(tiny_tfds, tiny_tokens):
     config.evaluate.update(max_examples=20, max_decoded_examples=4)
 
     def make(**changes) -> dict:
-        made = copy.deepcopy(config)
+        copied = copy.deepcopy(config)
         for key, value in changes.items():
             *sections, leaf = key.split(".")
-            section = functools.reduce(lambda section, name: section[name], sections, made)
+            section = functools.reduce(lambda section, name: section[name], sections, copied)
             section[leaf] = value
-        return made.to_dict()
+        return copied.to_dict()
 
     return make
 
@@ -139,15 +139,15 @@ def store():
     """A stand-in for Google Cloud Storage with the bucket lm-test."""
     from tests import gcs
 
-    running = gcs.Store("lm-test")
-    running.start()
-    yield running
-    running.stop()
+    server = gcs.Store("lm-test")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")
 def bucket(store, tmp_path_factory):
-    """gs://lm-test/<an empty folder>; what is copied of it to a disk lies in a home of its own."""
+    """gs://lm-test/<an empty folder>; local copies of it lie in a temporary home directory."""
     pytest.importorskip("gcsfs")
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
@@ -159,7 +159,7 @@ def bucket(store, tmp_path_factory):
 
 @pytest.fixture
 def interruptible():
-    """Ctrl-C reaches the test: a worker of pytest-xdist ignores it."""
+    """Let Ctrl-C reach the test: a worker of pytest-xdist ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -13,9 +13,9 @@ def get_config():
 """
 
 
-def ends(started: list[children.Child]) -> list[int | None]:
-    """The exit codes; whoever hangs is killed."""
-    codes = [child.wait(150) for child in started]
-    for child in started:
+def ends(processes: list[children.Child]) -> list[int | None]:
+    """The exit codes; a process that hangs is killed."""
+    codes = [child.wait(150) for child in processes]
+    for child in processes:
         child.end()
     return codes

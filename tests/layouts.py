@@ -36,7 +36,7 @@ LAYOUTS = {  # name: (devices, ParallelConfig)
 
 
 def ragged_batch(seed: int) -> batch.Batch:
-    """Rows of very different lengths, ever longer, the last four empty."""
+    """Rows of increasing, very different lengths; the last four are empty."""
     rng = np.random.default_rng(seed)
 
     def side(columns: int):
@@ -54,7 +54,7 @@ BATCHES = [ragged_batch(seed) for seed in range(UPDATES)]
 
 @functools.cache
 def made(name: str = "adamw"):
-    """(loss, optimizer, first state) of the tiny model, with all that a loss and state can hold."""
+    """(loss, optimizer, first state) of the tiny model, with every optional field of a state."""
     optimizer, _ = optimizers.make_optimizer(
         optimizers.OptimizerConfig(
             name=name, learning_rate=1e-2, warmup={"steps": 0}, weight_decay=0.1

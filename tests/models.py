@@ -1,4 +1,4 @@
-"""Tiny models of every option, their parameters, batches and compiled outcomes."""
+"""Tiny models of every option, their parameters, batches, and compiled losses and gradients."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def model_of(name, **fields):
 
 @functools.cache
 def drawn(config):
-    """Parameters of any values but the initial: no scale is 1, no bias 0, no two leaves alike."""
+    """Random parameters unlike the initial ones: no scale is 1, no bias 0, no two leaves equal."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -158,7 +158,7 @@ def trained(config):
 
 
 def outcome(config, examples, params=None):
-    """Loss, logits and gradient as numpy; of the drawn parameters unless told otherwise."""
+    """Loss, logits and gradient as numpy; params: by default `drawn`."""
     params = drawn(config) if params is None else params
     (total, logits), grads = trained(config)(params, jax.tree.map(jnp.asarray, examples))
     return jax.tree.map(np.asarray, (total, logits, grads))
@@ -172,9 +172,9 @@ def texts(seed=0):
 
 
 def laid_out(rows, late=(), seed=1):
-    """A batch of EXAMPLES by their numbers, and where each lies: {number: (row, targets' place)}.
+    """A batch of EXAMPLES by their numbers, and {number: (row, slice of its targets)}.
 
-    Rows in `late` begin with padding, the others end with it. What lies under padding is random.
+    Rows in `late` begin with padding, the others end with it. Padding holds random ids.
     """
     rng = np.random.default_rng(seed)
     tokens = [rng.integers(2, VOCAB, (ROWS, n), dtype=np.int32) for n in (SOURCE, TARGET)]
@@ -192,10 +192,10 @@ def laid_out(rows, late=(), seed=1):
     return batch.Batch(tokens[0], segments[0], tokens[1], segments[1]), places
 
 
-def close(ours, theirs, part=3e-5):
-    """Equal within float32's roundings: a part of the largest of each leaf."""
-    for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(mine, other, rtol=0, atol=part * max(np.abs(other).max(), 0.1))
+def close(actual, expected, part=3e-5):
+    """Equal within float32 rounding: a fraction `part` of the largest entry of each leaf."""
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=part * max(np.abs(b).max(), 0.1))
 
 
 ONE_A_ROW = tuple((number,) for number in range(ROWS))

@@ -23,9 +23,10 @@ SPAN, MASK = "span_corruption", "token_masking"
 
 CHOICES = {
     name: [
-        dict(zip(of.words, words, strict=True)) for words in itertools.product(*of.words.values())
+        dict(zip(objective.words, words, strict=True))
+        for words in itertools.product(*objective.words.values())
     ]
-    for name, of in objectives.OBJECTIVES.items()
+    for name, objective in objectives.OBJECTIVES.items()
 }
 
 EVERY = [dict(name=name) | words for name, choices in CHOICES.items() for words in choices]

@@ -1,4 +1,4 @@
-"""States to save, made up by number, and what tests of checkpoints ask of a folder of them."""
+"""States to save, numbered by step, and checks of a directory of their checkpoints."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SHAPES = {"head": (130, 140), "scale": (7,), "layers": (2, 129, 3)}
 @functools.cache
 def updater(name: str):
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
-    config, pace = optimizers.OptimizerConfig(name=name), optimizers.RunLength(10.0, 100)
-    optimizer, _ = optimizers.make_optimizer(config, 10, shapes, pace)
+    config, length = optimizers.OptimizerConfig(name=name), optimizers.RunLength(10.0, 100)
+    optimizer, _ = optimizers.make_optimizer(config, 10, shapes, length)
     return jax.jit(lambda grads, params: optimizer.update(grads, optimizer.init(params), params))
 
 
@@ -39,7 +39,7 @@ def abstract(tree):
 
 
 def bits(tree) -> list[tuple]:
-    """Structure and bits: equal for equal trees, -0.0 and every NaN told apart."""
+    """Structure and bits: equal for equal trees, -0.0 and every NaN are distinct."""
     leaves = [(x.dtype.name, x.shape, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
     return [jax.tree.structure(tree), *leaves]
 
@@ -56,7 +56,7 @@ def restore(directory, like=None, accept=lambda facts: True, **options):
 
 
 def facts_of(step: int) -> dict:
-    """The facts that come back of a state saved by `save`."""
+    """The facts that `restore` returns with a state of `save`."""
     return FACTS | {"step": step, "skipped": step % 2, "figures": {}}
 
 
@@ -66,15 +66,15 @@ def names(directory) -> list[str]:
 
 def files(step: pathlib.Path) -> list[pathlib.Path]:
     """The files of a step, the greatest first."""
-    found = [path for path in step.rglob("*") if path.is_file()]
-    return sorted(found, key=lambda path: (-path.stat().st_size, str(path)))
+    paths = [path for path in step.rglob("*") if path.is_file()]
+    return sorted(paths, key=lambda path: (-path.stat().st_size, str(path)))
 
 
 def check_fallback(directory: pathlib.Path) -> bool:
-    """Restore after damage to step 2 of 1 and 2: True where it fell back, setting 2 aside."""
-    found, facts = restore(directory)
-    step = int(found.step)
-    assert bits(found) == bits(make_state(step)), f"silently wrong at step {step}"
+    """Restore steps 1 and 2 after damage to 2: True if 1 was restored and 2 set aside."""
+    state, facts = restore(directory)
+    step = int(state.step)
+    assert bits(state) == bits(make_state(step)), f"silently wrong at step {step}"
     assert facts == facts_of(step)
     if step == 2:
         assert names(directory) == ["1", "2"]

@@ -1,4 +1,4 @@
-"""Made-up texts and TFDS datasets, small enough to be made in every session."""
+"""Made-up texts and TFDS datasets, small enough to build in every session."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def made_up_documents(seed: int, count: int) -> list[dict[str, str]]:
     weights = [1 / (1 + i) for i in range(len(words))]
     rows = []
     for index in range(count):
-        made = rng.choices(words, weights, k=rng.randint(30, 90))
-        rows.append({"title": f"Made-up {seed}.{index}", "text": " ".join(made).capitalize()})
+        text = " ".join(rng.choices(words, weights, k=rng.randint(30, 90)))
+        rows.append({"title": f"Made-up {seed}.{index}", "text": text.capitalize()})
     return rows
 
 

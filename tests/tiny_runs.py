@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 STEPS = 6
 
-T5 = {"objective.placement": "t5"}  # all examples have as many targets
+T5 = {"objective.placement": "t5"}  # all examples have equally many targets
 
 # Pairs of the shape that span corruption gives, so that one program serves both stages.
 PAIRS = {"data.task": "docstring_summary", "data.target_length": 8, "tokenizer.dir": ""}
@@ -52,7 +52,7 @@ def pretrained(go):
 
 @pytest.fixture(scope="module")
 def interrupted(go, tmp_path_factory):
-    """A workdir like that of `pretrained`, stopped by the user in update 6, saved at 2 and 4."""
+    """A workdir like `pretrained`, interrupted in update 6, with checkpoints of updates 2 and 4."""
     workdir = tmp_path_factory.mktemp("interrupted") / "run"
     whole = pipeline.train_batches
 
@@ -68,7 +68,7 @@ def interrupted(go, tmp_path_factory):
 
 
 def last(workdir: pathlib.Path, accept=lambda facts: True):
-    """(state, facts) of the newest checkpoint, of those that are accepted."""
+    """(state, facts) of the newest accepted checkpoint."""
     run = runs.read_run(workdir)
     optimizer, _ = optimizers.make_optimizer(
         run.trained, STEPS, run.shapes, optimizers.RunLength(1.0, 1)
@@ -80,10 +80,10 @@ def last(workdir: pathlib.Path, accept=lambda facts: True):
         return saved.restore(shapes, accept)
 
 
-def assert_same_bits(ours, theirs) -> None:
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+def assert_same_bits(actual, expected) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def rows(workdir: pathlib.Path, split: str) -> list[dict]:

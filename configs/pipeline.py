@@ -13,7 +13,7 @@ def get_config():
     config.title = "From a corpus to a distilled student"  # of the page
     config.data_dir = ""  # TFDS's directory; empty: {workdir}/tfds
     config.corpus = ""  # of texts, as --source of `corpus`; empty: what pretrain.file reads
-    config.clean = "--pieces=3968"  # more flags of `corpus`
+    config.clean = "--vocab_size=3968"  # more flags of `corpus`
     config.tokenizer = ""  # a directory of one to use; empty: one is made of the corpus
     config.seed = 0
     config.split = ""  # that is scored, as test; empty: the held-out one

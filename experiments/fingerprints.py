@@ -111,7 +111,7 @@ def fingerprints(out: pathlib.Path, steps: int) -> dict[str, str]:
     write_texts(out / "texts")
     corpus, task = out / "corpus", out / "task.py"
     task.write_text(TASK.format(folder=out / "texts"))
-    flags = ("--pieces=400", "--heldout=0.1", "--workers=1", "--shards=2")
+    flags = ("--vocab_size=400", "--heldout_fraction=0.1", "--workers=1", "--shards=2")
     run_command("corpus", f"--source={out}/texts/documents.jsonl", f"--out={corpus}", *flags)
     found = digests_of(corpus, "corpus", (".json", ".jsonl"))
 

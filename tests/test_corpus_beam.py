@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[1]
 PYTHON = ROOT / ".venv" / "beam" / "bin" / "python"
+SIZES = {"vocab_size": 500, "heldout_fraction": 0.2}
 PROCESSES = "--direct_num_workers=2 --direct_running_mode=multi_processing"
 
 needs_beam = pytest.mark.skipif(
@@ -81,7 +82,7 @@ def source(tmp_path_factory) -> str:
 
 
 def flags_of(source: str, out, **changes) -> list[str]:
-    options = {"source": source, "out": out, "pieces": 500, "shards": 3, "heldout": 0.2} | changes
+    options = {"source": source, "out": out, "shards": 3} | SIZES | changes
     return ["corpus", *(f"--{name}={value}" for name, value in options.items())]
 
 
@@ -89,7 +90,7 @@ def flags_of(source: str, out, **changes) -> list[str]:
 def local(source, tmp_path_factory) -> dict[str, bytes]:
     """The files that one process makes."""
     out = tmp_path_factory.mktemp("local") / "corpus"
-    recipe = documents.CorpusConfig(source=source, pieces=500, shards=3, heldout=0.2)
+    recipe = documents.CorpusConfig(source=source, shards=3, **SIZES)
     manifest, _ = build.build(recipe, out, workers=1)
     records = manifest["records"]
     assert records["duplicates"]["near"] >= 4 and records["duplicates"]["exact"] >= 8
@@ -160,7 +161,7 @@ def test_several_processes_write_the_bytes_of_one(source, changes, tmp_path):
         )
     )
     assert code == 0, output
-    options = {"source": source, "pieces": 500, "heldout": 0.2} | changes
+    options = {"source": source} | SIZES | changes
     build.build(documents.CorpusConfig(**options), tmp_path / "local", workers=1)
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")
 
@@ -244,7 +245,7 @@ def test_summed_counts_equal_the_tally():
         for name, count in beam._counts(((0, 0), result)):
             added[name] = added.get(name, 0) + count
     bad = [documents.quarantine_line("file", 5, actual_duplicates[-1])]
-    recipe = documents.CorpusConfig(source="", dedupe="none", heldout=0)
+    recipe = documents.CorpusConfig(source="", dedupe="none", heldout_fraction=0)
     actual, split_counts = beam._totals(recipe, [[list(name), n] for name, n in added.items()], bad)
     assert vars(actual) == vars(tally) and split_counts == {"train": 2}
 
@@ -277,7 +278,7 @@ def test_a_corpus_with_a_document_missing_is_not_finished(source, tmp_path, monk
     monkeypatch.setattr(beam_files, "temporary_folder", contextlib.nullcontext)
     monkeypatch.setattr(beam, "_read_sources", lambda *_: (documents.Tally(), {"train": 4}))
     monkeypatch.setattr(beam, "_write_shards", lambda *_: [one_file(3)])
-    recipe = documents.CorpusConfig(source=source, tokenizer="bytes", shards=1, heldout=0)
+    recipe = documents.CorpusConfig(source=source, tokenizer="bytes", shards=1, heldout_fraction=0)
     with pytest.raises(ValueError, match="the workers left 1"):
         beam.build(recipe, tmp_path / "out", "DirectRunner")
     assert not list(tmp_path.iterdir())

@@ -26,11 +26,12 @@ from lm.shards import processes
 from lm.storage import staging
 
 RULES = "min_characters=20,max_characters=3000"
+ALL_TRAIN = {"heldout_fraction": 0}
 COPIES, NEAR, SHORT, LONG, BAD = 7, 5, 4, 2, 4
 
 
 def config_dict(source, **changes) -> dict:
-    config = dict(rules=RULES, heldout=0.2, tokenizer="bytes", shards=3) | changes
+    config = dict(rules=RULES, heldout_fraction=0.2, tokenizer="bytes", shards=3) | changes
     return {"source": str(source), **config}
 
 
@@ -151,7 +152,7 @@ def test_all_records_are_kept_dropped_or_quarantined(built, lines):
 
 def test_rules_that_drop_nothing_are_listed(tmp_path):
     write(tmp_path / "in.txt", [b"a b c d e f."])
-    config = corpus_config(tmp_path / "in.txt", rules="min_words=2,lorem_ipsum,strip", heldout=0)
+    config = corpus_config(tmp_path / "in.txt", rules="min_words=2,lorem_ipsum,strip", **ALL_TRAIN)
     records = build.build(config, tmp_path / "out", 1)[0]["records"]
     assert records["dropped"] == {"lorem_ipsum": 0, "min_words": 0, "strip": 0}
     assert records["lines"] == {"min_words": 0, "strip": 0}
@@ -195,7 +196,7 @@ def test_unreadable_records_are_quarantined_with_reason_and_position(built, line
 def test_an_enormous_record_is_quarantined_and_the_others_are_not(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.documents, "MAX_RECORD_BYTES", 500)
     write(tmp_path / "in.txt", [b"A line of more than twenty.", b"z" * 501, b"", b"Another " * 9])
-    config = corpus_config(tmp_path / "in.txt", unit="line", heldout=0)
+    config = corpus_config(tmp_path / "in.txt", unit="line", **ALL_TRAIN)
     records = build.build(config, tmp_path / "out", 1)[0]["records"]
     assert records["quarantined"] == records["dropped"]["empty"] == 1 and records["read"] == 4
     row = json.loads((tmp_path / "out" / folder.QUARANTINE).read_text())
@@ -224,7 +225,7 @@ def test_hostile_text_comes_back_as_it_was(tmp_path):
     ]
     rows += [json.dumps({"text": text}) for text in ("\ud800 half a pair", "a NUL \0 in it")]
     write(tmp_path / "in.jsonl", [row.encode() for row in rows])
-    config = corpus_config(tmp_path / "in.jsonl", rules="none", heldout=0, shards=1)
+    config = corpus_config(tmp_path / "in.jsonl", rules="none", heldout_fraction=0, shards=1)
     records = build.build(config, tmp_path / "out", 1)[0]["records"]
     assert records["read"] == len(texts) + 2 and records["quarantined"] == 2
     assert stored_documents(tmp_path / "out", "train") == [
@@ -309,7 +310,7 @@ def test_the_tokenizer_is_trained_on_the_training_split_or_copied(lines, tmp_pat
 
     monkeypatch.setattr(tokenizer, "train", seeing)
     for kind in ("unigram", "bpe"):
-        config = corpus_config(tmp_path / "in.jsonl", tokenizer=kind, pieces=320)
+        config = corpus_config(tmp_path / "in.jsonl", tokenizer=kind, vocab_size=320)
         manifest = build.build(config, tmp_path / kind, 1)[0]
         assert observed == stored_documents(tmp_path / kind, "train")
         assert manifest["tokenizer"]["pieces"] == 320
@@ -327,7 +328,7 @@ def test_the_tokenizer_is_trained_on_the_training_split_or_copied(lines, tmp_pat
 )
 def test_only_the_configured_kinds_of_duplicates_are_dropped(kind, num_dropped, lines, tmp_path):
     write(tmp_path / "in.jsonl", lines)
-    config = corpus_config(tmp_path / "in.jsonl", dedupe=kind, heldout=0)
+    config = corpus_config(tmp_path / "in.jsonl", dedupe=kind, **ALL_TRAIN)
     manifest = build.build(config, tmp_path / "out", 1)[0]
     assert list(manifest["splits"]) == ["train"]
     assert sum(manifest["records"]["duplicates"].values()) == num_dropped
@@ -351,9 +352,10 @@ def test_a_finished_corpus_is_found_without_reading_a_record(built, source_dir, 
 
 def test_another_corpus_is_refused_by_what_differs(built, source_dir, tmp_path):
     earlier = contents(built[0])
-    changes = {"rules": "none", "dedupe": "exact", "heldout": 0.1, "shards": 2}
+    changes = {"rules": "none", "dedupe": "exact", "heldout_fraction": 0.1, "shards": 2}
     for key, value in changes.items():
-        with pytest.raises(ValueError, match=f"holds a corpus of other {key}; remove it or set"):
+        name = key.removesuffix("_fraction")
+        with pytest.raises(ValueError, match=f"holds a corpus of other {name}; remove it or set"):
             build.build(corpus_config(source_dir, **{key: value}), built[0], 1)
     with pytest.raises(ValueError, match="other sources"):
         build.build(corpus_config(source_dir, column="id"), built[0], 1)
@@ -486,7 +488,7 @@ def test_a_finished_corpus_with_a_damaged_file_is_one_error_line(file, built, so
 
 
 def test_another_tokenizer_at_the_same_path_makes_another_corpus(source_dir, tmp_path):
-    config = corpus_config(source_dir, tokenizer=str(tmp_path / "tokens"), heldout=0)
+    config = corpus_config(source_dir, tokenizer=str(tmp_path / "tokens"), **ALL_TRAIN)
     tokenizer.write_byte_tokenizer(tmp_path / "tokens", 5)
     build.build(config, tmp_path / "out", 1)
     tokenizer.write_byte_tokenizer(tmp_path / "tokens", 6)
@@ -508,9 +510,9 @@ def test_each_source_file_has_its_own_column(tmp_path):
     for line in lines:
         writer.write(line)
     writer.close()
-    build.build(corpus_config(tmp_path / "in", heldout=0), tmp_path / "out", 1)
+    build.build(corpus_config(tmp_path / "in", **ALL_TRAIN), tmp_path / "out", 1)
     with pytest.raises(ValueError, match="holds a corpus of other sources"):
-        build.build(corpus_config(tmp_path / "in", heldout=0, column="text"), tmp_path / "out", 1)
+        build.build(corpus_config(tmp_path / "in", column="text", **ALL_TRAIN), tmp_path / "out", 1)
 
 
 def test_a_staging_directory_recreated_by_another_process_is_not_emptied(tmp_path, monkeypatch):
@@ -561,7 +563,7 @@ def test_the_spool_buffers_a_bounded_number_of_short_documents(tmp_path, monkeyp
     monkeypatch.setattr(
         build.Spool, "add", lambda self, found: buffered.append(len(found)) or add(self, found)
     )
-    config = corpus_config(tmp_path / "in.txt", unit="line", rules="none", heldout=0, shards=1)
+    config = corpus_config(tmp_path / "in.txt", unit="line", rules="none", shards=1, **ALL_TRAIN)
     build.build(config, tmp_path / "out", 1)
     assert sum(buffered) == 3000 and max(buffered) <= 20
 
@@ -685,20 +687,20 @@ def test_a_truncated_archive_is_named_with_the_position(source_dir, tmp_path, ca
         ({"column": "txet"}, "has no column 'txet'; name with --column one of text, id"),
         ({"rules": "spam"}, "--rules='spam' is unknown; choose one of"),
         ({"dedupe": "fuzzy"}, "--dedupe='fuzzy' is unknown; choose one of exact, near, none"),
-        ({"heldout": 1.0}, r"--heldout=1.0 is not a share in \[0, 1\); use 0.01"),
-        ({"heldout": 1e-9}, "--heldout=1e-09 leaves validation without a document of 200"),
+        ({"heldout_fraction": 1.0}, r"--heldout_fraction=1.0 is not in \[0, 1\)"),
+        ({"heldout_fraction": 1e-9}, "_fraction=1e-09 leaves validation without a document of 200"),
         ({"shards": -1}, "--shards=-1 is below 0"),
         ({"shards": 100_000}, "--shards=100000 is above 99999; use 0 to choose by size"),
         ({"tokenizer": "unigrm"}, "--tokenizer='unigrm' is neither .* did you mean 'unigram'"),
         ({"tokenizer": "lm"}, "there is no tokenizer in lm"),
-        ({"tokenizer": "bpe", "pieces": 259}, "--pieces=259 must exceed the 259 of bytes"),
+        ({"tokenizer": "bpe", "vocab_size": 259}, "--vocab_size=259 must exceed the 259 of bytes"),
         (
-            {"tokenizer": "unigram", "pieces": 9000},
-            "--pieces=9000 is more than .* or --pieces=[0-9]+.$",
+            {"tokenizer": "unigram", "vocab_size": 9000},
+            "--vocab_size=9000 is more than .* or --vocab_size=[0-9]+.$",
         ),
         (
-            {"tokenizer": "unigram", "pieces": 260},
-            "--pieces=260 cannot .*--pieces=[0-9]+ or more.$",
+            {"tokenizer": "unigram", "vocab_size": 260},
+            "--vocab_size=260 cannot .*--vocab_size=[0-9]+ or more.$",
         ),
         ({"rules": "min_characters=9999"}, "leaves no document of 222 records: dropped 218 by min"),
     ],
@@ -728,6 +730,12 @@ def test_a_mistake_is_one_error_line_and_writes_nothing(
 def test_incompatible_flags_are_one_error_line(flags, sentence, capsys):
     assert run(*flags) == 2
     assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_old_flags_are_refused_with_the_new_name(capsys):
+    for name, new_name in (("pieces", "vocab_size"), ("heldout", "heldout_fraction")):
+        assert run("--source=x", "--out=y", f"--{name}=1") == 2
+        assert f"does not take --{name}; it is now --{new_name}." in capsys.readouterr().err
 
 
 def test_the_identity_states_every_limit_so_that_defaults_may_change(source_dir):

@@ -216,7 +216,8 @@ def test_a_corpus_overlaps_as_its_source_does_whatever_empty_lines_are_in_it(uni
             joined = (line + rng.choice(["\n", "\n\n", "\n\n\n "]) for line in lines[number::9])
             (directory / f"{number}.txt").write_text("".join(joined))
     corpus_dir = tmp_path / "made"
-    options = {"rules": "none", "dedupe": "none", "tokenizer": "bytes", "heldout": 0, "unit": unit}
+    options = {"rules": "none", "dedupe": "none", "tokenizer": "bytes", "unit": unit}
+    options |= {"heldout_fraction": 0}
     build.build(documents.CorpusConfig(source=str(first), shards=2, **options), corpus_dir, 1)
     compare = lambda source, other: overlap.measure_overlap(
         source, other, n=5, unit=unit, workers=1
@@ -241,7 +242,7 @@ def test_a_corpus_overlaps_as_its_source_does_whatever_empty_lines_are_in_it(uni
 def test_a_missing_split_of_a_corpus_is_refused_and_not_read_as_files(byte_tokenizer, tmp_path):
     corpus_dir = write_corpus(tmp_path, byte_tokenizer, {"train": [["a b c d e f"]]})
     with pytest.raises(
-        ValueError, match="has no validation; remove it, and make it anew with a --heldout"
+        ValueError, match="has no validation; remove it, and make it anew with a --heldout_fraction"
     ):
         overlap.measure_overlap(corpus_dir, corpus_dir, n=2, workers=1)
 
@@ -311,7 +312,7 @@ def test_the_command_prints_the_table_and_writes_the_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--heldout=0.5", "--dry_run"], "--overlap takes no --dry_run, --heldout; leave that out"),
+        (["--rules=c4", "--dry_run"], "--overlap takes no --dry_run, --rules; leave that out"),
         (["--config=configs/demo.py"], "--overlap takes no --config;"),
         (["--out=."], "--out=. must be a file in an existing folder"),
         (["--out=none/such"], "--out=none/such must be a file"),

@@ -54,7 +54,7 @@ def flags(home):
     tiny = " ".join(f"--config.{key}={value}" for key, value in sizes.items())
     fewer = "--config.model.num_encoder_layers=1 --config.model.num_decoder_layers=1"
     made = {"workdir": home / "runs", "corpus": home / "texts" / "*.txt", "decode": 4}
-    made |= {"clean": "--pieces=400 --unit=paragraph --workers=1", "title": "Of our own"}
+    made |= {"clean": "--vocab_size=400 --unit=paragraph --workers=1", "title": "Of our own"}
     made |= {"finetune.file": home / "task.py", "distill.flags": f"{tiny} {fewer}"}
     for stage in ("pretrain", "finetune", "distill"):
         made = {f"{stage}.flags": tiny, f"{stage}.steps": STEPS} | made

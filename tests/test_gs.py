@@ -181,7 +181,7 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
 
     text = "\n".join(row["text"] for row in made_up_documents(5, 60))
     (tmp_path / "text.txt").write_text(text)
-    asked = dict(tokenizer="bytes", unit="line", rules="none", heldout=0.2, shards=2)
+    asked = dict(tokenizer="bytes", unit="line", rules="none", heldout_fraction=0.2, shards=2)
     recipe = documents.CorpusConfig(source=str(tmp_path / "text.txt"), **asked)
     build.build(recipe, tmp_path / "corpus", workers=1)
     storage.copy_dir(tmp_path / "corpus", storage.as_path(f"{bucket}/corpus"))

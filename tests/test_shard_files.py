@@ -337,7 +337,7 @@ def test_what_is_no_finished_corpus_is_a_sentence(finished, tmp_path):
     with pytest.raises(ValueError, match=r"no split|'train\[:9\]' of .* has train and validation"):
         shards.read_split_manifest(finished, "train[:9]")
     with pytest.raises(
-        ValueError, match="has no validation; remove it, and make it anew with a --heldout"
+        ValueError, match="has no validation; remove it, and make it anew with a --heldout_fraction"
     ):
         shards.read_split_manifest(finished, "validation")
     with pytest.raises(ValueError, match="other holds no finished corpus .* --out=.*other"):

@@ -298,9 +298,9 @@ def export_checkpoint(values) -> None:
 
 
 # A flag with ? is optional even without a default.
-CORPUS = ("source", "out", "column", "unit", "data_dir", "rules", "dedupe", "heldout", "tokenizer")
-CORPUS += ("pieces", "shards", "workers", "runner", "runner_flags", "temp", "overlap", "ngram")
-CORPUS += ("dry_run", "config?", "workdir?")
+CORPUS = ("source", "out", "column", "unit", "data_dir", "rules", "dedupe", "heldout_fraction")
+CORPUS += ("tokenizer", "vocab_size", "shards", "workers", "runner", "runner_flags")
+CORPUS += ("temp", "overlap", "ngram", "dry_run", "config?", "workdir?")
 HOSTS = ("coordinator", "hosts", "host")
 PREDICT = ("workdir", "input", "split", "out", "text", "decoding", "nearest", "seed", "strict")
 PREDICT += ("step", "interactive", "extensions")

@@ -54,9 +54,9 @@ FLAGS = {
     "data_dir": Flag("text", "", "TFDS directory; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets"),
     "rules": Flag("text", "default", "cleaning and filter rules: default, c4, none, name=limit,.."),
     "dedupe": Flag("text", "near", "duplicates to drop: near (and exact), exact or none"),
-    "heldout": Flag("number", 0.01, "fraction of documents in the split validation"),
+    "heldout_fraction": Flag("number", 0.01, "fraction of documents in the split validation"),
     "tokenizer": Flag("text", "unigram", "unigram, bpe or bytes: train that kind; or a directory"),
-    "pieces": Flag("integer", 32_000, "vocabulary size of the tokenizer to train"),
+    "vocab_size": Flag("integer", 32_000, "vocabulary size of the tokenizer to train"),
     "shards": Flag("integer", 0, "files per split; 0: one per 64 MiB of source"),
     "workers": Flag("integer", 0, "processes; 0: one per CPU; any number gives equal output"),
     "model": Flag("flag", False, "print the table of parameters instead of a batch"),
@@ -82,6 +82,7 @@ FLAGS = {
     "price": Flag("number", None, "price of one chip per hour, in any currency"),
     "json": Flag("flag", False, "print one JSON object instead of a page"),
 }
+RENAMED = {"heldout": "heldout_fraction", "pieces": "vocab_size"}  # old flag: new
 PARSE_ERRORS = (  # messages of absl, ml_collections and Python, and readable ones
     (r"invalid literal for int.*", "is not a whole number; write it in digits."),
     (r"could not convert string to float.*", "is not a number; write it as 0.5 or 1e-3."),
@@ -101,6 +102,10 @@ def parse_flags(command: str, names: tuple[str, ...], arguments: list[str]) -> f
     for name in is_optional:
         kind, default, text = FLAGS[name]
         DEFINE[kind](name, default, text, flag_values=values)
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0]
+        if RENAMED.get(name) in is_optional:
+            raise ValueError(f"`{command}` does not take --{name}; it is now --{RENAMED[name]}.")
     # ml_collections needs the file before its keys, and reads the keys from sys.argv.
     arguments = sorted(arguments, key=lambda argument: not argument.startswith("--config="))
     sys.argv = [sys.argv[0], command, *arguments]

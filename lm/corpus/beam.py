@@ -136,7 +136,7 @@ def _read_sources(
         split_counts = (
             by_file
             | "by file" >> beam.CoGroupByKey()
-            | "write texts" >> beam.FlatMap(_write_texts, shared_dir, config.heldout)
+            | "write texts" >> beam.FlatMap(_write_texts, shared_dir, config.heldout_fraction)
         )
         record_counts = records | "count" >> beam.FlatMap(_counts)
         (

@@ -198,7 +198,7 @@ def _assign_splits(
     config: documents.CorpusConfig, keys: np.ndarray, is_kept: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Which documents are in each split: bool [n]."""
-    is_heldout = documents.is_heldout(keys, config.heldout)
+    is_heldout = documents.is_heldout(keys, config.heldout_fraction)
     members = {"train": is_kept & ~is_heldout, "validation": is_kept & is_heldout}
     return {split: members[split] for split in config.splits}
 

@@ -90,7 +90,7 @@ def plan(config: documents.CorpusConfig, out: str) -> str:
     for name, limit in rules.parse_rules(config.rules):
         rule = name if limit is None else f"{name}={limit}"
         lines.append(f"{'rule':<12} {rule}: {rules.RULES[name].meaning}")
-    for field in ("dedupe", "heldout", "tokenizer", "pieces"):
+    for field in ("dedupe", "heldout_fraction", "tokenizer", "vocab_size"):
         lines.append(f"{field:<12} {getattr(config, field)}")
     count = config.shard_count(files)
     state = "is already there" if path.exists() else "would be written"

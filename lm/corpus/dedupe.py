@@ -45,7 +45,6 @@ PUNCTUATION = re.compile(
     "\u0964\u0965\u1362-\u1368\u2000-\u206f\u3000-\u303f\u30fb]+"
 )
 
-# From a hash function, because a library's generator may change between versions.
 _BITS = np.frombuffer(
     hashlib.shake_128(b"minhash").digest(8 * (2 * NUM_HASHES + SHINGLE_WORDS)), "<u8"
 )

@@ -32,9 +32,9 @@ class CorpusConfig:
     """Everything that decides a corpus: equal configs of equal sources give equal bytes.
 
     source, column, unit, data_dir: as in sources.list_files. rules: as in rules.parse_rules.
-    dedupe: one of dedupe.KINDS. heldout: the share of documents in the split "validation", in
-    [0, 1). tokenizer: a directory with one, or the kind to train, with `pieces` pieces. shards:
-    files of each split; 0 for one for every SHARD_BYTES of source.
+    dedupe: one of dedupe.KINDS. heldout_fraction: of documents in the split validation, in [0, 1).
+    tokenizer: a directory with one, or the kind to train, of `vocab_size` pieces. shards: files of
+    each split; 0 for one for every SHARD_BYTES of source.
     Raises ValueError.
     """
 
@@ -44,20 +44,21 @@ class CorpusConfig:
     data_dir: str = ""
     rules: str = "default"
     dedupe: str = "near"
-    heldout: float = 0.01
+    heldout_fraction: float = 0.01
     tokenizer: str = "unigram"
-    pieces: int = 32_000
+    vocab_size: int = 32_000
     shards: int = 0
 
     def __post_init__(self):
         rules.parse_rules(self.rules)
         lookup.lookup(dict.fromkeys(dedupe.KINDS), self.dedupe, "--dedupe")
-        if not 0 <= self.heldout < 1:
-            raise ValueError(f"--heldout={self.heldout} is not a share in [0, 1); use 0.01.")
-        if self.tokenizer in tokenizer.TRAINED_KINDS and self.pieces <= tokenizer.BYTE_VOCAB_SIZE:
+        if not 0 <= self.heldout_fraction < 1:
+            raise ValueError(f"--heldout_fraction={self.heldout_fraction} is not in [0, 1).")
+        least = tokenizer.BYTE_VOCAB_SIZE
+        if self.tokenizer in tokenizer.TRAINED_KINDS and self.vocab_size <= least:
             raise ValueError(
-                f"--pieces={self.pieces} must exceed the {tokenizer.BYTE_VOCAB_SIZE} of bytes and "
-                f"special ids; use 1000 or more."
+                f"--vocab_size={self.vocab_size} must exceed the {least} of bytes and special ids; "
+                f"use 1000 or more."
             )
         if not 0 <= self.shards <= MAX_SHARDS:
             bound = "below 0" if self.shards < 0 else f"above {MAX_SHARDS}"
@@ -66,7 +67,7 @@ class CorpusConfig:
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that the corpus will have."""
-        return SPLITS if self.heldout else SPLITS[:1]
+        return SPLITS if self.heldout_fraction else SPLITS[:1]
 
     def shard_count(self, files: list[sources.SourceFile]) -> int:
         """The number of files of each split."""

@@ -10,7 +10,6 @@ It is written to a hidden directory beside it and renamed when complete.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -64,27 +63,27 @@ def corpus_identity(config: documents.CorpusConfig, files: list[sources.SourceFi
 
     It does not depend on where the sources are stored.
     """
-    limits = rules.format_rules(rules.parse_rules(config.rules))
-    identity = dataclasses.asdict(config) | {"rules": limits}
-    del identity["source"], identity["data_dir"], identity["column"]
-    identity["shards"] = config.shard_count(files)
-    if config.tokenizer not in tokenizer.KINDS:
-        directory = storage.as_path(config.tokenizer)
+    tokens = config.tokenizer
+    if tokens not in tokenizer.KINDS:
+        directory = storage.as_path(tokens)
         if not directory.is_dir():
-            hint = lookup.nearest(config.tokenizer, tokenizer.KINDS) or "."
+            hint = lookup.nearest(tokens, tokenizer.KINDS) or "."
             raise ValueError(
-                f"--tokenizer={config.tokenizer!r} is neither a directory with a tokenizer nor one "
-                f"of {', '.join(tokenizer.KINDS)}{hint}"
+                f"--tokenizer={tokens!r} is neither a directory with a tokenizer nor one of "
+                f"{', '.join(tokenizer.KINDS)}{hint}"
             )
-        identity["tokenizer"] = tokenizer.read(directory)[1]["fingerprint"]
-    if config.tokenizer not in tokenizer.TRAINED_KINDS:
-        del identity["pieces"]
+        tokens = tokenizer.read(directory)[1]["fingerprint"]
     progress = tqdm.tqdm(files, desc="hashing", unit=" files", disable=None)
     hashes = [
         {"name": name, "sha256": file.digest(), "column": file.column}
         for name, file in zip(source_names(files), progress, strict=True)
     ]
-    return {"sources": hashes, **identity}
+    identity = {"sources": hashes, "unit": config.unit}
+    identity |= {"rules": rules.format_rules(rules.parse_rules(config.rules))}
+    identity |= {"dedupe": config.dedupe, "heldout": config.heldout_fraction, "tokenizer": tokens}
+    if config.tokenizer in tokenizer.TRAINED_KINDS:
+        identity["pieces"] = config.vocab_size
+    return identity | {"shards": config.shard_count(files)}
 
 
 def source_names(files: list[sources.SourceFile]) -> list[str]:
@@ -161,11 +160,12 @@ def make_tokenizer(
     if config.tokenizer not in tokenizer.TRAINED_KINDS:
         return tokenizer.write(directory, *tokenizer.read(storage.as_path(config.tokenizer)))
     try:
-        return tokenizer.train(texts, directory, kind=config.tokenizer, vocab_size=config.pieces)
+        options = {"kind": config.tokenizer, "vocab_size": config.vocab_size}
+        return tokenizer.train(texts, directory, **options)
     except ValueError as error:
-        # Its message names config keys; here only --pieces is a flag.
+        # Its message names config keys; here only --vocab_size is a flag.
         reason, suffix, _ = str(error).partition(", or a lower tokenizer.character_coverage")
-        reason = reason.replace("--config.", "").replace("tokenizer.vocab_size", "--pieces")
+        reason = reason.replace("--config.", "").replace("tokenizer.vocab_size", "--vocab_size")
         raise ValueError(f"{reason}{suffix and '.'}") from error
 
 
@@ -184,8 +184,8 @@ def check_splits(
         )
     if empty := [split for split in config.splits if not counts[split]]:
         raise ValueError(
-            f"--heldout={config.heldout} leaves {empty[0]} without a document of {total}; use 0 or "
-            f"another share."
+            f"--heldout_fraction={config.heldout_fraction} leaves {empty[0]} without a "
+            f"document of {total}; use 0 or another fraction."
         )
 
 

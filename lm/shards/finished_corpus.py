@@ -42,7 +42,7 @@ def read_split_manifest(directory: str | pathlib.Path, split: str) -> dict:
         )
     manifest = shard_files.read_manifest(directory / split)
     if manifest is None:
-        flag = " with a --heldout above 0" if split == "validation" else ""
+        flag = " with a --heldout_fraction above 0" if split == "validation" else ""
         raise ValueError(f"{directory} has no {split}; remove it, and make it anew{flag}.")
     return manifest
 

@@ -24,7 +24,7 @@ PREFIX = "base_model.model."  # of every name, as peft wraps the model
 def write(
     params: Any,
     config: transformer.ModelConfig,
-    lora: transformer.LoraConfig,
+    lora_config: transformer.LoraConfig,
     directory: str | os.PathLike,
 ) -> None:
     """The files that peft.PeftModel.from_pretrained puts on an export of the model started from.
@@ -38,13 +38,13 @@ def write(
     places = names.places(family, {path: leaf.shape for path, leaf in shapes.items()})
     adapted = [place for place in places.values() if f"{place.path}/a" in leaves]
     directory.mkdir(parents=True, exist_ok=True)
-    factors = [factor for place in adapted for factor in _factors(place, lora.rank)]
+    factors = [factor for place in adapted for factor in _factors(place, lora_config.rank)]
     transformers.write_tensors(directory / WEIGHTS, leaves, factors)
     theirs = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM",
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
+        "r": lora_config.rank,
+        "lora_alpha": lora_config.alpha,
         "target_modules": [place.name.removesuffix(".weight") for place in adapted],
         "lora_dropout": 0.0,
         "bias": "none",

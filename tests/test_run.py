@@ -52,7 +52,7 @@ IMPOSSIBLE = [
     ),
     (
         {"checkpoint.best_metric": "nats", "checkpoint.every_steps": 4},
-        "checkpoint.every_steps=4 is no multiple of .*=3",
+        "make checkpoint.every_steps=4 a multiple of eval_every_steps=3",
     ),
     ({"guard.max_bad_steps": 0}, "guard.max_bad_steps=0 is too small; use 1 or more"),
     ({"guard.max_rollbacks": -1}, "guard.max_rollbacks=-1 is too small; use 0 or more"),
@@ -113,7 +113,7 @@ IMPOSSIBLE = [
     ),
     (
         {"stage": "distill", "teacher.workdir": "/r", "init_from": "/p"},
-        "init_from='/p' and teacher.student_init both set where the student starts; leave "
+        "init_from='/p' and teacher.student_init both initialize the student; leave "
         "init_from empty",
     ),
     (

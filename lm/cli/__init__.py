@@ -1,8 +1,8 @@
 """The command line: python -m lm <command>.
 
-flags     the flags of all commands, and parsing
-commands  what each command does
-entry     one call: help, the command, the exit code
+flags     the flags of all commands, and their parser
+commands  the functions of the commands
+entry     main: help, one command, the exit code
 """
 
 from lm.cli.commands import COMMANDS, TRAIN, find_run_folders

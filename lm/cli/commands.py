@@ -11,39 +11,41 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from absl import flags
+
 from lm import exits, lookup, storage
 
 if TYPE_CHECKING:
     from lm import runs
 
 
-def make_run(values) -> runs.Run:
+def _make_run(values: flags.FlagValues) -> runs.Run:
     """Check --config and --workdir."""
     from lm import runs
 
     return runs.make_run(values.config.to_dict(), values.workdir)
 
 
-def corpus(values) -> None:
+def corpus(values: flags.FlagValues) -> None:
     """Build a corpus of any text (--source, --out), or what a config's training reads (--config).
 
     --out gets the token shards of each split, the tokenizer, quarantine.jsonl with unreadable
     records, and manifest.json. It appears whole or not at all; train on it with
-    --config.data.task=OUT. With --config and --workdir, the embedded dataset, the tokenizer and the
-    token shards of that run are made. --overlap counts word n-grams shared by training and
+    --config.data.task=OUT. With --config and --workdir, builds the embedded dataset, the tokenizer
+    and the token shards of that run. --overlap counts word n-grams shared by training and
     evaluation data, both sources or corpora, and writes a JSON report to --out.
     """
     from lm.corpus import command
 
-    given = [flag.rstrip("?") for flag in CORPUS if values[flag.rstrip("?")].present]
+    flags_set = [flag.rstrip("?") for flag in CORPUS if values[flag.rstrip("?")].present]
     is_build = values.source or values.out or values.overlap
     if is_build or None in (values.config, values.workdir):
-        print(command.command(values.flag_values_dict(), given))
+        print(command.command(values.flag_values_dict(), flags_set))
         return
-    command.check_flags("config", given)
+    command.check_flags("config", flags_set)
     from lm import runs, sources
 
-    run = make_run(values)
+    run = _make_run(values)
     datasets = {run.data.get_task(name).source.removeprefix("tfds:") for name in run.data.names}
     if datasets & sources.EMBEDDED_DATASETS:
         from lm.sources import pydocs
@@ -55,14 +57,14 @@ def corpus(values) -> None:
             print(split.directory, json.dumps(split.manifest["counts"]))
 
 
-def tokenizer(values) -> None:
+def tokenizer(values: flags.FlagValues) -> None:
     """Train the config's tokenizer on its training split, and report on held-out texts.
 
-    An existing tokenizer is used as it is. The report goes to tokenizer_report.json in the workdir.
+    Reads the tokenizer if it exists. The report goes to tokenizer_report.json in the workdir.
     """
     from lm import logs, runs, tokenizer
 
-    run = make_run(values)
+    run = _make_run(values)
     texts = runs.Texts(run, runs.splits(run)[1], tokenizer.MAX_REPORTED_TEXTS)
     tokens = runs.make_tokenizer(run)
     print(f"{tokens.directory}: {tokenizer.describe_sizes(tokens, run.model.vocab_size)}")
@@ -74,8 +76,8 @@ def tokenizer(values) -> None:
 
 
 @contextlib.contextmanager
-def _multihost(values) -> Iterator[None]:
-    """Join the hosts of a command; an error on one ends it at once, as the others would wait."""
+def _multihost(values: flags.FlagValues) -> Iterator[None]:
+    """Join the hosts of a command; exit at once after an error, as the other hosts would wait."""
     from lm import parallel, train
 
     parallel.initialize(values.coordinator, values.hosts, values.host)
@@ -92,18 +94,18 @@ def _exit_lost(reason: str) -> None:
     from lm import train
 
     reason = reason and f" ({reason})"
-    train.exit_now(f"another host was lost{reason}; see its own message, and start all again.")
+    train.exit_now(f"another host was lost{reason}; see its own message, and restart all hosts.")
 
 
-def train(values) -> int:
+def train(values: flags.FlagValues) -> int:
     """Train a run; the same command continues an interrupted one.
 
-    Exit codes: 0 finished; 2 a mistake, or a fault that only you can fix; 3 diverged, with a report
-    in the workdir; 75 unfinished: run the same command again.
+    Exit codes: 0 finished; 2 an error that only you can fix; 3 diverged, with a report in the
+    workdir; 75 unfinished: run the same command again.
     """
     from lm import runs, train
 
-    run = make_run(values)
+    run = _make_run(values)
     allow = tuple(filter(None, values.allow_change.split(",")))
     profile = train.parse_profile(values.profile)
     try:
@@ -115,7 +117,7 @@ def train(values) -> int:
             train.check(run, allow)
             train.make_strategy(run)
             print(json.dumps(run.config_dict, indent=2))
-            if not run.duration.epochs:  # epochs depend on the data
+            if not run.duration.epochs:  # the updates of an epoch depend on the data
                 cost = train.planned_cost(run, runs.total_updates(run, 0))
                 print(json.dumps(cost), file=sys.stderr)
     except (train.Unfinished, train.Diverged) as stop:
@@ -124,11 +126,11 @@ def train(values) -> int:
     return 0
 
 
-def teacher_cache(values) -> None:
+def teacher_cache(values: flags.FlagValues) -> None:
     """Run a teacher once over all batches of a student's run, and store its top-k outputs in --out.
 
     Stores the --k most likely ids of each target, their log-probabilities, and the probability of
-    the rest. --config is the student's; train it, and any other student of the same teacher,
+    the rest. --config is the student's. Train it, and any other student with the same teacher,
     tokenizer, data and temperature, with teacher.cache=OUT. Prints the size first. The same command
     continues an interrupted one; more --updates extend a cache.
     """
@@ -154,51 +156,50 @@ def _parse_step(step: str) -> str | int:
     return lookup.lookup({"newest": "newest", "best": "best"}, step or "newest", "--step")
 
 
-def evaluate(values) -> None:
+def evaluate(values: flags.FlagValues) -> None:
     """Held-out loss, baselines and task scores of a run, with 95 % intervals.
 
     Writes evaluate.json and predictions.jsonl into the workdir; --split=test writes
-    evaluate-test.json and so on, of the whole split. --step=all or --step=1000,2000 evaluates
+    evaluate-test.json and so on, for the whole split. --step=all or --step=1000,2000 evaluates
     several checkpoints: evaluate.jsonl, curve.png and predictions-1000.jsonl, ..
     """
     from lm import evaluate, parallel, train
 
     if values.max_examples is not None and values.max_examples < 0:
         raise ValueError(f"--max_examples={values.max_examples} is negative; use 0 for all.")
-    options = {"split": values.split, "decoding": values.decoding}
-    options |= {"max_examples": values.max_examples}
-    numbers = values.step.split(",")
-    several = values.step == "all" or len(numbers) > 1
-    if several and values.step != "all" and not all(map(str.isdecimal, numbers)):
+    names = ("split", "decoding", "max_examples")
+    options = {name: values[name].value for name in names}
+    steps = [] if values.step == "all" else values.step.split(",")
+    several = len(steps) != 1
+    if several and not all(map(str.isdecimal, steps)):
         raise ValueError(f"--step={values.step} is not a list of updates; write it as 1000,2000.")
     with _multihost(values), train.detect_lost_host(_exit_lost):
         if several:
-            steps = [] if values.step == "all" else list(map(int, numbers))
-            figures = evaluate.evaluate_all(values.workdir, steps, **options)
+            figures = evaluate.evaluate_all(values.workdir, list(map(int, steps)), **options)
         else:
             figures = evaluate.evaluate(values.workdir, _parse_step(values.step), **options)
     if not parallel.host_index_and_count()[0]:
         print(json.dumps(figures, indent=2))
 
 
-def predict(values) -> None:
+def predict(values: flags.FlagValues) -> None:
     """Generate answers to inputs with a run's model: one JSON line each, in order.
 
-    Lines of text, --text and rows with "inputs" are used as they are, so they must begin with the
-    task's prefix; other rows of JSONL or TSV fill the task's template. Columns are passed on.
-    --split answers a split of the task's own data; train a student on the answers with
-    --config.data.train_split=OUT. The same command continues an interrupted one, from OUT.part. On
-    a terminal without --input, --split and --text, chat: lines fill the task's template, and
+    Lines of text, --text and rows with "inputs" are used verbatim, so they must begin with the
+    task's prefix; other rows of JSONL or TSV fill the task's template. Other columns are copied.
+    --split answers a split of the task's data; train a student on the answers with
+    --config.data.train_split=OUT. The same command continues an interrupted one, from OUT.part.
+    Without --input, --split and --text on a terminal, chats: lines fill the task's template, and
     dialogues have a history.
     """
     from lm import inference
 
     options: dict[str, Any] = {"step": _parse_step(values.step), "decoding": values.decoding}
     options |= {"seed": values.seed, "strict": values.strict}
-    given = [flag for flag in ("text", "input", "split", "interactive") if values[flag].value]
-    if len(given) > 1:
-        raise ValueError(f"--{given[0]} and --{given[1]} exclude each other; omit one.")
-    if values.interactive or not given and sys.stdin.isatty():
+    inputs = [flag for flag in ("text", "input", "split", "interactive") if values[flag].value]
+    if len(inputs) > 1:
+        raise ValueError(f"--{inputs[0]} and --{inputs[1]} exclude each other; omit one.")
+    if values.interactive or not inputs and sys.stdin.isatty():
         for flag in ("out", "nearest"):
             if values[flag].value:
                 raise ValueError(
@@ -219,18 +220,17 @@ def predict(values) -> None:
         inference.predict(values.workdir, rows, values.out, nearest=values.nearest, **options)
 
 
-def show(values) -> None:
+def show(values: flags.FlagValues) -> None:
     """Print a batch as text: the encoder's inputs and the decoder's targets; or the parameters.
 
     Without --config, uses the config of the workdir.
     """
     from lm import runs, show
 
-    run = runs.read_run(values.workdir) if values.config is None else make_run(values)
-    for flag, table in ((values.model, show.parameters), (values.sharding, show.sharding)):
-        if flag:
-            print(table(run))
-            return
+    run = runs.read_run(values.workdir) if values.config is None else _make_run(values)
+    if values.model or values.sharding:
+        print(show.parameters(run) if values.model else show.sharding(run))
+        return
     if not re.fullmatch(r"\d*", values.step):
         raise ValueError(f"--step={values.step} is not the number of an update.")
     runs.check_workdir(run)
@@ -246,7 +246,7 @@ def find_run_folders(patterns: str) -> list[str]:
     return runs
 
 
-def report(values) -> None:
+def report(values: flags.FlagValues) -> None:
     """Render run folders as one self-contained page of curves, tables and samples."""
     from lm import report
 
@@ -256,23 +256,23 @@ def report(values) -> None:
     print(out)
 
 
-def preflight(values) -> int:
+def preflight(values: flags.FlagValues) -> int:
     """Compile a run's step for chips that you do not have: memory, speed, cost.
 
     Needs no data; `make tpu-compiler` installs the TPU compiler. GPUs get an estimate of memory
-    from shapes alone; local means the devices of this machine. Exit codes: 0 it fits; 1 it does
-    not; 2 a mistake.
+    from shapes only; local means the devices of this machine. Exit codes: 0 it fits; 1 it does
+    not; 2 a user error.
     """
     from lm.preflight import command
 
     return command.preflight(values.flag_values_dict())
 
 
-def import_checkpoint(values) -> None:
+def _import(values: flags.FlagValues) -> None:
     """Import a checkpoint of transformers or T5X as a run folder.
 
     The checkpoint's model and tokenizer replace those of --config; T5X checkpoints have no
-    tokenizer, so give --config.tokenizer.dir. Default config: configs/base.py, fine-tuning.
+    tokenizer, so set --config.tokenizer.dir. Default config: configs/base.py, fine-tuning.
     """
     from lm import interop
 
@@ -286,10 +286,10 @@ def import_checkpoint(values) -> None:
     print(interop.read(values.checkpoint, values.workdir, config | {"name": "imported"}))
 
 
-def export_checkpoint(values) -> None:
+def _export(values: flags.FlagValues) -> None:
     """Export a run's parameters and tokenizer as a transformers checkpoint.
 
-    LoRA factors are merged; --adapters writes them alone, for peft.
+    LoRA factors are merged; --adapters writes only them, for peft.
     """
     from lm import interop
 
@@ -297,7 +297,7 @@ def export_checkpoint(values) -> None:
     print(interop.write(values.workdir, values.directory, step, values.adapters))
 
 
-# A flag with ? is optional even without a default.
+# The flags of each command; one with ? is optional even without a default.
 CORPUS = ("source", "out", "column", "unit", "data_dir", "rules", "dedupe", "heldout_fraction")
 CORPUS += ("tokenizer", "vocab_size", "shards", "workers", "runner", "runner_flags")
 CORPUS += ("temp", "overlap", "ngram", "dry_run", "config?", "workdir?")
@@ -307,19 +307,17 @@ PREDICT += ("step", "interactive", "extensions")
 EVALUATE = ("workdir", "split", "step", "decoding", "max_examples?", "extensions", *HOSTS)
 SHOW = ("config?", "workdir", "split", "rows", "model", "sharding", "step", "extensions")
 TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", *HOSTS)
-COMMANDS: dict[str, tuple[Callable[[Any], int | None], tuple[str, ...]]] = {
+CACHE = ("config", "out", "k", "dtype", "updates", "dry_run", *HOSTS)
+COMMANDS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]]] = {
     "corpus": (corpus, CORPUS),
     "tokenizer": (tokenizer, ("config", "workdir")),
     "train": (train, TRAIN),
-    "teacher-cache": (
-        teacher_cache,
-        ("config", "out", "k", "dtype", "updates", "dry_run", *HOSTS),
-    ),
+    "teacher-cache": (teacher_cache, CACHE),
     "evaluate": (evaluate, EVALUATE),
     "predict": (predict, PREDICT),
     "show": (show, SHOW),
-    "import": (import_checkpoint, ("checkpoint", "workdir", "config?")),
-    "export": (export_checkpoint, ("workdir", "directory", "step", "adapters", "extensions")),
+    "import": (_import, ("checkpoint", "workdir", "config?")),
+    "export": (_export, ("workdir", "directory", "step", "adapters", "extensions")),
     "report": (report, ("runs", "out", "title")),
     "preflight": (preflight, ("config", "slice", "workdir?", "price?", "json")),
 }

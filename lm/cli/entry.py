@@ -1,4 +1,4 @@
-"""Run one command line: help, a command, the exit code, one sentence for an error."""
+"""Running a command line: help, the command, its exit code, errors as one sentence."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ PROGRAM = str(pathlib.Path(__file__).parents[1] / "__main__.py")  # of python -m
 
 def usage(name: str) -> str:
     """Return the help of a command."""
-    function, takes = commands.COMMANDS[name]
+    function, names = commands.COMMANDS[name]
     lines = [f"python -m lm {name}: {inspect.cleandoc(function.__doc__ or '')}", ""]
-    for flag in takes:
+    for flag in names:
         kind, default, text = flags.FLAGS[flag.removesuffix("?")]
-        if default in (None, ""):
-            status = "required" if default is None and not flag.endswith("?") else "optional"
-        else:
-            status = f"default {default!r}"
+        status = "optional" if default == "" or flag.endswith("?") else f"default {default!r}"
+        if default is None and not flag.endswith("?"):
+            status = "required"
         label = flag.upper() if kind == "positional" else "--" + flag.removesuffix("?")
         lines.append(f"  {label:<14} {text} ({status})")
-    if {"config", "config?"} & set(takes):
+    if {"config", "config?"} & set(names):
         lines += ["", "Every key of a config, its unit and its default: configs/base.py."]
     return "\n".join(lines)
 
 
 def overview() -> str:
-    """Return the help of the program: a line for each command."""
+    """Return the help of the program: one line per command."""
     lines = ["python -m lm <command> [flags]; each command has its own --help", ""]
     for name, (function, _) in commands.COMMANDS.items():
         lines.append(f"  {name:<13} {(function.__doc__ or '').splitlines()[0]}")
@@ -44,11 +43,12 @@ def overview() -> str:
 
 
 def run_guarded(work: Callable[[], int | None]) -> int:
-    """Call work() and return its exit code, None being 0.
+    """Call work() and return its exit code, 0 for None.
 
-    A user's mistake is one sentence on stderr and exit code 2; an interrupt or timeout is 75.
+    A ValueError or OSError is printed to stderr as one sentence, with exit code 2; an interrupt or
+    a timeout has exit code 75.
     """
-    # Compilation dominates short runs; orbax and tfds log noise.
+    # Compilation dominates short runs, so programs are cached; orbax and tfds log noise.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/lm/jax"))
     logging.set_verbosity(logging.FATAL)
     try:
@@ -65,22 +65,22 @@ def run_guarded(work: Callable[[], int | None]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command line, by default that of this process; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in HELP:
         print(overview())
         return 0
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until training starts
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C; training replaces it
 
     def work() -> int | None:
         name, *rest = arguments
-        function, takes = lookup.lookup(commands.COMMANDS, name, "the command")
+        function, names = lookup.lookup(commands.COMMANDS, name, "the command")
         if HELP & set(rest):
             print(usage(name))
             return 0
-        values = flags.parse_flags(name, takes, rest)
-        if "extensions" in takes:
+        values = flags.parse_flags(name, names, rest)
+        if "extensions" in names:
             extensions.load(filter(None, values.extensions.split(",")))
         return function(values)
 

@@ -1,14 +1,14 @@
-"""Runs: a checked config and the workdir it claims; its tokenizer and examples.
+"""Runs: a checked config, the workdir that it claims, its tokenizer and examples.
 
-A workdir holds config.json, run.json, metrics.jsonl, events.jsonl, goodput.jsonl, checkpoints/,
-and, unless the config names other directories, tokenizer/ and shards/.
+A workdir contains config.json, run.json, metrics.jsonl, events.jsonl, goodput.jsonl, checkpoints/,
+tokenizer/, and shards/ unless data.shards_dir names another directory.
 
   schema        Run: the config as frozen dataclasses
-  checks        make_run: a config to a Run, or to a sentence that says what is wrong with it
-  renamed_keys  RENAMED_KEYS: the keys of older versions
-  workdir       who claims it, and what may change midway
+  checks        make_run: check a config and return it as a Run
+  renamed_keys  RENAMED_KEYS: config keys of older versions
+  workdir       claiming a workdir, and comparing configs with it
   data          tokenizer and examples
-  projections   what training holds beside the model
+  projections   trained parameters beside the model
 """
 
 from lm.runs.checks import (
@@ -25,7 +25,6 @@ from lm.runs.data import (
     make_examples,
     make_split,
     make_tokenizer,
-    shard_dirs,
     splits,
 )
 from lm.runs.projections import trained_shapes, with_projections

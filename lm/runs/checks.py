@@ -1,4 +1,4 @@
-"""Checks of a whole config: what one section alone cannot check."""
+"""Checks of a whole config that span several sections."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HELDOUT_METRICS = ("loss", "nats", "text_nats", "bits_per_byte", "token_accuracy
 
 
 def make_run(config: Mapping[str, Any], directory: str | pathlib.Path) -> Run:
-    """Check a config, before any device, file or minute is spent.
+    """Check a config before any device is used or file is written.
 
     Args:
       config: nested dict with all keys of configs/base.py.
@@ -39,7 +39,7 @@ def make_run(config: Mapping[str, Any], directory: str | pathlib.Path) -> Run:
 
     Raises: ValueError, one sentence with the value, the bound and the fix.
     """
-    config = json.loads(json.dumps(config))  # as config.json has it: lists for tuples
+    config = json.loads(json.dumps(config))  # as in config.json: tuples become lists
     extensions.check(config.pop("extensions", {}), str(directory))
     check_renamed(config)
     _check_keys(config, schema.KEYS)
@@ -47,10 +47,10 @@ def make_run(config: Mapping[str, Any], directory: str | pathlib.Path) -> Run:
     for name, section in schema.SECTIONS.items():
         try:
             fields[name] = lookup.as_section(section, config[name], name)
-        except ValueError as error:  # of a duration, which does not know its own name
+        except ValueError as error:  # DurationConfig serves several keys and names none
             prefix = "duration." if name == "duration" and name not in str(error) else ""
             raise ValueError(f"{prefix}{error}") from None
-    if fields["parallel"].fixed_shards:  # rows in turn have other bits on one device
+    if fields["parallel"].fixed_shards:  # only einsum has the same bits on any number of devices
         fields["model"] = fields["model"].replace({"attention.implementation": "einsum"})
     fields["name"] = config["name"] or config["stage"]
     if origins := extensions.record(config):
@@ -66,18 +66,18 @@ def make_run(config: Mapping[str, Any], directory: str | pathlib.Path) -> Run:
 
 
 def read_run(directory: str | pathlib.Path) -> Run:
-    """Return the run that a workdir holds, checked again."""
+    """Read and check the run of a workdir."""
     return make_run(workdir.read_config(directory), directory)
 
 
 def _check_keys(config: Mapping, fields: Mapping[str, Any], path: str = "") -> None:
-    """Raise ValueError unless the keys are those of configs/base.py, no more and no fewer."""
+    """Raise ValueError unless the keys are exactly those of configs/base.py."""
     if wrong := sorted(config.keys() ^ fields.keys()):
         problem = "an unknown key" if wrong[0] in config else "no key"
         raise ValueError(
             f"the config has {problem} {path}{wrong[0]}{lookup.nearest(wrong[0], fields)}; start "
-            f"from configs/base.py, and continue a run with the version of this package that began "
-            f"it."
+            f"from configs/base.py, and continue a run with the version of this package that "
+            f"started it."
         )
     for key, kind in fields.items():
         if dataclasses.is_dataclass(kind) and isinstance(config[key], Mapping):
@@ -85,7 +85,7 @@ def _check_keys(config: Mapping, fields: Mapping[str, Any], path: str = "") -> N
 
 
 def _check_schedule(run: Run) -> None:
-    """Check that warm-up and cool-down fit in the run, if their updates are known."""
+    """Check that warm-up and cool-down fit in the run, unless that depends on the data."""
     schema.total_updates(run, run.data.batch_size)  # raises for a duration that is too long
     optimizer = run.optimizer
     if run.steps and not (optimizer.warmup.epochs or optimizer.cooldown.epochs):
@@ -93,45 +93,45 @@ def _check_schedule(run: Run) -> None:
 
 
 def _check_distillation(run: Run) -> None:
-    """Check that the section teacher suits the stage and the tasks."""
+    """Check the section teacher against the stage and the tasks."""
     teacher = run.teacher
-    if run.stage == "distill":
-        if not teacher.workdir:
-            raise ValueError("stage='distill' needs a teacher; set teacher.workdir to its run.")
-        if run.init_from:
-            raise ValueError(
-                f"init_from={run.init_from!r} and teacher.student_init both set where the student "
-                f"starts; leave init_from empty."
-            )
-    else:
-        for key, value in (("workdir", teacher.workdir), ("cache", teacher.cache)):
+    if run.stage != "distill":
+        unused = {"workdir": teacher.workdir, "cache": teacher.cache}
+        unused["on_policy.fraction"] = teacher.on_policy.fraction
+        for key, value in unused.items():
             if value:
                 raise ValueError(
                     f"teacher.{key}={value!r} has no effect in stage={run.stage!r}; use "
-                    f"stage='distill' or leave it empty."
+                    f"stage='distill' or leave it {'empty' if isinstance(value, str) else '0'}."
                 )
-        if teacher.on_policy:
-            raise ValueError(
-                f"teacher.on_policy.fraction={teacher.on_policy.fraction} has no effect in "
-                f"stage={run.stage!r}; use stage='distill' or set it to 0."
-            )
-    options = {"packing": run.data.packing, "length": run.lengths[1]}
-    options["pairs"] = all(run.data.get_task(name).pairs for name in run.data.names)
-    on_policy.check(teacher.on_policy, teacher.terms, **options)
+    elif not teacher.workdir:
+        raise ValueError("stage='distill' needs a teacher; set teacher.workdir to its run.")
+    elif run.init_from:
+        raise ValueError(
+            f"init_from={run.init_from!r} and teacher.student_init both initialize the student; "
+            f"leave init_from empty."
+        )
+    on_policy.check(
+        teacher.on_policy,
+        teacher.terms,
+        packing=run.data.packing,
+        length=run.lengths[1],
+        pairs=all(run.data.get_task(name).pairs for name in run.data.names),
+    )
 
 
-def score_names(run: Run) -> list[str]:
-    """Return the scores of the run's tasks; with several tasks, task/score."""
-    names, has_several = [], len(run.data.names) > 1
+def _score_names(run: Run) -> list[str]:
+    """Return the names of the tasks' scores, as task/score if there are several tasks."""
+    names, several = [], len(run.data.names) > 1
     for name in run.data.names:
         task = run.data.get_task(name)
         scores = [score for metric in task.metrics for score in metrics.METRICS[metric].names]
-        names += [f"{name}/{score}" if has_several else score for score in scores if task.pairs]
+        names += [f"{name}/{score}" if several else score for score in scores if task.pairs]
     return names
 
 
 def _check_best_metric(run: Run) -> None:
-    """Check that each checkpoint has the figure checkpoint.best_metric."""
+    """Check that checkpoint.best_metric is measured at each checkpoint."""
     metric, every_steps = run.checkpoint.best_metric, run.checkpoint.every_steps
     if not metric:
         if run.early_stopping_patience:
@@ -143,20 +143,20 @@ def _check_best_metric(run: Run) -> None:
     if metric == "perplexity":
         raise ValueError(
             "checkpoint.best_metric='perplexity' is not measured in training; use nats, which "
-            "orders checkpoints alike."
+            "ranks checkpoints equally."
         )
-    choices = dict.fromkeys((*HELDOUT_METRICS, *score_names(run)))
+    choices = dict.fromkeys((*HELDOUT_METRICS, *_score_names(run)))
     lookup.lookup(choices, metric, "checkpoint.best_metric")
     if every_steps % run.eval_every_steps:
         raise ValueError(
-            f"checkpoint.best_metric={metric!r} needs an evaluation at each checkpoint, but "
-            f"checkpoint.every_steps={every_steps} is no multiple of eval_every_steps="
-            f"{run.eval_every_steps}; make it one."
+            f"checkpoint.best_metric={metric!r} needs an evaluation at each checkpoint; make "
+            f"checkpoint.every_steps={every_steps} a multiple of eval_every_steps="
+            f"{run.eval_every_steps}."
         )
 
 
 def _check_lora(run: Run) -> None:
-    """Check that LoRA adapts trained kernels, none of them shared with the teacher."""
+    """Check that LoRA adapts pre-trained kernels that are not shared with the teacher."""
     if not run.lora.rank:
         return
     init, is_student = run.teacher.student_init, run.stage == "distill"
@@ -167,19 +167,18 @@ def _check_lora(run: Run) -> None:
         )
     if not (run.init_from or (is_student and init != "random")):
         raise ValueError(
-            f"lora.rank={run.lora.rank} needs a pre-trained model, and would leave random "
-            f"parameters as they are; set init_from, or lora.rank=0."
+            f"lora.rank={run.lora.rank} needs a pre-trained model; set init_from, or lora.rank=0."
         )
-    _ = run.shapes  # raises for a rank or pattern that suits no kernel
+    _ = run.shapes  # raises for a rank or pattern that fits no kernel
 
 
 def init_source(run: Run) -> tuple[str, str | int]:
-    """Return the workdir of init_from, and which checkpoint, as read_params takes it."""
+    """Return the workdir in init_from, and which of its checkpoints: newest, best or a step."""
     return _split_source(run.init_from)
 
 
 def teacher_source(run: Run) -> tuple[str, str | int]:
-    """Return the workdir of the teacher, and which checkpoint, as read_params takes it."""
+    """Return the teacher's workdir, and which of its checkpoints: newest, best or a step."""
     return _split_source(run.teacher.workdir)
 
 
@@ -191,7 +190,7 @@ def _split_source(text: str) -> tuple[str, str | int]:
 
 
 def _check_source(run: Run) -> None:
-    """Check the model against the run it starts or learns from, before the workdir is claimed."""
+    """Check the model against that of init_from or the teacher, before the workdir is claimed."""
     source = init_source(run)[0] or teacher_source(run)[0]
     if not source or workdir.is_claimed(run.workdir):
         return
@@ -204,17 +203,17 @@ def _check_source(run: Run) -> None:
 
 
 def _check_same_tokenizer(run: Run, teacher: str) -> None:
-    """Check that teacher and student have the same ids."""
+    """Raise ValueError unless the teacher's tokenizer is the run's."""
     directories = tokenizer_dir(run), tokenizer_dir(read_run(teacher))
     if directories[0].resolve() == directories[1].resolve():
         return
     fingerprints = [tokenizers.read(directory)[1]["fingerprint"] for directory in directories]
     if fingerprints[0] != fingerprints[1]:
         raise ValueError(
-            f"{directories[0]} is another tokenizer than the teacher's {directories[1]}, so its "
-            f"ids stand for other pieces; leave tokenizer.dir empty, or learn from the teacher's "
-            f"answers: stage='finetune' and data.train_split=FILE of `python -m lm predict "
-            f"--workdir={teacher} --split=train --out=FILE`."
+            f"the tokenizer {directories[0]} differs from the teacher's {directories[1]}; leave "
+            f"tokenizer.dir empty, or train on the teacher's answers: stage='finetune' and "
+            f"data.train_split=FILE, written by `python -m lm predict --workdir={teacher} "
+            f"--split=train --out=FILE`."
         )
 
 
@@ -224,7 +223,7 @@ def _check_vocabulary(run: Run) -> None:
     is_own = directory.resolve() == (run.workdir / "tokenizer").resolve()
     is_new = is_own and not workdir.is_claimed(run.workdir)
     if (directory / tokenizers.METADATA_FILE).exists() or not is_new:
-        metadata = tokenizers.read(directory)[1]  # raises where there is none
+        metadata = tokenizers.read(directory)[1]  # raises if there is none
         actual = metadata | metadata.get("training", {})
         for key, name in tokenizers.STORED_NAMES.items():
             if is_new and actual.get(name, stored[name]) != stored[name]:
@@ -246,15 +245,15 @@ def _check_vocabulary(run: Run) -> None:
 def tokenizer_dir(run: Run) -> pathlib.Path:
     """Return the directory of the run's tokenizer, which may not exist yet.
 
-    That of a claimed workdir is its own; else tokenizer.dir, that of init_from or the teacher, or
-    of the first corpus.
+    A claimed workdir has its own. Otherwise it is tokenizer.dir, or the tokenizer of init_from, of
+    the teacher, or of the first corpus.
     """
-    own, named = run.workdir / "tokenizer", run.tokenizer.dir
+    directory = run.workdir / "tokenizer"
     if workdir.is_claimed(run.workdir):
-        return own
-    if named:
-        return storage.as_path(named).expanduser()
+        return directory
+    if run.tokenizer.dir:
+        return storage.as_path(run.tokenizer.dir).expanduser()
     if source := init_source(run)[0] or teacher_source(run)[0]:
         return tokenizer_dir(read_run(source))
     corpora = [name for name in run.data.names if tasks.is_corpus_dir(name)]
-    return shards.corpus_tokenizer_dir(corpora[0]) if corpora else own
+    return shards.corpus_tokenizer_dir(corpora[0]) if corpora else directory

@@ -1,10 +1,9 @@
-"""The tokenizer and the examples of a run: found, or made."""
+"""The tokenizer and the examples of a run, which are prepared if they do not exist."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Callable, Iterator
 
 from lm import pipeline, shards, sources, storage, tasks, tokenizer
@@ -14,14 +13,18 @@ from lm.shards import finished_corpus
 
 
 def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the training split and the held-out split of each task."""
-    data = run.data
-    train, heldout = {}, {}
+    """Return the training split and the held-out split of each task.
+
+    Raises ValueError if a split does not exist or both share examples.
+    """
+    data, train, heldout = run.data, {}, {}
     for name in data.names:
-        pair = data.train_split, data.heldout_split
-        if tasks.is_answers_file(data.train_split):
+        pair, source = (data.train_split, data.heldout_split), data.get_task(name).source
+        if tasks.is_answers_file(data.train_split):  # replaces the training split only
             data.reading(name, data.train_split)  # raises for running text
-            pair = data.train_split, _heldout_of_source(run, name)
+            if data.heldout_split == sources.DEFAULT_HELDOUT:
+                resolved = sources.resolve_splits(source, "train", pair[1], data.tfds_dir)
+                pair = data.train_split, resolved[1]
         elif tasks.is_corpus_dir(name):
             for split in pair:
                 shards.read_split_manifest(name, split)
@@ -31,22 +34,13 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
                     f"leave them at train and validation."
                 )
         else:
-            pair = sources.resolve_splits(data.get_task(name).source, *pair, data.tfds_dir)
+            pair = sources.resolve_splits(source, *pair, data.tfds_dir)
         train[name], heldout[name] = pair
     return train, heldout
 
 
-def _heldout_of_source(run: Run, name: str) -> str:
-    # A file of answers replaces the training split alone.
-    data = run.data
-    if data.heldout_split != sources.DEFAULT_HELDOUT:
-        return data.heldout_split
-    source = data.get_task(name).source
-    return sources.resolve_splits(source, "train", data.heldout_split, data.tfds_dir)[1]
-
-
 def check_columns(run: Run) -> None:
-    """Raise ValueError if the first record of a split lacks a column that its task names."""
+    """Raise ValueError if the first record of a split lacks a column that its task reads."""
     for by_task in splits(run):
         for name, split in by_task.items():
             if not tasks.is_corpus_dir(name):
@@ -55,7 +49,7 @@ def check_columns(run: Run) -> None:
 
 
 def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
-    """Read the run's tokenizer, or train it if the workdir is unclaimed and has none."""
+    """Read the run's tokenizer, or train it in an unclaimed workdir that has none."""
     directory, config = checks.tokenizer_dir(run), run.tokenizer
     is_own = directory.resolve() == (run.workdir / "tokenizer").resolve()
     exists = (directory / tokenizer.METADATA_FILE).exists()
@@ -68,37 +62,31 @@ def make_tokenizer(run: Run) -> tokenizer.Tokenizer:
 
 
 class Texts:
-    """The texts of the first records of each task's split.
+    """An iterable of the texts of the first records of each task's split.
 
-    Its length is the number of records, so that reading shows an ETA. max_records: of all tasks
-    together. Raises ValueError if a dataset is missing.
+    max_records: total over all tasks. len() counts records, for the ETA of a reader.
+    Raises ValueError if a dataset is missing.
     """
 
     def __init__(self, run: Run, splits: dict[str, str], max_records: int):
-        self.tasks = [_read_texts(run, name, split) for name, split in splits.items()]
-        self.max_records = -(-max_records // len(splits))
+        self._tasks = [_read_texts(run, name, split) for name, split in splits.items()]
+        self._max_records = -(-max_records // len(splits))  # per task
 
     def __len__(self) -> int:
-        return sum(min(self.max_records, count) for count, _ in self.tasks)
+        return sum(min(self._max_records, count) for count, _ in self._tasks)
 
     def __iter__(self) -> Iterator[str]:
-        for _, records in self.tasks:
-            for texts in itertools.islice(records(), self.max_records):
+        for _, records in self._tasks:
+            for texts in itertools.islice(records(), self._max_records):
                 yield from texts
 
 
 def _read_texts(run: Run, name: str, split: str) -> tuple[int, Callable[[], Iterator]]:
-    """Return the number of a split's records, and a function to the texts of each."""
+    """Return the number of records of a split, and a function that iterates over their texts."""
     if tasks.is_corpus_dir(name):
-        manifest, directory = (
-            shards.read_split_manifest(name, split),
-            storage.as_path(name).expanduser(),
-        )
-        parts = finished_corpus.list_files(str(directory), split)
-        documents = lambda: itertools.chain.from_iterable(
-            ((part.document(raw).text,) for raw in part.raw_records()) for part in parts
-        )
-        return manifest["counts"]["documents"], documents
+        count = shards.read_split_manifest(name, split)["counts"]["documents"]
+        files = finished_corpus.list_files(str(storage.as_path(name).expanduser()), split)
+        return count, lambda: ((f.document(raw).text,) for f in files for raw in f.raw_records())
     task, split = run.data.reading(name, split)
     records = sources.records(task.source, split, run.data.tfds_dir)
     fields = ("inputs", "targets") if task.pairs else ("text",)
@@ -108,44 +96,34 @@ def _read_texts(run: Run, name: str, split: str) -> tuple[int, Callable[[], Iter
     )
 
 
-def make_examples(run: Run, tokens: tokenizer.Tokenizer) -> tuple[pipeline.Examples, ...]:
-    """Return (training examples, held-out examples), and prepare missing shards.
-
-    Shards in a bucket are prepared on, and read from, this machine's disk.
-    """
+def make_examples(
+    run: Run, tokens: tokenizer.Tokenizer
+) -> tuple[pipeline.Examples, pipeline.Examples]:
+    """Return (training examples, held-out examples); prepares missing shards."""
     train, heldout = splits(run)
-    return _examples(run, run.data, tokens, "train", train), make_split(run, tokens, heldout)
+    examples = _prepare_examples(run, run.data, tokens, train, "train")
+    return examples, make_split(run, tokens, heldout)
 
 
 def make_split(
-    run: Run, tokens: tokenizer.Tokenizer, by_task: dict[str, str], folder: str = "heldout"
+    run: Run, tokens: tokenizer.Tokenizer, splits: dict[str, str], folder: str = "heldout"
 ) -> pipeline.Examples:
-    """Return the unpacked examples of any split of each task. folder: of its shards."""
+    """Return the unpacked examples of one split of each task; prepares missing shards.
+
+    folder: the name of their directories in data.shards_dir.
+    """
     unpacked = dataclasses.replace(run.data, packing="none")
-    return _examples(run, unpacked, tokens, folder, by_task)
+    return _prepare_examples(run, unpacked, tokens, splits, folder)
 
 
-def _examples(
+def _prepare_examples(
     run: Run,
     data: pipeline.DataConfig,
     tokens: tokenizer.Tokenizer,
+    splits: dict[str, str],
     folder: str,
-    by_task: dict[str, str],
 ) -> pipeline.Examples:
-    directories = shard_dirs(run, folder, by_task)
-    copies = {task: storage.local_copy(at, shards.MANIFEST) for task, at in directories.items()}
-    examples = pipeline.make_examples(data, run.objective, tokens, by_task, copies)
-    for task, directory in directories.items():
-        if storage.is_remote(directory):
-            storage.copy_dir(copies[task], directory, shards.MANIFEST)
-    return examples
-
-
-def shard_dirs(run: Run, folder: str, splits: dict[str, str]) -> dict[str, pathlib.Path]:
-    """Return the directory of each task's shards: a corpus's own, or in data.shards_dir.
-
-    folder: "train" or "heldout".
-    """
+    # Shards in a bucket are prepared on, and read from, the local disk.
     directories = {}
     for task, split in splits.items():
         if tasks.is_corpus_dir(task):
@@ -153,4 +131,9 @@ def shard_dirs(run: Run, folder: str, splits: dict[str, str]) -> dict[str, pathl
         else:
             parent = run.shards_dir / task if len(splits) > 1 else run.shards_dir
             directories[task] = parent / folder
-    return directories
+    copies = {task: storage.local_copy(at, shards.MANIFEST) for task, at in directories.items()}
+    examples = pipeline.make_examples(data, run.objective, tokens, splits, copies)
+    for task, directory in directories.items():
+        if storage.is_remote(directory):
+            storage.copy_dir(copies[task], directory, shards.MANIFEST)
+    return examples

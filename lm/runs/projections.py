@@ -1,4 +1,4 @@
-"""What training holds beside the model: projections of hidden states to the teacher's width."""
+"""Trained parameters beside the model: projections of hidden states to the teacher's width."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from lm.runs import checks
 from lm.runs.schema import Run
 
 
-def projection_shapes(run: Run) -> dict:
-    """Return the projections that a student's hidden states need, as shapes; {} for none.
-
-    Raises ValueError if teacher.loss compares layers that cannot be compared, and for projections
-    with LoRA, which would not train them.
-    """
+def _projection_shapes(run: Run) -> dict:
+    """Return the shapes of the projections that teacher.loss.hidden needs; {} for none."""
     terms = run.teacher.terms
     if run.stage != "distill" or not features.wanted(terms):
         return {}
@@ -24,26 +20,29 @@ def projection_shapes(run: Run) -> dict:
     shapes = features.shapes(terms, run.model, teacher)
     if shapes and run.lora.rank:
         raise ValueError(
-            f"lora.rank={run.lora.rank} trains no projections, which teacher.loss.hidden needs "
-            f"between other widths than the teacher's; use relations, or lora.rank=0."
+            f"lora.rank={run.lora.rank} trains no projections, which teacher.loss.hidden needs for "
+            f"a width that differs from the teacher's; use relations, or lora.rank=0."
         )
     return shapes
 
 
 def trained_shapes(run: Run) -> dict:
-    """Return the parameters that training holds, as shapes: the run's, and projections."""
-    shapes = projection_shapes(run)
+    """Return the shapes of all trained parameters: the run's and the projections.
+
+    Raises ValueError if teacher.loss compares incompatible layers, or needs projections with LoRA.
+    """
+    shapes = _projection_shapes(run)
     return run.shapes | ({features.PROJECTIONS: shapes} if shapes else {})
 
 
 def with_projections(
     run: Run, params: dict | None, init: Callable[[], dict], key: jax.Array
 ) -> dict | None:
-    """Add fresh projections to the parameters to start from, if the run has any.
+    """Add new projections to the initial parameters, if the run needs any.
 
-    params: the model's; None for random ones, which `init` then makes.
+    params: the model's, or None for random ones, which are then made by `init`.
     """
-    shapes = projection_shapes(run)
+    shapes = _projection_shapes(run)
     if not shapes:
         return params
     params = init() if params is None else params

@@ -1,8 +1,9 @@
-"""The config that claims a workdir, and which keys may change when a run is continued."""
+"""The config that claims a workdir, and the keys that may change when a run is resumed."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,22 +11,22 @@ from lm import logs, lookup, storage, tokenizer
 from lm.runs.renamed_keys import check_renamed, dotted_items
 from lm.runs.schema import Run
 
-# A continued run may change these: they decide no number, or only its last bits.
+# A resumed run may change these: they affect no number, or only its last bits.
 OPERATIONAL = ("parallel", "log_every_steps", "eval_every_steps", "checkpoint", "evaluate")
 OPERATIONAL += ("decoding", "guard.hang_timeout_seconds", "early_stopping_patience")
 OPERATIONAL += ("data.num_workers", "data.max_bad_records", "model.dtype", "model.scan_layers")
 OPERATIONAL += ("model.remat_policy", "model.attention.implementation", "extensions.file")
 
 
-def is_claimed(workdir) -> bool:
-    """Whether a run's training has begun there."""
+def is_claimed(workdir: str | os.PathLike) -> bool:
+    """Return whether a run has written its config into the workdir."""
     return (storage.as_path(workdir) / "config.json").exists()
 
 
-def read_config(workdir) -> dict:
-    """Return the config of a claimed workdir.
+def read_config(workdir: str | os.PathLike) -> dict:
+    """Read the config of a claimed workdir.
 
-    Raises ValueError if there is none, or it is damaged or has keys of an old version.
+    Raises ValueError if it is missing or damaged, or has keys of an older version.
     """
     path = storage.as_path(workdir) / "config.json"
     if not path.exists():
@@ -38,7 +39,7 @@ def read_config(workdir) -> dict:
         raise ValueError(f"{path} is no config; restore it from a copy.")
     if "model_type" in config:
         raise ValueError(
-            f"{workdir} holds a checkpoint of transformers, no run; import it first: "
+            f"{workdir} holds a checkpoint of transformers; import it as a run: "
             f"python -m lm import {workdir} --workdir=..."
         )
     try:
@@ -48,11 +49,11 @@ def read_config(workdir) -> dict:
     return config
 
 
-def differences(config: Mapping, other: Mapping, prefix: str = "") -> list[str]:
-    """Return the dotted keys, with both values, in which two nested configs differ."""
+def differences(config: Mapping, stored: Mapping, prefix: str = "") -> list[str]:
+    """Return "key (here x, there y)" for each leaf in which two nested configs differ."""
     lines = []
-    for key in sorted(config.keys() | other.keys()):
-        a, b = config.get(key), other.get(key)
+    for key in sorted(config.keys() | stored.keys()):
+        a, b = config.get(key), stored.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:
@@ -61,7 +62,7 @@ def differences(config: Mapping, other: Mapping, prefix: str = "") -> list[str]:
 
 
 def without_operational(config: Mapping[str, Any], prefix: str = "") -> dict:
-    """Return the config without the keys of OPERATIONAL."""
+    """Return the nested config without the keys of OPERATIONAL."""
     return {
         key: without_operational(value, f"{prefix}{key}.") if isinstance(value, dict) else value
         for key, value in config.items()
@@ -70,21 +71,21 @@ def without_operational(config: Mapping[str, Any], prefix: str = "") -> dict:
 
 
 def is_allowed(key: str, allow: tuple[str, ...]) -> bool:
-    """Whether a dotted key, or a section that it is in, is among those that may differ."""
+    """Return whether `allow` contains a dotted key or one of its sections."""
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in allow)
 
 
 def check_workdir(run: Run, allow: tuple[str, ...] = ()) -> None:
-    """Raise ValueError, naming the keys that differ, if the workdir is another config's.
+    """Raise ValueError, naming the keys, if the workdir's config differs from the run's.
 
-    allow: dotted keys, or sections, that may differ.
+    allow: dotted keys and sections that may differ.
     """
     keys = dict(dotted_items(run.config_dict))
     for key in allow:
         if key not in keys:
             raise ValueError(
-                f"--allow_change={key} is no key of the config{lookup.nearest(key, keys)}; name "
-                f"keys as optimizer.learning_rate, several with a comma between."
+                f"--allow_change={key} is no key of the config{lookup.nearest(key, keys)}; write "
+                f"keys as optimizer.learning_rate, separated by commas."
             )
     stored = read_config(run.workdir) if is_claimed(run.workdir) else run.config_dict
     lines = differences(without_operational(run.config_dict), without_operational(stored))
@@ -92,14 +93,14 @@ def check_workdir(run: Run, allow: tuple[str, ...] = ()) -> None:
     if lines:
         raise ValueError(
             f"{run.workdir} holds a run with another config: {', '.join(lines)}; use another "
-            f"--workdir, or its own config to continue it, or, to change it midway, "
+            f"--workdir, or the same config, or, to change it midway, "
             f"--allow_change={','.join(line.split()[0] for line in lines)}."
         )
 
 
 def claim(run: Run, tokens: tokenizer.Tokenizer) -> None:
     """Write the config into the workdir, with a copy of the tokenizer."""
-    own = run.workdir / "tokenizer"
-    if own.resolve() != tokens.directory.resolve():
-        storage.copy_dir(tokens.directory, own, tokenizer.METADATA_FILE)
+    directory = run.workdir / "tokenizer"
+    if directory.resolve() != tokens.directory.resolve():
+        storage.copy_dir(tokens.directory, directory, tokenizer.METADATA_FILE)
     logs.write_atomically(run.workdir / "config.json", json.dumps(run.config_dict, indent=2) + "\n")

@@ -11,17 +11,18 @@ import jax
 import pytest
 
 from lm import cli
+from lm.cli import commands, flags
 
 
 def flat(config: dict, prefix: str = "--config.") -> list[str]:
     """A nested config as flags that override configs/base.py; None and () are its defaults."""
-    flags = []
+    arguments = []
     for key, value in config.items():
         if isinstance(value, dict):
-            flags += flat(value, f"{prefix}{key}.")
+            arguments += flat(value, f"{prefix}{key}.")
         elif value not in (None, ()):
-            flags.append(f"{prefix}{key}={value}")
-    return flags
+            arguments.append(f"{prefix}{key}={value}")
+    return arguments
 
 
 def lm(command: str, *flags: str) -> int:
@@ -274,3 +275,17 @@ def test_readme_lists_the_commands_of_the_help():
     readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     (line,) = re.findall(r"^python -m lm --help +# (.*)$", readme, re.M)
     assert line.split() == list(cli.COMMANDS)
+
+
+def test_a_renamed_flag_is_refused_with_its_new_name(capsys):
+    assert {"examples", "heldout", "pieces"} <= flags.RENAMED.keys()
+    for old, new in flags.RENAMED.items():
+        takers = [
+            command
+            for command, (_, names) in commands.COMMANDS.items()
+            if new in {name.removesuffix("?") for name in names}
+        ]
+        for command in takers:
+            assert cli.main([command, f"--{old}=1"]) == 2
+            assert f"does not take --{old}; it is now --{new}." in capsys.readouterr().err
+        assert takers, old

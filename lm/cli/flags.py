@@ -82,7 +82,11 @@ FLAGS = {
     "price": Flag("number", None, "price of one chip per hour, in any currency"),
     "json": Flag("flag", False, "print one JSON object instead of a page"),
 }
-RENAMED = {"heldout": "heldout_fraction", "pieces": "vocab_size"}  # old flag: new
+RENAMED = {  # old flag: new
+    "examples": "max_examples",
+    "heldout": "heldout_fraction",
+    "pieces": "vocab_size",
+}
 PARSE_ERRORS = (  # messages of absl, ml_collections and Python, and readable ones
     (r"invalid literal for int.*", "is not a whole number; write it in digits."),
     (r"could not convert string to float.*", "is not a number; write it as 0.5 or 1e-3."),

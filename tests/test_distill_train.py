@@ -121,13 +121,13 @@ def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student, monk
         "lora.target_pattern": "query/kernel$",
         "teacher.on_policy.fraction": 1.0,
     }
-    write, used = live_teacher.Answers.written, []
+    write, used = live_teacher.StudentAnswers.generate, []
 
     def written(self, params, placed, index):
         used.append(jax.tree.map(np.asarray, params))
         return write(self, params, placed, index)
 
-    monkeypatch.setattr(live_teacher.Answers, "written", written)
+    monkeypatch.setattr(live_teacher.StudentAnswers, "generate", written)
     found = trained(student(**ON_POLICY | lora))
     assert all(row["teacher/policy"] != 0 and row["skipped"] == 0 for row in found)
     queries = [params["decoder"]["layers"]["self_attention"]["query"]["kernel"] for params in used]
@@ -157,15 +157,15 @@ def test_a_teacher_takes_its_parameters_room_in_its_own_dtype(student, teacher, 
     run = student(**{"teacher.dtype": dtype})
     strategy = train.make_strategy(run, jax.devices()[:2])
     theirs = runs.read_run(teacher)
-    placed = live_teacher.placed(run, strategy, untrained.params(theirs))
-    cost = live_teacher.cost(run, strategy, placed)
+    placed = live_teacher.place_params(run, strategy, untrained.params(theirs))
+    cost = live_teacher.measure_cost(run, strategy, placed)
     count = transformer.parameter_count(theirs.model)
     assert cost["teacher_gib"] * 2**30 == size * count
     assert cost["teacher_process_gib"] == 2 * cost["teacher_gib"]  # both devices are this process's
     assert cost["teacher_seconds"] > 0 and cost["teacher_workspace_gib"] > 0
-    assert live_teacher.model_of(run).dtype == dtype
+    assert live_teacher.teacher_config(run).dtype == dtype
     shape = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
-    assert shape(strategy.fetch(placed)) == shape(live_teacher.shapes(run))
+    assert shape(strategy.fetch(placed)) == shape(live_teacher.placed_shapes(run))
 
 
 def test_a_head_that_was_none_is_said(student, capfd):
@@ -180,7 +180,7 @@ def test_a_head_that_was_none_is_said(student, capfd):
 
 def test_without_a_teacher_nothing_is_measured(student):
     run = student()
-    assert live_teacher.cost(run, train.make_strategy(run, jax.devices()[:1]), None) == {}
+    assert live_teacher.measure_cost(run, train.make_strategy(run, jax.devices()[:1]), None) == {}
 
 
 # Where it lies. ------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_a_wider_teacher_is_cut_by_its_own_sizes(student, tiny_config, tmp_path)
     change = {"teacher.workdir": str(theirs.workdir), "teacher.student_init": "random", "steps": 1}
     one, cut = student(**change), student(**change, **mesh)
     strategy = train.make_strategy(cut, jax.devices()[:4])
-    placed = live_teacher.placed(cut, strategy, untrained.params(theirs))
+    placed = live_teacher.place_params(cut, strategy, untrained.params(theirs))
     expected = parallel.make_strategy(cut.parallel, jax.devices()[:4]).shardings(placed)
     for leaf, sharding in zip(jax.tree.leaves(placed), jax.tree.leaves(expected), strict=True):
         assert leaf.sharding == sharding
@@ -215,7 +215,7 @@ def test_what_is_saved_and_restored_is_the_student_alone(practised):
 def test_a_teacher_that_says_no_numbers_changes_no_weight(student, teacher):
     run = student(**{"optimizer.warmup.steps": 0})
     update = train.make_update(run, np.ones(run.model.vocab_size, int), 2, runs.run_length(run, 60))
-    state, step = jax.jit(update.make)(None), jax.jit(update.step)
+    state, step = jax.jit(update.init_state)(None), jax.jit(update.train_step)
     inputs, targets = run.lengths
     shapes = [(run.data.batch_size, n) for n in (inputs, inputs, targets, targets)]
     examples = batch.Batch(*[np.ones(shape, np.int32) for shape in shapes])

@@ -70,12 +70,12 @@ def trained_program(run: runs.Run, teacher=None):
     """What train lowers, of its own state and first batch."""
     strategy = train.make_strategy(run)
     tokens = runs.make_tokenizer(run)
-    work = train.make_setup(run, strategy, tokens, *runs.make_examples(run, tokens))
-    first = next(iter(pipeline.train_batches(work.examples, run.seed)))
-    state = strategy.init(work.make, None)
+    setup = train.make_setup(run, strategy, tokens, *runs.make_examples(run, tokens))
+    first = next(iter(pipeline.train_batches(setup.examples, run.seed)))
+    state = strategy.init(setup.init_state, None)
     if teacher is not None:
         teacher = strategy.place_state(strategy.fetch(strategy.init(teacher)))
-    return work.update.lower(state, strategy.place_batch(first), teacher)
+    return setup.train_step.lower(state, strategy.place_batch(first), teacher)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

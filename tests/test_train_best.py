@@ -39,8 +39,8 @@ def judged(curve, most, memory=None, figure="nats"):
     """The patience after these figures, and the step at which it was over, None where never."""
     made, over = train.EarlyStopping(figure, most, memory), None
     for step, value in curve.items():
-        made.judge(step, {figure: value})
-        over = step if made.over and over is None else over
+        made.update(step, {figure: value})
+        over = step if made.is_over and over is None else over
     return made, over
 
 
@@ -52,7 +52,7 @@ def test_patience_ends_after_so_many_evaluations_without_a_better_one():
     rising = {step: -value for step, value in CURVE.items()}
     assert judged(rising, 3, figure="bleu")[1] == 5, "of a score the highest is best"
     assert judged(CURVE, 2)[0].memory == {"figure": "nats", "best": 3.0, "step": 6, "since": 3}
-    assert "no better nats than the 3.0 of update 6" in judged(CURVE, 2)[0].account
+    assert "no better nats than the 3.0 of update 6" in judged(CURVE, 2)[0].reason
 
 
 def test_patience_goes_on_from_its_memory_and_forgets_another_figures():
@@ -69,7 +69,7 @@ def script(patch) -> None:
     now, whole = [0], train.Loop._evaluate
 
     def evaluation(self):
-        now[0] = self.number
+        now[0] = self.step
         return whole(self)
 
     def sums(self, params, label="", beat=None):

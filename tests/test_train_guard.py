@@ -35,7 +35,7 @@ def usual(count: int, seed: int = 0) -> list[float]:
 
 @pytest.mark.parametrize("spread", [1.0, 0.0])
 def test_a_loss_is_a_spike_above_the_median_and_so_many_deviations_of_the_last_good_ones(spread):
-    losses = [3 + spread * (loss - 3) for loss in usual(guard.RECENT)]
+    losses = [3 + spread * (loss - 3) for loss in usual(guard.WINDOW)]
     median = np.median(losses)
     deviation = 1.4826 * np.median(np.abs(losses - median))
     bound = median + 6 * max(deviation, 0.001 * median)
@@ -46,7 +46,9 @@ def test_a_loss_is_a_spike_above_the_median_and_so_many_deviations_of_the_last_g
 
 
 def test_a_few_wild_losses_do_not_hide_the_next():
-    wild = [3.5 if number % 10 == 9 else loss for number, loss in enumerate(usual(guard.ENOUGH))]
+    wild = [
+        3.5 if number % 10 == 9 else loss for number, loss in enumerate(usual(guard.MIN_WINDOW))
+    ]
     assert judged([*wild, 4.0])[1][-1]["kind"] == "spike"
     assert np.mean(wild) + 6 * np.std(wild) > 4.0
 
@@ -57,13 +59,13 @@ def test_a_loss_that_is_no_number_is_spelt_as_the_logs_do():
 
 
 def test_the_first_losses_are_no_spikes_nor_is_any_where_none_is_looked_for():
-    wild = [*usual(guard.ENOUGH - 1), 1e9]
+    wild = [*usual(guard.MIN_WINDOW - 1), 1e9]
     assert not any(judged(wild)[1])
     assert not any(judged([*usual(200), 1e9], spike_threshold=0.0)[1])
 
 
 def test_what_is_usual_is_told_by_good_updates_of_late_alone():
-    early, late = usual(300), [loss - 2 for loss in usual(guard.RECENT)]
+    early, late = usual(300), [loss - 2 for loss in usual(guard.WINDOW)]
     assert judged([*early, *late, 3.0])[1][-1]["kind"] == "spike"
     again = [*usual(200), 50.0, 50.0, 50.0, 50.0]
     assert [bad["kind"] for bad in judged(again, max_bad_steps=9)[1][-4:]] == ["spike"] * 4
@@ -73,16 +75,16 @@ def test_a_loss_that_cannot_be_compared_is_no_spike_and_no_measure_but_must_be_f
     made = guard.Guard(CONFIG)
     for n in range(200):
         assert made.judge(2 * n + 1, 2 * n, 1.0, True) is None
-        assert made.judge(2 * n + 2, 2 * n + 1, 50.0, True, usual=False) is None
+        assert made.judge(2 * n + 2, 2 * n + 1, 50.0, True, is_comparable=False) is None
     assert made.judge(401, 400, 3.0, True)["median"] == 1.0
-    assert made.judge(402, 401, math.nan, False, usual=False)["kind"] == "skipped"
+    assert made.judge(402, 401, math.nan, False, is_comparable=False)["kind"] == "skipped"
 
 
 def test_only_bad_updates_in_a_row_exhaust_the_patience():
-    assert judged([math.nan] * 2)[0].exhausted is False
-    assert judged([math.nan] * 3)[0].exhausted
-    assert judged([*usual(100), math.inf, 99.0, math.nan])[0].exhausted
-    assert not judged([math.nan, math.nan, 3.0, math.nan, math.nan])[0].exhausted
+    assert judged([math.nan] * 2)[0].should_roll_back is False
+    assert judged([math.nan] * 3)[0].should_roll_back
+    assert judged([*usual(100), math.inf, 99.0, math.nan])[0].should_roll_back
+    assert not judged([math.nan, math.nan, 3.0, math.nan, math.nan])[0].should_roll_back
 
 
 def test_a_guard_that_goes_on_from_a_memory_judges_as_the_one_that_never_stopped():

@@ -35,7 +35,7 @@ def test_between_log_points_nothing_is_transferred_and_nothing_compiled(go, monk
     whole, value = train.Loop._update, array.ArrayImpl._value
 
     def update(self):
-        now[0] = self.number + 1
+        now[0] = self.step + 1
         whole(self)
         now[0] = 0
 
@@ -273,7 +273,7 @@ def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_lo
             r"9 GiB.* data.batch_size, .*num_microbatches, "
             r".*model.remat_policy"
         ),
-        "INVALID_ARGUMENT: a shape": "refuse this .*a shape",
+        "INVALID_ARGUMENT: a shape": "refuse this program .*a shape",
     }
     lost = []
     for text, cure in cures.items():

@@ -65,11 +65,12 @@ def prepare(run: runs.Run, devices: Sequence) -> Prepared:
     hosts = len({device.process_index for device in devices})
     strategy = train.make_strategy(run, list(devices), (0, hosts))
     update = make_update(run, strategy.shard_activations)
-    state, rows = strategy.global_shapes(update.shapes, batch_shapes(run))
+    state, rows = strategy.global_shapes(update.state_shapes, batch_shapes(run))
     teacher = None
     if run.stage == "distill" and not run.teacher.cache:
-        teacher, _ = strategy.global_shapes(train.live_teacher.shapes(run), batch_shapes(run))
-    return Prepared(strategy, update.step, (state, rows, teacher))
+        shapes = train.live_teacher.placed_shapes(run)
+        teacher, _ = strategy.global_shapes(shapes, batch_shapes(run))
+    return Prepared(strategy, update.train_step, (state, rows, teacher))
 
 
 def make_update(run: runs.Run, place: Callable = transformer.no_constraint) -> train.Update:

@@ -1,18 +1,20 @@
-"""The only loop: pre-training, fine-tuning and distillation differ in loss and data alone.
+"""The training loop: pre-training, fine-tuning and distillation differ in loss and data only.
 
-start     what a run begins with: checks, tokens, loss, optimizer, the state to go on from
-teaching  the teacher beside the loop, what it takes, and the answers of the student
-taught    a teacher asked once about all batches: its cache, written and found
-loop      the story of an update, and of what follows some of them
-guard     which updates were bad, when to go back
-patience  when the best is too long ago
-signals   a wish to stop
-watchdog  ends that cannot wait
+setup                 the start of a run: checks, data, loss, optimizer, the state to resume from
+loop                  one update, and what follows some of them: logs, evaluations, checkpoints
+guard                 detecting bad updates, and when to roll back
+early_stopping        ending a run that no longer improves
+profiling             tracing some updates
+signals               stopping after SIGTERM or SIGINT
+watchdog              ending a process that hangs or lost another host
+live_teacher          the teacher of a distillation, and the student's own answers
+teacher_cache_writer  writing a teacher's logits to disk once, and finding them
 """
 
 from lm.train.early_stopping import EarlyStopping
 from lm.train.guard import Diverged, Guard
 from lm.train.loop import Loop, TrainSetup
+from lm.train.profiling import parse_profile
 from lm.train.setup import (
     LOSSES,
     Update,
@@ -21,7 +23,6 @@ from lm.train.setup import (
     make_setup,
     make_strategy,
     make_update,
-    parse_profile,
     planned_cost,
     step_flops,
     train,

@@ -1,59 +1,55 @@
-"""When a run has learnt what it will: its best held-out figure is too long ago."""
+"""Early stopping: a run ends when its held-out metric has not improved for some evaluations."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from lm import checkpoints, runs
 
 
 class EarlyStopping:
-    """Counts evaluations in a row without a better figure; plain JSON that travels in checkpoints.
+    """Counts evaluations in a row without a better metric.
 
-    figure: checkpoint.best_metric. most: early_stopping_patience, so many end the run; 0: none do.
-    memory: that
-    of another one, to go on from; where it is of another figure, it counts for nothing.
+    metric: of the held-out rows. patience: this many evaluations end the run; 0: never.
+    memory: JSON values that travel in checkpoints, to resume from; ignored if of another metric.
     """
 
-    def __init__(self, figure: str, most: int, memory: dict | None = None):
-        self.figure, self._most = figure, most
-        if not memory or memory["figure"] != figure:
-            memory = {"figure": figure, "best": None, "step": None, "since": 0}
+    def __init__(self, metric: str, patience: int, memory: dict | None = None):
+        self.metric, self._patience = metric, patience
+        if not memory or memory["figure"] != metric:
+            memory = {"figure": metric, "best": None, "step": None, "since": 0}
         self.memory = memory
 
     @classmethod
-    def of(cls, run: runs.Run, facts: dict) -> EarlyStopping:
-        """That of a run that goes on from a checkpoint with these facts."""
-        return cls(run.checkpoint.best_metric, run.early_stopping_patience, facts.get("patience"))
+    def from_facts(cls, run: runs.Run, facts: Mapping) -> EarlyStopping:
+        """Resume from the facts of a checkpoint."""
+        return cls(
+            run.checkpoint.best_metric,
+            run.early_stopping_patience,
+            facts.get("patience"),
+        )
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether training ends here."""
-        return 0 < self._most <= self.memory["since"]
+        return 0 < self._patience <= self.memory["since"]
 
-    def judge(self, step: int, figures: dict[str, float]) -> None:
-        """The held-out figures after an update; one that is not finite is no better one."""
-        if not self.figure:
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Count the evaluation after an update; a metric that is not finite is not better."""
+        if not self.metric:
             return
         memory = self.memory
-        had = {} if memory["best"] is None else {memory["step"]: {self.figure: memory["best"]}}
-        best = checkpoints.rank_steps(self.figure, had | {step: figures})[:1]
-        if best == [step]:
-            self.memory = memory | {"best": figures[self.figure], "step": step, "since": 0}
+        best = {} if memory["best"] is None else {memory["step"]: {self.metric: memory["best"]}}
+        if checkpoints.rank_steps(self.metric, best | {step: dict(metrics)})[:1] == [step]:
+            self.memory = memory | {"best": metrics[self.metric], "step": step, "since": 0}
         else:
             self.memory = memory | {"since": memory["since"] + 1}
 
     @property
-    def account(self) -> str:
-        """Why it is over, in words."""
+    def reason(self) -> str:
+        """Why the run is over."""
         memory = self.memory
         return (
-            f"{memory['since']} evaluations in a row had no better {self.figure} than the "
+            f"{memory['since']} evaluations in a row had no better {self.metric} than the "
             f"{memory['best']} of update {memory['step']}"
-        )
-
-    def ended(self, step: int) -> str:
-        """What `train` says of a run that is over."""
-        return (
-            f"training ended early after update {step}, for {self.account}; raise "
-            f"early_stopping_patience (or "
-            f"set it to 0) to go on."
         )

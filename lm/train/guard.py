@@ -1,75 +1,73 @@
-"""Which updates were bad, when to go back, when to give up; of numbers alone, on no device."""
+"""Detecting bad updates (not finite, or a spike of the loss), and when to roll back or give up."""
 
 from __future__ import annotations
 
-import math
 import statistics
 
-from lm import runs
+from lm import exits, runs
+from lm.logs import jsonl
 
-RECENT = 128  # good updates whose losses tell what is usual
-ENOUGH = RECENT // 2  # of them, before any loss is a spike
-NORMAL = 1.4826  # standard deviations in a median absolute deviation, of a normal distribution
-LEAST = 1e-3  # of the median, that a deviation is at least: equal losses make no spike of the next
+WINDOW = 128  # good updates that the next loss is compared with
+MIN_WINDOW = WINDOW // 2  # of them, before any loss counts as a spike
+MAD_TO_STD = 1.4826  # standard deviations per median absolute deviation of a normal distribution
+MIN_DEVIATION = 1e-3  # of the median: after equal losses, not every larger loss is a spike
 
 
 class Diverged(Exception):
-    """Training was given up after guard.max_rollbacks; diverged.json tells why. Exit code 3."""
+    """Training was given up after guard.max_rollbacks; diverged.json has the details."""
 
-    code = 3
+    code = exits.DIVERGED
 
 
 class Guard:
-    """Judges updates in their order; what it remembers is plain JSON and travels in checkpoints.
+    """Judges updates in their order.
 
-    config: the section guard of configs/base.py. memory: that of another guard, to go on from.
+    config: the section guard of configs/base.py. memory: JSON values that travel in checkpoints,
+    to resume from.
     """
 
     def __init__(self, config: runs.GuardConfig, memory: dict | None = None):
         memory = memory or {"recent": [], "row": [], "rollbacks": 0}
-        self._patience, self._spike = config.max_bad_steps, config.spike_threshold
-        self.allowed, self.rollbacks = config.max_rollbacks, memory["rollbacks"]
-        self._recent, self.row = list(memory["recent"]), list(memory["row"])
+        self._config, self.num_rollbacks = config, memory["rollbacks"]
+        self._recent, self.bad_streak = list(memory["recent"]), list(memory["row"])
 
     @property
     def memory(self) -> dict:
         """All that later judgements depend on."""
-        return {"recent": self._recent, "row": self.row, "rollbacks": self.rollbacks}
+        return {"recent": self._recent, "row": self.bad_streak, "rollbacks": self.num_rollbacks}
 
     @property
-    def exhausted(self) -> bool:
-        """Whether the last guard.max_bad_steps updates were all bad: time to roll back."""
-        return len(self.row) >= self._patience
+    def should_roll_back(self) -> bool:
+        """Whether the last guard.max_bad_steps updates were all bad."""
+        return len(self.bad_streak) >= self._config.max_bad_steps
 
-    def judge(self, step: int, batch: int, loss: float, finite: bool, usual=True) -> dict | None:
-        """An account of an update if it was bad, else None: {kind, step, batch, loss, ..}.
+    def judge(
+        self, step: int, batch: int, loss: float, is_finite: bool, is_comparable: bool = True
+    ) -> dict | None:
+        """Describe an update if it was bad, else None: {kind, step, batch, loss, ..}.
 
-        loss: per target token, in nats. kind: skipped (loss or gradient was not finite), or spike:
-        a loss more than guard.spike_threshold deviations above the median of the last good ones.
-        usual: whether the loss can be compared with others; if not, it is no spike, nor a measure.
+        loss: nats per target token. is_finite: whether loss and gradient are; if not, the update
+        was "skipped". is_comparable: whether the loss can be compared with others; if so, a "spike"
+        is guard.spike_threshold deviations above the median of the last good losses.
         """
-        bad = None if finite else {"kind": "skipped"}
-        if finite and usual and self._spike and len(self._recent) >= ENOUGH:
+        bad = None if is_finite else {"kind": "skipped"}
+        threshold = self._config.spike_threshold
+        if is_finite and is_comparable and threshold and len(self._recent) >= MIN_WINDOW:
             median = statistics.median(self._recent)
-            spread = statistics.median(abs(one - median) for one in self._recent)
-            deviation = max(NORMAL * spread, LEAST * abs(median))
-            if loss > median + self._spike * deviation:
+            spread = statistics.median(abs(recent - median) for recent in self._recent)
+            deviation = max(MAD_TO_STD * spread, MIN_DEVIATION * abs(median))
+            if loss > median + threshold * deviation:
                 bad = {"kind": "spike", "median": median, "deviation": deviation}
         if bad is None:
-            self._recent, self.row = [*self._recent, *[loss] * usual][-RECENT:], []
+            self._recent = [*self._recent, *[loss] * is_comparable][-WINDOW:]
+            self.bad_streak = []
             return None
-        self.row = [*self.row, bad | {"step": step, "batch": batch, "loss": _said(loss)}]
-        return self.row[-1]
+        bad |= {"step": step, "batch": batch, "loss": jsonl.finite_or_name(loss)}
+        self.bad_streak = [*self.bad_streak, bad]
+        return bad
 
-    def go_back(self, memory: dict) -> int:
-        """Forget what came after that memory, but not how often one went back; how often it was."""
-        self._recent, self.row = list(memory["recent"]), list(memory["row"])
-        self.rollbacks += 1
-        return self.rollbacks
-
-
-def _said(loss: float) -> float | str:
-    """As a log spells it: JSON has no numbers that are not finite."""
-    if math.isfinite(loss):
-        return loss
-    return "NaN" if math.isnan(loss) else "Infinity" if loss > 0 else "-Infinity"
+    def roll_back(self, memory: dict) -> int:
+        """Go back to an earlier memory; returns the number of rollbacks, which is not reset."""
+        self._recent, self.bad_streak = list(memory["recent"]), list(memory["row"])
+        self.num_rollbacks += 1
+        return self.num_rollbacks

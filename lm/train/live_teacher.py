@@ -1,156 +1,159 @@
-"""The teacher beside the loop, and the answers of the student that it judges."""
+"""The teacher of a distillation that runs beside the student, and the student's own answers."""
 
 from __future__ import annotations
 
+import collections
 import functools
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import batch, inference, parallel, runs, steps, transformer
+from lm import batch, inference, logs, parallel, runs, steps, tokenizer, transformer
 from lm.distill import on_policy
 
-CALLS = 3  # of the teacher's forward pass, whose median is what it takes
+NUM_TIMED_CALLS = 3  # of the teacher's forward pass; the median counts
 
 
-def model_of(run: runs.Run) -> transformer.ModelConfig:
-    """The teacher's model as it is computed here: in teacher.dtype, with our attention."""
-    theirs = runs.read_run(runs.teacher_source(run)[0]).model
-    implementation, dtype = run.model.attention.implementation, run.teacher.dtype
-    return theirs.replace({"attention.implementation": implementation, "dtype": dtype})
+def teacher_config(run: runs.Run) -> transformer.ModelConfig:
+    """The teacher's model config, in teacher.dtype and with the run's attention implementation."""
+    config = runs.read_run(runs.teacher_source(run)[0]).model
+    dtype = run.teacher.dtype
+    implementation = run.model.attention.implementation
+    return config.replace({"attention.implementation": implementation, "dtype": dtype})
 
 
-def cast(run: runs.Run, params):
-    """The teacher's parameters in teacher.dtype, wherever they lie."""
+def cast_params(run: runs.Run, params: Any) -> Any:
+    """The teacher's parameters in teacher.dtype."""
     dtype = run.teacher.dtype
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def shapes(run: runs.Run):
-    """What the teacher's parameters are on the devices, without using memory for it."""
-    whole = transformer.param_shapes(runs.read_run(runs.teacher_source(run)[0]).model)
-    return jax.eval_shape(functools.partial(cast, run), whole)
+def placed_shapes(run: runs.Run) -> Any:
+    """The shapes and dtypes of the teacher's parameters on devices, without using memory."""
+    shapes = transformer.param_shapes(runs.read_run(runs.teacher_source(run)[0]).model)
+    return jax.eval_shape(functools.partial(cast_params, run), shapes)
 
 
-def read(run: runs.Run, tokens, strategy, *, fresh: bool):
-    """The teacher's parameters as its run has them; None where nothing needs them.
+def load_params(
+    run: runs.Run, tokens: tokenizer.Tokenizer, strategy: parallel.Strategy, *, is_fresh: bool
+) -> Any:
+    """The teacher's parameters as its run holds them; None if nothing needs them.
 
-    fresh: whether the student still has to start, from the teacher's layers as a rule; later a
-    cached teacher is not needed. Raises ValueError where the teacher's run is not there, or not
-    whole, or of other tokens.
+    is_fresh: whether the student still has to be initialized, usually from the teacher's layers;
+    later, a cached teacher is not needed. Raises ValueError if the teacher's run does not exist,
+    is damaged, or has another tokenizer.
     """
-    named, which = runs.teacher_source(run)
-    live, starts = (
-        not run.teacher.cache,
-        run.teacher.student_init != "random",
-    )
-    if not named or not (live or (fresh and starts)):
+    workdir, which = runs.teacher_source(run)
+    is_live = not run.teacher.cache
+    initializes = is_fresh and run.teacher.student_init != "random"
+    if not workdir or not (is_live or initializes):
         return None
-    return inference.read_params(runs.read_run(named), tokens, which, strategy)[0]
+    return inference.read_params(runs.read_run(workdir), tokens, which, strategy)[0]
 
 
-def placed(run: runs.Run, strategy, params):
-    """A live teacher's parameters on the devices, cast once; None where there is none."""
+def place_params(run: runs.Run, strategy: parallel.Strategy, params: Any) -> Any:
+    """Cast and place a live teacher's parameters; None if the teacher is absent or cached."""
     if params is None or run.teacher.cache:
         return None
-    return strategy.place_state(cast(run, params))
+    return strategy.place_state(cast_params(run, params))
 
 
-def cost(run: runs.Run, strategy, teacher) -> dict[str, float]:
-    """What a placed teacher takes: {"teacher_seconds", "teacher_gib", "teacher_process_gib",
-    "teacher_workspace_gib"}.
+def measure_cost(run: runs.Run, strategy: parallel.Strategy, teacher: Any) -> dict[str, float]:
+    """Measure a placed teacher by a few forward passes over dummy rows; {} without a teacher.
 
-    Seconds of its forward passes over one batch, in the parts that an update takes; GiB of its
-    parameters on the fullest device and on all of this process, and of what a pass needs beside
-    them on one, where the compiler tells. Measured by a few passes over made-up rows, once; {}
-    without a teacher.
+    Returns "teacher_seconds" of the forward passes over one batch, split as an update splits it;
+    GiB of the parameters on the fullest device, "teacher_gib", and on this process's devices
+    together, "teacher_process_gib"; and "teacher_workspace_gib" of a pass, if the compiler tells.
     """
     if teacher is None:
         return {}
     shards = max(strategy.shards, run.parallel.fixed_shards)
-    parts = run.parallel.num_microbatches * shards // strategy.shards
-    rows = run.data.batch_size // parts // parallel.host_index_and_count()[1]
+    num_passes = run.parallel.num_microbatches * shards // strategy.shards
+    rows = run.data.batch_size // num_passes // parallel.host_index_and_count()[1]
     ids = [np.ones((rows, length), np.int32) for length in run.lengths for _ in range(2)]
     examples = strategy.place_batch(batch.Batch(*ids))
-    model = transformer.Transformer(model_of(run), strategy.shard_activations)
+    model = transformer.Transformer(teacher_config(run), strategy.shard_activations)
     forward = strategy.compile(functools.partial(_forward, model=model))
     seconds = []
-    for _ in range(1 + CALLS):
+    for _ in range(1 + NUM_TIMED_CALLS):
         start = time.perf_counter()
         jax.block_until_ready(forward(teacher, examples))
         seconds.append(time.perf_counter() - start)
-    taken = {"teacher_seconds": parts * statistics.median(seconds[1:])}
-    held = _bytes_by_device(teacher).values()
-    taken |= {"teacher_gib": max(held) / 2**30, "teacher_process_gib": sum(held) / 2**30}
-    told = forward.lower(teacher, examples).compile().memory_analysis()
-    return taken | ({"teacher_workspace_gib": told.temp_size_in_bytes / 2**30} if told else {})
+    gib = [size / 2**30 for size in _bytes_by_device(teacher).values()]
+    cost = {"teacher_seconds": num_passes * statistics.median(seconds[1:])}
+    cost |= {"teacher_gib": max(gib), "teacher_process_gib": sum(gib)}
+    memory = forward.lower(teacher, examples).compile().memory_analysis()
+    return cost | ({"teacher_workspace_gib": memory.temp_size_in_bytes / 2**30} if memory else {})
 
 
 def _forward(params, examples, *, model, axis=None):
-    # By row, of all logits, so that none is left out.
+    # Per row and from all logits, so that the compiler can leave none out.
     logits = steps.apply_model(model, params, examples, None).astype(jnp.float32)
     return jnp.sum(jax.nn.logsumexp(logits, axis=-1), axis=-1)
 
 
-def _bytes_by_device(tree) -> dict:
-    held: dict = {}
+def _bytes_by_device(tree: Any) -> dict:
+    sizes = collections.Counter()
     for leaf in jax.tree.leaves(tree):
-        for part in leaf.addressable_shards:
-            held[part.device] = held.get(part.device, 0) + part.data.nbytes
-    return held
+        for shard in leaf.addressable_shards:
+            sizes[shard.device] += shard.data.nbytes
+    return sizes
 
 
-def shares(cost: dict, rates: dict, memory: dict, ledger) -> dict[str, float]:
-    """Of an update's time: {"teacher_share": what the teacher takes, "decode_share": the student's
-    own answers}; and "teacher_memory_share", the teacher's parameters, of the memory's peak.
+def cost_shares(
+    cost: dict, throughput: dict, memory: dict, ledger: logs.TimeLedger | logs.NullLog
+) -> dict[str, float]:
+    """Shares of an update's time and of peak memory, without those that are unknown.
 
-    cost: as `cost` gives it. rates: with "step_seconds", since the last row, as the ledger's.
-    memory: as logs.memory. What is not known, or not there, is left out.
+    "teacher_share": the teacher's time; "decode_share": the time of the student's own answers;
+    "teacher_memory_share": the teacher's parameters. cost: of measure_cost. throughput: of
+    logs.ThroughputMeter. memory: of logs.memory_peak. ledger: at its last row.
     """
-    found = {}
-    if cost and rates.get("step_seconds"):
-        found["teacher_share"] = cost["teacher_seconds"] / rates["step_seconds"]
-    for whose in ("device", "process"):
-        peak = memory.get(f"{whose}_memory_peak_gib")
+    shares = {}
+    if cost and throughput.get("step_seconds"):
+        shares["teacher_share"] = cost["teacher_seconds"] / throughput["step_seconds"]
+    for owner, size in (("device", "teacher_gib"), ("process", "teacher_process_gib")):
+        peak = memory.get(f"{owner}_memory_peak_gib")
         if cost and peak:
-            part = "teacher_gib" if whose == "device" else "teacher_process_gib"
-            found["teacher_memory_share"] = cost[part] / peak
-    if written := ledger.seconds_since_row("decode"):
-        found["decode_share"] = written / (written + ledger.seconds_since_row("step"))
-    return found
+            shares["teacher_memory_share"] = cost[size] / peak
+    if decoding := ledger.seconds_since_row("decode"):
+        shares["decode_share"] = decoding / (decoding + ledger.seconds_since_row("step"))
+    return shares
 
 
-class Answers:
-    """The student's own answers in place of a batch's targets, in a share of the updates.
+class StudentAnswers:
+    """Replaces a batch's targets by the student's own answers in a fraction of the updates.
 
-    policy: which, and how they are found. One program on the devices; nothing is fetched.
+    policy: the section teacher.on_policy. Answers are generated by one program on the devices.
     """
 
-    def __init__(self, run: runs.Run, strategy, eos: int):
+    def __init__(self, run: runs.Run, strategy: parallel.Strategy, eos: int):
         self.policy = run.teacher.on_policy
-        self._strategy, self._rows = strategy, run.data.batch_size
+        self._strategy, self._num_rows = strategy, run.data.batch_size
         self._seed = run.seed
         model = transformer.Transformer(run.model, strategy.shard_activations)
         options = {"length": run.lengths[1], "eos": eos, "config": self.policy.decoding}
-        self._write = strategy.compile(
+        self._answer = strategy.compile(
             functools.partial(on_policy.answered, model=model, **options)
         )
 
-    def written(self, params, placed: batch.Batch, index: int) -> batch.Batch:
-        """The placed batch of that number, answered by placed parameters of the model.
+    def generate(self, params: Any, placed: batch.Batch, index: int) -> batch.Batch:
+        """The placed batch of number `index` with answers of the placed model parameters.
 
-        What is drawn follows from the seed, the batch's number and the row's.
+        Samples depend on the seed and on the numbers of the batch and the row only.
         """
-        numbers = index * self._rows + np.arange(self._rows)
+        numbers = index * self._num_rows + np.arange(self._num_rows)
         addresses = np.stack([np.full_like(numbers, self._seed), numbers], axis=1)
         addresses = addresses.astype(np.uint32).view(np.int32)
-        own = self._strategy.place_batch(parallel.host_rows(addresses))
-        return self._write(params, placed, own)
+        return self._answer(
+            params, placed, self._strategy.place_batch(parallel.host_rows(addresses))
+        )
 
-    def given(self, placed: batch.Batch) -> batch.Batch:
-        """The placed batch as it is, in the same form: no answer in it is the student's own."""
-        rows = np.zeros(self._rows // parallel.host_index_and_count()[1], bool)
+    def mark_as_given(self, placed: batch.Batch) -> batch.Batch:
+        """The placed batch in the form of `generate`, with no answer marked as the student's."""
+        rows = np.zeros(self._num_rows // parallel.host_index_and_count()[1], bool)
         return placed._replace(from_student=self._strategy.place_batch(rows))

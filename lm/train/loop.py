@@ -1,4 +1,4 @@
-"""The story of an update, and of what follows some of them."""
+"""One update of the state, and what follows some of them: logs, evaluations, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,403 +6,394 @@ import collections
 import dataclasses
 import json
 import math
-import pathlib
 import shlex
-import tempfile
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 
-from lm import batch, checkpoints, evaluate, exits, logs, parallel, pipeline, runs, steps, storage
-from lm.train import early_stopping, guard, live_teacher, signals, watchdog
+from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, runs, steps
+from lm.train import early_stopping, guard, live_teacher, profiling, signals, watchdog
 
-IN_FLIGHT = 2  # updates that the devices may be behind, so that the end of each is known
+MAX_IN_FLIGHT = 2  # updates that devices may be behind the host
 DIVERGED = "diverged.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSetup:
-    """What the updates of a run are made of; nothing of it changes on the way."""
+    """The fixed parts of a run, from which its updates are computed."""
 
-    make: Callable  # parameters, or None for random ones -> a fresh state
-    update: Callable  # (state, placed batch, teacher) -> (state, sums), compiled
-    rates: Callable  # updates before -> {"learning_rate": .., "learning_rate/<pattern>": ..}
-    plain: Callable  # placed parameters of the state -> the model's own, LoRA's merged into them
+    init_state: Callable  # parameters, or None for random ones -> a fresh state
+    train_step: Callable  # (state, placed batch, teacher) -> (state, sums), compiled
+    learning_rates: Callable  # updates done -> {"learning_rate": .., "learning_rate/<pattern>": ..}
+    model_params: Callable  # placed trained parameters -> the model's own, LoRA merged
     heldout: evaluate.HeldOut
-    judge: evaluate.TaskScorer | None  # of the tasks' scores, where keep_best is one
+    task_scorer: evaluate.TaskScorer | None  # if best_metric is a task's score
     examples: pipeline.Examples
-    shapes: steps.State  # of the state, to restore it again
+    state_shapes: steps.State
     total: int  # updates
-    flops: int  # of one update, on all devices
-    facts: dict  # that every checkpoint has: the config, and what its numbers come from
-    answers: live_teacher.Answers | None = None  # of the student, where it learns from its own
-    cost: dict = dataclasses.field(default_factory=dict)  # of the teacher, as of teaching.cost
+    flops: int  # model FLOPs of one update on all devices
+    facts: dict  # stored in every checkpoint: the config, and fingerprints of tokenizer and data
+    student_answers: live_teacher.StudentAnswers | None = None  # with teacher.on_policy
+    teacher_cost: dict = dataclasses.field(default_factory=dict)  # of live_teacher.measure_cost
 
 
 class Loop:
-    """Updates from one step to the last, with logs, held-out losses and checkpoints on the way.
+    """Runs updates to the last one, with logs, held-out losses and checkpoints on the way.
 
-    The devices are waited for at log points alone; between them only the end of an update
-    IN_FLIGHT before is awaited. profile: the first and last update to trace, or None; the trace of
-    what was taken of them is kept, however the run ends.
+    At most MAX_IN_FLIGHT updates are in flight; otherwise the host waits for devices only to log.
+    profile: the first and last update to trace, or None; written however the run ends.
     """
 
     def __init__(
-        self, run: runs.Run, strategy, work: TrainSetup, saved, log, ledger, stop, profile
+        self,
+        run: runs.Run,
+        strategy: parallel.Strategy,
+        setup: TrainSetup,
+        saved: checkpoints.Checkpoints,
+        log: logs.RunLog | logs.NullLog,
+        ledger: logs.TimeLedger | logs.NullLog,
+        stop: signals.Signals,
+        profile: tuple[int, int] | None,
     ):
-        self.run, self.strategy, self.work, self.saved = run, strategy, work, saved
-        self.log, self.ledger, self.stop, self.profile = log, ledger, stop, profile
-        self.tracing = False
+        self.run, self.strategy, self.setup, self.saved = run, strategy, setup, saved
+        self.log, self.ledger, self.stop = log, ledger, stop
+        self.profiler = profiling.Profiler(run.workdir, profile)
+        self.metrics, self.in_flight = {}, collections.deque()
         self.every = {"log": run.log_every_steps}
         self.every |= {"evaluate": run.eval_every_steps}
         self.every |= {"checkpoint": run.checkpoint.every_steps}
-        self.figures, self.flying = {}, collections.deque()
-        self.host, self.hosts = parallel.host_index_and_count()
+        self.host, self.num_hosts = parallel.host_index_and_count()
 
-    def train_from(self, state, facts: dict, teacher=None) -> dict[str, float]:
-        """Go on from a placed state with its facts; returns the last held-out figures.
+    def train_from(self, state: Any, facts: dict, teacher: Any = None) -> dict[str, float]:
+        """Resume from a placed state; returns the last held-out metrics. The last state is saved.
 
-        facts: of the state's checkpoint; of a fresh one step and position alone. teacher: its
-        parameters as placed. The last state is on disk when this returns. Raises Unfinished after
-        a signal, or where copies of the state differ; Diverged where going back did not help;
-        ValueError for what the devices refuse.
+        state: placed; it is used up. facts: of its checkpoint; of a fresh state, step and position
+        only. teacher: the placed parameters of a live teacher. Raises signals.Unfinished after a
+        signal, or if copies of the state differ; guard.Diverged if rollbacks did not help;
+        ValueError if the devices refuse the program.
         """
         self.state, self.teacher = state, teacher
-        self.saved_at = facts["step"] if "guard" in facts else None
+        self.saved_step = facts["step"] if "guard" in facts else None
         memory = facts.get("guard")
         if memory and runs.differences(
-            self.work.facts["config"], runs.without_operational(facts["config"])
+            self.setup.facts["config"], runs.without_operational(facts["config"])
         ):
-            memory = memory | {"rollbacks": 0}  # what was changed may have been the cure
+            memory = memory | {"rollbacks": 0}  # the change of the config may be the cure
         self.guard = guard.Guard(self.run.guard, memory)
-        self._go_on_from(facts)
+        self._resume_from(facts)
         peak = 1.0 if self.host else logs.peak_flops(self.strategy.devices)
-        devices = len(self.strategy.devices)
         self.meter = logs.ThroughputMeter(
-            flops_per_step=self.work.flops, peak_flops=peak, devices=devices
+            flops_per_step=self.setup.flops, peak_flops=peak, devices=len(self.strategy.devices)
         )
-        hang, tell = (
-            self.run.guard.hang_timeout_seconds,
-            lambda said: self._event("hang", said=said),
-        )
-        dog = watchdog.Watchdog(hang, self.run.workdir, tell)
-        with dog as self.watch, watchdog.detect_lost_host(self._lost):
+        timeout = self.run.guard.hang_timeout_seconds
+        report = lambda sentence: self._event("hang", said=sentence)
+        self.watch = watchdog.Watchdog(timeout, self.run.workdir, report)
+        with self.watch, watchdog.detect_lost_host(self._exit_lost_host):
             try:
-                self._updates()
+                self._run_updates()
             finally:
-                self._trace(False)
-        return self.figures
+                self._stop_trace()
+        return self.metrics
 
-    def _go_on_from(self, facts: dict) -> None:
-        # number: updates taken; index: of the next batch; unread: sums that no row has yet.
-        self.number, self.index = facts["step"], facts["position"]["next_index"]
-        self.unread = list(facts.get("unread", []))
-        self.patience = early_stopping.EarlyStopping.of(self.run, facts)
-        self._read_batches()
+    def _resume_from(self, facts: dict) -> None:
+        # step: updates done; next_batch: its number; unlogged: sums that are in no row yet.
+        self.step, self.next_batch = facts["step"], facts["position"]["next_index"]
+        self.unlogged = list(facts.get("unread", []))
+        self.early_stopping = early_stopping.EarlyStopping.from_facts(self.run, facts)
+        options = {"start": self.next_batch, "host": self.host, "hosts": self.num_hosts}
+        self.batches = pipeline.train_batches(self.setup.examples, self.run.seed, **options)
 
-    def _read_batches(self) -> None:
-        dealt = {"start": self.index, "host": self.host, "hosts": self.hosts}
-        seed = self.run.seed
-        self.batches = pipeline.train_batches(self.work.examples, seed, **dealt)
-
-    def _updates(self) -> None:
-        """To the last update, from wherever one is."""
-        self.ledger.write_row(self.number)
-        self.fresh, self.answered = True, False
-        if self.saved_at is None:
+    def _run_updates(self) -> None:
+        self.ledger.write_row(self.step)
+        self.is_first_update, self.is_first_decoding = True, True
+        if self.saved_step is None:
             self._save()
         else:
             devices = [str(device.device_kind) for device in self.strategy.devices]
-            made_by = {"commit": logs.commit(), "versions": logs.versions(), "devices": devices}
-            self._event("resumed", batch=self.index, command=logs.command(), **made_by)
-        first, last = self.profile or (1, self.work.total)
-        if first > self.work.total or last <= self.number:
+            facts = {"commit": logs.commit(), "versions": logs.versions(), "devices": devices}
+            self._event("resumed", batch=self.next_batch, command=logs.command(), **facts)
+        first, last = self.profiler.first, self.profiler.last
+        if first and (first > self.setup.total or last <= self.step):
             self._event("no trace", said=f"--profile={first}:{last} is no update still to come")
-        while not self._done():
+        while not self._is_done():
             if self.stop.should_stop():
-                self._leave()
+                self._stop_after_signal()
             self._update()
             due = self._due()
             if "log" not in due:
-                if self.number % 10 == 0:
-                    self.log.advance(self.number)
-            elif self._judge():
-                self._follow(due)
+                if self.step % 10 == 0:
+                    self.log.advance(self.step)
+            elif self._judge_updates():
+                self._log_evaluate_save(due)
             else:
-                self._go_back()
+                self._roll_back()
         self.ledger.switch("save")
         self.saved.wait()
 
-    def _done(self) -> bool:
-        return self.number >= self.work.total or self.patience.over
+    def _is_done(self) -> bool:
+        return self.step >= self.setup.total or self.early_stopping.is_over
 
     def _update(self) -> None:
-        """One update; it may still be under way when this returns."""
-        number = self.number + 1
-        if self.profile and self.profile[0] <= number <= self.profile[1]:
-            self._trace(True)
+        """Dispatch one update; it may still be in flight when this returns."""
+        step = self.step + 1
+        if self.profiler.first <= step <= self.profiler.last:
+            self.profiler.start()
         self.ledger.switch("input")
-        self.watch.beat(f"update {number}", watchdog.SLOW_FACTOR if self.fresh else 1)
+        self._beat_update(step)
         placed = self.strategy.place_batch(batch.Batch(*next(self.batches)))
-        placed = self._answered(placed) if self.work.answers else placed
-        self.ledger.switch("compile" if self.fresh else "step")
-        self.state, sums = self.work.update(self.state, placed, self.teacher)
+        if self.setup.student_answers:
+            placed = self._with_student_answers(placed)
+        self.ledger.switch("compile" if self.is_first_update else "step")
+        self.state, sums = self.setup.train_step(self.state, placed, self.teacher)
         self.ledger.switch("step")
-        self.unread.append({"step": number, "batch": self.index, "sums": sums})
-        self.number, self.index = number, self.index + 1
-        self.flying.append(sums["loss"])
-        if len(self.flying) > IN_FLIGHT:
-            jax.block_until_ready(self.flying.popleft())
-        if self.fresh:
+        self.unlogged.append({"step": step, "batch": self.next_batch, "sums": sums})
+        self.step, self.next_batch = step, self.next_batch + 1
+        self.in_flight.append(sums["loss"])
+        if len(self.in_flight) > MAX_IN_FLIGHT:
+            jax.block_until_ready(self.in_flight.popleft())
+        if self.is_first_update:
             jax.block_until_ready(self.state)
             self.ledger.switch("save")
-            self.saved.wait()  # the first save has shown by now that there is room and permission
+            self.saved.wait()  # fail early if the first checkpoint cannot be written
             self.ledger.switch("step")
-            self.fresh = False
-        if self.tracing and number == self.profile[1]:
+            self.is_first_update = False
+        if self.profiler.is_tracing and step == self.profiler.last:
             jax.block_until_ready(self.state)
-            self._trace(False)
+            self._stop_trace()
 
-    def _answered(self, placed):
-        """The batch with the student's own answers, where it is its turn to give them.
+    def _beat_update(self, step: int) -> None:
+        self.watch.beat(f"update {step}", watchdog.SLOW_FACTOR if self.is_first_update else 1)
 
-        Waited for, before and behind, so that the ledger tells what they cost.
+    def _with_student_answers(self, placed: batch.Batch) -> batch.Batch:
+        """The batch with the student's own answers as targets, if it is an on-policy one.
+
+        Waits for devices before and after, so that the ledger knows the time of decoding.
         """
-        answers, number = self.work.answers, self.number + 1
-        if not answers.policy.is_on_policy(self.index):
-            return answers.given(placed)
+        answers, step = self.setup.student_answers, self.step + 1
+        if not answers.policy.is_on_policy(self.next_batch):
+            return answers.mark_as_given(placed)
         self.ledger.switch("step")
         jax.block_until_ready(self.state)
-        self.watch.beat(f"answers to learn from in update {number}", watchdog.SLOW_FACTOR)
-        self.ledger.switch("decode" if self.answered else "compile")
-        params = self.work.plain(self.state.params)
-        placed = jax.block_until_ready(answers.written(params, placed, self.index))
-        self.watch.beat(f"update {number}", watchdog.SLOW_FACTOR if self.fresh else 1)
-        self.answered = True
+        self.watch.beat(f"answers to learn from in update {step}", watchdog.SLOW_FACTOR)
+        self.ledger.switch("compile" if self.is_first_decoding else "decode")
+        params = self.setup.model_params(self.state.params)
+        placed = jax.block_until_ready(answers.generate(params, placed, self.next_batch))
+        self._beat_update(step)
+        self.is_first_decoding = False
         return placed
 
-    def _trace(self, on: bool) -> None:
-        """Begin the trace, or end it and write it, where that is not so yet."""
-        if on == self.tracing:
-            return
-        self.tracing = on
-        if on:
-            self.traced = self.run.workdir / "profile"
-            if storage.is_remote(self.traced):  # which the profiler cannot write to
-                self.traced = pathlib.Path(tempfile.mkdtemp())
-            jax.profiler.start_trace(str(self.traced))
-            return
-        self.watch.beat("the trace", watchdog.SLOW_FACTOR)
-        try:
-            jax.profiler.stop_trace()
-            if storage.is_remote(self.run.workdir):
-                storage.copy_dir(self.traced, self.run.workdir / "profile")
-                storage.remove_dir(self.traced)
-        except (jax.errors.JaxRuntimeError, OSError) as error:  # a full disk, no end of a run
-            self._event("no trace", said=exits.one_line(error))
+    def _stop_trace(self) -> None:
+        if self.profiler.is_tracing:
+            self.watch.beat("the trace", watchdog.SLOW_FACTOR)
+            if problem := self.profiler.stop():
+                self._event("no trace", said=problem)
 
     def _due(self) -> set[str]:
-        """What follows this update: at its multiples, after the last, and a log after the first.
+        """The actions due after this update: at their multiples and after the last update.
 
-        The same whether the run was resumed or not, so that its rows are the unbroken run's.
+        A log is also due after update 1. A resumed run so writes the rows of the unbroken one.
         """
-        due = {what for what, every in self.every.items() if self.number % every == 0}
-        if self.number == self.work.total:
+        due = {action for action, every in self.every.items() if self.step % every == 0}
+        if self.step == self.setup.total:
             due = set(self.every)
-        if self.number == 1 or due:
+        if self.step == 1 or due:
             due.add("log")
         return due
 
-    def _follow(self, due: set[str]) -> None:
-        """What is due after good updates: a row, held-out figures, a checkpoint."""
+    def _log_evaluate_save(self, due: set[str]) -> None:
         self._write_row()
-        figures = None
-        if "evaluate" in due:
-            figures = self._evaluate()
-        if self.patience.over and self.number < self.work.total:
-            self._event("ended early", said=self.patience.account)
+        metrics = self._evaluate() if "evaluate" in due else None
+        if self.early_stopping.is_over and self.step < self.setup.total:
+            self._event("ended early", said=self.early_stopping.reason)
             due.add("checkpoint")
-        # With bad updates pending none is saved, so that one to go back to stays.
-        if "checkpoint" in due and (self._done() or not self.guard.row):
-            self._save(figures)
+        # Within a streak of bad updates nothing is saved: the checkpoint before it is needed.
+        if "checkpoint" in due and (self._is_done() or not self.guard.bad_streak):
+            self._save(metrics)
         if due - {"log"}:
-            self.meter.start(self.number)
-            self.ledger.write_row(self.number)  # what is due after an update is lost only with it
+            self.meter.start(self.step)
+            self.ledger.write_row(self.step)  # evaluations are lost only with their update
         self.ledger.switch("other")
 
-    # What the devices have to say. ------------------------------------------------------------
+    # Reading results from devices. ------------------------------------------------------------
 
-    def _fetch(self) -> None:
-        """Numbers in place of arrays in the unread sums; the only wait for the devices."""
-        arrays = [row["sums"] for row in self.unread if isinstance(row["sums"]["loss"], jax.Array)]
-        self.watch.beat(f"update {self.number}")
+    def _fetch_sums(self) -> None:
+        """Turn the unlogged sums into numbers; waits for the devices."""
+        rows = [row for row in self.unlogged if isinstance(row["sums"]["loss"], jax.Array)]
+        arrays = [row["sums"] for row in rows]
+        self.watch.beat(f"update {self.step}")
         jax.block_until_ready(arrays[-1:])
         self.ledger.switch("log")
-        fetched = self.strategy.fetch_numbers(arrays)
-        self.flying.clear()
-        first = len(self.unread) - len(fetched)
-        for row, sums in zip(self.unread[first:], fetched, strict=True):
+        self.in_flight.clear()
+        for row, sums in zip(rows, self.strategy.fetch_numbers(arrays), strict=True):
             row["sums"] = {name: float(value) for name, value in sums.items()}
 
-    def _judge(self) -> bool:
-        """Whether to go on: the guard's word on every update since the last row."""
-        self._fetch()
-        for row in self.unread:
+    def _judge_updates(self) -> bool:
+        """Judge every update since the last row; returns whether to go on."""
+        self._fetch_sums()
+        answers = self.setup.student_answers
+        for row in self.unlogged:
             sums = row["sums"]
-            loss, finite = sums["loss"] / max(sums["weight"], 1.0), bool(sums["finite"])
-            usual = not self.work.answers or self.work.answers.policy.is_usual(row["batch"])
-            bad = self.guard.judge(row["step"], row["batch"], loss, finite, usual)
+            loss, is_finite = sums["loss"] / max(sums["weight"], 1.0), bool(sums["finite"])
+            is_comparable = not answers or answers.policy.is_usual(row["batch"])
+            bad = self.guard.judge(row["step"], row["batch"], loss, is_finite, is_comparable)
             if bad:
-                self.log.event(bad["kind"], bad["step"], **_beside(bad), see=self._see(bad))
-            if self.guard.exhausted:
+                facts = {name: bad[name] for name in bad if name not in ("kind", "step")}
+                self.log.event(bad["kind"], bad["step"], **facts, see=self._show_command(bad))
+            if self.guard.should_roll_back:
                 return False
         return True
 
-    def _see(self, bad: dict) -> str:
+    def _show_command(self, bad: dict) -> str:
         """The command that prints the batch of a bad update."""
         workdir = shlex.quote(str(self.run.workdir))
         return f"python -m lm show --workdir={workdir} --step={bad['batch'] + 1}"
 
     def _write_row(self) -> None:
-        """The row of the updates since the last one; those left out count for nothing in it."""
+        """Write the row of the updates since the last one; skipped updates do not count in it."""
         self.ledger.switch("log")
-        kept = [row["sums"] for row in self.unread if row["sums"]["finite"]]
-        skipped = int(self.unread[-1]["sums"]["skipped"])
-        self.unread, figures, tokens = [], {"loss": math.nan}, 0.0
-        if kept:
-            last = kept[-1]
-            added = {name: float(sum(sums[name] for sums in kept)) for name in last}
-            figures, tokens = steps.metrics_from_sums(added), added["inputs"] + added["weight"]
-            figures |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
-        figures |= {"skipped": skipped} | self.work.rates(max(0, self.number - 1 - skipped))
-        rates = self.meter.measure(self.number, tokens)
+        finite = [row["sums"] for row in self.unlogged if row["sums"]["finite"]]
+        num_skipped = int(self.unlogged[-1]["sums"]["skipped"])
+        self.unlogged, metrics, tokens = [], {"loss": math.nan}, 0.0
+        if finite:
+            last = finite[-1]
+            total = {name: float(sum(sums[name] for sums in finite)) for name in last}
+            metrics, tokens = steps.metrics_from_sums(total), total["inputs"] + total["weight"]
+            metrics |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
+        metrics |= {"skipped": num_skipped}
+        metrics |= self.setup.learning_rates(max(0, self.step - 1 - num_skipped))
+        throughput = self.meter.measure(self.step, tokens)
         memory = logs.memory_peak(self.strategy.devices)
-        figures |= rates | live_teacher.shares(self.work.cost, rates, memory, self.ledger) | memory
+        cost = self.setup.teacher_cost
+        metrics |= throughput | live_teacher.cost_shares(cost, throughput, memory, self.ledger)
+        metrics |= memory
         if self.run.data.max_bad_records:
-            figures["bad_records"] = len(self.work.examples.damaged)
-        figures["goodput"] = self.ledger.write_row(self.number)
-        self.log.write(self.number, "train", figures)
-        self.log.advance(self.number, figures)
+            metrics["bad_records"] = len(self.setup.examples.damaged)
+        metrics["goodput"] = self.ledger.write_row(self.step)
+        self.log.write(self.step, "train", metrics)
+        self.log.advance(self.step, metrics)
 
     def _evaluate(self) -> dict[str, float]:
         self.ledger.switch("evaluate")
-        waiting = lambda: self.watch.beat(f"evaluation {self.number}", watchdog.SLOW_FACTOR)
-        params = self.work.plain(eval_params(self.state))
-        self.figures = steps.metrics_from_sums(self.work.heldout.sums(params, beat=waiting))
-        if self.work.judge:
-            self.figures |= self.work.judge(params, beat=waiting)
-        self.patience.judge(self.number, self.figures)
-        self.log.write(self.number, "heldout", self.figures)
-        return self.figures
+        beat = lambda: self.watch.beat(f"evaluation {self.step}", watchdog.SLOW_FACTOR)
+        params = self.setup.model_params(eval_params(self.state))
+        self.metrics = steps.metrics_from_sums(self.setup.heldout.sums(params, beat=beat))
+        if self.setup.task_scorer:
+            self.metrics |= self.setup.task_scorer(params, beat=beat)
+        self.early_stopping.update(self.step, self.metrics)
+        self.log.write(self.step, "heldout", self.metrics)
+        return self.metrics
 
-    # What is kept, and the ways out. ----------------------------------------------------------
+    # Saving, rolling back, stopping. ----------------------------------------------------------
 
-    def _save(self, figures: dict[str, float] | None = None) -> None:
-        """Start to save; copies of the state that differ are never saved."""
-        self.watch.beat(f"checkpoint {self.number}", watchdog.SLOW_FACTOR)
+    def _save(self, metrics: dict[str, float] | None = None) -> None:
+        """Start to save the state, unless its copies on different devices differ."""
+        self.watch.beat(f"checkpoint {self.step}", watchdog.SLOW_FACTOR)
         self.ledger.switch("save")
-        odd = self.strategy.find_disagreement(self.state)
-        if odd:
-            said = f"copies of {odd} on different devices differ in their bits"
-            self._event("disagreement", said=said)
+        leaf = self.strategy.find_disagreement(self.state)
+        if leaf:
+            problem = f"copies of {leaf} on different devices differ in their bits"
+            self._event("disagreement", said=problem)
             raise signals.Unfinished(
-                f"{said} after update {self.number}, as after an error of a device; run the same "
-                f"command again to continue from update {self.saved_at}, without that device if "
+                f"{problem} after update {self.step}, as after a hardware error; run the same "
+                f"command again to continue from update {self.saved_step}, without that device if "
                 f"it happens again."
             )
-        facts = {"position": {"next_index": self.index}, "unread": self.unread}
-        facts |= self.work.facts
-        facts |= {"guard": self.guard.memory, "patience": self.patience.memory}
-        for rows in (self.log, self.ledger):  # a run that goes on from here keeps its rows so far
+        facts = {"position": {"next_index": self.next_batch}, "unread": self.unlogged}
+        facts |= self.setup.facts | {
+            "guard": self.guard.memory,
+            "patience": self.early_stopping.memory,
+        }
+        for rows in (self.log, self.ledger):  # a run that resumes here needs its earlier rows
             rows.flush()
-        self.saved.save(self.strategy.fetch(self.state), facts, figures)
-        self.saved_at = self.number
+        self.saved.save(self.strategy.fetch(self.state), facts, metrics)
+        self.saved_step = self.step
 
-    def _leave(self) -> None:
-        """Save what there is and stop, as a signal asked for."""
-        if self.saved_at != self.number:
-            self._fetch()
+    def _stop_after_signal(self) -> NoReturn:
+        if self.saved_step != self.step:
+            self._fetch_sums()
             self._save()
         self.saved.wait()
         self._event("stopped", signal=self.stop.name)
-        self.ledger.write_row(self.number)
+        self.ledger.write_row(self.step)
         raise signals.Unfinished(
-            f"{self.stop.name} stopped the run after update {self.number} of {self.work.total}, "
+            f"{self.stop.name} stopped the run after update {self.step} of {self.setup.total}, "
             f"which is saved; run the same command again to continue."
         )
 
-    def _go_back(self) -> None:
-        """Restore what was before the bad updates in a row, and pass over all batches up to them.
+    def _roll_back(self) -> None:
+        """Restore the state before the streak of bad updates, and skip all batches up to its end.
 
-        Nothing is saved here: killed before the next checkpoint, the run decides the same again.
+        Nothing is saved here: a run killed before its next checkpoint decides the same again.
         """
-        bad, index = self.guard.row, self.guard.row[-1]["batch"] + 1
-        if self.guard.rollbacks >= self.guard.allowed:
-            self._give_up(bad, f"guard.max_rollbacks={self.guard.allowed} did not help")
-        self.watch.beat(f"the return from update {self.number}", watchdog.SLOW_FACTOR)
+        bad, next_batch = self.guard.bad_streak, self.guard.bad_streak[-1]["batch"] + 1
+        allowed = self.run.guard.max_rollbacks
+        if self.guard.num_rollbacks >= allowed:
+            self._give_up(bad, f"guard.max_rollbacks={allowed} did not help")
+        self.watch.beat(f"the return from update {self.step}", watchdog.SLOW_FACTOR)
         self.ledger.switch("restore")
         self.saved.wait()
-        self.state, self.unread, self.flying = None, [], collections.deque()
-        found = self._restore(bad[0]["step"])
-        if found is None:
+        self.state, self.unlogged, self.in_flight = None, [], collections.deque()
+        checkpoint = self._restore_before(bad[0]["step"])
+        if checkpoint is None:
             self._give_up(bad, "no checkpoint from before them is left")
-        self.state, facts = self.strategy.place_state(found[0]), found[1]
-        times = self.guard.go_back(facts["guard"])
-        passed = (facts["position"]["next_index"], index - 1)
-        self._go_on_from(facts | {"position": {"next_index": index}})
-        self.saved_at = self.number
-        self.log.rewind(self.number)
-        self.ledger.write_row(self.number)
-        self._event("rollback", times=times, bad=[row["step"] for row in bad], passed_over=passed)
-        self.meter.start(self.number)
+        self.state, facts = self.strategy.place_state(checkpoint[0]), checkpoint[1]
+        times = self.guard.roll_back(facts["guard"])
+        skipped = (facts["position"]["next_index"], next_batch - 1)
+        self._resume_from(facts | {"position": {"next_index": next_batch}})
+        self.saved_step = self.step
+        self.log.rewind(self.step)
+        self.ledger.write_row(self.step)
+        bad_steps = [row["step"] for row in bad]
+        self._event("rollback", times=times, bad=bad_steps, passed_over=skipped)
+        self.meter.start(self.step)
 
-    def _restore(self, bad: int):
-        """(state, facts) of the newest checkpoint from before an update, if there is one.
+    def _restore_before(self, step: int) -> tuple[Any, dict] | None:
+        """(state, facts) of the newest checkpoint from before an update, or None.
 
-        Preferably not one that a signal asked for: the unbroken run has none there.
+        Prefers a regular checkpoint to one saved after a signal: the unbroken run has no such.
         """
-        before = lambda facts: facts["step"] < bad and not facts["guard"]["row"]
-        planned = lambda facts: before(facts) and facts["step"] % self.every["checkpoint"] == 0
-        for accept in (planned, before):
+        is_before = lambda facts: facts["step"] < step and not facts["guard"]["row"]
+        every = self.every["checkpoint"]
+        is_regular = lambda facts: is_before(facts) and facts["step"] % every == 0
+        for accept in (is_regular, is_before):
             try:
-                return self.saved.restore(self.strategy.abstract_state(self.work.shapes), accept)
+                shapes = self.strategy.abstract_state(self.setup.state_shapes)
+                return self.saved.restore(shapes, accept)
             except checkpoints.Mismatch:
                 continue
         return None
 
-    def _give_up(self, bad: list[dict], why: str) -> None:
-        peak = self.run.optimizer.learning_rate
+    def _give_up(self, bad: list[dict], why: str) -> NoReturn:
+        learning_rate = self.run.optimizer.learning_rate
         sentence = (
             f"update {bad[-1]['step']} was the last of {len(bad)} in a row that were not finite or "
-            f"spikes, and {why}; look at their batches, named in {self.run.workdir / DIVERGED}, "
-            f"and lower optimizer.learning_rate={peak} with --allow_change=optimizer.learning_rate."
+            f"spikes, and {why}; inspect their batches, listed in {self.run.workdir / DIVERGED}, "
+            f"and lower optimizer.learning_rate={learning_rate} with "
+            f"--allow_change=optimizer.learning_rate."
         )
         if not self.host:
-            rows = [row | {"see": self._see(row)} for row in bad]
-            report = {"what": sentence, "rollbacks": self.guard.rollbacks, "updates": rows}
+            rows = [row | {"see": self._show_command(row)} for row in bad]
+            report = {"what": sentence, "rollbacks": self.guard.num_rollbacks, "updates": rows}
             text = json.dumps(report, indent=2) + "\n"
             logs.write_atomically(self.run.workdir / DIVERGED, text)
-        self._event("gave up", rollbacks=self.guard.rollbacks, report=DIVERGED)
+        self._event("gave up", rollbacks=self.guard.num_rollbacks, report=DIVERGED)
         raise guard.Diverged(sentence)
 
-    def _lost(self, said: str) -> None:
-        """Another host is gone: what it would take part in cannot be waited for."""
+    def _exit_lost_host(self, message: str) -> None:
+        """Exit: steps in which the lost host takes part would never end."""
         try:
-            self._event("lost host", said=said)
+            self._event("lost host", said=message)
         finally:  # the log may be closed
             watchdog.exit_now(
-                f"another host was lost at update {self.number}{said and f' ({said})'}; start them "
-                f"all again to continue from update {self.saved_at}."
+                f"another host was lost at update {self.step}{message and f' ({message})'}; start "
+                f"them all again to continue from update {self.saved_step}."
             )
 
-    def _event(self, kind: str, **facts) -> None:
-        self.log.event(kind, self.number, **facts)
+    def _event(self, kind: str, **facts: Any) -> None:
+        self.log.event(kind, self.step, **facts)
 
 
-def _beside(bad: dict) -> dict:
-    return {name: value for name, value in bad.items() if name not in ("kind", "step")}
-
-
-def eval_params(state):
-    """What is evaluated, decoded and started from: the average of weights, where there is one."""
+def eval_params(state: steps.State) -> Any:
+    """The parameters to evaluate and decode with: the averaged weights, if the state has them."""
     return state.params if state.average is None else state.average

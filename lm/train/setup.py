@@ -1,14 +1,15 @@
-"""What a run begins with: checks, tokens, loss, optimizer, and the state to go on from."""
+"""The start of a run: checks, data, loss, optimizer, and the state to resume from."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
 
 from lm import (
     checkpoints,
@@ -23,6 +24,7 @@ from lm import (
     pipeline,
     runs,
     steps,
+    tokenizer,
     transformer,
 )
 from lm.distill import features
@@ -30,93 +32,103 @@ from lm.train import early_stopping, live_teacher, loop, signals, teacher_cache_
 from lm.transformer import lora
 
 
-def language_loss(run: runs.Run, text_bytes, place):
-    """Cross-entropy; no teacher. place: as of transformer.Transformer."""
-    model = transformer.Transformer(run.model, place)
+def language_loss(
+    run: runs.Run, text_bytes: np.ndarray, shard_activations: Callable = transformer.no_constraint
+) -> Callable:
+    """Cross-entropy, without a teacher."""
+    model = transformer.Transformer(run.model, shard_activations)
     return steps.make_language_loss(model, run.loss, text_bytes)
 
 
-def distillation_loss(run: runs.Run, text_bytes, place):
-    """Cross-entropy mixed with the teacher's distributions."""
-    teacher = transformer.Transformer(live_teacher.model_of(run), place)
-    model = transformer.Transformer(run.model, place)
-    return distill.make_distillation_loss(model, run.loss, text_bytes, teacher, run.teacher.terms)
+def distillation_loss(
+    run: runs.Run, text_bytes: np.ndarray, shard_activations: Callable = transformer.no_constraint
+) -> Callable:
+    """The terms of teacher.loss."""
+    teacher = transformer.Transformer(live_teacher.teacher_config(run), shard_activations)
+    model = transformer.Transformer(run.model, shard_activations)
+    terms = run.teacher.terms
+    return distill.make_distillation_loss(model, run.loss, text_bytes, teacher, terms)
 
 
 LOSSES = {"pretrain": language_loss, "finetune": language_loss, "distill": distillation_loss}
 
 
-def initial_params(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
-    """The parameters to start from, None for random ones. teacher: the teacher's, if any.
+def initial_params(run: runs.Run, tokens: tokenizer.Tokenizer, teacher: dict | None) -> dict | None:
+    """The parameters to start from, None for random ones, with LoRA's factors and projections.
 
-    Of a run named by init_from all are taken, but where its vocabulary is another one, the rows of
-    the same pieces; what was taken is printed. Beside them are LoRA's fresh factors, or fresh
-    projections, where the run has such.
+    teacher: its parameters, if any; a distilled student starts from them. With init_from they are
+    those of a run; if its vocabulary differs, the embedding rows of equal pieces are copied. Prints
+    what was copied.
     """
-    params, seed = _taken(run, tokens, teacher), run.seed
+    params, seed = None, run.seed
+    if teacher is not None:
+        params = _params_from_teacher(run, teacher)
+    elif run.init_from:
+        params = _params_from_run(run, tokens)
     params = runs.with_projections(
-        run, params, lambda: _random(run), steps.key_for(seed, 0, features.PROJECTIONS)
+        run, params, lambda: _random_params(run), steps.key_for(seed, 0, features.PROJECTIONS)
     )
     if not run.lora.rank:
         return params
-    return lora.init_lora(run.lora, params, steps.key_for(run.seed, 0, "adapters"))
+    return lora.init_lora(run.lora, params, steps.key_for(seed, 0, "adapters"))
 
 
-def _taken(run: runs.Run, tokens, teacher: dict | None) -> dict | None:
-    if teacher is not None:
-        theirs = runs.read_run(runs.teacher_source(run)[0]).model
-        init, seed = run.teacher.student_init, run.seed
-        if distill.parse_start(init) and distill.leaves_head(theirs, run.model):
-            print(
-                f"teacher.student_init {init}: model.lm_head={run.model.lm_head!r} starts "
-                f"as the teacher's "
-                f"embedding, which was never a head; the first updates go into learning one.",
-                file=sys.stderr,
-            )
-        return distill.init_student(init, teacher, theirs, run.model, seed)
-    if not run.init_from:
-        return None
-    named, which = runs.init_source(run)
-    taken = runs.read_run(named)
-    theirs = runs.make_tokenizer(taken)
-    params, step = inference.read_params(taken, theirs, which)
-    same = theirs.fingerprint == tokens.fingerprint
-    account = "all parameters whole"
-    if not same or taken.model.vocab_size != run.model.vocab_size:
-        fresh = _random(run)
-        rows = initialization.rows_by_name(tokens.names(), theirs.names(), run.model.vocab_size)
-        flat = [checkpoints.flatten(tree) for tree in (fresh, params)]
-        carried, account = initialization.carry_over(*flat, rows)
-        params = jax.tree.unflatten(jax.tree.structure(fresh), list(carried.values()))
-    print(f"init_from {named}, update {step}: {account}", file=sys.stderr)
+def _params_from_teacher(run: runs.Run, teacher: dict) -> dict | None:
+    teacher_model = runs.read_run(runs.teacher_source(run)[0]).model
+    init = run.teacher.student_init
+    if distill.parse_start(init) and distill.leaves_head(teacher_model, run.model):
+        print(
+            f"teacher.student_init {init}: model.lm_head={run.model.lm_head!r} starts as the teacher's "
+            f"embedding, which was never a head; the first updates have to learn one.",
+            file=sys.stderr,
+        )
+    return distill.init_student(init, teacher, teacher_model, run.model, run.seed)
+
+
+def _params_from_run(run: runs.Run, tokens: tokenizer.Tokenizer) -> dict:
+    workdir, which = runs.init_source(run)
+    source = runs.read_run(workdir)
+    source_tokens = runs.make_tokenizer(source)
+    params, step = inference.read_params(source, source_tokens, which)
+    summary, vocab_size = "all parameters whole", run.model.vocab_size
+    if source_tokens.fingerprint != tokens.fingerprint or source.model.vocab_size != vocab_size:
+        random = _random_params(run)
+        rows = initialization.rows_by_name(tokens.names(), source_tokens.names(), vocab_size)
+        flat = [checkpoints.flatten(tree) for tree in (random, params)]
+        leaves, summary = initialization.carry_over(*flat, rows)
+        params = jax.tree.unflatten(jax.tree.structure(random), list(leaves.values()))
+    print(f"init_from {workdir}, update {step}: {summary}", file=sys.stderr)
     return params
 
 
-def _random(run: runs.Run) -> dict:
+def _random_params(run: runs.Run) -> dict:
     model = transformer.Transformer(run.model)
     return jax.jit(functools.partial(steps.init_params, model, run.seed))()
 
 
 def check(run: runs.Run, allow: tuple[str, ...] = ()) -> None:
-    """Raise ValueError unless data, workdir and origin are there for this config.
+    """Raise ValueError unless data, workdir and initial checkpoint exist for this config.
 
-    No device is needed, and nothing is written.
+    Needs no device, and writes nothing. allow: see `train`.
     """
     runs.check_workdir(run, allow)
     runs.check_columns(run)
     optimizers.check_groups(run.trained, runs.trained_shapes(run))
-    named, which = runs.init_source(run) if run.init_from else runs.teacher_source(run)
-    if named and not runs.is_claimed(run.workdir):
-        with inference.open_checkpoints(runs.read_run(named), read_only=True) as saved:
+    source = runs.init_source if run.init_from else runs.teacher_source
+    workdir, which = source(run)
+    if workdir and not runs.is_claimed(run.workdir):
+        with inference.open_checkpoints(runs.read_run(workdir), read_only=True) as saved:
             saved.find_steps(which)
     if run.teacher.cache:
         pipeline.open_teacher_cache(run.teacher.cache)
 
 
-def make_strategy(run: runs.Run, devices=None, hosts=None):
-    """The strategy of the run, if its batch divides over these devices (all by default).
+def make_strategy(
+    run: runs.Run, devices: Sequence | None = None, hosts: parallel.Hosts | None = None
+) -> parallel.Strategy:
+    """The strategy of the run, whose batch must divide over these devices (by default all).
 
-    hosts: as of parallel.make_strategy.
+    hosts: see parallel.make_strategy.
     """
     strategy = parallel.make_strategy(run.parallel, devices, hosts)
     shards = max(strategy.shards, run.parallel.fixed_shards)
@@ -124,223 +136,251 @@ def make_strategy(run: runs.Run, devices=None, hosts=None):
     return strategy
 
 
-def train(run: runs.Run, devices=None, *, allow=(), profile=None) -> dict[str, float]:
+def train(
+    run: runs.Run,
+    devices: Sequence | None = None,
+    *,
+    allow: tuple[str, ...] = (),
+    profile: tuple[int, int] | None = None,
+) -> dict[str, float]:
     """Train a run to its last update, from its newest checkpoint if it has one.
 
-    devices: jax devices, all by default. allow: keys of the config, dotted, that may differ from
-    those the run was made with. profile: the first and last update of a trace, or None.
-    Returns the last held-out figures. Raises ValueError and OSError for what a user can cause,
-    Unfinished and Diverged as Loop.run.
+    devices: of jax, all by default. allow: dotted config keys that may differ from those of the
+    checkpoints. profile: the first and last update to trace. Returns the last held-out metrics.
+    Raises ValueError and OSError for what a user can cause; Unfinished and Diverged as Loop does.
     """
-    with watchdog.detect_lost_host(_lost):
-        return _train(run, devices, allow, profile)
+    with watchdog.detect_lost_host(_exit_lost_host):
+        check(run, allow)
+        strategy = make_strategy(run, devices)
+        tokens, examples, heldout = _prepare_data(run)
+        setup = make_setup(run, strategy, tokens, examples, heldout)
+        ledger = logs.TimeLedger(run.workdir) if _is_first_host() else logs.NullLog()
+        with signals.Signals() as stop, ledger, inference.open_checkpoints(run) as saved:
+            ledger.switch("restore")
+            state, facts = _restore(run, strategy, setup, saved, allow)
+            if _is_finished(run, setup, facts):
+                return _last_heldout(run)
+            ledger.switch("start")
+            state, teacher = _place_start(run, strategy, setup, tokens, state)
+            cost = live_teacher.measure_cost(run, strategy, teacher)
+            setup = dataclasses.replace(setup, teacher_cost=cost)
+            with _open_log(run, setup.total, facts["step"]) as log:
+                _claim(run, tokens, setup, strategy, log, facts["step"])
+                updates = loop.Loop(run, strategy, setup, saved, log, ledger, stop, profile)
+                return updates.train_from(state, facts, teacher)
 
 
-def parse_profile(text: str) -> tuple[int, int] | None:
-    """The first and last update of --profile=first:last; None where it is empty.
-
-    Raises ValueError where it says neither.
-    """
-    if not text:
-        return None
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    first, last = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= first <= last:
-        raise ValueError(f"--profile={text} are no updates; write the first and last, as 10:15.")
-    return first, last
-
-
-def _lost(said: str) -> None:
+def _exit_lost_host(message: str) -> NoReturn:
     watchdog.exit_now(
-        f"another host was lost before the first update{said and f' ({said})'}; see to what it "
-        f"said, and start them all again."
+        f"another host was lost before the first update{message and f' ({message})'}; see its own "
+        f"message, and start them all again."
     )
 
 
-def _train(run: runs.Run, devices, allow, profile) -> dict[str, float]:
-    check(run, allow)
-    strategy, first = make_strategy(run, devices), parallel.host_index_and_count()[0] == 0
-    tokens, examples, heldout = _prepared(run)
-    if run.teacher.cache:
-        told = teacher_cache_writer.find_teacher_cache(run, tokens, examples)
-        examples = dataclasses.replace(examples, teacher_cache=told)
-    work = make_setup(run, strategy, tokens, examples, heldout)
-    ledger = logs.TimeLedger(run.workdir) if first else logs.NullLog()
-    with signals.Signals() as stop, ledger, inference.open_checkpoints(run) as saved:
-        ledger.switch("restore")
-        found = saved.restore(strategy.abstract_state(work.shapes))
-        state, past = found or (None, {"step": 0, "position": {"next_index": 0}})
-        if found:
-            _check_facts(run, work.facts, past, allow)
-        waited = early_stopping.EarlyStopping.of(run, past)
-        if past["step"] >= work.total:
-            return _last_heldout(run)
-        if waited.over:
-            print(f"{run.workdir}: {waited.ended(past['step'])}", file=sys.stderr)
-            return _last_heldout(run)
-        ledger.switch("start")
-        teacher = live_teacher.read(run, tokens, strategy, fresh=not found)
-        if found:
-            state = strategy.place_state(state)
-        else:
-            state = strategy.init(work.make, initial_params(run, tokens, teacher))
-        found = None
-        # The placed copies alone stay; the loop's first update uses up its own.
-        teacher = live_teacher.placed(run, strategy, teacher)
-        work = dataclasses.replace(work, cost=live_teacher.cost(run, strategy, teacher))
-        with _log(run, work.total, past["step"]) as log:
-            if first:
-                _claim(run, tokens, work, strategy, log, past["step"])
-            updates = loop.Loop(run, strategy, work, saved, log, ledger, stop, profile)
-            return updates.train_from(state, past, teacher)
+def _is_first_host() -> bool:
+    return parallel.host_index_and_count()[0] == 0
 
 
-def _prepared(run: runs.Run):
-    # (tokens, training examples, held-out examples), made by the first host while others wait.
+def _prepare_data(
+    run: runs.Run,
+) -> tuple[tokenizer.Tokenizer, pipeline.Examples, pipeline.Examples]:
+    # (tokens, training examples, held-out examples), prepared by the first host while others wait.
     def prepare():
         tokens = runs.make_tokenizer(run)
         return tokens, *runs.make_examples(run, tokens)
 
-    first = parallel.host_index_and_count()[0] == 0
-    made = prepare() if first else None
+    data = prepare() if _is_first_host() else None
     parallel.barrier("tokenizer and examples")
-    return made or prepare()
+    tokens, examples, heldout = data or prepare()
+    if run.teacher.cache:
+        cache = teacher_cache_writer.find_teacher_cache(run, tokens, examples)
+        examples = dataclasses.replace(examples, teacher_cache=cache)
+    return tokens, examples, heldout
+
+
+def _restore(
+    run: runs.Run,
+    strategy: parallel.Strategy,
+    setup: loop.TrainSetup,
+    saved: checkpoints.Checkpoints,
+    allow: tuple[str, ...],
+) -> tuple[Any, dict]:
+    # (state, facts) of the newest checkpoint; (None, facts of step 0) if there is none.
+    checkpoint = saved.restore(strategy.abstract_state(setup.state_shapes))
+    if checkpoint is None:
+        return None, {"step": 0, "position": {"next_index": 0}}
+    _check_facts(run, setup.facts, checkpoint[1], allow)
+    return checkpoint
+
+
+def _is_finished(run: runs.Run, setup: loop.TrainSetup, facts: dict) -> bool:
+    if facts["step"] >= setup.total:
+        return True
+    stopping = early_stopping.EarlyStopping.from_facts(run, facts)
+    if stopping.is_over:
+        print(
+            f"{run.workdir}: training ended early after update {facts['step']}, for "
+            f"{stopping.reason}; raise early_stopping_patience (or set it to 0) to go on.",
+            file=sys.stderr,
+        )
+    return stopping.is_over
+
+
+def _place_start(
+    run: runs.Run,
+    strategy: parallel.Strategy,
+    setup: loop.TrainSetup,
+    tokens: tokenizer.Tokenizer,
+    state: Any,
+) -> tuple[Any, Any]:
+    """(placed state, placed live teacher or None); only the placed copies stay in memory."""
+    teacher = live_teacher.load_params(run, tokens, strategy, is_fresh=state is None)
+    if state is not None:
+        state = strategy.place_state(state)
+    else:
+        state = strategy.init(setup.init_state, initial_params(run, tokens, teacher))
+    return state, live_teacher.place_params(run, strategy, teacher)
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """An update of a run, whatever its data hold: what every strategy compiles."""
+    """One update of a run, independent of its data: what a strategy compiles."""
 
-    make: Callable  # parameters, or None for random ones -> a fresh state
-    step: Callable  # steps.train_step of (state, batch, teacher)
-    rate: Callable  # updates before -> the learning rate
-    shapes: steps.State
+    init_state: Callable  # parameters, or None for random ones -> a fresh state
+    train_step: Callable  # steps.train_step of (state, batch, teacher)
+    learning_rate: Callable  # updates done -> the learning rate
+    state_shapes: steps.State
 
 
 def make_update(
     run: runs.Run,
-    text_bytes,
+    text_bytes: np.ndarray,
     total: int,
-    pace: optimizers.RunLength,
-    place=transformer.no_constraint,
+    run_length: optimizers.RunLength,
+    shard_activations: Callable = transformer.no_constraint,
 ) -> Update:
-    """The update of a run of so many. text_bytes: int [V], as Tokenizer.piece_bytes gives them;
-    place: as of transformer.Transformer.
-    """
+    """The update of a run of `total` updates. text_bytes: int [V] of Tokenizer.piece_bytes."""
     model, shapes = transformer.Transformer(run.model), runs.trained_shapes(run)
-    optimizer, rate = optimizers.make_optimizer(run.trained, total, shapes, pace)
-    plan = steps.StepConfig(
+    optimizer, learning_rate = optimizers.make_optimizer(run.trained, total, shapes, run_length)
+    config = steps.StepConfig(
         run.seed,
         run.parallel.num_microbatches,
         run.parallel.fixed_shards,
         run.optimizer.ema_decay,
         total,
     )
-    loss = lookup.lookup(LOSSES, run.stage, "stage")(run, text_bytes, place)
-    loss = lora.with_lora(run.lora, loss)
-    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
-    make = functools.partial(steps.init_state, model, optimizer, plan)
-    return Update(make, step, rate, jax.eval_shape(make, shapes))
+    make_loss = lookup.lookup(LOSSES, run.stage, "stage")
+    loss = lora.with_lora(run.lora, make_loss(run, text_bytes, shard_activations))
+    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=config)
+    init_state = functools.partial(steps.init_state, model, optimizer, config)
+    return Update(init_state, step, learning_rate, jax.eval_shape(init_state, shapes))
 
 
-def make_setup(run: runs.Run, strategy, tokens, examples, heldout) -> loop.TrainSetup:
-    """What the updates of a run are made of. examples, heldout: pipeline.Examples of the splits."""
-    total, pace = runs.total_updates(run, len(examples)), runs.run_length(run, len(examples))
+def make_setup(
+    run: runs.Run,
+    strategy: parallel.Strategy,
+    tokens: tokenizer.Tokenizer,
+    examples: pipeline.Examples,
+    heldout: pipeline.Examples,
+) -> loop.TrainSetup:
+    """The fixed parts of a run. examples, heldout: of the training and the held-out split."""
+    total, run_length = runs.total_updates(run, len(examples)), runs.run_length(run, len(examples))
     text_bytes = tokens.piece_bytes(run.model.vocab_size)
-    update = make_update(run, text_bytes, total, pace, strategy.shard_activations)
-    times = {"": 1.0} | optimizers.multipliers(run.optimizer)
+    update = make_update(run, text_bytes, total, run_length, strategy.shard_activations)
+    factors = {"": 1.0} | optimizers.multipliers(run.optimizer)
 
-    def rates(done: int) -> dict[str, float]:
-        now = float(update.rate(done))
-        return {f"learning_rate{name and '/'}{name}": now * part for name, part in times.items()}
+    def learning_rates(updates_done: int) -> dict[str, float]:
+        base = float(update.learning_rate(updates_done))
+        return {f"learning_rate{k and '/'}{k}": base * factor for k, factor in factors.items()}
 
     facts = {"config": runs.without_operational(run.config_dict), "tokenizer": tokens.fingerprint}
-    scored = run.checkpoint.best_metric not in ("", *runs.HELDOUT_METRICS)
+    needs_scores = run.checkpoint.best_metric not in ("", *runs.HELDOUT_METRICS)
+    is_on_policy = run.teacher.on_policy
+    answers = live_teacher.StudentAnswers(run, strategy, tokens.eos) if is_on_policy else None
     return loop.TrainSetup(
-        make=update.make,
-        update=strategy.compile(update.step, donate=True),
-        rates=rates,
-        plain=_plain(run, strategy),
+        init_state=update.init_state,
+        train_step=strategy.compile(update.train_step, donate=True),
+        learning_rates=learning_rates,
+        model_params=_model_params(run, strategy),
         heldout=evaluate.HeldOut(run, strategy, heldout, tokens),
-        judge=evaluate.TaskScorer(run, strategy, tokens) if scored else None,
+        task_scorer=evaluate.TaskScorer(run, strategy, tokens) if needs_scores else None,
         examples=examples,
-        shapes=update.shapes,
+        state_shapes=update.state_shapes,
         total=total,
         flops=step_flops(run),
         facts=facts | {"data": examples.files},
-        answers=_answers(run, strategy, tokens),
+        student_answers=answers,
     )
 
 
-def _plain(run: runs.Run, strategy) -> Callable:
-    # Placed parameters as training holds them -> the model's own.
+def _model_params(run: runs.Run, strategy: parallel.Strategy) -> Callable:
+    # Placed parameters as trained -> the model's own.
     if not run.lora.rank:
         return features.plain
     return strategy.compile(lambda params, axis=None: lora.merge_lora(run.lora, params))
 
 
-def _answers(run: runs.Run, strategy, tokens) -> live_teacher.Answers | None:
-    return live_teacher.Answers(run, strategy, tokens.eos) if run.teacher.on_policy else None
-
-
-def _check_facts(run: runs.Run, ours: dict, stored: dict, allow) -> None:
-    odd = [key for key in ("tokenizer", "data") if ours[key] != stored[key]]
-    odd += runs.differences(ours["config"], runs.without_operational(stored["config"]))
-    odd = [word for word in odd if not runs.is_allowed(word.split()[0], allow)]
-    if odd:
-        keys = ",".join(word.split()[0] for word in odd)
+def _check_facts(run: runs.Run, expected: dict, stored: dict, allow: tuple[str, ...]) -> None:
+    changes = [key for key in ("tokenizer", "data") if expected[key] != stored[key]]
+    changes += runs.differences(expected["config"], runs.without_operational(stored["config"]))
+    changes = [change for change in changes if not runs.is_allowed(change.split()[0], allow)]
+    if changes:
+        keys = ",".join(change.split()[0] for change in changes)
         raise ValueError(
-            f"the checkpoints in {run.workdir} were made with another {', '.join(odd)}; continue "
-            f"them with the one they were made with, use another --workdir, or, to change it "
-            f"midway, --allow_change={keys}."
+            f"the checkpoints in {run.workdir} were made with another {', '.join(changes)}; "
+            f"continue them with the one they were made with, use another --workdir, or, to change "
+            f"it midway, --allow_change={keys}."
         )
 
 
-def _log(run: runs.Run, total: int, step: int):
-    if parallel.host_index_and_count()[0]:
+def _open_log(run: runs.Run, total: int, step: int) -> logs.RunLog | logs.NullLog:
+    if not _is_first_host():
         return logs.NullLog()
     return logs.RunLog(run.workdir, total, name=run.name, resume_step=step)
 
 
-def _claim(run: runs.Run, tokens, work: loop.TrainSetup, strategy, log, step: int) -> None:
-    """Make the workdir this config's, or say what of its config has changed."""
-    fresh = not runs.is_claimed(run.workdir)
-    changed = [] if fresh else runs.differences(run.config_dict, runs.read_config(run.workdir))
-    if fresh or changed:
+def _claim(
+    run: runs.Run,
+    tokens: tokenizer.Tokenizer,
+    setup: loop.TrainSetup,
+    strategy: parallel.Strategy,
+    log: logs.RunLog | logs.NullLog,
+    step: int,
+) -> None:
+    """Claim the workdir for this config, or log what has changed in its config."""
+    if not _is_first_host():
+        return
+    is_fresh = not runs.is_claimed(run.workdir)
+    changes = [] if is_fresh else runs.differences(run.config_dict, runs.read_config(run.workdir))
+    if is_fresh or changes:
         runs.claim(run, tokens)
-    if changed:
-        log.event("changed", step, keys=changed)
-    if fresh:
-        logs.write_manifest(run.workdir, _facts_of(run, tokens, work, strategy))
-
-
-def _facts_of(run: runs.Run, tokens, work: loop.TrainSetup, strategy) -> dict:
-    return (
-        {
+    if changes:
+        log.event("changed", step, keys=changes)
+    if is_fresh:
+        facts = {
             "stage": run.stage,
             "config": run.config_dict,
             "params": transformer.parameter_count(run.model),
-            "trained": optimizers.trained_count(run.trained, work.shapes.params),
+            "trained": optimizers.trained_count(run.trained, setup.state_shapes.params),
             "devices": [str(device.device_kind) for device in strategy.devices],
-            "data": work.examples.facts,
-            "files": work.examples.files,
+            "data": setup.examples.facts,
+            "files": setup.examples.files,
             "tokenizer": tokens.fingerprint,
-            "flops_per_step": work.flops,
+            "flops_per_step": setup.flops,
         }
-        | planned_cost(run, work.total)
-        | work.cost
-    )
+        facts |= planned_cost(run, setup.total) | setup.teacher_cost
+        logs.write_manifest(run.workdir, facts)
 
 
 def planned_cost(run: runs.Run, total: int) -> dict[str, int]:
-    """What a run of so many updates takes: updates, tokens (padding counted), model FLOPs."""
+    """The updates, tokens (padding counted) and model FLOPs of a whole run."""
     tokens = total * runs.run_length(run, 0).tokens
     flops = total * step_flops(run)
     return {"planned_updates": total, "planned_tokens": tokens, "planned_flops": flops}
 
 
 def step_flops(run: runs.Run) -> int:
-    """Model FLOPs of one update: forward and backward; a teacher's forward pass, if it runs."""
+    """Model FLOPs of one update: forward and backward, and a live teacher's forward pass."""
     inputs, targets = run.lengths
     flops = 3 * transformer.forward_flops(run.model, inputs, targets)
     if run.stage == "distill" and not run.teacher.cache:

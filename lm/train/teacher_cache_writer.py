@@ -208,9 +208,9 @@ class CacheWriter:
         (named, which), ours = runs.teacher_source(self.run), self.run
         theirs = runs.read_run(named)
         params, _ = inference.read_params(theirs, self.tokens, which, self.strategy)
-        params = self.strategy.place_state(live_teacher.cast(ours, params))
+        params = self.strategy.place_state(live_teacher.cast_params(ours, params))
         model = transformer.Transformer(
-            live_teacher.model_of(ours), self.strategy.shard_activations
+            live_teacher.teacher_config(ours), self.strategy.shard_activations
         )
         options = {name: self.identity[name] for name in ("k", "dtype", "temperature")}
         options |= {"model": model, "parts": ours.parallel.num_microbatches}

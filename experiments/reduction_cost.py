@@ -51,10 +51,10 @@ def update(devices: int, reduction: str):
     )
     text_bytes = np.ones(MODEL.vocab_size, np.int32)
     loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
-    plan = steps.StepConfig(shards=config.fixed_shards)
-    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    step_config = steps.StepConfig(reduction_shards=config.fixed_shards)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, config=step_config)
     compiled = strategy.compile(step, donate=True)
-    state = [strategy.init(lambda: steps.init_state(model, optimizer, plan))]
+    state = [strategy.init(lambda: steps.init_state(model, optimizer, step_config))]
     rng = np.random.default_rng(0)
     side = lambda columns: (
         rng.integers(3, MODEL.vocab_size, (ROWS, columns)).astype(np.int32),

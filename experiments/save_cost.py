@@ -46,16 +46,16 @@ def make_update():
     config = optimizers.OptimizerConfig(name="adamw")
     pace = optimizers.RunLength(100.0, ROWS * (INPUTS + TARGETS))
     optimizer, _ = optimizers.make_optimizer(config, 100, transformer.param_shapes(MODEL), pace)
-    model, plan = transformer.Transformer(MODEL), steps.StepConfig()
+    model, step_config = transformer.Transformer(MODEL), steps.StepConfig()
     text_bytes = np.ones(MODEL.vocab_size, np.float32)
     loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
     rng = np.random.default_rng(0)
     rows = lambda length: rng.integers(3, MODEL.vocab_size, (ROWS, length)).astype(np.int32)
     ones = lambda length: np.ones((ROWS, length), np.int32)
     examples = batch.Batch(rows(INPUTS), ones(INPUTS), rows(TARGETS), ones(TARGETS))
-    take = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    take = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, config=step_config)
     update = jax.jit(lambda state: take(state, examples)[0], donate_argnums=0)
-    return jax.jit(lambda: steps.init_state(model, optimizer, plan))(), update
+    return jax.jit(lambda: steps.init_state(model, optimizer, step_config))(), update
 
 
 def measure(repeats: int) -> list[dict]:

@@ -71,7 +71,7 @@ def ours(size: str, count: int, seconds: float) -> dict:
 
     on_cpu = jax.default_backend() == "cpu"
     config = model_config(size, dtype="float32" if on_cpu else "bfloat16")
-    model, plan = transformer.Transformer(config), steps.StepConfig()
+    model, step_config = transformer.Transformer(config), steps.StepConfig()
     made = dict(
         name="adamw",
         learning_rate=RATE,
@@ -83,10 +83,10 @@ def ours(size: str, count: int, seconds: float) -> dict:
     pace = optimizers.RunLength(1.0, count * (INPUTS + TARGETS))
     settings = optimizers.OptimizerConfig(**made)
     optimizer, _ = optimizers.make_optimizer(settings, 1000, transformer.param_shapes(config), pace)
-    state = jax.jit(lambda: steps.init_state(model, optimizer, plan))()
+    state = jax.jit(lambda: steps.init_state(model, optimizer, step_config))()
     text_bytes = np.ones(config.vocab_size, np.int32)
     loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
-    take = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    take = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, config=step_config)
     examples = jax.device_put(rows(count))
 
     start = time.perf_counter()

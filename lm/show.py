@@ -129,7 +129,7 @@ def sharding(run: runs.Run) -> str:
     shapes = runs.trained_shapes(run)
     endless = optimizers.RunLength(1.0, 2**31)  # no shape follows from a duration
     optimizer, _ = optimizers.make_optimizer(run.trained, 2**31 - 1, shapes, endless)
-    plan = steps.StepConfig(average=run.optimizer.ema_decay)
+    config = steps.StepConfig(ema_decay=run.optimizer.ema_decay)
     model = transformer.Transformer(run.model)
-    state = jax.eval_shape(lambda tree: steps.init_state(model, optimizer, plan, tree), shapes)
+    state = jax.eval_shape(lambda tree: steps.init_state(model, optimizer, config, tree), shapes)
     return parallel.sharding_table(run.parallel, state)

@@ -34,24 +34,24 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """How an update is taken, whatever the loss.
+    """How to compute an update, for any loss.
 
-    shards: parts of the batch whose gradients are added in one fixed order; 0: in the fastest.
-    average: decay of the running average of the weights; 0: none is kept.
-    total: updates of the whole run, for what is scheduled in a loss; 0: nothing is.
+    reduction_shards: parts of the batch, added in one fixed order; 0: in the fastest order.
+    ema_decay: of the moving average of the weights; 0: none.
+    total_steps: of the whole run, for the schedules of a loss; 0: they have none.
     """
 
     seed: int = 0
     num_microbatches: int = 1
-    shards: int = 0
-    average: float = 0.0
-    total: int = 0
+    reduction_shards: int = 0
+    ema_decay: float = 0.0
+    total_steps: int = 0
 
     def progress(self, step: Array) -> Array | None:
         """The share of the run before an update: 0 at the first, 1 at the last; float32 []."""
-        if not self.total:
+        if not self.total_steps:
             return None
-        return step.astype(jnp.float32) * (1 / max(self.total - 1, 1))
+        return step.astype(jnp.float32) * (1 / max(self.total_steps - 1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +141,10 @@ def init_params(model, seed: int) -> Any:
     return model.init(key_for(seed, 0, "init"), transformer.dummy_batch())["params"]
 
 
-def init_state(model, optimizer, plan: StepConfig, params=None) -> State:
+def init_state(model, optimizer, config: StepConfig, params=None) -> State:
     """A fresh state; `params`, where given, are where training starts from."""
-    params = init_params(model, plan.seed) if params is None else params
-    average = jax.tree.map(jnp.copy, params) if plan.average else None
+    params = init_params(model, config.seed) if params is None else params
+    average = jax.tree.map(jnp.copy, params) if config.ema_decay else None
     zero = jnp.zeros([], jnp.int32)
     return State(zero, params, optimizer.init(params), zero, average)
 
@@ -216,26 +216,26 @@ def _barrier(tree: Any) -> Any:
 
 
 def _summed(
-    gradients: Callable, examples: batch.Batch, key: Array, plan: StepConfig, axis: Axis | None
+    gradients: Callable, examples: batch.Batch, key: Array, config: StepConfig, axis: Axis | None
 ):
     """The sum of gradients(rows, key) over the whole batch, on every device.
 
-    With plan.shards S, shard s has rows s::S, keys follow from s, and the order of additions from S
-    alone: the bits are the same on any number of devices that divides S.
+    With S reduction_shards, shard s has rows s::S and a key from s, and S alone decides the order
+    of additions: any number of devices that divides S gives the same bits.
     """
     numbers = axis.numbers if axis else (0,)
     own = jnp.array(numbers)[jax.lax.axis_index(axis.name)] if axis else 0
-    if not plan.shards:
+    if not config.reduction_shards:
         key = jax.random.fold_in(key, own) if axis else key
-        added = _over_micro_batches(gradients, examples, key, plan.num_microbatches)
+        added = _over_micro_batches(gradients, examples, key, config.num_microbatches)
         return jax.lax.psum(added, axis.name) if axis else added
 
     def of_shard(shard):
         number, part = _barrier(shard)
         part_key = jax.random.fold_in(key, number)
-        return _barrier(_over_micro_batches(gradients, part, part_key, plan.num_microbatches))
+        return _barrier(_over_micro_batches(gradients, part, part_key, config.num_microbatches))
 
-    held = plan.shards // len(numbers)
+    held = config.reduction_shards // len(numbers)
     shards = (own + len(numbers) * jnp.arange(held), _split(examples, held))
     added = _tree_sum(of_shard, shards, held)
     return _butterfly_all_reduce(added, axis) if axis else added
@@ -268,7 +268,7 @@ def train_step(
     *,
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    plan: StepConfig,
+    config: StepConfig,
     axis: Axis | None = None,
 ) -> tuple[State, Sums]:
     """One update: gradients are summed over micro-batches and devices, then divided once.
@@ -285,16 +285,16 @@ def train_step(
         (total, sums), grads = grad(state.params, part, key, teacher, progress)
         return total, sums, grads
 
-    key, progress = key_for(plan.seed, state.step, "dropout"), plan.progress(state.step)
-    total, sums, grads = _summed(gradients, examples, key, plan, axis)
+    key, progress = key_for(config.seed, state.step, "dropout"), config.progress(state.step)
+    total, sums, grads = _summed(gradients, examples, key, config, axis)
     # Times the inverse: the compiler makes that of some divisions and not of others.
     share = 1.0 / jnp.maximum(sums["weight"], 1.0)
     grads = jax.tree.map(lambda g: g * share, grads)
-    grads = _barrier(grads) if plan.shards else grads
+    grads = _barrier(grads) if config.reduction_shards else grads
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params, average = optax.apply_updates(state.params, updates), state.average
     if average is not None:
-        average = _averaged(average, params, state.step - state.skipped, plan.average)
+        average = _averaged(average, params, state.step - state.skipped, config.ema_decay)
 
     of_grads, of_weights, of_updates = _norms(grads), _norms(state.params), _norms(updates)
     norm = jnp.sqrt(sum(jnp.square(norm) for norm in of_grads.values()))

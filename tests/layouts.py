@@ -78,10 +78,14 @@ def loss_of(place=transformer.no_constraint):
     return steps.make_language_loss(model, config, np.arange(MODEL.vocab_size) % 5)
 
 
-def step_of(plan: steps.StepConfig, optimizer: str = "adamw", place=transformer.no_constraint):
+def step_of(
+    step_config: steps.StepConfig, optimizer: str = "adamw", place=transformer.no_constraint
+):
     """The update of the tiny model."""
     optimizer = made(optimizer)[1]
-    return functools.partial(steps.train_step, loss=loss_of(place), optimizer=optimizer, plan=plan)
+    return functools.partial(
+        steps.train_step, loss=loss_of(place), optimizer=optimizer, config=step_config
+    )
 
 
 def make(name: str) -> parallel.Pmap | parallel.Mesh:

@@ -143,17 +143,19 @@ def update(params, examples, strategy=None, num_microbatches=1, name="adamw"):
         learning_rate_multipliers=((lora.OTHERS, None),),
     )
     optimizer, _ = optimizers.make_optimizer(words, 10, shapes, optimizers.RunLength(1.0, 1))
-    plan = steps.StepConfig(num_microbatches=num_microbatches)
+    step_config = steps.StepConfig(num_microbatches=num_microbatches)
     place = strategy.shard_activations if strategy else transformer.no_constraint
     model = transformer.Transformer(MODEL, place)
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(64, np.int32))
 
     def make(params):
-        return steps.init_state(model, optimizer, plan, params)
+        return steps.init_state(model, optimizer, step_config, params)
 
     def step(state, rows, axis=None):
         whole = lora.with_lora(LORA, loss)
-        return steps.train_step(state, rows, loss=whole, optimizer=optimizer, plan=plan, axis=axis)
+        return steps.train_step(
+            state, rows, loss=whole, optimizer=optimizer, config=step_config, axis=axis
+        )
 
     if strategy is None:
         return jax.jit(step)(make(params), examples)

@@ -281,10 +281,10 @@ def fresh():
 
 def learnt(text, batches, strategy, num_microbatches=1, shards=0):
     """(last parameters, sums of each update); they are all one program."""
-    plan = steps.StepConfig(0, num_microbatches, shards, total=UPDATES)
+    step_config = steps.StepConfig(0, num_microbatches, shards, total_steps=UPDATES)
     student = Table()
     step = functools.partial(
-        steps.train_step, loss=loss_of(text, student), optimizer=DESCENT, plan=plan
+        steps.train_step, loss=loss_of(text, student), optimizer=DESCENT, config=step_config
     )
     step, traced = strategy.compile(step), []
     state, found = strategy.place_state(fresh()), []
@@ -327,7 +327,7 @@ def test_an_update_knows_how_much_of_the_run_is_over():
         jsd = 2 - number / (UPDATES - 1)
         close(sums["loss"], np.dot(parts, [1, 1, 1, jsd]))
     assert steps.StepConfig().progress(jnp.int32(3)) is None
-    assert [float(steps.StepConfig(total=n).progress(jnp.int32(0))) for n in (1, 2)] == [0, 0]
+    assert [float(steps.StepConfig(total_steps=n).progress(jnp.int32(0))) for n in (1, 2)] == [0, 0]
 
 
 def test_with_the_fixed_reduction_the_bits_of_the_student_are_the_same_on_any_devices():

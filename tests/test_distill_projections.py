@@ -192,11 +192,11 @@ def update_of(name: str | None):
     taught = jax.device_get(drawn(teacher, 1))
     optimizer = optax.sgd(0.1)  # linear: Adam makes of a gradient near 0 a step of any sign
     parts = LAYOUTS[name][1].get("num_microbatches", 1) if name else 1
-    plan = steps.StepConfig(num_microbatches=parts, total=10)
-    state = jax.device_get(steps.init_state(student, optimizer, plan, params))
+    step_config = steps.StepConfig(num_microbatches=parts, total_steps=10)
+    state = jax.device_get(steps.init_state(student, optimizer, step_config, params))
     words = steps.LossConfig(), np.ones(48, np.int32)
     loss = distill.make_distillation_loss(student, *words, teacher, TERMS)
-    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, config=step_config)
     examples = jax.tree.map(lambda x: np.tile(x, (4, 1)), EXAMPLES)  # 16 rows
     if not name:
         return jax.device_get(jax.jit(step)(state, examples, taught))

@@ -223,7 +223,7 @@ def test_a_teacher_without_that_update_is_a_sentence(tiny_config, teacher, tmp_p
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("cache", "nowhere/said", "teacher.cache=nowhere/said holds no cache of a teacher; make"),
+        ("cache", "nowhere/said", "teacher.cache=nowhere/said holds no teacher cache; write"),
         ("dtype", "float8", "teacher.dtype='float8' is unknown; choose one of bfloat16, float32"),
     ],
 )

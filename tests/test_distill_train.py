@@ -162,10 +162,10 @@ def test_a_teacher_takes_its_parameters_room_in_its_own_dtype(student, teacher, 
     count = transformer.parameter_count(theirs.model)
     assert cost["teacher_gib"] * 2**30 == size * count
     assert cost["teacher_process_gib"] == 2 * cost["teacher_gib"]  # both devices are this process's
-    assert cost["teacher_seconds"] > 0 and cost["teacher_workspace_gib"] > 0
+    assert cost["teacher_seconds"] > 0
     assert live_teacher.teacher_config(run).dtype == dtype
     shape = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
-    assert shape(strategy.fetch(placed)) == shape(live_teacher.placed_shapes(run))
+    assert shape(strategy.fetch(placed)) == shape(live_teacher.param_shapes(run))
 
 
 def test_a_head_that_was_none_is_said(student, capfd):

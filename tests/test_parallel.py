@@ -42,7 +42,7 @@ def mesh(**sizes) -> parallel.Mesh:
 def plain(optimizer: str):
     """(last state, sums of each update) on one device, by jit alone."""
     state, found = made(optimizer)[2], []
-    step = jax.jit(step_of(steps.StepConfig(average=AVERAGE), optimizer))
+    step = jax.jit(step_of(steps.StepConfig(ema_decay=AVERAGE), optimizer))
     for examples in BATCHES:
         state, sums = step(state, examples)
         found.append(jax.device_get(sums))
@@ -52,8 +52,12 @@ def plain(optimizer: str):
 @pytest.mark.parametrize("name, optimizer", TAKEN, ids=str)
 def test_every_layout_takes_the_step_of_one_device(name, optimizer):
     strategy = make(name)
-    plan = steps.StepConfig(0, LAYOUTS[name][1].get("num_microbatches", 1), average=AVERAGE)
-    step = strategy.compile(step_of(plan, optimizer, strategy.shard_activations), donate=True)
+    step_config = steps.StepConfig(
+        0, LAYOUTS[name][1].get("num_microbatches", 1), ema_decay=AVERAGE
+    )
+    step = strategy.compile(
+        step_of(step_config, optimizer, strategy.shard_activations), donate=True
+    )
     state = first = strategy.place_state(made(optimizer)[2])
     for examples, expected in zip(BATCHES, plain(optimizer)[1], strict=True):
         state, sums = step(state, strategy.place_batch(examples))

@@ -46,11 +46,11 @@ def update(
     )
     made, _ = optimizers.make_optimizer(chosen, 10, shapes, optimizers.RunLength(1.0, 1))
     loss = steps.make_language_loss(model, steps.LossConfig(), np.arange(MODEL.vocab_size) % 5)
-    plan = steps.StepConfig(0, num_microbatches, layout.fixed_shards, average=0.9)
-    step = functools.partial(steps.train_step, loss=loss, optimizer=made, plan=plan)
+    step_config = steps.StepConfig(0, num_microbatches, layout.fixed_shards, ema_decay=0.9)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=made, config=step_config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    state = jax.device_get(steps.init_state(model, made, plan, params))
+    state = jax.device_get(steps.init_state(model, made, step_config, params))
     return strategy, strategy.compile(step), state
 
 
@@ -103,10 +103,12 @@ def folded(shards: int, devices: int, seed: int = 0) -> np.ndarray:
     rows = np.random.default_rng(seed).normal(size=shards).astype(np.float32)
     rows *= 10.0 ** np.random.default_rng(seed).integers(-6, 7, shards).astype(np.float32)
     strategy = parallel.make_strategy(parallel.ParallelConfig(), jax.devices()[:devices])
-    plan = steps.StepConfig(shards=shards)
+    step_config = steps.StepConfig(reduction_shards=shards)
 
     def add(_, placed, *, axis):
-        return steps._summed(lambda part, key: jnp.sum(part), placed, jax.random.key(0), plan, axis)
+        return steps._summed(
+            lambda part, key: jnp.sum(part), placed, jax.random.key(0), step_config, axis
+        )
 
     placed = strategy.place_batch(rows)
     return rows, np.asarray(strategy.compile(add)(placed, placed))

@@ -37,8 +37,8 @@ def trained(options: dict) -> dict:
     config = parallel.ParallelConfig(**options)
     strategy = parallel.make_strategy(config, jax.devices()[:4])
     host, hosts = parallel.host_index_and_count()
-    plan = steps.StepConfig(0, config.num_microbatches, config.fixed_shards, average=0.9)
-    step = strategy.compile(layouts.step_of(plan), donate=True)
+    step_config = steps.StepConfig(0, config.num_microbatches, config.fixed_shards, ema_decay=0.9)
+    step = strategy.compile(layouts.step_of(step_config), donate=True)
     state = strategy.place_state(layouts.made()[2])
     losses, shown = [], strategy.fetch_rows(strategy.place_batch(np.arange(host, 16, hosts)))
     for examples in layouts.BATCHES:

@@ -94,12 +94,12 @@ def test_what_is_computed_again_counts_again():
 def shapes_of(config, rows=ROWS, inputs=INPUTS, targets=TARGETS, num_microbatches=1):
     """A train step of a model, and the shapes of its arguments."""
     model, optimizer = transformer.Transformer(config), optax.sgd(1e-3)
-    plan = steps.StepConfig(num_microbatches=num_microbatches)
+    step_config = steps.StepConfig(num_microbatches=num_microbatches)
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(config.vocab_size, np.int32))
-    init = functools.partial(steps.init_state, model, optimizer, plan)
+    init = functools.partial(steps.init_state, model, optimizer, step_config)
     state = jax.eval_shape(init, transformer.param_shapes(config))
     examples = jax.eval_shape(lambda: transformer.dummy_batch(inputs, targets, rows))
-    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, config=step_config)
     return step, state, examples
 
 

@@ -84,11 +84,17 @@ def test_one_device_sends_nothing():
 
 def test_data_parallel_training_sums_four_bytes_per_parameter_and_a_few_metrics():
     config = words.model_of("t5_1_1")
-    model, optimizer, plan = transformer.Transformer(config), optax.sgd(0.1), steps.StepConfig()
+    model, optimizer, step_config = (
+        transformer.Transformer(config),
+        optax.sgd(0.1),
+        steps.StepConfig(),
+    )
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(config.vocab_size, np.int32))
     axis = steps.Axis("devices", tuple(range(8)))
-    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=plan, axis=axis)
-    init = functools.partial(steps.init_state, model, optimizer, plan)
+    step = functools.partial(
+        steps.train_step, loss=loss, optimizer=optimizer, config=step_config, axis=axis
+    )
+    init = functools.partial(steps.init_state, model, optimizer, step_config)
     stacked = lambda x: jax.ShapeDtypeStruct((8, *x.shape), x.dtype)
     state = jax.tree.map(stacked, jax.eval_shape(init, transformer.param_shapes(config)))
     examples = jax.tree.map(stacked, jax.eval_shape(lambda: transformer.dummy_batch(8, 8, 1)))

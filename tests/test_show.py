@@ -110,8 +110,10 @@ def test_the_sharding_table_is_what_a_device_then_holds(optimizer, tiny_config):
     pace = optimizers.RunLength(1.0, 1)
     shapes = transformer.param_shapes(made.model)
     optimizer, _ = optimizers.make_optimizer(made.optimizer, 6, shapes, pace)
-    model, plan = transformer.Transformer(made.model), steps.StepConfig(average=0.9)
-    make = lambda: steps.init_state(model, optimizer, plan, jax.tree.map(jnp.zeros_like, shapes))
+    model, step_config = transformer.Transformer(made.model), steps.StepConfig(ema_decay=0.9)
+    make = lambda: steps.init_state(
+        model, optimizer, step_config, jax.tree.map(jnp.zeros_like, shapes)
+    )
     state = strategy.init(make)
     held = lambda x: x.addressable_shards[0].data
     placed = {

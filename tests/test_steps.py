@@ -56,9 +56,9 @@ LOSS = steps.LossConfig(z_loss=0.01, label_smoothing=0.1)
 DESCENT = optax.sgd(0.5)  # the step is half the gradient
 
 
-def step_of(loss=noiseless, optimizer=DESCENT, axis=None, **plan):
+def step_of(loss=noiseless, optimizer=DESCENT, axis=None, **options):
     """The update by plain descent, compiled unless it lies on a device axis."""
-    options = dict(loss=loss, optimizer=optimizer, plan=steps.StepConfig(**plan), axis=axis)
+    options = dict(loss=loss, optimizer=optimizer, config=steps.StepConfig(**options), axis=axis)
     step = functools.partial(steps.train_step, **options)
     return step if axis else jax.jit(step)
 
@@ -293,7 +293,7 @@ def test_the_seed_alone_decides_where_training_starts():
 
 def test_training_starts_from_the_parameters_it_is_given():
     given = table(5)
-    state = steps.init_state(Table(), DESCENT, steps.StepConfig(average=0.9), given)
+    state = steps.init_state(Table(), DESCENT, steps.StepConfig(ema_decay=0.9), given)
     assert state.params is given and state.step == state.skipped == 0
     np.testing.assert_array_equal(state.average["table"], given["table"])
     assert steps.init_state(Table(), DESCENT, steps.StepConfig(), given).average is None

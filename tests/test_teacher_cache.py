@@ -110,7 +110,9 @@ def marked(request, tiny_config, tmp_path_factory):
     manifest = teacher_cache.open_manifest(root / "cache", identity | {"vocabulary": VOCAB})
     dealt = pipeline.train_batches(examples, 3)
     for count in (4, 3, 2):
-        made = (teacher_cache.records_of(rows, mark(rows), manifest["identity"]) for rows in dealt)
+        made = (
+            teacher_cache.encode_records(rows, mark(rows), manifest["identity"]) for rows in dealt
+        )
         manifest = teacher_cache.add_file(root / "cache", manifest, itertools.islice(made, count))
     cache = pipeline.open_teacher_cache(root / "cache")
     return dataclasses.replace(examples, teacher_cache=cache), root / "cache"
@@ -159,14 +161,18 @@ def test_worker_processes_bring_it_too(marked):
 
 def test_rows_of_another_seed_are_refused(marked):
     dealt = pipeline.train_batches(marked[0], 4)
-    with pytest.raises(ValueError, match=r"row 0 of batch 1 is not what the teacher .* read; make"):
+    with pytest.raises(
+        ValueError, match=r"row 0 of batch 1 is not what the teacher .* read; write"
+    ):
         next(dealt)
 
 
 def test_past_its_last_update_a_cache_asks_to_be_made_longer(marked):
     dealt = pipeline.train_batches(marked[0], 3, start=8)
     assert_beside(next(dealt))
-    with pytest.raises(ValueError, match=r"ends at batch 9, and batch 10 .* --updates=10 or more"):
+    with pytest.raises(
+        ValueError, match=r"ends at batch 9, before batch 10; extend .* --updates=10 or more"
+    ):
         next(dealt)
 
 
@@ -208,7 +214,7 @@ def test_a_damaged_file_of_a_cache_is_a_sentence(marked, tmp_path):
 
 
 def test_a_folder_without_a_cache_is_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no cache of a teacher; make one with .*or leave"):
+    with pytest.raises(ValueError, match=r"holds no teacher cache; write one with .*or leave"):
         pipeline.open_teacher_cache(tmp_path)
 
 
@@ -229,7 +235,7 @@ def test_the_likeliest_and_the_softened_tail_have_all_mass(k, temperature):
     np.testing.assert_allclose(told.logits, same, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", teacher_cache.STORED)
+@pytest.mark.parametrize("dtype", teacher_cache.STORED_DTYPES)
 def test_what_is_stored_is_read_back_to_the_dtypes_precision(dtype, tmp_path):
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 16)) * 9, jnp.float32)
     logits = logits.at[0, 0, 3:].set(-1e9)  # a probability of nothing
@@ -238,7 +244,7 @@ def test_what_is_stored_is_read_back_to_the_dtypes_precision(dtype, tmp_path):
     rows = batch.Batch(ones, ones, ones, ones)
     identity = {"order": {"batch_size": 2}, "k": 16, "dtype": dtype, "vocabulary": 70_000}
     manifest = teacher_cache.open_manifest(tmp_path, identity)
-    teacher_cache.add_file(tmp_path, manifest, [teacher_cache.records_of(rows, told, identity)])
+    teacher_cache.add_file(tmp_path, manifest, [teacher_cache.encode_records(rows, told, identity)])
     read = pipeline.open_teacher_cache(tmp_path).read(rows, np.arange(2))
     np.testing.assert_array_equal(read.ids, told.ids)
     np.testing.assert_array_equal(read.logits, np.asarray(told.logits, np.float32))
@@ -254,8 +260,8 @@ def test_the_size_that_is_foretold_is_the_size_that_is_written(
     asked, tmp_path, monkeypatch, k, dtype
 ):
     writer = train.CacheWriter(asked(tmp_path / dtype, steps=6), k, dtype)
-    monkeypatch.setattr(teacher_cache, "FILE", 4 * writer.update_bytes)  # two files
-    foretold, said = writer.bytes_of(6), writer.account()
+    monkeypatch.setattr(teacher_cache, "FILE_BYTES", 4 * writer.update_bytes)  # two files
+    foretold, said = writer.disk_bytes(6), writer.describe()
     assert f"6 updates of 8 rows, the {k} likeliest of 512 ids in {dtype}" in said
     assert f"{foretold:,} in all" in said and not (tmp_path / dtype / "manifest.json").exists()
     writer.write()
@@ -277,12 +283,12 @@ def test_the_tails_mass_is_that_of_the_softened_distribution(temperature):
 
 def test_what_does_not_fit_on_the_disk_is_refused_before_it_starts(asked, tmp_path, monkeypatch):
     writer = train.CacheWriter(asked(tmp_path / "cache"), 16, "float16")
-    usage = type("Usage", (), {"free": writer.bytes_of(STEPS) - 1})
+    usage = type("Usage", (), {"free": writer.disk_bytes(STEPS) - 1})
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda place: usage)
     with pytest.raises(ValueError, match=r"but only [\d,]+ are free; free some space, or use a sm"):
-        writer.account()
+        writer.describe()
     usage.free += 1
-    assert "are free." in writer.account()
+    assert "are free." in writer.describe()
 
 
 def kept(folder):
@@ -292,26 +298,26 @@ def kept(folder):
 def test_a_killed_writer_goes_on_behind_its_last_whole_file(asked, tmp_path, monkeypatch):
     run = asked(tmp_path / "cache")
     monkeypatch.setattr(
-        teacher_cache, "FILE", 2 * train.CacheWriter(run, 4, "float32").update_bytes
+        teacher_cache, "FILE_BYTES", 2 * train.CacheWriter(run, 4, "float32").update_bytes
     )
-    told = train.CacheWriter._told
+    told = train.CacheWriter._records
 
-    def killed(writer):
-        yield from itertools.islice(told(writer), 3)
+    def killed(writer, tail_mass):
+        yield from itertools.islice(told(writer, tail_mass), 3)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train.CacheWriter, "_told", killed)
+        patch.setattr(train.CacheWriter, "_records", killed)
         train.CacheWriter(run, 4, "float32").write()
     assert list(kept(run.workdir)) == ["taught-00000.array_record"]
     assert not list(run.workdir.glob(".writing*"))
     again = train.CacheWriter(run, 4, "float32")
-    assert again.done == 2 and "2 updates are there" in again.account()
+    assert again.num_written == 2 and "2 updates are there" in again.describe()
     again.write()
     unbroken = written(asked(tmp_path / "other"), 4, "float32")
     assert kept(run.workdir) == kept(unbroken)
     longer = written(run, 4, "float32", updates=STEPS + 1)
-    assert pipeline.open_teacher_cache(longer).updates == STEPS + 1
+    assert pipeline.open_teacher_cache(longer).num_updates == STEPS + 1
 
 
 def test_it_does_not_matter_on_which_devices_it_is_written(asked, whole, tmp_path):
@@ -321,11 +327,12 @@ def test_it_does_not_matter_on_which_devices_it_is_written(asked, whole, tmp_pat
         pipeline.open_teacher_cache(whole),
         pipeline.open_teacher_cache(written(run, 64, "float32")),
     )
-    assert ours.updates == theirs.updates == STEPS
+    assert ours.num_updates == theirs.num_updates == STEPS
     for row in range(0, STEPS * 8, 3):
         assert ours.record(row)[:4] == theirs.record(row)[:4]
         here, there = (
-            np.frombuffer(cache.record(row), cache.position, offset=4) for cache in (ours, theirs)
+            np.frombuffer(cache.record(row), teacher_cache.target_dtype(cache.identity), offset=4)
+            for cache in (ours, theirs)
         )
         np.testing.assert_allclose(here["logits"], there["logits"][:, :64], rtol=1e-4, atol=1e-4)
 
@@ -368,7 +375,9 @@ def test_students_of_other_shapes_and_rates_share_a_cache(asked, whole, tmp_path
         "teacher.student_init": "random",
     }
     changes |= {"data.num_workers": 2, "parallel.num_microbatches": 4, "steps": 2}
-    assert find(asked(tmp_path / "run", **{"teacher.cache": str(whole)}, **changes)).updates == 4
+    assert (
+        find(asked(tmp_path / "run", **{"teacher.cache": str(whole)}, **changes)).num_updates == 4
+    )
 
 
 def test_another_update_of_the_teacher_is_another_teacher(asked, whole, teacher, tmp_path):
@@ -394,7 +403,7 @@ def test_another_tokenizer_is_refused_by_name(asked, whole, tmp_path):
 
 
 def test_a_folder_of_another_cache_is_not_written_over(asked, whole):
-    with pytest.raises(ValueError, match=r"holds what another teacher, .* use another --out"):
+    with pytest.raises(ValueError, match=r"holds a cache of another teacher, .* use another --out"):
         train.CacheWriter(asked(whole), 4, "float32")
 
 
@@ -492,7 +501,7 @@ def test_a_shorter_cache_is_wrong_by_the_tail_alone(asked, teacher, tmp_path):
     run = asked(tmp_path / "cache", **{"teacher.loss": {"forward_kl": {}}})
     few = pipeline.open_teacher_cache(written(run, 16, "float32"))
     writer = train.CacheWriter(run, 16, "float32")
-    rows = next(writer._dealt(0))
+    rows = next(writer._batches(0))
     model = transformer.Transformer(runs.read_run(teacher).model)
     params, _ = inference.read_params(runs.read_run(teacher), writer.tokens)
     log_p = jax.jit(lambda rows: jax.nn.log_softmax(steps.apply_model(model, params, rows, None)))(
@@ -537,4 +546,4 @@ def test_the_door_writes_it_and_says_its_size_first(asked, tmp_path, capfd):
     assert not cli.main([*arguments, "--updates=3"])
     out, said = capfd.readouterr()
     assert said.index("about") < said.index("are free") and "3 updates" in out
-    assert pipeline.open_teacher_cache(tmp_path / "cache").updates == 3
+    assert pipeline.open_teacher_cache(tmp_path / "cache").num_updates == 3

@@ -215,7 +215,7 @@ def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces
 
 
 @pytest.mark.parametrize(
-    ("origin", "rates", "sentence"),
+    ("origin", "multipliers", "sentence"),
     [
         ("@7", (), "there is no checkpoint 7 in .*; choose newest or one of .*6"),
         (
@@ -232,11 +232,12 @@ def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces
     ],
 )
 def test_a_check_finds_what_a_run_would_refuse_and_writes_nothing(
-    origin, rates, sentence, tiny_config, pretrained, tmp_path
+    origin, multipliers, sentence, tiny_config, pretrained, tmp_path
 ):
     changes = {**PAIRS, "stage": "finetune", "init_from": f"{pretrained}{origin}"}
     run = runs.make_run(
-        tiny_config(**changes, **{"optimizer.learning_rate_multipliers": rates}), tmp_path / "run"
+        tiny_config(**changes, **{"optimizer.learning_rate_multipliers": multipliers}),
+        tmp_path / "run",
     )
     with pytest.raises(ValueError, match=sentence):
         train.check(run)

@@ -73,8 +73,10 @@ def last(workdir: pathlib.Path, accept=lambda facts: True):
     optimizer, _ = optimizers.make_optimizer(
         run.trained, STEPS, run.shapes, optimizers.RunLength(1.0, 1)
     )
-    plan = steps.StepConfig(average=run.optimizer.ema_decay)
-    make = functools.partial(steps.init_state, transformer.Transformer(run.model), optimizer, plan)
+    step_config = steps.StepConfig(ema_decay=run.optimizer.ema_decay)
+    make = functools.partial(
+        steps.init_state, transformer.Transformer(run.model), optimizer, step_config
+    )
     shapes = jax.eval_shape(make, run.shapes)
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
         return saved.restore(shapes, accept)

@@ -87,9 +87,11 @@ def state_shapes(run):
     params = transformer.param_shapes(run.model)
     pace = optimizers.RunLength(1.0, 1)
     optimizer, _ = optimizers.make_optimizer(run.optimizer, run.steps, params, pace)
-    plan = steps.StepConfig(average=run.optimizer.ema_decay)
+    step_config = steps.StepConfig(ema_decay=run.optimizer.ema_decay)
     model = transformer.Transformer(run.model)
-    return jax.eval_shape(functools.partial(steps.init_state, model, optimizer, plan), params)
+    return jax.eval_shape(
+        functools.partial(steps.init_state, model, optimizer, step_config), params
+    )
 
 
 def same(state, right: dict[str, str]) -> bool:

@@ -141,11 +141,11 @@ def teacher_cache(values: flags.FlagValues) -> None:
     run = runs.make_run(values.config.to_dict(), values.out)
     with _multihost(values), train.detect_lost_host(_exit_lost):
         writer = train.CacheWriter(run, values.k, values.dtype, values.updates)
-        if writer.first:
-            print(writer.account(), file=sys.stderr, flush=True)
+        if writer.is_first_host:
+            print(writer.describe(), file=sys.stderr, flush=True)
         if not values.dry_run:
             summary = writer.write()
-            if writer.first:
+            if writer.is_first_host:
                 print(summary)
 
 

@@ -5,7 +5,7 @@ iterator state exists, and seeking takes constant time.
 
   config    which tasks, mixed at which rates, in batches of which shape
   packing   which pairs share a row
-  taught    row of a batch -> what a teacher said of it, from a cache
+  teacher_cache  row of a batch -> the teacher's top-k logits, from disk
   parts     row number -> stored tokens -> a row of a batch
   batches   step -> row numbers -> batch, in this process or in workers
 """

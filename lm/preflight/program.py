@@ -68,8 +68,7 @@ def prepare(run: runs.Run, devices: Sequence) -> Prepared:
     state, rows = strategy.global_shapes(update.state_shapes, batch_shapes(run))
     teacher = None
     if run.stage == "distill" and not run.teacher.cache:
-        shapes = train.live_teacher.placed_shapes(run)
-        teacher, _ = strategy.global_shapes(shapes, batch_shapes(run))
+        teacher, _ = strategy.global_shapes(train.live_teacher.param_shapes(run), batch_shapes(run))
     return Prepared(strategy, update.train_step, (state, rows, teacher))
 
 

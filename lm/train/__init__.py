@@ -7,10 +7,12 @@ early_stopping        ending a run that no longer improves
 profiling             tracing some updates
 signals               stopping after SIGTERM or SIGINT
 watchdog              ending a process that hangs or lost another host
+data                  tokenizer, examples and teacher cache
 live_teacher          the teacher of a distillation, and the student's own answers
-teacher_cache_writer  writing a teacher's logits to disk once, and finding them
+teacher_cache_writer  writing a teacher's logits to disk once
 """
 
+from lm.train.data import find_teacher_cache
 from lm.train.early_stopping import EarlyStopping
 from lm.train.guard import Diverged, Guard
 from lm.train.loop import Loop, TrainSetup
@@ -28,5 +30,5 @@ from lm.train.setup import (
     train,
 )
 from lm.train.signals import Signals, Unfinished
-from lm.train.teacher_cache_writer import CacheWriter, find_teacher_cache
+from lm.train.teacher_cache_writer import CacheWriter
 from lm.train.watchdog import Watchdog, detect_lost_host, exit_now

@@ -20,21 +20,19 @@ NUM_TIMED_CALLS = 3  # of the teacher's forward pass; the median counts
 
 def teacher_config(run: runs.Run) -> transformer.ModelConfig:
     """The teacher's model config, in teacher.dtype and with the run's attention implementation."""
+    implementation, dtype = run.model.attention.implementation, run.teacher.dtype
     config = runs.read_run(runs.teacher_source(run)[0]).model
-    dtype = run.teacher.dtype
-    implementation = run.model.attention.implementation
     return config.replace({"attention.implementation": implementation, "dtype": dtype})
 
 
 def cast_params(run: runs.Run, params: Any) -> Any:
     """The teacher's parameters in teacher.dtype."""
-    dtype = run.teacher.dtype
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+    return jax.tree.map(lambda x: x.astype(run.teacher.dtype), params)
 
 
-def placed_shapes(run: runs.Run) -> Any:
+def param_shapes(run: runs.Run) -> Any:
     """The shapes and dtypes of the teacher's parameters on devices, without using memory."""
-    shapes = transformer.param_shapes(runs.read_run(runs.teacher_source(run)[0]).model)
+    shapes = transformer.param_shapes(teacher_config(run))
     return jax.eval_shape(functools.partial(cast_params, run), shapes)
 
 
@@ -48,9 +46,8 @@ def load_params(
     is damaged, or has another tokenizer.
     """
     workdir, which = runs.teacher_source(run)
-    is_live = not run.teacher.cache
     initializes = is_fresh and run.teacher.student_init != "random"
-    if not workdir or not (is_live or initializes):
+    if not workdir or (run.teacher.cache and not initializes):
         return None
     return inference.read_params(runs.read_run(workdir), tokens, which, strategy)[0]
 
@@ -65,9 +62,9 @@ def place_params(run: runs.Run, strategy: parallel.Strategy, params: Any) -> Any
 def measure_cost(run: runs.Run, strategy: parallel.Strategy, teacher: Any) -> dict[str, float]:
     """Measure a placed teacher by a few forward passes over dummy rows; {} without a teacher.
 
-    Returns "teacher_seconds" of the forward passes over one batch, split as an update splits it;
-    GiB of the parameters on the fullest device, "teacher_gib", and on this process's devices
-    together, "teacher_process_gib"; and "teacher_workspace_gib" of a pass, if the compiler tells.
+    Returns "teacher_seconds" of the forward passes over one batch, split as an update splits it,
+    and GiB of the parameters on the fullest device, "teacher_gib", and on this process's devices
+    together, "teacher_process_gib".
     """
     if teacher is None:
         return {}
@@ -83,25 +80,20 @@ def measure_cost(run: runs.Run, strategy: parallel.Strategy, teacher: Any) -> di
         start = time.perf_counter()
         jax.block_until_ready(forward(teacher, examples))
         seconds.append(time.perf_counter() - start)
-    gib = [size / 2**30 for size in _bytes_by_device(teacher).values()]
-    cost = {"teacher_seconds": num_passes * statistics.median(seconds[1:])}
-    cost |= {"teacher_gib": max(gib), "teacher_process_gib": sum(gib)}
-    memory = forward.lower(teacher, examples).compile().memory_analysis()
-    return cost | ({"teacher_workspace_gib": memory.temp_size_in_bytes / 2**30} if memory else {})
+    sizes = collections.Counter()
+    for shard in (shard for leaf in jax.tree.leaves(teacher) for shard in leaf.addressable_shards):
+        sizes[shard.device] += shard.data.nbytes
+    return {
+        "teacher_seconds": num_passes * statistics.median(seconds[1:]),
+        "teacher_gib": max(sizes.values()) / 2**30,
+        "teacher_process_gib": sizes.total() / 2**30,
+    }
 
 
 def _forward(params, examples, *, model, axis=None):
     # Per row and from all logits, so that the compiler can leave none out.
     logits = steps.apply_model(model, params, examples, None).astype(jnp.float32)
     return jnp.sum(jax.nn.logsumexp(logits, axis=-1), axis=-1)
-
-
-def _bytes_by_device(tree: Any) -> dict:
-    sizes = collections.Counter()
-    for leaf in jax.tree.leaves(tree):
-        for shard in leaf.addressable_shards:
-            sizes[shard.device] += shard.data.nbytes
-    return sizes
 
 
 def cost_shares(
@@ -133,13 +125,11 @@ class StudentAnswers:
 
     def __init__(self, run: runs.Run, strategy: parallel.Strategy, eos: int):
         self.policy = run.teacher.on_policy
-        self._strategy, self._num_rows = strategy, run.data.batch_size
-        self._seed = run.seed
+        self._strategy, self._num_rows, self._seed = strategy, run.data.batch_size, run.seed
         model = transformer.Transformer(run.model, strategy.shard_activations)
         options = {"length": run.lengths[1], "eos": eos, "config": self.policy.decoding}
-        self._answer = strategy.compile(
-            functools.partial(on_policy.answered, model=model, **options)
-        )
+        answer = functools.partial(on_policy.answered, model=model, **options)
+        self._answer = strategy.compile(answer)
 
     def generate(self, params: Any, placed: batch.Batch, index: int) -> batch.Batch:
         """The placed batch of number `index` with answers of the placed model parameters.
@@ -148,10 +138,8 @@ class StudentAnswers:
         """
         numbers = index * self._num_rows + np.arange(self._num_rows)
         addresses = np.stack([np.full_like(numbers, self._seed), numbers], axis=1)
-        addresses = addresses.astype(np.uint32).view(np.int32)
-        return self._answer(
-            params, placed, self._strategy.place_batch(parallel.host_rows(addresses))
-        )
+        addresses = parallel.host_rows(addresses.astype(np.uint32).view(np.int32))
+        return self._answer(params, placed, self._strategy.place_batch(addresses))
 
     def mark_as_given(self, placed: batch.Batch) -> batch.Batch:
         """The placed batch in the form of `generate`, with no answer marked as the student's."""

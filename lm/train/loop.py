@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, runs, steps
+from lm import batch, checkpoints, evaluate, logs, parallel, pipeline, runs, steps, tokenizer
 from lm.train import early_stopping, guard, live_teacher, profiling, signals, watchdog
 
 MAX_IN_FLIGHT = 2  # updates that devices may be behind the host
@@ -23,6 +23,9 @@ DIVERGED = "diverged.json"
 class TrainSetup:
     """The fixed parts of a run, from which its updates are computed."""
 
+    run: runs.Run
+    strategy: parallel.Strategy
+    tokens: tokenizer.Tokenizer
     init_state: Callable  # parameters, or None for random ones -> a fresh state
     train_step: Callable  # (state, placed batch, teacher) -> (state, sums), compiled
     learning_rates: Callable  # updates done -> {"learning_rate": .., "learning_rate/<pattern>": ..}
@@ -31,8 +34,8 @@ class TrainSetup:
     task_scorer: evaluate.TaskScorer | None  # if best_metric is a task's score
     examples: pipeline.Examples
     state_shapes: steps.State
-    total: int  # updates
-    flops: int  # model FLOPs of one update on all devices
+    total_steps: int
+    flops_per_step: int  # model FLOPs of one update on all devices
     facts: dict  # stored in every checkpoint: the config, and fingerprints of tokenizer and data
     student_answers: live_teacher.StudentAnswers | None = None  # with teacher.on_policy
     teacher_cost: dict = dataclasses.field(default_factory=dict)  # of live_teacher.measure_cost
@@ -47,8 +50,6 @@ class Loop:
 
     def __init__(
         self,
-        run: runs.Run,
-        strategy: parallel.Strategy,
         setup: TrainSetup,
         saved: checkpoints.Checkpoints,
         log: logs.RunLog | logs.NullLog,
@@ -56,13 +57,15 @@ class Loop:
         stop: signals.Signals,
         profile: tuple[int, int] | None,
     ):
-        self.run, self.strategy, self.setup, self.saved = run, strategy, setup, saved
+        self.run, self.strategy, self.setup, self.saved = setup.run, setup.strategy, setup, saved
         self.log, self.ledger, self.stop = log, ledger, stop
-        self.profiler = profiling.Profiler(run.workdir, profile)
+        self.profiler = profiling.Profiler(self.run.workdir, profile)
         self.metrics, self.in_flight = {}, collections.deque()
-        self.every = {"log": run.log_every_steps}
-        self.every |= {"evaluate": run.eval_every_steps}
-        self.every |= {"checkpoint": run.checkpoint.every_steps}
+        self.every = {
+            "log": self.run.log_every_steps,
+            "evaluate": self.run.eval_every_steps,
+            "checkpoint": self.run.checkpoint.every_steps,
+        }
         self.host, self.num_hosts = parallel.host_index_and_count()
 
     def train_from(self, state: Any, facts: dict, teacher: Any = None) -> dict[str, float]:
@@ -76,18 +79,18 @@ class Loop:
         self.state, self.teacher = state, teacher
         self.saved_step = facts["step"] if "guard" in facts else None
         memory = facts.get("guard")
-        if memory and runs.differences(
-            self.setup.facts["config"], runs.without_operational(facts["config"])
-        ):
+        stored_config = runs.without_operational(facts.get("config", {}))
+        if memory and runs.differences(self.setup.facts["config"], stored_config):
             memory = memory | {"rollbacks": 0}  # the change of the config may be the cure
         self.guard = guard.Guard(self.run.guard, memory)
         self._resume_from(facts)
-        peak = 1.0 if self.host else logs.peak_flops(self.strategy.devices)
+        devices, flops = self.strategy.devices, self.setup.flops_per_step
+        peak = 1.0 if self.host else logs.peak_flops(devices)
         self.meter = logs.ThroughputMeter(
-            flops_per_step=self.setup.flops, peak_flops=peak, devices=len(self.strategy.devices)
+            flops_per_step=flops, peak_flops=peak, devices=len(devices)
         )
-        timeout = self.run.guard.hang_timeout_seconds
         report = lambda sentence: self._event("hang", said=sentence)
+        timeout = self.run.guard.hang_timeout_seconds
         self.watch = watchdog.Watchdog(timeout, self.run.workdir, report)
         with self.watch, watchdog.detect_lost_host(self._exit_lost_host):
             try:
@@ -114,7 +117,7 @@ class Loop:
             facts = {"commit": logs.commit(), "versions": logs.versions(), "devices": devices}
             self._event("resumed", batch=self.next_batch, command=logs.command(), **facts)
         first, last = self.profiler.first, self.profiler.last
-        if first and (first > self.setup.total or last <= self.step):
+        if first and (first > self.setup.total_steps or last <= self.step):
             self._event("no trace", said=f"--profile={first}:{last} is no update still to come")
         while not self._is_done():
             if self.stop.should_stop():
@@ -132,7 +135,7 @@ class Loop:
         self.saved.wait()
 
     def _is_done(self) -> bool:
-        return self.step >= self.setup.total or self.early_stopping.is_over
+        return self.step >= self.setup.total_steps or self.early_stopping.is_over
 
     def _update(self) -> None:
         """Dispatch one update; it may still be in flight when this returns."""
@@ -194,17 +197,14 @@ class Loop:
 
         A log is also due after update 1. A resumed run so writes the rows of the unbroken one.
         """
-        due = {action for action, every in self.every.items() if self.step % every == 0}
-        if self.step == self.setup.total:
-            due = set(self.every)
-        if self.step == 1 or due:
-            due.add("log")
-        return due
+        is_last = self.step == self.setup.total_steps
+        due = {action for action, n in self.every.items() if is_last or self.step % n == 0}
+        return due | {"log"} if due or self.step == 1 else due
 
     def _log_evaluate_save(self, due: set[str]) -> None:
         self._write_row()
         metrics = self._evaluate() if "evaluate" in due else None
-        if self.early_stopping.is_over and self.step < self.setup.total:
+        if self.early_stopping.is_over and self.step < self.setup.total_steps:
             self._event("ended early", said=self.early_stopping.reason)
             due.add("checkpoint")
         # Within a streak of bad updates nothing is saved: the checkpoint before it is needed.
@@ -260,11 +260,10 @@ class Loop:
             total = {name: float(sum(sums[name] for sums in finite)) for name in last}
             metrics, tokens = steps.metrics_from_sums(total), total["inputs"] + total["weight"]
             metrics |= {name: last[name] for name in last if "norm" in name or "ratio" in name}
-        metrics |= {"skipped": num_skipped}
+        metrics["skipped"] = num_skipped
         metrics |= self.setup.learning_rates(max(0, self.step - 1 - num_skipped))
         throughput = self.meter.measure(self.step, tokens)
-        memory = logs.memory_peak(self.strategy.devices)
-        cost = self.setup.teacher_cost
+        memory, cost = logs.memory_peak(self.strategy.devices), self.setup.teacher_cost
         metrics |= throughput | live_teacher.cost_shares(cost, throughput, memory, self.ledger)
         metrics |= memory
         if self.run.data.max_bad_records:
@@ -276,7 +275,8 @@ class Loop:
     def _evaluate(self) -> dict[str, float]:
         self.ledger.switch("evaluate")
         beat = lambda: self.watch.beat(f"evaluation {self.step}", watchdog.SLOW_FACTOR)
-        params = self.setup.model_params(eval_params(self.state))
+        average = self.state.average
+        params = self.setup.model_params(self.state.params if average is None else average)
         self.metrics = steps.metrics_from_sums(self.setup.heldout.sums(params, beat=beat))
         if self.setup.task_scorer:
             self.metrics |= self.setup.task_scorer(params, beat=beat)
@@ -290,8 +290,7 @@ class Loop:
         """Start to save the state, unless its copies on different devices differ."""
         self.watch.beat(f"checkpoint {self.step}", watchdog.SLOW_FACTOR)
         self.ledger.switch("save")
-        leaf = self.strategy.find_disagreement(self.state)
-        if leaf:
+        if leaf := self.strategy.find_disagreement(self.state):
             problem = f"copies of {leaf} on different devices differ in their bits"
             self._event("disagreement", said=problem)
             raise signals.Unfinished(
@@ -299,14 +298,12 @@ class Loop:
                 f"command again to continue from update {self.saved_step}, without that device if "
                 f"it happens again."
             )
-        facts = {"position": {"next_index": self.next_batch}, "unread": self.unlogged}
-        facts |= self.setup.facts | {
-            "guard": self.guard.memory,
-            "patience": self.early_stopping.memory,
-        }
-        for rows in (self.log, self.ledger):  # a run that resumes here needs its earlier rows
-            rows.flush()
-        self.saved.save(self.strategy.fetch(self.state), facts, metrics)
+        position = {"position": {"next_index": self.next_batch}, "unread": self.unlogged}
+        memory = {"guard": self.guard.memory, "patience": self.early_stopping.memory}
+        self.log.flush()  # a run that resumes here needs its earlier rows
+        self.ledger.flush()
+        state, facts = self.strategy.fetch(self.state), position | self.setup.facts | memory
+        self.saved.save(state, facts, metrics)
         self.saved_step = self.step
 
     def _stop_after_signal(self) -> NoReturn:
@@ -317,8 +314,8 @@ class Loop:
         self._event("stopped", signal=self.stop.name)
         self.ledger.write_row(self.step)
         raise signals.Unfinished(
-            f"{self.stop.name} stopped the run after update {self.step} of {self.setup.total}, "
-            f"which is saved; run the same command again to continue."
+            f"{self.stop.name} stopped the run after update {self.step} of "
+            f"{self.setup.total_steps}, which is saved; run the same command again to continue."
         )
 
     def _roll_back(self) -> None:
@@ -392,8 +389,3 @@ class Loop:
 
     def _event(self, kind: str, **facts: Any) -> None:
         self.log.event(kind, self.step, **facts)
-
-
-def eval_params(state: steps.State) -> Any:
-    """The parameters to evaluate and decode with: the averaged weights, if the state has them."""
-    return state.params if state.average is None else state.average

@@ -28,29 +28,20 @@ from lm import (
     transformer,
 )
 from lm.distill import features
-from lm.train import early_stopping, live_teacher, loop, signals, teacher_cache_writer, watchdog
+from lm.train import data, early_stopping, live_teacher, loop, signals, watchdog
 from lm.transformer import lora
 
 
-def language_loss(
-    run: runs.Run, text_bytes: np.ndarray, shard_activations: Callable = transformer.no_constraint
-) -> Callable:
-    """Cross-entropy, without a teacher."""
-    model = transformer.Transformer(run.model, shard_activations)
+def _language_loss(run, model, text_bytes) -> steps.Loss:
     return steps.make_language_loss(model, run.loss, text_bytes)
 
 
-def distillation_loss(
-    run: runs.Run, text_bytes: np.ndarray, shard_activations: Callable = transformer.no_constraint
-) -> Callable:
-    """The terms of teacher.loss."""
-    teacher = transformer.Transformer(live_teacher.teacher_config(run), shard_activations)
-    model = transformer.Transformer(run.model, shard_activations)
-    terms = run.teacher.terms
-    return distill.make_distillation_loss(model, run.loss, text_bytes, teacher, terms)
+def _distillation_loss(run, model, text_bytes) -> steps.Loss:
+    teacher = transformer.Transformer(live_teacher.teacher_config(run), model.shard_activations)
+    return distill.make_distillation_loss(model, run.loss, text_bytes, teacher, run.teacher.terms)
 
 
-LOSSES = {"pretrain": language_loss, "finetune": language_loss, "distill": distillation_loss}
+LOSSES = {"pretrain": _language_loss, "finetune": _language_loss, "distill": _distillation_loss}
 
 
 def initial_params(run: runs.Run, tokens: tokenizer.Tokenizer, teacher: dict | None) -> dict | None:
@@ -60,17 +51,16 @@ def initial_params(run: runs.Run, tokens: tokenizer.Tokenizer, teacher: dict | N
     those of a run; if its vocabulary differs, the embedding rows of equal pieces are copied. Prints
     what was copied.
     """
-    params, seed = None, run.seed
+    params = None
     if teacher is not None:
         params = _params_from_teacher(run, teacher)
     elif run.init_from:
         params = _params_from_run(run, tokens)
-    params = runs.with_projections(
-        run, params, lambda: _random_params(run), steps.key_for(seed, 0, features.PROJECTIONS)
-    )
+    key = steps.key_for(run.seed, 0, features.PROJECTIONS)
+    params = runs.with_projections(run, params, lambda: _random_params(run), key)
     if not run.lora.rank:
         return params
-    return lora.init_lora(run.lora, params, steps.key_for(seed, 0, "adapters"))
+    return lora.init_lora(run.lora, params, steps.key_for(run.seed, 0, "adapters"))
 
 
 def _params_from_teacher(run: runs.Run, teacher: dict) -> dict | None:
@@ -78,8 +68,8 @@ def _params_from_teacher(run: runs.Run, teacher: dict) -> dict | None:
     init = run.teacher.student_init
     if distill.parse_start(init) and distill.leaves_head(teacher_model, run.model):
         print(
-            f"teacher.student_init {init}: model.lm_head={run.model.lm_head!r} starts as the teacher's "
-            f"embedding, which was never a head; the first updates have to learn one.",
+            f"teacher.student_init {init}: model.lm_head={run.model.lm_head!r} starts as the "
+            f"teacher's embedding, which was never a head; the first updates have to learn one.",
             file=sys.stderr,
         )
     return distill.init_student(init, teacher, teacher_model, run.model, run.seed)
@@ -114,8 +104,7 @@ def check(run: runs.Run, allow: tuple[str, ...] = ()) -> None:
     runs.check_workdir(run, allow)
     runs.check_columns(run)
     optimizers.check_groups(run.trained, runs.trained_shapes(run))
-    source = runs.init_source if run.init_from else runs.teacher_source
-    workdir, which = source(run)
+    workdir, which = runs.init_source(run) if run.init_from else runs.teacher_source(run)
     if workdir and not runs.is_claimed(run.workdir):
         with inference.open_checkpoints(runs.read_run(workdir), read_only=True) as saved:
             saved.find_steps(which)
@@ -126,10 +115,7 @@ def check(run: runs.Run, allow: tuple[str, ...] = ()) -> None:
 def make_strategy(
     run: runs.Run, devices: Sequence | None = None, hosts: parallel.Hosts | None = None
 ) -> parallel.Strategy:
-    """The strategy of the run, whose batch must divide over these devices (by default all).
-
-    hosts: see parallel.make_strategy.
-    """
+    """The strategy of parallel.make_strategy; raises ValueError if it cannot divide the batch."""
     strategy = parallel.make_strategy(run.parallel, devices, hosts)
     shards = max(strategy.shards, run.parallel.fixed_shards)
     parallel.check_batch_size(run.data.batch_size, shards, run.parallel.num_microbatches)
@@ -152,21 +138,25 @@ def train(
     with watchdog.detect_lost_host(_exit_lost_host):
         check(run, allow)
         strategy = make_strategy(run, devices)
-        tokens, examples, heldout = _prepare_data(run)
+        tokens, examples, heldout = data.prepare_data(run)
+        if run.teacher.cache:
+            cache = data.find_teacher_cache(run, tokens, examples)
+            examples = dataclasses.replace(examples, teacher_cache=cache)
         setup = make_setup(run, strategy, tokens, examples, heldout)
-        ledger = logs.TimeLedger(run.workdir) if _is_first_host() else logs.NullLog()
+        is_first_host = jax.process_index() == 0
+        ledger = logs.TimeLedger(run.workdir) if is_first_host else logs.NullLog()
         with signals.Signals() as stop, ledger, inference.open_checkpoints(run) as saved:
             ledger.switch("restore")
-            state, facts = _restore(run, strategy, setup, saved, allow)
-            if _is_finished(run, setup, facts):
-                return _last_heldout(run)
+            state, facts = _restore(setup, saved, allow)
+            if _is_finished(setup, facts):
+                rows = logs.read(run.workdir / logs.METRICS)
+                return next((row for row in reversed(rows) if row["split"] == "heldout"), {})
             ledger.switch("start")
-            state, teacher = _place_start(run, strategy, setup, tokens, state)
+            state, teacher = _place_start(setup, state)
             cost = live_teacher.measure_cost(run, strategy, teacher)
             setup = dataclasses.replace(setup, teacher_cost=cost)
-            with _open_log(run, setup.total, facts["step"]) as log:
-                _claim(run, tokens, setup, strategy, log, facts["step"])
-                updates = loop.Loop(run, strategy, setup, saved, log, ledger, stop, profile)
+            with _open_log(setup, facts["step"]) if is_first_host else logs.NullLog() as log:
+                updates = loop.Loop(setup, saved, log, ledger, stop, profile)
                 return updates.train_from(state, facts, teacher)
 
 
@@ -177,63 +167,46 @@ def _exit_lost_host(message: str) -> NoReturn:
     )
 
 
-def _is_first_host() -> bool:
-    return parallel.host_index_and_count()[0] == 0
-
-
-def _prepare_data(
-    run: runs.Run,
-) -> tuple[tokenizer.Tokenizer, pipeline.Examples, pipeline.Examples]:
-    # (tokens, training examples, held-out examples), prepared by the first host while others wait.
-    def prepare():
-        tokens = runs.make_tokenizer(run)
-        return tokens, *runs.make_examples(run, tokens)
-
-    data = prepare() if _is_first_host() else None
-    parallel.barrier("tokenizer and examples")
-    tokens, examples, heldout = data or prepare()
-    if run.teacher.cache:
-        cache = teacher_cache_writer.find_teacher_cache(run, tokens, examples)
-        examples = dataclasses.replace(examples, teacher_cache=cache)
-    return tokens, examples, heldout
-
-
 def _restore(
-    run: runs.Run,
-    strategy: parallel.Strategy,
-    setup: loop.TrainSetup,
-    saved: checkpoints.Checkpoints,
-    allow: tuple[str, ...],
+    setup: loop.TrainSetup, saved: checkpoints.Checkpoints, allow: tuple[str, ...]
 ) -> tuple[Any, dict]:
-    # (state, facts) of the newest checkpoint; (None, facts of step 0) if there is none.
-    checkpoint = saved.restore(strategy.abstract_state(setup.state_shapes))
+    """(state, facts) of the newest checkpoint; (None, facts of step 0) if there is none.
+
+    Raises ValueError if it was made with another config, tokenizer or data, except for `allow`.
+    """
+    checkpoint = saved.restore(setup.strategy.abstract_state(setup.state_shapes))
     if checkpoint is None:
         return None, {"step": 0, "position": {"next_index": 0}}
-    _check_facts(run, setup.facts, checkpoint[1], allow)
+    expected, stored = setup.facts, checkpoint[1]
+    changes = [key for key in ("tokenizer", "data") if expected[key] != stored[key]]
+    changes += runs.differences(expected["config"], runs.without_operational(stored["config"]))
+    changes = [change for change in changes if not runs.is_allowed(change.split()[0], allow)]
+    if changes:
+        keys = ",".join(change.split()[0] for change in changes)
+        raise ValueError(
+            f"the checkpoints in {setup.run.workdir} were made with another {', '.join(changes)}; "
+            f"continue them with the one they were made with, use another --workdir, or, to change "
+            f"it midway, --allow_change={keys}."
+        )
     return checkpoint
 
 
-def _is_finished(run: runs.Run, setup: loop.TrainSetup, facts: dict) -> bool:
-    if facts["step"] >= setup.total:
+def _is_finished(setup: loop.TrainSetup, facts: dict) -> bool:
+    if facts["step"] >= setup.total_steps:
         return True
-    stopping = early_stopping.EarlyStopping.from_facts(run, facts)
+    stopping = early_stopping.EarlyStopping.from_facts(setup.run, facts)
     if stopping.is_over:
         print(
-            f"{run.workdir}: training ended early after update {facts['step']}, for "
+            f"{setup.run.workdir}: training ended early after update {facts['step']}, for "
             f"{stopping.reason}; raise early_stopping_patience (or set it to 0) to go on.",
             file=sys.stderr,
         )
     return stopping.is_over
 
 
-def _place_start(
-    run: runs.Run,
-    strategy: parallel.Strategy,
-    setup: loop.TrainSetup,
-    tokens: tokenizer.Tokenizer,
-    state: Any,
-) -> tuple[Any, Any]:
+def _place_start(setup: loop.TrainSetup, state: Any) -> tuple[Any, Any]:
     """(placed state, placed live teacher or None); only the placed copies stay in memory."""
+    run, tokens, strategy = setup.run, setup.tokens, setup.strategy
     teacher = live_teacher.load_params(run, tokens, strategy, is_fresh=state is None)
     if state is not None:
         state = strategy.place_state(state)
@@ -255,23 +228,26 @@ class Update:
 def make_update(
     run: runs.Run,
     text_bytes: np.ndarray,
-    total: int,
+    total_steps: int,
     run_length: optimizers.RunLength,
     shard_activations: Callable = transformer.no_constraint,
 ) -> Update:
-    """The update of a run of `total` updates. text_bytes: int [V] of Tokenizer.piece_bytes."""
+    """The update of a run of `total_steps` updates. text_bytes: int [V], of piece_bytes."""
     model, shapes = transformer.Transformer(run.model), runs.trained_shapes(run)
-    optimizer, learning_rate = optimizers.make_optimizer(run.trained, total, shapes, run_length)
+    optimizer, learning_rate = optimizers.make_optimizer(
+        run.trained, total_steps, shapes, run_length
+    )
     config = steps.StepConfig(
-        run.seed,
-        run.parallel.num_microbatches,
-        run.parallel.fixed_shards,
-        run.optimizer.ema_decay,
-        total,
+        seed=run.seed,
+        num_microbatches=run.parallel.num_microbatches,
+        reduction_shards=run.parallel.fixed_shards,
+        ema_decay=run.optimizer.ema_decay,
+        total_steps=total_steps,
     )
     make_loss = lookup.lookup(LOSSES, run.stage, "stage")
-    loss = lora.with_lora(run.lora, make_loss(run, text_bytes, shard_activations))
-    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, plan=config)
+    loss_model = transformer.Transformer(run.model, shard_activations)
+    loss = lora.with_lora(run.lora, make_loss(run, loss_model, text_bytes))
+    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, config=config)
     init_state = functools.partial(steps.init_state, model, optimizer, config)
     return Update(init_state, step, learning_rate, jax.eval_shape(init_state, shapes))
 
@@ -284,99 +260,73 @@ def make_setup(
     heldout: pipeline.Examples,
 ) -> loop.TrainSetup:
     """The fixed parts of a run. examples, heldout: of the training and the held-out split."""
-    total, run_length = runs.total_updates(run, len(examples)), runs.run_length(run, len(examples))
+    total_steps = runs.total_updates(run, len(examples))
     text_bytes = tokens.piece_bytes(run.model.vocab_size)
-    update = make_update(run, text_bytes, total, run_length, strategy.shard_activations)
+    run_length = runs.run_length(run, len(examples))
+    update = make_update(run, text_bytes, total_steps, run_length, strategy.shard_activations)
     factors = {"": 1.0} | optimizers.multipliers(run.optimizer)
 
     def learning_rates(updates_done: int) -> dict[str, float]:
         base = float(update.learning_rate(updates_done))
         return {f"learning_rate{k and '/'}{k}": base * factor for k, factor in factors.items()}
 
-    facts = {"config": runs.without_operational(run.config_dict), "tokenizer": tokens.fingerprint}
+    merge = lambda params, axis=None: lora.merge_lora(run.lora, params)
+    config = runs.without_operational(run.config_dict)
     needs_scores = run.checkpoint.best_metric not in ("", *runs.HELDOUT_METRICS)
-    is_on_policy = run.teacher.on_policy
-    answers = live_teacher.StudentAnswers(run, strategy, tokens.eos) if is_on_policy else None
+    answers = None
+    if run.teacher.on_policy:
+        answers = live_teacher.StudentAnswers(run, strategy, tokens.eos)
     return loop.TrainSetup(
+        run=run,
+        strategy=strategy,
+        tokens=tokens,
         init_state=update.init_state,
         train_step=strategy.compile(update.train_step, donate=True),
         learning_rates=learning_rates,
-        model_params=_model_params(run, strategy),
+        model_params=strategy.compile(merge) if run.lora.rank else features.plain,
         heldout=evaluate.HeldOut(run, strategy, heldout, tokens),
         task_scorer=evaluate.TaskScorer(run, strategy, tokens) if needs_scores else None,
         examples=examples,
         state_shapes=update.state_shapes,
-        total=total,
-        flops=step_flops(run),
-        facts=facts | {"data": examples.files},
+        total_steps=total_steps,
+        flops_per_step=step_flops(run),
+        facts={"config": config, "tokenizer": tokens.fingerprint, "data": examples.files},
         student_answers=answers,
     )
 
 
-def _model_params(run: runs.Run, strategy: parallel.Strategy) -> Callable:
-    # Placed parameters as trained -> the model's own.
-    if not run.lora.rank:
-        return features.plain
-    return strategy.compile(lambda params, axis=None: lora.merge_lora(run.lora, params))
-
-
-def _check_facts(run: runs.Run, expected: dict, stored: dict, allow: tuple[str, ...]) -> None:
-    changes = [key for key in ("tokenizer", "data") if expected[key] != stored[key]]
-    changes += runs.differences(expected["config"], runs.without_operational(stored["config"]))
-    changes = [change for change in changes if not runs.is_allowed(change.split()[0], allow)]
-    if changes:
-        keys = ",".join(change.split()[0] for change in changes)
-        raise ValueError(
-            f"the checkpoints in {run.workdir} were made with another {', '.join(changes)}; "
-            f"continue them with the one they were made with, use another --workdir, or, to change "
-            f"it midway, --allow_change={keys}."
-        )
-
-
-def _open_log(run: runs.Run, total: int, step: int) -> logs.RunLog | logs.NullLog:
-    if not _is_first_host():
-        return logs.NullLog()
-    return logs.RunLog(run.workdir, total, name=run.name, resume_step=step)
-
-
-def _claim(
-    run: runs.Run,
-    tokens: tokenizer.Tokenizer,
-    setup: loop.TrainSetup,
-    strategy: parallel.Strategy,
-    log: logs.RunLog | logs.NullLog,
-    step: int,
-) -> None:
-    """Claim the workdir for this config, or log what has changed in its config."""
-    if not _is_first_host():
-        return
+def _open_log(setup: loop.TrainSetup, step: int) -> logs.RunLog:
+    """Claim the workdir for this config, or log the changes of its config."""
+    run = setup.run
     is_fresh = not runs.is_claimed(run.workdir)
     changes = [] if is_fresh else runs.differences(run.config_dict, runs.read_config(run.workdir))
     if is_fresh or changes:
-        runs.claim(run, tokens)
-    if changes:
-        log.event("changed", step, keys=changes)
+        runs.claim(run, setup.tokens)
     if is_fresh:
         facts = {
             "stage": run.stage,
             "config": run.config_dict,
             "params": transformer.parameter_count(run.model),
             "trained": optimizers.trained_count(run.trained, setup.state_shapes.params),
-            "devices": [str(device.device_kind) for device in strategy.devices],
+            "devices": [str(device.device_kind) for device in setup.strategy.devices],
             "data": setup.examples.facts,
             "files": setup.examples.files,
-            "tokenizer": tokens.fingerprint,
-            "flops_per_step": setup.flops,
+            "tokenizer": setup.tokens.fingerprint,
+            "flops_per_step": setup.flops_per_step,
         }
-        facts |= planned_cost(run, setup.total) | setup.teacher_cost
+        facts |= planned_cost(run, setup.total_steps) | setup.teacher_cost
         logs.write_manifest(run.workdir, facts)
+    log = logs.RunLog(run.workdir, setup.total_steps, name=run.name, resume_step=step)
+    if changes:
+        log.event("changed", step, keys=changes)
+    return log
 
 
-def planned_cost(run: runs.Run, total: int) -> dict[str, int]:
+def planned_cost(run: runs.Run, total_steps: int) -> dict[str, int]:
     """The updates, tokens (padding counted) and model FLOPs of a whole run."""
-    tokens = total * runs.run_length(run, 0).tokens
-    flops = total * step_flops(run)
-    return {"planned_updates": total, "planned_tokens": tokens, "planned_flops": flops}
+    tokens = total_steps * runs.run_length(run, 0).tokens
+    flops = total_steps * step_flops(run)
+    return {"planned_updates": total_steps, "planned_tokens": tokens, "planned_flops": flops}
 
 
 def step_flops(run: runs.Run) -> int:
@@ -384,11 +334,5 @@ def step_flops(run: runs.Run) -> int:
     inputs, targets = run.lengths
     flops = 3 * transformer.forward_flops(run.model, inputs, targets)
     if run.stage == "distill" and not run.teacher.cache:
-        teacher = runs.read_run(runs.teacher_source(run)[0]).model
-        flops += transformer.forward_flops(teacher, inputs, targets)
+        flops += transformer.forward_flops(live_teacher.teacher_config(run), inputs, targets)
     return flops * run.data.batch_size
-
-
-def _last_heldout(run: runs.Run) -> dict[str, float]:
-    rows = logs.read(run.workdir / logs.METRICS)
-    return next((row for row in reversed(rows) if row["split"] == "heldout"), {})

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import faulthandler
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -90,7 +89,7 @@ class Watchdog:
 
     def __init__(self, seconds: float, workdir: str | os.PathLike, report: Callable[[str], None]):
         host, path = parallel.host_index_and_count()[0], storage.as_path(workdir) / STACKS
-        self._path: pathlib.Path = path.with_suffix(f".{host}.txt") if host else path
+        self._path = path.with_suffix(f".{host}.txt") if host else path
         self._seconds, self._report = seconds, report
         self._activity, self._deadline, self._stopped = "the start", 0.0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -40,7 +40,7 @@ MODEL = transformer.ModelConfig(
 
 def update(devices: int, reduction: str):
     """A function that takes one update and waits for it, compiled and warm."""
-    config = parallel.ParallelConfig(deterministic_reduction=reduction)
+    config = parallel.ParallelConfig(deterministic_reduction=reduction == "fixed")
     strategy = parallel.make_strategy(config, jax.devices()[:devices])
     shapes, model = transformer.param_shapes(MODEL), transformer.Transformer(MODEL)
     optimizer, _ = optimizers.make_optimizer(

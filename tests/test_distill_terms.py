@@ -17,14 +17,14 @@ def test_the_default_is_hintons_mixture():
 
 
 def test_every_term_can_stand_alone_and_is_then_as_the_record_says():
-    for name in terms.OPTIONS:
+    for name in terms.TERMS:
         assert distill.loss_terms({name: {}}) == (terms.Term(name),)
         assert distill.loss_terms({name: {"weight": 1}}) == (terms.Term(name),)
 
 
 def test_the_order_of_the_terms_is_that_of_the_table():
-    loss = {name: {} for name in reversed(terms.OPTIONS)}
-    assert [term.name for term in distill.loss_terms(loss)] == list(terms.OPTIONS)
+    loss = {name: {} for name in reversed(terms.TERMS)}
+    assert [term.name for term in distill.loss_terms(loss)] == list(terms.TERMS)
 
 
 @pytest.mark.parametrize(

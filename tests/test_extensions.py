@@ -6,14 +6,16 @@ import json
 
 import pytest
 
-from lm import cli, extensions, layers, objectives, optimizers, runs, tasks
-from tests.tiny_runs import go  # noqa: F401
+from lm import cli, distill, extensions, layers, objectives, optimizers, runs, tasks
+from tests.tiny_runs import PAIRS, go, rows  # noqa: F401
 
 FILE = '''
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lm import extensions, layers, objectives, optimizers, tasks
+from lm import distill, extensions, layers, objectives, optimizers, tasks
 
 
 def cubic(x):
@@ -33,6 +35,15 @@ def last_token(config, tokens, rng, vocabulary):
 LAST_TOKEN = objectives.OBJECTIVES["deshuffling"]._replace(corrupt=last_token)
 FIRST_LINE = tasks.Task("tfds:pydocs", inputs="first line: {body}", targets="{summary}")
 
+def total_variation(student, teacher, weights, temperature):
+    """Half the sum of absolute differences of probabilities, at a temperature."""
+    p, q = (jax.nn.softmax(logits / temperature) for logits in (student, teacher))
+    return jnp.sum(jnp.abs(p - q).sum(-1) / 2 * weights), jnp.sum(weights)
+
+
+extensions.register(
+    distill.TERMS, "total_variation", distill.TermKind(("temperature",), total_variation)
+)
 extensions.register(layers.ACTIVATIONS, "cubic", (cubic, False))
 extensions.register(optimizers.OPTIMIZERS, "sign", sign)
 extensions.register(objectives.OBJECTIVES, "last_token", LAST_TOKEN)
@@ -43,6 +54,7 @@ TABLES = {
     "sign": optimizers.OPTIMIZERS,
     "last_token": objectives.OBJECTIVES,
     "first_line": tasks.TASKS,
+    "total_variation": distill.TERMS,
 }
 CHANGES = {"model.activation": "cubic", "optimizer.name": "sign", "objective.name": "last_token"}
 CHANGES |= {
@@ -113,6 +125,18 @@ def test_a_task_is_registered_as_an_object(file, tiny_config, tmp_path):
     run = runs.make_run(tiny_config(stage="finetune", **{"data.task": "first_line"}), tmp_path)
     assert run.data.get_task("first_line").pairs
     assert run.config_dict["extensions"]["file"] == {"first_line": str(file)}
+
+
+def test_a_loss_term_of_a_config_file_is_zero_between_a_model_and_itself(file, go):  # noqa: F811
+    extensions.load([str(file)])
+    teacher = go(**PAIRS, stage="finetune")
+    loss = {"total_variation": {"weight": 2.0, "temperature": 2.0}}
+    options = {"teacher.workdir": str(teacher), "steps": 2, "teacher.loss": loss}
+    student = go(**PAIRS, stage="distill", **options)
+    for row in rows(student, "train"):
+        assert abs(row["teacher/total_variation"]) < 1e-5 and row["nats"] > 1
+    (name,) = runs.read_run(student).config_dict["extensions"]["file"]
+    assert name == "total_variation"
 
 
 def test_a_config_without_own_entries_records_none(file, tiny_config, tmp_path):

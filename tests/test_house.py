@@ -47,7 +47,7 @@ LINES = {
     "cli": 589,
     "corpus": 1870,
     "decoding": 529,
-    "distill": 1083,
+    "distill": 1091,
     "evaluate": 548,
     "exits": 10,
     "extensions": 112,

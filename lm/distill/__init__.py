@@ -19,4 +19,4 @@ from lm.distill.student_init import (
     leaves_head,
     parse_start,
 )
-from lm.distill.terms import Term, loss_terms, shared_temperature, uncached
+from lm.distill.terms import TERMS, Term, TermKind, loss_terms, shared_temperature, uncached

@@ -9,16 +9,9 @@ import jax.numpy as jnp
 
 from lm import batch, losses, steps
 from lm.distill import features, on_policy
-from lm.distill.terms import INSIDE, OPTIONS, Term, shared_temperature
+from lm.distill.terms import INSIDE, TERMS, Term, shared_temperature
 
 Array = jax.Array
-
-DIVERGENCES = {
-    "forward_kl": losses.forward_kl,
-    "reverse_kl": losses.reverse_kl,
-    "jsd": losses.jsd,
-    "logit_mse": losses.logit_mse,
-}
 
 
 class ModelOutputs(NamedTuple):
@@ -91,5 +84,6 @@ def _part(term: Term, said: ModelOutputs, config: steps.LossConfig) -> tuple[Arr
     if term.name == "policy":
         own = weights - batch.label_weights(said.examples)
         return on_policy.policy_gradient(said.student, said.teacher, said.examples.targets, own)
-    options = {option: getattr(term, option) for option in OPTIONS[term.name]}
-    return DIVERGENCES[term.name](said.student, said.teacher, weights, **options)
+    names, divergence, _ = TERMS[term.name]
+    options = {name: getattr(term, name) for name in names}
+    return divergence(said.student, said.teacher, weights, **options)

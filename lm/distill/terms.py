@@ -20,23 +20,37 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from lm import lookup
+from lm import lookup, losses
 
-OPTIONS = {  # of each term, beside weight and final_weight
-    "labels": (),
-    "forward_kl": ("temperature",),
-    "reverse_kl": ("temperature",),
-    "jsd": ("beta", "temperature"),
-    "logit_mse": (),
-    "hidden": ("distance", "encoder", "decoder"),
-    "attention": ("encoder", "decoder"),
-    "relations": ("of", "heads", "encoder", "decoder"),
-    "policy": (),
+
+class TermKind(NamedTuple):
+    """What a term of this name takes and needs.
+
+    options: fields of Term, beside weight and final_weight. divergence: (student logits, teacher
+    logits [B, T, V], weights [B, T], **options) -> (total, weight); None for a term that compares
+    more than logits. is_cacheable: whether top-k outputs of a cached teacher suffice.
+    """
+
+    options: tuple[str, ...] = ()
+    divergence: Callable | None = None
+    is_cacheable: bool = False
+
+
+TERMS = {
+    "labels": TermKind(is_cacheable=True),
+    "forward_kl": TermKind(("temperature",), losses.forward_kl, is_cacheable=True),
+    "reverse_kl": TermKind(("temperature",), losses.reverse_kl, is_cacheable=True),
+    "jsd": TermKind(("beta", "temperature"), losses.jsd, is_cacheable=True),
+    "logit_mse": TermKind((), losses.logit_mse),
+    "hidden": TermKind(("distance", "encoder", "decoder")),
+    "attention": TermKind(("encoder", "decoder")),
+    "relations": TermKind(("of", "heads", "encoder", "decoder")),
+    "policy": TermKind(),
 }
-CACHED = ("labels", "forward_kl", "reverse_kl", "jsd")  # that a cached teacher can serve
-INSIDE = ("hidden", "attention", "relations")  # that compare states inside both models
+INSIDE = ("hidden", "attention", "relations")  # these compare states inside both models
 BOUNDS = {  # of an option, and what else to use
     "weight": (0.0, 1e6, ""),
     "final_weight": (0.0, 1e6, ""),
@@ -68,7 +82,7 @@ class Term:
     heads: int = 0
 
     def __post_init__(self):
-        lookup.lookup(OPTIONS, self.name, "the term of teacher.loss")
+        lookup.lookup(TERMS, self.name, "the term of teacher.loss")
         path = f"teacher.loss.{self.name}"
         for option, (low, high, cure) in BOUNDS.items():
             value = getattr(self, option)
@@ -109,7 +123,7 @@ def _check_layers(layers, path: str) -> str | tuple:
 
 
 def loss_terms(section: Mapping[str, Mapping]) -> tuple[Term, ...]:
-    """Return the terms of the section teacher.loss, in the order of OPTIONS.
+    """Return the terms of the section teacher.loss, in the order of TERMS.
 
     Raises ValueError for a term or option that is unknown, and if all weights are 0.
     """
@@ -119,12 +133,12 @@ def loss_terms(section: Mapping[str, Mapping]) -> tuple[Term, ...]:
             f"as {{'labels': {{'weight': 0.2}}}}."
         )
     terms = []
-    for name in sorted(section, key=lambda name: [*OPTIONS, name].index(name)):
+    for name in sorted(section, key=lambda name: [*TERMS, name].index(name)):
         options, path = section[name], f"teacher.loss.{name}"
         known = (
             "weight",
             "final_weight",
-            *lookup.lookup(OPTIONS, name, "the term of teacher.loss"),
+            *lookup.lookup(TERMS, name, "the term of teacher.loss").options,
         )
         if not isinstance(options, Mapping):
             raise ValueError(f"{path}={options!r} is for a whole section; set {', '.join(known)}.")
@@ -145,7 +159,7 @@ def shared_temperature(terms: tuple[Term, ...]) -> float:
 
     Raises ValueError if they differ.
     """
-    temperatures = {term.temperature for term in terms if "temperature" in OPTIONS[term.name]}
+    temperatures = {term.temperature for term in terms if "temperature" in TERMS[term.name].options}
     if len(temperatures) > 1:
         listed = ", ".join(f"{t:g}" for t in sorted(temperatures))
         raise ValueError(
@@ -157,4 +171,4 @@ def shared_temperature(terms: tuple[Term, ...]) -> float:
 
 def uncached(terms: tuple[Term, ...]) -> list[str]:
     """Return the names of the terms that a cached teacher cannot serve."""
-    return [term.name for term in terms if term.name not in CACHED]
+    return [term.name for term in terms if not TERMS[term.name].is_cacheable]

@@ -123,7 +123,7 @@ def test_an_entry_that_changed_since_the_run_began_is_refused(file, go):  # noqa
 def test_a_task_is_registered_as_an_object(file, tiny_config, tmp_path):
     extensions.load([str(file)])
     run = runs.make_run(tiny_config(stage="finetune", **{"data.task": "first_line"}), tmp_path)
-    assert run.data.get_task("first_line").pairs
+    assert run.data.get_task("first_line").has_inputs
     assert run.config_dict["extensions"]["file"] == {"first_line": str(file)}
 
 

@@ -120,7 +120,7 @@ def test_an_input_too_long_is_told_and_answered_as_its_task_cuts_it(run, params,
     answer = make(run, tiny_tokens, params)
     turns = [f"{word} kilo lima mike" for word in ("alfa", "bravo", "charlie", "delta", "echo")]
     task = tasks.Task("x", "respond: {turns}", "{turns}", turns="turns")
-    whole = task.history(turns * 9)
+    whole = task.format_dialogue(turns * 9)
     ids, cut = tasks.truncate_input(task, whole, 64, tiny_tokens)
     latest = tiny_tokens.decode(ids)
     assert cut and latest.startswith("respond: ") and latest.endswith(turns[-1])

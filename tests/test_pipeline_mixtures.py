@@ -106,13 +106,19 @@ def test_the_pairs_of_a_mixture_are_its_tasks_in_order():
         ([("wikipedia", None), ("", None)], "data.task='' is unknown"),
         ([("pydocs", None), ("pydocs", None)], "names pydocs twice; give it one higher rate"),
         ([("wikipedia", 3), ("pydocs", None)], "gives some tasks a rate; give all of them one, or"),
-        ([("wikipedia", 3)], "gives a rate to one task alone; use data.task='wikipedia'"),
+        ([("wikipedia", 3)], "gives a rate to a single task; use data.task='wikipedia'"),
         ([("wikipedia", 0), ("pydocs", 1)], "gives wikipedia the rate 0; use a number above 0"),
         ([("wikipedia", math.nan), ("pydocs", 1)], "the rate nan; use a number above 0"),
         ([("wikipedia", "much"), ("pydocs", 1)], "the rate 'much'; use a number above 0"),
         ([("a/b", 1), ("./a/b/", 2)], "names ./a/b/ twice"),
-        (["pydocs", "wikipedia"], "data.mixture has 'pydocs', which is no pair of a task and its"),
-        ([("tests", None)], "data.task='tests' is no task; if you mean the directory, use ./tests"),
+        (
+            ["pydocs", "wikipedia"],
+            "data.mixture has 'pydocs', which is not a pair of a task and its",
+        ),
+        (
+            [("tests", None)],
+            "data.task='tests' is not a task; if you mean the directory, use ./tests",
+        ),
     ],
 )
 def test_pairs_that_are_no_mixture_are_a_sentence(pairs, sentence):

@@ -322,7 +322,7 @@ def test_a_dialogue_too_long_keeps_its_latest_turns(make_workdir, monkeypatch, c
     monkeypatch.setattr(generate.Generator, "generate", ask)
     turns = [f"{word} {n}" for n, word in enumerate(["kilo", "lima"] * 12)]
     inference.predict(make_workdir("own", {"own": TURNS}), [{"said": turns}])
-    whole = tasks.task_from_config("own", TURNS).history(turns)
+    whole = tasks.task_from_config("own", TURNS).format_dialogue(turns)
     assert json.loads(capsys.readouterr().out)["inputs"] == whole
     text = tiny_tokens.decode(asked[0])
     assert text.startswith(("reply: user: ", "reply: system: "))

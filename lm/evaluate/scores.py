@@ -101,7 +101,7 @@ class TaskScorer:
 
     def __init__(self, run: runs.Run, strategy, tokens, splits: dict[str, str] | None = None):
         run_tasks = {name: run.data.get_task(name) for name in run.data.names}
-        self.tasks = {name: task for name, task in run_tasks.items() if task.pairs}
+        self.tasks = {name: task for name, task in run_tasks.items() if task.has_inputs}
         splits = runs.splits(run)[1] if splits is None else splits
         self.pairs = {name: task_texts(run, name, splits[name]) for name in self.tasks}
         self._several = len(run_tasks) > 1

@@ -162,9 +162,9 @@ class Chat:
     def _format(self, line: str, turns: list[str]) -> str:
         task = self._task
         if task.turns:
-            return task.history([*turns, _single_line(line)])
+            return task.format_dialogue([*turns, _single_line(line)])
         columns = {column for _, column, *_ in string.Formatter().parse(task.inputs) if column}
-        return task.ask({columns.pop(): line}) if len(columns) == 1 else task.prefix + line
+        return task.format_input({columns.pop(): line}) if len(columns) == 1 else task.prefix + line
 
 
 def _single_line(text: str) -> str:

@@ -79,7 +79,7 @@ class SplitInputs:
         run_splits = dict(zip(("train", "heldout"), runs.splits(run), strict=True))
         self._splits = run_splits.get(split) or dict.fromkeys(run.data.names, split)
         for name in self._splits:
-            if not run.data.get_task(name).pairs:
+            if not run.data.get_task(name).has_inputs:
                 raise ValueError(
                     f"--split={split} of {name} is running text and has no inputs; give --input."
                 )
@@ -140,11 +140,11 @@ class Prompts:
                     raise ValueError(f"its 'inputs' are {type(text).__name__}, not text")
                 if not any(text.startswith(task.prefix) for task in self._tasks.values()):
                     warnings.append("no_prefix")
-            elif task is None or not task.pairs:
+            elif task is None or not task.has_inputs:
                 choices = f", and no 'task': one of {', '.join(self._tasks)}" if not task else ""
                 raise ValueError(f"it has no 'inputs'{choices}")
             else:
-                text = task.ask(row)
+                text = task.format_input(row)
                 if not text:
                     warnings.append("empty")
         except ValueError as error:

@@ -54,7 +54,7 @@ class DataConfig:
                 f"use 1.0 for rates proportional to the numbers of examples, 2.0 to favour small "
                 f"tasks."
             )
-        if self.packing != "none" and not any(self.get_task(name).pairs for name in mixed):
+        if self.packing != "none" and not any(self.get_task(name).has_inputs for name in mixed):
             raise ValueError(
                 f"data.packing={self.packing!r} has no effect on {', '.join(mixed)}: running text "
                 f"fills its rows without padding; use none."
@@ -92,7 +92,7 @@ class DataConfig:
 
     def form(self, name: str) -> shards.PairLengths | None:
         """What a task's pairs are cut to; None for running text, which is stored uncut."""
-        if self.get_task(name).pairs:
+        if self.get_task(name).has_inputs:
             return shards.PairLengths(self.input_length, self.target_length)
         return None
 

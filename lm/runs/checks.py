@@ -116,7 +116,7 @@ def _check_distillation(run: Run) -> None:
         teacher.terms,
         packing=run.data.packing,
         length=run.lengths[1],
-        pairs=all(run.data.get_task(name).pairs for name in run.data.names),
+        pairs=all(run.data.get_task(name).has_inputs for name in run.data.names),
     )
 
 
@@ -126,7 +126,7 @@ def _score_names(run: Run) -> list[str]:
     for name in run.data.names:
         task = run.data.get_task(name)
         scores = [score for metric in task.metrics for score in metrics.METRICS[metric].names]
-        names += [f"{name}/{score}" if several else score for score in scores if task.pairs]
+        names += [f"{name}/{score}" if several else score for score in scores if task.has_inputs]
     return names
 
 
@@ -238,7 +238,7 @@ def _check_vocabulary(run: Run) -> None:
             f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {pieces} "
             f"pieces + {sentinels} sentinels; use {tokenizers.padded_rows(pieces + sentinels)}."
         )
-    if not all(run.data.get_task(name).pairs for name in run.data.names):
+    if not all(run.data.get_task(name).has_inputs for name in run.data.names):
         objectives.check_sentinels(run.objective, run.data.input_length, sentinels)
 
 

@@ -89,7 +89,7 @@ def _read_texts(run: Run, name: str, split: str) -> tuple[int, Callable[[], Iter
         return count, lambda: ((f.document(raw).text,) for f in files for raw in f.raw_records())
     task, split = run.data.reading(name, split)
     records = sources.records(task.source, split, run.data.tfds_dir)
-    fields = ("inputs", "targets") if task.pairs else ("text",)
+    fields = ("inputs", "targets") if task.has_inputs else ("text",)
     return len(records), lambda: (
         [text[field] for text in task.to_texts(records[i]) for field in fields]
         for i in range(len(records))

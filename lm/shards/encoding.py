@@ -61,7 +61,7 @@ def prepare(
     with staging.staging_dir(out) as staging_dir:
         if manifest := _read_existing(out, identity):  # written by another process
             return manifest
-        if task.pairs:
+        if task.has_inputs:
             counts |= {"truncated": 0, "inputs_cut": 0}
             files = _write_pairs(staging_dir, _count_truncated(encoded, counts), tokens)
         else:

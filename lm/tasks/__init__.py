@@ -1,10 +1,10 @@
-"""Tasks: where records come from, how a record becomes texts, how answers are judged.
+"""Tasks: where records come from, how a record becomes texts, and which metrics score the answers.
 
-task      what a task is, and what it makes of a record
-table     those that are built in
-mixtures  which of them a config names, at which rates; a user's own
-answers   a file of a teacher's answers as training split
-fitting   the ids of an input that must fit in
+task             Task, and the texts that it makes of a record
+table            TASKS, the built-in tasks
+mixtures         the tasks that a config names, with their rates; tasks defined in a config
+teacher_answers  a file of a teacher's answers as the training split of a task
+truncation       the ids of an input, cut to the maximum length
 """
 
 from lm.tasks.mixtures import check_mixture, get_task, is_corpus_dir, task_from_config

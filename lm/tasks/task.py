@@ -1,8 +1,9 @@
-"""What a task is: a source, templates from a record to a pair of texts, and metrics."""
+"""Task: a source of records, templates that turn a record into texts, and metrics."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import reprlib
 import string
@@ -11,33 +12,38 @@ from typing import Any
 
 from lm import lookup, metrics
 
-# {"text"} to denoise, or {"inputs", "targets"} to learn a mapping; "references" beside these where
-# several answers are right.
+# {"text"} for denoising, or {"inputs", "targets"}, with "references" if several answers are right.
 Text = dict[str, Any]
 
-NUMBER = re.compile(r"-?\d+(\.0+)?")  # of a label, also as TSV has it
-SPEAKERS = ("user", "system")  # of a dialogue, in turns; the second one's are learnt
-TEXT = "{text}"  # what running text is made of
+CLASS_NUMBER = re.compile(r"-?\d+(\.0+)?")  # as an integer, or as TSV files write it
+SPEAKERS = ("user", "system")  # take turns in a dialogue; the model learns the second one's turns
+RUNNING_TEXT = "{text}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Strings alone, so that a config can hold one; columns of a record in braces.
+    """A task, described by strings alone, so that a config can hold it.
 
-    source: tfds:name, or files of JSONL or TSV, where {split} stands for train, validation, ..; ""
-    is a finished corpus. inputs, targets: templates, as "translate English to German: {en}" and
-    "{de}"; {answers[text]} is a column of that name or else a column in a column, and of a list the
-    first counts. Without inputs it is running text. metrics: words of METRICS. labels: what the
-    numbers of the targets' first column stand for. turns: the column that holds a dialogue, an
-    utterance a line or a list of them, the user's first; it makes a pair of each reply and all that
-    was said before it, behind what inputs say before the column.
-    Raises ValueError for a template without a column or with more than it uses, and for words that
-    are not known.
+    A template is text with columns of the record in braces, as "translate to German: {en}"; double
+    braces stand for themselves. {answers[text]} is the column of that name, or else a column in a
+    column. If a column holds a list, its first item is used.
+
+    Attributes:
+      source: tfds:name, or JSONL or TSV files, where {split} stands for train, validation, ..; ""
+        for a finished corpus.
+      inputs: the template of inputs; "" for running text, of which targets is the template.
+      targets: the template of targets. If it is a single column that holds a list, every item is a
+        right answer, and the first is the target.
+      metrics: keys of metrics.METRICS.
+      labels: the words for the class numbers 0, 1, .. in the first column of targets.
+      turns: the column of a dialogue: a list of utterances or a text with one a line, the user's
+        first. Each reply is a target; its input is `prefix` and all turns before it.
+    Raises ValueError for an invalid template, an unknown metric, and what a dialogue cannot use.
     """
 
     source: str
     inputs: str = ""
-    targets: str = TEXT
+    targets: str = RUNNING_TEXT
     metrics: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     turns: str = ""
@@ -47,177 +53,173 @@ class Task:
             template = getattr(self, field)
             if (template or field == "targets") and not _columns(template, field):
                 raise ValueError(
-                    f"{field}={template!r} of a task has no column; write one as "
-                    f"'summarize: {{body}}', and a brace that stands for itself twice."
+                    f"{field}={template!r} of a task has no column; write one in braces, as "
+                    f"'summarize: {{body}}', and double each brace that is text."
                 )
-        for word in self.metrics:
-            if word == "perplexity":
+        for name in self.metrics:
+            if name == "perplexity":
                 raise ValueError(
-                    "the metric of a task='perplexity' needs no word; evaluate writes it of every "
-                    "task, so leave it out."
+                    "metrics of a task has 'perplexity', which is always reported; leave it out."
                 )
-            lookup.lookup(metrics.METRICS, word, "the metric of a task")
+            lookup.lookup(metrics.METRICS, name, "the metric of a task")
         if self.turns:
             self._check_dialogue()
 
     def _check_dialogue(self) -> None:
-        # The templates of a dialogue say nothing that its history and replies would leave out.
-        hole = f"{{{self.turns}}}"
+        column = f"{{{self.turns}}}"
         if self.labels:
             raise ValueError(
-                f"labels={self.labels!r} of a task stand for numbers, and turns={self.turns!r} are "
-                f"texts; leave labels out."
+                f"labels={self.labels!r} of a task stand for class numbers, but "
+                f"turns={self.turns!r} are texts; leave labels out."
             )
-        ends = _columns(self.inputs, "inputs") == [self.turns] and self.inputs.endswith(hole)
-        if not ends or self.targets not in (hole, TEXT):
+        is_last = self.inputs.endswith(column) and _columns(self.inputs) == [self.turns]
+        if not is_last or self.targets not in (column, RUNNING_TEXT):
             raise ValueError(
-                f"turns={self.turns!r} of a task is asked with words and {hole} at their end and "
-                f"answered with {hole}, not with inputs={self.inputs!r} and "
-                f"targets={self.targets!r}; write 'respond: {hole}' and leave targets out."
+                f"turns={self.turns!r} of a task needs inputs that end in {column}, without "
+                f"another column, and targets={column}; they are inputs={self.inputs!r} and "
+                f"targets={self.targets!r}; write 'respond: {column}' and leave targets out."
             )
 
     @property
-    def pairs(self) -> bool:
-        """Whether it makes inputs and targets, not running text."""
+    def has_inputs(self) -> bool:
+        """Whether it makes pairs of inputs and targets, not running text."""
         return bool(self.inputs)
 
     @property
     def prefix(self) -> str:
-        """How every input begins: what stands before its first column."""
-        words = []
-        for literal, column, *_ in string.Formatter().parse(self.inputs):
-            words.append(literal)
-            if column is not None:  # a brace that stands for itself ends a literal, too
+        """The start of every input: the text before the first column."""
+        literals = []
+        for literal, column in _parse_template(self.inputs):
+            literals.append(literal)
+            if column is not None:  # a double brace ends a literal, too
                 break
-        return "".join(words)
+        return "".join(literals)
 
     def to_texts(self, record: dict) -> list[Text]:
-        """What a record makes: one text, a pair for each reply of a dialogue, or nothing.
+        """The texts of a record: one, a pair for each reply of a dialogue, or none.
 
-        A record is dropped where a column is blank, or a label unknown (below 0).
-        Raises ValueError for a column that the record does not have or that is an object, for the
-        number of a label that there is not, and for a turn that is no text.
+        A record with a blank column or an unknown label (below 0) has none.
+        Raises ValueError for a missing column, a column that is an object, a class number without
+        a label, and a turn that is not text.
         """
         if self.turns:
-            return self._replies(record)
-        inputs, answers = self._filled(self.inputs, record), self._answers(record)
-        if not (answers and answers[0].strip() and (inputs or not self.pairs)):
+            turns = self._read_turns(record)
+            return [
+                {"inputs": self.format_dialogue(turns[:i]), "targets": turns[i]}
+                for i in range(1, len(turns), 2)
+            ]
+        inputs, answers = self._fill(self.inputs, record), self._read_answers(record)
+        if not answers or not answers[0].strip() or (self.has_inputs and not inputs):
             return []
-        if not self.pairs:
+        if not self.has_inputs:
             return [{"text": answers[0]}]
-        several = {"references": answers} if len(answers) > 1 else {}
-        return [{"inputs": inputs, "targets": answers[0], **several}]
+        references = {"references": answers} if len(answers) > 1 else {}
+        return [{"inputs": inputs, "targets": answers[0]} | references]
 
-    def ask(self, record: dict) -> str:
-        """The input of a record whose answer is not known; "" where a column of it is blank.
+    def format_input(self, record: dict) -> str:
+        """The input of a record without targets; "" if one of its columns is blank.
 
-        Raises ValueError for a column that the record does not have, and a turn that is no text.
+        Raises ValueError for a missing column and a turn that is not text.
         """
         if self.turns:
-            return self.history(self._turns(record))
-        return self._filled(self.inputs, record) or ""
+            return self.format_dialogue(self._read_turns(record))
+        return self._fill(self.inputs, record) or ""
 
-    def history(self, turns: Sequence[str]) -> str:
-        """The input that asks for what follows these turns of a dialogue."""
-        named = (f"{SPEAKERS[i % 2]}: {turn}" for i, turn in enumerate(turns))
-        return self.prefix + "\n".join(named)
+    def format_dialogue(self, turns: Sequence[str]) -> str:
+        """The input whose target is the turn after these."""
+        lines = (f"{SPEAKERS[i % 2]}: {turn}" for i, turn in enumerate(turns))
+        return self.prefix + "\n".join(lines)
 
-    def _replies(self, record: dict) -> list[Text]:
-        turns = self._turns(record)
-        return [
-            {"inputs": self.history(turns[:number]), "targets": turns[number]}
-            for number in range(1, len(turns), 2)
-        ]
-
-    def _turns(self, record: dict) -> list[str]:
-        value = self._value(record, self.turns)
-        value = value.splitlines() if isinstance(value, str) else value
-        lines = value if isinstance(value, list | tuple) else [] if value is None else [value]
-        for line in lines:
+    def _read_turns(self, record: dict) -> list[str]:
+        """The turns of a dialogue, each on one line; blank ones are left out."""
+        value = self._column(record, self.turns)
+        lines = value.splitlines() if isinstance(value, str) else [] if value is None else value
+        for line in lines if isinstance(lines, list | tuple) else [lines]:
             if not isinstance(line, str):
                 raise ValueError(
                     f"{self.source} has the turn {reprlib.repr(line)} in the column "
-                    f"{self.turns!r}, which is no text; make it a list of texts, or one text with "
+                    f"{self.turns!r}, which is not text; make it a list of texts, or one text with "
                     f"a turn a line."
                 )
-        turns = [" ".join(line.split()) for line in lines]
-        return [turn for turn in turns if turn]
+        return [turn for line in lines if (turn := " ".join(line.split()))]
 
-    def _filled(self, template: str, record: dict, labelled: str = "") -> str | None:
-        # The template with its columns in place; None where one of them is blank. labelled: the
-        # column whose numbers are those of labels.
-        parts = []
-        for literal, column, *_ in string.Formatter().parse(template):
-            parts.append(literal)
+    def _fill(self, template: str, record: dict, labelled_column: str = "") -> str | None:
+        """The template with the columns of a record; None if one of them is blank."""
+        pieces = []
+        for literal, column in _parse_template(template):
+            pieces.append(literal)
             if column is None:
                 continue
-            value = self._value(record, column)
+            value = self._column(record, column)
             value = value[0] if isinstance(value, list) and value else value
-            text = self._text(value, column, column == labelled)
+            text = self._to_text(value, column, column == labelled_column)
             if not text.strip():
                 return None
-            parts.append(text)
-        return "".join(parts)
+            pieces.append(text)
+        return "".join(pieces)
 
-    def _answers(self, record: dict) -> list[str]:
-        # All right answers, each once: of a lone column that holds a list, every item of it.
-        column = _columns(self.targets, "targets")[0]
-        value = self._value(record, column)
+    def _read_answers(self, record: dict) -> list[str]:
+        """All right answers, each once."""
+        column = _columns(self.targets)[0]
+        value = self._column(record, column)
         if isinstance(value, list) and self.targets == f"{{{column}}}":
-            texts = [self._text(item, column, True) for item in value]
+            texts = [self._to_text(item, column, True) for item in value]
             return list(dict.fromkeys(text for text in texts if text.strip()))
-        filled = self._filled(self.targets, record, column)
-        return [] if filled is None else [filled]
+        text = self._fill(self.targets, record, column)
+        return [] if text is None else [text]
 
-    def _text(self, value: Any, column: str, labelled: bool) -> str:
-        # What a value of a column is as text; "" of none, and of an unknown label.
+    def _to_text(self, value: Any, column: str, is_labelled: bool) -> str:
+        """A column's value as text; "" for no value and for an unknown label."""
         if isinstance(value, dict):
             raise ValueError(
                 f"{self.source} has an object in the column {column!r}; name a column of it, "
                 f"as {{{column}[{next(iter(value), 'text')}]}}."
             )
-        if labelled and self.labels and (isinstance(value, bool) or NUMBER.fullmatch(str(value))):
-            return self._label(int(float(value)))
-        return "" if value in (None, []) else str(value)
-
-    def _label(self, number: int) -> str:
+        is_number = isinstance(value, bool) or CLASS_NUMBER.fullmatch(str(value))
+        if not (is_labelled and self.labels and is_number):
+            return "" if value in (None, []) else str(value)
+        number = int(float(value))
         if number >= len(self.labels):
             raise ValueError(
-                f"{self.source} has the label {number}, but the task names {len(self.labels)}, "
-                f"from 0; name them all in labels, in order."
+                f"{self.source} has the class number {number}, but the task has "
+                f"{len(self.labels)} labels, from 0; name them all in labels, in order."
             )
         return self.labels[number] if number >= 0 else ""
 
-    def _value(self, record: dict, column: str) -> Any:
-        if column in record:  # a name may hold a dot or brackets itself
+    def _column(self, record: dict, column: str) -> Any:
+        """The value of a column, or of a path into a column."""
+        if column in record:  # the name itself may contain dots and brackets
             return record[column]
         value: Any = record
-        for word in re.findall(r"[^.\[\]]+", column):
-            if not isinstance(value, dict) or word not in value:
-                names = value if isinstance(value, dict) else ()
+        for name in re.findall(r"[^.\[\]]+", column):
+            names = value if isinstance(value, dict) else ()
+            if name not in names:
                 raise ValueError(
                     f"{self.source} has no column {column!r}, which the task's templates name; "
-                    f"it has {', '.join(names) or 'none there'}"
-                    f"{lookup.nearest(word, names) or '.'}"
+                    f"it has {', '.join(names) or 'no columns'}{lookup.nearest(name, names) or '.'}"
                 )
-            value = value[word]
+            value = value[name]
         return value
 
 
-def _columns(template: str, what: str) -> list[str]:
-    """The columns that a template names. Raises ValueError for braces that hold anything else."""
+@functools.lru_cache
+def _parse_template(template: str, field: str = "template") -> list[tuple[str, str | None]]:
+    """The literals of a template, each with the column after it; None at an end or a double brace.
+
+    Raises ValueError for braces that hold anything but a column.
+    """
     try:
-        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
+        pieces = list(string.Formatter().parse(template))
+        is_valid = not any(p[1] == "" or p[2] or p[3] for p in pieces)  # name, format, conversion
+    except ValueError:
+        is_valid = False
+    if not is_valid:
         raise ValueError(
-            f"{what}={template!r} of a task is no template ({error}); write a column as {{name}}, "
-            f"and a brace that stands for itself twice."
-        ) from None
-    for _, column, spec, conversion in parts:
-        if spec or conversion or not column:
-            said = column + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
-            raise ValueError(
-                f"{what}={template!r} of a task has {{{said}}}, and a column is filled in as it "
-                f"stands, by a name without ! and :; write {{{column or 'name'}}}."
-            )
-    return [column for _, column, *_ in parts]
+            f"{field}={template!r} of a task is not a template; write columns as {{name}}, without "
+            f"! or : after the name, and double each brace that is text."
+        )
+    return [(literal, column) for literal, column, *_ in pieces]
+
+
+def _columns(template: str, field: str = "template") -> list[str]:
+    return [column for _, column in _parse_template(template, field) if column is not None]

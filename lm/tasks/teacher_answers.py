@@ -1,4 +1,4 @@
-"""A file of answers as a task's training split: what a teacher said, to be learnt instead."""
+"""A file of a teacher's answers, learnt in place of a task's own targets."""
 
 from __future__ import annotations
 
@@ -7,47 +7,46 @@ import re
 
 from lm.tasks.task import Task, Text
 
-FILE = re.compile(r"\.(jsonl|ndjson)(\.gz|\.bz2|\.zst)?$")
+ANSWERS_FILE = re.compile(r"\.(jsonl|ndjson)(\.gz|\.bz2|\.zst)?$")
 
 
 def is_answers_file(split: str) -> bool:
-    """Whether data.train_split names files of answers, no split: they end in .jsonl."""
-    return bool(FILE.search(split))
+    """Whether data.train_split names files of answers, by their suffix, and not a split."""
+    return bool(ANSWERS_FILE.search(split))
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherAnswers(Task):
-    """A task whose pairs are in a file that predict wrote: inputs as asked, targets as said.
+    """A task whose pairs are rows of a file that predict wrote; each answer to a row is a pair.
 
-    name: of the task; rows whose column "task" says another are left out. Of several answers to a
-    row each is a pair, once.
+    name: the name of the task; rows with another name in the column "task" are left out.
     Source: Kim and Rush 2016, section 3.2, arXiv:1606.07947.
     """
 
     name: str = ""
 
     def to_texts(self, record: dict) -> list[Text]:
-        """As of a Task. Raises ValueError for a row that is no answer to an input."""
+        """The pairs of a row. Raises ValueError for a row without inputs and a prediction."""
         if record.get("task", self.name) != self.name:
             return []
-        asked = record.get("inputs")
-        said = record.get("predictions") or [record.get("prediction")]
-        if not isinstance(asked, str) or not all(isinstance(text, str) for text in said):
+        inputs = record.get("inputs")
+        answers = record.get("predictions") or [record.get("prediction")]
+        if not all(isinstance(text, str) for text in (inputs, *answers)):
             raise ValueError(
                 f"{self.source} has a row without inputs and prediction as text; write it with "
                 f"python -m lm predict --workdir=TEACHER --split=train --out={self.source}."
             )
-        return [{"inputs": asked, "targets": text} for text in dict.fromkeys(said) if text.strip()]
+        return [{"inputs": inputs, "targets": t} for t in dict.fromkeys(answers) if t.strip()]
 
 
 def with_teacher_answers(name: str, task: Task, split: str) -> tuple[Task, str]:
-    """What to read a task's records by: (the task, the split), or of files of answers their rows.
+    """(task, split) to read training records by: a file of answers replaces the task's source.
 
-    Raises ValueError for answers of a task that asks nothing.
+    Raises ValueError if there are answers to a task without inputs.
     """
     if not is_answers_file(split):
         return task, split
-    if not task.pairs:
+    if not task.has_inputs:
         raise ValueError(
             f"data.train_split={split!r} has answers, but {name} is running text; use "
             f"data.train_split='train'."

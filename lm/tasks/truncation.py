@@ -1,4 +1,4 @@
-"""The ids of an input that must fit in so many tokens."""
+"""The ids of an input, cut to the maximum length."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import bisect
 
 import numpy as np
 
+from lm import tokenizer
 from lm.tasks.task import Task
 
 
-def truncate_input(task: Task, text: str, room: int, tokens) -> tuple[np.ndarray, bool]:
-    """(ids of an input, eos at the end, at most `room`; whether it had to be cut).
+def truncate_input(
+    task: Task, text: str, max_length: int, tokens: tokenizer.Tokenizer
+) -> tuple[np.ndarray, bool]:
+    """(int32 ids of an input with eos, at most max_length of them; whether it was truncated).
 
-    What is too long loses its end; of a dialogue the prefix and the latest turns stay, whole ones
-    as far as one fits. tokens: a tokenizer.Tokenizer.
+    Truncates the end; for a dialogue drops the oldest turns, and if the last turn alone is too long
+    keeps the start of the prefix and the end of that turn.
     """
-    ids, most = tokens.encode(text), room - 1
-    cut = len(ids) > most
-    if cut and task.turns and text.startswith(task.prefix):
+    ids, limit = tokens.encode(text), max_length - 1
+    is_truncated = len(ids) > limit
+    if is_truncated and task.turns and text.startswith(task.prefix):
         turns = text.removeprefix(task.prefix).split("\n")
-        latest = lambda first: tokens.encode(task.prefix + "\n".join(turns[first:]))
-        # The first turn to keep; where the last alone is too long, its end is what is kept.
-        first = bisect.bisect_left(
-            range(len(turns) - 1), True, key=lambda first: len(latest(first)) <= most
-        )
-        ids = latest(first)
-        if len(ids) > most:
-            asked = tokens.encode(task.prefix)[: most // 2]
-            ids = np.concatenate([asked, ids[len(ids) - (most - len(asked)) :]])
-    return np.append(ids[:most], tokens.eos).astype(np.int32), cut
+        encode_from = lambda first: tokens.encode(task.prefix + "\n".join(turns[first:]))
+        fits = lambda first: len(encode_from(first)) <= limit
+        ids = encode_from(bisect.bisect_left(range(len(turns) - 1), True, key=fits))
+        if len(ids) > limit:
+            prefix = tokens.encode(task.prefix)[: limit // 2]
+            ids = np.concatenate([prefix, ids[len(ids) - (limit - len(prefix)) :]])
+    return np.append(ids[:limit], tokens.eos).astype(np.int32), is_truncated

@@ -1,4 +1,11 @@
-"""Every key with its default, unit and meaning; the other configs are differences from this one."""
+"""Every key with its default, unit and meaning; the other configs are differences from this one.
+
+python -m lm train --config=configs/base.py --workdir=runs/base
+
+Cost: T5 1.1 small takes 1.4e13 FLOPs per update, 8.9e17 in all: at least 15 minutes on one H100 at
+    its peak of 989 TFLOP/s. Time: not yet measured.
+Score: not yet measured.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +14,30 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """The defaults: T5 1.1 small and T5's optimizer. Lengths in tokens, times in updates."""
+    """Return the defaults: T5 1.1 small and T5's optimizer."""
     config = ConfigDict()
     config.name = ""  # the run's role in reports; empty: the stage
     config.stage = "pretrain"  # pretrain, finetune, distill: chooses the loss
     config.seed = 0  # of parameters, order of data, masking and dropout
     config.steps = 65_536  # updates; 0: duration sets them
-    config.duration = duration = ConfigDict()  # instead of steps: one of
+    config.duration = duration = ConfigDict()  # instead of steps, one of these
     duration.epochs = 0.0
     duration.tokens = 0.0  # padding counted
-    config.init_from = (
-        ""  # workdir of a run to start from: its newest parameters; with @best at the
-    )
-    # end those that are best by its checkpoint.best_metric, with @1200 those of that update
+    # Workdir of a run to start from: its newest parameters; with @best at the end those that are
+    # best by its checkpoint.best_metric, with @1200 those of that update.
+    config.init_from = ""
     config.log_every_steps = 100  # updates between rows of the log
     config.eval_every_steps = 1000  # updates between held-out evaluations
-    config.early_stopping_patience = 0  # stop after this many evaluations without a better
-    # checkpoint.best_metric; 0: never
+    # Stop after this many evaluations without a better checkpoint.best_metric; 0: never.
+    config.early_stopping_patience = 0
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 1000  # updates between checkpoints
-    checkpoint.max_to_keep = 2  # the newest checkpoints that are kept
+    checkpoint.max_to_keep = 2  # number of newest checkpoints to keep
     checkpoint.keep_period = 0  # also keep those whose update is a multiple of this; 0: none
-    checkpoint.best_metric = (
-        ""  # also keep the best by this held-out figure, as nats, or a score of
-    )
-    # the task, as bleu (with several tasks: task/bleu); empty: none
+    # Also keep the best by this held-out metric: nats, or a score of the task, as bleu (with
+    # several tasks: task/bleu); empty: none.
+    checkpoint.best_metric = ""
 
     config.model = model = ConfigDict()  # set by a preset of configs/models.py, after a colon
     model.vocab_size = 32_128  # rows of the embedding: pieces + sentinels + padding
@@ -74,9 +79,8 @@ def get_config() -> ConfigDict:
     model.dropout_rate = 0.0  # 0 in pre-training, 0.1 in fine-tuning
     model.dtype = "float32"  # of activations; bfloat16 on accelerators
     model.scan_layers = False  # True: compiles in constant time; the parameters are the same
-    model.remat_policy = (
-        "none"  # save memory, recompute: dots (keeps their results), full (nothing)
-    )
+    # Save memory by recomputing: dots stores the results of matrix products, full stores nothing.
+    model.remat_policy = "none"
 
     config.tokenizer = tokenizer = ConfigDict()
     tokenizer.dir = ""  # empty: that of init_from or of the teacher, else {workdir}/tokenizer
@@ -89,10 +93,11 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.task = "pydocs"  # of lm/tasks; or a corpus's directory, with a slash
-    data.mixture = ()  # instead of data.task, several: (("a", 3.0), ("b", 1.0)), with rates, or
-    # None each for rates by the numbers of examples
-    data.custom_tasks = ConfigDict()  # your own, by name, with the fields of lm/tasks/task.py; an
-    # example: configs/own_task.py
+    # Several tasks instead of data.task, with rates: (("a", 3.0), ("b", 1.0)); with None as every
+    # rate they follow the numbers of examples.
+    data.mixture = ()
+    # Your own tasks by name, with the fields of lm/tasks/task.py; example: configs/own_task.py.
+    data.custom_tasks = ConfigDict()
     data.tfds_dir = ""  # TFDS directory; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets
     data.shards_dir = ""  # of token shards; empty: {workdir}/shards
     data.train_split = "train"  # TFDS split, slices allowed; a corpus has train and validation
@@ -100,37 +105,34 @@ def get_config() -> ConfigDict:
     data.input_length = 512  # tokens per encoder row
     data.target_length = 128  # tokens per decoder row of pairs; the objective sets it for text
     data.batch_size = 128  # rows per update, over all devices
-    data.max_examples_per_task = (
-        0  # size of a task, at most, for its rate in a mixture (T5's K); 0:
-    )
-    # no limit
+    # Upper bound of a task's size when rates follow sizes (T5's K); 0: no limit.
+    data.max_examples_per_task = 0
     data.mixing_temperature = 1.0  # rates are sizes ** (1 / temperature); large: all equal
     data.packing = "none"  # or first_fit: as many pairs to a row as fit; training only
-    data.max_bad_records = 0  # damaged records to leave out (their rows stay empty) before stopping
+    data.max_bad_records = 0  # damaged records to skip (their rows stay empty) before stopping
     data.num_workers = 0  # processes that make batches; 0: threads of this one. Same order
 
     config.objective = objective = ConfigDict()  # how running text becomes a pair; lm/objectives
-    objective.name = "span_corruption"  # or iid_replace, token_masking, mass, drop, gap_sentences,
-    # prefix_lm, language_model, deshuffling, ul2
-    objective.noise_density = (
-        0.15  # fraction that is hidden; with prefix_lm: where placement is end;
-    )
-    # unused by language_model and deshuffling (the whole text), and by ul2 (has its own)
+    # span_corruption, iid_replace, token_masking, mass, drop, gap_sentences, prefix_lm,
+    # language_model, deshuffling, ul2
+    objective.name = "span_corruption"
+    # Fraction of hidden tokens. prefix_lm uses it with placement=end only; language_model and
+    # deshuffling (the whole text) and ul2 (its own fractions) do not use it.
+    objective.noise_density = 0.15
     objective.mean_noise_span_length = 3.0  # tokens per hidden span; span_corruption only
-    objective.placement = (
-        "uniform"  # all positions alike (mass: of the span; prefix_lm: of the cut;
-    )
-    # gap_sentences: of sentences); or, with span_corruption and ul2: t5 (never the first token,
-    # always the last); with prefix_lm: end; with gap_sentences: lead, principal
+    # uniform: all positions are equally likely (of the span in mass, of the cut in prefix_lm, of
+    # sentences in gap_sentences). span_corruption, ul2: or t5 (hides the last token, never the
+    # first); prefix_lm: or end; gap_sentences: or lead, principal.
+    objective.placement = "uniform"
     objective.replacement = "mask"  # token_masking: or bert, mask_or_random (not all are masked)
-    objective.target = "hidden"  # token_masking: or whole, the text as it was
+    objective.target = "hidden"  # token_masking: or whole, the original text
 
     config.loss = loss = ConfigDict()
     loss.z_loss = 1e-4  # times log(Z)^2, added to each token's loss
     loss.label_smoothing = 0.0
 
-    config.lora = lora = ConfigDict()  # train two thin factors of some kernels, nothing else
-    lora.rank = 0  # of the factors' product; 0: no LoRA
+    config.lora = lora = ConfigDict()  # train low-rank updates of some kernels only
+    lora.rank = 0  # 0: no LoRA
     lora.alpha = 16.0  # the product is multiplied by alpha / rank
     lora.target_pattern = "attention/(query|value)/kernel$"  # a regular expression of kernel paths
 
@@ -143,44 +145,41 @@ def get_config() -> ConfigDict:
     warmup.percent = 0.0  # of the run
     warmup.epochs = 0.0
     warmup.tokens = 0.0  # padding counted
-    optimizer.cooldown = cooldown = ConfigDict()  # the last, falling part of wsd: one of these
+    optimizer.cooldown = cooldown = ConfigDict()  # the final decay of wsd: one of these
     cooldown.steps = 0
     cooldown.percent = 0.0
     cooldown.epochs = 0.0
     cooldown.tokens = 0.0
-    optimizer.final_learning_rate_fraction = (
-        0.0  # of the peak, after the last update (linear, cosine,
-    )
-    # wsd)
-    optimizer.grad_clip_norm = 1.0  # of the gradient of all that is trained; 0: none
+    # Of the peak, after the last update (linear, cosine, wsd).
+    optimizer.final_learning_rate_fraction = 0.0
+    optimizer.grad_clip_norm = 1.0  # global norm over all trained parameters; 0: no clipping
     optimizer.weight_decay = 0.0  # times the learning rate
-    optimizer.weight_decay_multipliers = (("(scale|bias)$", 0.0),)  # (pattern, multiplier): regular
-    # expressions of parameter paths; the first match wins, no match is 1
-    optimizer.learning_rate_multipliers = ()  # also of the decay; None freezes:
-    # (("encoder/", 0.1), ("embed", None))
+    # (pattern, multiplier): regular expressions of parameter paths; the first match wins, no match
+    # is 1.
+    optimizer.weight_decay_multipliers = (("(scale|bias)$", 0.0),)
+    # They multiply the decay too; None freezes: (("encoder/", 0.1), ("embed", None)).
+    optimizer.learning_rate_multipliers = ()
     optimizer.beta1 = 0.9  # of the first moment or momentum; unused by adafactor
     optimizer.beta2 = 0.98  # of the second moment (lion: the momentum); unused by adafactor
-    optimizer.ema_decay = (
-        0.0  # of a running average of the weights, which is then evaluated, decoded,
-    )
-    # exported and started from; 0: none
+    # Of an exponential moving average of the weights, which is then evaluated, decoded, exported
+    # and used as initialization; 0: none.
+    optimizer.ema_decay = 0.0
 
     config.parallel = parallel = ConfigDict()
     parallel.strategy = "pmap"  # replicated; or mesh: sharded over data, fsdp and tensor
     parallel.data = -1  # devices along data; -1: all that remain
     parallel.fsdp = 1  # devices that share parameters and optimizer state (mesh)
     parallel.tensor = 1  # devices that share heads, d_ff and vocabulary (mesh)
-    parallel.num_microbatches = 1  # parts of a batch, one after the other, to save memory
-    parallel.deterministic_reduction = False  # True (pmap): the same bits on any number of CPU
-    # devices; attention is then computed for all rows at once
-    parallel.reduction_shards = (
-        8  # parts that are added in one order; a power of 2, and a multiple of
-    )
-    # the devices
+    parallel.num_microbatches = 1  # split a batch and add the gradients, to save memory
+    # True (pmap): the same bits on any number of CPU devices; attention is then computed for all
+    # rows at once.
+    parallel.deterministic_reduction = False
+    # Shards of a batch that are added in a fixed order; a power of 2, a multiple of the devices.
+    parallel.reduction_shards = 8
 
-    config.teacher = teacher = ConfigDict()  # of stage distill
-    teacher.workdir = ""  # of the run that teaches; @best or @1200 as in init_from
-    teacher.student_init = "even"  # where the student starts: the teacher's layers, or random
+    config.teacher = teacher = ConfigDict()  # for stage distill
+    teacher.workdir = ""  # the teacher's run; @best or @1200 as in init_from
+    teacher.student_init = "even"  # the student's initialization; lm/distill/student_init.py
     teacher.loss = ConfigDict()  # {term: {weight, final_weight, options}}; lm/distill/terms.py
     teacher.loss.labels = ConfigDict(dict(weight=0.2, final_weight=placeholder(float)))
     teacher.loss.forward_kl = ConfigDict(dict(weight=0.8, final_weight=placeholder(float)))
@@ -192,10 +191,10 @@ def get_config() -> ConfigDict:
     on_policy.decoding = decoding_section("sample")
 
     config.guard = guard = ConfigDict()
-    guard.max_bad_steps = 5  # updates in a row, not finite or spikes, that end in a rollback
-    guard.max_rollbacks = 3  # then training stops with a report
+    guard.max_bad_steps = 5  # consecutive updates, not finite or spikes, that cause a rollback
+    guard.max_rollbacks = 3  # after these, training stops with a report
     guard.spike_threshold = 6.0  # robust deviations above the median of recent losses; 0: none
-    guard.hang_timeout_seconds = 1800.0  # without an update's end, then the process ends; 0: never
+    guard.hang_timeout_seconds = 1800.0  # end the process if an update takes longer; 0: never
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.max_examples = 2048  # held-out examples for the loss, from the first; 0: all
@@ -205,7 +204,7 @@ def get_config() -> ConfigDict:
 
 
 def decoding_section(method: str) -> ConfigDict:
-    """How answers are decoded; the names are those of transformers' generate."""
+    """Return a section for decoding, with the names of transformers' GenerationConfig."""
     decoding = ConfigDict()
     decoding.method = method  # greedy, beam, sample
     decoding.num_beams = 4  # beam

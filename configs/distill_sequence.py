@@ -1,10 +1,14 @@
-"""A student learns what its teacher says, instead of what is right: sequence-level distillation.
+"""Train a student on its teacher's answers: sequence-level distillation.
 
-python -m lm predict --workdir=runs/finetune --split=train --decoding="beam num_beams=4" \
+python -m lm predict --workdir=runs/finetune --split=train --decoding="beam num_beams=4" \\
   --out=runs/finetune/answers.jsonl
 python -m lm train --config=configs/distill_sequence.py:runs/finetune --workdir=runs/distill
 
-What is held out stays the task's own. Source: Kim and Rush 2016, arXiv:1606.07947.
+The held-out split keeps the task's own targets. Source: Kim and Rush 2016, arXiv:1606.07947.
+Cost: on Multi30k 4,000 updates of a student with 0.8 million parameters take 13 minutes on two CPU
+    cores, without the teacher's answers. On docstrings: not yet measured.
+Score: 29.9 BLEU on Multi30k in that run (its teacher: 29.3), mean of three seeds,
+    experiments/distillation.md.
 """
 
 from configs import distill

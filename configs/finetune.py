@@ -1,6 +1,11 @@
-"""The summary line of a docstring from its body, starting from a pre-trained run.
+"""Fine-tune a pre-trained run to write the summary line of a docstring from its body.
 
 python -m lm train --config=configs/finetune.py:runs/pretrain --workdir=runs/finetune
+
+Cost: 300 updates take about a minute on two CPU cores; 0.2 GiB of arrays and 1.7e10 FLOPs per
+    update (preflight). All 1,000 updates: not yet measured.
+Score: 4.710 nats per token and 12.1 ROUGE-L after 300 updates (from scratch 5.566 and 9.8), means
+    of three seeds, experiments/claims.md.
 """
 
 from configs import base, models

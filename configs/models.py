@@ -1,6 +1,6 @@
-"""The table of model presets, taken after a colon: --config=configs/pretrain.py:t5_1_1_small.
+"""Model presets, named after a config's colon: --config=configs/pretrain.py:t5_1_1_small.
 
-A run's folder may stand in a preset's place: its model, and its parameters to start from.
+A run folder instead of a preset gives the run's model, and its parameters to start from.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ T5GEMMA = dict(
 SIZES = ("d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim")
 
 
-def _model(rows: int, shape, read: int, write: int, **words) -> dict:
-    depths = dict(num_encoder_layers=read, num_decoder_layers=write)
-    return dict(zip(SIZES, shape, strict=True)) | depths | dict(vocab_size=rows) | words
+def _model(vocab_size: int, sizes, encoder_layers: int, decoder_layers: int, **options) -> dict:
+    depths = dict(num_encoder_layers=encoder_layers, num_decoder_layers=decoder_layers)
+    return dict(zip(SIZES, sizes, strict=True)) | depths | dict(vocab_size=vocab_size) | options
 
 
 def _t5gemma(pair: str) -> dict:
-    (encoder, read), (decoder, write) = (GEMMA[name] for name in pair.split("_"))
-    words = T5GEMMA | dict(attention=T5GEMMA["attention"] | dict(scale=decoder[-1] ** -0.5))
+    (encoder, encoder_layers), (decoder, decoder_layers) = (GEMMA[x] for x in pair.split("_"))
+    options = T5GEMMA | dict(attention=T5GEMMA["attention"] | dict(scale=decoder[-1] ** -0.5))
     if encoder != decoder:
-        words["encoder"] = dict(zip(SIZES, encoder, strict=True))
-    return _model(256_000, decoder, read, write, **words)
+        options["encoder"] = dict(zip(SIZES, encoder, strict=True))
+    return _model(256_000, decoder, encoder_layers, decoder_layers, **options)
 
 
-# name: (pieces of the tokenizer, sentinels, the keys of config.model that are not base.py's)
+# name: (tokenizer.vocab_size, tokenizer.num_extra_ids, changes of config.model)
 PRESETS = {"tiny": (3968, 100, _model(4096, (128, 512, 4, 4, 32), 4, 4))}
-for _family, _sizes, _rows, _pieces, _sentinels, _words in (
+for _family, _sizes, _vocab_size, _pieces, _sentinels, _options in (
     ("t5", T5_1_0, 32_128, 32_000, 100, dict(activation="relu", lm_head="tied")),
     ("t5_1_1", T5_1_1, 32_128, 32_000, 100, {}),
     ("flan_t5", T5_1_1, 32_128, 32_000, 100, {}),
@@ -81,32 +81,31 @@ for _family, _sizes, _rows, _pieces, _sentinels, _words in (
     ),
 ):
     for _size, _shape in _sizes.items():
-        _made = _model(_rows, *_shape, **_words)
-        PRESETS[f"{_family}_{_size}"] = (_pieces, _sentinels, _made)
+        _changes = _model(_vocab_size, *_shape, **_options)
+        PRESETS[f"{_family}_{_size}"] = (_pieces, _sentinels, _changes)
 PRESETS |= {f"t5gemma_{pair}": (255_872, 128, _t5gemma(pair)) for pair in PAIRS}
 
 
 def apply(config, preset: str):
-    """Set config.model, and tokenizer.vocab_size and num_sentinels, to those of `preset`.
+    """Set config.model and the tokenizer's sizes to those of a preset, and return the config.
 
-    A folder of a run, instead: its model and tokenizer, and config.init_from to start from it.
-    Returns config.
+    If `preset` is a run folder, set them to the run's, and config.init_from to the folder.
     """
     folder = storage.as_path(preset).expanduser()
     if preset not in PRESETS and (folder / "config.json").exists():
         from lm import runs, transformer
 
-        theirs = runs.read_config(folder)
-        keys = transformer.flatten(theirs["model"]).items()
+        run_config = runs.read_config(folder)
+        keys = transformer.flatten(run_config["model"]).items()
         config.model.update_from_flattened_dict(
             {key: value for key, value in keys if key not in transformer.COMPUTE_KEYS}
         )
         for key in ("kind", "vocab_size", "num_extra_ids", "normalization"):
-            config.tokenizer[key] = theirs["tokenizer"][key]
+            config.tokenizer[key] = run_config["tokenizer"][key]
         config.init_from = str(folder)
         return config
-    chosen = lookup.lookup(PRESETS, preset, "the preset (or run's folder) after the config's colon")
-    config.tokenizer.vocab_size, config.tokenizer.num_extra_ids, model = chosen
+    entry = lookup.lookup(PRESETS, preset, "the preset (or run's folder) after the config's colon")
+    config.tokenizer.vocab_size, config.tokenizer.num_extra_ids, model = entry
     config.tokenizer.kind = "bytes" if preset.startswith("byt5") else "unigram"
     config.model.update(model)
     return config

@@ -1,8 +1,12 @@
-"""Translation of image captions, English to German: 29,000 short pairs, on two CPU cores.
+"""Translate image captions from English to German (Multi30k, 29,000 short pairs).
 
 python -m lm train --config=configs/multi30k.py:runs/pretrain --workdir=runs/multi30k
-python -m lm evaluate --workdir=runs/multi30k --split=test --decoding="beam num_beams=4
-length_penalty=0.6"
+python -m lm evaluate --workdir=runs/multi30k --split=test --decoding="beam num_beams=4"
+
+Cost: on two CPU cores 4,000 updates take 29 minutes; 1,200 updates of a model with 2 + 2 layers 3
+    to 5 minutes. The 2,000 updates planned here: not yet measured.
+Score: 29.3 BLEU on test, greedy, after 4,000 updates (one seed, experiments/distillation.md); 13.0
+    with 4 beams after 1,200 of 2 + 2 layers (three seeds, experiments/translation.md).
 """
 
 from configs import base, models

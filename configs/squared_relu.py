@@ -1,7 +1,12 @@
-"""T5 1.1 with the squared ReLU of Primer (So et al. 2021, arXiv:2109.08668): an own activation.
+"""Pre-train with your own activation: the squared ReLU of Primer, registered in this file.
 
 python -m lm train --config=configs/squared_relu.py:tiny --workdir=runs/squared_relu
 python -m lm predict --workdir=runs/squared_relu --extensions=configs/squared_relu.py
+
+Source: So et al. 2021, arXiv:2109.08668.
+Cost: planned as configs/pretrain.py on two CPU cores, with 2.9 million parameters and 1.2e10 FLOPs
+    per update. Time: not yet measured.
+Score: not yet measured; configs/pretrain.py reaches 5.468 nats per text token in 1,000 updates.
 """
 
 import jax

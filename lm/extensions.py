@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -24,15 +25,15 @@ def register(table: dict[str, Any], name: str, entry: Any) -> None:
     """Add an entry of the calling file to one of lm's tables.
 
     Args:
-      table: layers.ACTIVATIONS, objectives.OBJECTIVES, optimizers.OPTIMIZERS, distill.TERMS,
-        attention.IMPLEMENTATIONS, tasks.TASKS, or any other table that a config chooses from.
-      name: as the config will name it.
-      entry: of the kind that the table holds.
+      table: any that a config chooses from, as layers.ACTIVATIONS, objectives.OBJECTIVES,
+        optimizers.OPTIMIZERS, distill.TERMS, attention.IMPLEMENTATIONS, tasks.TASKS.
+      name: as the config will name it. entry: of the kind that the table holds.
 
     Raises: ValueError if the table has an entry of that name from elsewhere.
     """
     file = sys._getframe(1).f_code.co_filename
-    if name in table and _SOURCES.get(name, {}).get(id(table), ("", ""))[0] != file:
+    earlier = os.path.abspath(_SOURCES.get(name, {}).get(id(table), ("", ""))[0])
+    if name in table and earlier != os.path.abspath(file):
         raise ValueError(f"{file} registers {name!r}, which exists already; choose another name.")
     _SOURCES.setdefault(name, {})[id(table)] = file, "".join(_source_texts(entry))
     table[name] = entry
@@ -40,11 +41,8 @@ def register(table: dict[str, Any], name: str, entry: Any) -> None:
 
 def _source_texts(entry: Any) -> Iterator[str]:
     """Yield the text that defines an entry: of each function in it, and of other values' repr."""
-    if isinstance(entry, tuple):
-        for value in entry:
-            yield from _source_texts(value)
-    else:
-        yield inspect.getsource(entry) if inspect.isroutine(entry) else repr(entry)
+    for value in entry if isinstance(entry, tuple) else (entry,):
+        yield inspect.getsource(value) if inspect.isroutine(value) else repr(value)
 
 
 def load(files: Iterable[str]) -> None:

@@ -349,7 +349,7 @@ def test_a_finished_build_is_reused_and_other_packages_are_refused(site, tmp_pat
 def test_a_killed_build_reads_as_missing_and_the_next_build_cleans_up(site, tmp_path):
     code = (
         "import os, signal\nfrom lm.sources import pydocs\n"
-        "def die(self, documents, split):\n"
+        "def die(self, documents):\n"
         "    yield 0, documents[0]._asdict()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "pydocs.PyDocs._generate_examples = die\n"

@@ -124,7 +124,7 @@ def test_a_config_is_part_of_the_name(root):
 def test_an_incomplete_version_is_not_read(root):
     shutil.copytree(root / "tiny" / "1.2.0", root / "tiny" / "incomplete.ABC123_2.0.0")
     (root / "tiny" / "3.0.0").mkdir()
-    assert sources.tfds_records("tiny", "test", root).source.dataset_info.version == "1.2.0"
+    assert sources.tfds_records("tiny", "test", root).stored.dataset_info.version == "1.2.0"
     shutil.rmtree(root / "tiny" / "1.2.0")
     with pytest.raises(ValueError, match="tiny is not in"):
         sources.tfds_splits("tiny", root)

@@ -113,7 +113,7 @@ def test_holding_out_needs_two_rows(count, tmp_path):
 )
 def test_a_repeated_column_in_the_header_is_refused(header, column, tmp_path):
     (tmp_path / "a.tsv").write_text(f"{header}\n1\t2\t3\n")
-    message = f"a.tsv has the column {column!r} more than once in its header; give each a name of"
+    message = f"a.tsv has the column {column!r} more than once in its header; rename one"
     with pytest.raises(ValueError, match=message):
         sources.records(f"{tmp_path}/a.tsv", "train")
 

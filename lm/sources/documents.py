@@ -1,7 +1,9 @@
-"""The document type, and the only code that decodes the bytes of records to text."""
+"""Records and documents: the limit on a record's size, and the decoding of bytes to text."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 MAX_RECORD_BYTES = 1 << 24  # a longer raw record is not kept in memory
@@ -19,10 +21,36 @@ class Document(NamedTuple):
     drop_reason: str = ""  # "empty", "redirect", ..; the text is "" then
 
 
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of a split as a sequence: stored[i] is parsed when [i] is read."""
+
+    source: str
+    split: str
+    stored: Sequence = dataclasses.field(repr=False)
+    parse: Callable[[Any], dict[str, Any]] = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.parse(self.stored[index])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+
 def oversized_record(start: bytes) -> dict[str, Any]:
     """The placeholder for a raw record of more than MAX_RECORD_BYTES that begins with `start`."""
     reason = f"longer than {MAX_RECORD_BYTES:,} bytes"
     return {"unreadable": reason, "excerpt": bytes(start[:EXCERPT_BYTES])}
+
+
+def limit_size(data: Any, record: Any = None) -> Any:
+    """`record`, by default the data itself, or a placeholder if the data is too long."""
+    if isinstance(data, bytes) and len(data) > MAX_RECORD_BYTES:
+        return oversized_record(data)
+    return data if record is None else record
 
 
 def decode_utf8(data: bytes) -> str:

@@ -1,10 +1,8 @@
 """Readers of each kind of file: raw records front to back, and the document of a raw record.
 
 A `read_*` function takes a source_files.SourceFile and yields raw records; a `parse_*` function
-takes the SourceFile and one raw record and returns its Document.
-
-Compressed files are read through Arrow, which detects truncated and damaged files and reads
-archives of several streams to their end.
+takes the SourceFile and one raw record and returns its Document. Compressed files are read through
+Arrow, which detects truncation and damage and reads archives of several streams to their end.
 """
 
 from __future__ import annotations
@@ -14,10 +12,13 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, BinaryIO
 
 from lm import lookup
 from lm.sources import documents, tfds
+
+if TYPE_CHECKING:
+    from lm.sources.source_files import SourceFile
 
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 CHUNK_BYTES = 1 << 20  # read at once
@@ -34,7 +35,7 @@ def open_stored(name: str):
 
 
 @contextlib.contextmanager
-def open_decompressed(name: str) -> Iterator[Any]:
+def open_decompressed(name: str) -> Iterator[BinaryIO]:
     """Open a path or address, decompressed by its suffix, as a buffered binary stream."""
     codec = next((codec for suffix, codec in CODECS.items() if name.lower().endswith(suffix)), "")
     with open_stored(name) as file:
@@ -46,61 +47,49 @@ def open_decompressed(name: str) -> Iterator[Any]:
         if not file.read(1):
             raise EOFError(f"it is empty, which is no valid {codec} file")
         file.seek(0)
-        raw = pyarrow.PythonFile(file, mode="r")
-        with pyarrow.CompressedInputStream(raw, codec) as stream:
+        with pyarrow.input_stream(file, compression=codec) as stream:
             yield io.BufferedReader(stream, CHUNK_BYTES)
 
 
-def _limited(record: bytes) -> bytes | dict:
-    """The record, or its placeholder if it is too long."""
-    return (
-        record if len(record) <= documents.MAX_RECORD_BYTES else documents.oversized_record(record)
-    )
-
-
-def iter_lines(stream) -> Iterator[bytes | dict]:
+def iter_lines(stream: BinaryIO) -> Iterator[bytes | dict]:
     """The lines of a stream without their ends, with at most MAX_RECORD_BYTES in memory."""
     while line := stream.readline(documents.MAX_RECORD_BYTES + 2):
         text = line.removesuffix(b"\n").removesuffix(b"\r")
         while len(text) > documents.MAX_RECORD_BYTES and line and not line.endswith(b"\n"):
             line = stream.readline(CHUNK_BYTES)
-        yield _limited(text)
+        yield documents.limit_size(text)
 
 
-def read_text(file) -> Iterator[bytes | dict]:
+def read_text(file: SourceFile) -> Iterator[bytes | dict]:
     """The raw records of a text file by file.unit: the whole file, its paragraphs or its lines."""
     with open_decompressed(file.name) as stream:
-        yield from lookup.lookup(UNITS, file.unit, "--unit")(stream)
+        yield from UNITS[file.unit](stream)
 
 
 def _read_whole(stream) -> Iterator[bytes | dict]:
-    yield _limited(stream.read(documents.MAX_RECORD_BYTES + 1))
+    yield documents.limit_size(stream.read(documents.MAX_RECORD_BYTES + 1))
 
 
 def _iter_paragraphs(stream) -> Iterator[bytes | dict]:
-    lines, size = [], 0
-    for line in itertools.chain(iter_lines(stream), [b""]):
-        if isinstance(line, dict) or line.strip():
-            size += documents.MAX_RECORD_BYTES + 1 if isinstance(line, dict) else len(line) + 1
-            if size <= documents.MAX_RECORD_BYTES + 1 or not lines:
-                lines.append(line)
-        elif lines:
-            text = lines[0] if isinstance(lines[0], dict) else b"\n".join(lines)
-            if isinstance(text, bytes) and size > documents.MAX_RECORD_BYTES + 1:
-                text = documents.oversized_record(text)
-            yield text
-            lines, size = [], 0
+    is_blank = lambda line: isinstance(line, bytes) and not line.strip()
+    for blank, lines in itertools.groupby(iter_lines(stream), is_blank):
+        if blank:
+            continue
+        paragraph, size = [], -1
+        for line in lines:
+            size += 1 + (len(line) if isinstance(line, bytes) else documents.MAX_RECORD_BYTES + 1)
+            if size > documents.MAX_RECORD_BYTES:
+                yield documents.oversized_record(b"\n".join(paragraph)) if paragraph else line
+                break  # groupby skips the rest
+            paragraph.append(line)
+        else:
+            yield b"\n".join(paragraph)
 
 
 UNITS = {"file": _read_whole, "paragraph": _iter_paragraphs, "line": iter_lines}
 
 
-def parse_text(file, raw: bytes) -> documents.Document:
-    """The document of a file, paragraph or line."""
-    return documents.to_document(raw)
-
-
-def read_json_lines(file) -> Iterator[bytes | dict]:
+def read_json_lines(file: SourceFile) -> Iterator[bytes | dict]:
     """The lines of a JSONL file. Raises ValueError if the first object lacks the column."""
     checked = False
     with open_decompressed(file.name) as stream:
@@ -112,7 +101,7 @@ def read_json_lines(file) -> Iterator[bytes | dict]:
             yield line
 
 
-def parse_json(file, raw: bytes) -> documents.Document:
+def parse_json(file: SourceFile, raw: bytes) -> documents.Document:
     """The document in the column of a JSON object; an empty line is an empty document."""
     if not raw.strip():
         return documents.Document("", "empty")
@@ -134,7 +123,7 @@ def parse_json_object(raw: bytes) -> dict:
     return record
 
 
-def _check_column(file, columns: Iterable[str]) -> None:
+def _check_column(file: SourceFile, columns: Iterable[str]) -> None:
     if file.column not in columns:
         raise ValueError(
             f"{file.name} has no column {file.column!r}; name with --column one of "
@@ -151,13 +140,12 @@ def parse_tsv_header(name: str, header: bytes, column: str = "") -> list[str]:
     for checked in [column] if column else columns:
         if columns.count(checked) > 1:
             raise ValueError(
-                f"{name} has the column {checked!r} more than once in its header; give each a name "
-                f"of its own."
+                f"{name} has the column {checked!r} more than once in its header; rename one."
             )
     return columns
 
 
-def read_tsv(file) -> Iterator[bytes | dict]:
+def read_tsv(file: SourceFile) -> Iterator[bytes | dict]:
     """The rows below the header of a tab-separated file; fields hold no tab and no newline.
 
     Source: the media type text/tab-separated-values, iana.org: there is no quoting.
@@ -168,7 +156,7 @@ def read_tsv(file) -> Iterator[bytes | dict]:
         if isinstance(header, dict):
             raise ValueError(
                 f"{file.name} has no header: its first line is {header['unreadable']}; write the "
-                f"names of the columns there, with tabs between."
+                f"names of the columns there, separated by tabs."
             )
         columns = parse_tsv_header(file.name, header, file.column)
         _check_column(file, columns)
@@ -177,7 +165,7 @@ def read_tsv(file) -> Iterator[bytes | dict]:
             yield row if isinstance(row, dict) else {"row": row, **schema}
 
 
-def parse_tsv_row(file, raw: dict) -> documents.Document:
+def parse_tsv_row(file: SourceFile, raw: dict) -> documents.Document:
     """The document in the column of a row; an empty row is an empty document."""
     if not raw["row"].strip():
         return documents.Document("", "empty")
@@ -187,7 +175,7 @@ def parse_tsv_row(file, raw: dict) -> documents.Document:
     return documents.to_document(fields[raw["column_index"]])
 
 
-def read_parquet(file) -> Iterator[dict]:
+def read_parquet(file: SourceFile) -> Iterator[dict]:
     """The values of a Parquet file's text column as UTF-8; no other column is read."""
     import pyarrow
     import pyarrow.parquet
@@ -210,41 +198,38 @@ def read_parquet(file) -> Iterator[dict]:
             for rows in table.iter_batches(PARQUET_BATCH_ROWS, columns=[file.column]):
                 # As bytes: invalid UTF-8 must fail one record in parse_value, not the file here.
                 for value in rows.column(0).cast(kind).cast(pyarrow.large_binary()):
-                    yield _limited_value(value.as_py())
+                    value = value.as_py()
+                    yield documents.limit_size(value, {"value": value})
         except pyarrow.ArrowException as error:
             raise OSError(str(error)) from None
 
 
-def _limited_value(value: Any) -> dict:
-    long = isinstance(value, bytes) and len(value) > documents.MAX_RECORD_BYTES
-    return documents.oversized_record(value) if long else {"value": value}
-
-
-def read_array_record(file) -> Iterator[bytes | dict]:
+def read_array_record(file: SourceFile) -> Iterator[bytes | dict]:
     """The records of a local ArrayRecord file."""
     from array_record.python import array_record_module
 
     reader = array_record_module.ArrayRecordReader(file.name, "max_parallelism:0")
     try:
         for _ in range(reader.num_records()):
-            yield _limited(reader.read())
+            yield documents.limit_size(reader.read())
     finally:
         reader.close()  # raises for a truncated file, whose num_records is 0
 
 
-def parse_array_record(file, raw: bytes) -> documents.Document:
+def parse_array_record(file: SourceFile, raw: bytes) -> documents.Document:
     """The document of an ArrayRecord: UTF-8 text, or a JSON object if a column is named."""
     return parse_json(file, raw) if file.column else documents.to_document(raw)
 
 
-def read_tfds(file) -> Iterator[dict]:
+def read_tfds(file: SourceFile) -> Iterator[dict]:
     """The values of a TFDS split's text column, as stored."""
-    source = tfds.tfds_records(*tfds.split_address(file.name), file.data_dir).source
-    _check_column(file, source[0])
-    return (_limited_value(source[index][file.column]) for index in range(len(source)))
+    stored = tfds.tfds_records(*tfds.split_address(file.name), file.data_dir).stored
+    _check_column(file, stored[0])
+    values = (stored[index][file.column] for index in range(len(stored)))
+    return (documents.limit_size(value, {"value": value}) for value in values)
 
 
-def parse_value(file, raw: dict) -> documents.Document:
+def parse_value(file: SourceFile, raw: dict) -> documents.Document:
     """The document of a row of which only the text column was read."""
     if raw["value"] is None:
         raise documents.BadRecord(f"column {file.column!r} is null")

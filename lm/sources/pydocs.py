@@ -1,14 +1,12 @@
 """The embedded dataset: the English prose of the docstrings in the installed Python packages.
 
-It is read from the machine itself, so there is nothing to download, and it is a normal TFDS
-dataset. A document is the prose of a docstring, paragraph by paragraph; if its first paragraph is
-one sentence followed by enough prose, that sentence is the summary of the rest.
+It is a normal TFDS dataset that needs no download. A document is the prose of a docstring. If its
+first paragraph is one sentence and enough prose follows, that sentence is the summary of the rest.
 """
 
 from __future__ import annotations
 
 import ast
-import collections
 import contextlib
 import hashlib
 import io
@@ -47,9 +45,9 @@ MAX_PROCESSES = 8
 
 
 class Document(NamedTuple):
-    """The prose of a docstring: `text`, paragraphs separated by empty lines.
+    """The prose of a docstring: `text`, whose paragraphs are separated by empty lines.
 
-    If they form a pair, `summary` is the first paragraph and `body` the rest; else both are "".
+    `summary` is the first paragraph and `body` the rest, or both are "" if they are no pair.
     """
 
     module: str
@@ -70,7 +68,7 @@ FUNCTION_WORD = re.compile(
 
 
 def is_long(text: str) -> bool:
-    """Whether it has the words of a sentence, not of a heading or a signature."""
+    """Whether it has as many words as a sentence, more than a heading or a signature."""
     return len(text.split()) >= MIN_PARAGRAPH_WORDS
 
 
@@ -87,7 +85,7 @@ def is_english(text: str) -> bool:
 
 
 def is_complete(text: str) -> bool:
-    """Whether it does not introduce something that was left out, such as code."""
+    """Whether it does not end in a colon, which introduces code that was left out."""
     return not text.endswith(":")
 
 
@@ -135,27 +133,28 @@ def strip_markup(text: str) -> str:
 def split_paragraphs(docstring: str) -> list[str]:
     """The paragraphs of running text in a cleaned docstring, each on one line, prose or not.
 
-    Doctests, literal blocks, tables, directives and the sections in SKIPPED are left out. A list
-    item is a paragraph, and so is a parameter, as "name: description".
+    Leaves out doctests, literal blocks, tables, directives and the sections in SKIPPED. A list item
+    is a paragraph, and so is a parameter, as "name: description".
     """
-    found: list[list[str]] = []  # the lines of each paragraph
+    paragraphs: list[list[str]] = []  # the lines of each
     current_indent, is_item = None, False  # of the paragraph being read
     for indent, line in _prose_lines(docstring.splitlines()):
         if not line:
             current_indent = None
             continue
         deeper = current_indent is not None and indent > current_indent
-        joins = deeper and (is_item or _is_continued(found[-1][-1]))
+        joins = deeper and (is_item or _is_continued(paragraphs[-1][-1]))
         continues = indent == current_indent or joins
         head = BULLET.match(line) or FIELD.match(line)
         # Within running text, a line that begins with "word:" need not begin an item.
         if not head and (not continues or (is_item and not deeper)):
             head = PARAMETER.match(line) or NUMPY_PARAMETER.match(line)
         if head or not continues:
-            found.append([])
+            paragraphs.append([])
             current_indent, is_item = indent, bool(head)
-        found[-1] += [f"{head[1]}:" if head[1] else "", line[head.end() :]] if head else [line]
-    return [strip_markup(" ".join(lines)) for lines in found]
+        label = f"{head[1]}:" if head and head[1] else ""
+        paragraphs[-1] += [label, line[head.end() :]] if head else [line]
+    return [strip_markup(" ".join(lines)) for lines in paragraphs]
 
 
 def _is_continued(line: str) -> bool:
@@ -193,9 +192,9 @@ def _prose_lines(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
 def make_document(module: str, name: str, docstring: str) -> Document | None:
     """The prose of a docstring (cleaned by inspect.cleandoc), or None if there is too little.
 
-    module, name: where it is from, both dotted.
+    module, name: dotted names of the module and of the definition.
     """
-    # A docstring may contain unpaired surrogates, which cannot be encoded.
+    # Ignores unpaired surrogates, which cannot be encoded.
     paragraphs = split_paragraphs(docstring.encode("utf-8", "ignore").decode())
     prose = [text for text in paragraphs if is_prose(text)]
     if sum(len(text.split()) for text in prose) < MIN_DOCUMENT_WORDS:
@@ -214,7 +213,7 @@ def _body_and_summary(paragraphs: Sequence[str]) -> tuple[str, str]:
 
 
 def parse_documents(module: str, source: bytes) -> tuple[int, list[Document]]:
-    """(number of docstrings, their documents) of a file in order; (0, []) if it does not parse."""
+    """(number of docstrings, their documents in order); (0, []) if the file does not parse."""
     if b'"""' not in source and b"'''" not in source:  # twice as fast as parsing every file
         return 0, []
     try:
@@ -227,7 +226,7 @@ def parse_documents(module: str, source: bytes) -> tuple[int, list[Document]]:
 
 
 def _iter_docstrings(name: str, node: ast.AST) -> Iterator[tuple[str, str]]:
-    """(dotted name, docstring) of a module, class or function and all within, in file order."""
+    """(dotted name, docstring) of a definition and of all inside it, in file order."""
     docstring = ast.get_docstring(node)
     if docstring:
         yield name, docstring
@@ -242,33 +241,28 @@ def _read_file(file: tuple[str, str]) -> tuple[int, list[Document]]:
     return parse_documents(module, pathlib.Path(path).read_bytes() if os.path.isfile(path) else b"")
 
 
-def read_documents(
-    files: Sequence[tuple[str, str]], counts: collections.Counter
-) -> dict[str, list[Document]]:
-    """Split -> the documents of files (module, path), deduplicated, sorted by module and name.
+def _read_documents(files: Sequence[tuple[str, str]]) -> tuple[list[Document], dict[str, int]]:
+    """The documents of files (module, path), deduplicated, sorted by module and name; and counts.
 
-    counts: updated with the numbers of docstrings, too short ones, duplicates, documents and pairs.
     The result does not depend on the number of processes.
     """
-    documents: list[Document] = []
+    documents, num_docstrings = [], 0
     processes = min(MAX_PROCESSES, os.cpu_count() or 1) if len(files) >= MIN_POOL_FILES else 1
     # Spawned, because a process that uses jax must not be forked.
     pool = multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else None
     with pool or contextlib.nullcontext():
         results = pool.imap(_read_file, files, chunksize=32) if pool else map(_read_file, files)
-        progress = tqdm.tqdm(results, "reading", len(files), unit="file", disable=None)
-        for num_docstrings, in_file in progress:
-            counts["docstrings"] += num_docstrings
-            counts["too_short"] += num_docstrings - len(in_file)
+        for count, in_file in tqdm.tqdm(results, "reading", len(files), unit="file", disable=None):
+            num_docstrings += count
             documents += in_file
     unique = deduplicate(sorted(documents, key=lambda document: (document.module, document.name)))
-    counts["duplicates"] += len(documents) - len(unique)
-    counts["documents"] += len(unique)
-    counts["pairs"] += sum(bool(document.body) for document in unique)
-    splits = {split: [] for split in SPLITS}
-    for document in unique:
-        splits[split_of(document.module)].append(document)
-    return {split: in_split for split, in_split in splits.items() if in_split}
+    return unique, {
+        "docstrings": num_docstrings,
+        "too_short": num_docstrings - len(documents),
+        "duplicates": len(documents) - len(unique),
+        "documents": len(unique),
+        "pairs": sum(bool(document.body) for document in unique),
+    }
 
 
 def deduplicate(documents: Iterable[Document]) -> list[Document]:
@@ -314,7 +308,7 @@ def installed_distributions(packages: Sequence[str] | None = None) -> dict[str, 
 
 
 def python_files(packages: Iterable[Distribution]) -> list[tuple[str, str]]:
-    """(dotted module, path) of the Python files, sorted, each once, without tests and copies."""
+    """(dotted module, path) of the Python files, sorted, without tests and vendored copies."""
     files = {}
     for package in packages:
         for file in package.files or ():
@@ -351,29 +345,28 @@ class PyDocs(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
         packages = installed_distributions(self.packages)
-        counts = collections.Counter()
-        splits = read_documents(python_files(packages.values()), counts)
-        if "train" not in splits:
+        documents, counts = _read_documents(python_files(packages.values()))
+        splits = {split: [] for split in SPLITS}
+        for document in documents:
+            splits[split_of(document.module)].append(document)
+        if not splits["train"]:
             raise ValueError(f"no prose for train in {list(packages)}; name more packages.")
         self.info.metadata.update(
             asked=sorted(set(self.packages or ())),
             packages={name: package.version for name, package in packages.items()},
-            counts=dict(counts),
+            counts=counts,
         )
-        return {
-            split: self._generate_examples(in_split, split) for split, in_split in splits.items()
-        }
+        return {split: self._generate_examples(rows) for split, rows in splits.items() if rows}
 
-    def _generate_examples(self, documents, split) -> Iterator[tuple[int, dict[str, str]]]:
-        progress = tqdm.tqdm(documents, f"writing {split}", unit="document", disable=None)
-        yield from enumerate(document._asdict() for document in progress)
+    def _generate_examples(self, documents) -> Iterator[tuple[int, dict[str, str]]]:
+        yield from enumerate(document._asdict() for document in documents)
 
 
 def build(data_dir: str, packages: Sequence[str] | None = None) -> pathlib.Path:
     """Prepare data_dir/pydocs/1.0.0 if it does not exist yet, and return that directory.
 
-    It appears complete, by renaming; leftovers of a killed build are removed, so run one build at a
-    time. metadata.json records the packages' versions and the counts.
+    TFDS renames the complete directory. Leftovers of a killed build are removed, so run one build
+    at a time. metadata.json records the packages' versions and the counts.
     packages: names of distributions; None or empty for all that are installed.
     Raises ValueError if the directory was built for other packages.
     """
@@ -390,10 +383,8 @@ def build(data_dir: str, packages: Sequence[str] | None = None) -> pathlib.Path:
     for leftover in (directory, *directory.parent.glob("incomplete.*")):
         shutil.rmtree(leftover, ignore_errors=True)
     builder = PyDocs(packages=packages, data_dir=root, file_format="array_record")
-    tfds.disable_progress_bar()  # the bars of this module say more
-    with (
-        tempfile.TemporaryDirectory() as downloads,  # unused, but TFDS creates the directory
-        contextlib.redirect_stdout(io.StringIO()),  # TFDS prints about a download
-    ):
-        builder.download_and_prepare(download_dir=downloads)
+    tfds.disable_progress_bar()  # the bar of _read_documents covers most of the time
+    # TFDS prints about a download, and creates the directory for it.
+    with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=unused)
     return directory

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lm import lookup, storage
@@ -19,7 +18,7 @@ SLICE = re.compile(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 SUFFIXES = re.compile(r"\.(jsonl|ndjson|tsv)(\.gz|\.bz2|\.zst)?")
 
 
-def records(source: str, split: str, data_dir: str = "") -> Sequence[dict[str, Any]]:
+def records(source: str, split: str, data_dir: str = "") -> documents.Records:
     """The records of a split: a sequence with len() and [i] -> {column: value}.
 
     source: tfds:name, or a file, several with commas or as a glob, in which {split} stands for the
@@ -37,7 +36,7 @@ def records(source: str, split: str, data_dir: str = "") -> Sequence[dict[str, A
             f"the split {split!r} of {source} holds no example, out of {len(rows)}; take a wider "
             f"slice."
         )
-    return FileRecords(source, selected)
+    return documents.Records(source, split, selected, Row.record)
 
 
 def resolve_splits(source: str, train: str, heldout: str, data_dir: str = "") -> tuple[str, str]:
@@ -109,20 +108,6 @@ class Row(NamedTuple):
                 f"{len(fields)} fields where the header has {len(self.columns)}"
             )
         return dict(zip(self.columns, fields, strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class FileRecords:
-    """Rows of files as a sequence of records, parsed on access."""
-
-    source: str
-    rows: list[Row] = dataclasses.field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index].record()
 
 
 def iter_records(path: str) -> Iterator[dict[str, Any]]:

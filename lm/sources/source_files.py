@@ -26,7 +26,9 @@ class FileKind(NamedTuple):
 
 
 KINDS = {
-    "text": FileKind(formats.read_text, formats.parse_text, r"\.txt", True),
+    "text": FileKind(
+        formats.read_text, lambda file, raw: documents.to_document(raw), r"\.txt", True
+    ),
     "jsonl": FileKind(
         formats.read_json_lines, formats.parse_json, r"\.(jsonl|ndjson|json(?=[.-]))", True, "text"
     ),

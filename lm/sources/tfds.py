@@ -5,16 +5,15 @@ A dataset lies in data_dir/name[/config]/version; the newest version is read unl
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from lm import lookup, storage
+from lm.sources import documents
 
 EMBEDDED_DATASETS = {"pydocs"}  # built by this package
 
@@ -23,27 +22,6 @@ DEFAULT_HELDOUT = "validation"  # TFDS's usual name; not every dataset has this 
 
 FORMAT = "array_record"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-
-
-@dataclasses.dataclass(frozen=True)
-class TfdsRecords:
-    """A split as a random-access sequence: len() and [i] -> dict of str, numbers and lists.
-
-    Pickles by address, so that worker processes open the files themselves.
-    """
-
-    name: str
-    split: str
-    source: Sequence = dataclasses.field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return _to_python(self.source[index])
-
-    def __iter__(self):
-        return (self[index] for index in range(len(self)))
 
 
 def data_root(data_dir: str = "") -> Any:
@@ -75,8 +53,10 @@ def _dataset_info(name: str, data_dir: str) -> dict:
     return json.loads((_dataset_dir(name, data_dir) / "dataset_info.json").read_text())
 
 
-def tfds_records(name: str, split: str, data_dir: str = "") -> TfdsRecords:
+def tfds_records(name: str, split: str, data_dir: str = "") -> documents.Records:
     """The records of a split: bytes become str, arrays lists, numpy scalars int or float.
+
+    They pickle by address, so that worker processes open the files themselves.
 
     name, data_dir: as in tfds_splits. split: in TFDS's syntax, as train, train[:99%], train+test.
     Raises ValueError like tfds_splits, and if the split does not exist or is empty.
@@ -94,7 +74,8 @@ def tfds_records(name: str, split: str, data_dir: str = "") -> TfdsRecords:
         raise ValueError(
             f"the split {split!r} of {name} holds no example, out of {splits}; take a wider slice."
         )
-    return TfdsRecords(name, split, builder.as_data_source(split, file_format=FORMAT))
+    stored = builder.as_data_source(split, file_format=FORMAT)
+    return documents.Records(name, split, stored, _to_python)
 
 
 def _check_split_names(name: str, split: str, splits: dict[str, int]) -> None:
@@ -123,7 +104,7 @@ def tfds_bytes(name: str, split: str, data_dir: str = "") -> int:
     splits = _dataset_info(name, data_dir).get("splits", ())
     num_bytes = {split["name"]: int(split.get("numBytes", 0)) for split in splits}
     sizes, ranges = tfds_splits(name, data_dir), _ranges(name, split, data_dir)
-    return sum(num_bytes[part] * (stop - start) // sizes[part] for part, start, stop in ranges)
+    return sum(num_bytes[key] * (stop - start) // sizes[key] for key, start, stop in ranges)
 
 
 def tfds_fingerprint(name: str, data_dir: str = "") -> str:
@@ -177,7 +158,7 @@ def _ranges(name: str, split: str, data_dir: str) -> list[tuple[str, int, int]]:
 
     splits = tfds_splits(name, data_dir)
     if split == "all":
-        return [(part, 0, size) for part, size in splits.items()]
+        return [(key, 0, size) for key, size in splits.items()]
     infos = tfds.builder_from_directory(_dataset_dir(name, data_dir)).info.splits
     _check_split_names(name, split, splits)
     try:

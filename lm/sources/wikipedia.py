@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from lm.sources import documents, formats, wiki_names, wikitext
+
+if TYPE_CHECKING:
+    from lm.sources.source_files import SourceFile
 
 PAGE_START, PAGE_END, DUMP_END = b"<page>", b"</page>", b"</mediawiki>"
 
@@ -37,7 +41,7 @@ COMMENT_OR_NOWIKI = re.compile(
 )
 
 
-def read_pages(file) -> Iterator[dict]:
+def read_pages(file: SourceFile) -> Iterator[dict]:
     """The pages of a dump: {"page": XML, "hidden": prefixes of links that show no text}.
 
     A file may hold several dumps in a row. Page text escapes "<", so searching for tags is exact.
@@ -74,10 +78,7 @@ def _read_dump(stream, buffer: bytearray, name: str) -> Iterator[dict]:
     hidden, tag = _hidden_prefixes(bytes(header)), tag[tag.rfind(b"<") :]
     while tag == PAGE_START:
         page = PAGE_START + _read_until(stream, buffer, PAGE_END)
-        if len(page) > documents.MAX_RECORD_BYTES:
-            yield documents.oversized_record(page)
-        else:
-            yield {"page": page, "hidden": hidden}
+        yield documents.limit_size(page, {"page": page, "hidden": hidden})
         tag = _read_until(stream, buffer, b">").strip()
     if tag != DUMP_END:
         raise ValueError(f"{name} has {tag[:60]!r} between pages; give a dump of pages.")
@@ -86,7 +87,7 @@ def _read_dump(stream, buffer: bytearray, name: str) -> Iterator[dict]:
 def _read_until(stream, buffer: bytearray, mark: bytes) -> bytes:
     """The bytes up to and including the mark, cut to MAX_RECORD_BYTES + 1."""
     start, searched = b"", 0
-    while (found := buffer.find(mark, searched)) < 0:
+    while (index := buffer.find(mark, searched)) < 0:
         searched = max(0, len(buffer) - len(mark) + 1)
         if searched > documents.MAX_RECORD_BYTES:
             start = start or bytes(buffer[: documents.MAX_RECORD_BYTES + 1])
@@ -96,8 +97,8 @@ def _read_until(stream, buffer: bytearray, mark: bytes) -> bytes:
         if not chunk:
             raise EOFError("it is cut short: it ends without </mediawiki>")
         buffer += chunk
-    text = start or bytes(buffer[: found + len(mark)])
-    del buffer[: found + len(mark)]
+    text = start or bytes(buffer[: index + len(mark)])
+    del buffer[: index + len(mark)]
     return text
 
 
@@ -108,7 +109,7 @@ def _hidden_prefixes(header: bytes) -> tuple[str, ...]:
     return tuple(sorted({*HIDDEN_NAMESPACES.values(), "image", *names}))
 
 
-def parse_page(file, raw: dict) -> documents.Document:
+def parse_page(file: SourceFile, raw: dict) -> documents.Document:
     """The prose of a page without its title, or the reason why the page is dropped.
 
     Reasons: namespace (not an article), redirect, content (an article that is not wikitext),

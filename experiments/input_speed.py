@@ -99,9 +99,9 @@ def naive_rows(texts: np.ndarray, noise: int, spans: int, rng) -> tuple[np.ndarr
 
 def configs():
     """Every objective with every combination of the words it has."""
-    for name, of in objectives.OBJECTIVES.items():
-        for words in itertools.product(*of.words.values()):
-            keys = dict(zip(of.words, words, strict=True))
+    for name, objective in objectives.OBJECTIVES.items():
+        for words in itertools.product(*objective.choices.values()):
+            keys = dict(zip(objective.choices, words, strict=True))
             yield objectives.ObjectiveConfig(name=name, **keys)
 
 
@@ -114,7 +114,7 @@ def masking(repeats: int = REPEATS, batch: int = BATCH) -> list[dict]:
         said = objectives.lengths(config, INPUT_LENGTH)
         texts = texts_of(said.raw)
         make = lambda config=config, texts=texts: rows_of(config, texts, rng)
-        words = objectives.OBJECTIVES[config.name].words
+        words = objectives.OBJECTIVES[config.name].choices
         several = [getattr(config, field) for field, known in words.items() if len(known) > 1]
         row = dict(what=", ".join([config.name, *several]))
         row |= dict(raw=said.raw, inputs=said.inputs, targets=said.targets)

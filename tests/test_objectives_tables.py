@@ -12,7 +12,7 @@ every_row = pytest.mark.parametrize("row", t5_tables.ROWS)
 
 
 def example_of(row: str):
-    """(text, inputs, targets, vocabulary) of one example at the row's own size."""
+    """Make an example of the row's size: (text, inputs, targets, vocabulary size)."""
     config = t5_tables.get_config(row)
     objective = objectives.ObjectiveConfig(**config.objective)
     raw = objectives.lengths(objective, config.data.input_length).raw
@@ -25,40 +25,41 @@ def example_of(row: str):
 
 
 @every_row
-def test_a_row_is_the_papers_baseline_but_for_its_objective(row):
-    made = runs.make_run(t5_tables.get_config(row).to_dict(), "nowhere")  # and passes all checks
-    assert (made.steps, made.data.batch_size, made.data.input_length) == (2**19, 128, 512)
-    assert made.model.dropout_rate == 0.1 and made.optimizer.name == "adafactor"
-    ours, t5 = t5_tables.get_config(row), models.apply(base.get_config(), "t5_base")
-    for config in (ours, t5):
+def test_a_row_differs_from_t5_base_in_its_objective_only(row):
+    run = runs.make_run(t5_tables.get_config(row).to_dict(), "nowhere")
+    assert (run.steps, run.data.batch_size, run.data.input_length) == (2**19, 128, 512)
+    assert run.model.dropout_rate == 0.1 and run.optimizer.name == "adafactor"
+    actual, t5 = t5_tables.get_config(row), models.apply(base.get_config(), "t5_base")
+    for config in (actual, t5):
         config.model.update(vocab_size=0, dropout_rate=0.0)
-    assert ours.model == t5.model and ours.optimizer == t5.optimizer and ours.loss == t5.loss
+    assert actual.model == t5.model
+    assert actual.optimizer == t5.optimizer and actual.loss == t5.loss
 
 
 @every_row
-def test_no_row_runs_out_of_sentinels_and_none_has_many_to_spare(row):
+def test_a_row_has_as_many_sentinels_as_it_needs(row):
     config = t5_tables.get_config(row)
     objective = objectives.ObjectiveConfig(**config.objective)
-    needed = objectives.lengths(objective, config.data.input_length).sentinels
-    found = config.tokenizer.num_extra_ids
-    assert needed <= found and (found == 100 or found == needed)
+    required = objectives.lengths(objective, config.data.input_length).sentinels
+    actual = config.tokenizer.num_extra_ids
+    assert required <= actual and actual in (100, required)
     rows = config.model.vocab_size
-    assert rows % 128 == 0 and config.tokenizer.vocab_size + found <= rows
+    assert rows % 128 == 0 and config.tokenizer.vocab_size + actual <= rows
     _, inputs, targets, size = example_of(row)
     assert max(inputs.max(), targets.max()) < size
 
 
 @every_row
-def test_a_row_hides_and_asks_for_what_the_paper_says(row):
+def test_a_row_hides_the_tokens_that_the_paper_describes(row):
     text, inputs, targets, size = example_of(row)
     objective = t5_tables.get_config(row).objective
     raw, share = len(text), objective.noise_density
-    asked = targets[(targets >= 1000) & (targets < 32_000)]
+    target_tokens = targets[(targets >= 1000) & (targets < 32_000)]
     changed = np.isin(text, inputs, invert=True)
     if row in ("bert_style", "mass_style", "deshuffling"):
-        np.testing.assert_array_equal(asked, text)
+        np.testing.assert_array_equal(target_tokens, text)
     else:
-        np.testing.assert_array_equal(asked, text[changed])
+        np.testing.assert_array_equal(target_tokens, text[changed])
     if row == "deshuffling":
         assert sorted(inputs[:-1]) == text.tolist() and inputs[:-1].tolist() != text.tolist()
     elif row == "prefix_lm":
@@ -79,14 +80,11 @@ def test_the_tables_have_the_papers_rates_and_spans():
         assert objective(f"rate_{percent}").noise_density == percent / 100
     assert objective("baseline") == objective("rate_15")
     for span in (2, 3, 5, 10):
-        found = objective(f"span_{span}")
-        assert (found.mean_noise_span_length, found.noise_density, found.placement) == (
-            span,
-            0.15,
-            "t5",
-        )
+        row = objective(f"span_{span}")
+        assert (row.mean_noise_span_length, row.noise_density) == (span, 0.15)
+        assert row.placement == "t5"
 
 
-def test_a_row_that_is_not_there_is_a_sentence():
+def test_an_unknown_row_raises_with_the_choices():
     with pytest.raises(ValueError, match="the row after the config's colon='span_4' is unknown"):
         t5_tables.get_config("span_4")

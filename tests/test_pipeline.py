@@ -45,7 +45,7 @@ def train(made) -> pipeline.Examples:
 def restored(examples: pipeline.Examples, inputs, targets) -> np.ndarray:
     """The stored text of a row: its blanks filled from its targets."""
     (part,) = examples.parts
-    return objectives.restore(part.objective, inputs, targets, part.vocabulary)
+    return objectives.uncorrupt(part.objective, inputs, targets, part.vocabulary)
 
 
 def texts(examples: pipeline.Examples, batches) -> list[tuple[int, ...]]:

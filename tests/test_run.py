@@ -475,7 +475,7 @@ def test_bytes_need_no_fitting_and_their_blanks_are_filled(tiny_config, tmp_path
     train, _ = runs.make_examples(run, tokens)
     row = train.batch(np.array([0]), np.array([0]), seed=0)
     inputs, targets = row.inputs[0], row.targets[0]
-    text = objectives.restore(run.objective, inputs, targets, tokens.vocabulary)
+    text = objectives.uncorrupt(run.objective, inputs, targets, tokens.vocabulary)
     np.testing.assert_array_equal(text, train.parts[0].text(0))
     assert tokens.decode(text).isascii() and np.isin(inputs, tokens.sentinels).sum() > 1
 

@@ -1,29 +1,23 @@
-"""Text into (inputs, targets), one example at a time: hide something, ask for it back.
+"""Objectives: make an example (inputs, targets) of a text by hiding tokens.
 
-  tokens           10 11 12 13 14 15 16     eos ends both halves; S0, S1 are sentinels
+table            the config, the table of objectives, lengths, corrupt and uncorrupt
+noise_masks      which tokens are hidden
+corruption       inputs and targets from a text and its mask, and back
+example_lengths  lengths of inputs and targets, so that every batch has one shape
 
-  span_corruption        x  x        x      each hidden span leaves a sentinel of its own
-                   10 11 S0    14 15 S1     S0 12 13 S1 16
-  iid_replace         x     x  x            the same for each run of tokens hidden one by one
-                   10 S0 12 S1    15 16     S0 11 S1 13 14
-  token_masking       x     x        x      each hidden token leaves the same mask token, S0
-                   10 S0 12 S0 14 15 S0     11 13 16, or the whole text
-  mass                x  x  x               the same for one span
-                   10 S0 S0 S0 14 15 16     11 12 13
-  drop                x     x        x      hidden tokens leave nothing
-                   10 12 14 15              11 13 16
-  gap_sentences    x  x                     each hidden sentence leaves S0 (here 11, 16 end one)
-                   S0 12 13 14 15 16        10 11
-  prefix_lm                    x  x  x      the end of the text is asked for
-                   10 11 12 13              14 15 16
-  language_model   x  x  x  x  x  x  x      all of it is
-                                            10 11 12 13 14 15 16
-  deshuffling      x  x  x  x  x  x  x      all of it, given in another order
-                   14 10 16 12 11 15 13     10 11 12 13 14 15 16
-  ul2              one of seven kinds of span_corruption and prefix_lm, behind its mode's token
+Examples of the text 10 11 12 13 14 15 16. x: hidden; S0, S1: sentinels; both end with eos.
 
-Lengths follow from the length of the text, exactly or as the most they can be, so that every batch
-of a run has one shape.
+                   10 11 12 13 14 15 16     inputs               targets
+  span_corruption        x  x        x      10 11 S0 14 15 S1    S0 12 13 S1 16
+  iid_replace         x     x  x            10 S0 12 S1 15 16    S0 11 S1 13 14
+  token_masking       x     x        x      10 S0 12 S0 14 15 S0 11 13 16, or the whole text
+  mass                x  x  x               10 S0 S0 S0 14 15 16 11 12 13
+  drop                x     x        x      10 12 14 15          11 13 16
+  gap_sentences    x  x                     S0 12 13 14 15 16    10 11  (11 and 16 end sentences)
+  prefix_lm                    x  x  x      10 11 12 13          14 15 16
+  language_model   x  x  x  x  x  x  x      (only eos)           10 11 12 13 14 15 16
+  deshuffling      x  x  x  x  x  x  x      14 10 16 12 11 15 13 10 11 12 13 14 15 16
+  ul2              one of seven kinds of span_corruption and prefix_lm, after its mode's token
 """
 
 from __future__ import annotations
@@ -31,7 +25,6 @@ from __future__ import annotations
 from lm.objectives.example_lengths import Lengths
 from lm.objectives.noise_masks import Vocabulary
 from lm.objectives.table import (
-    MODES,
     OBJECTIVES,
     UL2,
     ObjectiveConfig,
@@ -39,5 +32,5 @@ from lm.objectives.table import (
     corrupt,
     lengths,
     noise_mask,
-    restore,
+    uncorrupt,
 )

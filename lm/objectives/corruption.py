@@ -1,11 +1,15 @@
-"""From a noise mask to inputs and targets, and the inverse of each corruption.
+"""Corruptions: from a text and its noise mask to inputs and targets, and back.
 
-write_*: (config, tokens int[L], hidden bool[L], rng, vocabulary) -> inputs, targets, both int32
-with eos. fill_*: (config, inputs, targets, hidden or None, vocabulary) -> int32[L], all without
-eos; the targets may be a model's, with missing, wrong or superfluous tokens.
+A corrupt function takes (config, tokens int[L], mask bool[L], rng, vocabulary) and returns inputs
+and targets, both int32 with eos. An uncorrupt function takes (config, inputs, targets, mask or
+None, vocabulary), without eos, and returns int32 tokens; a model's targets may have missing, wrong
+or superfluous tokens.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,157 +20,145 @@ from lm.objectives import noise_masks
 REPLACEMENTS = {"mask": (1.0, 1.0), "mask_or_random": (0.9, 1.0), "bert": (0.8, 0.9)}
 
 
-def with_eos(ids: np.ndarray, eos: int) -> np.ndarray:
-    """The ids, then eos: int32[len(ids) + 1]."""
-    out = np.empty(len(ids) + 1, np.int32)
-    out[:-1], out[-1] = ids, eos
-    return out
+class Corruption(NamedTuple):
+    """A corrupt function and its inverse."""
+
+    corrupt: Callable
+    uncorrupt: Callable
 
 
-def is_sentinel(ids: np.ndarray, vocabulary: noise_masks.Vocabulary) -> np.ndarray:
-    """Which ids are sentinels: bool[...]."""
-    return np.isin(ids, vocabulary.sentinels)
+def _with_eos(ids, eos):
+    row = np.empty(len(ids) + 1, np.int32)
+    row[:-1], row[-1] = ids, eos
+    return row
 
 
-# Each run of hidden tokens behind a sentinel of its own. --------------------------------------
+def _split_before_sentinels(ids, vocabulary):
+    return np.split(ids, np.flatnonzero(np.isin(ids, vocabulary.sentinels)))
 
 
-def write_runs(config, tokens, hidden, rng, vocabulary):
-    """A sentinel for each noise span in the inputs; in the targets, each before its span.
-
-    Raises ValueError for more spans than sentinels.
-    """
-    raw = len(tokens)
-    text = np.empty(raw + 2, np.int32)  # one position before the text, and eos
+def _corrupt_spans(config, tokens, mask, rng, vocabulary):
+    """Replace each span by its own sentinel; targets: each sentinel, then its span."""
+    size = len(tokens) + 2  # a position before the text, and eos
+    text = np.empty(size, np.int32)
     text[1:-1], text[-1] = tokens, vocabulary.eos
-    in_targets = np.empty(raw + 2, bool)
-    in_targets[0], in_targets[1:-1], in_targets[-1] = False, hidden, True
-    marks = (in_targets[1:-1] > in_targets[:-2]).nonzero()[0]  # the position before each span
-    if len(marks) > len(vocabulary.sentinels):
+    in_targets = np.empty(size, bool)
+    in_targets[0], in_targets[1:-1], in_targets[-1] = False, mask, True
+    before_spans = (in_targets[1:-1] > in_targets[:-2]).nonzero()[0]
+    if len(before_spans) > len(vocabulary.sentinels):
         raise ValueError(
-            f"an example hides {len(marks)} spans, but there are {len(vocabulary.sentinels)} "
-            f"sentinels; objectives.check_sentinels says how many a config needs."
+            f"an example hides {len(before_spans)} spans, but there are "
+            f"{len(vocabulary.sentinels)} sentinels; objectives.check_sentinels says how many a "
+            f"config needs."
         )
-    names = vocabulary.sentinels[: len(marks)]
-    in_inputs, first = ~in_targets, marks + 1
+    sentinels = vocabulary.sentinels[: len(before_spans)]
+    in_inputs, first = ~in_targets, before_spans + 1
     in_inputs[0], in_inputs[-1], in_inputs[first] = False, True, True
-    answers = text.copy()
-    text[first], answers[marks] = names, names
-    in_targets[marks] = True  # a visible token, replaced by the sentinel in the targets
-    return text[in_inputs], answers[in_targets]
+    targets = text.copy()
+    text[first], targets[before_spans] = sentinels, sentinels
+    in_targets[before_spans] = True  # in the targets, the sentinel replaces a visible token
+    return text[in_inputs], targets[in_targets]
 
 
-def fill_runs(config, inputs, targets, hidden, vocabulary):
-    """Replace each sentinel of the inputs by what follows it in the targets."""
-    starts = np.flatnonzero(is_sentinel(targets, vocabulary))
-    answers = {int(piece[0]): piece[1:] for piece in np.split(targets, starts)[1:]}
-    head, *pieces = np.split(inputs, np.flatnonzero(is_sentinel(inputs, vocabulary)))
+def _uncorrupt_spans(config, inputs, targets, mask, vocabulary):
+    """Replace each sentinel of the inputs by the tokens after it in the targets."""
+    pieces = _split_before_sentinels(targets, vocabulary)[1:]
+    answers = {int(piece[0]): piece[1:] for piece in pieces}
+    head, *pieces = _split_before_sentinels(inputs, vocabulary)
     filled = [np.append(answers.get(int(piece[0]), piece[:1]), piece[1:]) for piece in pieces]
     return np.concatenate([head, *filled])
 
 
-# Each hidden token behind the same mask token. -------------------------------------------------
-
-
-def write_masks(config, tokens, hidden, rng, vocabulary):
-    """The mask token, a random token or the token itself at each noise position."""
-    inputs = with_eos(tokens, vocabulary.eos)
+def _corrupt_masks(config, tokens, mask, rng, vocabulary):
+    """Replace each noise token by the mask token, a random token or itself."""
+    inputs = _with_eos(tokens, vocabulary.eos)
     if config.replacement == "mask":
-        inputs[:-1][hidden] = vocabulary.sentinels[0]
+        inputs[:-1][mask] = vocabulary.sentinels[0]
     else:
-        masked, changed = REPLACEMENTS[config.replacement]
-        positions = hidden.nonzero()[0]
+        masked_share, changed_share = REPLACEMENTS[config.replacement]
+        positions = mask.nonzero()[0]
         draw = rng.random(len(positions))
-        random = positions[draw < changed]
+        random = positions[draw < changed_share]
         inputs[random] = vocabulary.words[rng.integers(len(vocabulary.words), size=len(random))]
-        inputs[positions[draw < masked]] = vocabulary.sentinels[0]
-    answer = tokens if config.target == "whole" else tokens[hidden]
-    return inputs, with_eos(answer, vocabulary.eos)
+        inputs[positions[draw < masked_share]] = vocabulary.sentinels[0]
+    targets = tokens if config.target == "whole" else tokens[mask]
+    return inputs, _with_eos(targets, vocabulary.eos)
 
 
-def fill_masks(config, inputs, targets, hidden, vocabulary):
+def _fill(tokens, mask, targets):
+    """Write the targets to the noise positions, as many as there are of both."""
+    positions = np.flatnonzero(mask)
+    tokens[positions[: len(targets)]] = targets[: len(positions)]
+    return tokens
+
+
+def _uncorrupt_masks(config, inputs, targets, mask, vocabulary):
     """Replace each mask token, or each noise position, by the next target."""
     if config.target == "whole":
         return targets
-    if config.replacement != "mask":
-        hidden = check_hidden(config, hidden, len(inputs))
+    if config.replacement == "mask":
+        mask = np.isin(inputs, vocabulary.sentinels)
     else:
-        hidden = is_sentinel(inputs, vocabulary)
-    positions, tokens = np.flatnonzero(hidden), inputs.copy()
-    tokens[positions[: len(targets)]] = targets[: len(positions)]
-    return tokens
+        _check_mask(config, mask, len(inputs))
+    return _fill(inputs.copy(), mask, targets)
 
 
-def check_hidden(config, hidden, length: int, visible_only: bool = False) -> np.ndarray:
-    """Check `hidden`. Raises ValueError if it is missing or does not fit the inputs."""
-    if hidden is None:
+def _check_mask(config, mask, num_inputs, visible_only=False):
+    if mask is None:
         raise ValueError(
             f"objective.name={config.name!r} with objective.replacement={config.replacement!r} "
-            f"does not write down which tokens it hid; give restore "
-            f"hidden=objectives.noise_mask(..) of the same text and seed."
+            f"does not store which tokens it hid; pass mask=objectives.noise_mask(..) of the same "
+            f"text and seed to uncorrupt."
         )
-    expected = np.count_nonzero(~hidden) if visible_only else len(hidden)
-    if length != expected:
+    if num_inputs != (np.count_nonzero(~mask) if visible_only else len(mask)):
         raise ValueError(
-            f"inputs of {length} tokens are not those of a text of {len(hidden)}, of which "
-            f"{np.count_nonzero(hidden)} are hidden; give restore the mask of the same text."
+            f"{num_inputs} input tokens do not fit a mask of {len(mask)} tokens, of which "
+            f"{np.count_nonzero(mask)} are noise; pass the mask of the same text to uncorrupt."
         )
-    return hidden
 
 
-# Shown tokens and hidden ones, apart. ----------------------------------------------------------
+def _corrupt_split(config, tokens, mask, rng, vocabulary):
+    """Inputs: the visible tokens; targets: the noise tokens."""
+    return _with_eos(tokens[~mask], vocabulary.eos), _with_eos(tokens[mask], vocabulary.eos)
 
 
-def write_parts(config, tokens, hidden, rng, vocabulary):
-    """The visible tokens, and the noise tokens."""
-    return with_eos(tokens[~hidden], vocabulary.eos), with_eos(tokens[hidden], vocabulary.eos)
+def _uncorrupt_dropped(config, inputs, targets, mask, vocabulary):
+    """Insert the targets at the noise positions, the mask token if there are too few."""
+    _check_mask(config, mask, len(inputs), visible_only=True)
+    tokens = np.full(len(mask), vocabulary.sentinels[0], np.int32)
+    tokens[~mask] = inputs
+    return _fill(tokens, mask, targets)
 
 
-def fill_dropped(config, inputs, targets, hidden, vocabulary):
-    """The targets at the noise positions; the mask token where one is missing."""
-    hidden = check_hidden(config, hidden, len(inputs), visible_only=True)
-    tokens = np.full(len(hidden), vocabulary.sentinels[0], np.int32)
-    tokens[~hidden] = inputs
-    positions = np.flatnonzero(hidden)
-    tokens[positions[: len(targets)]] = targets[: len(positions)]
-    return tokens
-
-
-def fill_suffix(config, inputs, targets, hidden, vocabulary):
-    """The inputs, then the targets."""
-    return np.concatenate([inputs, targets])
-
-
-# Each hidden sentence behind the same mask token. ----------------------------------------------
-
-
-def write_gaps(config, tokens, hidden, rng, vocabulary):
-    """A mask token for each hidden sentence; the hidden sentences in order."""
-    begins = hidden.copy()
+def _corrupt_sentences(config, tokens, mask, rng, vocabulary):
+    """Replace each noise sentence by the mask token; targets: the noise sentences, in order."""
+    is_first = mask.copy()
     ends = noise_masks.sentence_ends(tokens, vocabulary)
-    begins[1:] &= ~hidden[:-1] | ends[:-1]
-    inputs = np.where(begins, vocabulary.sentinels[0], tokens)[~hidden | begins]
-    return with_eos(inputs, vocabulary.eos), with_eos(tokens[hidden], vocabulary.eos)
+    is_first[1:] &= ~mask[:-1] | ends[:-1]
+    inputs = np.where(is_first, vocabulary.sentinels[0], tokens)[~mask | is_first]
+    return _with_eos(inputs, vocabulary.eos), _with_eos(tokens[mask], vocabulary.eos)
 
 
-def fill_gaps(config, inputs, targets, hidden, vocabulary):
+def _uncorrupt_sentences(config, inputs, targets, mask, vocabulary):
     """Replace each mask token by the next sentence of the targets."""
     ends = np.flatnonzero(noise_masks.sentence_ends(targets, vocabulary)) + 1
     answers = [piece for piece in np.split(targets, ends) if len(piece)]
-    head, *pieces = np.split(inputs, np.flatnonzero(is_sentinel(inputs, vocabulary)))
+    head, *pieces = _split_before_sentinels(inputs, vocabulary)
     answers += [piece[:1] for piece in pieces[len(answers) :]]
     filled = [np.append(answer, piece[1:]) for answer, piece in zip(answers, pieces, strict=False)]
     return np.concatenate([head, *filled])
 
 
-# The whole text, in another order. -------------------------------------------------------------
+def _corrupt_order(config, tokens, mask, rng, vocabulary):
+    """Inputs: the tokens in random order; targets: the text."""
+    return _with_eos(rng.permutation(tokens), vocabulary.eos), _with_eos(tokens, vocabulary.eos)
 
 
-def write_shuffled(config, tokens, hidden, rng, vocabulary):
-    """The tokens in random order, and in order."""
-    return with_eos(rng.permutation(tokens), vocabulary.eos), with_eos(tokens, vocabulary.eos)
-
-
-def fill_whole(config, inputs, targets, hidden, vocabulary):
-    """The targets."""
-    return targets
+SPANS = Corruption(_corrupt_spans, _uncorrupt_spans)
+MASKS = Corruption(_corrupt_masks, _uncorrupt_masks)
+SENTENCES = Corruption(_corrupt_sentences, _uncorrupt_sentences)
+DROP = Corruption(_corrupt_split, _uncorrupt_dropped)
+SUFFIX = Corruption(
+    _corrupt_split, lambda config, inputs, targets, *_: np.concatenate([inputs, targets])
+)
+ORDER = Corruption(_corrupt_order, lambda config, inputs, targets, *_: targets)

@@ -1,29 +1,33 @@
-"""The lengths of inputs and targets of each objective, from the length of the text."""
+"""The lengths of an example's inputs and targets, from the length of its text.
+
+A length function takes (config, raw) and returns Lengths. A length is exact if nothing else is
+said; upper bounds are reached by some texts and masks.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from lm.objectives.table import ObjectiveConfig
 
 
 class Lengths(NamedTuple):
-    """The tokens of an example: raw text; at most so many inputs and targets, eos included.
-
-    sentinels: the number of distinct ones it may need, modes of ul2 included.
-    """
+    """Lengths in tokens: of the text without eos, of inputs and targets at most, with eos."""
 
     raw: int
     inputs: int
     targets: int
-    sentinels: int
+    sentinels: int  # the most distinct sentinels of an example, modes of ul2 included
 
 
-def num_noise_tokens(config, raw: int) -> int:
-    """The noise tokens of `raw` >= 2: the rounded share, at least one, leaving at least one."""
+def num_noise_tokens(config: ObjectiveConfig, raw: int) -> int:
+    """Return the noise tokens of `raw` >= 2: at least one is noise and at least one is not."""
     return min(max(round(raw * config.noise_density), 1), raw - 1)
 
 
-def num_noise_spans(config, raw: int) -> int:
-    """The noise spans of `raw` tokens.
+def num_noise_spans(config: ObjectiveConfig, raw: int) -> int:
+    """Return the noise spans of `raw` tokens.
 
     Two spans need a visible token between them; T5 does not check this and would lose spans.
     """
@@ -31,48 +35,35 @@ def num_noise_spans(config, raw: int) -> int:
     return min(max(round(noise / config.mean_noise_span_length), 1), raw - noise)
 
 
-def span_lengths(config, raw: int) -> Lengths:
-    """Span corruption: exact for t5; an upper bound for uniform, which may split one span."""
+def span_lengths(config: ObjectiveConfig, raw: int) -> Lengths:
+    """A sentinel for each span. Placement "uniform": a bound, since it may split one span."""
     noise, spans = num_noise_tokens(config, raw), num_noise_spans(config, raw)
     if config.placement == "uniform" and noise > spans:
         spans += 1
     return Lengths(raw, raw - noise + spans + 1, noise + spans + 1, spans)
 
 
-def run_lengths(config, raw: int) -> Lengths:
-    """Independent noise tokens: an upper bound, reached when no two are adjacent."""
+def iid_lengths(config: ObjectiveConfig, raw: int) -> Lengths:
+    """A sentinel for each span of independent noise tokens: a bound, if no two are adjacent."""
     noise = num_noise_tokens(config, raw)
-    runs = min(noise, raw - noise + 1)
-    return Lengths(raw, raw - noise + runs + 1, noise + runs + 1, runs)
+    spans = min(noise, raw - noise + 1)
+    return Lengths(raw, raw - noise + spans + 1, noise + spans + 1, spans)
 
 
-def mask_lengths(config, raw: int) -> Lengths:
-    """A mask token for each noise token; exact."""
-    asked = raw if config.target == "whole" else num_noise_tokens(config, raw)
-    return Lengths(raw, raw + 1, asked + 1, 1)
+def mask_lengths(config: ObjectiveConfig, raw: int) -> Lengths:
+    """A mask token for each noise token; a bound for sentences, which share one mask token."""
+    targets = raw if config.target == "whole" else num_noise_tokens(config, raw)
+    return Lengths(raw, raw + 1, targets + 1, 1)
 
 
-def gap_lengths(config, raw: int) -> Lengths:
-    """Noise sentences: an upper bound, reached when each is a single token."""
-    return Lengths(raw, raw + 1, num_noise_tokens(config, raw) + 1, 1)
-
-
-def part_lengths(config, raw: int) -> Lengths:
-    """Tokens divided between inputs and targets at a fixed share; exact."""
+def split_lengths(config: ObjectiveConfig, raw: int) -> Lengths:
+    """Visible tokens as inputs, noise tokens as targets."""
     noise = num_noise_tokens(config, raw)
     return Lengths(raw, raw - noise + 1, noise + 1, 0)
 
 
-def prefix_lengths(config, raw: int) -> Lengths:
-    """A prefix and a suffix: exact for end; an upper bound for a uniform cut."""
-    return Lengths(raw, raw, raw, 0) if config.placement == "uniform" else part_lengths(config, raw)
-
-
-def language_lengths(config, raw: int) -> Lengths:
-    """eos alone as inputs, the whole text as targets; exact."""
-    return Lengths(raw, 1, raw + 1, 0)
-
-
-def order_lengths(config, raw: int) -> Lengths:
-    """The text as inputs and as targets; exact."""
-    return Lengths(raw, raw + 1, raw + 1, 0)
+def prefix_lengths(config: ObjectiveConfig, raw: int) -> Lengths:
+    """A prefix as inputs, the rest as targets; a bound if the cut is random."""
+    if config.placement == "uniform":
+        return Lengths(raw, raw, raw, 0)
+    return split_lengths(config, raw)

@@ -1,4 +1,4 @@
-"""The table of metrics: each is a sum over examples, and a function of that sum."""
+"""The table of metrics: statistics of each example, and scores of the sum of statistics."""
 
 from __future__ import annotations
 
@@ -11,121 +11,115 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-References = Sequence[Sequence[str]]  # of each example, one or more
+References = Sequence[Sequence[str]]  # one or more texts for each example
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """Scores that are a function of one sum over examples, which makes resampling them cheap.
+    """Scores that are a function of one sum over examples, so that resampling is cheap."""
 
-    names: of the scores. statistics: predictions, references -> float [examples, statistics].
-    scores: the sum over examples [statistics], and their count, -> a value in percent a name.
-    signature: how many references an example has (-1: not all as many) -> how it was computed.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the scores
+    # predictions, references -> float [examples, statistics]
     statistics: Callable[[Sequence[str], References], np.ndarray]
+    # sum over examples [statistics], number of examples -> a value in percent for each name
     scores: Callable[[np.ndarray, int], Sequence[float]]
+    # number of references of each example, -1 if it varies -> how the scores are computed
     signature: Callable[[int], str]
 
 
-def _percent(total: np.ndarray, count: int) -> Sequence[float]:
-    """100 times the mean of each statistic."""
+def _mean_percent(total: np.ndarray, count: int) -> Sequence[float]:
     return 100 * total / count
 
 
-def _best_of(name: str, compare: Callable[[str, str], float], signature: str) -> Metric:
-    """The mean over examples of compare(prediction, reference), for the best of its references."""
+def _mean_of_best(name: str, compare: Callable[[str, str], float], signature: str) -> Metric:
+    """Make a metric: the mean of compare(prediction, reference), for the best reference."""
 
     def statistics(predictions: Sequence[str], references: References) -> np.ndarray:
         pairs = zip(predictions, references, strict=True)
-        return np.array([[max(compare(ours, one) for one in theirs)] for ours, theirs in pairs])
+        return np.array([[max(compare(text, r) for r in texts)] for text, texts in pairs])
 
-    return Metric((name,), statistics, _percent, lambda _: signature)
-
-
-def _same(prediction: str, reference: str) -> float:
-    """Whether they are equal, but for white space at the ends."""
-    return float(prediction.strip() == reference.strip())
+    return Metric((name,), statistics, _mean_percent, lambda _: signature)
 
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def _words(text: str) -> list[str]:
-    """The words of an answer, in lower case, without ASCII punctuation and English articles.
+def _squad_words(text: str) -> list[str]:
+    """Split lowercased text into words, without ASCII punctuation and English articles.
 
     Source: the evaluation script of SQuAD 2.0 (Rajpurkar et al. 2018).
     """
     return ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split()
 
 
-def _same_words(prediction: str, reference: str) -> float:
-    """Whether the words of both are equal, in order."""
-    return float(_words(prediction) == _words(reference))
-
-
 def _word_f1(prediction: str, reference: str) -> float:
-    """The F-measure of the words that both have; of two answers without words, 1."""
-    ours, theirs = _words(prediction), _words(reference)
-    if not (ours and theirs):
-        return float(ours == theirs)
-    shared = (collections.Counter(ours) & collections.Counter(theirs)).total()
-    return 2 * shared / (len(ours) + len(theirs))
+    """Compute the F-measure of shared words; 1 if both have no words."""
+    words, reference_words = _squad_words(prediction), _squad_words(reference)
+    if not (words and reference_words):
+        return float(words == reference_words)
+    shared = (collections.Counter(words) & collections.Counter(reference_words)).total()
+    return 2 * shared / (len(words) + len(reference_words))
 
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def _rouge(predictions: Sequence[str], references: References) -> np.ndarray:
-    """F-measures of shared words, word pairs and longest common subsequence: [examples, 4].
+    """Compute ROUGE F-measures: [examples, 4].
 
-    rougeLsum takes each line of a summary by itself; of one line it is rougeL. Words are what is
-    left of a-z and 0-9, so a text in another script has none and scores 0.
+    rougeLsum compares line by line. Words consist of a-z and 0-9; text in other scripts scores 0.
     Source: Lin 2004, as computed by the package rouge_score.
     """
     from rouge_score import rouge_scorer
 
     scorer = rouge_scorer.RougeScorer(ROUGE, use_stemmer=True)
     pairs = zip(predictions, references, strict=True)
-    scores = [scorer.score_multi(theirs, ours) for ours, theirs in pairs]
+    scores = [scorer.score_multi(texts, prediction) for prediction, texts in pairs]
     return np.array([[score[name].fmeasure for name in ROUGE] for score in scores])
 
 
-def _sacrebleu(name: str, kind: str) -> Metric:
-    """A metric of sacrebleu over the whole corpus, with its defaults: its class's name is `kind`.
+def _sacrebleu(name: str, class_name: str) -> Metric:
+    """Make a corpus-level metric of a class of sacrebleu, with its defaults.
 
-    The statistics are sacrebleu's own: counts of n-grams, of whole numbers, so sums are exact.
+    The statistics are sacrebleu's n-gram counts, whole numbers, so that sums are exact.
     """
 
     def metric():
         import sacrebleu.metrics
 
-        return getattr(sacrebleu.metrics, kind)()
+        return getattr(sacrebleu.metrics, class_name)()
 
     def statistics(predictions: Sequence[str], references: References) -> np.ndarray:
-        streams = list(itertools.zip_longest(*references))  # None: this example has no more
+        streams = list(itertools.zip_longest(*references))  # None: no further reference
         return np.array(metric()._extract_corpus_statistics(predictions, streams), float)
 
     def scores(total: np.ndarray, count: int) -> Sequence[float]:
         return [metric()._compute_score_from_stats(total.tolist()).score]
 
-    def signature(references: int) -> str:
-        known = metric()
-        known.num_refs = references
-        return str(known.get_signature())
+    def signature(num_references: int) -> str:
+        scorer = metric()
+        scorer.num_refs = num_references
+        return str(scorer.get_signature())
 
     return Metric((name,), statistics, scores, signature)
 
 
 METRICS: dict[str, Metric] = {
     "rouge": Metric(
-        ROUGE, _rouge, _percent, lambda _: "mean F-measure, Porter stemmer, rouge_score"
+        ROUGE, _rouge, _mean_percent, lambda _: "mean F-measure, Porter stemmer, rouge_score"
     ),
     "bleu": _sacrebleu("bleu", "BLEU"),
     "chrf": _sacrebleu("chrf", "CHRF"),
-    "exact_match": _best_of("exact_match", _same_words, "words as in SQuAD 2.0, all equal"),
-    "f1": _best_of("f1", _word_f1, "words as in SQuAD 2.0, mean F-measure"),
-    "accuracy": _best_of("accuracy", _same, "equal but for white space at the ends"),
+    "exact_match": _mean_of_best(
+        "exact_match",
+        lambda text, reference: float(_squad_words(text) == _squad_words(reference)),
+        "words as in SQuAD 2.0, all equal",
+    ),
+    "f1": _mean_of_best("f1", _word_f1, "words as in SQuAD 2.0, mean F-measure"),
+    "accuracy": _mean_of_best(
+        "accuracy",
+        lambda text, reference: float(text.strip() == reference.strip()),
+        "equal but for white space at the ends",
+    ),
 }

@@ -12,7 +12,7 @@ import scipy.special
 import scipy.stats
 
 from lm import batch, decoding, parallel, steps, transformer
-from lm.decoding import logits_processors, stepwise
+from lm.decoding import logits_processors
 
 V, EOS, ROWS, DRAWS, LENGTH = 8, 1, 4000, 5, 3
 # Log-probabilities by previous token; the start is 0. Nothing leads to eos.
@@ -121,7 +121,7 @@ def test_in_the_limit_a_sample_is_greedy(words):
 
 def test_a_sample_without_keys_is_refused():
     how = decoding.parse("sample")
-    with pytest.raises(ValueError, match="'sample' needs keys; pass one for each row"):
+    with pytest.raises(ValueError, match="'sample' requires keys; pass one for each row"):
         decoding.search(table_step, None, jnp.array([0]), unmoved, how, length=2, eos=EOS)
 
 
@@ -197,10 +197,10 @@ def test_all_rules_together_are_the_processors_of_generate_in_its_order(words, s
     ]
     before = torch.tensor(np.concatenate([start[:, None], ids[:, :said]], axis=1))
     theirs = transformers.LogitsProcessorList(processors)(before, torch.tensor(logits))
-    ours = stepwise.process_logits(
+    ours = logits_processors.process(
         jnp.asarray(logits), ids, jnp.asarray(start), jnp.array(said), how, EOS
     )
-    ours = jax.nn.softmax(stepwise.warp_logits(ours, how))
+    ours = jax.nn.softmax(logits_processors.warp(ours, how))
     np.testing.assert_allclose(ours, theirs.softmax(-1), atol=1e-6)
     assert (np.asarray(ours)[:, EOS] > 0).any() == (said >= how.min_length)
 

@@ -1,8 +1,8 @@
-"""Search with any step function, independent of the model.
+"""Decode with any step function, independent of the model.
 
 config             DecodingConfig, and its short form for flags
 logits_processors  logits to logits: penalties, top-k, top-p
-stepwise           greedy search and sampling; init_state and decode_token, to stream
+stepwise           one token of greedy search or sampling; the types of all methods
 beam               beam search
 dispatch           search: all methods behind one signature
 """

@@ -15,43 +15,37 @@ from lm.decoding.stepwise import PAD, Hypotheses
 Array = jax.Array
 
 
-def best(hypotheses: Hypotheses, count: int) -> tuple[Hypotheses, Array]:
-    """Return the `count` best hypotheses and their indices, int32 [B, count]; ties: the first."""
+def _best(hypotheses, count):
+    """Return the `count` best hypotheses and their indices [B, count]; of equals the first."""
     scores, indices = jax.lax.top_k(hypotheses.scores, count)
     ids = jnp.take_along_axis(hypotheses.ids, indices[..., None], axis=1)
     return Hypotheses(ids, scores), indices
 
 
-def process_beam_logits(
-    logits: Array, ids: Array, start: Array, i: Array, config: DecodingConfig, eos: int
-) -> tuple[Array, Array]:
-    """Return processed logits [R, V], and their difference [R, 1] to log-probabilities.
+def _extend(live, logits, start, i, config, eos):
+    """Extend live beams by a token.
 
-    The other arguments are those of stepwise.process_logits.
+    Args:
+      live: B rows of n beams; scores are summed log-probabilities.
+      logits: [B * n, V] of position `i`, before all processors.
+      start: int [B * n], the token before the first.
+
+    Returns the 2 * n best extensions of each row, and the index of the beam that each extends.
     """
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     if config.repetition_penalty != 1.0:  # the only processor for which the sign matters
         logits, log_z = logits - log_z, jnp.zeros_like(log_z)
-    return stepwise.process_logits(logits, ids, start, i, config, eos), log_z
+    ids = live.ids.reshape(len(start), -1)
+    logits = logits_processors.process(logits, ids, start, i, config, eos)
 
-
-def extend(
-    live: Hypotheses, logits: Array, log_z: Array, i: Array, count: int
-) -> tuple[Hypotheses, Array]:
-    """Return the `count` best extensions of live beams by a token, and the beam of each.
-
-    Args:
-      live: B rows of n beams, with summed log-probabilities as scores.
-      logits: [B * n, V] of position `i`.
-      log_z: [B * n, 1]; logits - log_z are log-probabilities.
-    """
-    (rows, beams), most = live.scores.shape, min(count, logits.shape[-1])
-    # top_k of the logits: log_softmax is slow where a CPU fuses it with the product before it.
-    values, tokens = logits_processors.fast_top_k(logits, most)
-    sums = live.scores[..., None] + (values - log_z).reshape(rows, beams, most)
+    (rows, beams), count = live.scores.shape, 2 * live.scores.shape[1]
+    num_tokens = min(count, logits.shape[-1])
+    # top_k of the logits: log_softmax is slow if a CPU fuses it with the product before it.
+    values, tokens = logits_processors.fast_top_k(logits, num_tokens)
+    sums = live.scores[..., None] + (values - log_z).reshape(rows, beams, num_tokens)
     scores, indices = jax.lax.top_k(sums.reshape(rows, -1), count)
-    parents = indices // most
+    parents = indices // num_tokens
     tokens = jnp.take_along_axis(tokens.reshape(rows, -1), indices, axis=1)
     ids = jnp.take_along_axis(live.ids, parents[..., None], axis=1)
     return Hypotheses(ids.at[:, :, i].set(tokens), scores), parents
@@ -67,12 +61,13 @@ def beam_search(
     length: int,
     eos: int,
 ) -> Hypotheses:
-    """Return the num_return_sequences best hypotheses of each row; arguments as in `search`.
+    """Return the num_return_sequences best hypotheses of each row; arguments as of `search`.
 
     A score is the summed log-probability after all processors, divided by the length penalty.
     `gather` expands the cache of B rows to B * num_beams once, and reorders it at each step within
-    a row. Hypotheses that are open after `length` tokens end there. If fewer hypotheses than asked
-    for have a probability above 0, the last slots have the score -inf and ids of PAD.
+    a row. Hypotheses that are open after `length` tokens end there. If fewer than
+    num_return_sequences hypotheses have a probability above 0, the last slots have the score -inf
+    and ids of PAD.
     Source: transformers' `generate`; Wu et al. 2016, section 7, arXiv:1609.08144.
     """
     rows, beams = start.shape[0], config.num_beams
@@ -88,19 +83,17 @@ def beam_search(
     def decode_token(carry):
         i, token, cache, live, ended, searching = carry
         logits, cache = step(token, cache)
-        ids = live.ids.reshape(len(token), length)
-        logits, log_z = process_beam_logits(logits, ids, first_token, i, config, eos)
         # Of the 2 * beams best, at most `beams` end in eos, one a beam: enough stay open.
-        extended, parents = extend(live, logits, log_z, i, 2 * beams)
+        extended, parents = _extend(live, logits, first_token, i, config, eos)
         is_final = (extended.ids[:, :, i] == eos) | (i == length - 1)
         is_ranked = jnp.arange(2 * beams) < beams  # the others only replace those that end
         ends = is_final & is_ranked & searching[:, None]
         scores = jnp.where(ends, extended.scores / penalties[i], -jnp.inf)
         concatenate = lambda old, new: jnp.concatenate([old, new], axis=1)
-        ended, _ = best(jax.tree.map(concatenate, ended, extended._replace(scores=scores)), beams)
+        ended, _ = _best(jax.tree.map(concatenate, ended, extended._replace(scores=scores)), beams)
 
         scores = jnp.where(is_final, -jnp.inf, extended.scores)
-        live, indices = best(extended._replace(scores=scores), beams)
+        live, indices = _best(extended._replace(scores=scores), beams)
         parents = jnp.take_along_axis(parents, indices, axis=1)
         cache = gather(cache, (first_beam + parents).reshape(-1))
         searching &= live.scores[:, 0] / penalties[i] > ended.scores[:, -1]

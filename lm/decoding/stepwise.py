@@ -1,4 +1,4 @@
-"""Decoding token by token: greedy search and sampling."""
+"""Decode one token by greedy search or sampling; the types of all methods."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAD = 0
 
 
 class Hypotheses(NamedTuple):
-    """The answers of each row: beams with the best first, samples in the order of their keys."""
+    """The answers of each row; beams are sorted, best first."""
 
     ids: Array  # int32 [B, n, length], PAD after eos
     scores: Array  # float32 [B, n]; -inf marks an empty slot
@@ -38,36 +38,6 @@ class DecodeState(NamedTuple):
     keys: Array | None  # of jax.random [R]
 
 
-def process_logits(
-    logits: Array, ids: Array, start: Array, i: Array, config: DecodingConfig, eos: int
-) -> Array:
-    """Apply the repetition penalty and min_length to the logits [R, V] of position `i`.
-
-    ids: int [R, length], of which `i` are decoded; start: int [R], the token before them.
-    """
-    if config.repetition_penalty != 1.0:
-        previous = jnp.where(jnp.arange(ids.shape[1]) < i, ids, start[:, None])
-        penalty = config.repetition_penalty
-        logits = logits_processors.penalize_repetition(logits, previous, penalty)
-    if config.min_length:
-        logits = logits_processors.suppress_eos(logits, eos, i < config.min_length)
-    return logits
-
-
-def warp_logits(logits: Array, config: DecodingConfig) -> Array:
-    """Apply temperature, then top_k, then top_p to the logits [R, V] of a sample."""
-    logits = logits / config.temperature
-    if config.top_k:
-        logits = logits_processors.top_k(logits, config.top_k)
-    return logits_processors.top_p(logits, config.top_p) if config.top_p < 1.0 else logits
-
-
-def sample(logits: Array, keys: Array) -> Array:
-    """Draw a token for each row with its own key: float [R, V], keys [R] -> int32 [R]."""
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    return logits_processors.argmax(logits + noise)
-
-
 def init_state(
     cache: Any,
     start: Array,
@@ -77,14 +47,14 @@ def init_state(
     length: int,
     keys: Array | None = None,
 ) -> DecodeState:
-    """Return the state before the first token; arguments as in `search`.
+    """Return the state before the first token; arguments as of `search`.
 
-    Raises ValueError for a sample without keys.
+    Raises ValueError for sampling without keys.
     """
     count, rows = config.num_return_sequences, len(start)
     if config.method == "sample":
         if keys is None:
-            raise ValueError("decoding 'sample' needs keys; pass one for each row.")
+            raise ValueError("decoding 'sample' requires keys; pass one for each row.")
         fold_in = jax.vmap(jax.random.fold_in, (None, 0))
         keys = jax.vmap(fold_in, (0, None))(keys, jnp.arange(count)).reshape(-1)
     if count > 1:
@@ -103,12 +73,12 @@ def decode_token(
     i, done = state.i, state.done
     model_logits, cache = step(state.token, state.cache)
     model_logits = model_logits.astype(jnp.float32)
-    logits = process_logits(model_logits, state.ids, state.start, i, config, eos)
+    logits = logits_processors.process(model_logits, state.ids, state.start, i, config, eos)
     if config.method == "sample":
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, i)
-        token = sample(warp_logits(logits, config), keys)
-    else:
-        token = logits_processors.argmax(logits)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+        logits = logits_processors.warp(logits, config) + noise
+    token = logits_processors.argmax(logits)
     token_logit = jnp.take_along_axis(model_logits, token[:, None], axis=1)[:, 0]
     log_prob = token_logit - jax.nn.logsumexp(model_logits, axis=-1)
     scores = state.scores + jnp.where(done, 0.0, log_prob)
@@ -116,28 +86,3 @@ def decode_token(
     ids = jax.lax.dynamic_update_slice(state.ids, token[:, None], (0, i))
     done = done | (token == eos)
     return DecodeState(i + 1, token, done, cache, ids, scores, state.start, state.keys)
-
-
-def stepwise_search(
-    step: StepFn,
-    cache: Any,
-    start: Array,
-    gather: GatherFn,
-    config: DecodingConfig,
-    *,
-    length: int,
-    eos: int,
-    keys: Array | None = None,
-) -> Hypotheses:
-    """Decode greedily, or draw num_return_sequences samples for each row; see `search`.
-
-    A sample depends on its row's key, its number among the row's samples and the position alone.
-    A score is the sum of the model's log-probabilities, before all processors.
-    """
-    unfinished = lambda state: (state.i < length) & ~jnp.all(state.done)
-    state = init_state(cache, start, gather, config, length=length, keys=keys)
-    state = jax.lax.while_loop(
-        unfinished, lambda state: decode_token(step, state, config, eos=eos), state
-    )
-    by_row = lambda x: x.reshape(len(start), config.num_return_sequences, *x.shape[1:])
-    return Hypotheses(by_row(state.ids), by_row(state.scores))

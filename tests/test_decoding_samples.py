@@ -1,4 +1,4 @@
-"""Laws of sampling: frequencies are chances, filters are transformers', a row draws for itself."""
+"""Laws of sampling: exact frequencies, transformers' processors, independence of the batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lm import batch, decoding, parallel, steps, transformer
 from lm.decoding import logits_processors
 
 V, EOS, ROWS, DRAWS, LENGTH = 8, 1, 4000, 5, 3
-# Log-probabilities by previous token; the start is 0. Nothing leads to eos.
+# Log-probabilities by previous token, from 0; eos is impossible.
 LOGITS = np.random.default_rng(0).normal(0, 1.2, (V, V)).astype(np.float32)
 LOGITS[:, EOS] = -np.inf
 
@@ -24,24 +24,24 @@ def table_step(token, cache):
     return jnp.asarray(LOGITS)[token], cache
 
 
-def unmoved(cache, rows):
+def no_gather(cache, rows):
     return cache
 
 
 @functools.cache
-def sampled(words, seed=0):
-    """ids int [ROWS, DRAWS, LENGTH] and scores of the Markov chain LOGITS."""
-    how = decoding.parse(f"sample num_return_sequences={DRAWS} {words}")
+def samples(words, seed=0):
+    """Sample ids int [ROWS, DRAWS, LENGTH] and scores from the Markov chain LOGITS."""
+    config = decoding.parse(f"sample num_return_sequences={DRAWS} {words}")
     keys = jax.random.split(jax.random.key(seed), ROWS)
     search = functools.partial(
-        decoding.search, table_step, None, jnp.zeros(ROWS, jnp.int32), unmoved, how
+        decoding.search, table_step, None, jnp.zeros(ROWS, jnp.int32), no_gather, config
     )
-    found = jax.jit(functools.partial(search, length=LENGTH, eos=EOS))(keys=keys)
-    return jax.tree.map(np.asarray, found)
+    hypotheses = jax.jit(functools.partial(search, length=LENGTH, eos=EOS))(keys=keys)
+    return jax.tree.map(np.asarray, hypotheses)
 
 
-def chances(temperature=1.0, top_k=V, top_p=1.0):
-    """The exact chances [previous, next], in plain Python."""
+def probabilities(temperature=1.0, top_k=V, top_p=1.0):
+    """Compute the exact probabilities [previous, next] in plain Python."""
     table = np.zeros((V, V))
     for row, logits in zip(table, LOGITS.astype(float), strict=True):
         share = scipy.special.softmax(logits / temperature)
@@ -56,9 +56,9 @@ def chances(temperature=1.0, top_k=V, top_p=1.0):
     return table
 
 
-def check_frequencies(seen, expected):
-    """What has no chance is never seen, and the rest passes a chi-square test."""
-    count = np.bincount(np.ravel(seen), minlength=expected.size).reshape(expected.shape)
+def check_frequencies(tokens, expected):
+    """Check that impossible tokens never occur and the others pass a chi-square test."""
+    count = np.bincount(np.ravel(tokens), minlength=expected.size).reshape(expected.shape)
     possible = expected > 0
     assert not count[~possible].any() and possible.sum() > 1
     assert scipy.stats.chisquare(count[possible], count.sum() * expected[possible]).pvalue > 1e-3
@@ -75,106 +75,110 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("words", SAMPLES)
-def test_frequencies_are_the_chances(words):
-    check_frequencies(sampled(words).ids[:, :, 0], chances(**SAMPLES[words])[0])
+def test_frequencies_of_first_tokens_are_the_probabilities(words):
+    check_frequencies(samples(words).ids[:, :, 0], probabilities(**SAMPLES[words])[0])
 
 
 @pytest.mark.parametrize("words", SAMPLES)
-def test_later_tokens_walk_the_chain(words):
-    table = chances(**SAMPLES[words])
-    first, second, third = np.moveaxis(sampled(words).ids, -1, 0)
+def test_frequencies_of_later_tokens_are_those_of_the_chain(words):
+    table = probabilities(**SAMPLES[words])
+    first, second, third = np.moveaxis(samples(words).ids, -1, 0)
     check_frequencies(third, table[0] @ table @ table)
     check_frequencies(first * V + second, table[0][:, None] * table)
 
 
-def test_draws_of_a_row_and_of_its_neighbour_are_independent():
-    first, share = sampled("").ids[:, :, 0], chances()[0]
-    for one, other in ((first[:, 3], first[:, 4]), (first[::2], first[1::2])):
-        check_frequencies(one * V + other, np.outer(share, share))
+def test_samples_of_a_row_and_of_neighbouring_rows_are_independent():
+    first, share = samples("").ids[:, :, 0], probabilities()[0]
+    for x, y in ((first[:, 3], first[:, 4]), (first[::2], first[1::2])):
+        check_frequencies(x * V + y, np.outer(share, share))
 
 
-def test_a_score_is_the_log_probability_of_the_model_itself():
-    ids, scores = sampled("temperature=2 top_k=4 top_p=0.8")
+def test_a_score_is_the_log_probability_before_all_processors():
+    ids, scores = samples("temperature=2 top_k=4 top_p=0.8")
     logs = LOGITS - scipy.special.logsumexp(LOGITS, axis=-1, keepdims=True)
     before = np.pad(ids, ((0, 0), (0, 0), (1, 0)))[..., :-1]
     np.testing.assert_allclose(scores, logs[before, ids].sum(-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("words", ["top_k=1", "top_p=0.000001", "temperature=0.001"])
-def test_in_the_limit_a_sample_is_greedy(words):
+def test_in_the_limit_sampling_is_greedy(words):
     greedy = decoding.search(
         table_step,
         None,
         jnp.arange(V),
-        unmoved,
+        no_gather,
         decoding.DecodingConfig(),
         length=LENGTH,
         eos=EOS,
     )
-    how, keys = decoding.parse(f"sample {words}"), jax.random.split(jax.random.key(0), V)
-    drawn = decoding.search(
-        table_step, None, jnp.arange(V), unmoved, how, length=LENGTH, eos=EOS, keys=keys
+    config, keys = decoding.parse(f"sample {words}"), jax.random.split(jax.random.key(0), V)
+    actual = decoding.search(
+        table_step, None, jnp.arange(V), no_gather, config, length=LENGTH, eos=EOS, keys=keys
     )
-    np.testing.assert_array_equal(drawn.ids, greedy.ids)
-    np.testing.assert_array_equal(drawn.scores, greedy.scores)
+    np.testing.assert_array_equal(actual.ids, greedy.ids)
+    np.testing.assert_array_equal(actual.scores, greedy.scores)
 
 
 def test_a_sample_without_keys_is_refused():
-    how = decoding.parse("sample")
+    config = decoding.parse("sample")
     with pytest.raises(ValueError, match="'sample' requires keys; pass one for each row"):
-        decoding.search(table_step, None, jnp.array([0]), unmoved, how, length=2, eos=EOS)
+        decoding.search(table_step, None, jnp.array([0]), no_gather, config, length=2, eos=EOS)
 
 
-def made_logits(kind):
+def random_logits(kind):
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, (64, 50)).astype(np.float32)
-    if kind == "equals":
-        logits = np.round(logits / 2) * 2  # few values, each many times
-    if kind == "barred":
+    if kind == "ties":
+        logits = np.round(logits / 2) * 2  # few values, each repeated
+    if kind == "impossible":
         logits[rng.random(logits.shape) < 0.5] = -np.inf
-        logits[:8, 1:] = -np.inf  # one token is left
+        logits[:8, 1:] = -np.inf  # a single possible token
         logits[:8, 0] = 0.0
     return logits
 
 
-@pytest.mark.parametrize("kind", ["plain", "equals", "barred"])
+@pytest.mark.parametrize("kind", ["plain", "ties", "impossible"])
 @pytest.mark.parametrize("count", [1, 2, 7, 49, 50, 1000])
-def test_top_k_is_transformers(kind, count):
+def test_top_k_equals_transformers(kind, count):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    logits = made_logits(kind)
-    theirs = transformers.TopKLogitsWarper(count)(None, torch.tensor(logits))
-    np.testing.assert_array_equal(logits_processors.top_k(jnp.asarray(logits), count), theirs)
+    logits = random_logits(kind)
+    expected_logits = transformers.TopKLogitsWarper(count)(None, torch.tensor(logits))
+    np.testing.assert_array_equal(
+        logits_processors.top_k(jnp.asarray(logits), count), expected_logits
+    )
 
 
-@pytest.mark.parametrize("kind", ["plain", "equals", "barred"])
+@pytest.mark.parametrize("kind", ["plain", "ties", "impossible"])
 @pytest.mark.parametrize("share", [1e-6, 0.1, 0.5, 0.9, 0.999])
-def test_top_p_is_transformers_but_that_equals_stay_together(kind, share):
+def test_top_p_equals_transformers_except_for_ties(kind, share):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    logits = made_logits(kind)
-    theirs = transformers.TopPLogitsWarper(share)(None, torch.tensor(logits)).numpy()
-    if (
-        kind == "equals"
-    ):  # theirs cuts through them as its sort, which need not be stable, left them
-        least = np.where(theirs > -np.inf, theirs, np.inf).min(-1, keepdims=True)
-        theirs = np.where(logits >= least, logits, -np.inf)
-    np.testing.assert_array_equal(logits_processors.top_p(jnp.asarray(logits), share), theirs)
+    logits = random_logits(kind)
+    expected_logits = transformers.TopPLogitsWarper(share)(None, torch.tensor(logits)).numpy()
+    if kind == "ties":  # transformers splits ties in the order of an unstable sort
+        least = np.where(expected_logits > -np.inf, expected_logits, np.inf).min(-1, keepdims=True)
+        expected_logits = np.where(logits >= least, logits, -np.inf)
+    np.testing.assert_array_equal(
+        logits_processors.top_p(jnp.asarray(logits), share), expected_logits
+    )
 
 
-def test_top_p_tells_apart_what_is_nearly_equal():
+def test_top_p_separates_nearly_equal_probabilities():
     logits = 1e-5 * np.random.default_rng(2).permuted(np.tile(np.arange(50.0), (8, 1)), axis=1)
-    kept = logits_processors.top_p(jnp.asarray(logits, jnp.float32), 0.51) > -np.inf
-    np.testing.assert_array_equal(kept, logits > 23.5e-5)  # 26 of 50, each with a chance of 0.02
+    is_finite = logits_processors.top_p(jnp.asarray(logits, jnp.float32), 0.51) > -np.inf
+    np.testing.assert_array_equal(
+        is_finite, logits > 23.5e-5
+    )  # 26 of 50 tokens, probability 0.02 each
 
 
-@pytest.mark.parametrize("kind", ["plain", "barred"])
+@pytest.mark.parametrize("kind", ["plain", "impossible"])
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 10.0])
-def test_the_repetition_penalty_is_transformers(kind, penalty):
+def test_the_repetition_penalty_equals_transformers(kind, penalty):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    logits, said = made_logits(kind), np.random.default_rng(2).integers(0, 50, (64, 9))
-    theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)
-    theirs = theirs(torch.tensor(said), torch.tensor(logits))
-    ours = logits_processors.penalize_repetition(jnp.asarray(logits), said, penalty)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    logits, previous = random_logits(kind), np.random.default_rng(2).integers(0, 50, (64, 9))
+    expected_logits = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+    expected_logits = expected_logits(torch.tensor(previous), torch.tensor(logits))
+    actual = logits_processors.penalize_repetition(jnp.asarray(logits), previous, penalty)
+    np.testing.assert_allclose(actual, expected_logits, rtol=1e-6)
 
 
 @pytest.mark.parametrize("words", [
@@ -182,35 +186,37 @@ def test_the_repetition_penalty_is_transformers(kind, penalty):
     "temperature=0.6 top_k=20 top_p=0.9 repetition_penalty=1.2 min_length=4",
     "temperature=1.7 top_p=0.6 repetition_penalty=0.8",
 ])  # fmt: skip
-@pytest.mark.parametrize("said", [0, 3, 5])
-def test_all_rules_together_are_the_processors_of_generate_in_its_order(words, said):
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_all_processors_together_equal_those_of_generate(words, count):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    how, logits = decoding.parse(f"sample {words}"), made_logits("plain")
+    config, logits = decoding.parse(f"sample {words}"), random_logits("plain")
     rng = np.random.default_rng(3)
     ids, start = rng.integers(0, 50, (64, 6)).astype(np.int32), rng.integers(0, 50, 64)
     processors = [
-        transformers.RepetitionPenaltyLogitsProcessor(how.repetition_penalty),
-        transformers.MinLengthLogitsProcessor(how.min_length + 1, EOS),  # theirs counts the start
-        transformers.TemperatureLogitsWarper(how.temperature),
-        *([transformers.TopKLogitsWarper(how.top_k)] if how.top_k else []),
-        transformers.TopPLogitsWarper(how.top_p),
+        transformers.RepetitionPenaltyLogitsProcessor(config.repetition_penalty),
+        transformers.MinLengthLogitsProcessor(
+            config.min_length + 1, EOS
+        ),  # transformers counts the start token
+        transformers.TemperatureLogitsWarper(config.temperature),
+        *([transformers.TopKLogitsWarper(config.top_k)] if config.top_k else []),
+        transformers.TopPLogitsWarper(config.top_p),
     ]
-    before = torch.tensor(np.concatenate([start[:, None], ids[:, :said]], axis=1))
-    theirs = transformers.LogitsProcessorList(processors)(before, torch.tensor(logits))
-    ours = logits_processors.process(
-        jnp.asarray(logits), ids, jnp.asarray(start), jnp.array(said), how, EOS
+    before = torch.tensor(np.concatenate([start[:, None], ids[:, :count]], axis=1))
+    expected_logits = transformers.LogitsProcessorList(processors)(before, torch.tensor(logits))
+    actual = logits_processors.process(
+        jnp.asarray(logits), ids, jnp.asarray(start), jnp.array(count), config, EOS
     )
-    ours = jax.nn.softmax(logits_processors.warp(ours, how))
-    np.testing.assert_allclose(ours, theirs.softmax(-1), atol=1e-6)
-    assert (np.asarray(ours)[:, EOS] > 0).any() == (said >= how.min_length)
+    actual = jax.nn.softmax(logits_processors.warp(actual, config))
+    np.testing.assert_allclose(actual, expected_logits.softmax(-1), atol=1e-6)
+    assert (np.asarray(actual)[:, EOS] > 0).any() == (count >= config.min_length)
 
 
-@pytest.mark.parametrize("kind", ["plain", "equals", "barred"])
-def test_the_likeliest_is_the_first_of_the_largest(kind):
-    logits = made_logits(kind)
+@pytest.mark.parametrize("kind", ["plain", "ties", "impossible"])
+def test_argmax_is_the_first_of_the_largest(kind):
+    logits = random_logits(kind)
     np.testing.assert_array_equal(logits_processors.argmax(jnp.asarray(logits)), logits.argmax(-1))
-    broken = logits_processors.argmax(jnp.full((2, 5), jnp.nan))
-    assert ((broken >= 0) & (broken < 5)).all()  # a token all the same
+    of_nan = logits_processors.argmax(jnp.full((2, 5), jnp.nan))
+    assert ((of_nan >= 0) & (of_nan < 5)).all()
 
 
 CONFIG = transformer.ModelConfig(
@@ -223,7 +229,7 @@ CONFIG = transformer.ModelConfig(
     num_encoder_layers=1,
     num_decoder_layers=1,
 )
-MANY = 16
+NUM_INPUTS = 16
 
 
 @pytest.fixture(scope="module")
@@ -231,11 +237,11 @@ def params():
     return steps.init_params(transformer.Transformer(CONFIG), 0)
 
 
-def asked(order, width=7):
-    """Rows `order` of one ragged set as a batch `width` wide, and their addresses; -1: no row."""
+def make_batch(order, width=7):
+    """Return rows `order` of NUM_INPUTS inputs as a batch, and addresses; -1: an empty row."""
     rng, order = np.random.default_rng(4), np.array(order)
-    mask = (np.arange(7) < rng.integers(1, 8, (MANY, 1))).astype(np.int32)
-    inputs = rng.integers(2, 24, (MANY, 7)).astype(np.int32) * mask
+    mask = (np.arange(7) < rng.integers(1, 8, (NUM_INPUTS, 1))).astype(np.int32)
+    inputs = rng.integers(2, 24, (NUM_INPUTS, 7)).astype(np.int32) * mask
     pick = lambda x: np.pad(x[order] * (order >= 0)[:, None], ((0, 0), (0, width - 7)))
     blank = np.zeros((len(order), 1), np.int32)
     examples = batch.Batch(pick(inputs), pick(mask), blank, blank)
@@ -244,7 +250,7 @@ def asked(order, width=7):
 
 @functools.cache
 def compiled(words, layout):
-    """(strategy, decode_step of these words over it)."""
+    """Return (strategy, compiled decode_step)."""
     devices = jax.devices()[: 8 if layout else 1]
     strategy = parallel.make_strategy(LAYOUTS[layout], devices)
     model = transformer.Transformer(CONFIG, strategy.shard_activations)
@@ -268,42 +274,44 @@ def answer(
 
 
 @pytest.fixture(scope="module")
-def whole(params):
-    found = answer(params, *asked(range(MANY)))
-    assert len(np.unique(found.ids.reshape(-1, 6), axis=0)) > 1.8 * MANY  # hardly two alike
-    return found
+def expected(params):
+    hypotheses = answer(params, *make_batch(range(NUM_INPUTS)))
+    assert len(np.unique(hypotheses.ids.reshape(-1, 6), axis=0)) > 1.8 * NUM_INPUTS
+    return hypotheses
 
 
-def equal(found, expected):
-    np.testing.assert_array_equal(found.ids, expected.ids)
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+def assert_equal(actual, expected):
+    np.testing.assert_array_equal(actual.ids, expected.ids)
+    np.testing.assert_allclose(actual.scores, expected.scores, rtol=1e-5)
 
 
-@pytest.mark.parametrize("order, width", [(range(MANY)[::-1], 7), ([-1, 3, -1, 9, 0], 20)])
-def test_what_a_row_draws_does_not_depend_on_the_batch_it_is_in(order, width, params, whole):
-    found, order = answer(params, *asked(order, width)), np.array(order)
+@pytest.mark.parametrize("order, width", [(range(NUM_INPUTS)[::-1], 7), ([-1, 3, -1, 9, 0], 20)])
+def test_the_samples_of_a_row_do_not_depend_on_the_batch(order, width, params, expected):
+    actual, order = answer(params, *make_batch(order, width)), np.array(order)
     rows = order >= 0
-    equal(decoding.Hypotheses(*(x[rows] for x in found)),
-          decoding.Hypotheses(*(x[order[rows]] for x in whole)))  # fmt: skip
-    assert not found.ids[~rows].any() and not found.scores[~rows].any()
+    assert_equal(decoding.Hypotheses(*(x[rows] for x in actual)),
+          decoding.Hypotheses(*(x[order[rows]] for x in expected)))  # fmt: skip
+    assert not actual.ids[~rows].any() and not actual.scores[~rows].any()
 
 
 @pytest.mark.parametrize("layout", ["pmap", "mesh"])
-def test_what_a_row_draws_does_not_depend_on_the_devices(layout, params, whole):
-    equal(answer(params, *asked(range(MANY)), layout=layout), whole)
+def test_the_samples_of_a_row_do_not_depend_on_the_devices(layout, params, expected):
+    assert_equal(answer(params, *make_batch(range(NUM_INPUTS)), layout=layout), expected)
 
 
-def test_more_draws_and_longer_answers_begin_with_the_same(params, whole):
-    more = answer(
-        params, *asked(range(MANY)), "sample temperature=2 num_return_sequences=3 max_length=9"
+def test_more_samples_and_longer_answers_start_with_the_same_tokens(params, expected):
+    longer = answer(
+        params,
+        *make_batch(range(NUM_INPUTS)),
+        "sample temperature=2 num_return_sequences=3 max_length=9",
     )
-    assert more.ids.shape == (MANY, 3, 9)
-    np.testing.assert_array_equal(more.ids[:, :2, :6], whole.ids)
+    assert longer.ids.shape == (NUM_INPUTS, 3, 9)
+    np.testing.assert_array_equal(longer.ids[:, :2, :6], expected.ids)
 
 
 @pytest.mark.parametrize("column", [0, 1])
-def test_another_seed_and_another_number_are_another_address(column, params, whole):
-    examples, addresses = asked(range(MANY))
+def test_other_seeds_and_row_numbers_give_other_samples(column, params, expected):
+    examples, addresses = make_batch(range(NUM_INPUTS))
     addresses[:, column] += 100
-    other = answer(params, examples, addresses)
-    assert (other.ids != whole.ids).any(-1).mean() > 0.8
+    actual = answer(params, examples, addresses)
+    assert (actual.ids != expected.ids).any(-1).mean() > 0.8

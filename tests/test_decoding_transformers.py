@@ -1,4 +1,4 @@
-"""Search over our T5 finds the ids that transformers' `generate` finds over the same weights."""
+"""Search gives the ids of transformers' `generate` for the same T5 weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = transformer.ModelConfig(
     scan_layers=True,
 )
 MODEL = transformer.Transformer(CONFIG)
-THEIRS = {  # of a layer; the feed-forward comes last, after the cross-attention if there is one
+T5_NAMES = {  # of a layer; the feed-forward is last, after any cross-attention
     "self_attention": "0.SelfAttention",
     "cross_attention": "1.EncDecAttention",
     "self_norm": "0.layer_norm",
@@ -45,7 +45,7 @@ THEIRS = {  # of a layer; the feed-forward comes last, after the cross-attention
     "up": "wi_1",
     "down": "wo",
 }
-GREEDY = {  # our words, and what is the same to `generate`
+GREEDY = {  # short form: arguments of `generate`
     "": {},
     "repetition_penalty=1.5": {"repetition_penalty": 1.5},
     "min_length=4 repetition_penalty=0.8": {"min_new_tokens": 4, "repetition_penalty": 0.8},
@@ -76,8 +76,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def stranger():
-    """A random T5 of transformers whose answers end after one token to never."""
+def t5():
+    """A random T5 of transformers whose answers have all lengths."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
@@ -96,25 +96,25 @@ def stranger():
         )
     ).eval()
     head = 0.4 * torch.randn(V, D)
-    head[EOS] *= 2.0  # an eos often likely, often not
-    model.lm_head.weight = torch.nn.Parameter(head)  # whatever the config said, untied
+    head[EOS] *= 2.0  # eos is often probable, often not
+    model.lm_head.weight = torch.nn.Parameter(head)  # untied
     for block in model.decoder.block:
-        block.layer[1].EncDecAttention.o.weight.data *= 4.0  # answers that follow the inputs
+        block.layer[1].EncDecAttention.o.weight.data *= 4.0  # answers depend on the inputs
     assert not torch.equal(model.lm_head.weight, model.shared.weight)
     return model
 
 
 @pytest.fixture(scope="module")
-def params(stranger):
-    """The stranger's weights in the places of ours."""
-    weights = {name: tensor.detach().numpy() for name, tensor in stranger.named_parameters()}
+def params(t5):
+    """The weights of t5 as parameters of MODEL."""
+    weights = {name: tensor.detach().numpy() for name, tensor in t5.named_parameters()}
     unread = set(weights) - {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
 
     def read(name):
         unread.discard(name + ".weight")
         return weights[name + ".weight"]
 
-    def place(path, shape):
+    def read_leaf(path, shape):
         match path:
             case ["embed", _]:
                 return read("shared")
@@ -124,23 +124,23 @@ def params(stranger):
                 return read(f"{tower}.final_layer_norm")
             case [tower, "relative", _]:
                 return read(f"{tower}.block.0.layer.0.SelfAttention.relative_attention_bias")
-            case [tower, "layers", *parts, _]:
+            case [tower, "layers", *names, _]:
                 last = 2 if tower == "decoder" else 1
-                name = ".".join(THEIRS[part] for part in parts).format(last=last)
-                names = [f"{tower}.block.{i}.layer.{name}" for i in range(L)]
-                return np.stack([read(name).T for name in names]).reshape(shape)
+                name = ".".join(T5_NAMES[name] for name in names).format(last=last)
+                t5_names = [f"{tower}.block.{i}.layer.{name}" for i in range(L)]
+                return np.stack([read(name).T for name in t5_names]).reshape(shape)
 
     flat = flax.traverse_util.flatten_dict(transformer.param_shapes(CONFIG))
-    flat = {path: place(list(path), leaf.shape) for path, leaf in flat.items()}
+    flat = {path: read_leaf(list(path), leaf.shape) for path, leaf in flat.items()}
     assert not unread
     return flax.traverse_util.unflatten_dict(flat)
 
 
 def sentences():
-    """ROWS of real text: English captions where that data set is here, else our own pages."""
-    shelf = ROOT.parent / "shared" / "tfds"
-    if (shelf / "multi30k").is_dir():
-        records = sources.tfds_records("multi30k", "test", str(shelf))
+    """Read ROWS lines of text: English captions if that data set is present, else README."""
+    tfds_dir = ROOT.parent / "shared" / "tfds"
+    if (tfds_dir / "multi30k").is_dir():
+        records = sources.tfds_records("multi30k", "test", str(tfds_dir))
         return [records[index]["en"] for index in range(ROWS)]
     lines = (ROOT / "README.md").read_text().splitlines() + (
         ROOT / "NOTEBOOK.md"
@@ -150,7 +150,7 @@ def sentences():
 
 @pytest.fixture(scope="module")
 def inputs():
-    """Real inputs, a word a token, and their mask: int [ROWS, SOURCE], int [ROWS, SOURCE]."""
+    """Inputs, a token for each word, and their mask: int [ROWS, SOURCE], int [ROWS, SOURCE]."""
     ids, mask = np.zeros((2, ROWS, SOURCE), np.int32)
     for row, text in enumerate(sentences()):
         words = [2 + zlib.crc32(word.encode()) % (V - 2) for word in text.split()][: SOURCE - 1]
@@ -161,45 +161,47 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def cache(params, inputs):
-    """What every search starts from; the encoder runs once for all tests."""
+    """The cache at the start; the encoder runs once for all tests."""
     start = functools.partial(MODEL.apply, method="start")
     return jax.jit(start, static_argnums=3)({"params": params}, *inputs, LENGTH)
 
 
-@functools.partial(jax.jit, static_argnames="how")
-def search(params, cache, how):
+@functools.partial(jax.jit, static_argnames="config")
+def search(params, cache, config):
     step = functools.partial(MODEL.apply, {"params": params}, method="decode_step")
-    start, take = jnp.zeros(ROWS, jnp.int32), transformer.gather_beams
-    return decoding.search(step, cache, start, take, how, length=how.max_tokens(LENGTH), eos=EOS)
+    start, gather = jnp.zeros(ROWS, jnp.int32), transformer.gather_beams
+    return decoding.search(
+        step, cache, start, gather, config, length=config.max_tokens(LENGTH), eos=EOS
+    )
 
 
-def generate(stranger, inputs, mask, how, options):
-    """transformers' ids int [B, n, T] and scores [B, n] of beams, pad after eos."""
+def generate(t5, inputs, mask, config, options):
+    """Return ids int [B, n, T], pad after eos, and scores [B, n] of transformers."""
     import torch
 
-    length = how.max_tokens(LENGTH)
-    made = stranger.generate(
+    length = config.max_tokens(LENGTH)
+    output = t5.generate(
         input_ids=torch.tensor(inputs),
         attention_mask=torch.tensor(mask),
         do_sample=False,
-        num_return_sequences=how.num_return_sequences,
+        num_return_sequences=config.num_return_sequences,
         eos_token_id=EOS,
         pad_token_id=0,
         return_dict_in_generate=True,
         output_scores=True,
         **{"max_new_tokens": LENGTH} | options,
     )
-    ids = made.sequences[:, 1:].numpy()
+    ids = output.sequences[:, 1:].numpy()
     ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
     ended = np.cumsum(ids == EOS, axis=1) - (ids == EOS) > 0
-    ids = np.where(ended, 0, ids)  # its beams fill the tail with eos where pad is 0
-    shape = (-1, how.num_return_sequences)
-    scores = made.sequences_scores.numpy().reshape(shape) if how.method == "beam" else None
+    ids = np.where(ended, 0, ids)  # transformers pads beams with eos
+    shape = (-1, config.num_return_sequences)
+    scores = output.sequences_scores.numpy().reshape(shape) if config.method == "beam" else None
     return ids.reshape(*shape, length), scores
 
 
 def score(params, inputs, mask, ids, alpha):
-    """The scores of answers [B, n, LENGTH] by one teacher-forced pass over whole answers."""
+    """Score answers [B, n, LENGTH] by one teacher-forced pass."""
     rows, beams, _ = ids.shape
     repeat = lambda x: np.repeat(x, beams, axis=0)
     ids = ids.reshape(rows * beams, LENGTH)
@@ -211,30 +213,27 @@ def score(params, inputs, mask, ids, alpha):
 
 
 @pytest.mark.parametrize("words", GREEDY)
-def test_greedy_ids_equal_generate(words, stranger, params, cache, inputs):
-    how = decoding.parse(f"greedy {words}")
-    expected, _ = generate(stranger, *inputs, how, GREEDY[words])
-    np.testing.assert_array_equal(search(params, cache, how).ids, expected)
-    assert len(np.unique(expected, axis=0)) > ROWS / 10  # answers follow the inputs
+def test_greedy_ids_equal_generate(words, t5, params, cache, inputs):
+    config = decoding.parse(f"greedy {words}")
+    expected, _ = generate(t5, *inputs, config, GREEDY[words])
+    np.testing.assert_array_equal(search(params, cache, config).ids, expected)
+    assert len(np.unique(expected, axis=0)) > ROWS / 10  # answers depend on the inputs
 
 
-@pytest.mark.parametrize("words", BEAMS)
-def test_beam_ids_equal_generate(words, stranger, params, cache, inputs):
-    everything = (
-        ""
-        if "num_return_sequences" in words
-        else f"num_return_sequences={BEAMS[words]['num_beams']}"
-    )
-    how = decoding.parse(f"beam length_penalty_kind=power {words} {everything}")
-    expected, expected_scores = generate(stranger, *inputs, how, BEAMS[words])
-    ids, scores = search(params, cache, how)
+@pytest.mark.parametrize("words, options", BEAMS.items())
+def test_beam_ids_equal_generate(words, options, t5, params, cache, inputs):
+    if "num_return_sequences" not in words:
+        words += f" num_return_sequences={options['num_beams']}"
+    config = decoding.parse(f"beam length_penalty_kind=power {words}")
+    expected, expected_scores = generate(t5, *inputs, config, options)
+    ids, scores = search(params, cache, config)
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_allclose(scores, expected_scores, atol=1e-5, rtol=1e-5)
     ended = (np.asarray(ids) == EOS).any(-1)
-    assert 0.05 < ended.mean() < 0.95  # some end early, some never: both count
+    assert 0.05 < ended.mean() < 0.95  # both kinds occur
 
 
-def test_a_beam_score_is_what_teacher_forcing_gives(params, cache, inputs):
+def test_a_beam_score_equals_that_of_teacher_forcing(params, cache, inputs):
     ids, scores = search(
         params,
         cache,
@@ -244,7 +243,7 @@ def test_a_beam_score_is_what_teacher_forcing_gives(params, cache, inputs):
     np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_greedy_score_is_what_teacher_forcing_gives(params, cache, inputs):
+def test_a_greedy_score_equals_that_of_teacher_forcing(params, cache, inputs):
     ids, scores = search(
         params, cache, decoding.parse("greedy repetition_penalty=1.5 min_length=2")
     )

@@ -1,4 +1,4 @@
-"""Laws of the words that say how to decode."""
+"""Laws of DecodingConfig and its short form."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from lm import decoding
 
-SAID = {
+CONFIGS = {
     "greedy": {},
     "  beam   num_beams=4  length_penalty=1 ": {
         "method": "beam", "num_beams": 4, "length_penalty": 1.0,
@@ -31,31 +31,34 @@ SAID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", SAID)
-def test_words_say_the_decoding_they_spell(text):
-    assert decoding.parse(text) == decoding.DecodingConfig(**SAID[text])
+@pytest.mark.parametrize("text", CONFIGS)
+def test_parse_reads_the_short_form(text):
+    assert decoding.parse(text) == decoding.DecodingConfig(**CONFIGS[text])
 
 
-@pytest.mark.parametrize("text", SAID)
-def test_a_decoding_spells_the_words_that_say_it(text):
-    how = decoding.parse(text)
-    assert decoding.parse(str(how)) == how
-    assert set(str(how).split()) <= {how.method, *(f"{k}={v}" for k, v in SAID[text].items())}
+@pytest.mark.parametrize("text", CONFIGS)
+def test_str_of_a_config_is_its_short_form(text):
+    config = decoding.parse(text)
+    assert decoding.parse(str(config)) == config
+    assert set(str(config).split()) <= {
+        config.method,
+        *(f"{k}={v}" for k, v in CONFIGS[text].items()),
+    }
 
 
-def test_every_option_is_of_use_to_a_method_and_is_spelt():
+def test_every_option_is_used_by_a_method_and_has_a_short_form():
     fields = [field.name for field in dataclasses.fields(decoding.DecodingConfig)]
     used = {option for options in decoding.METHODS.values() for option in options}
     assert used == set(fields) - {"method"}
-    other = {"length_penalty_kind": "power", "early_stopping": True, "min_length": 1}
+    values_by_name = {"length_penalty_kind": "power", "early_stopping": True, "min_length": 1}
     for method, options in decoding.METHODS.items():
-        values = {name: other.get(name, 0.5 if name == "top_p" else 2) for name in options}
-        how = decoding.DecodingConfig(method, **values)
-        assert decoding.parse(str(how)) == how
-        assert len(str(how).split()) == 1 + len(options)
+        values = {name: values_by_name.get(name, 0.5 if name == "top_p" else 2) for name in options}
+        config = decoding.DecodingConfig(method, **values)
+        assert decoding.parse(str(config)) == config
+        assert len(str(config).split()) == 1 + len(options)
 
 
-REFUSED = {
+ERRORS = {
     "": "decoding='' is unknown; choose one of beam, greedy, sample.",
     "beem num_beams=4": "decoding='beem' is unknown; choose one of .*; did you mean 'beam'",
     "beam widht=4": "decoding beam does not use 'widht'; its options are",
@@ -97,21 +100,21 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("text", REFUSED)
-def test_what_cannot_be_is_refused_in_a_sentence(text):
-    with pytest.raises(ValueError, match=REFUSED[text]) as refused:
+@pytest.mark.parametrize("text", ERRORS)
+def test_a_wrong_short_form_raises_with_value_and_fix(text):
+    with pytest.raises(ValueError, match=ERRORS[text]) as error:
         decoding.parse(text)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_what_a_method_has_no_use_for_is_refused_however_it_is_built():
+def test_an_option_that_the_method_does_not_use_is_refused():
     with pytest.raises(ValueError, match="decoding greedy does not use 'num_beams'"):
         decoding.DecodingConfig(num_beams=8)
     with pytest.raises(ValueError, match="decoding sample does not use 'length_penalty'"):
         dataclasses.replace(decoding.parse("sample"), length_penalty=1.0)
 
 
-def test_an_answer_has_the_room_that_the_words_or_else_the_caller_gives():
+def test_max_tokens_is_max_length_or_else_the_argument():
     assert decoding.parse("greedy").max_tokens(20) == 20
     assert decoding.parse("greedy max_length=7").max_tokens(20) == 7
     assert decoding.parse("greedy min_length=20").max_tokens(20) == 20

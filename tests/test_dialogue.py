@@ -42,36 +42,40 @@ def params(run):
     return untrained.params(run)
 
 
-@pytest.mark.parametrize("how", ["greedy repetition_penalty=1.5", "sample", "beam num_beams=3"])
-def test_a_streamed_answer_is_that_of_a_generator(how, run, params, tiny_tokens):
-    config = decoding.parse(how)
+@pytest.mark.parametrize(
+    "decoding_text", ["greedy repetition_penalty=1.5", "sample", "beam num_beams=3"]
+)
+def test_a_streamed_answer_equals_that_of_a_generator(decoding_text, run, params, tiny_tokens):
+    config = decoding.parse(decoding_text)
     strategy = parallel.make_strategy(parallel.ParallelConfig(data=1))
     placed = strategy.place_state(params)
     generator = inference.Generator(run, strategy, placed, tiny_tokens, config, seed=3, rows=2)
     stream = inference.Stream(run, params, tiny_tokens, config, seed=3)
-    texts = TEXTS if how.startswith("greedy") else TEXTS[:2]  # the third is of another bucket
+    texts = (
+        TEXTS if decoding_text.startswith("greedy") else TEXTS[:2]
+    )  # the third is in another bucket
     for number, expected in enumerate(generator(texts)):
         ids, _ = tasks.truncate_input(tasks.Task(""), TEXTS[number], 32, tiny_tokens)
         answer = list(stream(ids, number))
         assert len(answer) == 8 and tiny_tokens.decode(answer) == expected.texts[0]
 
 
-def test_an_answer_ends_before_its_eos_and_nothing_is_compiled_twice(
+def test_an_answer_ends_before_eos_and_nothing_is_compiled_twice(
     run, params, tiny_tokens, monkeypatch
 ):
-    traced, begin = [], steps.init_decoding
-    counted = lambda *arguments, **options: traced.append(1) or begin(*arguments, **options)
-    monkeypatch.setattr(steps, "init_decoding", counted)
+    traces, init = [], steps.init_decoding
+    count = lambda *arguments, **options: traces.append(1) or init(*arguments, **options)
+    monkeypatch.setattr(steps, "init_decoding", count)
     stream = inference.Stream(run, params, tiny_tokens, decoding.parse("greedy"))
-    whole = list(stream(np.array([5, 1], np.int32)))
-    assert len(whole) == 8
-    stream._eos = whole[3]
-    first = whole.index(whole[3])
-    assert list(stream(np.array([5, 1], np.int32))) == whole[:first]
+    expected = list(stream(np.array([5, 1], np.int32)))
+    assert len(expected) == 8
+    stream._eos = expected[3]
+    first = expected.index(expected[3])
+    assert list(stream(np.array([5, 1], np.int32))) == expected[:first]
     next(stream(np.arange(5, 15, dtype=np.int32)))
-    assert len(traced) == 1, "both are of one bucket"
+    assert len(traces) == 1, "both are in one bucket"
     next(stream(np.arange(5, 25, dtype=np.int32)))
-    assert len(traced) == 2
+    assert len(traces) == 2
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +84,20 @@ def bytes_tokens(tmp_path_factory):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_streamed_text_only_grows_and_ends_as_the_whole(seed, bytes_tokens, tiny_tokens):
+def test_pieces_of_streamed_text_join_to_the_decoded_text(seed, bytes_tokens, tiny_tokens):
     rng = random.Random(seed)
     characters = "a\u00e9\u20ac\U0001f600 "
-    whole = [*bytes_tokens.encode("".join(rng.choices(characters, k=12)))]
-    broken = [rng.choice(whole) if rng.random() < 0.2 else token for token in whole]
+    valid = [*bytes_tokens.encode("".join(rng.choices(characters, k=12)))]
+    broken = [rng.choice(valid) if rng.random() < 0.2 else token for token in valid]
     pieces = [rng.randrange(tiny_tokens.size) for _ in range(12)]
-    for tokens, ids in ((bytes_tokens, whole), (bytes_tokens, broken), (tiny_tokens, pieces)):
+    for tokens, ids in ((bytes_tokens, valid), (bytes_tokens, broken), (tiny_tokens, pieces)):
         prefix = ""
         for piece in inference.stream_text(tokens, ids):
             assert piece
             prefix += piece
             assert tokens.decode(ids).startswith(prefix)
         assert prefix == tokens.decode(ids)
-    assert all("\ufffd" not in piece for piece in inference.stream_text(bytes_tokens, whole))
+    assert all("\ufffd" not in piece for piece in inference.stream_text(bytes_tokens, valid))
 
 
 def test_a_character_is_yielded_at_its_last_byte(bytes_tokens):
@@ -150,12 +154,12 @@ def test_a_long_dialogue_keeps_its_latest_turns(make_run, bytes_tokens):
 def test_a_line_fills_the_template_of_the_task(names, expected, make_run, bytes_tokens):
     chat, inputs = make_chat(make_run(names, {"own": OWN}), bytes_tokens)
     assert "".join(chat("x")) == "w0"
-    assert "".join(chat("x")) == "w1", "each line is by itself"
+    assert "".join(chat("x")) == "w1", "lines are independent"
     assert inputs == [expected, expected]
 
 
 def typed(*lines):
-    """A reader of these lines, then EOF."""
+    """Return a function that reads these lines, then raises EOFError."""
     remaining = iter(lines)
 
     def read(prompt):
@@ -166,7 +170,7 @@ def typed(*lines):
     return read
 
 
-def test_slash_commands_are_not_inputs(make_run, bytes_tokens):
+def test_slash_commands_are_not_answered(make_run, bytes_tokens):
     chat, inputs = make_chat(make_run("own", {"own": TURNS}), bytes_tokens)
     output = []
     inference.chat(chat, typed("a", "", "/reset", "/help", "b", "/quit", "c"), output.append)
@@ -186,10 +190,10 @@ def test_an_unknown_command_is_answered_with_the_list_of_commands(line, make_run
 
 
 LONG = "longer than the model's 40 tokens"
-TALK = "the dialogue so far, with the line, is"
+DIALOGUE = "the dialogue so far, with the line, is"
 
 
-def test_a_truncated_line_is_warned_of_each_time(make_run, bytes_tokens, capsys):
+def test_each_truncated_line_gives_a_warning(make_run, bytes_tokens, capsys):
     chat, inputs = make_chat(make_run("own", {"own": OWN}), bytes_tokens)
     chat._input_length = 40
     inference.chat(chat, typed("x" * 50, "y", "z" * 50), lambda text: None)
@@ -197,13 +201,13 @@ def test_a_truncated_line_is_warned_of_each_time(make_run, bytes_tokens, capsys)
     assert inputs == ["say " + "x" * 35, "say y in German:", "say " + "z" * 35]
 
 
-def test_dropped_turns_are_warned_of_once_and_a_truncated_line_each_time(
+def test_dropped_turns_give_one_warning_and_each_truncated_line_another(
     make_run, bytes_tokens, capsys
 ):
     chat, inputs = make_chat(make_run("own", {"own": TURNS}), bytes_tokens)
     chat._input_length = 40
     inference.chat(chat, typed("first", "second", "third"), lambda text: None)
-    dropped = f"lm: warning: {TALK} {LONG}; from now on its oldest turns are dropped.\n"
+    dropped = f"lm: warning: {DIALOGUE} {LONG}; from now on its oldest turns are dropped.\n"
     assert capsys.readouterr().err == dropped
     inference.chat(chat, typed("x" * 50, "y", "z" * 50), lambda text: None)
     assert capsys.readouterr().err == f"lm: warning: the line is {LONG} and was truncated.\n" * 2
@@ -220,7 +224,7 @@ def test_dropped_turns_are_warned_of_once_and_a_truncated_line_each_time(
         (
             TURNS,
             ("first", "second", "/reset", "third"),
-            f"lm: {TALK} {LONG}; clear it by /reset",
+            f"lm: {DIALOGUE} {LONG}; clear it by /reset",
             ["reply: user: first", "reply: user: third"],
         ),
     ],
@@ -238,7 +242,7 @@ def test_strict_refuses_long_lines_and_keeps_the_history(
     assert inputs == expected
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_chat(make_run, bytes_tokens):
+def test_ctrl_c_stops_the_answer_and_not_the_chat(make_run, bytes_tokens):
     chat, inputs = make_chat(make_run("own", {"own": TURNS}), bytes_tokens, interrupt=True)
     chat._input_length, output = 1000, []
     inference.chat(chat, typed("a", "b"), output.append)
@@ -258,10 +262,10 @@ def terminal(tiny_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("editing", [True, False])
-def test_on_a_terminal_lines_are_answered_as_they_are_typed(editing, terminal, monkeypatch, capsys):
+def test_predict_at_a_terminal_answers_typed_lines(editing, terminal, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "readline", raising=False)
     if not editing:
-        monkeypatch.setitem(sys.modules, "readline", None)  # as where Python has none
+        monkeypatch.setitem(sys.modules, "readline", None)  # as on systems without it
     monkeypatch.setattr("builtins.input", typed("kilo", "kilo " * 40))
     assert cli.main(["predict", terminal, "--strict"]) == 0
     assert bool(sys.modules.get("readline")) == editing

@@ -85,7 +85,7 @@ def test_the_answer_nearest_to_what_is_right_is_written_alone(teacher, echo, tmp
         (
             SAID,
             dict(decoding="sample num_return_sequences=3"),
-            "--nearest=chrf chooses .* inputs with targets; use",
+            "--nearest=chrf selects .* inputs with targets; use",
         ),
         (
             [{"inputs": "a", "targets": "b"}],

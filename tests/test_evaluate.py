@@ -1,4 +1,4 @@
-"""Held-out figures: examples counted once, baselines by hand, whatever the layout."""
+"""Laws of held-out losses: equal to a plain sum on every layout; unigram baselines."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ def sums(run, tokens, examples, params, **changes):
     return heldout.sums(strategy.place_state(params))
 
 
-def test_held_out_sums_are_those_of_the_examples_one_by_one(run, tokens, heldout_examples, params):
-    found = sums(run, tokens, heldout_examples, params)
+def test_held_out_sums_equal_a_plain_sum_over_rows(run, tokens, heldout_examples, params):
+    actual = sums(run, tokens, heldout_examples, params)
     model, text_bytes = transformer.Transformer(run.model), tokens.piece_bytes(512)
     weight = nats = 0.0
     for rows in pipeline.heldout_batches(heldout_examples, 0, 20):
-        kept = rows.targets_segment_ids.any(axis=1)
-        alone = jax.tree.map(lambda column, kept=kept: column[kept], rows)
-        logits = np.asarray(model.apply({"params": params}, alone), np.float64)
-        chosen = np.take_along_axis(logits, alone.targets[..., None], axis=-1)[..., 0]
-        seen = alone.targets_segment_ids > 0
-        nats += (np.log(np.exp(logits).sum(-1)) - chosen)[seen].sum()
-        weight += seen.sum()
-    assert found["weight"] == weight
-    assert found["nats"] == pytest.approx(nats, rel=1e-5)
-    assert found["bytes"] == sum(
+        is_example = rows.targets_segment_ids.any(axis=1)
+        rows = jax.tree.map(lambda x, is_example=is_example: x[is_example], rows)
+        logits = np.asarray(model.apply({"params": params}, rows), np.float64)
+        target_logits = np.take_along_axis(logits, rows.targets[..., None], axis=-1)[..., 0]
+        mask = rows.targets_segment_ids > 0
+        nats += (np.log(np.exp(logits).sum(-1)) - target_logits)[mask].sum()
+        weight += mask.sum()
+    assert actual["weight"] == weight
+    assert actual["nats"] == pytest.approx(nats, rel=1e-5)
+    assert actual["bytes"] == sum(
         text_bytes[rows.targets].sum() for rows in pipeline.heldout_batches(heldout_examples, 0, 20)
     )
 
 
 def test_held_out_sums_do_not_depend_on_the_layout(run, tokens, heldout_examples, params):
-    one = sums(run, tokens, heldout_examples, params, data=1)
+    expected = sums(run, tokens, heldout_examples, params, data=1)
     for changes in ({"data": 4}, {"strategy": "mesh", "fsdp": 2}):
-        other = sums(run, tokens, heldout_examples, params, **changes)
-        assert other == pytest.approx(one, rel=1e-5)
+        actual = sums(run, tokens, heldout_examples, params, **changes)
+        assert actual == pytest.approx(expected, rel=1e-5)
 
 
-def test_unigram_baselines_equal_a_count_by_hand(run, tokens, heldout_examples):
+def test_unigram_baselines_equal_those_of_plain_counts(run, tokens, heldout_examples):
     heldout = evaluate.HeldOut(
         run, parallel.make_strategy(parallel.ParallelConfig(data=1)), heldout_examples, tokens
     )
@@ -70,28 +70,30 @@ def test_unigram_baselines_equal_a_count_by_hand(run, tokens, heldout_examples):
     targets = np.concatenate([b.targets[b.targets_segment_ids > 0] for b in heldout.batches()])
     targets = [int(t) for t in targets if text_bytes[t] > 0]
     train_counts = np.arange(tokens.size)
-    found = evaluate.unigram_baselines(heldout, train_counts, text_bytes)
+    actual = evaluate.unigram_baselines(heldout, train_counts, text_bytes)
 
-    share = {t: targets.count(t) / len(targets) for t in set(targets)}
-    entropy = -sum(p * np.log(p) for p in share.values())
+    frequencies = {t: targets.count(t) / len(targets) for t in set(targets)}
+    entropy = -sum(p * np.log(p) for p in frequencies.values())
     total = sum(train_counts[i] + 1 for i in range(tokens.size) if text_bytes[i] > 0)
     cross = -np.mean([np.log((t + 1) / total) for t in targets])
-    assert found["unigram_entropy"] == pytest.approx(entropy)
-    assert found["unigram_nats"] == pytest.approx(cross, rel=1e-3)  # rows beyond the tokenizer's
-    assert found["unigram_entropy"] <= found["unigram_nats"]
+    assert actual["unigram_entropy"] == pytest.approx(entropy)
+    assert actual["unigram_nats"] == pytest.approx(
+        cross, rel=1e-3
+    )  # the model has more ids than the tokenizer
+    assert actual["unigram_entropy"] <= actual["unigram_nats"]
 
 
-def test_a_uniform_model_has_log_v_nats_and_its_bits_per_byte(run, tokens, heldout_examples):
+def test_a_uniform_model_has_a_loss_of_log_vocabulary_size(run, tokens, heldout_examples):
     params = transformer.param_shapes(run.model)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
     figures = steps.metrics_from_sums(sums(run, tokens, heldout_examples, zeros, data=1))
     assert figures["nats"] == pytest.approx(np.log(512), rel=1e-6)
-    found = sums(run, tokens, heldout_examples, zeros, data=1)
-    bits = np.log2(512) * found["weight"] / found["bytes"]
+    totals = sums(run, tokens, heldout_examples, zeros, data=1)
+    bits = np.log2(512) * totals["weight"] / totals["bytes"]
     assert figures["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
 
 
-def test_the_lead_baseline_and_the_references_are_of_whole_texts(tiny_config, tmp_path):
+def test_task_texts_are_not_truncated(tiny_config, tmp_path):
     changes = {
         "data.task": "docstring_summary",
         "stage": "finetune",
@@ -100,4 +102,4 @@ def test_the_lead_baseline_and_the_references_are_of_whole_texts(tiny_config, tm
     run = runs.make_run(tiny_config(**changes, **{"data.target_length": 2}), tmp_path)
     pairs = evaluate.task_texts(run, "docstring_summary")
     assert len(pairs) == 12
-    assert max(len(pair["targets"].split()) for pair in pairs) > 2, "references are never cut"
+    assert max(len(pair["targets"].split()) for pair in pairs) > 2

@@ -1,4 +1,4 @@
-"""Several hosts evaluate as one: real processes through the door, each with its rows."""
+"""Laws of evaluate on several hosts: real processes through the command line."""
 
 from __future__ import annotations
 
@@ -16,56 +16,56 @@ from lm import evaluate, exits, runs, train
 
 @pytest.fixture(scope="module")
 def workdir(tiny_config, tmp_path_factory):
-    """A run of 3 updates on pairs, 10 of them held out: no multiple of a batch."""
+    """A run of 3 updates with 10 held-out pairs, not a multiple of the batch size."""
     os.environ.update(children.surroundings(pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])))
-    place = tmp_path_factory.mktemp("together") / "run"
-    made = tiny_config(
+    workdir = tmp_path_factory.mktemp("together") / "run"
+    config = tiny_config(
         **{"stage": "finetune", "evaluate.max_decoded_examples": 10, "evaluate.max_examples": 10}
     )
-    mine = {"source": "tfds:pydocs", "inputs": "{body}", "targets": "{summary}"}
-    made["data"] |= {"task": "mine", "custom_tasks": {"mine": mine | {"metrics": ["chrf"]}}}
-    train.train(runs.make_run(made | {"steps": 3}, place), jax.devices()[:2])
-    return place
+    task = {"source": "tfds:pydocs", "inputs": "{body}", "targets": "{summary}"}
+    config["data"] |= {"task": "mine", "custom_tasks": {"mine": task | {"metrics": ["chrf"]}}}
+    train.train(runs.make_run(config | {"steps": 3}, workdir), jax.devices()[:2])
+    return workdir
 
 
-def started(workdir, host: int, port: int, *flags: str) -> children.Child:
-    together = [f"--coordinator=127.0.0.1:{port}", "--hosts=2", f"--host={host}"]
+def start(workdir, host: int, port: int, *flags: str) -> children.Child:
+    host_flags = [f"--coordinator=127.0.0.1:{port}", "--hosts=2", f"--host={host}"]
     log = workdir.with_name(f"{workdir.name}.{host}.log")
-    return children.Child(["evaluate", f"--workdir={workdir}", *together, *flags], log, devices=1)
+    return children.Child(["evaluate", f"--workdir={workdir}", *host_flags, *flags], log, devices=1)
 
 
-def ends(workdir, *flags: str) -> tuple[list[int | None], list[str]]:
-    """The exit codes of two processes, and what they said; whoever hangs is killed."""
+def run_hosts(workdir, *flags: str) -> tuple[list[int | None], list[str]]:
+    """Return the exit codes and outputs of two processes; a process that hangs is killed."""
     port = drill.free_port()
-    both = [started(workdir, host, port, *flags) for host in (0, 1)]
-    codes = [child.wait(150) for child in both]
-    for child in both:
+    processes = [start(workdir, host, port, *flags) for host in (0, 1)]
+    codes = [child.wait(150) for child in processes]
+    for child in processes:
         child.end()
-    return codes, [child.said() for child in both]
+    return codes, [child.said() for child in processes]
 
 
-def test_two_processes_evaluate_as_one_and_one_of_them_writes(workdir, tmp_path):
+def test_two_processes_give_the_figures_of_one_and_one_of_them_writes(workdir, tmp_path):
     alone, pair = tmp_path / "alone", tmp_path / "pair"
-    for place in (alone, pair):
-        shutil.copytree(workdir, place)
+    for copy in (alone, pair):
+        shutil.copytree(workdir, copy)
     expected = evaluate.evaluate(alone)
-    codes, said = ends(pair)
-    assert codes == [0, 0], said
-    found = json.loads((pair / "evaluate.json").read_text())
-    assert found["examples"] == 10 and found["tokens"] == expected["tokens"]
+    codes, outputs = run_hosts(pair)
+    assert codes == [0, 0], outputs
+    actual = json.loads((pair / "evaluate.json").read_text())
+    assert actual["examples"] == 10 and actual["tokens"] == expected["tokens"]
     for name in ("nats", "bits_per_byte", "token_accuracy", "chrf", "unigram_nats"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+        assert actual[name] == pytest.approx(expected[name], rel=1e-5), name
         if name in expected["intervals"]:
-            ends_of = expected["intervals"][name]
-            assert found["intervals"][name] == pytest.approx(ends_of, rel=1e-5), name
-    written = [(place / "predictions.jsonl").read_text() for place in (alone, pair)]
-    assert written[0] == written[1]
-    assert '"nats"' in said[0] and '"nats"' not in said[1], "one prints"
+            interval = pytest.approx(expected["intervals"][name], rel=1e-5)
+            assert actual["intervals"][name] == interval, name
+    predictions = [(copy / "predictions.jsonl").read_text() for copy in (alone, pair)]
+    assert predictions[0] == predictions[1]
+    assert '"nats"' in outputs[0] and '"nats"' not in outputs[1], "the first host prints"
 
 
-def test_a_mistake_is_a_sentence_and_no_host_waits(workdir):
-    codes, said = ends(workdir, "--split=tset")
-    assert codes == [2, exits.UNFINISHED], said
-    assert "lm: the split of pydocs='tset' is unknown" in said[0]
-    assert "lm: another host was lost" in said[1]
-    assert not any("Traceback" in each for each in said)
+def test_an_error_of_a_host_ends_all_hosts(workdir):
+    codes, outputs = run_hosts(workdir, "--split=tset")
+    assert codes == [2, exits.UNFINISHED], outputs
+    assert "lm: the split of pydocs='tset' is unknown" in outputs[0]
+    assert "lm: another host was lost" in outputs[1]
+    assert not any("Traceback" in output for output in outputs)

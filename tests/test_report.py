@@ -1,4 +1,4 @@
-"""Laws of the report: it loads nothing, invents nothing, and says plainly what does not hold."""
+"""Laws of the report: a self-contained page with the figures of the run folders and the claims."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lm import report
 HOSTILE = "<script>alert('&')</script>\"'\u202e\x85\u2028\ud800 {title} {0} %s"
 
 
-def run_folder(root, name, *, role="pretrain", seed=0, scores=None, samples=(), **more):
-    """A run folder as training and evaluation leave it."""
+def run_folder(root, name, *, role="pretrain", seed=0, scores=None, samples=(), **files):
+    """Write a run folder as training and evaluation do."""
     folder = root / name
     folder.mkdir(parents=True)
     stage = {"scratch": "finetune", "alone": "finetune"}.get(role, role)
-    config = {"stage": stage, "name": role, "seed": seed, "steps": 20, **more.get("config", {})}
+    config = {"stage": stage, "name": role, "seed": seed, "steps": 20, **files.get("config", {})}
     manifest = {"command": f"python -m lm train --workdir={name}", "params": 1234, "commit": "f00d"}
     rows = [
         {"step": 10, "split": "train", "loss": 5.0, "nats": 5.0},
@@ -36,8 +36,8 @@ def run_folder(root, name, *, role="pretrain", seed=0, scores=None, samples=(), 
         },
     ]
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "run.json").write_text(json.dumps(manifest | more.get("manifest", {})))
-    lines = "".join(json.dumps(row) + "\n" for row in more.get("rows", rows))
+    (folder / "run.json").write_text(json.dumps(manifest | files.get("manifest", {})))
+    lines = "".join(json.dumps(row) + "\n" for row in files.get("rows", rows))
     (folder / "metrics.jsonl").write_text(lines)
     if scores is not None:
         command = {"command": f"python -m lm evaluate --workdir={name}"}
@@ -48,8 +48,8 @@ def run_folder(root, name, *, role="pretrain", seed=0, scores=None, samples=(), 
     return folder
 
 
-def scored(nats, **more):
-    return {"nats": nats, "tokens": 50, **more}
+def make_scores(nats, **scores):
+    return {"nats": nats, "tokens": 50, **scores}
 
 
 def page_of(folders, root, **options):
@@ -65,7 +65,7 @@ def out(tmp_path):
 
 
 class Parsed(html.parser.HTMLParser):
-    """The tags, attributes and text of a page; complains of tags that do not nest."""
+    """The tags, attributes and text of a page; fails if tags are not nested."""
 
     VOID = {"meta", "br", "use", "img"}
 
@@ -95,20 +95,22 @@ class Parsed(html.parser.HTMLParser):
 
 @pytest.fixture
 def demo(out):
-    """Three seeds of the five roles, all evaluated."""
+    """Three seeds of five roles, all evaluated."""
     folders = []
     for i, role in enumerate(("pretrain", "finetune", "scratch", "distill", "alone")):
         for seed in range(3):
             nats = 2.0 + i + seed / 8 + 1 / 3
-            scores = scored(nats, bits_per_byte=nats / 7, text_nats=nats / 3, unigram_entropy=6.5)
+            scores = make_scores(
+                nats, bits_per_byte=nats / 7, text_nats=nats / 3, unigram_entropy=6.5
+            )
             if role != "pretrain":
                 scores |= {f"rouge{n}": 30 / nats + j for j, n in enumerate("12L")}
                 scores |= {f"lead_rouge{n}": 20.125 + j for j, n in enumerate("12L")}
-            asked = [
+            answers = [
                 {"inputs": f"body {k}", "targets": f"gold {k}", "prediction": f"{role} says {k}"}
                 for k in range(9)
             ]
-            samples = asked if role != "pretrain" else ()
+            samples = answers if role != "pretrain" else ()
             folders.append(
                 run_folder(
                     out, f"{role}{seed}", role=role, seed=seed, scores=scores, samples=samples
@@ -117,7 +119,7 @@ def demo(out):
     return folders
 
 
-def test_the_page_loads_nothing_and_runs_nothing(demo, out):
+def test_the_page_loads_no_resource_and_runs_no_script(demo, out):
     page = page_of(demo, out)
     parsed = Parsed(page)
     assert not {"script", "link", "img", "iframe", "object", "base", "form"} & set(parsed.tags)
@@ -135,14 +137,14 @@ def test_the_same_folders_give_the_same_page(demo, out):
 
 
 def cells(page):
-    """{row heading: {column heading: exact value}} of the results table."""
+    """Parse the results table: {row heading: {column heading: exact value}}."""
     table = page[page.index("<table>") : page.index("</table>")]
     heads = re.findall(r"<th scope=col>(.*?)</th>", table)
     rows = {}
     for row in re.findall(r"<tr[^>]*><th scope=row>.*?</tr>", table):
         label = re.search(r"<th scope=row>(.*?)</th>", row).group(1)
         values = [re.search(r'value="(.*?)"', cell) for cell in re.findall(r"<td>(.*?)</td>", row)]
-        exact = [float(found.group(1)) if found else None for found in values]
+        exact = [float(match.group(1)) if match else None for match in values]
         rows[label] = dict(zip(heads[1:], exact, strict=True))
     return rows
 
@@ -157,7 +159,7 @@ HEADINGS = {
 }
 
 
-def test_every_figure_of_the_table_is_that_of_the_folder(demo, out):
+def test_the_table_has_the_figures_of_the_folders(demo, out):
     rows = cells(page_of(demo, out))
     for folder in demo:
         scores = json.loads((folder / "evaluate.json").read_text())
@@ -174,9 +176,9 @@ def test_every_figure_of_the_table_is_that_of_the_folder(demo, out):
     assert len(rows) == len(demo) + 2
 
 
-def test_intervals_tasks_and_signatures_stand_with_their_scores(out):
+def test_the_page_has_intervals_tasks_and_signatures(out):
     bleu = {"bleu": 12.5, "intervals": {"bleu": [11.25, 13.75]}, "signatures": {"bleu": "nrefs:1"}}
-    scores = scored(2.0, intervals={"nats": [1.5, 2.5]}, tasks={"en_de": bleu})
+    scores = make_scores(2.0, intervals={"nats": [1.5, 2.5]}, tasks={"en_de": bleu})
     page = page_of([run_folder(out, "a", scores=scores)], out)
     rows = cells(page)
     assert rows["pretrain, seed 0: en_de"]["BLEU"] == 12.5
@@ -184,27 +186,27 @@ def test_intervals_tasks_and_signatures_stand_with_their_scores(out):
     assert "1.500 to 2.500" in page and "11.25 to 13.75" in page and "bleu: nrefs:1" in page
 
 
-def test_the_curve_of_the_checkpoints_is_in_the_page(out):
-    folder = run_folder(out, "a", scores=scored(2.0))
+def test_the_page_has_the_curve_of_the_checkpoints(out):
+    folder = run_folder(out, "a", scores=make_scores(2.0))
     assert "img" not in Parsed(page_of([folder], out)).tags
-    (folder / "curve.png").write_bytes(b"\x89PNG drawn")
+    (folder / "curve.png").write_bytes(b"\x89PNG data")
     parsed = Parsed(page_of([folder], out))
     (source,) = [value for name, value in parsed.attributes if name == "src"]
-    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == b"\x89PNG drawn"
+    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == b"\x89PNG data"
 
 
-def test_a_figure_is_shown_to_four_places(out):
-    page = page_of([run_folder(out, "a", scores=scored(2.34567))], out)
+def test_figures_have_four_digits(out):
+    page = page_of([run_folder(out, "a", scores=make_scores(2.34567))], out)
     assert '<data value="2.34567">2.346</data>' in page
 
 
-def test_hostile_text_is_only_text(out):
+def test_hostile_text_is_escaped(out):
     samples = [{"inputs": HOSTILE, "targets": HOSTILE, "prediction": HOSTILE}]
     folder = run_folder(
         out,
         "a",
         role=HOSTILE,
-        scores=scored(1.0, command=HOSTILE),
+        scores=make_scores(1.0, command=HOSTILE),
         samples=samples,
         config={"note": HOSTILE},
         manifest={"command": HOSTILE, "commit": HOSTILE, "versions": {HOSTILE: HOSTILE}},
@@ -218,7 +220,7 @@ def test_hostile_text_is_only_text(out):
     assert "".join(parsed.text).count("<script>alert('&')</script>") >= 11
 
 
-def test_samples_stand_beside_the_reference_and_each_model(demo, out):
+def test_samples_show_the_reference_and_the_answer_of_each_model(demo, out):
     page = page_of(demo, out)
     samples = page[page.index("<section id=samples>") : page.index("<section id=rows>")]
     first = samples[: samples.index("</article>")]
@@ -231,14 +233,14 @@ def test_samples_stand_beside_the_reference_and_each_model(demo, out):
     assert samples.count("<article") == 5
 
 
-def test_long_texts_are_abridged_and_say_so(out):
+def test_long_texts_are_abridged_with_a_mark(out):
     samples = [{"inputs": "word " * 500, "targets": "t", "prediction": "p"}]
     page = page_of([run_folder(out, "a", samples=samples)], out)
     assert "word […]" in page
     assert "word " * 100 not in page
 
 
-def test_each_row_has_its_commands_and_its_config(demo, out):
+def test_each_run_has_its_commands_and_its_config(demo, out):
     page = page_of(demo, out)
     for folder in demo:
         assert f"python -m lm train --workdir={folder.name}\n" in page
@@ -247,7 +249,7 @@ def test_each_row_has_its_commands_and_its_config(demo, out):
     assert page.count("commit f00d") == len(demo)
 
 
-def test_runs_of_one_panel_share_a_figure(demo, out):
+def test_runs_with_the_same_heading_share_a_figure(demo, out):
     page = page_of(demo, out)
     labels = re.findall(r'aria-label="(.*?): loss', page)
     assert labels == ["Pre-training", "Fine-tuning", "Distillation"]
@@ -255,7 +257,7 @@ def test_runs_of_one_panel_share_a_figure(demo, out):
     assert page.count("var(--c1)") > 2
 
 
-def test_a_run_that_is_not_evaluated_still_has_a_page(out):
+def test_a_run_that_is_not_evaluated_has_a_page(out):
     folder = run_folder(out, "wiki", role="", config={"stage": "pretrain"})
     page = page_of([folder], out)
     assert "One training run" in page
@@ -264,17 +266,17 @@ def test_a_run_that_is_not_evaluated_still_has_a_page(out):
     assert "<section id=samples>" not in page
 
 
-def test_a_run_that_has_just_begun_still_has_a_page(out):
+def test_a_run_without_log_rows_has_a_page(out):
     page = page_of([run_folder(out, "a", rows=[])], out)
     assert cells(page)["pretrain, seed 0"]["updates"] == 0
     assert "<svg" not in page
 
 
-def test_a_torn_log_and_a_diverged_run_are_reported(out):
+def test_a_truncated_log_and_a_diverged_run_have_a_page(out):
     rows = [
         {"step": s, "split": "train", "nats": v} for s, v in ((1, 3.0), (2, "NaN"), (3, "Infinity"))
     ]
-    folder = run_folder(out, "a", rows=rows, scores=scored(math.inf))
+    folder = run_folder(out, "a", rows=rows, scores=make_scores(math.inf))
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "na')
     page = page_of([folder], out)
@@ -282,18 +284,18 @@ def test_a_torn_log_and_a_diverged_run_are_reported(out):
     assert cells(page)["pretrain, seed 0"]["nats per token"] == math.inf
 
 
-def test_training_time_counts_each_update_once_at_its_step_time(out):
-    def row(step, **more):
-        return {"step": step, "split": "train", **more}
+def test_training_time_is_the_sum_of_step_times(out):
+    def row(step, **values):
+        return {"step": step, "split": "train", **values}
 
     rows = [row(10), row(20, step_seconds=1.0), row(40, step_seconds=3.0), row(50)]
     run = report.read_run_folder(run_folder(out, "a", rows=rows))
-    # The first 10 and, after a restart, the last 10 are unmeasured: they count the median, 2 s.
+    # The first 10 and, after a restart, the last 10 are unmeasured and count as the median, 2 s.
     assert run.training_seconds == 20 + 10 + 60 + 20
     assert report.read_run_folder(run_folder(out, "b", rows=[row(10)])).training_seconds is None
 
 
-def test_the_rate_is_the_median_so_that_one_slow_interval_does_not_count(out):
+def test_tokens_per_second_is_the_median_rate(out):
     rates = (100.0, 1.0, 120.0, 110.0, 900.0)
     rows = [
         {"step": i, "split": "train", "tokens_per_second": rate} for i, rate in enumerate(rates)
@@ -303,7 +305,7 @@ def test_the_rate_is_the_median_so_that_one_slow_interval_does_not_count(out):
     assert report.read_run_folder(run_folder(out, "b", rows=[])).tokens_per_second is None
 
 
-def test_a_folder_that_is_no_run_is_one_sentence(out):
+def test_a_folder_that_is_not_a_run_raises(out):
     with pytest.raises(ValueError, match=r"out has no config.json, so it is not a run folder"):
         report.write([out / "out"], out / "report.html", title="x")
     with pytest.raises(ValueError, match="no run folder to report on"):
@@ -315,15 +317,15 @@ def test_a_folder_that_is_no_run_is_one_sentence(out):
     assert not (out / "report.html").exists()
 
 
-def test_plain_files_among_the_folders_are_passed_over(out):
+def test_plain_files_among_the_folders_are_skipped(out):
     folder = run_folder(out, "a")
     (out / "report.html").write_text("an older report")
     assert [run.path for run in report.read_run_folders([out / "report.html", folder])] == [folder]
 
 
-def test_what_does_not_hold_is_said_on_the_page_with_its_figures(out):
+def test_a_claim_that_does_not_hold_is_on_the_page_with_its_figures(out):
     folders = [
-        run_folder(out, f"{role}{seed}", role=role, seed=seed, scores=scored(nats))
+        run_folder(out, f"{role}{seed}", role=role, seed=seed, scores=make_scores(nats))
         for role, losses in (("finetune", (4.0, 4.5)), ("scratch", (3.0, 3.25)))
         for seed, nats in enumerate(losses)
     ]
@@ -336,7 +338,7 @@ def test_what_does_not_hold_is_said_on_the_page_with_its_figures(out):
     assert f"± {statistics.stdev((4.0, 4.5)):#.2g}" in claims
 
 
-def test_a_claim_with_a_diverged_seed_is_shown_as_lost(out):
+def test_a_claim_with_a_diverged_seed_does_not_hold(out):
     folder = run_folder(out, "a")
     claim = report.Claim("s", "u", True, (0, 1), (math.inf, 1.0), (2.0, math.nan))
     page = page_of([folder], out, claims=[claim])
@@ -344,8 +346,8 @@ def test_a_claim_with_a_diverged_seed_is_shown_as_lost(out):
     assert "± 0" not in page
 
 
-def test_runs_that_share_role_and_seed_are_told_apart_and_claim_nothing(out):
-    scores = scored(2.0, text_nats=2.0, unigram_entropy=3.0)
+def test_runs_with_equal_role_and_seed_have_distinct_labels_and_no_claims(out):
+    scores = make_scores(2.0, text_nats=2.0, unigram_entropy=3.0)
     folders = [run_folder(out, name, scores=scores) for name in "ab"]
     runs = report.read_run_folders(folders)
     assert len({run.label for run in runs}) == 2
@@ -353,9 +355,9 @@ def test_runs_that_share_role_and_seed_are_told_apart_and_claim_nothing(out):
     assert len(cells(page_of(folders, out))) == 3
 
 
-def kept_account(out, name, **more):
-    """A run that was killed once and rolled back nothing: its ledger and its events."""
-    folder = run_folder(out, name, **more)
+def run_folder_with_events(out, name):
+    """Write the folder of a run that was killed once, with goodput and events."""
+    folder = run_folder(out, name)
     rows = [
         dict(session=0, step=0, start=100.0, time=104.0, seconds={"start": 4.0}),
         dict(session=0, step=20, start=100.0, time=124.0, seconds={"start": 4.0, "step": 20.0}),
@@ -369,30 +371,30 @@ def kept_account(out, name, **more):
     return folder
 
 
-def test_the_page_says_where_the_time_went_and_all_of_it(out):
-    page = page_of([kept_account(out, "a"), run_folder(out, "b", seed=1)], out)
+def test_the_page_has_the_shares_of_wall_time(out):
+    page = page_of([run_folder_with_events(out, "a"), run_folder(out, "b", seed=1)], out)
     Parsed(page)
     section = page[page.index("<section id=time>") : page.index("<section id=events>")]
     heads = re.findall(r"<th scope=col>(.*?)</th>", section)
     assert heads == ["run", "wall time", "sessions", "start", "step", "restore", "lost", "down"]
     shares = [float(value) for value in re.findall(r'<data value="(.*?)"', section)]
-    # Of 40 s: 4 to start, 10 of the first 20 updates that count and 6 of others, 4, 10 lost, 6.
+    # Of 40 s: start 4, step 10 + 6, restore 4, lost 10, down 6.
     assert shares == pytest.approx([0.1, 0.4, 0.1, 0.25, 0.15])
     assert "<td>0:00:40</td><td>2</td>" in section and section.count("<th scope=row>") == 1
     assert '<data value="0.25">25.0%</data>' in section
 
 
-def test_the_page_counts_the_events_and_shows_the_last_as_text(out):
-    page = page_of([kept_account(out, "a")], out)
+def test_the_page_has_event_counts_and_the_last_events(out):
+    page = page_of([run_folder_with_events(out, "a")], out)
     section = page[page.index("<section id=events>") : page.index("<section id=rows>")]
     assert section.count("<li>") == 20
     assert "spike 30" in section and "update 29: spike, loss 9.5" in section
     assert "<script" not in page
-    quiet = page_of([run_folder(out, "b")], out)
-    assert "<section id=events>" not in quiet and "<section id=time>" not in quiet
+    page = page_of([run_folder(out, "b")], out)
+    assert "<section id=events>" not in page and "<section id=time>" not in page
 
 
-def test_rates_and_norms_are_drawn_where_they_were_logged(out):
+def test_learning_rates_and_gradient_norms_have_figures_if_logged(out):
     rows = [
         {"step": s, "split": "train", "nats": 4.0, "learning_rate": 0.1 / s, "gradient_norm": 1.0}
         for s in (1, 2, 3)

@@ -183,14 +183,17 @@ def evaluate(values: flags.FlagValues) -> None:
 
 
 def predict(values: flags.FlagValues) -> None:
-    """Generate answers to inputs with a run's model: one JSON line each, in order.
+    """Generate answers to inputs with a run's model: one JSON line for each, in order.
 
-    Lines of text, --text and rows with "inputs" are used verbatim, so they must begin with the
-    task's prefix; other rows of JSONL or TSV fill the task's template. Other columns are copied.
-    --split answers a split of the task's data; train a student on the answers with
-    --config.data.train_split=OUT. The same command continues an interrupted one, from OUT.part.
-    Without --input, --split and --text on a terminal, chats: lines fill the task's template, and
-    dialogues have a history.
+    --text answers a text; --input the lines of a text file or the rows of a JSONL or TSV file.
+    --split answers a split of the task's data; a student is trained on the answers with
+    --config.data.train_split=OUT.
+    Without these flags, predict answers the lines of standard input; at a terminal it chats.
+
+    Texts and the column "inputs" are used unchanged, so they must begin with the task's prefix.
+    Rows without "inputs", and typed lines, fill the task's template; dialogues have a history.
+    Other columns are copied to the output line. The same command continues an interrupted one,
+    from OUT.part.
     """
     from lm import inference
 

@@ -1,4 +1,4 @@
-"""Plot the scores of a run's checkpoints over its updates."""
+"""Plot the scores of a run's checkpoints over the updates."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Point(NamedTuple):
 
 
 def series(rows: Sequence[dict]) -> dict[str, list[Point]]:
-    """Collect the points of each score with an interval; keys are "score" or "task/score".
+    """Return the points of each score that has an interval, by "score" or "task/score".
 
-    rows: of evaluate.jsonl, by step.
+    rows: of evaluate.jsonl, sorted by step.
     """
     points: dict[str, list[Point]] = {}
     for row in rows:
@@ -47,9 +47,9 @@ def best(name: str, points: Sequence[Point]) -> Point:
 
 
 def draw(rows: Sequence[dict], path: str | os.PathLike, title: str) -> None:
-    """Write a PNG with a panel for each score: values, intervals as a band, a star at the best.
+    """Write a PNG with a panel for each score: values, intervals (a band), the best value (a star).
 
-    A lead baseline is a dashed line in the panel of its score. rows: as of series.
+    A dashed line shows the lead baseline of a score. rows: as of series.
     """
     from matplotlib import figure
 

@@ -1,4 +1,4 @@
-"""Evaluate a run: losses, baselines and scores, written into its workdir."""
+"""Evaluate a run and write losses, baselines and scores into its workdir."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evaluate(workdir: str | os.PathLike, step: str | int = "newest", **options) 
     """Evaluate a checkpoint of a run.
 
     Writes evaluate.json and, for tasks of pairs, predictions.jsonl into the workdir; for the split
-    test, evaluate-test.json and so on. With several tasks, the figures of each are under its name.
+    test, evaluate-test.json and so on. With several tasks, "tasks" has the figures of each task.
     Results for the same checkpoint, limits, decoding and data are reused. All hosts call this; the
     first writes.
 
@@ -47,11 +47,11 @@ def evaluate(workdir: str | os.PathLike, step: str | int = "newest", **options) 
 
 
 def evaluate_all(workdir: str | os.PathLike, steps: Sequence[int] = (), **options) -> list[dict]:
-    """Evaluate several checkpoints of a run, by default all kept ones; returns a row each, by step.
+    """Evaluate several checkpoints of a run, by default all; returns a row for each, by step.
 
     Writes predictions-<step>.jsonl and evaluate.jsonl after each, and curve.png at the end. Rows of
-    an earlier call with the same split, limits, decoding and data are reused, also those of deleted
-    checkpoints. options, errors: as of evaluate.
+    an earlier call with the same split, limits, decoding and data are reused, also for deleted
+    checkpoints. Options and errors: as of evaluate.
     """
     evaluation = Evaluation(workdir, **options)
     path = evaluation.path("evaluate", ".jsonl")
@@ -79,13 +79,13 @@ def _write_jsonl(path: pathlib.Path, rows: Sequence[dict]) -> None:
 
 
 class Evaluation:
-    """Evaluates checkpoints of a run on a split; reads data and compiles once, when needed.
+    """Evaluates checkpoints of a run on a split; reads data and compiles once, on demand.
 
     Args:
       split: of the tasks' sources; empty: the run's held-out split.
-      decoding: as decoding.parse reads it; empty: the run's own.
+      decoding: the short form, see decoding.parse; empty: the run's decoding.
       max_examples: of each task, 0 for all; None: the config's limits for the held-out split, all
-        for another.
+        for other splits.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Evaluation:
 
     @functools.cached_property
     def _data(self) -> dict[str, str]:
-        # Fingerprints of the tasks' sources; corpora never change.
+        # Fingerprints of the tasks' sources; a corpus never changes.
         data = self.run.data
         return {
             name: sources.source_fingerprint(data.get_task(name).source, split, data.tfds_dir)
@@ -127,7 +127,7 @@ class Evaluation:
         }
 
     def path(self, stem: str, suffix: str) -> pathlib.Path:
-        """Return the path of a result; the split's name is part of it unless held out."""
+        """Return the path of a result; it contains the split's name unless held out."""
         name = "" if self._is_heldout else "-" + self.split.translate(FILE_NAMES)
         return self.run.workdir / f"{stem}{name}{suffix}"
 
@@ -142,7 +142,7 @@ class Evaluation:
         return {"step": step, "split": self.split, "limits": limits, "data": self._data}
 
     def command(self, step: str | int) -> str:
-        """Return the command line that makes these figures."""
+        """Return the command line that computes these figures."""
         flags = self._flags | {"step": "" if step == "newest" else step}
         words = (f"--{name}={shlex.quote(str(v))}" for name, v in flags.items() if v != "")
         return " ".join(["python -m lm evaluate", *words])
@@ -154,12 +154,12 @@ class Evaluation:
 
     @functools.cached_property
     def _examples(self) -> tuple[pipeline.Examples, pipeline.Examples]:
-        # Training examples and the split's; the first host makes them while the others wait.
+        # Training examples and the split's; the first host writes them while the others wait.
         def prepare():
             train, heldout_examples = runs.make_examples(self.run, self.tokens)
             if self._is_heldout:
                 return train, heldout_examples
-            # The split's name alone is ambiguous: files change, and train is the training's.
+            # With a digest: files may change, and "train" is the folder of training examples.
             digest = hashlib.sha256(json.dumps(self._data).encode()).hexdigest()[:8]
             folder = f"evaluate-{self.split.translate(FILE_NAMES)}-{digest}"
             return train, runs.make_split(self.run, self.tokens, self._splits, folder)
@@ -178,7 +178,7 @@ class Evaluation:
 
     @functools.cached_property
     def _baselines(self) -> dict[str, dict]:
-        # By task; "" is all tasks together.
+        # By task; "" is the mixture of several tasks.
         train, examples = self._examples
         text_bytes = self.tokens.piece_bytes(self.run.model.vocab_size)
         pairs = {"": (self._losses, train.frequencies)} if len(examples.parts) > 1 else {}
@@ -188,7 +188,7 @@ class Evaluation:
         return {name: heldout.unigram_baselines(*pair, text_bytes) for name, pair in pairs.items()}
 
     def figures(self, params, step: int) -> tuple[dict, list[dict]]:
-        """Return (figures as JSON has them, rows of predictions.jsonl) of placed parameters."""
+        """Return (figures of evaluate.json, rows of predictions.jsonl) of parameters."""
         by_task, rows, label = {}, [], f"loss of {self.run.name} at {step}"
         several = len(self.run.data.names) > 1
         splits = {split.name: split for split in self._examples[1].parts}

@@ -14,7 +14,7 @@ from lm import batch, parallel, pipeline, runs, steps, transformer
 
 
 class HeldOut:
-    """Computes the held-out loss of any placed parameters with one compiled program."""
+    """Computes the held-out loss of parameters on the devices, with one compiled program."""
 
     def __init__(
         self, run: runs.Run, strategy: parallel.Strategy, examples: pipeline.Examples, tokens
@@ -24,24 +24,23 @@ class HeldOut:
         loss_config = steps.LossConfig(z_loss=0.0, label_smoothing=0.0)
         loss = steps.make_language_loss(model, loss_config, text_bytes)
         self._step = strategy.compile(functools.partial(steps.eval_step, loss=loss))
-        self._by_row = strategy.compile(
-            functools.partial(row_sums, model=model, text_bytes=text_bytes)
-        )
+        row_sums = functools.partial(_row_sums, model=model, text_bytes=text_bytes)
+        self._row_sums = strategy.compile(row_sums)
         self._strategy, self._examples = strategy, examples
         self._seed, self._limit = run.seed, run.evaluate.max_examples
 
     def batches(self) -> Iterator:
-        """Yield global batches, equal at each call and on each host."""
+        """Yield global batches, the same at each call and on each host."""
         return pipeline.heldout_batches(self._examples, self._seed, self._limit)
 
     def for_task(self, split: pipeline.TaskSplit) -> HeldOut:
-        """Copy for the examples of one task; shares the compiled programs."""
+        """Copy for the examples of a task; shares the compiled programs."""
         task_loss = copy.copy(self)
         task_loss._examples = pipeline.Examples((split,))
         return task_loss
 
     def _placed(self, label: str, beat) -> Iterator:
-        """Yield the batches placed on the devices; each host places its rows."""
+        """Yield the batches on the devices; each host places its rows."""
         total = pipeline.num_heldout_batches(self._examples, self._limit)
         bar = tqdm.tqdm(self.batches(), total=total, desc=label, disable=None, leave=bool(label))
         for rows in bar:
@@ -59,17 +58,17 @@ class HeldOut:
     def by_example(self, params, label: str = "") -> dict[str, np.ndarray]:
         """Sum the metrics of each example, without the loss: {name: float64 [examples]}.
 
-        In order, on every host those of all hosts; rows without targets are dropped.
+        Every host returns all examples, in order; rows without targets are dropped.
         """
         batches = []
         for rows in self._placed(label, lambda: None):
-            sums = self._strategy.fetch_rows(self._by_row(params, rows))
+            sums = self._strategy.fetch_rows(self._row_sums(params, rows))
             batches.append(parallel.gather_rows(sums))
         totals = jax.tree.map(lambda *sums: np.concatenate(sums).astype(np.float64), *batches)
         return {name: sums[totals["weight"] > 0] for name, sums in totals.items()}
 
 
-def row_sums(params, examples: batch.Batch, *, model, text_bytes, axis=None) -> steps.Sums:
+def _row_sums(params, examples: batch.Batch, *, model, text_bytes, axis=None) -> steps.Sums:
     """Compute steps.token_sums of each row of a batch: {name: float32 [B]}."""
     logits = steps.apply_model(model, params, examples, None)
 
@@ -83,9 +82,9 @@ def row_sums(params, examples: batch.Batch, *, model, text_bytes, axis=None) -> 
 def unigram_baselines(heldout: HeldOut, train_counts: np.ndarray, text_bytes: np.ndarray) -> dict:
     """Compute the loss of unigram models on the held-out targets, in nats per text token.
 
-    unigram_nats: cross-entropy under the training split's counts plus one.
-    unigram_entropy: entropy of the held-out targets, the lowest loss of any unigram model.
-    eos and sentinels are not counted.
+    Returns unigram_nats, the cross-entropy under the training counts plus one, and unigram_entropy,
+    the entropy of the held-out targets and lowest loss of any unigram model. eos and sentinels are
+    not counted.
     """
     size = len(text_bytes)
     counts = np.zeros(size)

@@ -16,7 +16,7 @@ MAX_NATS = 700.0  # exp of more overflows a float
 
 
 def task_texts(run: runs.Run, name: str, split: str = "") -> list[tasks.Text]:
-    """Read the pairs of a run's task as whole texts, at most evaluate.max_decoded_examples.
+    """Read at most evaluate.max_decoded_examples pairs of a run's task, not truncated.
 
     split: of the task's source; empty: the run's held-out split.
     """
@@ -27,16 +27,17 @@ def task_texts(run: runs.Run, name: str, split: str = "") -> list[tasks.Text]:
 
 
 def references(pairs: Sequence[tasks.Text]) -> list:
-    """List the references of each pair: a text, or a list of texts."""
+    """Return the references of each pair: a text or a list of texts."""
     return [pair.get("references", pair["targets"]) for pair in pairs]
 
 
 def score_answers(
     task: tasks.Task, pairs: Sequence[tasks.Text], answers: Sequence[str]
 ) -> dict[str, float | dict]:
-    """Compute a task's scores with 95 % intervals and the signature of each metric.
+    """Compute a task's scores with 95 % intervals, and the signature of each metric.
 
-    Tasks with rouge are also scored for the lead baseline, the first words of the inputs.
+    With rouge, also scores the lead baseline: the first words of each input, as many as the mean
+    target has.
     """
     targets, intervals, signatures = references(pairs), {}, {}
     scores = {"examples": len(pairs), "intervals": intervals, "signatures": signatures}
@@ -45,22 +46,17 @@ def score_answers(
         intervals |= metrics.confidence_intervals(metric, answers, targets, draws=NUM_DRAWS)
         signatures[metric] = metrics.signature(metric, targets)
     if "rouge" in task.metrics:
-        leads = lead_answers(task, pairs)
-        lead_scores = metrics.score("rouge", leads, targets)
-        lead_intervals = metrics.confidence_intervals("rouge", leads, targets)
-        scores |= {f"lead_{name}": value for name, value in lead_scores.items()}
-        intervals |= {f"lead_{name}": value for name, value in lead_intervals.items()}
+        num_words = round(np.mean([len(pair["targets"].split()) for pair in pairs]))
+        inputs = [pair["inputs"].removeprefix(task.prefix) for pair in pairs]
+        leads = [metrics.lead(text, num_words) for text in inputs]
+        for result, compute in ((scores, metrics.score), (intervals, metrics.confidence_intervals)):
+            values = compute("rouge", leads, targets)
+            result |= {f"lead_{name}": value for name, value in values.items()}
     return scores
 
 
-def lead_answers(task: tasks.Task, pairs: Sequence[tasks.Text]) -> list[str]:
-    """Take the first words of each input, as many as the mean length of the targets."""
-    words = round(np.mean([len(pair["targets"].split()) for pair in pairs]))
-    return [metrics.lead(pair["inputs"].removeprefix(task.prefix), words) for pair in pairs]
-
-
 def rows(pairs: Sequence[tasks.Text], answers: Sequence[generate.Answer]) -> list[dict]:
-    """Make the rows of predictions.jsonl; several answers are written with their scores."""
+    """Make the rows of predictions.jsonl; several answers come with their scores."""
     lines = []
     for pair, answer in zip(pairs, answers, strict=True):
         line = pair | {"prediction": answer.texts[0]}
@@ -76,9 +72,9 @@ def concatenate(sums: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def score_losses(examples: dict[str, np.ndarray]) -> dict[str, float | dict]:
-    """Compute held-out metrics with 95 % intervals from each example's sums.
+    """Compute held-out metrics with 95 % intervals; perplexity is per token.
 
-    examples: {name: [examples]}, as of HeldOut.by_example. perplexity is per token.
+    examples: {name: sums of each example}, as of HeldOut.by_example.
     """
     sums = np.stack(list(examples.values()), axis=1)
 
@@ -93,10 +89,10 @@ def score_losses(examples: dict[str, np.ndarray]) -> dict[str, float | dict]:
 
 
 class TaskScorer:
-    """Scores any placed parameters in a run's tasks; reads pairs and compiles once.
+    """Scores parameters in a run's tasks; reads pairs and compiles once.
 
-    splits: by task; default: the run's held-out splits. The attribute names lists the scores, with
-    several tasks as "task/score".
+    splits: by task; default: the run's held-out splits. The attribute `names` lists the scores, as
+    "task/score" with several tasks.
     """
 
     def __init__(self, run: runs.Run, strategy, tokens, splits: dict[str, str] | None = None):
@@ -117,9 +113,9 @@ class TaskScorer:
         return f"{name}/{score}" if self._several else score
 
     def answers(self, params, name: str, beat=lambda: None) -> list[generate.Answer]:
-        """Answer a task's pairs, in order; beat: called after each batch.
+        """Answer a task's pairs, in order; params: on the devices; beat: called after each batch.
 
-        Several hosts call this together, and each gets all answers.
+        All hosts call this together and get all answers.
         """
         inputs = [pair["inputs"] for pair in self.pairs[name]]
         return self._generator.with_params(params)(inputs, self.tasks[name], beat=beat)

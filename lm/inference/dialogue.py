@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import string
@@ -25,10 +26,10 @@ COMMANDS = ("/help", "/quit", "/reset")
 
 
 class Stream:
-    """Generates one answer token by token, with the ids that Generator gives.
+    """Generates one answer token by token, with the ids of Generator.
 
-    Beam search yields its tokens at once, at the end; of several sampled answers the first is
-    generated. params: one copy, not placed.
+    Beam search yields all tokens at the end; with several sampled answers, only the first is
+    generated. params: on the host.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Stream:
         self._params, self._seed, self._eos = params, seed, eos
         self._input_length, self._length = run.data.input_length, config.max_tokens(length)
         self._is_beam = config.method == "beam"
-        self._begin = jax.jit(functools.partial(steps.init_decoding, **options))
+        self._init = jax.jit(functools.partial(steps.init_decoding, **options))
         self._decode = jax.jit(functools.partial(steps.decode_step, eos=eos, **options))
 
         def advance(params, state: decoding.DecodeState) -> decoding.DecodeState:
@@ -52,30 +53,25 @@ class Stream:
     def __call__(self, ids: np.ndarray, number: int = 0) -> Iterator[int]:
         """Yield the answer's ids, without eos.
 
-        ids: from tasks.truncate_input. number: of the input; sampling depends on it and the seed.
+        ids: from tasks.truncate_input. number: of the input; samples depend on it and the seed.
         """
         ((_, rows),) = pipeline.input_batches([ids], 1, self._input_length)
         inputs = self._params, batch.Batch(*rows), np.array([[self._seed, number]], np.int32)
-        if self._is_beam:
-            answer = iter(np.asarray(self._decode(*inputs).ids)[0, 0].tolist())
-        else:
-            answer = self._stepwise(self._begin(*inputs))
-        for token in answer:
-            if token == self._eos:
-                return
-            yield token
+        answer = self._beam(inputs) if self._is_beam else self._stepwise(inputs)
+        yield from itertools.takewhile(lambda token: token != self._eos, answer)
 
-    def _stepwise(self, state: decoding.DecodeState) -> Iterator[int]:
+    def _beam(self, inputs) -> list[int]:
+        return np.asarray(self._decode(*inputs).ids)[0, 0].tolist()
+
+    def _stepwise(self, inputs) -> Iterator[int]:
+        state = self._init(*inputs)
         for _ in range(self._length):
             state = self._advance(self._params, state)
             yield int(state.token[0])
 
 
 def stream_text(tokens: tokenizer.Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yield pieces of text that join to tokens.decode(ids), each as early as possible.
-
-    The bytes of an incomplete character are held back until it is complete.
-    """
+    """Yield pieces of text that join to tokens.decode(ids), each as soon as it is complete."""
     prefix, length, text = [], 0, ""
     for token in ids:
         prefix.append(token)
@@ -89,15 +85,15 @@ def stream_text(tokens: tokenizer.Tokenizer, ids: Iterable[int]) -> Iterator[str
 
 
 class InputTooLong(ValueError):
-    """A line is longer than the model's input, and --strict forbids truncation."""
+    """A line is longer than the model's input, and --strict forbids to truncate it."""
 
 
 class Chat:
-    """Answers lines; in a dialogue task with the turns so far as history.
+    """Answers lines; a dialogue task has a history of turns.
 
-    A line fills the template of the run's task; runs of several tasks or of running text get it
-    as it is. Long inputs are truncated with a warning on stderr, dialogues at their oldest turns;
-    strict: they are refused.
+    A line fills the template of the run's task; with several tasks or running text it is used
+    unchanged. A long input is truncated with a warning on stderr (a dialogue drops its oldest
+    turns), or refused if `strict`.
     """
 
     def __init__(
@@ -113,7 +109,7 @@ class Chat:
         self._strict = strict
         self._turns: list[str] = []
         self._is_warned = False  # that old turns are dropped
-        self._number = 0
+        self._number = 0  # of the next line
 
     def reset(self) -> None:
         """Clear the history."""
@@ -123,7 +119,7 @@ class Chat:
     def __call__(self, line: str) -> Iterator[str]:
         """Yield the answer to a line piece by piece.
 
-        Raises InputTooLong; the line is then not added to the history.
+        Raises InputTooLong without adding the line to the history.
         """
         ids = self._input_ids(line)
         number, self._number, answer = self._number, self._number + 1, []
@@ -133,7 +129,7 @@ class Chat:
             for piece in stream_text(self._tokens, self._stream(ids, number)):
                 answer.append(piece)
                 yield piece
-        finally:  # the history has the shown part of an interrupted answer
+        finally:  # the history gets the visible part of an interrupted answer
             if self._task.turns:
                 self._turns.append(_single_line("".join(answer)))
 
@@ -149,31 +145,31 @@ class Chat:
             fix = "clear it by /reset" if line_fits else "shorten it"
             raise InputTooLong(f"{message}; {fix}, or omit --strict.")
         if not line_fits:
-            _warn(f"{message} and was truncated.")
+            _print_error(f"warning: {message} and was truncated.")
         elif not self._is_warned:
-            _warn(f"{message}; from now on its oldest turns are dropped.")
+            _print_error(f"warning: {message}; from now on its oldest turns are dropped.")
             self._is_warned = True
         return ids
 
     def _encode(self, line: str, turns: list[str]) -> tuple[np.ndarray, bool]:
-        text = self._format(line, turns)
-        return tasks.truncate_input(self._task, text, self._input_length, self._tokens)
-
-    def _format(self, line: str, turns: list[str]) -> str:
         task = self._task
-        if task.turns:
-            return task.format_dialogue([*turns, _single_line(line)])
         columns = {column for _, column, *_ in string.Formatter().parse(task.inputs) if column}
-        return task.format_input({columns.pop(): line}) if len(columns) == 1 else task.prefix + line
+        if task.turns:
+            text = task.format_dialogue([*turns, _single_line(line)])
+        elif len(columns) == 1:
+            text = task.format_input({columns.pop(): line})
+        else:
+            text = task.prefix + line
+        return tasks.truncate_input(task, text, self._input_length, self._tokens)
 
 
 def _single_line(text: str) -> str:
-    """Format a turn as in training: one line, single spaces."""
+    """Format a turn as training does: one line, single spaces."""
     return " ".join(text.split())
 
 
-def _warn(sentence: str) -> None:
-    print(f"lm: warning: {sentence}", file=sys.stderr, flush=True)
+def _print_error(message: str) -> None:
+    print(f"lm: {message}", file=sys.stderr, flush=True)
 
 
 def chat(model: Chat, read: Callable[[str], str], write: Callable[[str], object]) -> None:
@@ -201,14 +197,9 @@ def chat(model: Chat, read: Callable[[str], str], write: Callable[[str], object]
             except KeyboardInterrupt:
                 write(" ..")
             except InputTooLong as error:
-                print(f"lm: {error}", file=sys.stderr, flush=True)
+                _print_error(str(error))
                 continue
             write("\n")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def interactive(
@@ -219,9 +210,10 @@ def interactive(
     strict: bool = False,
 ) -> None:
     """Chat with a run's checkpoint at a terminal; arguments as of `predict`."""
-    with contextlib.suppress(ImportError):  # optional; input() then edits lines
+    with contextlib.suppress(ImportError):  # optional: enables line editing in input()
         import readline  # noqa: F401
     run, strategy, tokens, params, _ = loading.open_run(workdir, step)
     config = loading.decoding_config(run, decoding)
     stream = Stream(run, strategy.fetch(params), tokens, config, seed)
-    chat(Chat(run, tokens, stream, strict), input, _write)
+    write = functools.partial(print, end="", flush=True)
+    chat(Chat(run, tokens, stream, strict), input, write)

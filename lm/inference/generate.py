@@ -27,7 +27,9 @@ class Generator:
     """Generates with a run's model.
 
     Args:
-      params: placed parameters. config: how to decode. seed: of sampling.
+      params: parameters on the devices.
+      config: how to decode.
+      seed: for sampling.
       rows: inputs decoded at once, a multiple of strategy.shards; 0: the run's batch size.
     """
 
@@ -55,7 +57,7 @@ class Generator:
         self._step = strategy.compile(step)
 
     def with_params(self, params) -> Generator:
-        """Copy with other placed parameters; shares the compiled programs."""
+        """Copy with other parameters; shares the compiled programs."""
         generator = copy.copy(self)
         generator._params = params
         return generator
@@ -75,32 +77,28 @@ class Generator:
           first: number of the first text; sampling depends on the seed and a text's number alone.
           beat: called after each batch.
 
-        Several hosts call this with the same texts, and each gets all answers.
+        With several hosts, all pass the same texts and get all answers.
         """
-        inputs = [
-            tasks.truncate_input(task, text, self._input_length, self._tokens) for text in texts
-        ]
+        length, tokens = self._input_length, self._tokens
+        inputs = [tasks.truncate_input(task, text, length, tokens) for text in texts]
         options = {"desc": "decoding", "unit": "input", "disable": None, "leave": False}
         with tqdm.tqdm(total=len(texts), **options) as bar:
 
-            def tick(count: int) -> None:
+            def on_batch(count: int) -> None:
                 bar.update(count)
                 beat()
 
-            answers = self.generate([ids for ids, _ in inputs], first, tick)
+            answers = self.generate([ids for ids, _ in inputs], first, on_batch)
         return [Answer(*answer, cut) for answer, (_, cut) in zip(answers, inputs, strict=True)]
 
     def generate(
         self,
         inputs: Sequence[np.ndarray],
         first: int = 0,
-        tick: Callable[[int], None] = lambda count: None,
+        on_batch: Callable[[int], object] = lambda count: None,
     ) -> list[tuple[list[str], list[float]]]:
-        """Return (texts, scores) for each input; inputs: the ids of tasks.truncate_input.
-
-        tick: called after each batch with the number of inputs in it.
-        """
-        answers = self.generate_ids(inputs, first, tick)
+        """Return (texts, scores) for each input; arguments as of generate_ids."""
+        answers = self.generate_ids(inputs, first, on_batch)
         return [
             ([self._tokens.decode(row) for row in ids], scores.tolist()) for ids, scores in answers
         ]
@@ -109,9 +107,15 @@ class Generator:
         self,
         inputs: Sequence[np.ndarray],
         first: int = 0,
-        tick: Callable[[int], None] = lambda count: None,
+        on_batch: Callable[[int], object] = lambda count: None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return (int32 [n, T], padding after eos; float32 [n] scores) for each input."""
+        """Return (int32 [n, T] ids, padding after eos; float32 [n] scores) for each input.
+
+        Args:
+          inputs: ids from tasks.truncate_input.
+          first: number of the first input.
+          on_batch: called after each batch with the number of inputs in it.
+        """
         answers: list = [None] * len(inputs)
         for numbers, rows in pipeline.input_batches(inputs, self._rows, self._input_length):
             addresses = np.zeros((self._rows, 2), np.int32)
@@ -122,5 +126,5 @@ class Generator:
             for number, ids, scores in zip(numbers, output.ids, output.scores, strict=False):
                 count = max(1, int(np.sum(scores > -np.inf)))  # beams may return fewer answers
                 answers[number] = ids[:count], scores[:count]
-            tick(len(numbers))
+            on_batch(len(numbers))
         return answers

@@ -35,9 +35,9 @@ def read_params(
     Args:
       tokens: the tokenizer that the checkpoint must have been trained with.
       step: "newest", "best" (by the run's metric), or the number of an update.
-      strategy: who will place the parameters; with a mesh each device reads only its shards.
+      strategy: that will place the parameters; with a mesh each device reads only its shards.
 
-    Returns the exponential moving average of the weights where the run keeps one.
+    Returns the exponential moving average of the weights if the run has one.
     """
     params, step = read_trainable_params(run, tokens, step, strategy)
     if run.lora.rank:
@@ -51,16 +51,16 @@ def read_trainable_params(
     step: str | int = "newest",
     strategy: parallel.Pmap | parallel.Mesh | None = None,
 ) -> tuple[dict, int]:
-    """Read (parameters, step) as training stores them, LoRA factors beside the kernels."""
+    """Read (parameters, step) as training stores them, with separate LoRA factors."""
     shapes = strategy.abstract_state(run.shapes) if strategy else run.shapes
     shapes = shapes | {features.PROJECTIONS: None}  # a student's projections are not read
-    with open_checkpoints(run, read_only=True) as saved:
-        params, metadata = saved.restore_params(shapes, step)
+    with open_checkpoints(run, read_only=True) as run_checkpoints:
+        params, metadata = run_checkpoints.restore_params(shapes, step)
     params = features.plain(params)
     if metadata["tokenizer"] != tokens.fingerprint:
         raise ValueError(
             f"{run.workdir} was trained with another tokenizer than {tokens.directory}; leave "
-            f"--config.tokenizer.dir empty to use its own, or restore that from a copy."
+            f"--config.tokenizer.dir empty to use the run's tokenizer, or restore it from a copy."
         )
     return params, metadata["step"]
 
@@ -68,9 +68,9 @@ def read_trainable_params(
 def open_workdir(
     workdir: str | os.PathLike,
 ) -> tuple[runs.Run, parallel.Pmap | parallel.Mesh, tokenizer.Tokenizer]:
-    """Return (run, strategy, tokenizer) of a workdir over all devices of all hosts.
+    """Return (run, strategy, tokenizer) of a workdir, for all devices of all hosts.
 
-    The batch size is raised to a multiple of the devices: runs are read on other machines too.
+    The batch size is rounded up to a multiple of the devices, which may differ from training's.
     """
     run = runs.read_run(workdir)
     strategy = parallel.reading_strategy(run.parallel)

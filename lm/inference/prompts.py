@@ -47,7 +47,7 @@ class InputFile:
             )
         if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise ValueError(
-                f"{self.path} is not a regular file, which could be read twice; name one, or pipe "
+                f"{self.path} is not a regular file and cannot be read twice; name a file, or pipe "
                 f"its lines into standard input."
             )
 
@@ -94,7 +94,7 @@ class SplitInputs:
 
 
 class Prompt(NamedTuple):
-    """The model's input for a row: text, ids, and keys of WARNINGS that apply."""
+    """The model's input for a row: text, ids, and the keys of WARNINGS that apply."""
 
     text: str
     ids: np.ndarray
@@ -102,9 +102,9 @@ class Prompt(NamedTuple):
 
 
 class Prompts:
-    """Turns rows into prompts: from "inputs" as it is, else by the template of the run's task.
+    """Makes prompts of rows: their "inputs" unchanged, else the filled template of the run's task.
 
-    columns: of the answer, which replace a row's own.
+    columns: the columns of the answer, which replace those of the row.
     """
 
     def __init__(
@@ -118,15 +118,10 @@ class Prompts:
             name: dataclasses.replace(run.data.get_task(name), source="it")
             for name in run.data.names
         }
-        self._input_length, self._tokens, self._columns = run.data.input_length, tokens, columns
-        self.words = {
-            "input_length": self._input_length,
-            "prefix": next(iter(self._tasks.values())).prefix,
-            "columns": " or ".join(", ".join(columns).rsplit(", ", 1)),
-        }
+        self._tokens, self._columns, self.input_length = tokens, columns, run.data.input_length
 
     def __call__(self, row: dict[str, Any], number: int) -> Prompt:
-        """Make the prompt of row `number`, from 0; with several tasks its column "task" names one.
+        """Make the prompt of row `number`, from 0; with several tasks, its column "task" names one.
 
         Raises ValueError, naming the row, if it has no input.
         """
@@ -150,7 +145,7 @@ class Prompts:
         except ValueError as error:
             raise ValueError(f"input {number + 1}: {str(error).rstrip('.')}.") from None
         task = task or generate.PLAIN
-        ids, is_truncated = tasks.truncate_input(task, text, self._input_length, self._tokens)
+        ids, is_truncated = tasks.truncate_input(task, text, self.input_length, self._tokens)
         return Prompt(text, ids, (*warnings, *["truncated"] * is_truncated))
 
     def _find_task(self, row: dict[str, Any]) -> tasks.Task | None:
@@ -163,21 +158,24 @@ class Prompts:
                 return task
         return None
 
+    def sentences(self, warnings: collections.Counter, count: int) -> list[str]:
+        """Describe the warnings of `count` inputs, with the number of inputs of each."""
+        prefix = next(iter(self._tasks.values())).prefix
+        columns = " or ".join(", ".join(self._columns).rsplit(", ", 1))
+        words = {"input_length": self.input_length, "prefix": prefix, "columns": columns}
+        return [
+            f"{warnings[name]} of {count} inputs {text.format(**words)}"
+            for name, text in WARNINGS.items()
+            if warnings[name]
+        ]
+
 
 class InputStats(NamedTuple):
-    """Statistics of all inputs, taken before the first is answered."""
+    """Statistics of all inputs."""
 
     count: int
     digest: str  # of the rows
-    warnings: collections.Counter
-
-    def sentences(self, words: dict) -> list[str]:
-        """List the warnings, each with the number of inputs that it applies to."""
-        return [
-            f"{self.warnings[name]} of {self.count} inputs {text.format(**words)}"
-            for name, text in WARNINGS.items()
-            if self.warnings[name]
-        ]
+    warnings: list[str]  # sentences
 
 
 def inspect_inputs(rows: Iterable[dict], prompts: Prompts, strict: bool) -> InputStats:
@@ -191,8 +189,8 @@ def inspect_inputs(rows: Iterable[dict], prompts: Prompts, strict: bool) -> Inpu
         count += 1
         if strict and warnings["truncated"]:
             raise ValueError(
-                f"input {count}: it is longer than the model's {prompts.words['input_length']} "
-                f"tokens; shorten it, or omit --strict to truncate it."
+                f"input {count}: it is longer than the model's {prompts.input_length} tokens; "
+                f"shorten it, or omit --strict to truncate it."
             )
         digest.update(json.dumps(row).encode())
-    return InputStats(count, digest.hexdigest(), warnings)
+    return InputStats(count, digest.hexdigest(), prompts.sentences(warnings, count))

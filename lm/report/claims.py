@@ -9,7 +9,7 @@ import statistics
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A comparison of figures[i] with baselines[i], both of seeds[i]."""
+    """A comparison of figures[i] with baselines[i], both for seeds[i]."""
 
     sentence: str
     unit: str
@@ -45,7 +45,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Whether the claim holds, in words, and in how many seeds."""
+        """In words: whether the claim holds, and in how many seeds."""
         word = "holds" if self.holds else "does not hold"
         if len(self.seeds) == 1:
             return word

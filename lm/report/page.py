@@ -23,11 +23,11 @@ from lm import logs
 from lm.report.claims import Claim
 from lm.report.run_folders import ROLES, SCORES, RunFolder, read_run_folders
 
-MAX_SAMPLES = 5  # for each set of models that answered an input
+MAX_SAMPLES = 5  # for each set of models that answered the same input
 MAX_CHARACTERS = 420  # of a sample's text
-MAX_EVENTS = 20  # the last of a run
+MAX_EVENTS = 20  # of a run, the last ones
 NUM_COLOURS = 6
-CURVES = {  # scalar: its name, and the label below its figure
+CURVES = {  # logged scalar: title and label of its figure
     "nats": ("loss", "nats per token"),
     "learning_rate": ("learning rate", "learning rate"),
     "gradient_norm": ("gradient norm", "norm of the gradient"),
@@ -52,7 +52,7 @@ def write(
     title: str,
     claims: Sequence[Claim] = (),
 ) -> None:
-    """Write one page about run folders to `out`. Raises ValueError as read_run_folders."""
+    """Write a page about run folders to `out`. Raises ValueError as read_run_folders."""
     runs = read_run_folders(rundirs)
     sections = (
         ("claims", "Claims", map(_claim, claims)),
@@ -79,7 +79,7 @@ def _escape(value) -> str:
 
 
 def _number(value: float | None, form: str = "#.4g") -> str:
-    """Format a number, with all of its digits in the tag's attribute."""
+    """Format a number, with all digits in the tag's attribute."""
     if value is None:
         return "–"
     return f'<data value="{value!r}">{value:{form}}</data>'.replace(">-", ">−")
@@ -94,10 +94,10 @@ def _intro(runs: Sequence[RunFolder]) -> str:
     count = f"{len(runs)} training runs" if len(runs) > 1 else "One training run"
     return (
         f"{count} of encoder-decoder language models ({_escape(', '.join(headings))}). Scores are "
-        "of text held out from training. Losses are in nats, lower is better: per token as trained "
-        "on, or per text token, without sentinels and end marks, to stand beside a unigram model "
-        "of the same tokens. Bits per byte compares across tokenizers; ROUGE, higher is better, "
-        "compares answers with references. Training time is that of the updates alone."
+        "of text held out from training. Losses are in nats, lower is better: per token, or per "
+        "text token (without sentinels and eos), to compare with a unigram model. Bits per byte "
+        "compares across tokenizers; ROUGE, higher is better, compares answers with references. "
+        "Training time is that of the updates only."
     )
 
 
@@ -128,7 +128,7 @@ def _heading(run: RunFolder) -> str:
 
 
 def _figures(runs: Sequence[RunFolder]) -> Iterator[str]:
-    """Yield a figure for each scalar and heading: all its runs, one colour for each role."""
+    """Yield a figure for each scalar and heading: all runs, one colour for each role."""
     headings = dict.fromkeys(map(_heading, runs))
     for (name, (quantity, label)), heading in itertools.product(CURVES.items(), headings):
         shown = [r for r in runs if _heading(r) == heading and any(name in row for row in r.rows)]
@@ -146,15 +146,15 @@ def _figures(runs: Sequence[RunFolder]) -> Iterator[str]:
 
 
 def _svg(runs: Sequence[RunFolder], colours: dict[str, int], name: str) -> str:
-    """Draw a scalar over updates as SVG in the colours of the style sheet."""
+    """Draw a scalar over updates as SVG, in colours of the style sheet."""
     import matplotlib
     from matplotlib import figure
 
     # Placeholder colours, replaced by CSS variables below; matplotlib itself uses none of them.
     ink, names = "#0a0b0c", [f"#0a0b{i:02d}" for i in range(NUM_COLOURS)]
     keys = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    style = dict.fromkeys(keys, ink)
-    style |= {"text.color": ink, "grid.color": ink, "svg.fonttype": "none", "svg.hashsalt": "lm"}
+    style = dict.fromkeys((*keys, "text.color", "grid.color"), ink)
+    style |= {"svg.fonttype": "none", "svg.hashsalt": "lm"}
     style |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
     with matplotlib.rc_context(style):
         canvas = figure.Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
@@ -167,7 +167,7 @@ def _svg(runs: Sequence[RunFolder], colours: dict[str, int], name: str) -> str:
         axes.grid(axis="y", alpha=0.15)
         file = io.StringIO()
         canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    # Drop prologue and metadata, which contain URLs, and matplotlib's fonts.
+    # Remove prologue and metadata, which contain URLs, and fonts.
     svg = file.getvalue().partition("</metadata>")[2]
     svg = re.sub(r'<style.*?</style>|font-family: [^;"]*;?|(?<=<g) id="[^"]*"', "", svg, flags=re.S)
     for colour, name in [(ink, "ink"), *((names[i], f"c{i}") for i in range(NUM_COLOURS))]:
@@ -176,7 +176,7 @@ def _svg(runs: Sequence[RunFolder], colours: dict[str, int], name: str) -> str:
 
 
 def _results(runs: Sequence[RunFolder]) -> str:
-    """Render a table with a row for each run and its tasks, then for the baselines."""
+    """Render a table with a row for each run, each of its tasks, and each baseline."""
     scores = [s for run in runs for s in (run.scores, *run.scores.get("tasks", {}).values())]
     columns = [key for key in SCORES if any(key in row for row in scores)]
 
@@ -231,13 +231,13 @@ def _baselines(runs: Sequence[RunFolder]) -> list[tuple[str, dict]]:
         "unigram model": {"text_nats": "unigram_entropy"},
         "lead baseline": {f"rouge{n}": f"lead_rouge{n}" for n in "12L"},
     }
-    baselines: dict = {}
-    for name, keys in kinds.items():
+    roles: dict = collections.defaultdict(dict)  # of each (kind, scores)
+    for kind, keys in kinds.items():
         for run in runs:
-            scores = {score: run.scores[key] for score, key in keys.items() if key in run.scores}
-            if scores:
-                baselines.setdefault((name, *scores.items()), (scores, {}))[1][run.role] = True
-    return [(f"{k[0]} ({', '.join(roles)})", scores) for k, (scores, roles) in baselines.items()]
+            scores = tuple((score, run.scores.get(key)) for score, key in keys.items())
+            if any(value is not None for _, value in scores):
+                roles[kind, scores][run.role] = True
+    return [(f"{kind} ({', '.join(r)})", dict(scores)) for (kind, scores), r in roles.items()]
 
 
 def _goodput(runs: Sequence[RunFolder]) -> str:
@@ -255,7 +255,7 @@ def _goodput(runs: Sequence[RunFolder]) -> str:
         body += f"<tr><th scope=row>{_escape(run.label)}</th>{cells}</tr>\n"
     table = _table(("run", "wall time", "sessions", *kinds), body)
     legend = "; ".join(f"{kind}: {meanings[kind]}" for kind in kinds)
-    note = "Every second of wall time, from the first start to the last row, has one kind"
+    note = "Each second of wall time, from the first start to the last row, is of one kind"
     return f"<div class=wide>{table}</div><p class=note>{note}. {legend}.</p>"
 
 
@@ -274,12 +274,12 @@ def _events(run: RunFolder) -> str:
 
 
 def _samples(runs: Sequence[RunFolder]) -> Iterator[str]:
-    """Yield inputs with the reference and the answers of all models side by side."""
+    """Yield inputs with the reference and the answers of the first seed of each role."""
     samples: dict = {}  # inputs: (reference, {label: prediction})
     for run in runs:
-        if run.seed == min(other.seed for other in runs if other.role == run.role):
+        if run.seed == min(r.seed for r in runs if r.role == run.role):
             for row in run.samples:
-                answers = samples.setdefault(row["inputs"], (row["targets"], {}))[1]
+                _, answers = samples.setdefault(row["inputs"], (row["targets"], {}))
                 answers[run.label] = row["prediction"]
     counts = collections.Counter()
     for inputs, (reference, answers) in samples.items():
@@ -291,7 +291,7 @@ def _samples(runs: Sequence[RunFolder]) -> Iterator[str]:
                 for label, text in texts.items()
             )
             yield (
-                f"<article class=sample><p class=asked dir=auto>{_escape(_abridge(inputs))}</p>"
+                f"<article class=sample><p class=inputs dir=auto>{_escape(_abridge(inputs))}</p>"
                 f"<div class=answers>{columns}</div></article>"
             )
 

@@ -66,21 +66,21 @@ class RunFolder:
         return self.scores.get("step", max((row["step"] for row in self.rows), default=0))
 
     def series(self, split: str, name: str) -> tuple[list[int], list[float]]:
-        """Return the steps and values of a logged scalar."""
+        """Return the steps and values of a logged scalar; split: "train" or "heldout"."""
         points = [(r["step"], r[name]) for r in self.rows if r["split"] == split and name in r]
         return [step for step, _ in points], [value for _, value in points]
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The median over the logged rows; None if it was never logged."""
+        """The median of the logged rates; None if there are none."""
         rates = self.series("train", "tokens_per_second")[1]
         return statistics.median(rates) if rates else None
 
     @property
     def training_seconds(self) -> float | None:
-        """Updates times their step time, without compilation, evaluation and checkpoints.
+        """The sum of all updates' step times, without compilation, evaluation and checkpoints.
 
-        Updates without a measured step time, the first after each start, count the median.
+        The first updates after each start have no measured time and count as the median.
         """
         measured = self.series("train", "step_seconds")[1]
         if not measured:
@@ -124,9 +124,9 @@ def read_run_folder(path: str | os.PathLike) -> RunFolder:
 
 
 def read_run_folders(rundirs: Iterable[str | os.PathLike]) -> list[RunFolder]:
-    """Read run folders in the order of ROLES, skipping plain files.
+    """Read run folders and sort them by ROLES; plain files are skipped.
 
-    Runs with equal role and seed are different experiments: the folder becomes part of their role.
+    Runs with equal role and seed are different experiments: their role then contains the folder.
     Raises ValueError if there are no folders, or as read_run_folder.
     """
     folders = [path for path in map(storage.as_path, rundirs) if not path.is_file()]

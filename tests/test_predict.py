@@ -316,7 +316,7 @@ def test_columns_that_the_answers_replace_are_counted_in_a_warning(
     rows = [{"inputs": "summarize: kilo", "targets": "kilo"} | row for row in columns]
     inference.predict(workdir, rows, decoding=decoding, nearest=nearest)
     output = capsys.readouterr()
-    sentence = f"{count} of 4 inputs have their own column {names}, which is replaced"
+    sentence = f"{count} of 4 inputs have a column {names}, which is replaced"
     assert output.err == f"lm: warning: {sentence}.\n"
     lines = [json.loads(line) for line in output.out.splitlines()]
     scores = "mine" if names == "prediction" else [0.0]

@@ -61,7 +61,7 @@ def beam_search(
     length: int,
     eos: int,
 ) -> Hypotheses:
-    """Return the num_return_sequences best hypotheses of each row; arguments as of `search`.
+    """Return the num_return_sequences best hypotheses of each row; arguments as in `search`.
 
     A score is the summed log-probability after all processors, divided by the length penalty.
     `gather` expands the cache of B rows to B * num_beams once, and reorders it at each step within

@@ -47,7 +47,7 @@ def init_state(
     length: int,
     keys: Array | None = None,
 ) -> DecodeState:
-    """Return the state before the first token; arguments as of `search`.
+    """Return the state before the first token; arguments as in `search`.
 
     Raises ValueError for sampling without keys.
     """

@@ -49,7 +49,7 @@ def best(name: str, points: Sequence[Point]) -> Point:
 def draw(rows: Sequence[dict], path: str | os.PathLike, title: str) -> None:
     """Write a PNG with a panel for each score: values, intervals (a band), the best value (a star).
 
-    A dashed line shows the lead baseline of a score. rows: as of series.
+    A dashed line shows the lead baseline of a score. rows: as in series.
     """
     from matplotlib import figure
 

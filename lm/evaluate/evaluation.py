@@ -27,7 +27,7 @@ def evaluate(workdir: str | os.PathLike, step: str | int = "newest", **options) 
     Results for the same checkpoint, limits, decoding and data are reused. All hosts call this; the
     first writes.
 
-    Args: step: as of read_params. options: as of Evaluation.
+    Args: step: as in read_params. options: as in Evaluation.
     Raises ValueError for an unknown split, and for a loss that is not finite.
     """
     evaluation = Evaluation(workdir, **options)
@@ -51,7 +51,7 @@ def evaluate_all(workdir: str | os.PathLike, steps: Sequence[int] = (), **option
 
     Writes predictions-<step>.jsonl and evaluate.jsonl after each, and curve.png at the end. Rows of
     an earlier call with the same split, limits, decoding and data are reused, also for deleted
-    checkpoints. Options and errors: as of evaluate.
+    checkpoints. Options and errors: as in evaluate.
     """
     evaluation = Evaluation(workdir, **options)
     path = evaluation.path("evaluate", ".jsonl")

@@ -74,7 +74,7 @@ def concatenate(sums: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def score_losses(examples: dict[str, np.ndarray]) -> dict[str, float | dict]:
     """Compute held-out metrics with 95 % intervals; perplexity is per token.
 
-    examples: {name: sums of each example}, as of HeldOut.by_example.
+    examples: {name: sums of each example}, as in HeldOut.by_example.
     """
     sums = np.stack(list(examples.values()), axis=1)
 

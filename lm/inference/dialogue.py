@@ -209,7 +209,7 @@ def interactive(
     seed: int = 0,
     strict: bool = False,
 ) -> None:
-    """Chat with a run's checkpoint at a terminal; arguments as of `predict`."""
+    """Chat with a run's checkpoint at a terminal; arguments as in `predict`."""
     with contextlib.suppress(ImportError):  # optional: enables line editing in input()
         import readline  # noqa: F401
     run, strategy, tokens, params, _ = loading.open_run(workdir, step)

@@ -97,7 +97,7 @@ class Generator:
         first: int = 0,
         on_batch: Callable[[int], object] = lambda count: None,
     ) -> list[tuple[list[str], list[float]]]:
-        """Return (texts, scores) for each input; arguments as of generate_ids."""
+        """Return (texts, scores) for each input; arguments as in generate_ids."""
         answers = self.generate_ids(inputs, first, on_batch)
         return [
             ([self._tokens.decode(row) for row in ids], scores.tolist()) for ids, scores in answers

@@ -87,5 +87,5 @@ def open_run(workdir: str | os.PathLike, step: str | int = "newest") -> tuple:
 
 
 def decoding_config(run: runs.Run, text: str = "") -> decoding.DecodingConfig:
-    """Parse the text of --decoding; empty: the run's own."""
+    """Parse the text of --decoding; empty: the run's decoding."""
     return decoding.parse(text) if text else run.decoding

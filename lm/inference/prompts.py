@@ -25,7 +25,7 @@ WARNINGS = {
     "truncated": "were longer than the model's {input_length} tokens and were truncated",
     "empty": "have an empty column of the task, and became an empty text",
     "no_prefix": "do not begin with {prefix!r}, as the model's training inputs do",
-    "overwritten": "have their own column {columns}, which is replaced",
+    "overwritten": "have a column {columns}, which is replaced",
 }
 
 
@@ -70,7 +70,7 @@ class SplitInputs:
     """The pairs of a split of a run's tasks as rows, read anew at each iteration.
 
     Rows have inputs, targets, and with several tasks the task. split: of the tasks' sources;
-    "train" and "heldout" are the run's own. Raises ValueError for an unknown split and for
+    "train" and "heldout" are those of the run. Raises ValueError for an unknown split and for
     running text.
     """
 

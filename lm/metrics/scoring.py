@@ -66,7 +66,7 @@ def difference_intervals(
 def signature(metric: str, references: References = ("",)) -> str:
     """Describe how a metric is computed; bleu and chrf give sacrebleu's own signature.
 
-    references: as of `score`; default: one for each example.
+    references: as in `score`; default: one for each example.
     Raises ValueError for an unknown metric.
     """
     counts = {1 if isinstance(texts, str) else len(texts) for texts in references}

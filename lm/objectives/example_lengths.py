@@ -1,7 +1,7 @@
 """The lengths of an example's inputs and targets, from the length of its text.
 
-A length function takes (config, raw) and returns Lengths. A length is exact if nothing else is
-said; upper bounds are reached by some texts and masks.
+A length function takes (config, raw) and returns Lengths. A length is exact unless stated
+otherwise; an upper bound is reached by some texts and masks.
 """
 
 from __future__ import annotations

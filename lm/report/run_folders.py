@@ -47,7 +47,7 @@ class RunFolder:
     scores: dict  # of evaluate.json
     samples: list[dict]  # of predictions.jsonl
     events: list[dict] = dataclasses.field(default_factory=list)  # of events.jsonl
-    goodput: dict = dataclasses.field(default_factory=dict)  # as of logs.goodput
+    goodput: dict = dataclasses.field(default_factory=dict)  # as in logs.goodput
     curve: bytes = b""  # of curve.png
 
     @property

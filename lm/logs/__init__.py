@@ -1,9 +1,9 @@
-"""What a run writes while it trains: metrics, events, progress, goodput and its manifest.
+"""The files that training writes: metrics, events, goodput, the manifest; and its progress.
 
-jsonl        JSONL files: rows appended whole or not at all, torn last lines dropped
+jsonl        JSONL files, whose rows are appended completely or not at all
 tensorboard  the scalars as a TensorBoard event file
 writer       RunLog: metrics.jsonl, events.jsonl, TensorBoard, progress on the terminal
-time_ledger  goodput.jsonl: what the wall time of a run was spent on
+time_ledger  goodput.jsonl: how a run spent its wall time
 throughput   tokens per second, MFU, peak memory
 manifest     run.json: command, commit, versions and data of a run
 """

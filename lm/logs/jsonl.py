@@ -1,7 +1,7 @@
-"""JSONL files: every row is legal JSON and appended whole; a torn last line is dropped.
+"""JSONL files: each row is valid JSON and appended completely; a torn last line is dropped.
 
-JSON has no numbers that are not finite: they are written as "NaN", "Infinity" and "-Infinity",
-and `read` turns these strings back into floats.
+JSON has no non-finite numbers: they are written as the strings "NaN", "Infinity" and "-Infinity",
+which `read` converts back to floats.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _path_in_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Replace a file by `text` (UTF-8): a reader sees the old or the new file, never a mixture.
+    """Replace the contents of a file by `text` (UTF-8), as storage.write_atomic does.
 
     Raises OSError, naming the file, if it cannot be written.
     """
@@ -40,15 +40,8 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
         storage.write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
-def finite_or_name(number: float) -> float | str:
-    """The number itself if it is finite, else its name in NON_FINITE."""
-    if math.isfinite(number):
-        return number
-    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-
-
 def _to_json(value: Any) -> Any:
-    """Convert numpy numbers, mappings and sequences to what JSON can hold."""
+    """Convert numpy numbers, mappings and sequences to JSON values."""
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, numbers.Integral):  # numpy's
@@ -57,24 +50,26 @@ def _to_json(value: Any) -> Any:
         return {str(key): _to_json(inner) for key, inner in value.items()}
     if isinstance(value, Sequence):
         return [_to_json(inner) for inner in value]
-    return finite_or_name(float(value))
+    number = float(value)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
 
 
-def to_line(row: Mapping) -> str:
-    """Encode a row as one line of JSON."""
+def _to_line(row: Mapping) -> str:
     return json.dumps(_to_json(row), allow_nan=False) + "\n"
 
 
 def read(path: str | os.PathLike) -> list[dict]:
     """Read the rows of a JSONL file in order; [] if the file does not exist.
 
-    Drops a last line without its newline that is not JSON: a kill interrupted its write.
+    Drops a last line that has no newline and is not JSON: a kill interrupted its write.
     Raises ValueError, naming the line, for any other line that is not a JSON object.
     """
     path = storage.as_path(path)
     if not path.exists():
         return []
-    # Not splitlines(): it also cuts at U+2028 and other characters inside a string.
+    # Not splitlines(): it also splits at U+2028 and other characters inside a string.
     lines = path.read_bytes().decode("utf-8", "replace").split("\n")
     rows = []
     for number, text in enumerate(lines, 1):
@@ -94,8 +89,8 @@ def read(path: str | os.PathLike) -> list[dict]:
 class AppendedFile:
     """A file opened for appending; bytes survive a kill as soon as `add` returns.
 
-    A gs:// file is complete only after `flush` or `close`. Writes to a disk are unbuffered, so
-    that bytes refused by a full disk are not written again at the close.
+    A gs:// file is complete only after `flush` or `close`. Writes to a disk are unbuffered: bytes
+    refused by a full disk are not written again by `close`.
     All methods raise OSError, naming the file, if it cannot be written.
     """
 
@@ -110,7 +105,7 @@ class AppendedFile:
                 data = data[self._file.write(data) :]
 
     def flush(self) -> None:
-        """Write everything that was added, also to gs://."""
+        """Upload the bytes that a gs:// file has buffered."""
         with _path_in_errors(self._path):
             self._file.flush()
 
@@ -123,13 +118,13 @@ class AppendedFile:
 class JsonlWriter(AppendedFile):
     """Appends rows to a JSONL file, after dropping its torn last line.
 
-    keep: row -> whether this existing row stays in the file.
+    keep: row -> whether to keep this existing row.
     """
 
     def __init__(self, path: str | os.PathLike, keep: Callable[[dict], bool] = lambda row: True):
-        write_atomically(path, "".join(to_line(row) for row in read(path) if keep(row)))
+        write_atomically(path, "".join(_to_line(row) for row in read(path) if keep(row)))
         super().__init__(path)
 
     def add_row(self, row: Mapping) -> None:
         """Append a row."""
-        self.add(to_line(row).encode())
+        self.add(_to_line(row).encode())

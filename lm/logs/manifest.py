@@ -21,7 +21,7 @@ PACKAGES += ("array-record", "sentencepiece", "tensorstore")
 
 
 def commit(folder: str | os.PathLike = pathlib.Path(__file__).parent) -> str | None:
-    """The git commit of this code, with "-dirty" if files differ; None if git does not track it."""
+    """Return the git commit of this code, "-dirty" if it was modified; None outside of git."""
     git = ["git", "-C", str(folder)]
     try:
         # An installed copy inside another repository is not tracked by it.
@@ -34,7 +34,7 @@ def commit(folder: str | os.PathLike = pathlib.Path(__file__).parent) -> str | N
 
 
 def versions() -> dict[str, str]:
-    """{package: version} of the installed packages that affect a run's numbers."""
+    """Return {package: version} of the installed packages that affect a run's numbers."""
     installed = {}
     for package in PACKAGES:
         try:
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
 
 
 def command(argv: Sequence[str] | None = None) -> str:
-    """The command line of this process (or of `argv`) as a user would type it again."""
+    """Return the command line of this process, or of `argv`, to copy into a shell."""
     script, *arguments = sys.argv if argv is None else argv
     path = pathlib.Path(script)
     program = ["-m", path.parent.name] if path.name == "__main__.py" else [script]
@@ -55,7 +55,7 @@ def command(argv: Sequence[str] | None = None) -> str:
 def write_manifest(workdir: str | os.PathLike, facts: Mapping) -> None:
     """Write workdir/run.json: command, commit, python, platform, versions and `facts`.
 
-    facts: JSON values; they override an entry of the same name.
+    facts: JSON values by name; they replace entries of the same name.
     """
     manifest = {
         "command": command(),

@@ -1,7 +1,7 @@
 """Scalars as TensorBoard event files, written synchronously.
 
-tensorboardX's own writer uses a thread: when the disk is full the thread dies, its queue fills up
-and the next scalar blocks for ever.
+tensorboardX's writer uses a thread: when the disk is full the thread dies, its queue fills up and
+the next scalar blocks for ever.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -19,8 +19,8 @@ from lm.logs import jsonl
 TENSORBOARD = "tensorboard"
 
 
-class TensorBoardWriter:
-    """One event file in workdir/tensorboard.
+class TensorBoardWriter(jsonl.AppendedFile):
+    """A new event file in workdir/tensorboard.
 
     step: updates already done; readers drop later events of earlier files.
     """
@@ -29,17 +29,17 @@ class TensorBoardWriter:
         directory = storage.as_path(workdir) / TENSORBOARD
         directory.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{step}"
-        self._file = jsonl.AppendedFile(directory / name)
-        self._add(file_version="brain.Event:2")
+        super().__init__(directory / name)
+        self._add_event(file_version="brain.Event:2")
         if step:
             self.drop_after(step)
 
     def drop_after(self, step: int) -> None:
-        """Tell readers to drop earlier events of updates after `step`."""
+        """Mark that readers must drop the earlier events of updates after `step`."""
         from tensorboardX.proto import event_pb2
 
         restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._add(step=step + 1, session_log=restart)
+        self._add_event(step=step + 1, session_log=restart)
 
     def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """Add the scalars under the tags split/name."""
@@ -47,9 +47,9 @@ class TensorBoardWriter:
 
         value = summary_pb2.Summary.Value
         values = [value(tag=f"{split}/{k}", simple_value=float(v)) for k, v in scalars.items()]
-        self._add(step=step, summary=summary_pb2.Summary(value=values))
+        self._add_event(step=step, summary=summary_pb2.Summary(value=values))
 
-    def _add(self, **fields) -> None:
+    def _add_event(self, **fields) -> None:
         """Append one TFRecord: length, its checksum, the event, its checksum."""
         from tensorboardX import record_writer
         from tensorboardX.proto import event_pb2
@@ -57,12 +57,4 @@ class TensorBoardWriter:
         event = event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
         length = struct.pack("<Q", len(event))
         checksum = lambda data: struct.pack("<I", record_writer.masked_crc32c(data))
-        self._file.add(length + checksum(length) + event + checksum(event))
-
-    def flush(self) -> None:
-        """Write everything that was added, also to gs://."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        self.add(length + checksum(length) + event + checksum(event))

@@ -7,11 +7,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-# Published dense bfloat16 FLOP/s of one jax device, by a substring of device_kind; first match
-# wins.
+# Published dense bfloat16 FLOP/s of one jax device; the first substring of device_kind wins.
 PEAK_FLOPS = (
     ("TPU v3", 61.5e12),
     ("TPU v4 lite", 138e12),
@@ -31,8 +31,8 @@ class ThroughputMeter:
 
     flops_per_step: model FLOPs of one update over all devices, padding included.
     peak_flops: FLOP/s of all `devices` together. clock: () -> seconds.
-    The interval with the compilation is not measured: the first `measure` returns {}.
-    Call its methods when an update has ended (its loss was fetched): dispatch is asynchronous.
+    The first `measure` returns {}: its interval includes the compilation.
+    Dispatch is asynchronous, so call the methods after fetching the loss of an update.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class ThroughputMeter:
         self._clock, self._start = clock, None  # (step, seconds)
 
     def start(self, step: int) -> None:
-        """Start an interval: after the first update, an evaluation or a checkpoint."""
+        """Start an interval, after the first update, an evaluation or a checkpoint."""
         self._start = (step, self._clock())
 
     def measure(self, step: int, tokens: float) -> dict[str, float]:
         """Measure the interval since the last `measure` or `start`, and start the next one.
 
-        tokens: inputs and targets in the interval, padding not counted.
-        Returns step_seconds, tokens_per_second, tokens_per_second_per_device and mfu; {} if no
-        interval was started or it has no update.
+        tokens: inputs and targets in the interval, without padding.
+        Returns step_seconds, tokens_per_second, tokens_per_second_per_device and mfu; {} without
+        a started interval or without an update in it.
         """
         start, now = self._start, self._clock()
         self._start = (step, now)
@@ -72,10 +72,9 @@ class ThroughputMeter:
 
 
 def peak_flops(devices: Sequence) -> float:
-    """FLOP/s of equal jax devices together: the published dense bfloat16 figure, or measured.
+    """Return the FLOP/s of identical jax devices together, from PEAK_FLOPS or measured.
 
-    A device that is not in PEAK_FLOPS is measured for about 0.3 s. CPU devices of one process share
-    its cores, so they count once per process.
+    CPU devices of one process share its cores, so they count once per process.
     """
     first = devices[0]
     for kind, flops in PEAK_FLOPS:
@@ -86,10 +85,10 @@ def peak_flops(devices: Sequence) -> float:
     return measured_flops(first) * len(units)
 
 
-def measured_flops(device) -> float:
-    """Measure FLOP/s of a square matrix product on a jax device: float32 on CPU, else bfloat16.
+def measured_flops(device: Any) -> float:
+    """Return the median FLOP/s of square matrix products on a jax device, within about 0.3 s.
 
-    The median of the repetitions that fit in 0.3 s.
+    The products are in float32 on CPU, else in bfloat16.
     """
     import jax
 
@@ -106,9 +105,9 @@ def measured_flops(device) -> float:
 
 
 def memory_peak(devices: Sequence) -> dict[str, float]:
-    """Peak memory in GiB: {"device_memory_peak_gib"} of this process's fullest device.
+    """Return the peak memory in GiB of the fullest local device, as {"device_memory_peak_gib"}.
 
-    Where devices do not report it (CPU), {"process_memory_peak_gib"}: resident memory.
+    CPU devices do not report it: then {"process_memory_peak_gib"}, the peak resident memory.
     """
     import jax
 

@@ -1,7 +1,7 @@
-"""workdir/goodput.jsonl: what the wall time of a run was spent on.
+"""workdir/goodput.jsonl: how a run spent its wall time.
 
-A row holds the seconds that a session (the life of one process) has spent on each kind since the
-process started. Time belongs to one kind until `switch`, so the seconds sum to the wall time.
+A session is the lifetime of one process. Each row has the seconds that its session has spent on
+each kind of work since the process started; they sum to the wall time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KINDS = {
     "compile": "compiling a step",
     "input": "waiting for a batch",
     "step": "updates on the devices",
-    "decode": "generating the student's own answers (teacher.on_policy)",
+    "decode": "generating answers of the student (teacher.on_policy)",
     "save": "waiting for a checkpoint",
     "evaluate": "held-out losses and scores",
     "restore": "reading a checkpoint",
@@ -37,7 +37,7 @@ REPEATED = ("input", *USEFUL, "save", "evaluate", "log", "other")  # kinds that 
 
 
 def process_start_time(now: float) -> float:
-    """When this process started, in Unix seconds; without Linux's /proc, from its CPU time."""
+    """Return the start of this process in Unix seconds, estimated by CPU time without /proc."""
     try:
         fields = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
@@ -48,11 +48,11 @@ def process_start_time(now: float) -> float:
 
 
 class TimeLedger:
-    """Accounts for the time of one session, from the start of the process; a context manager.
+    """Records how one session spends its time; a context manager.
 
-    `switch` names the kind that time belongs to from now on; `write_row` writes the account. The
-    first row holds the update that the session resumes from, which decides what was lost.
-    clock: () -> Unix seconds. started: when the process started, in the same seconds.
+    `switch` sets the current kind of work; `write_row` writes the seconds so far. The first row has
+    the update that the session resumes from: later updates of earlier sessions are lost.
+    clock: () -> Unix seconds. started: the start of the process on that clock.
     Only one process of a run may have a ledger. Raises OSError, naming the file, on a full disk.
     """
 
@@ -67,11 +67,11 @@ class TimeLedger:
         last_row = jsonl.read(self._workdir / GOODPUT)[-1:]
         self._clock, now = clock, clock()
         started = process_start_time(now) if started is None else started
-        # Two runs of one process share its start: the first seconds belong to the first run.
+        # If one process does two runs, the time since its start belongs to the first.
         self._start = min(now, max([started, *(row["time"] for row in last_row)]))
         self._session = last_row[0]["session"] + 1 if last_row else 0
         self._seconds, self._kind, self._since = dict.fromkeys(KINDS, 0.0), "start", self._start
-        self._written = dict(self._seconds)  # as of the last row
+        self._written = dict(self._seconds)  # the seconds in the last row
         # Update of the last row; useful seconds of other sessions; start of the first session.
         self._step, self._others, self._first = None, 0.0, self._start
 
@@ -92,19 +92,19 @@ class TimeLedger:
         self._kind, self._since = kind, now
 
     def seconds_since_row(self, kind: str) -> float:
-        """Seconds of a kind from the last row to the last switch."""
+        """Return the seconds spent on a kind between the last row and the last `switch`."""
         return self._seconds[kind] - self._written[kind]
 
     def flush(self) -> None:
-        """Write everything that was added, also to gs://."""
+        """Upload the rows that a gs:// file has buffered."""
         if self._file:
             self._file.flush()
 
     def write_row(self, step: int) -> float:
-        """Write the account after `step` updates; returns the goodput of the run so far.
+        """Write a row after `step` updates; returns the goodput of the run so far.
 
-        Goodput is the share of the wall time spent on updates that still count. Call this once
-        after the start or restore, at each log point, and after a roll-back.
+        Goodput is the share of the wall time spent on updates that were not lost. Call this after
+        the start or restore, at each log point, and after a roll-back.
         """
         self.switch(self._kind)
         seconds = {kind: value for kind, value in self._seconds.items() if value}
@@ -126,10 +126,10 @@ class TimeLedger:
 
 
 def goodput(workdir: str | os.PathLike) -> dict:
-    """Sum up the wall time of a run, from its first session's start to its last row.
+    """Sum up the wall time of a run, from the start of its first session to its last row.
 
-    Returns {"wall": seconds, "sessions": count, "goodput": share of updates that count,
-    "shares": {key of KINDS or OUTSIDE: share}}; the shares sum to 1, all are 0 without a row.
+    Returns {"wall": seconds, "sessions": count, "goodput": share of time in updates that were not
+    lost, "shares": {key of KINDS or OUTSIDE: share}}; the shares sum to 1, or are 0 without rows.
     """
     rows = jsonl.read(storage.as_path(workdir) / GOODPUT)
     spent = dict.fromkeys((*KINDS, *OUTSIDE), 0.0)
@@ -155,7 +155,10 @@ def goodput(workdir: str | os.PathLike) -> dict:
 
 
 def _lost_share(start: int, stop: int, last_counted: int) -> float:
-    """The share of updates start+1..stop after `last_counted`; if there are none, 0 or 1."""
+    """Return the fraction of updates start+1..stop that are after `last_counted`.
+
+    For an empty range, 1 if `start` is after `last_counted`, else 0.
+    """
     if stop <= start:
         return float(start > last_counted)
     return min(1.0, max(0, stop - last_counted) / (stop - start))

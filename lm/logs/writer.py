@@ -1,8 +1,8 @@
 """The log of a run: rows of scalars, events, TensorBoard, and progress on the terminal.
 
-`metrics.jsonl` is the source of truth: rows of {"step", "split", <scalars>, "time"}, step in
-updates, time in Unix seconds. A resumed run has each step once. `events.jsonl` has rows of
-{"step", "event", <facts>, "time"} in the order of time, and only grows.
+`metrics.jsonl` has rows of {"step", "split", <scalars>, "time"}, step in updates, time in Unix
+seconds; a resumed run has each step once. `events.jsonl` has rows of {"step", "event", <facts>,
+"time"} in order of time, and is never rewritten.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from lm import lookup, metrics, storage
 from lm.logs import jsonl, tensorboard
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
-SPLITS = {"train": "", "heldout": "held-out "}  # and how a printed line names them
+SPLITS = {"train": "", "heldout": "held-out "}  # split: its name in a printed line
 
-# The scalars that a line or bar prints; the files have all of them.
+# The scalars that a printed line has; the files have all of them.
 PRINTED = {"loss": "loss {:.4g}", "nats": "nats {:.4g}", "tokens_per_second": "{:,.0f} tok/s"}
 SCORES = {name for metric in metrics.METRICS.values() for name in metric.names}  # in percent
 
@@ -30,9 +30,9 @@ class RunLog:
     """Writes the log of one run to its workdir, and its progress to stderr; a context manager.
 
     total_steps: updates of the whole run. name: printed before the bar. resume_step: updates
-    already done; rows of later ones are dropped. clock: () -> Unix seconds.
+    already done; rows of later updates are dropped. clock: () -> Unix seconds.
+    A terminal shows a bar with an ETA; otherwise each row is printed as one line.
     Only one process of a run may have a RunLog; the others have a NullLog.
-    A terminal shows a bar with an ETA; elsewhere each row is printed as one line.
     Raises OSError, naming the file, on a full disk.
     """
 
@@ -63,7 +63,7 @@ class RunLog:
         self.close()
 
     def flush(self) -> None:
-        """Write everything that was added, also to gs://."""
+        """Upload what gs:// files have buffered."""
         for file in (self._board, self._rows, self._events):
             file.flush()
 
@@ -98,7 +98,7 @@ class RunLog:
         self._print(f"step {step}/{self._total}  {kind}{details and ': '}{details}")
 
     def rewind(self, step: int) -> None:
-        """Go back to `step` updates: drop the rows of later ones; events stay."""
+        """Go back to `step` updates: drop the rows of later updates, but no events."""
         self._rows.close()
         self._rows = jsonl.JsonlWriter(self._workdir / METRICS, _keep_until(step))
         self._board.drop_after(step)
@@ -121,9 +121,9 @@ class RunLog:
             tqdm.tqdm.write(text, file=sys.stderr)
 
     def _eta(self, step: int) -> datetime.timedelta | str:
-        """Time left at the mean rate since the first row; for the first row, since the start."""
+        """Return the time left at the mean rate since the first row, or since the start."""
         (start_step, start_time), now = self._eta_start, self._clock()
-        if self._is_compiling:  # later rows are measured without the compilation
+        if self._is_compiling:  # later rows exclude the compilation
             self._eta_start, self._is_compiling = (step, now), False
         if step <= start_step:
             return "?"
@@ -136,7 +136,7 @@ def _keep_until(step: int) -> Callable[[dict], bool]:
 
 
 class NullLog:
-    """Stands in for RunLog and TimeLedger on hosts that write no logs: its methods do nothing."""
+    """Replaces RunLog and TimeLedger on hosts that write no logs; its methods do nothing."""
 
     def __enter__(self) -> NullLog:
         return self

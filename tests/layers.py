@@ -37,8 +37,8 @@ LAYERS = (
     ),
     (
         "devices",
-        ("parallel checkpoints logs",),
-        "pmap and mesh; checkpoints that verify themselves; metrics, events, goodput",
+        ("checkpoints logs", "parallel"),
+        "checkpoints that verify themselves; metrics, events, goodput; pmap and mesh",
     ),
     ("runs", ("runs",), "config sections that check themselves; the workdir that a run claims"),
     (

@@ -406,7 +406,7 @@ def test_two_processes_do_not_make_the_same_corpus_at_once(source_dir, tmp_path)
     (staging_dir / "new" / "unfinished").write_text("work")
     lock = os.open(staging_dir, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(ValueError, match="another process is making .*out; wait for it"):
+    with pytest.raises(ValueError, match="another process is writing .*out; wait for it"):
         build.build(corpus_config(source_dir), tmp_path / "out", 1)
     assert (staging_dir / "new" / "unfinished").exists()
     os.close(lock)
@@ -526,7 +526,7 @@ def test_a_staging_directory_recreated_by_another_process_is_not_emptied(tmp_pat
         return real(lock, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(ValueError, match="another process is making .*out; wait for it"):
+    with pytest.raises(ValueError, match="another process is writing .*out; wait for it"):
         staging.staging_dir(out).__enter__()
     assert (staging_dir / "new").exists()
 

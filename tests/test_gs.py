@@ -286,7 +286,7 @@ def test_missing_permission_to_delete_is_reported_at_the_start(bucket, store, co
 
 
 def test_a_missing_bucket_and_a_missing_package_are_reported(bucket, config, monkeypatch):
-    with pytest.raises(ValueError, match="no bucket gs://lm-none; make it with `gcloud storage"):
+    with pytest.raises(ValueError, match="no bucket gs://lm-none; create it with `gcloud storage"):
         runs.make_run(config, "gs://lm-none/run")
     with pytest.raises(ValueError, match="no bucket gs://a; make it"):
         runs.make_run(config | {"init_from": "gs://a/run"}, bucket)

@@ -319,7 +319,7 @@ def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
         (
             8,
             {"reduction_shards": 6},
-            "parallel.reduction_shards=6 cannot be halved down to one; use a power of 2",
+            "parallel.reduction_shards=6 is no power of 2",
         ),
         (8, {"reduction_shards": 0}, "parallel.reduction_shards=0 is too small; use 1"),
         (
@@ -330,7 +330,7 @@ def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
         (
             6,
             {"deterministic_reduction": True},
-            "parallel.reduction_shards=8 do not divide over 6 devices; use a power",
+            "parallel.reduction_shards=8 do not divide over 6 devices; set parallel.data",
         ),
         (
             8,

@@ -1,13 +1,14 @@
-"""Checkpoints that verify themselves: {state, data position, config} as one atomic step.
+"""Checkpoints of {state, data position, config} that verify themselves.
 
-Orbax commits a step atomically, but neither checksums array data nor falls back to an older step;
-this package does both.
+Orbax commits a step atomically; this package adds checksums of arrays, and falls back to an older
+step if one is damaged.
 
 store      Checkpoints: save, and restore the newest step that verifies
 checksums  integer checksums of arrays
-metadata   the facts stored beside the arrays: paths, dtypes, shapes, checksums, seal
-retention  which checkpoints are kept
-hosts      agreement between several hosts that read one checkpoint
+metadata   the facts stored with the arrays: paths, dtypes, shapes, checksums, seal
+retention  which checkpoints to keep
+hosts      agreement between hosts that read one checkpoint
+config     CheckpointConfig
 """
 
 from lm.checkpoints.checksums import aligned_empty, host_checksum, leaf_checksum, tree_checksums

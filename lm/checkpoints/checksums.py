@@ -1,4 +1,4 @@
-"""Integer checksums of arrays' bits, equal on devices and on the host, for any sharding."""
+"""Integer checksums of arrays, equal on devices and on the host, for any sharding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes per element
 
 
 def leaf_checksum(x: jax.Array) -> jax.Array:
-    """A uint32 checksum of an array with elements of at most 4 bytes."""
+    """Return a uint32 checksum of an array with elements of at most 4 bytes.
+
+    It changes if any single element changes.
+    """
     words = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, UINTS[x.dtype.itemsize])
     words, index, stride = words.astype(jnp.uint32), jnp.uint32(0), 1
     for axis in reversed(range(words.ndim)):
@@ -27,7 +30,7 @@ def leaf_checksum(x: jax.Array) -> jax.Array:
 
 
 def host_checksum(x: Any, chunk: int = 2**20) -> int:
-    """leaf_checksum of an array on the host, in chunks that need little memory."""
+    """Return leaf_checksum of an array on the host, computed in chunks to save memory."""
     flat, total = np.asarray(x).reshape(-1), 0
     words = flat.view(f"u{flat.dtype.itemsize}")
     for start in range(0, words.size, chunk):
@@ -39,12 +42,12 @@ def host_checksum(x: Any, chunk: int = 2**20) -> int:
 
 @jax.jit
 def tree_checksums(tree: Any) -> Any:
-    """leaf_checksum of every leaf."""
+    """Return leaf_checksum of every leaf."""
     return jax.tree.map(leaf_checksum, tree)
 
 
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-    """An uninitialized float32 array that jax.device_put adopts on CPU without a copy."""
+    """Return an uninitialized float32 array that jax.device_put on CPU does not copy."""
     size = 4 * math.prod(shape)
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64

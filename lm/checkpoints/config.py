@@ -9,7 +9,7 @@ from lm import lookup
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are saved, and which are kept; keys as in configs/base.py."""
+    """When to save checkpoints, and which to keep; keys as in configs/base.py."""
 
     every_steps: int = 1000
     max_to_keep: int = 2

@@ -1,4 +1,4 @@
-"""The facts stored with a checkpoint: dotted paths, dtypes, shapes, and a seal over all facts."""
+"""The facts of a checkpoint: dotted paths, dtypes, shapes, and a seal, the hash of all facts."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import jax
 
 
 class Mismatch(ValueError):
-    """A sound checkpoint of another model, optimizer or step than the requested one."""
+    """An undamaged checkpoint does not fit the requested model, optimizer or step."""
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """{dotted path: leaf}, the form on disk: reading it needs no class of lm or optax."""
+    """Return {dotted path: leaf}, the form on disk, which needs no class of lm or optax."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def leaf_spec(leaf: Any) -> dict:
-    """{"dtype", "shape"} of an array or ShapeDtypeStruct, as facts hold them."""
+    """Return {"dtype", "shape"} of an array or ShapeDtypeStruct as JSON values."""
     return {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
 
 
 def seal(facts: dict) -> dict:
-    """Facts with "seal", a hash over all others."""
+    """Return the facts with "seal", the hash of all of them."""
     return facts | {"seal": hash_facts(facts)}
 
 
 def unseal(facts: dict) -> dict:
-    """Facts without their seal. Raises ValueError if they differ from what was sealed."""
+    """Return the facts without their seal. Raises ValueError if the seal does not match."""
     facts = dict(facts)
     if facts.pop("seal", None) != hash_facts(facts):
         raise ValueError("its facts do not match their seal")
@@ -38,14 +38,14 @@ def unseal(facts: dict) -> dict:
 
 
 def hash_facts(facts: dict) -> str:
-    """The sha256 of facts, independent of the order of their keys."""
+    """Return the sha256 of facts, independent of the order of keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def check_leaves(item: str, target: dict, stored: dict, checkpoint: str) -> None:
-    """Raise Mismatch, naming the first leaf whose dtype or shape is not the stored one.
+    """Raise Mismatch, naming the first leaf whose dtype or shape differs from the stored one.
 
-    Orbax would silently cast to another dtype.
+    Orbax would cast to another dtype without an error.
 
     Args:
       item: "params", "opt_state" or "average".
@@ -59,7 +59,7 @@ def check_leaves(item: str, target: dict, stored: dict, checkpoint: str) -> None
         if expected != actual:
             raise Mismatch(
                 f"{item} {name} is {_describe(actual)} in {checkpoint}, but {_describe(expected)} "
-                f"in this config; use the config and code that made the checkpoint."
+                f"in this config; use the config and code that wrote the checkpoint."
             )
 
 

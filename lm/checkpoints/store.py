@@ -31,9 +31,9 @@ Accept = Callable[[dict], bool]  # facts -> whether to restore this step
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the last save.
 
-    max_to_keep: the newest ones, at least 2. keep_period: also those at its multiples; 0: none.
-    best_metric: also the best by this held-out metric, lower is better for losses; "": none.
-    background: save copies the arrays and returns; otherwise it writes them before it returns.
+    max_to_keep: the number of newest ones to keep, at least 2. keep_period: also keep multiples of
+    this step; 0: none. best_metric: also keep the best by this held-out metric; "": none.
+    background: write in a thread after `save` returns, from a copy of the arrays.
     With several hosts every host must make every call.
     """
 
@@ -54,7 +54,7 @@ class Checkpoints:
             storage.check_deletable(self.directory)
         best = retention.KeepBest(best_metric, self._metrics_of) if best_metric else None
         self._policy = retention.make_policy(max_to_keep, keep_period, best)
-        # Floats hardly compress, and compressing them needs as much memory again.
+        # Floats hardly compress, and compression needs a second copy in memory.
         self._arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
         self._saving = None  # the step of the last save
         self._manager = self._open_manager()
@@ -88,20 +88,20 @@ class Checkpoints:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """Committed steps, newest first, verified or not."""
+        """Return the committed steps, newest first; they may be damaged."""
         self._manager.reload()
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, state: Any, facts: dict, metrics: dict[str, float] | None = None) -> None:
-        """Start to save a steps.State and its facts (JSON) under the state's step.
+        """Start to save a steps.State and its facts under the state's step.
 
         The caller may donate the arrays when this returns. With opt_state=None the checkpoint
-        holds parameters only: it can be read but not resumed.
+        has parameters only: it can be read, but no run can be resumed from it.
 
         Args:
           state: one logical copy of the state.
           facts: JSON values to restore with it.
-          metrics: held-out metrics of this step, for best_metric; None if it was not evaluated.
+          metrics: held-out metrics of this step, for best_metric; None without an evaluation.
 
         Raises:
           OSError: this save, or the one before it, could not be written.
@@ -138,13 +138,13 @@ class Checkpoints:
                 raise RuntimeError("Orbax skipped it")
 
     def _describe_leaves(self, items: dict) -> dict:
-        # {item: {path: {"sum", "dtype", "shape"}}}. Checksums on the host need no second copy of
-        # the arrays; on devices they are faster.
-        on_host = lambda leaves: {name: checksums.host_checksum(x) for name, x in leaves.items()}
-        checksum = checksums.tree_checksums if self.background else on_host
+        """Return {item: {path: {"sum", "dtype", "shape"}}}."""
         facts = {}
         for item, leaves in items.items():
-            sums = jax.device_get(checksum(leaves))
+            if self.background:
+                sums = jax.device_get(checksums.tree_checksums(leaves))
+            else:  # slower, but needs no second copy of the arrays
+                sums = {name: checksums.host_checksum(leaf) for name, leaf in leaves.items()}
             facts[item] = {
                 name: {"sum": int(sums[name]), **metadata.leaf_spec(leaf)}
                 for name, leaf in leaves.items()
@@ -158,7 +158,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _readable_errors(self) -> Iterator[None]:
-        # A manager that failed cannot be used again; a new one sees the complete steps on disk.
+        # A manager that failed cannot be used again; a new one reads the complete steps on disk.
         try:
             yield
         except SAVE_ERRORS as error:
@@ -169,12 +169,12 @@ class Checkpoints:
                 self._remove_unfinished()
             raise OSError(
                 f"checkpoint {self._saving} could not be written in {self.directory} "
-                f"({exits.one_line(error)}); free space or allow writing there and start the same "
-                f"command again: earlier checkpoints are complete."
+                f"({exits.one_line(error)}); check the free space and the permissions there, and "
+                f"run the same command again: earlier checkpoints are complete."
             ) from error
 
     def _unfinished(self) -> list[pathlib.Path]:
-        # Left by a killed or failed save: a step's directory without the mark of completeness.
+        # Directories of steps without COMMITTED, from a killed or failed save.
         step_name = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
         paths = [path for path in self.directory.glob("*") if step_name.fullmatch(path.name)]
         is_dir = lambda path: path.is_symlink() or path.is_dir()
@@ -185,17 +185,17 @@ class Checkpoints:
             storage.remove_dir(path)
 
     def restore(self, state: Any, accept: Accept = lambda facts: True) -> tuple[Any, dict] | None:
-        """Restore the newest step that verifies: (state, facts), or None if nothing was ever saved.
+        """Restore the newest step that verifies: (state, facts), or None if there are no steps.
 
         Args:
           state: a steps.State of arrays or ShapeDtypeStructs (with shardings to restore into). If
-            it has an average and the checkpoint has none, the average is the parameters.
+            only this state has an average, it is restored from the parameters.
           accept: facts -> whether to restore this step. Newer steps that verify but are not
-            accepted are deleted, so that saving can go on past them.
+            accepted are deleted, because they will be saved again.
 
         Raises:
-          ValueError: checkpoints exist and none verifies; nothing restarts silently.
-          Mismatch: a sound checkpoint is of another model, or none is accepted.
+          ValueError: checkpoints exist and none verifies.
+          Mismatch: an undamaged checkpoint is of another model, or none is accepted.
         """
         trees = {"params": state.params, "opt_state": state.opt_state, "average": state.average}
         steps = hosts.broadcast_steps(self.steps())
@@ -204,22 +204,22 @@ class Checkpoints:
             return None
         items, facts = self._read_first_sound(steps, trees, accept)
         if not self.read_only:
-            self._remove_unfinished()  # left by a kill during a deletion
+            self._remove_unfinished()  # from a kill during a deletion
         step = jnp.asarray(facts["step"], jnp.int32)
         skipped = jnp.asarray(facts["skipped"], jnp.int32)
         return state._replace(step=step, skipped=skipped, **items), facts
 
     def restore_params(self, params: dict, which: str | int = "newest") -> tuple[dict, dict]:
-        """(params, facts) of a step that verifies; the averaged weights if it has them.
+        """Return (params, facts) of a step that verifies; the averaged weights if it has them.
 
-        which: "newest", "best" (by best_metric), or the number of a step. Nothing else is read,
-        nor a subtree that is None in `params`.
+        which: "newest", "best" (by best_metric), or a step. Subtrees that are None in `params` are
+        not read.
         """
         items, facts = self._read_first_sound(self.find_steps(which), {"average": params})
         return items["average"], facts
 
     def fingerprint(self, which: str | int = "newest") -> tuple[int, str]:
-        """(step, a hash of the checksums of what restore_params returns); reads no array.
+        """Return (step, a hash of the parameters' checksums) of a step; reads no array.
 
         Raises ValueError if there is no such checkpoint or its facts cannot be read.
         """
@@ -234,7 +234,7 @@ class Checkpoints:
         return step, metadata.hash_facts(leaves)[:16]
 
     def find_steps(self, which: str | int) -> list[int]:
-        """The steps that `which` of restore_params names, the first choice first.
+        """Return the steps selected by `which` of restore_params, in order of preference.
 
         Raises ValueError if there is none.
         """
@@ -258,12 +258,12 @@ class Checkpoints:
         return chosen
 
     def _check_nothing_lost(self) -> None:
-        # The first save is of step 0: an unfinished later one means that complete ones are gone.
-        lost = sorted(p.name for p in self._unfinished() if not p.name.startswith("0"))
-        if lost:
+        # The first save is of step 0: an unfinished later step means that complete ones are gone.
+        later = sorted(p.name for p in self._unfinished() if not p.name.startswith("0"))
+        if later:
             raise ValueError(
-                f"{self.directory} has unfinished checkpoints ({', '.join(lost)}) and no complete "
-                f"one; restore one from a copy, or delete them to start anew."
+                f"{self.directory} has unfinished checkpoints ({', '.join(later)}) and no complete "
+                f"one; restore one from a copy, or delete them to start again."
             )
 
     def _read_first_sound(
@@ -278,21 +278,21 @@ class Checkpoints:
             elif checkpoint is None:
                 rejected.append(step)
             else:
-                # Not earlier: without any step in place, the next call would start afresh.
+                # Not earlier: if all steps were set aside, the next call would start a new run.
                 self._set_aside(damaged, rejected)
                 return checkpoint
         if rejected:
             raise Mismatch(
-                f"none of the checkpoints {steps} in {self.directory} can be rolled back to; keep "
-                f"more of them (checkpoint.max_to_keep, keep_period) in another --workdir."
+                f"no roll-back to any of the checkpoints {steps} in {self.directory} is possible; "
+                f"use another --workdir, with a higher checkpoint.max_to_keep or keep_period."
             )
         raise ValueError(
             f"none of the checkpoints {steps} in {self.directory} can be read; "
-            f"restore one from a copy, or start anew in another --workdir."
+            f"restore one from a copy, or use another --workdir."
         )
 
     def _read(self, step: int, trees: dict, accept: Accept) -> tuple[Any, str | None]:
-        # ((items, facts), None); (None, None) if not accepted; (None, the damage in words).
+        """Return ((items, facts), None), (None, None) if not accepted, or (None, damage)."""
         facts, damage = hosts.try_on_all_hosts(lambda: self._read_facts(step))
         if damage or not accept({name: facts[name] for name in facts if name != "leaves"}):
             return None, damage
@@ -325,7 +325,7 @@ class Checkpoints:
         return self._metrics[step]
 
     def _read_items(self, step: int, trees: dict, leaves: dict) -> dict[str, tuple[str, dict]]:
-        # {item: (the item on disk, {path: leaf})}; a first average is read from the parameters.
+        """Return {item: (item on disk, {path: leaf})}; a missing average is the parameters."""
         items = {}
         for item, tree in trees.items():
             source = "params" if item == "average" and item not in leaves else item
@@ -346,7 +346,7 @@ class Checkpoints:
         return items
 
     def _set_aside(self, damaged: list[int], rejected: list[int]) -> None:
-        # A step left in place would make a later save of that step impossible.
+        # Otherwise a later save of the same step would fail.
         if self.read_only or not damaged + rejected:
             return
         is_first_host = jax.process_index() == 0
@@ -354,7 +354,7 @@ class Checkpoints:
             corrupt = f"{step}.corrupt-{time.time_ns()}"
             storage.move_dir(self.directory / str(step), self.directory / corrupt, COMMITTED)
         for step in rejected if is_first_host else ():
-            (self.directory / str(step) / COMMITTED).unlink()  # from now on it is no step
+            (self.directory / str(step) / COMMITTED).unlink()  # then Orbax ignores it
             storage.remove_dir(self.directory / str(step))
         multihost_utils.sync_global_devices("checkpoints set aside")
         self._manager.reload()

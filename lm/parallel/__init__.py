@@ -1,11 +1,10 @@
-"""Where state and batches lie, and how a step is compiled: replicated (pmap) or sharded (mesh).
+"""Strategies that place state and batches on devices and compile steps: pmap and mesh.
 
-strategy   Strategy, the interface of both
-pmap       Pmap: every device holds the state and takes its rows of the batch
+pmap       Pmap: the state is replicated, the batch is split by rows
 mesh       Mesh: one program over the axes data, fsdp and tensor
 sharding   rules that shard parameters by path
 replicas   comparing the copies of an array on different devices
-multihost  hosts that run one program together
+multihost  joining hosts, barriers, exchanging rows
 config     ParallelConfig
 """
 
@@ -29,15 +28,16 @@ from lm.parallel.multihost import (
 )
 from lm.parallel.pmap import Pmap
 from lm.parallel.sharding import RULES, path_of, sharding_table
-from lm.parallel.strategy import Strategy
+
+Strategy = Pmap | Mesh
 
 
 def make_strategy(
     config: ParallelConfig, devices: Sequence | None = None, hosts: Hosts | None = None
 ) -> Strategy:
-    """The strategy over these devices, by default those of all hosts.
+    """Return the strategy for these devices, by default those of all hosts.
 
-    hosts: (index, count) of hosts, for devices of a machine that is not attached.
+    hosts: (index, count) of hosts, for devices that are not attached (preflight).
     Raises ValueError if there are too few devices or hosts cannot share them evenly.
     """
     strategy = {"pmap": Pmap, "mesh": Mesh}[config.strategy]
@@ -45,7 +45,7 @@ def make_strategy(
 
 
 def reading_strategy(config: ParallelConfig) -> Strategy:
-    """The strategy to read a run on the attached devices: its own if it fits, else pmap."""
+    """Return the strategy to read a run: the run's if it fits the attached devices, else pmap."""
     if len(jax.devices()) % (config.fsdp * config.tensor):
         return make_strategy(ParallelConfig())
     return make_strategy(dataclasses.replace(config, data=-1, deterministic_reduction=False))

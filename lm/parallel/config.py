@@ -1,4 +1,4 @@
-"""The words of a layout, and what of them can be checked without a device."""
+"""The section parallel of a config, and the check of the batch size."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import dataclasses
 
 from lm import lookup
 
-STRATEGIES = {"pmap": "a copy of the state on every device", "mesh": "its parts on each"}
+STRATEGIES = {"pmap": "every device has a copy of the state", "mesh": "devices share the state"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """The strategy, the mesh's sizes (data=-1: all remaining devices), and how a batch is added up.
-
-    Keys as in configs/base.py.
-    """
+    """The strategy, the sizes of the mesh, and the order of sums; keys as in configs/base.py."""
 
     strategy: str = "pmap"
     data: int = -1
@@ -26,9 +23,8 @@ class ParallelConfig:
 
     def __post_init__(self):
         lookup.lookup(STRATEGIES, self.strategy, "parallel.strategy")
-        for field in ("fsdp", "tensor", "num_microbatches", "reduction_shards"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"parallel.{field}={getattr(self, field)} is too small; use 1.")
+        positive = ("fsdp", "tensor", "num_microbatches", "reduction_shards")
+        lookup.check_bounds(self, "parallel", dict.fromkeys(positive, (1, None)))
         if self.data < 1 and self.data != -1:
             raise ValueError(f"parallel.data={self.data} is no size; use 1 or more, or -1 for all.")
         if self.strategy == "pmap" and (self.fsdp, self.tensor) != (1, 1):
@@ -38,26 +34,25 @@ class ParallelConfig:
             )
         if self.deterministic_reduction and self.strategy == "mesh":
             raise ValueError(
-                "parallel.deterministic_reduction=True orders the sums of pmap, but the compiler "
-                "orders those of a mesh; use parallel.strategy='pmap', or False."
+                "parallel.deterministic_reduction=True is unsupported for a mesh, whose sums the "
+                "compiler orders; use parallel.strategy='pmap', or False."
             )
         if self.reduction_shards & (self.reduction_shards - 1):
             raise ValueError(
-                f"parallel.reduction_shards={self.reduction_shards} cannot be halved down "
-                f"to one; use a power of 2."
+                f"parallel.reduction_shards={self.reduction_shards} is no power of 2; use one."
             )
 
     @property
     def fixed_shards(self) -> int:
-        """Parts of a batch that are added in one order; 0 where the order is free."""
+        """The number of shards of a batch that are summed in a fixed order; 0 for any order."""
         return self.reduction_shards if self.deterministic_reduction else 0
 
 
 def check_batch_size(batch_size: int, shards: int, num_microbatches: int) -> None:
     """Raise ValueError unless a batch divides over data shards and micro-batches."""
-    if batch_size % (shards * num_microbatches):
+    divisor = shards * num_microbatches
+    if batch_size % divisor:
         raise ValueError(
             f"data.batch_size={batch_size} does not divide over {shards} shards x "
-            f"parallel.num_microbatches={num_microbatches}; use a multiple of "
-            f"{shards * num_microbatches}."
+            f"parallel.num_microbatches={num_microbatches}; use a multiple of {divisor}."
         )

@@ -1,4 +1,4 @@
-"""One logical program over the mesh axes data, fsdp and tensor; XLA inserts the collectives."""
+"""One program over the mesh axes data, fsdp and tensor; XLA inserts the collectives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH_SPEC = PartitionSpec(("data", "fsdp"))
 
 
 class _DonatingStep:
-    """step(state, ...) that reuses the memory of state, whose layout it keeps; with jit's lower."""
+    """A jitted step(state, ...) that donates the state and returns it in the same layout."""
 
     def __init__(self, step: Callable):
         self._step, self._compiled = step, None
@@ -33,14 +33,14 @@ class _DonatingStep:
         return self._jit(state)(state, *rest)
 
     def lower(self, state: Any, *rest: Any) -> Any:
-        """Lower the program for arguments or their shapes, as a jitted function does."""
+        """Lower the program for arguments or their shapes, like jax.jit(step).lower."""
         return self._jit(state).lower(state, *rest)
 
 
 class Mesh:
-    """The Strategy of jax.jit over a mesh; arrays are global, laid out by sharding.RULES.
+    """A strategy with jax.jit over a mesh; arrays are global and sharded by sharding.RULES.
 
-    shards: data x fsdp.
+    shards: data x fsdp, the number of devices that have different rows of a batch.
     """
 
     def __init__(self, config: ParallelConfig, devices: Sequence, hosts: Hosts | None = None):
@@ -68,8 +68,8 @@ class Mesh:
         if np.any(owners != owners[:, :1]) or np.any(shards_by_host != self.shards // count):
             raise ValueError(
                 f"parallel.data x fsdp x tensor = {data} x {config.fsdp} x {config.tensor} does "
-                f"not give each of {count} hosts whole rows of the batch, and as many; let tensor "
-                f"divide the devices of a host, and use those of all hosts."
+                f"not give each of {count} hosts the same number of whole rows; let tensor "
+                f"divide the devices of a host, and use the devices of all hosts."
             )
         self._batch = NamedSharding(self.mesh, BATCH_SPEC)
         self._sums = jax.jit(self._sums_by_device)
@@ -80,36 +80,36 @@ class Mesh:
         return sharding.partition_specs(state, dict(self.mesh.shape))
 
     def shardings(self, state: Any) -> Any:
-        """The NamedSharding of each leaf of a state or of parameters."""
+        """Return the NamedSharding of each leaf of a state or of parameters."""
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs(state))
 
     def place_state(self, tree: Any) -> Any:
-        """Lay out a state or parameters, equal on all hosts, by sharding.RULES."""
+        """Shard a state or parameters, equal on all hosts, by sharding.RULES."""
 
-        def place(x, sharding):
+        def put(x, sharding):
             if jax.process_count() == 1 or not getattr(x, "is_fully_addressable", True):
                 return jax.device_put(x, sharding)
             x = np.asarray(x)
             return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-        return jax.tree.map(place, tree, self.shardings(tree))
+        return jax.tree.map(put, tree, self.shardings(tree))
 
     def init(self, make: Callable, *args: Any) -> Any:
-        """The placed result of a pure make(*args); no device ever holds more than its shard."""
+        """Return the placed result of a pure make(*args); a device allocates only its shards."""
         placed = [self.place_state(arg) for arg in args]
         layout = self.shardings(jax.eval_shape(make, *placed))
         return jax.jit(make, out_shardings=layout)(*placed)
 
     def place_batch(self, tree: Any) -> Any:
         """Distribute this host's rows over data and fsdp."""
-        place = lambda x: jax.make_array_from_process_local_data(self._batch, np.asarray(x))
-        return jax.tree.map(place, tree)
+        put = lambda x: jax.make_array_from_process_local_data(self._batch, np.asarray(x))
+        return jax.tree.map(put, tree)
 
     def shard_activations(self, x: jax.Array) -> jax.Array:
-        """Shard activations [B, ...] by rows over data and fsdp, and by nothing else.
+        """Shard activations [B, ...] by rows over data and fsdp only.
 
-        Without this the compiler may shard them like parameters, and move activations between
-        devices in every layer instead of the parameters.
+        Otherwise the compiler may shard them like parameters, and move activations instead of
+        parameters between devices in every layer.
         """
         return jax.lax.with_sharding_constraint(x, self._batch)
 
@@ -122,11 +122,11 @@ class Mesh:
         return tree
 
     def fetch_numbers(self, tree: Any) -> Any:
-        """A result that is equal on all devices, as numpy."""
+        """Return a result that is equal on all devices, as numpy."""
         return jax.device_get(tree)
 
     def fetch_rows(self, tree: Any) -> Any:
-        """This host's rows as numpy: undoes place_batch."""
+        """Return this host's rows as numpy: the inverse of place_batch."""
 
         def gather(x):
             x = jax.device_put(x, self._batch)
@@ -136,24 +136,24 @@ class Mesh:
         return jax.tree.map(gather, tree)
 
     def abstract_state(self, tree: Any) -> Any:
-        """Shapes, dtypes and shardings of a state, to restore into."""
+        """Return shapes, dtypes and shardings of a state, to restore a checkpoint into."""
         shaped = lambda x, s: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=s)
         return jax.tree.map(shaped, tree, self.shardings(tree))
 
     def global_shapes(self, state: Any, rows: Any) -> tuple[Any, Any]:
-        """Shapes of a state and a batch as placed by all hosts."""
+        """Return the shapes of a state and a batch as placed by all hosts."""
         split = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._batch)
         return self.abstract_state(state), jax.tree.map(split, rows)
 
     def find_disagreement(self, state: Any) -> str | None:
-        """The path of a leaf whose copies differ in a bit, or None."""
-        copied = [
+        """Return the path of a leaf whose copies on devices differ in a bit, or None."""
+        replicated_axes = [
             tuple(i for i, axis in enumerate(sharding.AXES) if axis not in spec)
             for spec in jax.tree.leaves(self._specs(state))
         ]
-        # Two programs: a single one would gather one copy of what the compiler takes for equal.
+        # Two programs: a single one would gather one copy of values that XLA assumes are equal.
         sums = np.asarray(self._replicate(self._sums(state)))
-        return replicas.first_difference(state, sums, copied)
+        return replicas.first_difference(state, sums, replicated_axes)
 
     def _sums_by_device(self, state: Any) -> jax.Array:
         sums = lambda tree: replicas.bit_sums(tree)[None, None, None]

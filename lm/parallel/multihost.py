@@ -1,4 +1,4 @@
-"""Several hosts that run one program: joining, barriers, exchanging rows."""
+"""Hosts that run one program: joining, barriers, exchanging rows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jax.experimental import multihost_utils
 
 from lm import exits
 
-HEARTBEAT_SECONDS = 30  # without a sign of life, after which a host counts as lost
-JOIN_SECONDS = 300  # to wait for the other hosts at the start
+HEARTBEAT_SECONDS = 30  # a host without a heartbeat for this long is lost
+JOIN_SECONDS = 300  # timeout for the other hosts at the start
 BARRIER_MS = 24 * 60 * 60 * 1000
-EXIT_BARRIER_MS = 20_000  # in which the other hosts may fail with the same error
+EXIT_BARRIER_MS = 20_000  # timeout for the other hosts to fail with the same error
 
 Hosts = tuple[int, int]  # (the index of this host from 0, the number of hosts)
 
@@ -25,10 +25,17 @@ def initialize(
 ) -> None:
     """Join the other hosts, before any device is used; does nothing on a single machine.
 
-    coordinator: address:port of host 0, the same on all. hosts: their number. host: the index of
-    this one, from 0. With none of them the environment decides (TPU pods, SLURM, Open MPI).
-    timeout: seconds to wait for the others. Raises ValueError for invalid or incomplete arguments
-    and hosts that did not join; TimeoutError for those of the environment, which may be late.
+    Without coordinator, hosts and host the environment decides (TPU pods, SLURM, Open MPI).
+
+    Args:
+      coordinator: address:port of host 0, the same on all hosts.
+      hosts: the number of hosts.
+      host: the index of this host, from 0.
+      timeout: seconds to wait for the other hosts.
+
+    Raises:
+      ValueError: the arguments are invalid or incomplete, or their hosts did not join.
+      TimeoutError: the hosts of the environment did not join; they may be late.
     """
     passed = (bool(coordinator), hosts != 0, host != -1)
     if any(passed) and not all(passed):
@@ -52,10 +59,10 @@ def initialize(
     except RuntimeError as error:
         reason = exits.one_line(error)
         problem = f"the other hosts were not found within {timeout} seconds ({reason})"
-        if not all(passed):  # no mistake of the user: a pod or a node is late
+        if not all(passed):  # not a user error: a node is late
             raise TimeoutError(f"{problem}; run the same command again.") from error
         raise ValueError(
-            f"{problem}; start the same command on each, with the address of host 0."
+            f"{problem}; start the same command on each host, with the address of host 0."
         ) from error
 
 
@@ -70,30 +77,30 @@ def _check_arguments(coordinator: str, hosts: int, host: int) -> None:
 
 
 def _cluster_size() -> int:
-    """The number of processes according to the environment; 1 if it has no cluster."""
+    """Return the number of processes of the environment's cluster; 1 without a cluster."""
     kinds = clusters.ClusterEnv._cluster_types
     present = (kind for kind in kinds if not kind.opt_in_only_method and kind.is_env_present())
     return next((kind.get_process_count() for kind in present), 1)
 
 
 def host_index_and_count() -> Hosts:
-    """(the index of this host from 0, the number of hosts)."""
+    """Return (the index of this host from 0, the number of hosts)."""
     return jax.process_index(), jax.process_count()
 
 
 def barrier(name: str) -> None:
-    """Wait, a day at most, until every host reaches the barrier of this name.
+    """Wait, for a day at most, until every host reaches the barrier of this name.
 
-    No device takes part. Raises JaxRuntimeError if a host is lost.
+    Uses no device. Raises JaxRuntimeError if a host is lost.
     """
     if distributed.global_state.client is not None:
         distributed.global_state.client.wait_at_barrier(name, BARRIER_MS)
 
 
 def wait_before_exit() -> None:
-    """Before this host exits with an error, give the others time to find the same error.
+    """Wait before an exit with an error until the other hosts have met the same error.
 
-    jax aborts a host that is still starting when host 0 exits, and hides that host's own message.
+    When host 0 exits, jax aborts hosts that are still starting, and hides their messages.
     """
     client = distributed.global_state.client
     if client is not None:
@@ -104,13 +111,13 @@ def wait_before_exit() -> None:
 
 
 def host_rows(rows: Any) -> Any:
-    """This host's rows of arrays that all hosts have: host h of H takes rows h, h + H, .."""
+    """Return this host's rows of arrays that all hosts have: rows h, h + H, .. on host h of H."""
     host, count = host_index_and_count()
     return jax.tree.map(lambda x: x[host::count], rows)
 
 
 def gather_rows(rows: Any) -> Any:
-    """The rows of all hosts on every host, as numpy: undoes host_rows. Every host must call it."""
+    """Gather the rows of all hosts as numpy, the inverse of host_rows; every host must call it."""
     if host_index_and_count()[1] == 1:
         return rows
 

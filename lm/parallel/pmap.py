@@ -1,4 +1,4 @@
-"""Replicated data parallelism: every device holds the state and takes its rows of the batch."""
+"""Data parallelism with pmap: the state is replicated, the batch is split by rows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lm.parallel.multihost import Hosts
 
 
 class Pmap:
-    """The Strategy of jax.pmap; placed arrays are this host's, [its devices, ...].
+    """A strategy with jax.pmap; placed arrays are local, [local devices, ...].
 
-    Of D devices on all hosts, device i takes rows i, i + D, .. of the batch. shards: D.
+    Of D devices on all hosts, device i gets rows i, i + D, .. of the batch. shards: D.
     """
 
     axis_name = "devices"
@@ -36,18 +36,17 @@ class Pmap:
         per_host = self.shards // count
         if self.shards % count or min(map(len, by_host)) < per_host:
             raise ValueError(
-                f"{self.shards} devices cannot be shared evenly by {count} hosts, which have "
-                f"{', '.join(str(len(local)) for local in by_host)}; set parallel.data to a "
-                f"multiple of {count} that they have."
+                f"{self.shards} devices cannot be shared evenly by {count} hosts with "
+                f"{', '.join(str(len(local)) for local in by_host)} devices; set parallel.data to "
+                f"a multiple of {count} that fits."
             )
         if config.fixed_shards % self.shards:
             raise ValueError(
                 f"parallel.reduction_shards={config.reduction_shards} do not divide over "
-                f"{self.shards} devices; use "
-                f"a power of 2 of them by parallel.data, or more shards."
+                f"{self.shards} devices; set parallel.data to a power of 2, or use more shards."
             )
         self.devices = [device for local in by_host for device in local[:per_host]]
-        # Host h has rows h, h + count, ..; its first device takes the first of them, and so on.
+        # Host h has rows h, h + count, ..; its first device gets the first of them, and so on.
         self.axis = steps.Axis(
             self.axis_name, tuple(i * count + h for h in range(count) for i in range(per_host))
         )
@@ -62,7 +61,7 @@ class Pmap:
         return jax.tree.map(lambda x: jax.device_put(copies(x), self._sharding), tree)
 
     def init(self, make: Callable, *args: Any) -> Any:
-        """The placed result of a pure make(*args)."""
+        """Return the placed result of a pure make(*args)."""
         return self.place_state(jax.jit(make)(*args))
 
     def place_batch(self, tree: Any) -> Any:
@@ -71,7 +70,7 @@ class Pmap:
         return jax.tree.map(lambda x: jax.device_put(split(np.asarray(x)), self._sharding), tree)
 
     def shard_activations(self, x: jax.Array) -> jax.Array:
-        """Return x: inside the program it has this device's rows only."""
+        """Return x unchanged: inside the program it has only this device's rows."""
         return x
 
     def compile(self, step: Callable, *, donate: bool = False) -> Callable:
@@ -81,32 +80,32 @@ class Pmap:
         return jax.pmap(step, self.axis_name, devices=self.devices, donate_argnums=donated)
 
     def fetch(self, tree: Any) -> Any:
-        """The copy on the first device."""
+        """Return the copy on the first device."""
         return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
 
     def fetch_numbers(self, tree: Any) -> Any:
-        """The copy on the first device, as numpy, without running a program."""
+        """Return the copy on the first device as numpy, without running a program."""
         first = jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree))
         return jax.tree.map(lambda x: x[0], first)
 
     def fetch_rows(self, tree: Any) -> Any:
-        """This host's rows as numpy: undoes place_batch."""
+        """Return this host's rows as numpy: the inverse of place_batch."""
         gather = lambda x: np.asarray(x).swapaxes(0, 1).reshape(-1, *x.shape[2:])
         return jax.tree.map(gather, tree)
 
     def abstract_state(self, tree: Any) -> Any:
-        """Shapes and dtypes of `fetch(state)`."""
+        """Return shapes and dtypes of `fetch(state)`, to restore a checkpoint into."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
 
     def global_shapes(self, state: Any, rows: Any) -> tuple[Any, Any]:
-        """Shapes of a state and a batch as placed by all hosts."""
+        """Return the shapes of a state and a batch as placed by all hosts."""
         count = self.shards
         copy = lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)
         split = lambda x: jax.ShapeDtypeStruct((count, len(x) // count, *x.shape[1:]), x.dtype)
         return jax.tree.map(copy, state), jax.tree.map(split, rows)
 
     def find_disagreement(self, state: Any) -> str | None:
-        """The path of a leaf whose copies differ in a bit, or None."""
+        """Return the path of a leaf whose copies on devices differ in a bit, or None."""
         sums = np.asarray(self.fetch(self._sums(state)))
         return replicas.first_difference(state, sums, [(0,)] * sums.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Which mesh axes shard which axes of a parameter, and the shapes left on each device."""
+"""Rules that map the axes of a parameter to mesh axes, and the shapes of the shards."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ AXES: tuple[str, ...] = ("data", "fsdp", "tensor")
 
 
 def path_of(keys: tuple) -> str:
-    """A parameter's path as text: encoder/layers/self_attention/query/kernel."""
+    """Return the path of a leaf as text: encoder/layers/self_attention/query/kernel."""
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def spec_for_path(path: str) -> Spec:
-    """The spec of the first matching rule. Raises ValueError if no rule matches."""
+    """Return the spec of the first matching rule. Raises ValueError if no rule matches."""
     for pattern, spec in RULES:
         if re.search(pattern, path):
             return spec
@@ -51,7 +51,7 @@ def spec_for_path(path: str) -> Spec:
 class ShardingRules:
     """RULES applied to a tree of parameters.
 
-    sizes: devices along each of AXES. Raises ValueError if an axis does not divide.
+    sizes: {mesh axis: number of devices}. Raises ValueError if an array axis does not divide.
     """
 
     def __init__(self, params: Any, sizes: dict[str, int]):
@@ -68,13 +68,13 @@ class ShardingRules:
             self.specs[path] = (shape, spec)
 
     def parameter_of(self, path: str) -> str | None:
-        """The parameter that an optimizer's leaf belongs to: the leaf's path ends with its path."""
+        """Return the parameter of an optimizer leaf: the path that is a suffix of the leaf's."""
         names = path.split("/")
         suffixes = ("/".join(names[start:]) for start in range(len(names)))
         return next((suffix for suffix in suffixes if suffix in self.specs), None)
 
     def spec(self, path: str, leaf: Any) -> Spec:
-        """The spec of a leaf: its parameter's, also if one axis of that is summed away."""
+        """Return the spec of a leaf: its parameter's, without the axis that the leaf may lack."""
         parameter, shape = self.parameter_of(path), np.shape(leaf)
         if parameter is None:
             return ()
@@ -88,9 +88,9 @@ class ShardingRules:
 
 
 def partition_specs(tree: Any, sizes: dict[str, int]) -> Any:
-    """A PartitionSpec for each leaf of a steps.State, or of parameters alone.
+    """Return a PartitionSpec for each leaf of a steps.State or of parameters.
 
-    sizes: devices along each of AXES. An optimizer's leaf is sharded like its parameter.
+    sizes: {mesh axis: number of devices}. A leaf of the optimizer is sharded like its parameter.
     Raises ValueError, naming the parameter, if no rule covers it or a size does not divide.
     """
     rules = ShardingRules(getattr(tree, "params", tree), sizes)
@@ -98,8 +98,8 @@ def partition_specs(tree: Any, sizes: dict[str, int]) -> Any:
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shape_per_device(leaf: Any, spec: Spec, sizes: dict[str, int]) -> tuple[int, ...]:
-    """The shape of the shard of a leaf on one device."""
+def _shard_shape(leaf: Any, spec: Spec, sizes: dict[str, int]) -> tuple[int, ...]:
+    """Return the shape of a leaf's shard on one device; sizes: devices per mesh axis."""
     spec = spec or (None,) * len(leaf.shape)
     return tuple(
         size // (sizes[axis] if axis else 1) for size, axis in zip(leaf.shape, spec, strict=True)
@@ -107,7 +107,7 @@ def shape_per_device(leaf: Any, spec: Spec, sizes: dict[str, int]) -> tuple[int,
 
 
 def sharding_table(config: ParallelConfig, shapes: Any) -> str:
-    """The layout as text: path, shape, axes, and shape and MiB per device of each parameter.
+    """Format a table of path, shape, mesh axes, and shape and MiB per device of each parameter.
 
     config: data=-1 counts as 1, so that no device is needed. shapes: a steps.State of shapes.
     "kept MiB" is the optimizer's state and the averaged weights. The last row is the total,
@@ -124,7 +124,7 @@ def sharding_table(config: ParallelConfig, shapes: Any) -> str:
     lines.append(row("parameter", "shape", "axes", "per device", "MiB", "kept MiB"))
 
     def bytes_per_device(path: str, leaf: Any) -> int:
-        shape = shape_per_device(leaf, spec_of(path, leaf), sizes)
+        shape = _shard_shape(leaf, spec_of(path, leaf), sizes)
         return math.prod(shape) * leaf.dtype.itemsize
 
     state_bytes = dict.fromkeys([*rules.specs, None], 0)
@@ -137,8 +137,8 @@ def sharding_table(config: ParallelConfig, shapes: Any) -> str:
         spec, size = spec_of(path, leaf), bytes_per_device(path, leaf)
         total += size
         axes = " ".join(axis or "-" for axis in spec) or "whole"
-        both_shapes = (leaf.shape, shape_per_device(leaf, spec, sizes))
-        full, local = (" ".join(map(str, shape)) for shape in both_shapes)
+        shapes_of_leaf = (leaf.shape, _shard_shape(leaf, spec, sizes))
+        full, local = (" ".join(map(str, shape)) for shape in shapes_of_leaf)
         lines.append(row(path, full, axes, local, mib(size), mib(state_bytes[path])))
     lines.append(row("total", "", "", "", mib(total), mib(sum(state_bytes.values()))))
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """Files on local disks and in Google Cloud Storage (gs://), through one path interface.
 
-paths    as_path, and what both kinds of storage support: append, copy, move, remove
+paths    as_path, and operations on both kinds of paths: append, copy, move, remove
 staging  directories that appear complete or not at all
-gcs      gs:// paths, with retries and readable errors
+gcs      gs:// paths, and readable errors
 """
 
 from lm.storage.paths import (

@@ -1,7 +1,6 @@
 """Google Cloud Storage: paths with pathlib's methods, and readable errors.
 
-etils, Orbax and jax's compilation cache reach gs:// through fsspec, and so through the file system
-that is registered here.
+etils, Orbax and jax's compilation cache use the file system that is registered here with fsspec.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from gcsfs import core, retry
 
 from lm import exits
 
-# What gcsfs raises, besides OSError, when all its retries have failed.
+# The errors of gcsfs, besides OSError, after its last retry.
 # Source: gcsfs/retry.py, validate_response and retry_request.
 REQUEST_ERRORS = (retry.HttpError, retry.ChecksumError, aiohttp.ClientError)
 REQUEST_ERRORS += (requests.exceptions.RequestException, google.auth.exceptions.GoogleAuthError)
@@ -33,7 +32,7 @@ ACCESS_HINT = (
 
 
 class UncachedFileSystem(core.GCSFileSystem):
-    """gcsfs without a listings cache, whose request failures never read as a missing file.
+    """gcsfs without a listings cache, that never reports a failed request as a missing file.
 
     Listings are not cached because other hosts and TensorStore write too.
     """
@@ -60,13 +59,13 @@ class UncachedFileSystem(core.GCSFileSystem):
             return False
 
     async def _mkdir(self, path, *args, **kwargs) -> None:
-        """Do nothing: a bucket has no folders, and writing to it must not create one."""
+        """Do nothing: a bucket has no folders."""
 
     _makedirs = _mkdir
 
 
 def _address(path: str, args: tuple) -> str:
-    """The gs:// address of a request whose path is a template for args or a URL."""
+    """Return the gs:// address of a request; path: a URL, or its template for args."""
     match = re.search(r"/b/([^/?]+)/o(?:/([^?]+))?", path)
     names = args or map(urllib.parse.unquote, filter(None, match.groups() if match else ()))
     return "gs://" + "/".join(map(str, names))
@@ -80,14 +79,14 @@ def _unreachable_error(path: str, args: tuple, error: Exception) -> OSError:
 
 
 class GCSPath(type(epath.Path("gs://bucket"))):
-    """etils' path with the pathlib methods it lacks; a bucket has no working directory or links."""
+    """etils' path with the missing methods of pathlib, for a bucket without links."""
 
     absolute = resolve = lambda self, strict=False: self
     is_symlink = lambda self: False
 
 
 def as_gcs_path(address: str) -> GCSPath:
-    """The path of gs://bucket/... Raises ValueError if the bucket does not exist."""
+    """Return the path of gs://bucket/... Raises ValueError if the bucket does not exist."""
     bucket = address.removeprefix("gs://").partition("/")[0]
     if not bucket:
         raise ValueError(f"{address} names no bucket; write gs://bucket/folder.")
@@ -97,19 +96,19 @@ def as_gcs_path(address: str) -> GCSPath:
 
 @functools.cache
 def check_bucket(bucket: str) -> None:
-    """Raise ValueError if the bucket does not exist, OSError if it may not be read."""
+    """Raise ValueError if the bucket does not exist, OSError if it cannot be read."""
     try:
         filesystem().call("GET", "b/{}/o", bucket, maxResults=1)
     except (FileNotFoundError, ValueError) as error:  # an invalid bucket name is a bad request
         raise ValueError(
-            f"there is no bucket gs://{bucket}; make it with `gcloud storage buckets create "
+            f"there is no bucket gs://{bucket}; create it with `gcloud storage buckets create "
             f"gs://{bucket} --location=...`, in the region of the machines."
         ) from error
 
 
 @functools.cache
 def filesystem() -> UncachedFileSystem:
-    """The file system, registered for every gs:// path of this process."""
+    """Return the file system, after registering it for all gs:// paths of this process."""
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback for each failure
     for scheme in ("gs", "gcs"):
         fsspec.register_implementation(scheme, UncachedFileSystem, clobber=True)

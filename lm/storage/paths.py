@@ -1,8 +1,7 @@
 """Paths on local disks and in Google Cloud Storage (gs://...), all with pathlib's methods.
 
-Also what buckets do not support by themselves: appending, copying directories, and files for
-readers that need a local disk. An object in a bucket appears complete or not at all, so nothing is
-renamed there.
+Also operations that buckets lack: appending, copying and moving directories, and local copies for
+readers that need a disk. A write to a bucket is atomic, so it needs no temporary file.
 """
 
 from __future__ import annotations
@@ -13,21 +12,22 @@ import os
 import pathlib
 import shutil
 import time
+from typing import Any
 
 SCHEME = "gs://"
 CACHE_DIR = "~/.cache/lm/gs"  # local copies of files in buckets
 COPY_THREADS, COPY_CHUNK_BYTES = 8, 1 << 24
-FLUSH_SECONDS = 30.0  # between two uploads of a growing object,
-FLUSH_COST_FACTOR = 20  # or this many times as long as the last upload took
+FLUSH_SECONDS = 30.0  # least time between two uploads of a growing object,
+FLUSH_COST_FACTOR = 20  # and at least this multiple of the last upload's time
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is a gs:// address."""
+    """Return whether a path is a gs:// address."""
     return os.fspath(path).startswith(SCHEME)
 
 
 def as_path(path: str | os.PathLike) -> pathlib.Path:
-    """A pathlib.Path, or for gs://bucket/... a path with the same methods.
+    """Return a pathlib.Path, or for gs://bucket/... a path with the same methods.
 
     Raises ValueError if the bucket does not exist or gcsfs is not installed, OSError if the bucket
     cannot be reached.
@@ -50,7 +50,7 @@ def _filesystem():
 
 
 def glob_paths(pattern: str) -> list[str]:
-    """The files and directories that match a pattern with *, sorted."""
+    """Return the files and directories that match a pattern with *, sorted."""
     if not is_remote(pattern):
         return sorted(glob.glob(pattern))
     as_path(pattern)  # reports a missing bucket or package
@@ -58,9 +58,9 @@ def glob_paths(pattern: str) -> list[str]:
 
 
 def check_deletable(folder: pathlib.Path) -> None:
-    """Raise OSError if this account may not read the bucket's metadata.
+    """Raise OSError if this account may not read the metadata of a folder's bucket.
 
-    Orbax reads it before it deletes; without this check it would fail hours after the start.
+    Orbax reads it before the first deletion, which may be hours after the start.
     Source: orbax/checkpoint/_src/path/gcs_utils.py, is_hierarchical_namespace_enabled.
     """
     if is_remote(folder):
@@ -68,10 +68,7 @@ def check_deletable(folder: pathlib.Path) -> None:
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Replace the contents of a file: readers see the old or the new contents, never a mixture.
-
-    Raises OSError if it cannot be written.
-    """
+    """Replace the contents of a file; readers see either the old or the new contents."""
     path = as_path(path)
     if is_remote(path):
         path.write_bytes(data)
@@ -87,18 +84,18 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def open_append(path: str | os.PathLike):
-    """Open a file for appending, with write, flush and close.
+def open_append(path: str | os.PathLike) -> Any:
+    """Open a file for appending, with the methods write, flush and close.
 
-    On a disk `write` is durable when it returns. In a bucket, data is uploaded by a `write` that
-    comes FLUSH_SECONDS after the last upload, and by `flush` and `close`.
+    A write to a disk is unbuffered. A write to a bucket is uploaded if the last upload was at least
+    FLUSH_SECONDS ago, otherwise by `flush` and `close`.
     """
     path = as_path(path)
     return _AppendObject(path) if is_remote(path) else open(path, "ab", buffering=0)  # noqa: SIM115
 
 
 class _AppendObject:
-    """A growing object. Buckets cannot append, so every upload rewrites the whole object."""
+    """A growing object. Buckets cannot append, so each upload rewrites the whole object."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -127,8 +124,8 @@ class _AppendObject:
 def copy_dir(source: pathlib.Path, target: pathlib.Path, last: str = "") -> None:
     """Copy a directory tree.
 
-    last: a file whose contents identify the rest. To and from a bucket it is copied last, and
-    nothing is copied if the target already has the same one.
+    last: a file that identifies the contents. To or from a bucket it is copied last, and nothing
+    is copied if the target already has an identical one.
     Raises OSError, naming both directories, if the copy fails.
     """
     if not is_remote(source) and not is_remote(target):
@@ -153,7 +150,7 @@ def copy_dir(source: pathlib.Path, target: pathlib.Path, last: str = "") -> None
 
 
 def _list_files(folder: pathlib.Path) -> list[str]:
-    """The paths of all files below a directory, relative to it."""
+    """Return the paths of all files below a directory, relative to it."""
     if not is_remote(folder):
         return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     prefix = f"{os.fspath(folder).removeprefix(SCHEME)}/"
@@ -173,10 +170,10 @@ def _copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def local_copy(folder: pathlib.Path, last: str) -> pathlib.Path:
-    """The directory on a local disk, for readers that need one.
+    """Return a directory on a local disk with the same contents.
 
-    A directory in a bucket is copied to CACHE_DIR by `copy_dir`; if its file `last` is missing, it
-    is unfinished, and the local copy is removed.
+    A directory in a bucket is copied to CACHE_DIR by `copy_dir`. If its file `last` is missing, it
+    is unfinished: then an old local copy is removed, and the path returned does not exist.
     """
     if not is_remote(folder):
         return folder
@@ -189,7 +186,7 @@ def local_copy(folder: pathlib.Path, last: str) -> pathlib.Path:
 
 
 def remove_dir(folder: pathlib.Path) -> None:
-    """Remove a directory tree, or the link to one."""
+    """Remove a directory tree or a link to one."""
     if is_remote(folder):
         folder.rmtree()
     elif folder.is_symlink():
@@ -201,8 +198,8 @@ def remove_dir(folder: pathlib.Path) -> None:
 def move_dir(folder: pathlib.Path, target: pathlib.Path, mark: str) -> None:
     """Rename a directory.
 
-    In a bucket this is a copy that takes time, so the file `mark`, which says that the directory is
-    complete, is deleted first and not copied.
+    mark: a file that marks the directory as complete. A rename in a bucket is a slow copy, so the
+    mark is deleted first and not copied.
     """
     if not is_remote(folder):
         folder.rename(target)

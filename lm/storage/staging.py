@@ -1,4 +1,4 @@
-"""Directories that appear complete: written in a hidden sibling directory, then renamed."""
+"""Directories that appear complete: written to a hidden sibling directory, then renamed."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-OWNER_MARK = "made-by-lm"  # marks a directory as ours, so that it may be emptied and removed
+OWNER_MARK = "made-by-lm"  # marks a directory that may be emptied and removed
 
 
 @contextlib.contextmanager
 def staging_dir(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield an empty directory to write `out` in and rename to it; remove what is left at the end.
+    """Yield an empty temporary directory, to be filled and renamed to `out` by the caller.
 
-    It lies in .<out>.lm-part beside `out`, which is reused only if it carries OWNER_MARK.
+    Its parent .<out>.lm-part is a sibling of `out`, is reused only if it contains OWNER_MARK, and
+    is removed at the end.
     Raises ValueError if another process is writing `out`, OSError if the disk is full.
     """
     parent = out.with_name(f".{out.name}.lm-part")
     parent.mkdir(parents=True, exist_ok=True)
     if any(parent.iterdir()) and not (parent / OWNER_MARK).exists():
-        raise ValueError(f"{parent} is needed to write {out} but has other contents; move them.")
+        raise ValueError(f"{parent} is needed to write {out} but is not empty; move its contents.")
     lock = _try_lock(parent)  # the kernel releases it when the process ends
     if lock is None:
-        raise ValueError(f"another process is making {out}; wait for it.")
+        raise ValueError(f"another process is writing {out}; wait for it.")
     try:
         (parent / OWNER_MARK).touch()
-        shutil.rmtree(parent / "new", ignore_errors=True)  # left by a killed run
+        shutil.rmtree(parent / "new", ignore_errors=True)  # from a killed run
         (parent / "new").mkdir()
         yield parent / "new"
     except OSError as error:
@@ -40,7 +41,7 @@ def staging_dir(out: pathlib.Path) -> Iterator[pathlib.Path]:
         ) from error
     finally:
         shutil.rmtree(parent / "new", ignore_errors=True)
-        shutil.rmtree(parent, ignore_errors=True)  # the mark goes last
+        shutil.rmtree(parent, ignore_errors=True)  # removes the mark last
         os.close(lock)
 
 

@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 def shift_right(targets: Array, segment_ids: Array, start: int = 0) -> Array:
-    """Return the decoder inputs, int [B, T]: targets shifted right in their segments after `start`."""
+    """Shift targets right within their segments, after `start`: decoder inputs, int [B, T]."""
     xp = targets.__array_namespace__()
 
     def shift(x):

@@ -1,4 +1,4 @@
-"""Laws of the batch: shifting knows segments, weights count targets, numpy and jax agree."""
+"""Laws of the batch: segments shift separately, weights count targets, numpy and jax agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batch_of(targets, segments):
 
 
 @pytest.mark.parametrize("start", [0, 2])
-def test_each_segment_is_shifted_as_if_it_were_alone(start):
+def test_each_segment_is_shifted_separately(start):
     targets, segments = packed_rows(np.random.default_rng(0))
     shifted = batch.shift_right(targets, segments, start)
     for row in range(len(targets)):
@@ -41,7 +41,7 @@ def test_padding_is_shifted_to_padding(start):
     assert not batch.shift_right(targets, segments, start)[segments == 0].any()
 
 
-def test_two_neighbours_with_equal_tokens_do_not_see_each_other():
+def test_equal_tokens_in_adjacent_segments_do_not_mix():
     targets, segments = np.array([[5, 6, 5, 6, 7]]), np.array([[1, 1, 2, 2, 2]])
     np.testing.assert_array_equal(batch.shift_right(targets, segments), [[0, 5, 0, 5, 6]])
 
@@ -56,11 +56,11 @@ def test_weights_are_one_on_targets_and_zero_on_padding():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_numpy_and_jax_say_the_same(seed):
+def test_numpy_and_jax_agree(seed):
     targets, segments = packed_rows(np.random.default_rng(seed))
-    here = batch.shift_right(targets, segments, seed)
-    there = batch.shift_right(jnp.asarray(targets), jnp.asarray(segments), seed)
-    np.testing.assert_array_equal(here, there)
-    assert isinstance(here, np.ndarray) and here.dtype == there.dtype == np.int32
+    from_numpy = batch.shift_right(targets, segments, seed)
+    from_jax = batch.shift_right(jnp.asarray(targets), jnp.asarray(segments), seed)
+    np.testing.assert_array_equal(from_numpy, from_jax)
+    assert isinstance(from_numpy, np.ndarray) and from_numpy.dtype == from_jax.dtype == np.int32
     weights = batch.loss_weights(batch_of(jnp.asarray(targets), jnp.asarray(segments)))
     np.testing.assert_array_equal(batch.loss_weights(batch_of(targets, segments)), weights)

@@ -1,4 +1,4 @@
-"""Laws of checkpoints: what comes back has the bits that were saved, or something is said."""
+"""Laws of checkpoints: a restored state has the saved bits, or the restore is an error."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def copied(pair, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw"])
-def test_what_was_saved_is_restored_to_the_bit(name, tmp_path):
+def test_a_saved_state_is_restored_bit_for_bit(name, tmp_path):
     state = make_state(5, name)
     save(tmp_path, state)
-    found, facts = restore(tmp_path, abstract(state))
-    assert bits(found) == bits(state)
+    actual, facts = restore(tmp_path, abstract(state))
+    assert bits(actual) == bits(state)
     assert facts == facts_of(5)
 
 
-def test_every_kind_of_leaf_and_every_odd_number_is_restored_to_the_bit(tmp_path):
+def test_every_kind_of_leaf_and_number_is_restored_bit_for_bit(tmp_path):
     rng = np.random.default_rng(0)
     words = rng.integers(0, 2**32, 300, np.uint32)  # NaNs with payloads and denormals among them
     leaves = {
@@ -64,7 +64,7 @@ def test_every_kind_of_leaf_and_every_odd_number_is_restored_to_the_bit(tmp_path
     assert bits(restore(tmp_path, abstract(state))[0]) == bits(state)
 
 
-def test_nothing_saved_is_nothing_restored(tmp_path):
+def test_an_empty_directory_restores_none(tmp_path):
     assert restore(tmp_path / "new") is None
     with (
         checkpoints.Checkpoints(tmp_path / "new", read_only=True) as saved,
@@ -73,7 +73,7 @@ def test_nothing_saved_is_nothing_restored(tmp_path):
         saved.restore_params(make_state(0).params)
 
 
-def test_parameters_alone_are_restored_without_the_optimizer(copied):
+def test_restore_params_reads_no_optimizer_state(copied):
     shutil.rmtree(copied / "2" / "opt_state")
     with checkpoints.Checkpoints(copied, read_only=True) as saved:
         params, facts = saved.restore_params(abstract(make_state(0).params))
@@ -85,20 +85,20 @@ def test_parameters_alone_are_restored_without_the_optimizer(copied):
 
 
 def run_of(directory, figures: dict, **options) -> list[int]:
-    """Save the steps of {step: held-out figures or None}, each in a session; those left."""
+    """Save the steps of {step: held-out metrics or None}, each in a session; the steps on disk."""
     for step, had in figures.items():
         with checkpoints.Checkpoints(directory, **options) as saved:
             saved.save(make_state(step), FACTS, had)
     return saved.steps()
 
 
-def test_the_newest_is_restored_and_only_the_newest_are_kept(tmp_path):
+def test_the_newest_is_restored_and_the_oldest_are_deleted(tmp_path):
     assert run_of(tmp_path, dict.fromkeys([0, 1, 2, 10, 11]), max_to_keep=3) == [11, 10, 2]
     assert int(restore(tmp_path)[0].step) == 11
     assert run_of(tmp_path, {12: None}, max_to_keep=1) == [12, 11]  # one alone could be damaged
 
 
-def test_multiples_are_kept_beside_the_newest(tmp_path):
+def test_multiples_of_keep_period_are_preserved(tmp_path):
     steps = dict.fromkeys(range(0, 9, 2))
     assert run_of(tmp_path, steps, max_to_keep=2, keep_period=4) == [8, 6, 4, 0]
 
@@ -107,7 +107,7 @@ NATS = {1: 3.0, 2: 1.5, 3: None, 4: math.nan, 5: 1.5, 6: 2.0, 7: 9.0}
 
 
 @pytest.mark.parametrize(("figure", "best"), [("nats", 2), ("rougeL", 7)])
-def test_the_best_is_kept_over_restarts_and_found_again(figure, best, tmp_path):
+def test_the_best_is_preserved_over_restarts(figure, best, tmp_path):
     figures = {step: None if x is None else {figure: x, "other": 0} for step, x in NATS.items()}
     options = dict(max_to_keep=2, best_metric=figure)
     assert run_of(tmp_path, figures, **options) == sorted({7, 6, best}, reverse=True)
@@ -115,8 +115,8 @@ def test_the_best_is_kept_over_restarts_and_found_again(figure, best, tmp_path):
     params = abstract(make_state(0).params)
     with checkpoints.Checkpoints(tmp_path, read_only=True, best_metric=figure) as saved:
         for which, step in (("best", best), ("newest", 9), (8, 8)):
-            found, facts = saved.restore_params(params, which)
-            assert (bits(found), facts["step"]) == (bits(make_state(step).average), step)
+            actual, facts = saved.restore_params(params, which)
+            assert (bits(actual), facts["step"]) == (bits(make_state(step).average), step)
         with pytest.raises(ValueError, match=f"no checkpoint 5 in .* newest or one of {best}, 8"):
             saved.restore_params(params, 5)
     with (
@@ -128,14 +128,14 @@ def test_the_best_is_kept_over_restarts_and_found_again(figure, best, tmp_path):
         saved.restore_params(params, "best")
 
 
-def test_losses_rank_from_below_scores_from_above_and_what_is_not_finite_nowhere():
+def test_rank_steps_orders_losses_and_scores_and_skips_non_finite():
     values = {1: math.nan, 2: 2.0, 3: -math.inf, 4: 1.0, 5: math.inf, 6: 1.0, 7: 3.0}
     figures = {step: {"nats": x, "accuracy": x} for step, x in values.items()} | {8: {}}
     assert retention.rank_steps("nats", figures) == [4, 6, 2, 7]
     assert retention.rank_steps("accuracy", figures) == [7, 2, 4, 6]
 
 
-def test_a_figure_that_is_none_is_refused_at_the_first_evaluation(tmp_path):
+def test_an_unknown_best_metric_is_an_error_at_the_first_evaluation(tmp_path):
     with checkpoints.Checkpoints(tmp_path, best_metric="natz") as saved:
         saved.save(make_state(0), FACTS)
         with pytest.raises(
@@ -148,25 +148,25 @@ def test_a_figure_that_is_none_is_refused_at_the_first_evaluation(tmp_path):
 # Which is gone back to. ----------------------------------------------------------------------
 
 
-def test_newer_steps_that_are_not_accepted_make_room(tmp_path):
+def test_newer_steps_that_are_not_accepted_are_deleted(tmp_path):
     save(tmp_path, *map(make_state, (1, 2, 3, 4)), max_to_keep=4)
     damage.flip(files(tmp_path / "3")[0], np.random.default_rng(0))
-    asked = []
+    steps_seen = []
 
     def accept(facts: dict) -> bool:
-        asked.append(facts["step"])
+        steps_seen.append(facts["step"])
         assert facts == facts_of(facts["step"])
         return facts["step"] < 4
 
-    found, facts = restore(tmp_path, accept=accept, max_to_keep=4)
-    assert (bits(found), facts) == (bits(make_state(2)), facts_of(2))
-    assert asked == [4, 3, 2]
+    actual, facts = restore(tmp_path, accept=accept, max_to_keep=4)
+    assert (bits(actual), facts) == (bits(make_state(2)), facts_of(2))
+    assert steps_seen == [4, 3, 2]
     assert [name[:9] for name in names(tmp_path)] == ["1", "2", "3.corrupt"]
     save(tmp_path, make_state(3), make_state(4), max_to_keep=4)
     assert bits(restore(tmp_path)[0]) == bits(make_state(4))
 
 
-def test_where_none_is_accepted_nothing_is_lost(copied):
+def test_if_no_step_is_accepted_none_is_deleted(copied):
     with pytest.raises(
         checkpoints.Mismatch, match=r"no roll-back to any of the checkpoints \[2, 1\]"
     ):
@@ -178,15 +178,17 @@ def test_where_none_is_accepted_nothing_is_lost(copied):
 # The average of weights. ---------------------------------------------------------------------
 
 
-def test_a_first_average_starts_from_the_parameters_and_one_not_wanted_is_left(tmp_path):
+def test_a_missing_average_is_the_parameters_and_an_extra_one_is_ignored(tmp_path):
     without = make_state(1)._replace(average=None)
     save(tmp_path, without, make_state(2))
-    found, _ = restore(tmp_path, abstract(without))
-    assert bits(found) == bits(make_state(2)._replace(average=None))
-    found, _ = restore(tmp_path, accept=lambda facts: facts["step"] == 1)
-    assert bits(found.average) == bits(found.params) == bits(without.params)
-    one, other = found.params["tower"]["head"], found.average["tower"]["head"]
-    assert one.unsafe_buffer_pointer() != other.unsafe_buffer_pointer()  # both may be donated
+    actual, _ = restore(tmp_path, abstract(without))
+    assert bits(actual) == bits(make_state(2)._replace(average=None))
+    actual, _ = restore(tmp_path, accept=lambda facts: facts["step"] == 1)
+    assert bits(actual.average) == bits(actual.params) == bits(without.params)
+    leaf, average_leaf = actual.params["tower"]["head"], actual.average["tower"]["head"]
+    assert (
+        leaf.unsafe_buffer_pointer() != average_leaf.unsafe_buffer_pointer()
+    )  # both may be donated
     with checkpoints.Checkpoints(tmp_path, read_only=True) as saved:
         assert bits(saved.restore_params(abstract(without.params))[0]) == bits(without.params)
 
@@ -232,14 +234,14 @@ def changed(**leaves) -> steps.State:
         ),
     ],
 )
-def test_another_model_is_refused_by_leaf_and_costs_no_checkpoint(leaves, sentence, copied):
+def test_another_model_is_an_error_and_deletes_nothing(leaves, sentence, copied):
     with pytest.raises(ValueError, match=sentence):
         restore(copied, changed(**leaves))
     assert names(copied) == ["1", "2"]
     assert bits(restore(copied)[0]) == bits(make_state(2))
 
 
-def test_a_count_of_another_dtype_is_refused(copied):
+def test_a_leaf_of_another_dtype_is_an_error(copied):
     spoiled = jax.tree.map(lambda x: x.astype(jnp.float32), make_state(0).opt_state)
     with pytest.raises(
         ValueError, match=r"opt_state .*count is int32 \[\] .* but float32 \[\] in this config"
@@ -247,8 +249,8 @@ def test_a_count_of_another_dtype_is_refused(copied):
         restore(copied, abstract(make_state(0)._replace(opt_state=spoiled)))
 
 
-def test_another_optimizer_is_refused(copied):
-    with pytest.raises(ValueError, match="opt_state .* use the config and code that made"):
+def test_another_optimizer_is_an_error(copied):
+    with pytest.raises(ValueError, match="opt_state .* use the config and code that wrote"):
         restore(copied, abstract(make_state(0, "adafactor")))
     assert names(copied) == ["1", "2"]
 
@@ -256,7 +258,7 @@ def test_another_optimizer_is_refused(copied):
 # Saving while training goes on. --------------------------------------------------------------
 
 
-def test_what_happens_to_the_state_after_save_does_not_reach_the_disk(tmp_path):
+def test_changes_of_the_state_after_save_are_not_written(tmp_path):
     spoil = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
     compute = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     with checkpoints.Checkpoints(tmp_path) as saved:
@@ -273,7 +275,7 @@ def test_what_happens_to_the_state_after_save_does_not_reach_the_disk(tmp_path):
     assert bits(restore(tmp_path, abstract(expected))[0]) == bits(expected)
 
 
-def test_a_step_that_is_there_is_never_silently_not_saved(copied):
+def test_saving_an_existing_step_is_an_error(copied):
     with pytest.raises((ValueError, RuntimeError), match="2"):
         save(copied, make_state(2))
 
@@ -290,16 +292,16 @@ def exact_sum(words: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "bfloat16", "uint8", "bool"])
-def test_the_checksum_is_its_formula_in_exact_arithmetic(dtype):
+def test_the_checksum_equals_its_formula_in_exact_arithmetic(dtype):
     rng = np.random.default_rng(1)
     word = {4: np.uint32, 2: np.uint16, 1: np.uint8}[jnp.dtype(dtype).itemsize]
     words = rng.integers(0, np.iinfo(word).max, (5, 61), word, endpoint=True)
     words = words % 2 if dtype == "bool" else words
-    found = checkpoints.leaf_checksum(jnp.asarray(words.view(jnp.dtype(dtype))))
-    assert int(found) == exact_sum(words.ravel())
+    actual = checkpoints.leaf_checksum(jnp.asarray(words.view(jnp.dtype(dtype))))
+    assert int(actual) == exact_sum(words.ravel())
 
 
-def test_any_one_flipped_bit_changes_the_checksum():
+def test_any_flipped_bit_changes_the_checksum():
     rng = np.random.default_rng(2)
     words = rng.integers(0, 2**32, 1000, np.uint32)
     sums = jax.jit(jax.vmap(lambda x: checkpoints.leaf_checksum(x)))
@@ -321,36 +323,36 @@ def test_the_checksum_is_the_same_for_any_sharding(spec):
 
 def test_a_sharded_state_is_restored_into_its_shardings(tmp_path):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
-    place = functools.partial(NamedSharding, mesh)
+    shard = functools.partial(NamedSharding, mesh)
     x = np.random.default_rng(5).normal(size=(16, 24)).astype(np.float32)
-    params = {"x": jax.device_put(x, place(PartitionSpec("a", "b")))}
+    params = {"x": jax.device_put(x, shard(PartitionSpec("a", "b")))}
     state = steps.State(
         jnp.asarray(1, jnp.int32), params, {"count": jnp.asarray(1)}, jnp.asarray(0, jnp.int32)
     )
     save(tmp_path, state)
     for spec in (PartitionSpec("b", "a"), PartitionSpec()):
-        like = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(spec))}
-        found, _ = restore(tmp_path, state._replace(params=like))
-        assert found.params["x"].sharding == place(spec)
-        assert bits(found.params) == bits({"x": x})
+        like = {"x": jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shard(spec))}
+        actual, _ = restore(tmp_path, state._replace(params=like))
+        assert actual.params["x"].sharding == shard(spec)
+        assert bits(actual.params) == bits({"x": x})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
 @pytest.mark.parametrize("shape", [(), (3, 0), (5,), (2, 3, 7), (1, 300)])
-def test_a_sum_taken_in_parts_on_the_host_is_the_sum_on_the_device(dtype, shape):
+def test_the_host_checksum_equals_the_device_checksum(dtype, shape):
     x = np.random.default_rng(0).normal(0, 9, shape).astype(jnp.dtype(dtype))
     assert checkpoints.host_checksum(x, chunk=4) == int(checkpoints.leaf_checksum(jnp.asarray(x)))
 
 
-def test_a_device_takes_an_empty_array_over_without_copying_it():
+def test_device_put_of_aligned_empty_copies_nothing():
     x = checkpoints.aligned_empty((3, 1000, 7))
     x[:] = 1
-    taken = jax.device_put(x, jax.devices("cpu")[0])
-    assert taken.unsafe_buffer_pointer() == x.ctypes.data
-    np.testing.assert_array_equal(taken, np.ones((3, 1000, 7), np.float32))
+    on_device = jax.device_put(x, jax.devices("cpu")[0])
+    assert on_device.unsafe_buffer_pointer() == x.ctypes.data
+    np.testing.assert_array_equal(on_device, np.ones((3, 1000, 7), np.float32))
 
 
-def test_parameters_alone_are_read_and_not_continued(tmp_path):
+def test_a_checkpoint_without_optimizer_state_is_read_but_not_restored(tmp_path):
     params = {"a": jnp.arange(6.0), "b": {"c": jnp.ones((2, 3))}}
     with checkpoints.Checkpoints(tmp_path, background=False) as saved:
         saved.save(steps.State(0, params, None, 0), {"x": 1})

@@ -33,7 +33,7 @@ def copied(pair, tmp_path):
 
 
 @pytest.mark.parametrize("trial", range(16))
-def test_a_flipped_bit_in_array_data_falls_back_to_the_step_before(trial, copied):
+def test_a_flipped_bit_in_array_data_falls_back_to_the_previous_step(trial, copied):
     rng = np.random.default_rng(trial)
     item = ("params", "opt_state")[trial % 2]
     data = files(copied / "2" / item)[0]
@@ -46,7 +46,7 @@ HARMLESS = {"step metadata", "sharding", "facts mark", "item mark", "writer's ma
 
 
 @pytest.mark.parametrize(("kind", "fault"), damage.ALL)
-def test_no_damage_to_any_kind_of_file_is_silently_wrong(kind, fault, copied):
+def test_damage_to_any_kind_of_file_is_detected(kind, fault, copied):
     done = damage.damage(copied / "2", np.random.default_rng(len(kind)), kind, fault)
     assert (done.kind, done.fault, done.path.exists()) == (kind, fault, fault != "delete")
     if (kind, fault) == ("step mark", "delete"):  # it is no step any more, and nothing to set aside
@@ -61,7 +61,7 @@ def test_no_damage_to_any_kind_of_file_is_silently_wrong(kind, fault, copied):
         check_fallback(copied)
 
 
-def test_every_file_of_a_checkpoint_is_of_a_kind_and_undamaged_it_is_restored(copied):
+def test_every_file_of_a_checkpoint_is_damaged_by_a_case(copied):
     kinds = {damage.kind_of(path, copied / "2") for path in files(copied / "2")}
     assert kinds == set(damage.KINDS)
     assert not check_fallback(copied)
@@ -73,7 +73,7 @@ def test_a_missing_item_falls_back(item, copied):
     assert check_fallback(copied)
 
 
-def test_after_a_fallback_the_bad_step_is_saved_again_and_again(copied):
+def test_after_a_fallback_the_damaged_step_can_be_saved_again(copied):
     for _ in range(3):
         damage.flip(files(copied / "2")[0], np.random.default_rng(0))
         assert int(restore(copied)[0].step) == 1
@@ -98,7 +98,7 @@ def facts_file(step: pathlib.Path) -> pathlib.Path:
         lambda facts: facts["leaves"]["params"]["tower.scale"].update(sum=1),
     ],
 )
-def test_altered_facts_are_found(change, copied):
+def test_altered_facts_are_detected(change, copied):
     path = facts_file(copied / "2")
     facts = json.loads(path.read_text())
     change(facts)
@@ -106,7 +106,7 @@ def test_altered_facts_are_found(change, copied):
     assert check_fallback(copied)
 
 
-def test_where_none_is_good_no_call_ever_starts_afresh(copied):
+def test_if_all_steps_are_damaged_restore_is_an_error(copied):
     for step in ("1", "2"):
         damage.flip(files(copied / step)[0], np.random.default_rng(0))
     for _ in range(2):  # a second try must not find an empty directory
@@ -118,9 +118,9 @@ def test_read_only_falls_back_with_a_warning_but_renames_nothing(copied, caplog)
     damage.flip(files(copied / "2")[0], np.random.default_rng(0))
     before = {path: path.read_bytes() for path in files(copied)}
     with caplog.at_level(logging.WARNING, "lm.checkpoints"):
-        found, _ = restore(copied, read_only=True)
+        actual, _ = restore(copied, read_only=True)
     assert "checkpoint 2 in" in caplog.text and "is damaged: checksum of" in caplog.text
-    assert bits(found) == bits(make_state(1))
+    assert bits(actual) == bits(make_state(1))
     assert names(copied) == ["1", "2"]
     assert {path: path.read_bytes() for path in files(copied)} == before
 
@@ -140,7 +140,7 @@ def copy(folder, name: str, *lacking: str) -> None:
     shutil.copytree(folder / "2", folder / name, ignore=shutil.ignore_patterns(*lacking))
 
 
-STRAY = {  # what lies there beside 1 and 2, or instead: the step that is restored, or the reason
+STRAY = {  # an extra file or folder: (how to create it, the step that is restored or the error)
     "an empty folder": (lambda d: (d / "9").mkdir(), 2),
     "the newest without its mark": (lambda d: uncommit(d, "2"), 1),
     "none with its mark": (lambda d: uncommit(d, "1", "2"), r"unfinished checkpoints \(1, 2\)"),
@@ -159,32 +159,32 @@ STRAY = {  # what lies there beside 1 and 2, or instead: the step that is restor
 }
 
 
-@pytest.mark.parametrize("what", STRAY)
-def test_what_is_no_checkpoint_is_not_taken_for_one_and_not_in_the_way(what, copied):
-    prepare, expected = STRAY[what]
+@pytest.mark.parametrize("stray", STRAY)
+def test_stray_files_are_ignored(stray, copied):
+    prepare, expected = STRAY[stray]
     prepare(copied)
     if isinstance(expected, str):
-        for _ in range(2):  # nor does a second try start anew
+        for _ in range(2):  # a second try starts no new run either
             with pytest.raises(ValueError, match=expected):
                 restore(copied)
         return
     with checkpoints.Checkpoints(copied, read_only=True) as saved:
-        found = saved.restore(abstract(make_state(0)))
+        actual = saved.restore(abstract(make_state(0)))
     before = names(copied)
-    assert found is None if expected is None else bits(found[0]) == bits(make_state(expected))
-    found = restore(copied)
-    assert found is None if expected is None else bits(found[0]) == bits(make_state(expected))
+    assert actual is None if expected is None else bits(actual[0]) == bits(make_state(expected))
+    actual = restore(copied)
+    assert actual is None if expected is None else bits(actual[0]) == bits(make_state(expected))
     save(copied, make_state(8), make_state(9))
     assert bits(restore(copied)[0]) == bits(make_state(9))
     whole, numbers = {"8", "9"}, {"1", "2", "9", "9.orbax-checkpoint-tmp-7"}
-    kept = {name for name in names(copied) if not name.startswith("9.corrupt-")}
-    marked = {"9.orbax-checkpoint-tmp-7"} if what == "a copied temporary, marked" else set()
-    assert kept == whole | marked | (set(before) - numbers)
+    remaining = {name for name in names(copied) if not name.startswith("9.corrupt-")}
+    marked = {"9.orbax-checkpoint-tmp-7"} if stray == "a copied temporary, marked" else set()
+    assert remaining == whole | marked | (set(before) - numbers)
     elsewhere = copied.parent / "elsewhere"
     assert not elsewhere.exists() or names(elsewhere) == ["mine"]
 
 
-def test_what_a_kill_in_the_middle_of_a_deletion_left_is_gone_after_a_restore(copied):
+def test_restore_removes_a_partly_deleted_step(copied):
     (copied / "1" / "commit_success.txt").unlink()
     shutil.rmtree(copied / "1" / "params")
     assert int(restore(copied, read_only=True)[0].step) == 2

@@ -60,9 +60,9 @@ def whole_run(tiny_config, tmp_path_factory):
     """A tiny run that saved at every update, trained to its end where there is room."""
     folder = tmp_path_factory.mktemp("whole")
     changes = {"steps": 4, "checkpoint.every_steps": 1, "data.shards_dir": str(folder / "shards")}
-    made = runs.make_run(tiny_config(**changes), folder / "run")
-    train.train(made, jax.devices()[:1])
-    return made
+    first = runs.make_run(tiny_config(**changes), folder / "run")
+    train.train(first, jax.devices()[:1])
+    return first
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def check_full(directory, full, background: bool) -> None:
             with full(), pytest.raises(OSError, match=SENTENCE):
                 saved.save(large_state(3), FACTS)
                 saved.wait()
-            assert names(directory) == ["1", "2"]  # what was begun takes no room
+            assert names(directory) == ["1", "2"]  # the unfinished step was removed
             assert bits(saved.restore(like)[0]) == bits(large_state(2))
-        saved.wait()  # said once, and no more
+        saved.wait()  # raised once only
         saved.save(large_state(3), FACTS)
     with checkpoints.Checkpoints(directory, read_only=True) as saved:
         assert saved.steps() == [3, 2]
@@ -95,12 +95,12 @@ def check_full(directory, full, background: bool) -> None:
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_a_file_that_may_not_grow_is_a_sentence_and_saving_goes_on_with_room(background, tmp_path):
+def test_a_file_size_limit_is_an_error_and_saving_works_afterwards(background, tmp_path):
     check_full(tmp_path / "checkpoints", lambda: limited(2**20), background)
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_a_full_disk_is_a_sentence_and_saving_goes_on_with_room(background, small_disk):
+def test_a_full_disk_is_an_error_and_saving_works_afterwards(background, small_disk):
     check_full(small_disk / "checkpoints", lambda: filled(small_disk), background)
 
 
@@ -110,15 +110,15 @@ def params_of(workdir) -> list:
 
 
 @pytest.mark.parametrize("share", [1.7])
-def test_a_run_whose_disk_fills_up_ends_in_a_sentence_and_with_room_as_if_it_never_had(
-    share, whole_run, small_disk
-):
-    made, workdir = whole_run, small_disk / "run"
-    one = sum(path.stat().st_size for path in (made.workdir / "checkpoints" / "4").rglob("*"))
-    run = runs.make_run(made.config_dict, workdir)
-    with filled(small_disk, int(share * one)), pytest.raises(OSError, match="space"):
+def test_a_run_resumes_bit_for_bit_after_a_full_disk(share, whole_run, small_disk):
+    first, workdir = whole_run, small_disk / "run"
+    num_bytes = sum(
+        path.stat().st_size for path in (first.workdir / "checkpoints" / "4").rglob("*")
+    )
+    run = runs.make_run(first.config_dict, workdir)
+    with filled(small_disk, int(share * num_bytes)), pytest.raises(OSError, match="space"):
         train.train(run, jax.devices()[:1])
     train.train(run, jax.devices()[:1])
-    assert params_of(workdir) == params_of(made.workdir)
-    rows = [logs.read(folder / logs.METRICS) for folder in (workdir, made.workdir)]
+    assert params_of(workdir) == params_of(first.workdir)
+    rows = [logs.read(folder / logs.METRICS) for folder in (workdir, first.workdir)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]

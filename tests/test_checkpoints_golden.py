@@ -1,6 +1,6 @@
 """Law of formats: a checkpoint of every format that was ever released is still read, to the bit.
 
-python -m tests.test_checkpoints_golden makes the one of today's format, where there is none yet.
+python -m tests.test_checkpoints_golden writes that of the current format, if it is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONFIG = transformer.ModelConfig(
 
 
 def make_state() -> steps.State:
-    """Numbers of a seed: parameters, one kind of leaf for every kind an optimizer has, average."""
+    """A state of random numbers: parameters, every kind of optimizer leaf, average."""
     rng = np.random.default_rng(11)
     normal = lambda x: jnp.asarray(rng.normal(0, 0.5, x.shape).astype(np.float32))
     shapes = transformer.param_shapes(CONFIG)
@@ -55,19 +55,19 @@ def test_a_checkpoint_of_every_released_format_is_restored(name):
     folder = GOLDEN / name
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 200_000
     with checkpoints.Checkpoints(folder, read_only=True) as saved:
-        found, facts = saved.restore(abstract(make_state()))
+        actual, facts = saved.restore(abstract(make_state()))
         average, _ = saved.restore_params(abstract(make_state().params), 8)
     assert facts == FACTS | {"step": 8, "skipped": 1, "figures": {"nats": 2.5}}
-    assert (int(found.step), int(found.skipped)) == (8, 1)
+    assert (int(actual.step), int(actual.skipped)) == (8, 1)
     stored = np.load(folder / "numbers.npz")
     plain = lambda tree: {k: np.asarray(v) for k, v in checkpoints.flatten(tree).items()}
-    trees = {"params": found.params, "opt_state": found.opt_state, "average": found.average}
+    trees = {"params": actual.params, "opt_state": actual.opt_state, "average": actual.average}
     leaves = {f"{item}:{k}": x for item, tree in trees.items() for k, x in plain(tree).items()}
     assert sorted([*leaves, "logits"]) == sorted(stored.files)
     for key, leaf in leaves.items():
         assert bits(leaf) == bits(stored[key]), key
-    assert bits(average) == bits(found.average)
-    np.testing.assert_allclose(logits(found.params), stored["logits"], rtol=1e-5, atol=1e-5)
+    assert bits(average) == bits(actual.average)
+    np.testing.assert_allclose(logits(actual.params), stored["logits"], rtol=1e-5, atol=1e-5)
 
 
 def make(name: str) -> None:

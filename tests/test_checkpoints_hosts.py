@@ -1,4 +1,4 @@
-"""Laws of checkpoints of several hosts: one folder, one decision, each host its own part."""
+"""Laws of checkpoints of several hosts: one folder, one decision, each host its own shards."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 def global_state(step: int, spec, mesh) -> steps.State:
     """A state over all devices of all hosts; its bits depend on the step."""
     x = np.random.default_rng(step).normal(size=(8, 64)).astype(np.float32)
-    place = lambda x, spec: jax.make_array_from_callback(
+    distribute = lambda x, spec: jax.make_array_from_callback(
         x.shape, NamedSharding(mesh, spec), lambda index: x[index]
     )
-    scalar = lambda value: place(np.asarray(value, np.int32), PartitionSpec())
-    tree = {"sharded": place(x, spec), "whole": place(x * 2, PartitionSpec())}
+    scalar = lambda value: distribute(np.asarray(value, np.int32), PartitionSpec())
+    tree = {"sharded": distribute(x, spec), "whole": distribute(x * 2, PartitionSpec())}
     return steps.State(scalar(step), tree, {"count": scalar(step)}, scalar(0))
 
 
@@ -42,16 +42,16 @@ def own_bits(tree) -> list:
     return [[np.asarray(s.data).tobytes() for s in x.addressable_shards] for x in tree]
 
 
-def check(found, step: int, spec, mesh) -> None:
+def check(actual, step: int, spec, mesh) -> None:
     expected = global_state(step, spec, mesh)
-    assert int(found[0].step) == found[1]["step"] == step
-    for part in ("params", "opt_state"):
-        parts = [jax.tree.leaves(getattr(state, part)) for state in (found[0], expected)]
+    assert int(actual[0].step) == actual[1]["step"] == step
+    for item in ("params", "opt_state"):
+        parts = [jax.tree.leaves(getattr(state, item)) for state in (actual[0], expected)]
         assert own_bits(parts[0]) == own_bits(parts[1])
 
 
 def check_global(directory: pathlib.Path, mesh) -> None:
-    """Arrays over all hosts: saved, resharded, damaged, unreadable to one host alone, refused."""
+    """Arrays over all hosts: saved, resharded, damaged, unreadable on one host, incompatible."""
     rows, columns = PartitionSpec("all"), PartitionSpec(None, "all")
     like = abstract(global_state(0, columns, mesh))
     with checkpoints.Checkpoints(directory, max_to_keep=3) as saved:
@@ -77,7 +77,7 @@ def check_global(directory: pathlib.Path, mesh) -> None:
 
 
 def check_local(directory: pathlib.Path) -> None:
-    """Every host has the whole state, as one device's copy of it."""
+    """Every host has the whole state on one device."""
     whole = jax.tree.map(np.asarray, {"a": np.arange(6, dtype=np.float32)})
     placed = jax.device_put(whole, jax.local_devices()[0])
     count = jax.device_put(np.int32(4), jax.local_devices()[0])
@@ -85,9 +85,11 @@ def check_local(directory: pathlib.Path) -> None:
         saved.save(steps.State(count, placed, {"m": placed["a"]}, count), FACTS)
         saved.wait()
         form = jax.ShapeDtypeStruct((6,), np.float32)
-        found, _ = saved.restore(steps.State(count, {"a": form}, {"m": form}, count))
-        assert bits(found.params) == bits(whole) and bits(found.opt_state["m"]) == bits(whole["a"])
-        assert found.params["a"].devices() == {jax.local_devices()[0]}
+        actual, _ = saved.restore(steps.State(count, {"a": form}, {"m": form}, count))
+        assert bits(actual.params) == bits(whole) and bits(actual.opt_state["m"]) == bits(
+            whole["a"]
+        )
+        assert actual.params["a"].devices() == {jax.local_devices()[0]}
 
 
 def work_as(host: str, port: str, directory: str) -> None:
@@ -98,7 +100,7 @@ def work_as(host: str, port: str, directory: str) -> None:
     print("sound")
 
 
-def test_two_hosts_save_restore_and_fall_back_as_one(tmp_path):
+def test_two_hosts_save_restore_and_fall_back_together(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -117,10 +119,10 @@ def test_two_hosts_save_restore_and_fall_back_as_one(tmp_path):
         for host in range(2)
     ]
     try:
-        said = [worker.communicate(timeout=120)[0] for worker in workers]
+        outputs = [worker.communicate(timeout=120)[0] for worker in workers]
     finally:
         for worker in workers:
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(said)
-    assert all("sound" in told for told in said)
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    assert all("sound" in output for output in outputs)

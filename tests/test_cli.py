@@ -57,7 +57,7 @@ def test_a_run_is_evaluated_once_for_a_checkpoint(pretrained, capsys):
     assert (pretrained / "evaluate.json").stat().st_mtime_ns == written
 
 
-def test_a_run_is_evaluated_anew_on_more_examples(pretrained, tmp_path, capsys):
+def test_a_run_is_evaluated_again_on_more_examples(pretrained, tmp_path, capsys):
     copy = shutil.copytree(pretrained, tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
     tokens = []
@@ -78,7 +78,7 @@ def test_evaluation_repeats_the_last_held_out_loss_of_training(pretrained):
     assert scores["nats"] == pytest.approx(last["nats"], rel=1e-6)
 
 
-def test_any_checkpoint_that_is_kept_can_be_evaluated(pretrained, tmp_path, capsys):
+def test_every_checkpoint_can_be_evaluated(pretrained, tmp_path, capsys):
     copy = shutil.copytree(pretrained, tmp_path / "run")
     for step, number in {"3": 3, "newest": 6}.items():
         assert lm("evaluate", f"--workdir={copy}", f"--step={step}") == 0
@@ -100,7 +100,7 @@ def test_answers_keep_the_order_and_number_of_inputs(finetuned, tmp_path, capsys
     assert json.loads(capsys.readouterr().out) == rows[7], "an answer depends on its input alone"
 
 
-def test_lines_are_cut_at_newlines_alone(finetuned, tmp_path, capsys):
+def test_only_newlines_separate_inputs(finetuned, tmp_path, capsys):
     source = tmp_path / "lines.txt"
     inputs = ["a\u2028b", "", "\x0c form", "caf\u00e9"]
     source.write_bytes("\n".join(inputs).encode() + b"\n")
@@ -109,9 +109,7 @@ def test_lines_are_cut_at_newlines_alone(finetuned, tmp_path, capsys):
     assert [row["inputs"] for row in rows] == inputs
 
 
-def test_a_run_is_read_with_the_tokens_it_was_trained_with_or_not_at_all(
-    pretrained, tiny_config, tmp_path, capsys
-):
+def test_a_run_is_not_read_with_another_tokenizer(pretrained, tiny_config, tmp_path, capsys):
     copy = shutil.copytree(pretrained, tmp_path / "run")
     from lm import tokenizer
 
@@ -126,14 +124,14 @@ def test_a_run_is_read_with_the_tokens_it_was_trained_with_or_not_at_all(
         assert "was trained with another tokenizer" in capsys.readouterr().err
 
 
-def test_a_run_trained_on_one_device_is_read_on_however_many_there_are(finetuned, capsys):
+def test_a_run_trained_on_one_device_is_read_on_eight(finetuned, capsys):
     assert len(jax.devices()) == 8
     assert json.loads((finetuned / "config.json").read_text())["parallel"]["data"] == 1
     assert lm("predict", f"--workdir={finetuned}", "--text=kilo") == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_report_shows_every_run_it_is_given(pretrained, finetuned, tmp_path):
+def test_report_shows_every_run(pretrained, finetuned, tmp_path):
     page = tmp_path / "page.html"
     lm("evaluate", f"--workdir={finetuned}")
     lm("evaluate", f"--workdir={pretrained}")
@@ -144,7 +142,7 @@ def test_report_shows_every_run_it_is_given(pretrained, finetuned, tmp_path):
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text), "not self-contained"
 
 
-def test_show_prints_both_sides_and_they_fill_each_other(tiny_config, tmp_path, capsys):
+def test_show_prints_inputs_and_targets_with_matching_sentinels(tiny_config, tmp_path, capsys):
     flags = flat(tiny_config())
     command = ("--config=configs/base.py", *flags, f"--workdir={tmp_path}", "--rows=2")
     assert lm("show", *command) == 0
@@ -155,7 +153,7 @@ def test_show_prints_both_sides_and_they_fill_each_other(tiny_config, tmp_path, 
     assert blanks and blanks == re.findall(r"<extra_id_\d+>", decoder)
 
 
-def test_show_takes_the_config_of_a_claimed_workdir_and_refuses_another(
+def test_show_uses_the_config_of_a_claimed_workdir_and_refuses_another(
     pretrained, tiny_config, capsys
 ):
     assert lm("show", f"--workdir={pretrained}", "--step=2", "--rows=1") == 0
@@ -167,7 +165,7 @@ def test_show_takes_the_config_of_a_claimed_workdir_and_refuses_another(
     assert "seed (here 5, there 0)" in capsys.readouterr().err
 
 
-def test_show_model_adds_up(tiny_config, tmp_path, capsys):
+def test_the_counts_of_show_model_add_up(tiny_config, tmp_path, capsys):
     flags = flat(tiny_config())
     lm("show", "--config=configs/base.py", *flags, f"--workdir={tmp_path}", "--model")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -194,7 +192,7 @@ def test_dry_run_prints_the_config_and_the_plan_and_writes_nothing(
 
 
 @pytest.mark.parametrize(("name", "code"), [("Unfinished", 75), ("Diverged", 3)])
-def test_an_unfinished_run_has_its_sentence_and_exit_code(
+def test_an_unfinished_run_has_a_message_and_an_exit_code(
     name, code, tiny_config, tmp_path, capsys, monkeypatch
 ):
     from lm import train
@@ -237,7 +235,7 @@ MISTAKES = {
 }
 
 
-def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
+def test_a_user_error_is_one_sentence_and_leaves_no_file(tmp_path, capsys):
     workdir, faults = tmp_path / "run", []
     for line, sentence in MISTAKES.items():
         code = cli.main(line.format(w=workdir).split())
@@ -248,7 +246,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
     assert not faults
 
 
-def test_a_workdir_of_another_config_is_refused_by_the_keys_that_differ(
+def test_training_in_the_workdir_of_another_config_names_the_keys_that_differ(
     pretrained, tiny_config, capsys
 ):
     flags = flat(tiny_config(**{"parallel.data": 1, "seed": 5, "optimizer.learning_rate": 0.5}))

@@ -67,9 +67,9 @@ def test_a_run_in_a_bucket_equals_the_run_on_a_disk(on_disk, in_bucket, tmp_path
 @pytest.mark.slow
 def test_every_reader_of_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path):
     without = lambda figures: {k: v for k, v in figures.items() if k != "command"}
-    ours, theirs = (evaluate.evaluate(at) for at in (in_bucket, on_disk))
-    assert without(ours) == without(theirs) and ours["nats"] > 0
-    assert evaluate.evaluate(in_bucket) == ours  # as it was written there
+    actual, expected = (evaluate.evaluate(at) for at in (in_bucket, on_disk))
+    assert without(actual) == without(expected) and actual["nats"] > 0
+    assert evaluate.evaluate(in_bucket) == actual  # as it was written there
     for at in (in_bucket, on_disk):
         inference.predict(at, [{"inputs": "a b"}], f"{at}/answers.jsonl")
     answers = f"{in_bucket}/answers.jsonl"
@@ -80,8 +80,8 @@ def test_every_reader_of_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path
     read = [runs.read_run(at) for at in (in_bucket, on_disk)]
     assert show.rows(read[0], "train", 3) == show.rows(read[1], "train", 3)
     pages = [report.read_run_folders([at])[0] for at in (in_bucket, on_disk)]
-    for what in ("loss", "nats"):
-        assert pages[0].series("heldout", what) == pages[1].series("heldout", what)
+    for metric in ("loss", "nats"):
+        assert pages[0].series("heldout", metric) == pages[1].series("heldout", metric)
     report.write([in_bucket], f"{in_bucket}/report.html", title="lm")
     assert storage.as_path(f"{in_bucket}/report.html").read_text().startswith("<!")
     for at, out in ((in_bucket, "ours"), (on_disk, "theirs")):
@@ -89,24 +89,24 @@ def test_every_reader_of_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path
     exported = sorted(path.name for path in (tmp_path / "theirs").iterdir())
     assert len(exported) > 3
     for name in exported:
-        ours, theirs = (tmp_path / out / name for out in ("ours", "theirs"))
-        assert ours.read_bytes() == theirs.read_bytes(), name
+        actual, expected = (tmp_path / out / name for out in ("ours", "theirs"))
+        assert actual.read_bytes() == expected.read_bytes(), name
 
 
 def test_an_export_to_a_bucket_equals_the_one_on_a_disk(on_disk, bucket, tmp_path):
     interop.write(on_disk, f"{bucket}/exported")
     interop.write(on_disk, tmp_path / "exported")
-    ours = download(f"{bucket}/exported", tmp_path / "copy")
+    actual = download(f"{bucket}/exported", tmp_path / "copy")
     for path in (tmp_path / "exported").iterdir():
-        assert (ours / path.name).read_bytes() == path.read_bytes()
+        assert (actual / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(ValueError, match="is not empty"):
         interop.write(on_disk, f"{bucket}/exported")
 
 
 def test_a_run_starts_from_one_in_a_bucket(config, in_bucket, on_disk, tmp_path):
     params = []
-    for origin in (in_bucket, str(on_disk)):
-        changed = config | {"init_from": origin, "tokenizer": config["tokenizer"] | {"dir": ""}}
+    for init_from in (in_bucket, str(on_disk)):
+        changed = config | {"init_from": init_from, "tokenizer": config["tokenizer"] | {"dir": ""}}
         run = runs.make_run(changed, tmp_path / "next")
         tokens = runs.make_tokenizer(run)
         params.append(train.setup.initial_params(run, tokens, None))
@@ -129,13 +129,13 @@ def test_teacher_tokenizer_trace_and_import_may_be_in_a_bucket(
     flags = [f"--config=configs/distill.py:{in_bucket}", f"--workdir={bucket}/student"]
     named = cli.parse_flags("train", cli.TRAIN, flags).config
     assert named.teacher.workdir == in_bucket
-    made = copy.deepcopy(config) | {
+    student_config = copy.deepcopy(config) | {
         "stage": "distill",
         "teacher": named.teacher.to_dict(),
         "steps": 2,
     }
-    made["tokenizer"]["dir"] = f"{in_bucket}/tokenizer"
-    train.train(runs.make_run(made, f"{bucket}/student"), profile=(2, 2))
+    student_config["tokenizer"]["dir"] = f"{in_bucket}/tokenizer"
+    train.train(runs.make_run(student_config, f"{bucket}/student"), profile=(2, 2))
     rows = logs.read(f"{bucket}/student/metrics.jsonl")
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2]
     assert "no trace" not in [row["event"] for row in logs.read(f"{bucket}/student/events.jsonl")]
@@ -181,14 +181,14 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
 
     text = "\n".join(row["text"] for row in made_up_documents(5, 60))
     (tmp_path / "text.txt").write_text(text)
-    asked = dict(tokenizer="bytes", unit="line", rules="none", heldout_fraction=0.2, shards=2)
-    recipe = documents.CorpusConfig(source=str(tmp_path / "text.txt"), **asked)
+    options = dict(tokenizer="bytes", unit="line", rules="none", heldout_fraction=0.2, shards=2)
+    recipe = documents.CorpusConfig(source=str(tmp_path / "text.txt"), **options)
     build.build(recipe, tmp_path / "corpus", workers=1)
     storage.copy_dir(tmp_path / "corpus", storage.as_path(f"{bucket}/corpus"))
     seen = []
-    for place in (f"{bucket}/corpus", str(tmp_path / "corpus")):
+    for corpus_dir in (f"{bucket}/corpus", str(tmp_path / "corpus")):
         changes = {
-            "data.task": place,
+            "data.task": corpus_dir,
             "tokenizer.dir": "",
             "tokenizer.kind": "bytes",
             "tokenizer.vocab_size": 259,
@@ -308,7 +308,7 @@ def test_the_compilation_cache_may_be_in_a_bucket(bucket, monkeypatch):
     from jax.experimental.compilation_cache import compilation_cache
 
     hits = []
-    count = lambda event, **said: hits.append(event) if event.endswith("/cache_hits") else None
+    count = lambda event, **facts: hits.append(event) if event.endswith("/cache_hits") else None
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{bucket}/cache")
     jax.monitoring.register_event_listener(count)

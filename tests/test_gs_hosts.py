@@ -21,7 +21,7 @@ VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
 
 @pytest.fixture(scope="module")
 def config(tiny_config, tiny_tokens, bucket, tmp_path_factory):
-    """A file for --config of a tiny run with dropout, its shards made, one copy in the bucket."""
+    """A file for --config of a tiny run with dropout and prepared shards, copied to the bucket."""
     path = tmp_path_factory.mktemp("hosts") / "config.py"
     changes = {
         "steps": STEPS,
@@ -29,9 +29,9 @@ def config(tiny_config, tiny_tokens, bucket, tmp_path_factory):
         "eval_every_steps": STEPS,
         "checkpoint.max_to_keep": 2,
     }
-    made = tiny_config(**changes, **{"model.dropout_rate": 0.1, "evaluate.max_examples": 8})
+    run_config = tiny_config(**changes, **{"model.dropout_rate": 0.1, "evaluate.max_examples": 8})
     path.write_text(host_processes.CONFIG)
-    path.with_suffix(".json").write_text(json.dumps(made))
+    path.with_suffix(".json").write_text(json.dumps(run_config))
     with pytest.MonkeyPatch.context() as patch:
         cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
         for key, value in children.surroundings(cache).items():
@@ -40,19 +40,19 @@ def config(tiny_config, tiny_tokens, bucket, tmp_path_factory):
 
 
 def start(config, workdir, name: str) -> list[children.Child]:
-    """Two processes of one run with a device each, and a home each, as on two machines."""
+    """Two processes of one run, each with its own device and home, as on two machines."""
     port, started = drill.free_port(), []
     for host in range(2):
         flags = ["train", f"--config={config}", f"--workdir={workdir}", "--hosts=2"]
         flags += [f"--coordinator=127.0.0.1:{port}", f"--host={host}"]
-        given = {key: os.environ[key] for key in VARIABLES}
-        given["HOME"] = str(config.parent / f"home{host}")
+        variables = {key: os.environ[key] for key in VARIABLES}
+        variables["HOME"] = str(config.parent / f"home{host}")
         log = config.parent / f"{name}.{host}.log"
-        started.append(children.Child(flags, log, environment=given))
+        started.append(children.Child(flags, log, environment=variables))
     return started
 
 
-def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
+def test_killed_hosts_with_a_bucket_resume_to_the_result_of_a_disk(
     config, bucket, store, tmp_path, monkeypatch
 ):
     on_disk = start(config, tmp_path / "disk", "disk")
@@ -62,19 +62,19 @@ def test_two_hosts_killed_and_started_again_end_as_two_never_killed_on_a_disk(
 
     def kill(write: bool, name: str) -> bool:  # in the midst of the last save
         if write and f"/pair/checkpoints/{STEPS}" in name and not killed:
-            killed.extend(child.send(signal.SIGKILL) for child in both)
+            killed.extend(child.send(signal.SIGKILL) for child in pair)
         return False
 
     monkeypatch.setattr(store, "refused", kill)
-    both = start(config, workdir, "killed")
-    codes = host_processes.ends(both)
-    assert codes == [-signal.SIGKILL] * 2 and all(killed), both[0].said() + both[1].said()
+    pair = start(config, workdir, "killed")
+    codes = host_processes.ends(pair)
+    assert codes == [-signal.SIGKILL] * 2 and all(killed), pair[0].said() + pair[1].said()
     saved = [workdir / "checkpoints" / str(at) / "commit_success.txt" for at in (SAVE, STEPS)]
     assert [mark.exists() for mark in saved] == [True, False]
     assert runs.is_claimed(workdir)
 
-    both = start(config, workdir, "again")
-    assert host_processes.ends(both) == [0, 0], both[0].said() + both[1].said()
+    pair = start(config, workdir, "again")
+    assert host_processes.ends(pair) == [0, 0], pair[0].said() + pair[1].said()
     copy = test_gs.download(f"{bucket}/pair", tmp_path / "copy")
     assert outcome.differences(outcome.read(copy), outcome.read(tmp_path / "disk")) == []
     assert "resumed" in [row["event"] for row in outcome.rows(copy, "events.jsonl")]

@@ -123,7 +123,7 @@ def nest_metadata(step):
     (step / "params" / "_METADATA").write_text(DEEP)
 
 
-HOSTILE = {  # what is done to step 2 of 1 and 2: what comes of it, 1 or 2 restored or the error
+HOSTILE = {  # a change of the newer of two steps: the step that is restored, or the error
     traverse_in_facts: "../../../../evil is float32 [130, 140]",
     traverse_in_metadata: 1,
     great_shape_in_facts: "tower.head is float32 [1099511627776]",
@@ -142,24 +142,24 @@ HOSTILE = {  # what is done to step 2 of 1 and 2: what comes of it, 1 or 2 resto
 
 
 def work(root: str) -> None:
-    """Restore every hostile folder with little memory; say in JSON what came of each."""
-    place, told = pathlib.Path(root), {}
-    assert int(restore(place / "control" / "checkpoints")[0].step) == 2
+    """Restore every hostile folder with little memory; print the outcomes as JSON."""
+    folders, outcomes = pathlib.Path(root), {}
+    assert int(restore(folders / "control" / "checkpoints")[0].step) == 2
     used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**31,) * 2)
-    for folder in sorted(place.iterdir()):
+    for folder in sorted(folders.iterdir()):
         try:
-            found, _ = restore(folder / "checkpoints")
-            told[folder.name] = int(found.step)
-            assert bits(found) == bits(make_state(told[folder.name])), folder.name
+            actual, _ = restore(folder / "checkpoints")
+            outcomes[folder.name] = int(actual.step)
+            assert bits(actual) == bits(make_state(outcomes[folder.name])), folder.name
         except (ValueError, OSError) as error:
-            told[folder.name] = str(error)
-    print(json.dumps(told))
+            outcomes[folder.name] = str(error)
+    print(json.dumps(outcomes))
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """{hostile: what came of it}, all in one process."""
+def outcomes(tmp_path_factory):
+    """{hostile change: outcome}, from one process."""
     root = tmp_path_factory.mktemp("hostile")
     save(root / "control" / "checkpoints", make_state(1), make_state(2))
     for make in HOSTILE:
@@ -177,9 +177,9 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
-def test_a_hostile_checkpoint_is_an_error_or_without_effect(make, told):
+def test_a_hostile_checkpoint_is_an_error_or_harmless(make, outcomes):
     expected = HOSTILE[make]
     if isinstance(expected, int):
-        assert told[make.__name__] == expected
+        assert outcomes[make.__name__] == expected
     else:
-        assert expected in told[make.__name__]
+        assert expected in outcomes[make.__name__]

@@ -229,7 +229,7 @@ def test_the_manifest_has_facts_command_and_versions(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]  # no temporary file
 
 
-def test_a_command_can_be_command_again():
+def test_the_recorded_command_can_be_run_again():
     command = logs.command(
         ["/x y/lm/__main__.py", "train", "--config=a.py:tiny", "--name=devices words"]
     )

@@ -27,7 +27,7 @@ def write_steps(workdir, steps, **options) -> None:
             log.write(step, "train", {"loss": float(step)})
 
 
-def test_events_are_rows_and_lines_in_the_order_of_time(tmp_path, capsys):
+def test_events_are_rows_and_printed_lines_in_order_of_time(tmp_path, capsys):
     with logs.RunLog(tmp_path, 50, name="x", clock=Clock(7.0)) as log:
         log.event("skipped", 3, batch=3, why="the loss is nan", replay="lm show --step=3")
         log.event(
@@ -194,7 +194,7 @@ log.close()  # no write is repeated
 """
 
 
-def test_a_full_disk_is_one_sentence_and_earlier_rows_stay(tmp_path):
+def test_a_full_disk_is_one_error_and_earlier_rows_stay(tmp_path):
     """No thread dies, after which the next scalar would block for ever."""
     command = [sys.executable, "-c", FULL, str(tmp_path)]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

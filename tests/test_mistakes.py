@@ -1,4 +1,4 @@
-"""Mistakes in a config or a flag: exit 2, one sentence with key, value and cure, and no device."""
+"""Errors in a config or a flag: exit 2, one sentence with key, value and fix, and no device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from lm import cli
 from lm import train as trained
 
-CURE = r"\b(use|set|choose|leave|give|did you mean|lower|raise|make|write|say|takes|needs?|must)\b"
+FIX = r"\b(use|set|choose|leave|give|did you mean|lower|raise|make|write|say|takes|needs?|must)\b"
 UNKNOWN = [
     "stepz=1",
     "model.d_modle=3",
@@ -18,7 +18,7 @@ UNKNOWN = [
     "checkpoint.evry_steps=5",
     "teecher.student_init=x",
 ]
-TYPES = [  # a text where a number belongs, a fraction where a count does, a value for a section
+TYPES = [  # text for a number, a fraction for a count, a value for a section
     *("steps=many", "steps=1e3", "model.d_model=1.5", "model.dropout_rate=some"),
     *(
         "optimizer.learning_rate=fast",
@@ -144,19 +144,19 @@ KEYED = {line: line.partition("=")[0].rpartition(".")[2] for line in [*TYPES, *B
 
 
 def sentence(arguments: list[str], capsys) -> str:
-    """What the door says of a mistake, which it must end with."""
+    """Run a command that must exit with 2, and return its error."""
     assert cli.main(arguments) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and said[0].startswith("lm: "), said
-    return said[0]
+    message = capsys.readouterr().err.strip().splitlines()
+    assert len(message) == 1 and message[0].startswith("lm: "), message
+    return message[0]
 
 
 @pytest.fixture(autouse=True)
 def no_device(monkeypatch):
-    """Whoever asks jax for a device, ends in an error that is no sentence."""
+    """Make every use of a jax device an error that the command line does not catch."""
 
     def refuse(*_, **__):
-        raise RuntimeError("a device was asked for before the config was checked")
+        raise RuntimeError("a device was used before the config was checked")
 
     for name in ("devices", "local_devices", "device_count", "local_device_count"):
         monkeypatch.setattr(jax, name, refuse)
@@ -164,37 +164,37 @@ def no_device(monkeypatch):
 
 def train(tmp_path, *changes: str) -> list[str]:
     assert trained.train, "imported before devices are refused"
-    place = () if "data=pydocs" in changes else (f"data.tfds_dir={tmp_path}",)
-    flags = [f"--config.{change}" for change in (*place, *changes)]
+    tfds_dir = () if "data=pydocs" in changes else (f"data.tfds_dir={tmp_path}",)
+    flags = [f"--config.{change}" for change in (*tfds_dir, *changes)]
     return ["train", "--config=configs/pretrain.py", *flags, f"--workdir={tmp_path / 'run'}"]
 
 
 @pytest.mark.parametrize("change", UNKNOWN)
-def test_an_unknown_key_is_told_the_nearest_one(change, tmp_path, capsys):
-    said = sentence(train(tmp_path, change), capsys)
-    assert re.search(r"no key '(\w+)'; did you mean '\w+'", said)[1] in change, said
+def test_the_error_of_an_unknown_key_names_the_nearest(change, tmp_path, capsys):
+    message = sentence(train(tmp_path, change), capsys)
+    assert re.search(r"no key '(\w+)'; did you mean '\w+'", message)[1] in change, message
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("change", KEYED)
-def test_a_value_of_no_use_is_named_with_its_key_and_a_cure(change, tmp_path, capsys):
-    said = sentence(train(tmp_path, change), capsys)
+def test_the_error_of_a_bad_value_names_key_value_and_fix(change, tmp_path, capsys):
+    message = sentence(train(tmp_path, change), capsys)
     value = change.partition("=")[2]
-    assert re.search(rf"\b{KEYED[change]}\b", said), said
-    assert value in said and re.search(CURE, said), said
-    assert "literal" not in said and "Traceback" not in said, said
+    assert re.search(rf"\b{KEYED[change]}\b", message), message
+    assert value in message and re.search(FIX, message), message
+    assert "literal" not in message and "Traceback" not in message, message
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("changes", PAIRS)
-def test_options_that_contradict_are_both_named(changes, tmp_path, capsys):
-    said = sentence(train(tmp_path, *changes.split()), capsys)
-    assert all(word in said for word in PAIRS[changes].split()), said
-    assert re.search(CURE, said), said
+def test_the_error_of_conflicting_options_names_both(changes, tmp_path, capsys):
+    message = sentence(train(tmp_path, *changes.split()), capsys)
+    assert all(word in message for word in PAIRS[changes].split()), message
+    assert re.search(FIX, message), message
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-def test_a_flag_of_no_use_is_named_with_a_cure(flags, tmp_path, capsys):
-    said = sentence([*train(tmp_path), *flags.split()], capsys)
-    assert all(word in said for word in FLAGS[flags].split()), said
+def test_the_error_of_a_bad_flag_names_it_and_the_fix(flags, tmp_path, capsys):
+    message = sentence([*train(tmp_path), *flags.split()], capsys)
+    assert all(word in message for word in FLAGS[flags].split()), message
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Laws of the layouts: the same step on all of them, everything placed comes back."""
+"""Laws of the layouts: all of them take the same step, and placed arrays can be fetched."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def mesh(**sizes) -> parallel.Mesh:
 
 @functools.cache
 def plain(optimizer: str):
-    """(last state, sums of each update) on one device, by jit alone."""
-    state, found = made(optimizer)[2], []
+    """(last state, sums of each update) on one device, with jit only."""
+    state, actual = made(optimizer)[2], []
     step = jax.jit(step_of(steps.StepConfig(ema_decay=AVERAGE), optimizer))
     for examples in BATCHES:
         state, sums = step(state, examples)
-        found.append(jax.device_get(sums))
-    return jax.device_get(state), found
+        actual.append(jax.device_get(sums))
+    return jax.device_get(state), actual
 
 
 @pytest.mark.parametrize("name, optimizer", TAKEN, ids=str)
@@ -61,16 +61,16 @@ def test_every_layout_takes_the_step_of_one_device(name, optimizer):
     state = first = strategy.place_state(made(optimizer)[2])
     for examples, expected in zip(BATCHES, plain(optimizer)[1], strict=True):
         state, sums = step(state, strategy.place_batch(examples))
-        found = jax.device_get(strategy.fetch(sums))
-        assert found.keys() == expected.keys()
-        for key in found:
-            np.testing.assert_allclose(found[key], expected[key], rtol=2e-5, err_msg=key)
-    ours = jax.device_get(strategy.fetch(state))
-    assert int(ours.step) == UPDATES
+        actual = jax.device_get(strategy.fetch(sums))
+        assert actual.keys() == expected.keys()
+        for key in actual:
+            np.testing.assert_allclose(actual[key], expected[key], rtol=2e-5, err_msg=key)
+    result = jax.device_get(strategy.fetch(state))
+    assert int(result.step) == UPDATES
     close = functools.partial(np.testing.assert_allclose, atol=5e-4)
-    jax.tree.map(close, ours, plain(optimizer)[0])
+    jax.tree.map(close, result, plain(optimizer)[0])
     assert strategy.find_disagreement(state) is None
-    # The old state is used up, and the new one lies as it did.
+    # The old state is deleted, and the new one has the same layout.
     assert any(x.is_deleted() for x in jax.tree.leaves(first))
     placed = strategy.place_state(made(optimizer)[2])
     same = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, placed)
@@ -79,17 +79,18 @@ def test_every_layout_takes_the_step_of_one_device(name, optimizer):
 
 @pytest.fixture(scope="module")
 def evaluate():
-    """(params, batch) -> sums, on one device by jit alone."""
+    """(params, batch) -> sums, on one device with jit only."""
     return jax.jit(functools.partial(steps.eval_step, loss=made()[0]))
 
 
-def test_the_batch_is_ragged_enough_to_tell_a_mean_of_means_from_the_mean(evaluate):
+def test_the_mean_of_the_batch_differs_from_a_mean_of_means(evaluate):
     whole, means, total = evaluate(made()[2].params, BATCHES[0]), [], 0.0
     for start in range(0, ROWS - 4, 4):
-        ours = (np.arange(ROWS) // 4 == start // 4)[:, None]
-        part = evaluate(made()[2].params, jax.tree.map(lambda x, ours=ours: x * ours, BATCHES[0]))
-        total += float(part["loss"])
-        means.append(float(part["loss"] / part["weight"]))
+        mask = (np.arange(ROWS) // 4 == start // 4)[:, None]
+        rows = jax.tree.map(lambda x, mask=mask: x * mask, BATCHES[0])
+        sums = evaluate(made()[2].params, rows)
+        total += float(sums["loss"])
+        means.append(float(sums["loss"] / sums["weight"]))
     np.testing.assert_allclose(total, whole["loss"], rtol=2e-5)
     assert abs(np.mean(means) / float(whole["loss"] / whole["weight"]) - 1) > 100 * 2e-5
 
@@ -101,20 +102,20 @@ def test_every_layout_sums_the_same_held_out_loss(name, evaluate):
     step = strategy.compile(functools.partial(steps.eval_step, loss=loss))
     params, examples = strategy.place_state(state.params), strategy.place_batch(BATCHES[0])
     expected = evaluate(state.params, BATCHES[0])
-    for _ in range(2):  # nothing is used up
-        found = strategy.fetch(step(params, examples))
+    for _ in range(2):  # nothing is donated
+        actual = strategy.fetch(step(params, examples))
         for key, value in expected.items():
-            np.testing.assert_allclose(float(found[key]), float(value), rtol=2e-5, err_msg=key)
+            np.testing.assert_allclose(float(actual[key]), float(value), rtol=2e-5, err_msg=key)
     assert float(expected["weight"]) == np.sum(BATCHES[0].targets_segment_ids > 0)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_what_is_placed_comes_back_to_the_bit(name):
+def test_placed_arrays_are_fetched_bit_for_bit(name):
     strategy, state = make(name), made()[2]
     for tree in (state, state.params):
-        found = strategy.fetch(strategy.place_state(tree))
-        assert jax.tree.structure(found) == jax.tree.structure(tree)
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), tree)
+        actual = strategy.fetch(strategy.place_state(tree))
+        assert jax.tree.structure(actual) == jax.tree.structure(tree)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(actual), tree)
     rows = strategy.fetch_rows(strategy.place_batch(BATCHES[0]))
     assert jax.tree.structure(rows) == jax.tree.structure(BATCHES[0])
     for array, expected in zip(*map(jax.tree.leaves, (rows, BATCHES[0])), strict=True):
@@ -123,20 +124,20 @@ def test_what_is_placed_comes_back_to_the_bit(name):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_rows_are_dealt_over_the_data_shards_and_to_no_one_twice(name):
+def test_each_data_shard_has_different_rows(name):
     strategy = make(name)
     numbers = np.arange(ROWS * 3).reshape(ROWS, 3)
     placed = strategy.place_batch(numbers)
-    held = {tuple(np.unique(shard.data)) for shard in placed.addressable_shards}
-    assert len(held) == strategy.shards
-    assert sorted(x for rows in held for x in rows) == list(range(ROWS * 3))
+    shard_rows = {tuple(np.unique(shard.data)) for shard in placed.addressable_shards}
+    assert len(shard_rows) == strategy.shards
+    assert sorted(x for rows in shard_rows for x in rows) == list(range(ROWS * 3))
     if isinstance(strategy, parallel.Pmap):  # like cards, so that hosts and devices may change
         for device, rows in enumerate(np.asarray(placed)):
             np.testing.assert_array_equal(rows, numbers[device :: strategy.shards])
 
 
 @pytest.mark.parametrize("name", ["pmap 4", "data 2, fsdp 2, tensor 2"])
-def test_the_abstract_state_is_what_fetch_gives(name):
+def test_the_abstract_state_has_the_shapes_of_the_fetched_state(name):
     strategy, state = make(name), made()[2]
     fetched = strategy.fetch(strategy.place_state(state))
     for shape, leaf in zip(
@@ -150,7 +151,7 @@ def test_the_abstract_state_is_what_fetch_gives(name):
 
 @pytest.mark.parametrize("donate", [False, True])
 @pytest.mark.parametrize("name", ["pmap 4", "data 4, fsdp 2"])
-def test_a_state_is_used_up_exactly_when_it_is_donated(name, donate):
+def test_a_state_is_deleted_exactly_if_it_is_donated(name, donate):
     strategy = make(name)
     step = strategy.compile(lambda state, axis=None: (state + 1, {}), donate=donate)
     state = jax.tree.map(jnp.copy, strategy.place_batch(np.zeros((ROWS, 4))))
@@ -167,7 +168,7 @@ def shard_shapes(tree) -> dict[str, tuple[int, ...]]:
     return {parallel.path_of(path): x.addressable_shards[0].data.shape for path, x in leaves}
 
 
-def test_fsdp_and_tensor_cut_each_kind_of_parameter_along_its_own_axes():
+def test_fsdp_and_tensor_shard_each_kind_of_parameter():
     placed = mesh(data=1, fsdp=2, tensor=4).place_state(made()[2].params)
     shapes = shard_shapes(placed)
     # L D N H, L N H D, L D F, L F D, V D, D V with D = 16, N = H = 4, F = 32, V = 96
@@ -180,15 +181,15 @@ def test_fsdp_and_tensor_cut_each_kind_of_parameter_along_its_own_axes():
     assert shapes["head"] == (8, 24)
     assert shapes["decoder/layers/cross_norm/scale"] == (2, 16)
     whole = sum(x.size for x in jax.tree.leaves(placed) if x.ndim > 2 or 96 in x.shape)
-    held = sum(np.prod(shape) for shape in shapes.values() if len(shape) > 2 or 24 in shape)
-    assert held * 8 == whole
+    shard_rows = sum(np.prod(shape) for shape in shapes.values() if len(shape) > 2 or 24 in shape)
+    assert shard_rows * 8 == whole
 
 
-def test_the_optimizer_state_lies_like_its_parameter():
+def test_the_optimizer_state_is_sharded_like_its_parameter():
     placed = mesh(data=2, fsdp=2, tensor=2).place_state(made()[2])
-    params, kept = shard_shapes(placed.params), shard_shapes(placed.opt_state)
+    params, opt_shapes = shard_shapes(placed.params), shard_shapes(placed.opt_state)
     for path, shape in params.items():
-        moments = [s for p, s in kept.items() if re.search(rf"/(mu|nu)/{path}$", p)]
+        moments = [s for p, s in opt_shapes.items() if re.search(rf"/(mu|nu)/{path}$", p)]
         assert moments == [shape, shape], path
     # Adafactor's rows and columns lie like the axes that they keep.
     big, config = {"head": jnp.ones((128, 256))}, optimizers.OptimizerConfig(name="adafactor")
@@ -196,9 +197,11 @@ def test_the_optimizer_state_lies_like_its_parameter():
     state = steps.State(
         jnp.zeros([], jnp.int32), big, optimizer.init(big), jnp.zeros([], jnp.int32)
     )
-    kept = shard_shapes(mesh(data=2, fsdp=2, tensor=2).place_state(state))
-    assert kept["params/head"] == (64, 128)
-    assert {(64,), (128,)} <= set(kept.values())  # of 128 rows over fsdp, 256 columns over tensor
+    opt_shapes = shard_shapes(mesh(data=2, fsdp=2, tensor=2).place_state(state))
+    assert opt_shapes["params/head"] == (64, 128)
+    assert {(64,), (128,)} <= set(
+        opt_shapes.values()
+    )  # of 128 rows over fsdp, 256 columns over tensor
 
 
 VARIANTS = {
@@ -213,9 +216,9 @@ VARIANTS = {
 def test_the_rules_cover_every_parameter_of_every_model(name):
     config = MODEL.replace(VARIANTS[name])
     shapes = transformer.param_shapes(config)
-    ruled = mesh(data=2, fsdp=2, tensor=2).shardings(shapes)
+    layout = mesh(data=2, fsdp=2, tensor=2).shardings(shapes)
     for (path, leaf), sharding in zip(
-        jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(ruled), strict=True
+        jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(layout), strict=True
     ):
         used = [axis for axis in sharding.spec if axis]
         small = re.search("scale|bias", parallel.path_of(path))
@@ -223,7 +226,7 @@ def test_the_rules_cover_every_parameter_of_every_model(name):
         assert len(sharding.spec) in (0, len(leaf.shape))
 
 
-def test_no_rule_is_dead_and_none_is_hidden_by_one_before():
+def test_every_rule_is_the_first_match_of_a_parameter():
     everywhere = lora.LoraConfig(rank=2, target_pattern="kernel$")
     shapes = lora.shapes(everywhere, transformer.param_shapes(MODEL))
     wide = dataclasses.replace(MODEL, d_model=24)
@@ -253,13 +256,13 @@ def test_an_uncovered_parameter_is_an_error_that_names_it():
         ({"fsdp": 8}, {"d_model": 20}, "axis of 20 does not divide over fsdp=8; change parallel.f"),
     ],
 )
-def test_a_size_that_does_not_divide_is_a_sentence(sizes, change, sentence):
+def test_an_indivisible_axis_is_an_error(sizes, change, sentence):
     with pytest.raises(ValueError, match=sentence):
         mesh(**sizes).shardings(transformer.param_shapes(MODEL.replace(change)))
 
 
 @pytest.mark.parametrize("name", ["pmap 4", "data 2, fsdp 2, tensor 2"])
-def test_a_state_is_made_where_it_lies_and_as_on_one_device(name):
+def test_init_makes_a_sharded_state_equal_to_that_of_one_device(name):
     strategy, params = make(name), made()[2].params
     fresh = lambda _: {"head": jax.random.normal(jax.random.key(0), (16, 32))}
     random = strategy.init(fresh, None)
@@ -267,23 +270,23 @@ def test_a_state_is_made_where_it_lies_and_as_on_one_device(name):
     np.testing.assert_array_equal(strategy.fetch(random)["head"], expected)
     doubled = strategy.init(lambda tree: jax.tree.map(lambda x: 2 * x, tree), params)
     placed = strategy.place_state(params)
-    for ours, theirs in zip(jax.tree.leaves(doubled), jax.tree.leaves(placed), strict=True):
-        assert ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
-        np.testing.assert_array_equal(ours, 2 * theirs)
+    for result, original in zip(jax.tree.leaves(doubled), jax.tree.leaves(placed), strict=True):
+        assert result.sharding.is_equivalent_to(original.sharding, result.ndim)
+        np.testing.assert_array_equal(result, 2 * original)
 
 
 def flipped(placed, device: int):
-    """The array with the lowest bit of its last element turned in the copy of one device."""
+    """The array with the lowest bit of its last element flipped in the copy on one device."""
     parts = [np.array(shard.data) for shard in placed.addressable_shards]
     parts[device].view(np.uint32).reshape(-1)[-1] ^= 1
     devices = [shard.device for shard in placed.addressable_shards]
-    parts = [jax.device_put(part, device) for part, device in zip(parts, devices, strict=True)]
+    parts = [jax.device_put(sums, device) for sums, device in zip(parts, devices, strict=True)]
     return jax.make_array_from_single_device_arrays(placed.shape, placed.sharding, parts)
 
 
 @pytest.mark.parametrize("device", [0, 3])
 @pytest.mark.parametrize("name", ["pmap 4", "data 2, fsdp 2, tensor 2"])
-def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
+def test_a_flipped_bit_in_one_copy_is_named(name, device):
     strategy = make(name)
     state = strategy.place_state(made()[2])
     assert strategy.find_disagreement(state) is None
@@ -335,11 +338,11 @@ def test_one_bit_turned_in_one_copy_is_found_and_named(name, device):
         (
             8,
             MESH | {"deterministic_reduction": True},
-            "deterministic_reduction=True orders .* use parallel.strategy='pmap', or",
+            "deterministic_reduction=True is unsupported .* use parallel.strategy='pmap'",
         ),
     ],
 )
-def test_an_impossible_layout_is_a_sentence(count, options, sentence):
+def test_an_impossible_layout_is_an_error(count, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         parallel.make_strategy(parallel.ParallelConfig(**options), jax.devices()[:count])
 
@@ -356,7 +359,7 @@ def test_a_batch_passes_exactly_when_it_divides(shards, parts):
                 parallel.check_batch_size(size, shards, parts)
 
 
-def test_a_run_is_read_in_its_own_layout_where_that_fits_and_by_pmap_elsewhere():
+def test_a_run_is_read_in_its_layout_if_it_fits_else_with_pmap():
     read = lambda **sizes: parallel.reading_strategy(parallel.ParallelConfig("mesh", **sizes))
     assert read(fsdp=2, tensor=2).mesh.shape == {"data": 2, "fsdp": 2, "tensor": 2}
     assert isinstance(read(fsdp=3), parallel.Pmap)
@@ -364,7 +367,7 @@ def test_a_run_is_read_in_its_own_layout_where_that_fits_and_by_pmap_elsewhere()
     assert fixed.shards == len(jax.devices())
 
 
-def test_fewer_devices_than_there_are_may_be_named():
+def test_a_strategy_may_use_fewer_devices():
     devices = jax.devices()[:8]
     for options in ({"data": 2}, {"strategy": "mesh", "data": 2}):
         strategy = parallel.make_strategy(parallel.ParallelConfig(**options), devices)
@@ -376,16 +379,16 @@ def test_fewer_devices_than_there_are_may_be_named():
 
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2}], ids=str)
-def test_what_is_sent_between_devices_does_not_grow_with_the_batch(sizes):
+def test_communication_does_not_grow_with_the_batch(sizes):
     strategy = mesh(**sizes)
     step = step_of(steps.StepConfig(), place=strategy.shard_activations)
     state = jax.eval_shape(lambda: made()[2])
 
     def sent(rows: int) -> int:
-        given = strategy.global_shapes(
+        placed_shapes = strategy.global_shapes(
             state, jax.eval_shape(lambda: transformer.dummy_batch(64, 32, rows))
         )
-        compiled = strategy.compile(step, donate=True).lower(*given).compile()
+        compiled = strategy.compile(step, donate=True).lower(*placed_shapes).compile()
         return hlo.collective_traffic(compiled.as_text()).network_bytes
 
     assert sent(64) < 1.05 * sent(8)

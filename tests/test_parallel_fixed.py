@@ -44,13 +44,13 @@ def update(
     chosen = optimizers.OptimizerConfig(
         name=optimizer, learning_rate=1e-2, warmup={"steps": 0}, weight_decay=0.1
     )
-    made, _ = optimizers.make_optimizer(chosen, 10, shapes, optimizers.RunLength(1.0, 1))
+    transform, _ = optimizers.make_optimizer(chosen, 10, shapes, optimizers.RunLength(1.0, 1))
     loss = steps.make_language_loss(model, steps.LossConfig(), np.arange(MODEL.vocab_size) % 5)
     step_config = steps.StepConfig(0, num_microbatches, layout.fixed_shards, ema_decay=0.9)
-    step = functools.partial(steps.train_step, loss=loss, optimizer=made, config=step_config)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=transform, config=step_config)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
-    state = jax.device_get(steps.init_state(model, made, step_config, params))
+    state = jax.device_get(steps.init_state(model, transform, step_config, params))
     return strategy, strategy.compile(step), state
 
 
@@ -73,33 +73,33 @@ def run(kind, devices: list[int], reduction: bool = True) -> str:
 @pytest.mark.parametrize("name", KINDS)
 def test_the_bits_of_a_run_are_the_same_on_any_number_of_devices(name):
     *kind, counts = KINDS[name]
-    found = {devices: run(kind, [devices] * len(BATCHES)) for devices in counts}
-    assert len(set(found.values())) == 1, found
+    results = {devices: run(kind, [devices] * len(BATCHES)) for devices in counts}
+    assert len(set(results.values())) == 1, results
     # and where the number changes on the way
-    assert run(kind, [counts[-1], counts[0]]) == found[1] == run(kind, [counts[0], counts[-1]])
+    assert run(kind, [counts[-1], counts[0]]) == results[1] == run(kind, [counts[0], counts[-1]])
 
 
-def test_so_are_those_of_long_rows_where_attention_is_whole():
+def test_the_bits_are_the_same_with_long_rows():
     rng, rows = np.random.default_rng(0), layouts.ROWS
     draw = lambda length: rng.integers(3, 90, (rows, length)).astype(np.int32)
     ones = lambda length: np.ones((rows, length), np.int32)
     long = batch.Batch(draw(LONG), ones(LONG), draw(16), ones(16))
     assert MODEL.num_heads * LONG**2 >= attention.SMALL
-    found = []
+    results = []
     for devices in (1, 2):
         strategy, step, state = update("adafactor", 1, devices, implementation="einsum")
         done = step(strategy.place_state(state), strategy.place_batch(long))
-        found.append(bits(strategy.fetch(done)))
-    assert found[0] == found[1]
+        results.append(bits(strategy.fetch(done)))
+    assert results[0] == results[1]
 
 
-def test_the_fast_reduction_has_other_bits_on_other_devices():
+def test_the_default_reduction_has_different_bits_on_other_devices():
     """So that the law above is no accident of small numbers."""
     assert len({run(("adamw", 1), [devices] * 2, False) for devices in (1, 2)}) == 2
 
 
 def folded(shards: int, devices: int, seed: int = 0) -> np.ndarray:
-    """The sum of one number a row, [shards], as the update adds it on so many devices."""
+    """The sum of one number per row, [shards], as the update adds it on `devices` devices."""
     rows = np.random.default_rng(seed).normal(size=shards).astype(np.float32)
     rows *= 10.0 ** np.random.default_rng(seed).integers(-6, 7, shards).astype(np.float32)
     strategy = parallel.make_strategy(parallel.ParallelConfig(), jax.devices()[:devices])
@@ -116,9 +116,9 @@ def folded(shards: int, devices: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 @pytest.mark.parametrize("shards", [8, 16])
-def test_shards_are_added_by_folding_in_half(shards, devices):
-    rows, found = folded(shards, devices)
+def test_shards_are_summed_by_halving(shards, devices):
+    rows, results = folded(shards, devices)
     while len(rows) > 1:
         half = len(rows) // 2
         rows = rows[:half] + rows[half:]
-    np.testing.assert_array_equal(found, np.repeat(rows, devices))
+    np.testing.assert_array_equal(results, np.repeat(rows, devices))

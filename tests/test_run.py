@@ -1,4 +1,4 @@
-"""Laws of a run: what cannot work stops before any work, in one sentence with the cure."""
+"""Laws of a run: an impossible config is an error before any work, one sentence with the fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from lm import objectives, parallel, runs, sources, tokenizer, train
 
 IMPOSSIBLE = [
-    # What the issue names.
+    # Sizes that do not fit together.
     (
         {"model.num_heads": 6, "model.num_kv_heads": 4},
         "model.num_heads=6 is not a multiple of model.num_kv_heads=4; use a divisor",
@@ -26,7 +26,7 @@ IMPOSSIBLE = [
         {"data.input_length": 512, "objective.noise_density": 0.5},
         "input_length=512 .* needs 128 sentinels, but the tokenizer has num_sentinels=10; train",
     ),
-    # Words that are in no table.
+    # Names that are in no table.
     ({"stage": "pretrian"}, "stage='pretrian' is unknown; choose one of .* did you mean 'pretrain"),
     ({"data.task": "wiki"}, "data.task='wiki' is unknown; choose one of"),
     ({"objective.name": "spam_corruption"}, "choose one of .*span_corruption, token_masking"),
@@ -40,7 +40,7 @@ IMPOSSIBLE = [
         {"parallel.strategy": "pjit"},
         "parallel.strategy='pjit' is unknown; choose one of mesh",
     ),
-    # Numbers out of bounds, those that are none among them.
+    # Numbers out of bounds, and NaN.
     ({"steps": 0}, "steps=0 and duration=.* set no length; set one"),
     ({"steps": 5, "duration.epochs": 2.0}, "steps=5 and duration=.*epochs=2.0.* are both set"),
     ({"steps": 0, "duration.epochs": -2.0}, "duration.epochs=-2.0 is not a length"),
@@ -125,7 +125,7 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("changes", "sentence"), IMPOSSIBLE, ids=lambda x: str(x)[:60])
-def test_an_impossible_value_stops_before_any_file_or_device(
+def test_an_impossible_value_is_an_error_before_any_file_or_device(
     changes, sentence, tiny_config, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(parallel, "make_strategy", None)
@@ -137,7 +137,7 @@ def test_an_impossible_value_stops_before_any_file_or_device(
 
 def test_every_number_of_a_config_has_a_bound(tiny_config, tmp_path):
     """No leaf that is a number takes a negative or a NaN, but the one that says all devices."""
-    taken = []
+    accepted = []
 
     def check(section: dict, prefix: str) -> None:
         for key, value in section.items():
@@ -150,10 +150,10 @@ def test_every_number_of_a_config_has_a_bound(tiny_config, tmp_path):
                 except ValueError as error:
                     assert str(wrong) in str(error)
                 else:
-                    taken.append(prefix + key)
+                    accepted.append(prefix + key)
 
     check(tiny_config(), "")
-    assert not taken
+    assert not accepted
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_every_number_of_a_config_has_a_bound(tiny_config, tmp_path):
         ({"data.batch_size": 6, "parallel.strategy": "mesh", "parallel.fsdp": 4}, 4, 4),
     ],
 )
-def test_a_batch_that_does_not_divide_stops_before_the_workdir_is_made(
+def test_an_indivisible_batch_is_an_error_before_the_workdir_exists(
     changes, count, shards, tiny_config, tmp_path
 ):
     run = runs.make_run(tiny_config(**changes), tmp_path / "run")
@@ -176,32 +176,30 @@ def test_a_batch_that_does_not_divide_stops_before_the_workdir_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_vocabulary_is_enough_from_the_first_row_the_tokenizer_does_not_use(
-    tiny_config, tmp_path
-):
+def test_a_vocabulary_may_be_exactly_as_large_as_the_tokenizer(tiny_config, tmp_path):
     runs.make_run(tiny_config(**{"model.vocab_size": 410}), tmp_path)
 
 
-def test_sentinels_are_enough_to_the_very_last(tiny_config, tmp_path):
-    # A text whose 10 spans use the 10 sentinels there are, and one token of input more.
+def test_an_input_may_use_every_sentinel(tiny_config, tmp_path):
+    # The longest text whose spans use all 10 sentinels, and one more token.
     spans = lambda length: objectives.lengths(objectives.ObjectiveConfig(), length).sentinels
     longest = max(length for length in range(100, 400) if spans(length) == 10)
     runs.make_run(tiny_config(**{"data.input_length": longest}), tmp_path)
     with pytest.raises(ValueError, match="needs 11 sentinels"):
         runs.make_run(tiny_config(**{"data.input_length": longest + 1}), tmp_path)
-    # Pairs need no sentinel at all.
+    # Pairs need no sentinels.
     pairs = {"data.task": "docstring_summary", "data.input_length": longest + 1}
     runs.make_run(tiny_config(**pairs), tmp_path)
 
 
-def test_a_tokenizer_that_is_yet_to_be_made_is_checked_by_its_config(tiny_config, tmp_path):
+def test_an_untrained_tokenizer_is_checked_by_its_config(tiny_config, tmp_path):
     new = {"tokenizer.dir": "", "tokenizer.vocab_size": 505, "tokenizer.num_extra_ids": 8}
     with pytest.raises(ValueError, match=r"the tokenizer's 505 pieces \+ 8 sentinels; use 640"):
         runs.make_run(tiny_config(**new), tmp_path)
     runs.make_run(tiny_config(**new | {"tokenizer.num_extra_ids": 7}), tmp_path)
 
 
-def test_a_workdir_is_its_own_config_again_and_names_the_keys_of_another(tiny_config, tmp_path):
+def test_a_workdir_accepts_its_config_and_names_the_keys_that_differ(tiny_config, tmp_path):
     workdir = tmp_path / "run"
     run = runs.make_run(tiny_config(), workdir)
     runs.check_workdir(run)
@@ -220,7 +218,7 @@ def test_a_workdir_is_its_own_config_again_and_names_the_keys_of_another(tiny_co
     assert (workdir / "config.json").read_bytes() == before
 
 
-NUMBERS = {  # of twelve fields that decide a run's numbers, other values
+NUMBERS = {  # changed values of twelve fields that affect a run's numbers
     "seed": 5,
     "steps": 7,
     "data.batch_size": 16,
@@ -234,7 +232,7 @@ NUMBERS = {  # of twelve fields that decide a run's numbers, other values
     "model.dropout_rate": 0.1,
     "data.train_split": "train[:50%]",
 }
-FREE = {  # of those that do not
+FREE = {  # changed values of fields that do not
     "parallel.data": 2,
     "parallel.num_microbatches": 2,
     "log_every_steps": 5,
@@ -259,9 +257,7 @@ def claimed(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("key", NUMBERS)
-def test_a_key_that_decides_numbers_is_changed_midway_only_where_it_is_allowed(
-    key, claimed, tiny_config
-):
+def test_a_key_that_affects_numbers_changes_midway_only_if_allowed(key, claimed, tiny_config):
     changed = runs.make_run(tiny_config(**{key: NUMBERS[key]}), claimed)
     others = tuple(other for other in NUMBERS if other != key)
     for allow in ((), others):
@@ -271,17 +267,17 @@ def test_a_key_that_decides_numbers_is_changed_midway_only_where_it_is_allowed(
     runs.check_workdir(changed, (key.partition(".")[0],))
 
 
-def test_keys_that_decide_no_number_are_changed_freely(claimed, tiny_config):
+def test_operational_keys_may_change(claimed, tiny_config):
     runs.check_workdir(runs.make_run(tiny_config(**FREE), claimed))
-    settled = runs.without_operational(tiny_config(**FREE))
+    fixed = runs.without_operational(tiny_config(**FREE))
     assert (
-        settled
+        fixed
         == runs.without_operational(tiny_config())
         != runs.without_operational(tiny_config(seed=1))
     )
 
 
-def test_what_is_allowed_must_be_a_key(claimed, tiny_config):
+def test_allow_change_must_name_a_key(claimed, tiny_config):
     run = runs.make_run(tiny_config(), claimed)
     with pytest.raises(
         ValueError, match="optimizer.learning_rat is no key .*mean 'optimizer.learning_rate'"
@@ -299,21 +295,21 @@ def test_a_duration_is_counted_in_batches_of_the_run(tiny_config, tmp_path):
     assert runs.total_updates(run, 80) == 6
 
 
-def test_differences_are_the_keys_that_differ_and_no_others():
-    ours = {"a": 1, "b": {"c": 2, "d": 3}, "e": {"f": 4}, "same": {"x": [1, 2]}}
-    theirs = {"a": 1, "b": {"c": 2, "d": 4}, "g": 5, "same": {"x": [1, 2]}}
-    found = runs.differences(ours, theirs)
-    assert [line.split()[0] for line in found] == ["b.d", "e", "g"]
-    assert runs.differences(ours, json.loads(json.dumps(ours))) == []
-    assert len(runs.differences(theirs, ours)) == len(found)
+def test_differences_names_exactly_the_keys_that_differ():
+    current = {"a": 1, "b": {"c": 2, "d": 3}, "e": {"f": 4}, "same": {"x": [1, 2]}}
+    stored = {"a": 1, "b": {"c": 2, "d": 4}, "g": 5, "same": {"x": [1, 2]}}
+    lines = runs.differences(current, stored)
+    assert [line.split()[0] for line in lines] == ["b.d", "e", "g"]
+    assert runs.differences(current, json.loads(json.dumps(current))) == []
+    assert len(runs.differences(stored, current)) == len(lines)
 
 
-def test_a_directory_without_a_run_is_a_sentence(tmp_path):
+def test_a_directory_without_a_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"holds no run \(no config.json\); train one there first"):
         runs.read_run(tmp_path)
 
 
-def test_a_tokenizer_is_named_or_that_of_the_origin_or_ones_own(tiny_config, tmp_path):
+def test_the_tokenizer_is_that_of_the_config_of_init_from_or_of_the_workdir(tiny_config, tmp_path):
     named = tiny_config()["tokenizer"]["dir"]
     first = runs.make_run(tiny_config(), tmp_path / "first")
     assert runs.tokenizer_dir(first) == pathlib.Path(named)
@@ -325,7 +321,7 @@ def test_a_tokenizer_is_named_or_that_of_the_origin_or_ones_own(tiny_config, tmp
     assert runs.tokenizer_dir(alone) == tmp_path / "alone" / "tokenizer"
 
 
-def test_a_claimed_workdir_stands_by_itself(tiny_config, tmp_path):
+def test_a_claimed_workdir_does_not_need_its_source(tiny_config, tmp_path):
     first = runs.make_run(tiny_config(), tmp_path / "first")
     tokens = runs.make_tokenizer(first)
     runs.claim(first, tokens)
@@ -335,7 +331,7 @@ def test_a_claimed_workdir_stands_by_itself(tiny_config, tmp_path):
     first.workdir.rename(tmp_path / "moved")
     alone = runs.make_tokenizer(runs.read_run(second.workdir))
     assert alone.fingerprint == tokens.fingerprint
-    # Nor does it make another one for what it has lost.
+    # A lost tokenizer is not trained again.
     shutil.rmtree(second.workdir / "tokenizer")
     with pytest.raises(ValueError, match="there is no tokenizer in"):
         runs.make_tokenizer(runs.read_run(second.workdir))
@@ -356,7 +352,7 @@ def test_a_damaged_config_is_named(text, sentence, tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize("section", ["", *runs.SECTIONS])
-def test_a_key_too_many_or_too_few_is_named(section, tiny_config, tmp_path):
+def test_an_unknown_or_missing_key_is_named(section, tiny_config, tmp_path):
     config = tiny_config()
     keys = config[section] if section else config
     keys["extra"] = 1
@@ -380,18 +376,18 @@ def test_an_old_key_is_refused_with_its_new_name(tiny_config, tmp_path):
                 read(config)
 
 
-def test_an_origin_of_another_model_is_refused_before_any_work(tiny_config, tmp_path):
+def test_an_incompatible_source_is_an_error_before_any_work(tiny_config, tmp_path):
     first = runs.make_run(tiny_config(), tmp_path / "first")
     runs.claim(first, runs.make_tokenizer(first))
-    origin = {"init_from": str(first.workdir)}
+    source = {"init_from": str(first.workdir)}
     for field, value in {
         "d_ff": 64,
         "position.relative_attention_max_distance": 20,
         "num_decoder_layers": 1,
     }.items():
         with pytest.raises(ValueError, match=f"model.{field}={value} differs from init_from="):
-            runs.make_run(tiny_config(**origin, **{f"model.{field}": value}), tmp_path / "second")
-    taught = {"stage": "distill", "teacher.workdir": str(first.workdir)}
+            runs.make_run(tiny_config(**source, **{f"model.{field}": value}), tmp_path / "second")
+    student = {"stage": "distill", "teacher.workdir": str(first.workdir)}
     for change, sentence in (
         ({"model.num_encoder_layers": 3}, "num_encoder_layers=3 is more than the teacher's 2"),
         (
@@ -400,29 +396,29 @@ def test_an_origin_of_another_model_is_refused_before_any_work(tiny_config, tmp_
         ),
     ):
         with pytest.raises(ValueError, match=sentence):
-            runs.make_run(tiny_config(**taught, **change), tmp_path / "third")
+            runs.make_run(tiny_config(**student, **change), tmp_path / "third")
     assert not (tmp_path / "second").exists() and not (tmp_path / "third").exists()
 
 
-def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp_path, monkeypatch):
+def test_the_tokenizer_is_trained_once_on_the_training_split(tiny_config, tmp_path, monkeypatch):
     run = runs.make_run(
         tiny_config(**{"tokenizer.dir": "", "tokenizer.max_documents": 50}), tmp_path
     )
-    given = []
+    texts_read = []
     fit = tokenizer.train
 
     def spy(texts, *arguments, **options):
-        given.extend(texts)
-        return fit(given, *arguments, **options)
+        texts_read.extend(texts)
+        return fit(texts_read, *arguments, **options)
 
     monkeypatch.setattr(tokenizer, "train", spy)
-    made = runs.make_tokenizer(run)
+    trained = runs.make_tokenizer(run)
     records = sources.tfds_records("wikipedia/20230601.en", "train", run.data.tfds_dir)
-    assert given == [records[i]["text"] for i in range(50)]
-    assert (made.vocab_size, made.num_extra_ids) == (400, 10)
+    assert texts_read == [records[i]["text"] for i in range(50)]
+    assert (trained.vocab_size, trained.num_extra_ids) == (400, 10)
     monkeypatch.setattr(tokenizer, "train", None)
-    assert runs.make_tokenizer(run).fingerprint == made.fingerprint
-    # What was made for one config is not taken for what another asks for.
+    assert runs.make_tokenizer(run).fingerprint == trained.fingerprint
+    # A tokenizer of another config is not used.
     other = {"tokenizer.dir": "", "tokenizer.num_extra_ids": 9}
     with pytest.raises(ValueError, match="num_extra_ids=9 differs from the 10 of the tokenizer in"):
         runs.make_run(tiny_config(**other), tmp_path)
@@ -431,7 +427,7 @@ def test_a_run_makes_its_tokenizer_once_from_its_training_split(tiny_config, tmp
         runs.make_run(tiny_config(**other), tmp_path)
 
 
-def test_what_is_held_out_is_never_trained_on(tiny_config, tmp_path):
+def test_training_and_held_out_splits_are_disjoint(tiny_config, tmp_path):
     run = runs.make_run(tiny_config(), tmp_path)
     assert runs.splits(run) == ({"wikipedia": "train"}, {"wikipedia": "validation"})
     for change, sentence in (
@@ -463,7 +459,7 @@ BYTES = {"tokenizer.kind": "bytes", "tokenizer.vocab_size": 259, "tokenizer.dir"
 BYTES |= {"tokenizer.num_extra_ids": 100, "model.vocab_size": 384}
 
 
-def test_bytes_need_no_fitting_and_their_blanks_are_filled(tiny_config, tmp_path):
+def test_a_byte_tokenizer_needs_no_training(tiny_config, tmp_path):
     run = runs.make_run(tiny_config(**BYTES), tmp_path)
     tokens = runs.make_tokenizer(run)
     assert (tokens.vocab_size, tokens.size, tokens.sentinel(0), tokens.sentinel(99)) == (
@@ -480,7 +476,7 @@ def test_bytes_need_no_fitting_and_their_blanks_are_filled(tiny_config, tmp_path
     assert tokens.decode(text).isascii() and np.isin(inputs, tokens.sentinels).sum() > 1
 
 
-def test_another_number_of_byte_pieces_is_refused(tiny_config, tmp_path):
+def test_a_byte_tokenizer_has_259_pieces(tiny_config, tmp_path):
     with pytest.raises(
         ValueError, match="tokenizer.vocab_size=300 .* with tokenizer.kind='bytes' use 259"
     ):

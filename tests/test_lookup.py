@@ -1,4 +1,4 @@
-"""Laws of the one lookup: it finds what is there, and says what is there when it does not."""
+"""Laws of lookup: it returns the entry, or raises an error that lists the choices."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ TABLE = {"span_corruption": 1, "mass": 2, "prefix_lm": 3}
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_a_known_name_gives_its_entry(name):
+def test_lookup_returns_the_entry(name):
     assert lookup.lookup(TABLE, name, "objective.name") == TABLE[name]
 
 
-def test_an_entry_that_is_false_is_found_too():
+def test_lookup_returns_a_falsy_entry():
     assert lookup.lookup({"off": None}, "off", "what") is None
 
 
@@ -27,7 +27,7 @@ def test_the_error_names_key_value_choices_in_order_and_the_nearest():
     )
 
 
-def test_nothing_is_suggested_where_nothing_is_alike():
+def test_no_hint_without_a_similar_name():
     with pytest.raises(ValueError, match="mass, prefix_lm, span_corruption.$"):
         lookup.lookup(TABLE, "zzz", "objective.name")
     assert lookup.nearest("zzz", TABLE) == ""
@@ -35,10 +35,10 @@ def test_nothing_is_suggested_where_nothing_is_alike():
 
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("slip", [lambda n: n[1:], lambda n: n[:-1], lambda n: n + "s", str.title])
-def test_one_slip_of_the_finger_is_traced_back_to_its_name(name, slip):
+def test_a_typo_hints_at_the_name(name, slip):
     assert lookup.nearest(slip(name), TABLE) == f"; did you mean {name!r}?"
 
 
-def test_a_value_of_another_type_is_an_error_of_the_same_kind():
+def test_a_value_of_another_type_is_the_same_error():
     with pytest.raises(ValueError, match="objective.name=3 is unknown; choose one of mass"):
         lookup.lookup(TABLE, 3, "objective.name")

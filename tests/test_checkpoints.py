@@ -18,7 +18,7 @@ from lm import checkpoints, steps
 from lm.checkpoints import retention
 from tests.states import FACTS, abstract, bits, facts_of, files, make_state, names, restore, save
 
-# Orbax leaves readers unfinished where a file is damaged; Python says so when it collects them.
+# Orbax does not close readers of damaged files; Python warns when it collects them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -32,7 +32,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture
 def copied(pair, tmp_path):
-    """A copy of them that a test may damage."""
+    """A copy of the two checkpoints that a test may damage."""
     return pathlib.Path(shutil.copytree(pair, tmp_path / "checkpoints"))
 
 
@@ -47,7 +47,7 @@ def test_a_saved_state_is_restored_bit_for_bit(name, tmp_path):
 
 def test_every_kind_of_leaf_and_number_is_restored_bit_for_bit(tmp_path):
     rng = np.random.default_rng(0)
-    words = rng.integers(0, 2**32, 300, np.uint32)  # NaNs with payloads and denormals among them
+    words = rng.integers(0, 2**32, 300, np.uint32)  # includes NaNs with payloads and denormals
     leaves = {
         "float32": jnp.asarray(words.view(np.float32)),
         "bfloat16": jnp.asarray((words >> 16).astype(np.uint16)).view(jnp.bfloat16),
@@ -81,7 +81,7 @@ def test_restore_params_reads_no_optimizer_state(copied):
     assert facts["step"] == 2
 
 
-# Which stay. ---------------------------------------------------------------------------------
+# Retention. ----------------------------------------------------------------------------------
 
 
 def run_of(directory, figures: dict, **options) -> list[int]:
@@ -95,7 +95,7 @@ def run_of(directory, figures: dict, **options) -> list[int]:
 def test_the_newest_is_restored_and_the_oldest_are_deleted(tmp_path):
     assert run_of(tmp_path, dict.fromkeys([0, 1, 2, 10, 11]), max_to_keep=3) == [11, 10, 2]
     assert int(restore(tmp_path)[0].step) == 11
-    assert run_of(tmp_path, {12: None}, max_to_keep=1) == [12, 11]  # one alone could be damaged
+    assert run_of(tmp_path, {12: None}, max_to_keep=1) == [12, 11]  # the newest could be damaged
 
 
 def test_multiples_of_keep_period_are_preserved(tmp_path):
@@ -145,7 +145,7 @@ def test_an_unknown_best_metric_is_an_error_at_the_first_evaluation(tmp_path):
     assert names(tmp_path) == ["0"]
 
 
-# Which is gone back to. ----------------------------------------------------------------------
+# Roll-back. ----------------------------------------------------------------------------------
 
 
 def test_newer_steps_that_are_not_accepted_are_deleted(tmp_path):
@@ -255,7 +255,7 @@ def test_another_optimizer_is_an_error(copied):
     assert names(copied) == ["1", "2"]
 
 
-# Saving while training goes on. --------------------------------------------------------------
+# Saving in the background. -------------------------------------------------------------------
 
 
 def test_changes_of_the_state_after_save_are_not_written(tmp_path):
@@ -284,7 +284,7 @@ def test_saving_an_existing_step_is_an_error(copied):
 
 
 def exact_sum(words: np.ndarray) -> int:
-    """The checksum's formula in Python's integers."""
+    """The formula of the checksum with Python integers."""
     total = 0
     for index, word in enumerate(map(int, words)):
         total += (word ^ (word >> 15)) * ((index * 2654435761 % 2**32) | 1)

@@ -1,4 +1,4 @@
-"""Laws of damage: it is seen, and the step before is used; where there is none, it stops."""
+"""Laws of damage: it is detected, and the previous step is used; without one, an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments import damage
 from lm import checkpoints
 from tests.states import abstract, bits, check_fallback, files, make_state, names, restore, save
 
-# Orbax leaves readers unfinished where a file is damaged; Python says so when it collects them.
+# Orbax does not close readers of damaged files; Python warns when it collects them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -28,7 +28,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture
 def copied(pair, tmp_path):
-    """A copy of them that a test may damage."""
+    """A copy of the two checkpoints that a test may damage."""
     return pathlib.Path(shutil.copytree(pair, tmp_path / "checkpoints"))
 
 
@@ -49,7 +49,7 @@ HARMLESS = {"step metadata", "sharding", "facts mark", "item mark", "writer's ma
 def test_damage_to_any_kind_of_file_is_detected(kind, fault, copied):
     done = damage.damage(copied / "2", np.random.default_rng(len(kind)), kind, fault)
     assert (done.kind, done.fault, done.path.exists()) == (kind, fault, fault != "delete")
-    if (kind, fault) == ("step mark", "delete"):  # it is no step any more, and nothing to set aside
+    if (kind, fault) == ("step mark", "delete"):  # no longer a step, so not set aside
         assert int(restore(copied)[0].step) == 1
         save(copied, make_state(2))
         assert names(copied) == ["1", "2"]

@@ -1,4 +1,4 @@
-"""Laws of a full disk: a sentence, the checkpoints before it whole, and on it goes with room."""
+"""Laws of a full disk: one error, earlier checkpoints stay, and the run resumes with space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from lm import checkpoints, inference, logs, runs, steps, train
 from tests.states import FACTS, abstract, bits, names
 
-# Orbax leaves writers unfinished where a disk is full; Python says so when it collects them.
+# Orbax does not close writers on a full disk; Python warns when it collects them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SENTENCE = "checkpoint 3 could not be written in .*: earlier checkpoints are complete"
@@ -31,7 +31,7 @@ def large_state(step: int) -> steps.State:
 
 @contextlib.contextmanager
 def limited(size: int):
-    """No file may grow past `size` bytes in this process."""
+    """Limit the size of files that this process writes to `size` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -42,7 +42,7 @@ def limited(size: int):
 
 @contextlib.contextmanager
 def filled(directory: pathlib.Path, leave: int = 0):
-    """So many bytes are left on the disk of a directory."""
+    """Fill the disk of a directory up to some free bytes."""
     ballast = directory / "ballast"
     with ballast.open("wb", buffering=0) as file:
         with contextlib.suppress(OSError):
@@ -57,7 +57,7 @@ def filled(directory: pathlib.Path, leave: int = 0):
 
 @pytest.fixture(scope="module")
 def whole_run(tiny_config, tmp_path_factory):
-    """A tiny run that saved at every update, trained to its end where there is room."""
+    """A tiny run that saves at every update, trained with enough space."""
     folder = tmp_path_factory.mktemp("whole")
     changes = {"steps": 4, "checkpoint.every_steps": 1, "data.shards_dir": str(folder / "shards")}
     first = runs.make_run(tiny_config(**changes), folder / "run")

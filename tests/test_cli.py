@@ -1,4 +1,4 @@
-"""The command line: from text to a report by commands alone, one sentence for every mistake."""
+"""Laws of the command line: from text to a report by commands, one sentence for every error."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_every_reader_of_a_run_reads_it_in_a_bucket(on_disk, in_bucket, tmp_path
     without = lambda figures: {k: v for k, v in figures.items() if k != "command"}
     actual, expected = (evaluate.evaluate(at) for at in (in_bucket, on_disk))
     assert without(actual) == without(expected) and actual["nats"] > 0
-    assert evaluate.evaluate(in_bucket) == actual  # as it was written there
+    assert evaluate.evaluate(in_bucket) == actual  # read from the file in the bucket
     for at in (in_bucket, on_disk):
         inference.predict(at, [{"inputs": "a b"}], f"{at}/answers.jsonl")
     answers = f"{in_bucket}/answers.jsonl"
@@ -206,7 +206,7 @@ def test_a_corpus_in_a_bucket_gives_the_same_batches(tiny_config, bucket, tmp_pa
 
 def test_copy_dir_copies_every_file_and_the_mark_last(bucket, store, tmp_path):
     prefix, folder = bucket.removeprefix("gs://lm-test/"), storage.as_path(f"{bucket}/folder")
-    for name in ("", "deep/", "deep/x", "mark"):  # the first two as the Cloud console makes them
+    for name in ("", "deep/", "deep/x", "mark"):  # the first two as the Cloud console creates them
         store.put("lm-test", f"{prefix}/folder/{name}", name.encode())
     copied = lambda: {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")}
     refused = lambda write, name: name.endswith("deep/x") and not write
@@ -223,7 +223,7 @@ def test_copy_dir_copies_every_file_and_the_mark_last(bucket, store, tmp_path):
 
 def test_unreachable_and_missing_objects_raise_different_errors(bucket, monkeypatch):
     at_once = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(0))
-    monkeypatch.setattr(gcs.retry, "asyncio", at_once)  # it tries six times in 34 seconds
+    monkeypatch.setattr(gcs.retry, "asyncio", at_once)  # six retries take 34 seconds
     away = gcs.UncachedFileSystem(endpoint_url="http://127.0.0.1:9", token="anon")
     for ask in (away.cat_file, away.exists):
         with pytest.raises(OSError, match="gs://b/x y cannot be reached .*check the network"):
@@ -241,7 +241,7 @@ def test_rows_are_uploaded_periodically_and_events_at_once(bucket, monkeypatch):
         there = lambda: [row["step"] for row in logs.read(f"{bucket}/log/metrics.jsonl")]
         log.write(1, "train", {"loss": 1.0})
         log.write(2, "train", {"loss": 1.0})
-        assert there() == [1]  # not each row writes all of the object anew
+        assert there() == [1]  # not every row uploads the whole object
         clock[0] += storage.paths.FLUSH_SECONDS
         log.write(3, "train", {"loss": 1.0})
         assert there() == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""Laws of gs:// in real processes through the door: two hosts share a bucket and nothing else."""
+"""Laws of gs:// with processes of the command line: two hosts share only a bucket."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_killed_hosts_with_a_bucket_resume_to_the_result_of_a_disk(
 
     workdir, killed = storage.as_path(f"{bucket}/pair"), []
 
-    def kill(write: bool, name: str) -> bool:  # in the midst of the last save
+    def kill(write: bool, name: str) -> bool:  # during the last save
         if write and f"/pair/checkpoints/{STEPS}" in name and not killed:
             killed.extend(child.send(signal.SIGKILL) for child in pair)
         return False

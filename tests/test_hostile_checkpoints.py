@@ -1,4 +1,4 @@
-"""Laws of hostile checkpoints: at worst an error; nothing is run, nothing outside is touched."""
+"""Laws of hostile checkpoints: at worst an error; no code is run, no other file is written."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def change(path: pathlib.Path, edit) -> None:
-    """Edit a JSON file in place."""
+    """Edit a JSON file."""
     content = json.loads(path.read_text())
     edit(content)
     path.write_text(json.dumps(content))
 
 
 def change_facts(step: pathlib.Path, **facts) -> None:
-    """Other facts, under a seal that is right: a seal is no signature."""
+    """Change facts and seal them again: a seal is no signature."""
     path = step / "facts" / "metadata"
     sealed = metadata.seal(metadata.unseal(json.loads(path.read_text())) | facts)
     path.write_text(json.dumps(sealed))

@@ -22,7 +22,7 @@ WORDS |= dict(num_encoder_layers=1, num_decoder_layers=1)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_tokens):
-    """A foreign checkpoint, the run that was imported from it, and rows of a log."""
+    """A checkpoint of transformers, the run imported from it, and rows of a log."""
     folder = tmp_path_factory.mktemp("flips")
     config = transformer.ModelConfig.from_flat(WORDS)
     transformers.write(parity.random_params(config), config, folder / "foreign")

@@ -89,7 +89,7 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(tmp_path, cut):
     write_steps(tmp_path, [10, 20])
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
-    # Without its newline alone (cut 1) the last row is still whole.
+    # A last row that lacks only its newline (cut 1) is complete.
     assert steps_of(tmp_path) == ([10, 20] if cut == 1 else [10])
 
 

@@ -195,7 +195,7 @@ log.close()  # no write is repeated
 
 
 def test_a_full_disk_is_one_error_and_earlier_rows_stay(tmp_path):
-    """No thread dies, after which the next scalar would block for ever."""
+    """The next scalar does not block, as it would after the death of a writer thread."""
     command = [sys.executable, "-c", FULL, str(tmp_path)]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [

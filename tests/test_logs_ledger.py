@@ -265,7 +265,7 @@ def test_a_null_log_accepts_every_call_and_writes_nothing(tmp_path):
 
 def test_rows_are_cumulative_flushed_and_small(tmp_path):
     clock = Clock()
-    session(tmp_path, clock, 0, 30, killed=1.0)  # no close: what was share is on disk
+    session(tmp_path, clock, 0, 30, killed=1.0)  # rows are on disk without a close
     rows = [json.loads(text) for text in (tmp_path / logs.GOODPUT).read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 10, 20, 30]
     for row in rows:

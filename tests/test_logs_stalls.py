@@ -21,7 +21,7 @@ class Stalls:
         return time.time() + self.ahead
 
     def delay(self, kind: str, seconds: float, function):
-        """Return the function behind a stall, counting its calls."""
+        """Return the function with a stall before it, counting its calls."""
 
         def stalled(*arguments, **options):
             self.ahead += seconds

@@ -131,7 +131,7 @@ def test_each_data_shard_has_different_rows(name):
     shard_rows = {tuple(np.unique(shard.data)) for shard in placed.addressable_shards}
     assert len(shard_rows) == strategy.shards
     assert sorted(x for rows in shard_rows for x in rows) == list(range(ROWS * 3))
-    if isinstance(strategy, parallel.Pmap):  # like cards, so that hosts and devices may change
+    if isinstance(strategy, parallel.Pmap):  # in turns, so that the number of hosts may change
         for device, rows in enumerate(np.asarray(placed)):
             np.testing.assert_array_equal(rows, numbers[device :: strategy.shards])
 
@@ -160,7 +160,7 @@ def test_a_state_is_deleted_exactly_if_it_is_donated(name, donate):
     assert np.asarray(new).min() == 1
 
 
-# Where parameters lie. -----------------------------------------------------------------------
+# Sharding rules. -----------------------------------------------------------------------------
 
 
 def shard_shapes(tree) -> dict[str, tuple[int, ...]]:
@@ -191,7 +191,7 @@ def test_the_optimizer_state_is_sharded_like_its_parameter():
     for path, shape in params.items():
         moments = [s for p, s in opt_shapes.items() if re.search(rf"/(mu|nu)/{path}$", p)]
         assert moments == [shape, shape], path
-    # Adafactor's rows and columns lie like the axes that they keep.
+    # Adafactor's rows and columns are sharded like their axes of the parameter.
     big, config = {"head": jnp.ones((128, 256))}, optimizers.OptimizerConfig(name="adafactor")
     optimizer, _ = optimizers.make_optimizer(config, 10, big, optimizers.RunLength(1.0, 1))
     state = steps.State(
@@ -299,7 +299,7 @@ def test_a_flipped_bit_in_one_copy_is_named(name, device):
         assert strategy.find_disagreement(state._replace(params=params)) == f"params/{leaf}"
 
 
-# What cannot be laid out. --------------------------------------------------------------------
+# Errors. -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

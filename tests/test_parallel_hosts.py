@@ -33,7 +33,7 @@ TIMEOUT = 400  # seconds for both processes on a busy machine
 
 
 def trained(options: dict) -> dict:
-    """What this process sees of two updates on four devices: figures, bits, rows, agreement."""
+    """Results of two updates on four devices in this process: sums, bits, rows, disagreement."""
     config = parallel.ParallelConfig(**options)
     strategy = parallel.make_strategy(config, jax.devices()[:4])
     host, hosts = parallel.host_index_and_count()
@@ -57,7 +57,7 @@ def trained(options: dict) -> dict:
 
 
 def main(port: str, host: str) -> None:
-    """One of the two processes: a line of JSON for each layout, and when the hosts met."""
+    """One of the two processes: print the results of each layout and a barrier as JSON."""
     parallel.initialize(f"localhost:{port}", 2, int(host))
     output = {name: trained(options) for name, options in LAYOUTS.items()}
     time.sleep(2 * (host == "1"))

@@ -136,7 +136,7 @@ def test_an_impossible_value_is_an_error_before_any_file_or_device(
 
 
 def test_every_number_of_a_config_has_a_bound(tiny_config, tmp_path):
-    """No leaf that is a number takes a negative or a NaN, but the one that says all devices."""
+    """No number accepts a negative value or NaN, except -1 for parallel.data."""
     accepted = []
 
     def check(section: dict, prefix: str) -> None:

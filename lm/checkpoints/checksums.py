@@ -14,10 +14,7 @@ UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # by bytes per element
 
 
 def leaf_checksum(x: jax.Array) -> jax.Array:
-    """Return a uint32 checksum of an array with elements of at most 4 bytes.
-
-    It changes if any single element changes.
-    """
+    """Return a uint32 checksum that changes with any single element of at most 4 bytes."""
     words = x if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, UINTS[x.dtype.itemsize])
     words, index, stride = words.astype(jnp.uint32), jnp.uint32(0), 1
     for axis in reversed(range(words.ndim)):

@@ -24,6 +24,7 @@ from lm.checkpoints.metadata import Mismatch
 logger = logging.getLogger(__name__)
 COMMITTED = "commit_success.txt"  # Orbax's mark of a complete step
 FACTS = "metadata"  # Orbax's name for a JSON item
+ITEMS = ("params", "opt_state", "average")  # the fields of a state that have arrays
 SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # of Orbax and TensorStore on a full disk
 Accept = Callable[[dict], bool]  # facts -> whether to restore this step
 
@@ -70,7 +71,7 @@ class Checkpoints:
             create=not self.read_only,
         )
         arrays = lambda: ocp.PyTreeCheckpointHandler(use_compression=False)
-        handlers: dict[str, Any] = {item: arrays() for item in ("params", "opt_state", "average")}
+        handlers: dict[str, Any] = {item: arrays() for item in ITEMS}
         handlers["facts"] = ocp.JsonCheckpointHandler(filename=FACTS)
         return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
@@ -119,17 +120,16 @@ class Checkpoints:
                 f"checkpoint {step} is already in {self.directory}; restore it, or use another "
                 f"--workdir."
             )
-        trees = {"params": state.params, "opt_state": state.opt_state, "average": state.average}
         items = {
-            item: {name: hosts.local_leaf(leaf) for name, leaf in metadata.flatten(tree).items()}
-            for item, tree in trees.items()
-            if tree is not None
+            item: {
+                k: hosts.local_leaf(x) for k, x in metadata.flatten(getattr(state, item)).items()
+            }
+            for item in ITEMS
+            if getattr(state, item) is not None
         }
         facts = json.loads(json.dumps(facts)) | {"step": step, "skipped": int(state.skipped)}
         facts |= {"figures": metrics or {}, "leaves": self._describe_leaves(items)}
-        saves: dict[str, Any] = {
-            item: ocp.args.PyTreeSave(leaves) for item, leaves in items.items()
-        }
+        saves: dict[str, Any] = {item: ocp.args.PyTreeSave(items[item]) for item in items}
         saves["facts"] = ocp.args.JsonSave(metadata.seal(facts))
         self._metrics[step], self._saving = facts["figures"], step
         with self._readable_errors():
@@ -197,7 +197,7 @@ class Checkpoints:
           ValueError: checkpoints exist and none verifies.
           Mismatch: an undamaged checkpoint is of another model, or none is accepted.
         """
-        trees = {"params": state.params, "opt_state": state.opt_state, "average": state.average}
+        trees = {item: getattr(state, item) for item in ITEMS}
         steps = hosts.broadcast_steps(self.steps())
         if not steps:
             self._check_nothing_lost()
@@ -205,9 +205,8 @@ class Checkpoints:
         items, facts = self._read_first_sound(steps, trees, accept)
         if not self.read_only:
             self._remove_unfinished()  # from a kill during a deletion
-        step = jnp.asarray(facts["step"], jnp.int32)
-        skipped = jnp.asarray(facts["skipped"], jnp.int32)
-        return state._replace(step=step, skipped=skipped, **items), facts
+        counts = {name: jnp.asarray(facts[name], jnp.int32) for name in ("step", "skipped")}
+        return state._replace(**counts, **items), facts
 
     def restore_params(self, params: dict, which: str | int = "newest") -> tuple[dict, dict]:
         """Return (params, facts) of a step that verifies; the averaged weights if it has them.
@@ -244,9 +243,7 @@ class Checkpoints:
         if which == "best":
             metrics = {step: self._metrics_of(step) for step in steps}
             chosen = retention.rank_steps(self.best_metric, metrics)
-            problem = f"no checkpoint has checkpoint.best_metric={self.best_metric!r}"
-            if not self.best_metric:
-                problem = "the run has no checkpoint.best_metric, so no checkpoint is the best"
+            problem = f"no checkpoint has the metric checkpoint.best_metric={self.best_metric!r}"
         else:
             chosen = steps if which == "newest" else [step for step in steps if step == which]
             problem = f"there is no checkpoint {which}"

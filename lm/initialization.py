@@ -1,63 +1,59 @@
-"""Where training starts: what two models must have in common, and what is carried over."""
+"""Starting from another run's parameters: which config keys must agree, and what is copied."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 
 from lm import transformer
 
-# The axis that counts embedding rows, by the end of a parameter's path.
-VOCABULARY = {"embedding": 0, "head": 1}
+Config = transformer.ModelConfig
+Params = dict[str, np.ndarray]  # path -> array
+
+# The last key of a parameter's path -> the axis of the vocabulary.
+VOCABULARY_AXES = {"embedding": 0, "head": 1}
 
 
-def check_same(config, other, fields, whose: str, cure: str = "") -> None:
-    """Raise ValueError, naming the first of these ModelConfig fields that differs from `whose`."""
-    ours_by_key, theirs_by_key = config.to_flat(), other.to_flat()
+def check_same(
+    config: Config, reference: Config, fields: Iterable[str], owner: str, cure: str = ""
+) -> None:
+    """Raise ValueError if a field differs. owner: the reference's. cure: ends the message."""
     for field in fields:
-        ours, theirs = ours_by_key[field], theirs_by_key[field]
-        if ours != theirs:
+        value, expected = config.to_flat()[field], reference.to_flat()[field]
+        if value != expected:
             raise ValueError(
-                f"model.{field}={ours!r} differs from {whose} {theirs!r}, so parameters cannot be "
-                f"taken over; use {theirs!r}{cure}."
+                f"model.{field}={value!r} differs from {owner} {expected!r}, so its parameters "
+                f"cannot be copied; use {expected!r}{cure}."
             )
 
 
-def check_origin(config, other, origin: str) -> None:
-    """Raise ValueError unless a model can start from another's parameters: all but the vocabulary.
-
-    origin: the run's folder, for the sentence.
-    """
-    depths = ("num_encoder_layers", "num_decoder_layers")
-    fields = [field for field in transformer.SHARED_KEYS if field != "vocab_size"]
-    cure = f", or the folder as the config's preset (--config=....py:{origin})"
-    check_same(config, other, (*depths, *fields), f"init_from={origin}'s", cure)
+def check_init_from(config: Config, reference: Config, workdir: str) -> None:
+    """Raise ValueError unless two models agree in all but the vocabulary. workdir: init_from."""
+    fields = ["num_encoder_layers", "num_decoder_layers"]
+    fields += [field for field in transformer.SHARED_KEYS if field != "vocab_size"]
+    cure = f", or the folder as the config's preset (--config=....py:{workdir})"
+    check_same(config, reference, fields, f"init_from={workdir}'s", cure)
 
 
-def rows_by_name(ours: list[str], theirs: list[str], count: int) -> np.ndarray:
-    """For each of `count` rows, the row of the same name, or -1: int [count].
-
-    ours, theirs: the names of the ids of two tokenizers, each once.
-    """
-    index = {name: row for row, name in enumerate(theirs)}
-    named = [index.get(name, -1) for name in ours]
-    return np.array(named + [-1] * (count - len(named)))
+def rows_by_name(names: list[str], source_names: list[str], count: int) -> np.ndarray:
+    """For each of `count` rows, the source's row of the same unique name, or -1: int [count]."""
+    index = {name: row for row, name in enumerate(source_names)}
+    rows = [index.get(name, -1) for name in names]
+    return np.array(rows + [-1] * (count - len(rows)))
 
 
-def carry_over(fresh: dict, theirs: dict, rows: np.ndarray) -> tuple[dict, str]:
-    """(parameters to start from, an account of them): theirs, but new rows of the vocabulary fresh.
-
-    fresh, theirs: {path: array}, of models that check_origin lets pass. rows: int [V], for each of
-    our rows theirs that stands for the same piece, or -1.
-    """
-    known, carried, whole, said = rows >= 0, {}, 0, []
-    for path, ours in fresh.items():
-        axis = VOCABULARY.get(path.split(".")[-1])
+def carry_over(random: Params, source: Params, rows: np.ndarray) -> tuple[Params, str]:
+    """(the source's parameters, with random rows for new pieces, a summary). rows: rows_by_name."""
+    exists, params, num_whole, summary = rows >= 0, {}, 0, []
+    for path, leaf in random.items():
+        axis = VOCABULARY_AXES.get(path.split(".")[-1])
         if axis is None:
-            carried[path], whole = theirs[path], whole + 1
+            params[path], num_whole = source[path], num_whole + 1
             continue
-        ours, taken = np.array(ours), np.take(np.asarray(theirs[path]), rows[known], axis)
-        ours[(slice(None),) * axis + (known,)] = taken
-        carried[path] = ours
-        new = f"{known.sum():,} of {len(rows):,} rows by piece, {(~known).sum():,} new and random"
-        said.append(f"{path}: {new}")
-    return carried, "; ".join([f"{whole} parameters whole", *said])
+        params[path] = np.array(leaf)
+        copied = np.take(np.asarray(source[path]), rows[exists], axis)
+        params[path][(slice(None),) * axis + (exists,)] = copied
+        new = f"{exists.sum():,} of {len(rows):,} rows by piece, {(~exists).sum():,} new and random"
+        summary.append(f"{path}: {new}")
+    return params, "; ".join([f"{num_whole} parameters whole", *summary])

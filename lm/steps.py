@@ -1,4 +1,4 @@
-"""Pure steps: (state, batch) -> (state, sums). No device count, file or clock is known here."""
+"""Pure steps: (state, batch) -> (state, sums), without device counts, files or clocks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from jax.experimental import layout
 from lm import batch, decoding, losses, transformer
 
 Array = jax.Array
+Model = transformer.Transformer
 Sums = dict[str, Array]  # float32 scalars, each a sum over target tokens; "weight" counts them
 Loss = Callable[..., tuple[Array, Sums]]  # (params, examples, key, teacher, progress) ->
 
@@ -25,11 +26,11 @@ Loss = Callable[..., tuple[Array, Sums]]  # (params, examples, key, teacher, pro
 class State(NamedTuple):
     """All that training changes."""
 
-    step: Array  # int32 [], the number of batches taken
+    step: Array  # int32 [], the number of batches
     params: Any
     opt_state: Any
-    skipped: Array  # int32 [], of them those left out: a loss or gradient was not finite
-    average: Any = None  # of the weights over updates, like params; None where there is none
+    skipped: Array  # int32 [], the number of batches whose loss or gradient was not finite
+    average: Any = None  # moving average of params, or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class StepConfig:
     total_steps: int = 0
 
     def progress(self, step: Array) -> Array | None:
-        """The share of the run before an update: 0 at the first, 1 at the last; float32 []."""
+        """The fraction of the run before an update: 0 at the first, 1 at the last; float32 []."""
         if not self.total_steps:
             return None
         return step.astype(jnp.float32) * (1 / max(self.total_steps - 1, 1))
@@ -56,7 +57,7 @@ class StepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """What is added to the cross-entropy."""
+    """Additions to the cross-entropy."""
 
     z_loss: float = 1e-4
     label_smoothing: float = 0.0
@@ -70,79 +71,76 @@ class LossConfig:
 
 def key_for(seed: int, step: Array | int, purpose: str) -> Array:
     """The key for one purpose at one step; the same on every host and after every restart."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _address(purpose)), step)
+    purpose_id = zlib.crc32(purpose.encode()) & 0x7FFFFFFF
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose_id), step)
 
 
-def _address(purpose: str) -> int:
-    return zlib.crc32(purpose.encode()) & 0x7FFFFFFF
-
-
-def apply_model(model, params, examples: batch.Batch, key: Array | None) -> Array:
+def apply_model(model: Model, params: Any, examples: batch.Batch, key: Array | None) -> Array:
     """Logits [B, T, V]; with a key, dropout is on."""
     rngs = {} if key is None else {"dropout": key}
     return model.apply({"params": params}, examples, deterministic=key is None, rngs=rngs)
 
 
 def token_sums(logits: Array, examples: batch.Batch, text_bytes: Array) -> Sums:
-    """What any loss reports: nats, hits and text bytes of the targets, padding never counted.
+    """Sums over targets that every loss reports: nats, hits, text bytes; padding never counts.
 
-    logits [B, T, V]; text_bytes int [V], the UTF-8 bytes each id stands for (0: no text). The keys
-    text_nats and text_weight count only the targets that stand for text, so not eos or sentinels.
-    Targets that the student wrote itself count in "weight" alone.
+    logits: [B, T, V]. text_bytes: int [V], UTF-8 bytes of each id's text (0: no text). text_nats
+    and text_weight count only targets with text, so not eos or sentinels. Targets that the student
+    generated count in "weight" only.
     """
     weights = batch.label_weights(examples)
-    spelled = jnp.asarray(text_bytes)[examples.targets] * weights
+    num_bytes = jnp.asarray(text_bytes)[examples.targets] * weights
     nats = losses.token_nats(logits, examples.targets) * weights
     hits = (jnp.argmax(logits, axis=-1) == examples.targets) * weights
-    text = (spelled > 0).astype(jnp.float32)
-    parts = {"weight": batch.loss_weights(examples), "nats": nats, "hits": hits, "bytes": spelled}
-    parts |= {"text_nats": nats * text, "text_weight": text}
-    parts["inputs"] = (examples.inputs_segment_ids > 0).astype(jnp.float32)
-    return {name: jnp.sum(part) for name, part in parts.items()}
+    is_text = (num_bytes > 0).astype(jnp.float32)
+    values = {"weight": batch.loss_weights(examples), "nats": nats, "hits": hits}
+    values |= {"bytes": num_bytes, "text_nats": nats * is_text, "text_weight": is_text}
+    values["inputs"] = (examples.inputs_segment_ids > 0).astype(jnp.float32)
+    return {name: jnp.sum(value) for name, value in values.items()}
 
 
-def make_language_loss(model, config: LossConfig, text_bytes: Array) -> Loss:
+def make_language_loss(model: Model, config: LossConfig, text_bytes: Array) -> Loss:
     """Cross-entropy of the targets (pre-training and fine-tuning), as (total, sums)."""
 
     def loss(params, examples, key=None, teacher=None, progress=None):
         logits = apply_model(model, params, examples, key)
         weights = batch.loss_weights(examples)
-        total, _ = losses.cross_entropy(
-            logits,
-            examples.targets,
-            weights,
-            z_loss=config.z_loss,
-            smoothing=config.label_smoothing,
-        )
+        options = {"z_loss": config.z_loss, "smoothing": config.label_smoothing}
+        total, _ = losses.cross_entropy(logits, examples.targets, weights, **options)
         return total, {"loss": total} | token_sums(logits, examples, text_bytes)
 
     return loss
 
 
 def metrics_from_sums(sums: dict[str, float]) -> dict[str, float]:
-    """Sums to figures: loss and nats per target token, bits per byte of text, token_accuracy.
+    """Turn sums into metrics: loss and nats per target, bits per byte of text, token_accuracy.
 
-    "labelled", where it is there, is the weight without what a student wrote itself, and nats and
-    hits are of; where that is 0 they are left out. A term "teacher/x" is per "teacher/x/weight".
+    nats and hits are divided by "labelled", the number of targets that the student did not
+    generate, or without it by "weight"; with 0 labels they are absent. A term "teacher/x" is
+    divided by "teacher/x/weight".
     """
-    per = lambda name, of: sums[name] / max(sums.get(of, sums["weight"]), 1.0)
-    figures = {"loss": per("loss", "weight")} if "loss" in sums else {}
+    ratio = lambda name, weight: sums[name] / max(sums.get(weight, sums["weight"]), 1.0)
+    metrics = {"loss": ratio("loss", "weight")} if "loss" in sums else {}
     if sums.get("labelled", True):
-        labelled = "labelled" if "labelled" in sums else "weight"
-        figures |= {"nats": per("nats", labelled), "token_accuracy": per("hits", labelled)}
-        figures["bits_per_byte"] = per("nats", "bytes") / math.log(2)
-        figures["text_nats"] = per("text_nats", "text_weight")
+        metrics |= {"nats": ratio("nats", "labelled"), "token_accuracy": ratio("hits", "labelled")}
+        metrics["bits_per_byte"] = ratio("nats", "bytes") / math.log(2)
+        metrics["text_nats"] = ratio("text_nats", "text_weight")
     terms = [name for name in sums if re.fullmatch(r"teacher/\w+", name)]
-    return figures | {name: per(name, f"{name}/weight") for name in terms}
+    return metrics | {name: ratio(name, f"{name}/weight") for name in terms}
 
 
-def init_params(model, seed: int) -> Any:
+def init_params(model: Model, seed: int) -> Any:
     """The random parameters of a seed."""
     return model.init(key_for(seed, 0, "init"), transformer.dummy_batch())["params"]
 
 
-def init_state(model, optimizer, config: StepConfig, params=None) -> State:
-    """A fresh state; `params`, where given, are where training starts from."""
+def init_state(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    config: StepConfig,
+    params: Any = None,
+) -> State:
+    """A fresh state, with these parameters or random ones."""
     params = init_params(model, config.seed) if params is None else params
     average = jax.tree.map(jnp.copy, params) if config.ema_decay else None
     zero = jnp.zeros([], jnp.int32)
@@ -150,95 +148,95 @@ def init_state(model, optimizer, config: StepConfig, params=None) -> State:
 
 
 class Axis(NamedTuple):
-    """The devices that take an update together under pmap.
+    """The devices of an update under pmap.
 
-    numbers: the data shard that each position along the axis holds: of D devices, i has rows i::D.
+    shard_ids: the data shard of each position along the axis; shard i of D has rows i::D.
     """
 
     name: str
-    numbers: tuple[int, ...]
+    shard_ids: tuple[int, ...]
 
 
-def _split(examples: batch.Batch, parts: int) -> batch.Batch:
-    """[B, ...] -> [parts, B/parts, ...]; part m takes rows m, m + parts, ... so shards stay put."""
-    split = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+def _split(examples: batch.Batch, count: int) -> batch.Batch:
+    """[B, ...] -> [count, B/count, ...]; part m has rows m, m + count, ... so shards stay put."""
+    split = lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
     return jax.tree.map(split, examples)
 
 
-def _added(tree: Any, other: Any) -> Any:
-    return jax.tree.map(jnp.add, tree, other)
+def _add(tree: Any, addend: Any) -> Any:
+    return jax.tree.map(jnp.add, tree, addend)
 
 
-def _over_micro_batches(gradients: Callable, examples: batch.Batch, key: Array, parts: int) -> Any:
-    """The sum of gradients(part, key) over parts of the batch, one after the other."""
-    if parts == 1:
+def _microbatch_sum(gradients: Callable, examples: batch.Batch, key: Array, count: int) -> Any:
+    """The sum of gradients(rows, key) over micro-batches, computed one after the other."""
+    if count == 1:
         return gradients(examples, key)
-    split = _split(examples, parts)
-    shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], split), key)
+    microbatches = _split(examples, count)
+    shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], microbatches), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def accumulate(total, item):
-        index, part = item
-        return _added(total, gradients(part, jax.random.fold_in(key, index))), None
+        index, rows = item
+        return _add(total, gradients(rows, jax.random.fold_in(key, index))), None
 
-    return jax.lax.scan(accumulate, zeros, (jnp.arange(parts), split))[0]
+    return jax.lax.scan(accumulate, zeros, (jnp.arange(count), microbatches))[0]
 
 
 def _tree_sum(gradients: Callable, shards: Any, count: int) -> Any:
-    """The sum of gradients(shard) over the leading axis, folded in half: i and i + n/2 are added.
+    """The sum of gradients(shard) over the leading axis, as a binary tree: shard i plus i + n/2.
 
-    The last two to be added are the sums of the even and of the odd shards, and so on down.
+    The last addition is that of the sums of the even and of the odd shards, and so on down.
     """
     if count == 1:
         return gradients(jax.tree.map(lambda x: x[0], shards))
     halves = _split(shards, 2)
-    both = jax.lax.map(lambda half: _tree_sum(gradients, half, count // 2), halves)
-    return jax.tree.map(lambda x: x[0] + x[1], both)
+    sums = jax.lax.map(lambda half: _tree_sum(gradients, half, count // 2), halves)
+    return jax.tree.map(lambda x: x[0] + x[1], sums)
 
 
 def _butterfly_all_reduce(tree: Any, axis: Axis) -> Any:
-    """The same fold over devices: each adds what its partner has, so all end with the same bits."""
-    place, half = axis.numbers.index, len(axis.numbers) // 2
+    """The same binary tree over devices: each adds its partner's sum, so all have equal bits."""
+    position, half = axis.shard_ids.index, len(axis.shard_ids) // 2
     while half:
-        pairs = [(place(i), place(i ^ half)) for i in range(len(axis.numbers))]
+        pairs = [(position(i), position(i ^ half)) for i in range(len(axis.shard_ids))]
         send = functools.partial(jax.lax.ppermute, axis_name=axis.name, perm=pairs)
-        tree, half = _added(tree, jax.tree.map(send, tree)), half // 2
+        tree, half = _add(tree, jax.tree.map(send, tree)), half // 2
     return tree
 
 
 def _barrier(tree: Any) -> Any:
-    """The same values, so that what is before has no say in how what is after is compiled.
+    """The same values; the compiler handles the code before and after independently.
 
-    Neither by fusion nor by layout, which decides the order of a later sum over all elements.
+    It neither fuses across, nor chooses a layout, which decides the order of a sum over elements.
     """
     plain = lambda x: layout.with_layout_constraint(x, layout.Layout(tuple(range(x.ndim))))
     return jax.lax.optimization_barrier(jax.tree.map(plain, tree))
 
 
-def _summed(
+def _batch_sum(
     gradients: Callable, examples: batch.Batch, key: Array, config: StepConfig, axis: Axis | None
-):
+) -> Any:
     """The sum of gradients(rows, key) over the whole batch, on every device.
 
     With S reduction_shards, shard s has rows s::S and a key from s, and S alone decides the order
     of additions: any number of devices that divides S gives the same bits.
     """
-    numbers = axis.numbers if axis else (0,)
-    own = jnp.array(numbers)[jax.lax.axis_index(axis.name)] if axis else 0
+    shard_ids = axis.shard_ids if axis else (0,)
+    shard_id = jnp.array(shard_ids)[jax.lax.axis_index(axis.name)] if axis else 0
     if not config.reduction_shards:
-        key = jax.random.fold_in(key, own) if axis else key
-        added = _over_micro_batches(gradients, examples, key, config.num_microbatches)
-        return jax.lax.psum(added, axis.name) if axis else added
+        key = jax.random.fold_in(key, shard_id) if axis else key
+        total = _microbatch_sum(gradients, examples, key, config.num_microbatches)
+        return jax.lax.psum(total, axis.name) if axis else total
 
-    def of_shard(shard):
-        number, part = _barrier(shard)
-        part_key = jax.random.fold_in(key, number)
-        return _barrier(_over_micro_batches(gradients, part, part_key, config.num_microbatches))
+    def shard_gradients(shard):
+        index, rows = _barrier(shard)
+        shard_key = jax.random.fold_in(key, index)
+        return _barrier(_microbatch_sum(gradients, rows, shard_key, config.num_microbatches))
 
-    held = config.reduction_shards // len(numbers)
-    shards = (own + len(numbers) * jnp.arange(held), _split(examples, held))
-    added = _tree_sum(of_shard, shards, held)
-    return _butterfly_all_reduce(added, axis) if axis else added
+    count = config.reduction_shards // len(shard_ids)  # on this device
+    indices = shard_id + len(shard_ids) * jnp.arange(count)
+    total = _tree_sum(shard_gradients, (indices, _split(examples, count)), count)
+    return _butterfly_all_reduce(total, axis) if axis else total
 
 
 def _norms(tree: Any) -> dict[str, Array]:
@@ -250,15 +248,15 @@ def _norms(tree: Any) -> dict[str, Array]:
     return {group: jnp.sqrt(square) for group, square in squares.items()}
 
 
-def _averaged(average: Any, params: Any, updates: Array, decay: float) -> Any:
-    """The running average after one more update; it starts as the first weights.
+def _update_average(average: Any, params: Any, num_updates: Array, decay: float) -> Any:
+    """The moving average after one more update; it starts as the first weights.
 
-    Early on it forgets faster, (1 + n) / (10 + n) after n updates, so that the start, which is
-    random, does not stay in it. Source: tf.train.ExponentialMovingAverage's num_updates.
+    The decay is at most (1 + n) / (10 + n) after n updates, so that the random start is forgotten.
+    Source: tf.train.ExponentialMovingAverage's num_updates.
     """
-    kept = jnp.minimum(decay, (1 + updates) / (10 + updates))
-    # So written, a weight that stays keeps its bits.
-    return jax.tree.map(lambda old, new: old + (1 - kept) * (new - old), average, params)
+    decay = jnp.minimum(decay, (1 + num_updates) / (10 + num_updates))
+    # In this form a weight that does not change keeps its bits.
+    return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)
 
 
 def train_step(
@@ -273,46 +271,44 @@ def train_step(
 ) -> tuple[State, Sums]:
     """One update: gradients are summed over micro-batches and devices, then divided once.
 
-    axis: None under jit. Returns the new state and global sums, equal on all devices. Beside the
-    loss's they have "gradient_norm", "finite" (1 or 0), "skipped" (so far), and of each group g of
-    parameters "gradient_norm/g", "weight_norm/g" and "update_ratio/g", the update's norm over the
-    weights'. Where the loss or the gradient is not finite the update is left out: step and skipped
-    count it, and all else in the state keeps its bits.
+    axis: None under jit. Returns the new state and global sums, equal on all devices: the loss's,
+    "gradient_norm", "finite" (1 or 0), "skipped" (so far), and of each group g of parameters
+    "gradient_norm/g", "weight_norm/g" and "update_ratio/g", the update's norm over the weights'.
+    If the loss or the gradient is not finite, only step and skipped change in the state.
     """
 
-    def gradients(part, key):
+    def gradients(rows, key):
         grad = jax.value_and_grad(loss, has_aux=True)
-        (total, sums), grads = grad(state.params, part, key, teacher, progress)
+        (total, sums), grads = grad(state.params, rows, key, teacher, progress)
         return total, sums, grads
 
     key, progress = key_for(config.seed, state.step, "dropout"), config.progress(state.step)
-    total, sums, grads = _summed(gradients, examples, key, config, axis)
-    # Times the inverse: the compiler makes that of some divisions and not of others.
-    share = 1.0 / jnp.maximum(sums["weight"], 1.0)
-    grads = jax.tree.map(lambda g: g * share, grads)
+    total, sums, grads = _batch_sum(gradients, examples, key, config, axis)
+    # A product with the inverse, because the compiler turns only some divisions into one.
+    inverse = 1.0 / jnp.maximum(sums["weight"], 1.0)
+    grads = jax.tree.map(lambda g: g * inverse, grads)
     grads = _barrier(grads) if config.reduction_shards else grads
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params, average = optax.apply_updates(state.params, updates), state.average
     if average is not None:
-        average = _averaged(average, params, state.step - state.skipped, config.ema_decay)
+        average = _update_average(average, params, state.step - state.skipped, config.ema_decay)
 
-    of_grads, of_weights, of_updates = _norms(grads), _norms(state.params), _norms(updates)
-    norm = jnp.sqrt(sum(jnp.square(norm) for norm in of_grads.values()))
+    grad_norms, weight_norms, update_norms = _norms(grads), _norms(state.params), _norms(updates)
+    norm = jnp.sqrt(sum(jnp.square(norm) for norm in grad_norms.values()))
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
     skipped = state.skipped + (1 - finite.astype(jnp.int32))
     new = State(state.step, params, opt_state, skipped, average)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    shown = {"gradient_norm": norm, "finite": finite, "skipped": skipped}
-    for group in of_grads:
-        shown[f"gradient_norm/{group}"] = of_grads[group]
-        shown[f"weight_norm/{group}"] = of_weights[group]
-        ratio = of_updates[group] / jnp.maximum(of_weights[group], 1e-30)
-        shown[f"update_ratio/{group}"] = ratio
-    shown = {name: jnp.asarray(value, jnp.float32) for name, value in shown.items()}
-    return state._replace(step=state.step + 1, skipped=skipped), sums | shown
+    metrics = {"gradient_norm": norm, "finite": finite, "skipped": skipped}
+    for group, weight_norm in weight_norms.items():
+        metrics[f"gradient_norm/{group}"] = grad_norms[group]
+        metrics[f"weight_norm/{group}"] = weight_norm
+        metrics[f"update_ratio/{group}"] = update_norms[group] / jnp.maximum(weight_norm, 1e-30)
+    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    return state._replace(step=state.step + 1, skipped=skipped), sums | metrics
 
 
-def eval_step(params, examples: batch.Batch, *, loss: Loss, axis: Axis | None = None) -> Sums:
+def eval_step(params: Any, examples: batch.Batch, *, loss: Loss, axis: Axis | None = None) -> Sums:
     """The sums of a batch without dropout; equal on all devices."""
     _, sums = loss(params, examples)
     return sums if axis is None else jax.lax.psum(sums, axis.name)
@@ -323,18 +319,18 @@ def _decoding_inputs(params, examples, addresses, model, length) -> tuple:
     apply = lambda *args, method: model.apply({"params": params}, *args, method=method)
     step = lambda token, cache: apply(token, cache, method="decode_step")
     cache = apply(examples.inputs, examples.inputs_segment_ids, length, method="start")
-    asked = jnp.any(examples.inputs_segment_ids > 0, axis=1)
-    start = jnp.where(asked, model.config.decoder_start_token_id, -1)
+    has_inputs = jnp.any(examples.inputs_segment_ids > 0, axis=1)
+    start = jnp.where(has_inputs, model.config.decoder_start_token_id, -1)
     key = jax.vmap(lambda address: key_for(address[0], address[1], "decoding"))
     return step, cache, start, None if addresses is None else key(addresses)
 
 
 def init_decoding(
-    params,
+    params: Any,
     examples: batch.Batch,
     addresses: Array | None = None,
     *,
-    model: Any,
+    model: Model,
     length: int,
     config: decoding.DecodingConfig,
 ) -> decoding.DecodeState:
@@ -346,11 +342,11 @@ def init_decoding(
 
 
 def decode_step(
-    params,
+    params: Any,
     examples: batch.Batch,
     addresses: Array | None = None,
     *,
-    model: Any,
+    model: Model,
     length: int,
     eos: int,
     config: decoding.DecodingConfig,

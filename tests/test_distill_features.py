@@ -59,7 +59,7 @@ def packed(examples: batch.Batch) -> batch.Batch:
 
 def totals(ours, theirs, examples=EXAMPLES):
     """What each of KINDS says of two (model, parameters)."""
-    shown = [features.features(*each, examples, None, True)[1] for each in (ours, theirs)]
+    shown = [features.forward(*each, examples, None, True)[1] for each in (ours, theirs)]
     return jnp.stack([features.compare(term(kind), *shown, examples)[0] for kind in KINDS])
 
 
@@ -86,7 +86,7 @@ def test_a_program_that_is_not_asked_to_show_anything_has_no_trace_of_it(name, m
 
     def program():
         jax.clear_caches()
-        plain = lambda params: features.features(model, params, EXAMPLES, key, False)[0]
+        plain = lambda params: features.forward(model, params, EXAMPLES, key, False)[0]
         both = lambda params: jax.value_and_grad(lambda x: jnp.sum(plain(x)))(params)
         first = lambda key: model.init(key, EXAMPLES)
         return str(jax.make_jaxpr(both)(params)), str(jax.make_jaxpr(first)(key))
@@ -108,11 +108,13 @@ def test_what_is_shown_depends_not_on_how_it_is_computed(words, monkeypatch):
     monkeypatch.setattr(attention, "SMALL", 0)  # rows one after the other
     ways = model_of(), model_of(**words)
     params = drawn(ways[0], 0)
-    show = lambda model: lambda params: features.features(model, params, EXAMPLES, None, True)
+    show = lambda model: lambda params: features.forward(model, params, EXAMPLES, None, True)
     (ours, one), (theirs, other) = (jax.jit(show(model))(params) for model in ways)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), one.shown, other.shown
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+        one.intermediates,
+        other.intermediates,
     )
 
 
@@ -127,7 +129,7 @@ def test_hidden_states_and_maps_are_those_that_transformers_gives_of_the_same_t5
     stranger = theirs.AutoModelForSeq2SeqLM.from_pretrained(
         tmp_path / "t5", attn_implementation="eager"
     ).eval()
-    ours = features.features(model, params, EXAMPLES, None, True)[1]
+    ours = features.forward(model, params, EXAMPLES, None, True)[1]
     read = slice(0, 3)  # an empty row is nothing to a stranger
     tensor = lambda x: torch.tensor(np.asarray(x[read])).long()
     said = batch.shift_right(EXAMPLES.targets, EXAMPLES.targets_segment_ids)
@@ -143,7 +145,7 @@ def test_hidden_states_and_maps_are_those_that_transformers_gives_of_the_same_t5
     for name, segments in (("encoder", EXAMPLES[1]), ("decoder", EXAMPLES[3])):
         tower, real = ours.tower(name), (segments > 0)[read]
         for layer, state in enumerate(found[f"{name}_hidden_states"]):
-            own = tower.hidden(layer)[read][real]
+            own = tower.hidden_state(layer)[read][real]
             np.testing.assert_allclose(own, state.numpy()[real], rtol=1e-4, atol=1e-5)
     for name, side, part in (
         ("encoder_attentions", "encoder", "self_attention"),
@@ -152,7 +154,7 @@ def test_hidden_states_and_maps_are_those_that_transformers_gives_of_the_same_t5
     ):
         real = ((EXAMPLES[1] if side == "encoder" else EXAMPLES[3]) > 0)[read]
         for layer, maps in enumerate(found[name], 1):
-            own = jax.nn.softmax(ours.tower(side).of(part, "scores", layer))[read]
+            own = jax.nn.softmax(ours.tower(side).attention(part, "scores", layer))[read]
             own, maps = (np.moveaxis(np.asarray(x), 1, 2)[real] for x in (own, maps))
             np.testing.assert_allclose(own, maps, rtol=1e-4, atol=1e-5)
 
@@ -160,12 +162,12 @@ def test_hidden_states_and_maps_are_those_that_transformers_gives_of_the_same_t5
 def test_a_tower_that_is_both_shows_first_what_it_read_and_then_what_it_wrote():
     model = model_of(**ARCHITECTURES["one tower for both"])
     params = drawn(model, 0)
-    shown = features.features(model, params, EXAMPLES, None, True)[1]
+    shown = features.forward(model, params, EXAMPLES, None, True)[1]
     said = batch.shift_right(EXAMPLES.targets, EXAMPLES.targets_segment_ids)
     for name, ids in (("encoder", EXAMPLES.inputs), ("decoder", said)):
         expected = params["embed"]["embedding"][ids]
-        np.testing.assert_allclose(shown.tower(name).hidden(0), expected, rtol=1e-6)
-    assert shown.tower("encoder").parts == ["self_attention"]
+        np.testing.assert_allclose(shown.tower(name).hidden_state(0), expected, rtol=1e-6)
+    assert shown.tower("encoder").attention_kinds == ["self_attention"]
 
 
 # What is compared. ---------------------------------------------------------------------------
@@ -225,7 +227,7 @@ def test_a_difference_of_one_everywhere_counts_each_target_once_for_each_tower()
 def test_relations_ask_not_which_way_a_relation_head_looks(name):
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))
     ours = normal(0, 4, 9, 2, 8)
-    said = {"relations": {"encoder": "none", "heads": 2, "of": name[0]}}
+    said = {"relations": {"encoder": "none", "heads": 2, "vectors": name[0]}}
     words = {"words": {"num_heads": 2, "num_kv_heads": 2, "head_dim": 8}}
     one, turned, longer = (made(**{name: x}, **words) for x in (ours, ours @ turn, ours * 2))
     total = lambda theirs: float(features.compare(term(said), one, theirs, EXAMPLES)[0])

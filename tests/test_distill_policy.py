@@ -117,7 +117,9 @@ def addresses(update=0):
 
 def writer(how=SAMPLE, place=transformer.no_constraint):
     model = transformer.Transformer(TINY, place)
-    return functools.partial(on_policy.answered, model=model, length=LENGTH, eos=EOS, config=how)
+    return functools.partial(
+        on_policy.answer_batch, model=model, length=LENGTH, eos=EOS, config=how
+    )
 
 
 @pytest.mark.parametrize("how", [SAMPLE, decoding.parse("sample max_length=4")])

@@ -36,8 +36,8 @@ def deep(ours: int, theirs: int, **words):
 def models():
     """(model, parameters) of a student and of a wider teacher, the former with projections."""
     student, teacher = transformer.Transformer(MODEL), transformer.Transformer(WIDE)
-    wanted = features.shapes(TERMS, MODEL, WIDE)
-    beside = {features.PROJECTIONS: features.first_projections(wanted, jax.random.key(0))}
+    wanted = features.projection_shapes(TERMS, MODEL, WIDE)
+    beside = {features.PROJECTIONS: features.init_projections(wanted, jax.random.key(0))}
     return (student, drawn(student, 0) | beside), (teacher, drawn(teacher, 1))
 
 
@@ -58,19 +58,23 @@ def models():
     ],
 )
 def test_layers_are_paired_as_said_and_else_as_even_copies_them(words, expected):
-    found = features.pairs(term({"hidden": {"decoder": "last", "encoder": words}}), *deep(4, 12))
+    found = features.layer_pairs(
+        term({"hidden": {"decoder": "last", "encoder": words}}), *deep(4, 12)
+    )
     assert found.get("encoder") == expected and found["decoder"] == ((4, 12),)
 
 
 def test_a_layer_learns_from_the_one_that_it_is_a_copy_of():
     for ours, theirs in ((2, 6), (3, 6), (4, 5), (6, 6)):
-        found = features.pairs(term({"hidden": {"encoder": "all"}}), *deep(ours, theirs))["encoder"]
+        found = features.layer_pairs(term({"hidden": {"encoder": "all"}}), *deep(ours, theirs))[
+            "encoder"
+        ]
         assert [pair[1] - 1 for pair in found] == distill.evenly(theirs, ours)
 
 
 def test_the_only_layer_of_a_tower_learns_from_the_last():
     for words in ("last", "all", "even"):
-        found = features.pairs(term({"relations": {"encoder": words}}), *deep(1, 6))
+        found = features.layer_pairs(term({"relations": {"encoder": words}}), *deep(1, 6))
         assert found["encoder"] == ((1, 6),)
 
 
@@ -113,7 +117,7 @@ REFUSED = [
         {"hidden": {}},
         {"architecture": "prefix_lm", "num_encoder_layers": 0},
         {},
-        "model.architecture='prefix_lm' is the teacher's 'encoder_decoder'; use forward_kl",
+        "model.architecture='prefix_lm' is not the teacher's 'encoder_decoder'; use forward_kl",
     ),
 ]
 
@@ -123,7 +127,7 @@ def test_what_cannot_be_compared_is_a_sentence(said, ours, theirs, sentence):
     student, teacher = deep(4, 12)
     models = student.replace(ours), teacher.replace(theirs)
     with pytest.raises(ValueError) as caught:
-        features.shapes((term(said),), *models)
+        features.projection_shapes((term(said),), *models)
     assert sentence in str(caught.value)
 
 
@@ -131,25 +135,25 @@ def test_what_cannot_be_compared_is_a_sentence(said, ours, theirs, sentence):
 
 
 def test_projections_are_for_towers_of_another_width_alone():
-    assert features.shapes(TERMS, MODEL, MODEL) == {}
+    assert features.projection_shapes(TERMS, MODEL, MODEL) == {}
     assert (
-        features.shapes(
+        features.projection_shapes(
             distill.loss_terms({"labels": {}, "relations": {"heads": 2}}),
             MODEL,
             WIDE,
         )
         == {}
     )
-    both = features.shapes(TERMS, MODEL, WIDE)
+    both = features.projection_shapes(TERMS, MODEL, WIDE)
     found = {tower: made["layers"]["kernel"].shape for tower, made in both.items()}
     assert found == {"encoder": (1, 16, 32), "decoder": (2, 16, 32)}
     wide = dataclasses.replace(MODEL, shared_params="none", encoder={"d_model": 24})
-    assert features.shapes(TERMS, MODEL, wide).keys() == {"encoder"}
+    assert features.projection_shapes(TERMS, MODEL, wide).keys() == {"encoder"}
 
 
 def test_fresh_projections_keep_the_norm_and_differ_from_one_another():
-    shapes = features.shapes(TERMS, dataclasses.replace(MODEL, d_model=200), WIDE)
-    one, other = (features.first_projections(shapes, jax.random.key(seed)) for seed in (0, 1))
+    shapes = features.projection_shapes(TERMS, dataclasses.replace(MODEL, d_model=200), WIDE)
+    one, other = (features.init_projections(shapes, jax.random.key(seed)) for seed in (0, 1))
     leaves = [leaf for leaf in jax.tree.leaves((one, other))]
     assert all(abs(float(jnp.std(leaf)) * 200**0.5 - 1) < 0.05 for leaf in leaves)
     layers = [layer for leaf in leaves for layer in np.asarray(leaf)]
@@ -158,7 +162,7 @@ def test_fresh_projections_keep_the_norm_and_differ_from_one_another():
 
 def test_a_projection_that_changes_nothing_changes_no_loss():
     model = transformer.Transformer(MODEL)
-    shown = [features.features(model, drawn(model, s), EXAMPLES, None, True)[1] for s in (0, 1)]
+    shown = [features.forward(model, drawn(model, s), EXAMPLES, None, True)[1] for s in (0, 1)]
     same = {"layers": {"kernel": jnp.broadcast_to(jnp.eye(16), (2, 16, 16))}}
     same = {tower: same for tower in ("encoder", "decoder")}
     totals = [features.compare(term(HIDDEN), *shown, EXAMPLES, p)[0] for p in (None, same)]
@@ -166,7 +170,7 @@ def test_a_projection_that_changes_nothing_changes_no_loss():
 
 
 def test_each_pair_of_layers_has_a_projection_of_its_own_which_learns(models):
-    shown = [features.features(*each, EXAMPLES, None, True)[1] for each in models]
+    shown = [features.forward(*each, EXAMPLES, None, True)[1] for each in models]
     total = lambda beside: features.compare(term(HIDDEN), *shown, EXAMPLES, beside)[0]
     slope = jax.grad(total)(models[0][1][features.PROJECTIONS])
     assert all(jnp.max(jnp.abs(layer)) > 1e-3 for leaf in jax.tree.leaves(slope) for layer in leaf)
@@ -187,7 +191,9 @@ def update_of(name: str | None):
     strategy = make(name) if name else None
     place = strategy.shard_activations if name else transformer.no_constraint
     student, teacher = (transformer.Transformer(config, place) for config in (MODEL, WIDE))
-    beside = features.first_projections(features.shapes(TERMS, MODEL, WIDE), jax.random.key(0))
+    beside = features.init_projections(
+        features.projection_shapes(TERMS, MODEL, WIDE), jax.random.key(0)
+    )
     params = jax.device_get(drawn(student, 0) | {features.PROJECTIONS: beside})
     taught = jax.device_get(drawn(teacher, 1))
     optimizer = optax.sgd(0.1)  # linear: Adam makes of a gradient near 0 a step of any sign
@@ -251,7 +257,7 @@ def test_a_run_trains_its_projections_and_none_are_in_what_is_read(narrow):
     run = runs.read_run(narrow)
     params, step = inference.read_params(run, runs.make_tokenizer(run))
     assert step == 6 and jax.tree.structure(params) == jax.tree.structure(run.shapes)
-    assert_same_bits(params, features.plain(held(narrow, 6)))
+    assert_same_bits(params, features.model_params(held(narrow, 6)))
     assert "projections.encoder" in show.parameters(run)
     assert "projections/encoder" in show.sharding(run)
 

@@ -36,7 +36,7 @@ def test_the_order_of_the_terms_is_that_of_the_table():
         ("hidden", {"encoder": (1, 3, 5), "decoder": "none"}),
         ("hidden", {"decoder": ((2, 6), (4, 12))}),
         ("attention", {"encoder": "all", "decoder": "even"}),
-        ("relations", {"of": "qk", "heads": 12}),
+        ("relations", {"vectors": "qk", "heads": 12}),
     ],
 )
 def test_an_option_sets_its_field_and_no_other(name, options):
@@ -71,8 +71,11 @@ def test_lists_of_json_are_tuples():
         ({"forward_kl": {"temperature": 0}}, "temperature=0 is out of bounds; use 0.01 to 1000"),
         ({"jsd": {"beta": 1}}, "jsd.beta=1 is out of bounds; use 0.001 to 0.999, or .*reverse_kl"),
         ({"relations": {"heads": -1}}, "relations.heads=-1 is out of bounds; use 0 to 4096"),
-        ({"relations": {"of": "vq"}}, "relations.of='vq' is unknown; write qkv, or fewer"),
-        ({"relations": {"of": ""}}, "relations.of='' is unknown; write qkv, or fewer"),
+        (
+            {"relations": {"vectors": "vq"}},
+            "relations.vectors='vq' is unknown; write qkv, or fewer",
+        ),
+        ({"relations": {"vectors": ""}}, "relations.vectors='' is unknown; write qkv, or fewer"),
         ({"hidden": {"distance": "l1"}}, "hidden.distance='l1' is unknown; choose one of"),
         (
             {"hidden": {"decoder": "first"}},

@@ -83,7 +83,7 @@ def test_every_parameter_that_counts_the_vocabulary_is_known():
             for config in (CONFIG, larger)
         )
         for path, leaf in ours.items():
-            axis = initialization.VOCABULARY.get(path.split(".")[-1])
+            axis = initialization.VOCABULARY_AXES.get(path.split(".")[-1])
             changed = [i for i, n in enumerate(leaf.shape) if n != theirs[path].shape[i]]
             assert changed == ([] if axis is None else [axis]), path
 
@@ -115,8 +115,8 @@ def test_a_model_of_other_words_is_refused_and_of_another_dtype_or_vocabulary_is
     else:
         theirs = CONFIG.replace({field: value})
     if field in ("vocab_size", *transformer.COMPUTE_KEYS):
-        initialization.check_origin(CONFIG, theirs, "runs/x")
+        initialization.check_init_from(CONFIG, theirs, "runs/x")
     else:
         cure = r"use .*, or the folder as the config's preset"
         with pytest.raises(ValueError, match=rf"runs/x's .*{cure}"):
-            initialization.check_origin(CONFIG, theirs, "runs/x")
+            initialization.check_init_from(CONFIG, theirs, "runs/x")

@@ -230,7 +230,9 @@ def test_every_rule_is_the_first_match_of_a_parameter():
     everywhere = lora.LoraConfig(rank=2, target_pattern="kernel$")
     shapes = lora.shapes(everywhere, transformer.param_shapes(MODEL))
     wide = dataclasses.replace(MODEL, d_model=24)
-    shapes["projections"] = features.shapes(distill.loss_terms({"hidden": {}}), MODEL, wide)
+    shapes["projections"] = features.projection_shapes(
+        distill.loss_terms({"hidden": {}}), MODEL, wide
+    )
     paths = [parallel.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     for pattern, spec in parallel.RULES:
         matched = [path for path in paths if re.search(pattern, path)]

@@ -106,7 +106,7 @@ def folded(shards: int, devices: int, seed: int = 0) -> np.ndarray:
     step_config = steps.StepConfig(reduction_shards=shards)
 
     def add(_, placed, *, axis):
-        return steps._summed(
+        return steps._batch_sum(
             lambda part, key: jnp.sum(part), placed, jax.random.key(0), step_config, axis
         )
 

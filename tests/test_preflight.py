@@ -94,7 +94,7 @@ def test_a_students_program_holds_its_teacher(layout, tiny_config, tmp_path):
     words = STUDENT | {"teacher.workdir": str(theirs.workdir), "tokenizer.dir": ""}
     run = runs.make_run(tiny_config(**words, **LAYOUTS[layout]), tmp_path / "run")
     prepared = program.prepare(run, jax.devices())
-    make = lambda: program.make_update(theirs).make().params
+    make = lambda: program.make_update(theirs).init_state().params
     ours = without_text_bytes(prepared.lower(), 512)
     assert ours == without_text_bytes(trained_program(run, make), 512)
     whole = program.prepare(
@@ -115,7 +115,7 @@ def test_sizes_are_what_a_device_really_holds(layout, tiny_config, tmp_path):
     run = runs.make_run(tiny_config(**LAYOUTS[layout]), tmp_path / "run")
     prepared = program.prepare(run, jax.devices())
     strategy, made = prepared.strategy, program.make_update(run)
-    state = strategy.init(made.make, None)
+    state = strategy.init(made.init_state, None)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.batch_shapes(run))
     held = lambda tree: held_by(jax.devices()[-1], tree)
     sizes = prepared.sizes
@@ -132,7 +132,7 @@ def test_what_the_data_decide_changes_no_shape(tiny_config, tmp_path):
     counted = runs.make_run(tiny_config(), tmp_path)
     endless = runs.make_run(tiny_config(**epochs), tmp_path)
     assert program.total_updates(counted) == 6 and program.total_updates(endless) == 0
-    assert program.make_update(counted).shapes == program.make_update(endless).shapes
+    assert program.make_update(counted).state_shapes == program.make_update(endless).state_shapes
 
 
 WORDS = """
@@ -144,7 +144,7 @@ run = runs.make_run(json.loads(sys.argv[1]), sys.argv[2])
 prepared = program.prepare(run, jax.devices()[:1])
 step = prepared.lower().compile()
 said = step.memory_analysis()
-state = prepared.strategy.init(program.make_update(run).make)
+state = prepared.strategy.init(program.make_update(run).init_state)
 ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), program.batch_shapes(run))
 rows = jax.block_until_ready(prepared.strategy.place_batch(ones))
 open("/proc/self/clear_refs", "w").write("5")  # from here on VmHWM is the peak of what follows

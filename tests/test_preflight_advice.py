@@ -74,7 +74,7 @@ def make_run(tiny_config, tmp_path):
 
 def state_bytes(run) -> int:
     """State and gradients of a run, not sharded."""
-    state = program.make_update(run).shapes
+    state = program.make_update(run).state_shapes
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return size(state) + size(state.params)
 

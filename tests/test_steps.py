@@ -181,7 +181,7 @@ FAULTS = [("loss", jnp.nan), ("loss", jnp.inf), ("gradient", jnp.nan), ("gradien
 @pytest.fixture(scope="module")
 def fragile():
     """The update of `poisoned` with all that a state can hold."""
-    return step_of(poisoned, ADAM, average=0.9)
+    return step_of(poisoned, ADAM, ema_decay=0.9)
 
 
 @pytest.mark.parametrize("where, value", FAULTS)
@@ -215,7 +215,7 @@ def test_one_sick_device_stops_the_update_on_all():
 
 
 def test_the_average_forgets_by_its_decay_and_faster_at_the_start():
-    step, decay = step_of(average=0.25), 0.25
+    step, decay = step_of(ema_decay=0.25), 0.25
     state = state_of(table(), average=table())
     expected = np.asarray(state.average["table"])
     for number in range(5):
@@ -444,5 +444,5 @@ def test_the_average_of_a_weight_that_stays_keeps_its_bits():
     weights = np.random.default_rng(0).normal(size=10_000).astype(np.float32)
     average = weights
     for updates in range(100):
-        average = steps._averaged(average, weights, jnp.asarray(updates), 0.999)
+        average = steps._update_average(average, weights, jnp.asarray(updates), 0.999)
     np.testing.assert_array_equal(average, weights)

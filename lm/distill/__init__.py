@@ -1,11 +1,11 @@
 """Distillation: a student learns from a teacher.
 
-config    TeacherConfig, the section teacher
-terms     the terms of the loss, the section teacher.loss
-loss      the terms, added up
-features  what goes on inside both models
-policy    its own answers, when and how it learns from them
-students  where a student starts from
+config        TeacherConfig, the section teacher
+terms         the terms of the loss, the section teacher.loss
+loss          the weighted sum of the terms
+features      terms that compare states inside both models
+on_policy     the student's own answers as targets
+student_init  the student's first parameters
 """
 
 from lm.distill.config import TeacherConfig

@@ -1,12 +1,12 @@
-"""What two models show on their way, compared: hidden states, attention maps, relations.
+"""Loss terms that compare states inside student and teacher: hidden states, attention, relations.
 
-A position counts (targets of its example) / (positions of its example in this tower): 1 in a
-decoder, and in an encoder so that an example's inputs together count as its targets do. So what is
-added up depends on no packing and on no cut of the batch, and divided by all targets it is a mean.
-The layers of a tower are averaged, the two towers added.
+Each position has the weight (targets of its example) / (positions of its example in this tower): 1
+in a decoder; in an encoder an example's inputs together weigh as much as its targets. Sums so do
+not depend on packing or on the split of a batch, and divided by all targets they are means. The
+layers of a tower are averaged, and the towers added.
 
-Layers count from 1. The student's last learns from the teacher's last, any other from the one that
-teacher.student_init='even' would copy, or from the number said for it, as in ((2, 7), (4, 12)).
+Layers count from 1. The student's last layer learns from the teacher's last, any other from the one
+that teacher.student_init='even' would copy, or from the one of its pair, as in ((2, 7), (4, 12)).
 """
 
 from __future__ import annotations
@@ -24,279 +24,294 @@ from lm.distill.student_init import evenly
 from lm.distill.terms import INSIDE, Term
 
 Array = jax.Array
+ModelConfig = transformer.ModelConfig
 Pairs = tuple[tuple[int, int], ...]  # (the student's layer, the teacher's), of one tower
 
-PROJECTIONS = "projections"  # of hidden states, beside the student's parameters
-TINY = 1e-12  # of a squared norm
+PROJECTIONS = "projections"  # of hidden states, next to the student's own parameters
+EPSILON = 1e-12  # added to a squared norm
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["shown"], meta_fields=["config"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["intermediates"], meta_fields=["config"]
+)
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a model showed of a batch; `shown` is as transformer.Transformer says."""
+    """The intermediates of a model on a batch, as transformer.Transformer describes them."""
 
-    config: transformer.ModelConfig
-    shown: Any
+    config: ModelConfig
+    intermediates: Any
 
-    def tower(self, name: str) -> Tower:
-        """What its "encoder" or "decoder" showed."""
-        runs = self.shown["encoder" if self.config.shared_params == "all" else name]
-        last = -1 if name == "decoder" else 0  # one tower that is both is run as a decoder last
-        own = jax.tree.map(lambda run: run[last], runs, is_leaf=lambda run: isinstance(run, tuple))
-        return Tower(depth(self.config, name), own, name == "decoder")
+    def tower(self, name: str) -> TowerFeatures:
+        """The features of the "encoder" or the "decoder"."""
+        calls = self.intermediates["encoder" if self.config.shared_params == "all" else name]
+        # A tower with shared parameters is called twice, as a decoder last.
+        index = -1 if name == "decoder" else 0
+        call = jax.tree.map(lambda x: x[index], calls, is_leaf=lambda x: isinstance(x, tuple))
+        return TowerFeatures(num_layers(self.config, name), call, name == "decoder")
 
 
-class Tower(NamedTuple):
-    """What one tower showed."""
+class TowerFeatures(NamedTuple):
+    """The intermediates of one tower."""
 
-    depth: int
-    shown: Any
-    decodes: bool
+    num_layers: int
+    intermediates: Any
+    is_decoder: bool
 
-    def hidden(self, layer: int) -> Array:
-        """The hidden state after a layer, float32 [B, T, D]; 0: its input, the last: its output.
+    def hidden_state(self, layer: int) -> Array:
+        """The hidden state after a layer, float32 [B, T, D]; 0: the tower's input.
 
-        So numbered as hidden_states of transformers; the last has been normed.
+        Numbered as hidden_states of transformers: the last layer's has passed the final norm.
         """
-        ends = {0: "input", self.depth: "output"}
+        ends = {0: "input", self.num_layers: "output"}
         if layer in ends:
-            return jnp.float32(self.shown[ends[layer]])
-        return jnp.float32(self.shown["layers"]["hidden"][layer - 1])
+            return jnp.float32(self.intermediates[ends[layer]])
+        return jnp.float32(self.intermediates["layers"]["hidden"][layer - 1])
 
-    def of(self, part: str, name: str, layer: int) -> Array:
-        """The "queries", "keys", "values" or "scores" of a layer's self- or cross_attention."""
-        return jnp.float32(self.shown["layers"][part][name][layer - 1])
+    def attention(self, kind: str, name: str, layer: int) -> Array:
+        """The "queries", "keys", "values" or "scores" of a layer's attention of this kind."""
+        return jnp.float32(self.intermediates["layers"][kind][name][layer - 1])
 
     @property
-    def parts(self) -> list[str]:
-        """Its kinds of attention."""
-        crossed = self.decodes and "cross_attention" in self.shown["layers"]
-        return ["self_attention", *["cross_attention"] * crossed]
+    def attention_kinds(self) -> list[str]:
+        """The kinds of attention: "self_attention", and "cross_attention" in a decoder."""
+        has_cross = self.is_decoder and "cross_attention" in self.intermediates["layers"]
+        return ["self_attention", *["cross_attention"] * has_cross]
 
 
-def depth(config: transformer.ModelConfig, tower: str) -> int:
-    """How many layers a tower has."""
+def num_layers(config: ModelConfig, tower: str) -> int:
+    """The number of layers of a tower."""
     return config.num_encoder_layers if tower == "encoder" else config.num_decoder_layers
 
 
-def plain(params: dict) -> dict:
+def model_params(params: dict) -> dict:
     """The model's own parameters, without projections."""
     return {name: leaf for name, leaf in params.items() if name != PROJECTIONS}
 
 
-def wanted(terms: tuple[Term, ...]) -> bool:
-    """Whether a term looks inside both models."""
+def needs_features(terms: tuple[Term, ...]) -> bool:
+    """Whether a term compares states inside both models."""
     return any(term.name in INSIDE for term in terms)
 
 
-def features(
-    model, params, examples: batch.Batch, key: Array | None, shown: bool
+def forward(
+    model: transformer.Transformer,
+    params: Any,
+    examples: batch.Batch,
+    key: Array | None,
+    with_features: bool,
 ) -> tuple[Array, Features | None]:
-    """Logits [B, T, V], and if `shown`, what is on the way to them; with a key, dropout is on."""
-    if not shown:
+    """(logits [B, T, V], features or None); with a key, dropout is on."""
+    if not with_features:
         return steps.apply_model(model, params, examples, key), None
-    rngs = {} if key is None else {"dropout": key}
-    logits, kept = model.apply(
-        {"params": plain(params)},
+    logits, collections = model.apply(
+        {"params": model_params(params)},
         examples,
         deterministic=key is None,
-        rngs=rngs,
+        rngs={} if key is None else {"dropout": key},
         mutable=[layers.INTERMEDIATES],
     )
-    return logits, Features(model.config, kept[layers.INTERMEDIATES])
+    return logits, Features(model.config, collections[layers.INTERMEDIATES])
 
 
 def compare(
-    term: Term, ours: Features, theirs: Features, examples: batch.Batch, projections=None
+    term: Term,
+    student: Features,
+    teacher: Features,
+    examples: batch.Batch,
+    projections: dict | None = None,
 ) -> tuple[Array, Array]:
-    """A term of INSIDE as (total, weight), summed over positions as this file's docstring says.
+    """A term of INSIDE as (total, weight), with positions weighted as this file's docstring says.
 
-    ours, theirs: of student and teacher. projections: as `shapes` has them, or None. weight: the
-    number of targets. Raises ValueError as `pairs` does.
+    projections: of the shapes of projection_shapes, or None. weight: the number of targets.
+    Raises ValueError as `layer_pairs` does.
     """
-    added = jnp.zeros([], jnp.float32)
-    for name, chosen in pairs(term, ours.config, theirs.config).items():
-        segments = _segments(ours.config, name, examples)
-        towers = ours.tower(name), theirs.tower(name)
-        kernel = (projections or {}).get(name)
-        for number, pair in enumerate(chosen):
-            own = None if kernel is None else kernel["layers"]["kernel"][number]
-            each = KINDS[term.name](term, towers, pair, segments, own)
-            added += jnp.sum(each * _shares(segments, examples)) / len(chosen)
-    return added, jnp.sum(batch.loss_weights(examples))
+    total = jnp.zeros([], jnp.float32)
+    for name, pairs in layer_pairs(term, student.config, teacher.config).items():
+        segments = _segments(student.config, name, examples)
+        towers = student.tower(name), teacher.tower(name)
+        projection = (projections or {}).get(name)
+        for number, pair in enumerate(pairs):
+            kernel = None if projection is None else projection["layers"]["kernel"][number]
+            distances = COMPARISONS[term.name](term, towers, pair, segments, kernel)
+            total += jnp.sum(distances * _position_weights(segments, examples)) / len(pairs)
+    return total, jnp.sum(batch.loss_weights(examples))
 
 
-def _segments(config, tower: str, examples: batch.Batch) -> Array:
-    # Of a tower's positions: int [B, P].
-    theirs, own = examples.inputs_segment_ids, examples.targets_segment_ids
+def _segments(config: ModelConfig, tower: str, examples: batch.Batch) -> Array:
+    """The segment ids of a tower's positions: int [B, P]."""
+    inputs, targets = examples.inputs_segment_ids, examples.targets_segment_ids
     if config.architecture != "encoder_decoder":
-        return jnp.concatenate([theirs, own], axis=1)
-    return theirs if tower == "encoder" else own
+        return jnp.concatenate([inputs, targets], axis=1)
+    return inputs if tower == "encoder" else targets
 
 
-def _shares(segments: Array, examples: batch.Batch) -> Array:
-    # What each position counts: float32 [B, P], 0 on padding.
+def _position_weights(segments: Array, examples: batch.Batch) -> Array:
+    """The weight of each position: float32 [B, P], 0 on padding."""
     count = lambda keys: jnp.sum(attention.same_segment(segments, keys), axis=-1)
     targets = count(examples.targets_segment_ids)
     return targets / jnp.maximum(count(segments), 1.0)
 
 
-def hidden(term: Term, towers, pair, segments, kernel) -> Array:
-    """Per position, over the units of two hidden states, float32 [B, P]: by term.distance the mean
-    of their squared difference, or 1 - their cosine.
+# Each comparison takes (term, (student tower, teacher tower), (student layer, teacher layer),
+# segments [B, P], kernel) and returns float32 [B, P].
 
-    towers, pair: (student's, teacher's). kernel: [D, D of the teacher], or None for equal widths.
+
+def _hidden_distance(term: Term, towers, pair, segments, kernel) -> Array:
+    """By term.distance the mean squared difference of two hidden states' units, or 1 - cosine.
+
+    kernel: [D, D of the teacher], which projects the student's states, or None for equal widths.
     Source: Sanh et al. 2019, arXiv:1910.01108 (cosine); Jiao et al. 2020, arXiv:1909.10351 (mse).
     """
-    ours, theirs = (tower.hidden(layer) for tower, layer in zip(towers, pair, strict=True))
+    student, teacher = (t.hidden_state(layer) for t, layer in zip(towers, pair, strict=True))
     if kernel is not None:
-        ours = ours @ kernel
+        student = student @ kernel
     if term.distance == "mse":
-        return jnp.mean(jnp.square(ours - theirs), axis=-1)
-    # Half the squared distance of unit vectors: exactly 0 where they are equal.
-    unit = lambda x: x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + TINY)
-    return jnp.sum(jnp.square(unit(ours) - unit(theirs)), axis=-1) / 2
+        return jnp.mean(jnp.square(student - teacher), axis=-1)
+    # Half the squared distance of unit vectors, which is exactly 0 if they are equal.
+    unit = lambda x: x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + EPSILON)
+    return jnp.sum(jnp.square(unit(student) - unit(teacher)), axis=-1) / 2
 
 
-def maps(term: Term, towers, pair, segments, kernel) -> Array:
-    """KL(teacher's attention || student's) of each query, the mean over heads: float32 [B, T].
+def _attention_divergence(term: Term, towers, pair, segments, kernel) -> Array:
+    """KL(teacher's attention || student's) of each query, averaged over heads, without dropout.
 
-    Of self-attention and, in a decoder, of cross-attention: added. No dropout is in them.
+    In a decoder that of self-attention and that of cross-attention are added.
     Source: Wang et al. 2020, section 3.1, arXiv:2002.10957.
     """
     sides = list(zip(towers, pair, strict=True))
-    scores = lambda part: (tower.of(part, "scores", layer) for tower, layer in sides)
-    return sum(_divergence(*scores(part)) for part in towers[0].parts)
+    scores = lambda kind: (tower.attention(kind, "scores", layer) for tower, layer in sides)
+    return sum(_divergence(*scores(kind)) for kind in towers[0].attention_kinds)
 
 
-def relations(term: Term, towers, pair, segments, kernel) -> Array:
-    """KL of how the positions of an example are related, the mean over relation heads: [B, T].
+def _relation_divergence(term: Term, towers, pair, segments, kernel) -> Array:
+    """KL of the relations between an example's positions, averaged over relation heads.
 
-    Of queries, keys or values of self-attention, as term.of says, and added: all heads side by side
-    are cut into term.heads new ones A of width d, whose relations are softmax(A A' / sqrt(d)).
+    For each of the term's queries, keys and values of self-attention, added: its heads, side by
+    side, are split into term.heads new heads A of width d, with relations softmax(A A' / sqrt(d)).
     Source: Wang et al. 2021, section 3, arXiv:2012.15828.
     """
     mask = attention.same_segment(segments, segments)
-    heads = term.heads or towers[0].of("self_attention", "queries", pair[0]).shape[2]
+    heads = term.heads or towers[0].attention("self_attention", "queries", pair[0]).shape[2]
 
-    def related(tower, layer, name):
-        made = tower.of("self_attention", name, layer)
-        made = made.reshape(*made.shape[:2], heads, -1)
-        return attention.scores(made, made, mask, None, attention.Scores(made.shape[-1] ** -0.5))
+    def relation_scores(tower: TowerFeatures, layer: int, name: str) -> Array:
+        x = tower.attention("self_attention", name, layer)
+        x = x.reshape(*x.shape[:2], heads, -1)
+        return attention.scores(x, x, mask, None, attention.Scores(x.shape[-1] ** -0.5))
 
     sides = list(zip(towers, pair, strict=True))
-    names = [name for name in ("queries", "keys", "values") if name[0] in term.of]
-    return sum(_divergence(*(related(*side, name) for side in sides)) for name in names)
+    names = [name for name in ("queries", "keys", "values") if name[0] in term.vectors]
+    return sum(_divergence(*(relation_scores(*side, name) for side in sides)) for name in names)
 
 
-def _divergence(ours: Array, theirs: Array) -> Array:
-    # KL(theirs || ours) of the softmax of scores [B, N, T, S], the mean over heads: [B, T].
-    ours, theirs = jax.nn.log_softmax(ours), jax.nn.log_softmax(theirs)
-    return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1), axis=1)
+def _divergence(student: Array, teacher: Array) -> Array:
+    """KL(teacher || student) of softmaxes of scores [B, N, T, S], averaged over heads: [B, T]."""
+    student, teacher = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+    return jnp.mean(jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1), axis=1)
 
 
-KINDS = {"hidden": hidden, "attention": maps, "relations": relations}
+COMPARISONS = {
+    "hidden": _hidden_distance,
+    "attention": _attention_divergence,
+    "relations": _relation_divergence,
+}
 
 
-def pairs(
-    term: Term, ours: transformer.ModelConfig, theirs: transformer.ModelConfig
-) -> dict[str, Pairs]:
-    """Which layers of the student learn from which of the teacher, by tower.
+def layer_pairs(term: Term, student: ModelConfig, teacher: ModelConfig) -> dict[str, Pairs]:
+    """The pairs of layers that a term compares, by tower.
 
-    Raises ValueError where the two models cannot be so compared.
+    Raises ValueError if the two models cannot be compared so.
     """
-    word = f"teacher.loss.{term.name}"
-    if ours.architecture != theirs.architecture:
+    path = f"teacher.loss.{term.name}"
+    if student.architecture != teacher.architecture:
         raise ValueError(
-            f"{word} compares towers, but model.architecture={ours.architecture!r} is the "
-            f"teacher's "
-            f"{theirs.architecture!r}; use forward_kl instead, or the same architecture."
+            f"{path} compares towers, but model.architecture={student.architecture!r} is not the "
+            f"teacher's {teacher.architecture!r}; use forward_kl instead, or the same architecture."
         )
-    towers = ("encoder", "decoder") if ours.architecture == "encoder_decoder" else ("decoder",)
-    found = {}
-    for tower in towers:
-        depths = depth(ours, tower), depth(theirs, tower)
-        chosen = _chosen(f"{word}.{tower}", getattr(term, tower), depths, term.name == "hidden")
-        if chosen:
-            found[tower] = chosen
-            _check_alike(term, tower, chosen, ours, theirs)
-    if not found:
-        raise ValueError(f"{word} compares no layers; set encoder or decoder to 'last'.")
-    return found
+    has_encoder, pairs_by_tower = student.architecture == "encoder_decoder", {}
+    for tower in ("encoder", "decoder") if has_encoder else ("decoder",):
+        counts = num_layers(student, tower), num_layers(teacher, tower)
+        least = 0 if term.name == "hidden" else 1
+        pairs = _pair_layers(f"{path}.{tower}", getattr(term, tower), counts, least)
+        if pairs:
+            pairs_by_tower[tower] = pairs
+            _check_comparable(term, tower, pairs, student.tower(tower), teacher.tower(tower))
+    if not pairs_by_tower:
+        raise ValueError(f"{path} compares no layers; set encoder or decoder to 'last'.")
+    return pairs_by_tower
 
 
-def _chosen(word: str, said: str | tuple, depths: tuple[int, int], inputs: bool) -> Pairs:
-    ours, theirs = depths
-    copied = evenly(theirs, ours)
+def _pair_layers(path: str, choice: str | tuple, counts: tuple[int, int], least: int) -> Pairs:
+    """Pair each chosen layer of the student with one of the teacher; counts: (student, teacher)."""
+    student_count, teacher_count = counts
+    evenly_copied = evenly(teacher_count, student_count)
 
-    def match(layer: int) -> int:
-        if layer == ours:
-            return theirs
-        return copied[layer - 1] + 1 if layer else 0
+    def default_pair(layer: int) -> tuple[int, int]:
+        if layer == student_count:
+            return layer, teacher_count
+        return layer, evenly_copied[layer - 1] + 1 if layer else 0
 
-    every = range(1, ours + 1)
-    names = {"none": (), "last": (ours,), "all": every, "even": every[::-1][::2][::-1]}
-    if isinstance(said, str):
-        return tuple((layer, match(layer)) for layer in names[said])
-    found, least = [], 0 if inputs else 1
-    for layer in said:
-        mine, *other = layer if isinstance(layer, tuple) else (layer,)
-        for number, most in ((mine, ours), (*(other or (least,)), theirs)):
+    every = range(1, student_count + 1)
+    names = {"none": (), "last": every[-1:], "all": every, "even": every[::-1][::2][::-1]}
+    if isinstance(choice, str):
+        return tuple(default_pair(layer) for layer in names[choice])
+    for layer in choice:
+        pair = layer if isinstance(layer, tuple) else (layer,)
+        for number, most in zip(pair, counts, strict=False):
             if not least <= number <= most:
-                raise ValueError(f"{word}={said} has layer {number}; use {least} to {most}.")
-        found.append((mine, *(other or (match(mine),))))
-    return tuple(found)
+                raise ValueError(f"{path}={choice} has layer {number}; use {least} to {most}.")
+    return tuple(x if isinstance(x, tuple) else default_pair(x) for x in choice)
 
 
-def _check_alike(term: Term, tower: str, chosen: Pairs, ours, theirs) -> None:
-    """Maps are compared head by head; relation heads divide what there is."""
-    word, both = f"teacher.loss.{term.name}", (ours.tower(tower), theirs.tower(tower))
+def _check_comparable(
+    term: Term, tower: str, pairs: Pairs, student: ModelConfig, teacher: ModelConfig
+) -> None:
+    """Raise ValueError unless attention has equal heads and windows, or relation heads divide."""
+    path = f"teacher.loss.{term.name}"
     if term.name == "attention":
-        heads = [side.num_heads for side in both]
-        if heads[0] != heads[1]:
+        if student.num_heads != teacher.num_heads:
             raise ValueError(
-                f"{word} compares head with head, but the {tower} has {heads[0]} and the teacher's "
-                f"{heads[1]}; use relations, which take any number of heads."
+                f"{path} compares head with head, but the {tower} has {student.num_heads} and the "
+                f"teacher's {teacher.num_heads}; use relations, which take any number of heads."
             )
-        for pair in chosen:
-            seen = [side.layer_window(layer - 1) for side, layer in zip(both, pair, strict=True)]
-            if seen[0] != seen[1]:
+        for layer, teacher_layer in pairs:
+            if student.layer_window(layer - 1) != teacher.layer_window(teacher_layer - 1):
                 raise ValueError(
-                    f"{word} compares layer {pair[0]} of the {tower} with the teacher's {pair[1]}, "
-                    "which sees another window; choose pairs of layers, as ((2, 4),), or "
-                    f"use relations."
+                    f"{path} compares layer {layer} of the {tower} with the teacher's "
+                    f"{teacher_layer}, which has another window; choose pairs of layers, as "
+                    f"((2, 4),), or use relations."
                 )
     if term.name == "relations":
-        heads = term.heads or both[0].num_heads
-        for side, whose in zip(both, ("student's", "teacher's"), strict=True):
-            for name, count in (("q", side.num_heads), ("kv", side.num_kv_heads)):
-                width = count * side.head_dim
-                if set(name) & set(term.of) and width % heads:
+        heads = term.heads or student.num_heads
+        for owner, config in (("student's", student), ("teacher's", teacher)):
+            for names, count in (("q", config.num_heads), ("kv", config.num_kv_heads)):
+                width = count * config.head_dim
+                if set(names) & set(term.vectors) and width % heads:
                     raise ValueError(
-                        f"{word}.heads={heads} does not divide the {width} units of the {whose} "
+                        f"{path}.heads={heads} does not divide the {width} units of the {owner} "
                         f"{tower}; use a divisor of both models', as {math.gcd(width, heads)}."
                     )
 
 
-def shapes(terms: tuple[Term, ...], ours, theirs) -> dict:
-    """The projections of hidden states that the student's training holds, as shapes.
+def projection_shapes(terms: tuple[Term, ...], student: ModelConfig, teacher: ModelConfig) -> dict:
+    """The shapes of the projections of hidden states, which are trained with the student.
 
-    {tower: {"layers": {"kernel": [chosen layers, D, D of the teacher]}}} for each tower whose width
-    is not the teacher's, else nothing. Raises ValueError for any term that `pairs` refuses.
+    {tower: {"layers": {"kernel": [pairs of layers, D, D of the teacher]}}} for each tower whose
+    width differs from the teacher's. Raises ValueError as `layer_pairs` does, for any term.
     """
-    made = {}
+    shapes = {}
     for term in terms:
-        for tower, chosen in pairs(term, ours, theirs).items() if term.name in INSIDE else ():
-            widths = ours.tower(tower).d_model, theirs.tower(tower).d_model
+        pairs = layer_pairs(term, student, teacher) if term.name in INSIDE else {}
+        for tower in pairs:
+            widths = student.tower(tower).d_model, teacher.tower(tower).d_model
             if term.name == "hidden" and widths[0] != widths[1]:
-                kernel = jax.ShapeDtypeStruct((len(chosen), *widths), jnp.float32)
-                made[tower] = {"layers": {"kernel": kernel}}
-    return made
+                kernel = jax.ShapeDtypeStruct((len(pairs[tower]), *widths), jnp.float32)
+                shapes[tower] = {"layers": {"kernel": kernel}}
+    return shapes
 
 
-def first_projections(wanted: dict, key: Array) -> dict:
-    """Fresh projections of these shapes: normal, of variance 1 / D, so they keep the norm."""
-    leaves, tree = jax.tree.flatten(wanted)
+def init_projections(shapes: dict, key: Array) -> dict:
+    """Fresh projections: normal, of variance 1 / D, which preserves the norm."""
+    leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(key, len(leaves))
-    draw = lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype) * leaf.shape[1] ** -0.5
-    return jax.tree.unflatten(tree, list(map(draw, keys, leaves)))
+    init = lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype) * leaf.shape[1] ** -0.5
+    return jax.tree.unflatten(tree, list(map(init, keys, leaves)))

@@ -1,89 +1,84 @@
-"""The loss of a student: its terms added up."""
+"""The loss of a student: the weighted sum of the terms of teacher.loss."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lm import batch, losses, steps
+from lm import batch, losses, steps, transformer
 from lm.distill import features, on_policy
 from lm.distill.terms import INSIDE, TERMS, Term, shared_temperature
 
 Array = jax.Array
 
 
-class ModelOutputs(NamedTuple):
-    """What student and teacher say of the same targets.
-
-    logits: the student's [B, T, V]. student, teacher: logits of the same outcomes, [B, T, V], or
-    [B, T, k + 1] where the teacher is cached. inside: what features.compare takes after the term.
-    """
-
-    examples: batch.Batch
-    logits: Array
-    student: Array
-    teacher: Array
-    inside: tuple = ()
-
-
 def make_distillation_loss(
-    model, config: steps.LossConfig, text_bytes: Array, teacher_model, terms: tuple[Term, ...]
+    model: transformer.Transformer,
+    config: steps.LossConfig,
+    text_bytes: Array,
+    teacher_model: transformer.Transformer,
+    terms: tuple[Term, ...],
 ) -> steps.Loss:
     """The weighted sum of the terms, as (total, sums).
 
     The teacher runs without dropout or gradient; its parameters are the loss's `teacher` argument.
-    Where that is None, what a cache says, the batch's `taught`, stands for it. With neither, as in
-    evaluation, the loss is the cross-entropy alone. Beside what steps.token_sums counts, the sums
-    have
-    of each term x "teacher/x", unweighted, and "teacher/x/weight", what it counts; and "labelled",
-    the weight of the targets that the student did not write itself, which alone count as labels.
+    If that is None, the batch's teacher_top_k of a cache takes its place; without either, as in
+    evaluation, the loss is the cross-entropy. In addition to steps.token_sums, the sums have
+    "teacher/x" of each term x, unweighted, its weight "teacher/x/weight", and "labelled": the
+    number of targets that the student did not write itself, which alone count as labels.
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     language_loss = steps.make_language_loss(model, config, text_bytes)
-    wanted = features.wanted(terms)
-
-    def said(params, examples, key, teacher) -> ModelOutputs:
-        logits, ours = features.features(model, params, examples, key, wanted)
-        if teacher is None:
-            pair = losses.top_k_and_rest(logits, examples.teacher_top_k, shared_temperature(terms))
-            return ModelOutputs(examples, logits, *pair)
-        fixed = jax.lax.stop_gradient(teacher)
-        taught, theirs = features.features(teacher_model, fixed, examples, None, wanted)
-        inside = (ours, theirs, examples, params.get(features.PROJECTIONS)) if wanted else ()
-        return ModelOutputs(examples, logits, logits, taught, inside)
+    with_features = features.needs_features(terms)
 
     def loss(params, examples, key=None, teacher=None, progress=None):
         if teacher is None and examples.teacher_top_k is None:
             return language_loss(params, examples, key)
-        heard = said(params, examples, key, teacher)
-        total, shown = 0.0, {"labelled": jnp.sum(batch.label_weights(examples))}
+        logits, student = features.forward(model, params, examples, key, with_features)
+        if teacher is None:
+            temperature = shared_temperature(terms)
+            pair = losses.top_k_and_rest(logits, examples.teacher_top_k, temperature)
+        else:
+            fixed = jax.lax.stop_gradient(teacher)
+            teacher_logits, teacher_features = features.forward(
+                teacher_model, fixed, examples, None, with_features
+            )
+            pair = logits, teacher_logits
+        total, sums = 0.0, {"labelled": jnp.sum(batch.label_weights(examples))}
         for term in terms:
-            part, count = _part(term, heard, config)
-            total += term.weight_at(progress) * part
-            shown |= {f"teacher/{term.name}": part, f"teacher/{term.name}/weight": count}
-        return total, {"loss": total} | shown | steps.token_sums(heard.logits, examples, text_bytes)
+            if term.name in INSIDE:
+                projections = params.get(features.PROJECTIONS)
+                value, weight = features.compare(
+                    term, student, teacher_features, examples, projections
+                )
+            else:
+                value, weight = _logit_term(term, examples, logits, *pair, config)
+            total += term.weight_at(progress) * value
+            sums |= {f"teacher/{term.name}": value, f"teacher/{term.name}/weight": weight}
+        return total, {"loss": total} | sums | steps.token_sums(logits, examples, text_bytes)
 
     return loss
 
 
-def _part(term: Term, said: ModelOutputs, config: steps.LossConfig) -> tuple[Array, Array]:
-    # The (total, weight) of one term.
-    if term.name in INSIDE:
-        return features.compare(term, *said.inside)
+def _logit_term(
+    term: Term,
+    examples: batch.Batch,
+    logits: Array,
+    student: Array,
+    teacher: Array,
+    config: steps.LossConfig,
+) -> tuple[Array, Array]:
+    """A term of logits as (total, weight).
+
+    logits: the student's [B, T, V]. student, teacher: logits of the same outcomes, [B, T, V], or
+    [B, T, k + 1] with a cached teacher.
+    """
+    labels, weights = batch.label_weights(examples), batch.loss_weights(examples)
     if term.name == "labels":
-        return losses.cross_entropy(
-            said.logits,
-            said.examples.targets,
-            batch.label_weights(said.examples),
-            z_loss=config.z_loss,
-            smoothing=config.label_smoothing,
-        )
-    weights = batch.loss_weights(said.examples)
-    if term.name == "policy":
-        own = weights - batch.label_weights(said.examples)
-        return on_policy.policy_gradient(said.student, said.teacher, said.examples.targets, own)
+        options = {"z_loss": config.z_loss, "smoothing": config.label_smoothing}
+        return losses.cross_entropy(logits, examples.targets, labels, **options)
+    if term.name == "policy":  # for the student's own answers
+        return on_policy.policy_gradient(student, teacher, examples.targets, weights - labels)
     names, divergence, _ = TERMS[term.name]
     options = {name: getattr(term, name) for name in names}
-    return divergence(said.student, said.teacher, weights, **options)
+    return divergence(student, teacher, weights, **options)

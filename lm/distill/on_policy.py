@@ -1,4 +1,4 @@
-"""The student's own answers: when it writes them, how they are learnt from.
+"""On-policy distillation: when the student generates its own answers, and how it learns from them.
 
 Source: Agarwal et al. 2023, arXiv:2306.13649 (GKD); Gu et al. 2023, arXiv:2306.08543 (MiniLLM).
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lm import batch, decoding, lookup, losses, steps
+from lm import batch, decoding, lookup, losses, steps, transformer
 from lm.distill.terms import Term
 
 Array = jax.Array
@@ -19,10 +20,10 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicyConfig:
-    """The section teacher.on_policy: how often the student learns from its own answers, and how.
+    """The section teacher.on_policy: how often and how the student generates its own targets.
 
-    fraction: of the updates, 0 to 1; 0: none. They are spread evenly, by the batches' numbers
-    alone, so they are the same on every host and after every restart.
+    fraction: of the updates, 0 to 1, spread evenly. It depends on a batch's number alone, so it is
+    the same on every host and after every restart.
     """
 
     fraction: float = 0.0
@@ -44,11 +45,11 @@ class OnPolicyConfig:
         return self.fraction > 0
 
     def is_on_policy(self, index: int) -> bool:
-        """Whether the student writes the targets of the batch of this number, from 0."""
+        """Whether the student generates the targets of this batch; batches count from 0."""
         return math.floor((index + 1) * self.fraction) > math.floor(index * self.fraction)
 
     def is_usual(self, index: int) -> bool:
-        """Whether that batch is of the commoner kind, whose losses can be compared."""
+        """Whether that batch is of the more frequent kind, whose losses can be compared."""
         return self.is_on_policy(index) == (self.fraction > 0.5)
 
 
@@ -58,7 +59,7 @@ def check(
     """Raise ValueError if the section teacher.on_policy does not suit the rest of the config.
 
     terms: of the loss. packing: data.packing. pairs: whether all tasks have inputs and targets,
-    not running text. length: columns of the targets.
+    not running text. length: data.target_length.
     """
     names = {term.name for term in terms}
     path = f"teacher.on_policy.fraction={config.fraction}"
@@ -91,35 +92,34 @@ def check(
         )
 
 
-def answered(
-    params,
+def answer_batch(
+    params: Any,
     examples: batch.Batch,
     addresses: Array,
     *,
-    model,
+    model: transformer.Transformer,
     length: int,
     eos: int,
     config: decoding.DecodingConfig,
     axis: steps.Axis | None = None,
 ) -> batch.Batch:
-    """The batch with the model's own answers to its inputs as targets, marked as its own.
+    """The batch with the model's own answers to its inputs as targets, and from_student set.
 
-    addresses: int32 [B, 2], as of steps.decode_step: all that a row's draws follow from. An answer
-    ends with its eos, which is to be predicted too, or after `length` tokens. The rows have one
-    segment each; those without inputs have no targets.
+    addresses: int32 [B, 2] of steps.decode_step, which decide a row's samples. An answer ends with
+    its eos, which is a target too, or after `length` tokens. Rows have one segment each, and no
+    targets if they have no inputs.
     """
-    found = steps.decode_step(
+    decoded = steps.decode_step(
         params, examples, addresses, model=model, length=length, eos=eos, config=config, axis=axis
     )
-    ids = found.ids[:, 0]
+    ids = decoded.ids[:, 0]
     ids = jnp.pad(ids, ((0, 0), (0, examples.targets.shape[1] - ids.shape[1])))
-    place = jnp.arange(ids.shape[1])
-    ended = jnp.cumsum(ids == eos, axis=1) - (ids == eos) > 0
-    asked = jnp.any(examples.inputs_segment_ids > 0, axis=1, keepdims=True)
-    said = asked & ~ended & (place < config.max_tokens(length))
+    is_after_eos = jnp.cumsum(ids == eos, axis=1) - (ids == eos) > 0
+    has_inputs = jnp.any(examples.inputs_segment_ids > 0, axis=1, keepdims=True)
+    is_target = has_inputs & ~is_after_eos & (jnp.arange(ids.shape[1]) < config.max_tokens(length))
     return examples._replace(
-        targets=jnp.where(said, ids, 0),
-        targets_segment_ids=said.astype(jnp.int32),
+        targets=jnp.where(is_target, ids, 0),
+        targets_segment_ids=is_target.astype(jnp.int32),
         from_student=jnp.ones(len(ids), bool),
     )
 
@@ -127,22 +127,21 @@ def answered(
 def policy_gradient(
     student: Array, teacher: Array, targets: Array, weights: Array
 ) -> tuple[Array, Array]:
-    """What a token does to the tokens after it, as (total, weight); on the student's own answers.
+    """MiniLLM's long-term part, the effect of a token on those after it, as (total, weight).
 
-    student, teacher: logits float [B, T, V]; targets int [B, T], drawn from the student at
-    temperature 1; weights float [B, T]. The value estimates, of each token, log q - log p averaged
-    over the rest of its row, q the student's probabilities and p the teacher's; its gradient is
-    the REINFORCE estimate of that. Summed instead of averaged it would make, with reverse_kl, the
-    gradient of KL(q || p) of whole answers; averaged, long answers weigh no more than short ones.
-    An answer is used for one update; without dropout, which answers are found without, no
-    importance ratio would differ from 1, and none is taken.
+    student, teacher: logits float [B, T, V]; targets: int [B, T], sampled from the student at
+    temperature 1; weights: float [B, T]. The value of a token is log q - log p averaged over the
+    rest of its row, with q of the student and p of the teacher; its gradient is the REINFORCE
+    estimate. Summed instead of averaged, the gradient with that of reverse_kl would be that of
+    KL(q || p) of whole answers; averaged, long answers weigh no more than short ones. There is no
+    importance ratio: each answer is used for one update.
     Source: Gu et al. 2023, arXiv:2306.08543, section 2.2 (single-step decomposition, length
     normalisation).
     """
-    surprise = losses.token_nats(student, targets)
-    excess = jax.lax.stop_gradient(losses.token_nats(teacher, targets) - surprise) * weights
-    after = lambda x: jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1] - x
-    rest = after(excess) / jnp.maximum(after(weights), 1.0)
-    # exp(0) times: the value is the rest, the gradient the rest times that of log q.
-    ratio = jnp.exp(jax.lax.stop_gradient(surprise) - surprise)
+    nats = losses.token_nats(student, targets)
+    excess = jax.lax.stop_gradient(losses.token_nats(teacher, targets) - nats) * weights
+    sum_after = lambda x: jnp.cumsum(x[:, ::-1], axis=1)[:, ::-1] - x
+    rest = sum_after(excess) / jnp.maximum(sum_after(weights), 1.0)
+    # exp(0) is 1: the value is the rest, and the gradient the rest times that of log q.
+    ratio = jnp.exp(jax.lax.stop_gradient(nats) - nats)
     return jnp.sum(rest * ratio * weights), jnp.sum(weights)

@@ -1,20 +1,19 @@
-"""Where a student starts: in its teacher's layers, in a part of their width, or at random.
+"""How a student is initialized: from its teacher's layers, from slices of them, or at random.
 
-The words of teacher.student_init: `even`, `first` or `last` says which layers of each tower are
-copied;
-behind it, for a narrower student, `sliced` or `projected`; before it `shared`, where the encoder
-is to be the teacher's own and to stay so. Or `random` alone. What is copied is so to the bit.
+teacher.student_init is `random`, or the layers of each tower to copy, `even`, `first` or `last`;
+after it, for a narrower student, `sliced` or `projected`; before it `shared`, if the encoder is to
+stay the teacher's. Parameters are copied bit for bit.
 
-sliced     of every kernel the first units of d_model, d_ff and head_dim, and the first heads; of
-           grouped heads the first of each kept group; of rotary pairs those whose frequencies
-           the narrower head has.
-projected  d_model is turned by a random matrix P of orthonormal columns [D, D'], W to P^T W or
-           W P, the scales of the norms moved into the kernels behind them first; all else is
-           sliced. At full width the logits stay (with a tied head, if the last norm's scale is
-           even). Source of the folding: Ashkboos et al. 2024, section 3, arXiv:2401.15024.
+sliced     takes of each kernel the first units of d_model, d_ff and head_dim, and the first heads;
+           of grouped heads the first of each group; of rotary pairs those with the frequencies of
+           the narrower head
+projected  multiplies d_model by a random matrix P with orthonormal columns [D, D'], W to P^T W or
+           W P, after folding the norms' scales into the kernels behind them, and slices the rest.
+           At full width logits are unchanged (with a tied head, if the last norm's scale is
+           uniform). Source of the folding: Ashkboos et al. 2024, section 3, arXiv:2401.15024.
 
-A student with a tied head takes of a teacher with another matrix for it the embedding alone. That
-was never a head: such a student starts above random logits, and is to learn one first.
+A student with a tied head copies only the embedding of a teacher with an untied one. That embedding
+was never a head: the student starts above the loss of random logits, and first learns a head.
 """
 
 from __future__ import annotations
@@ -30,163 +29,155 @@ from flax import traverse_util
 
 from lm import initialization, lookup, transformer
 
+ModelConfig = transformer.ModelConfig
+
 SIZES = tuple(field.name for field in dataclasses.fields(transformer.EncoderConfig))
-RANDOM = ", or teacher.student_init='random'"
-# The norm whose result a kernel reads, by the kernel's place in a layer; of an encoder's result
-# and of the head, the norm at the end of a tower.
-READERS = {
+OR_RANDOM = ", or teacher.student_init='random'"
+# Pattern of a kernel's path in a tower -> the norm whose result it reads. Cross-attention's keys
+# and values and the head read the norm at the end of a tower.
+NORMS = {
     r"layers/self_attention/(query|key|value)/kernel": "layers/self_norm/scale",
     r"layers/cross_attention/query/kernel": "layers/cross_norm/scale",
     r"layers/feed_forward/(up|gate)/kernel": "layers/ff_norm/scale",
 }
-HEADS = ((r"query/kernel$", -2), (r"out/kernel$", -3), (r"relative_bias$", -1))
+HEAD_AXES = ((r"query/kernel$", -2), (r"out/kernel$", -3), (r"relative_bias$", -1))
 
 
 def evenly(teacher_layers: int, student_layers: int) -> list[int]:
-    """Which teacher layers a shallower student copies: first and last, the rest evenly between."""
+    """The teacher layers that a shallower student copies: first, last, and evenly between."""
     if student_layers == 1:
         return [0]
     last = teacher_layers - 1
     return [round(i * last / (student_layers - 1)) for i in range(student_layers)]
 
 
-DEPTHS = {
+LAYERS = {  # (number of the teacher's layers, of the student's) -> those to copy, in order
     "even": evenly,
-    "first": lambda theirs, ours: [*range(ours)],
-    "last": lambda theirs, ours: [*range(theirs - ours, theirs)],
+    "first": lambda teacher, student: [*range(student)],
+    "last": lambda teacher, student: [*range(teacher - student, teacher)],
 }
 WIDTHS = ("sliced", "projected")
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a student starts: a word of DEPTHS, one of WIDTHS or none, the teacher's encoder."""
+    """A parsed teacher.student_init: a word of LAYERS, one of WIDTHS or "", and `shared`."""
 
-    depth: str
+    layers: str
     width: str = ""
     shared: bool = False
 
-    def layers(self, theirs: int, ours: int) -> list[int]:
-        """The teacher's layers that a tower of the student copies, in order."""
-        return DEPTHS[self.depth](theirs, ours)
-
 
 def parse_start(text: str) -> Start | None:
-    """The start that teacher.student_init says in words, None for a random one.
+    """Parse teacher.student_init; None for random parameters.
 
-    Raises ValueError for unknown words, and for some that do not go together.
+    Raises ValueError for unknown words and unsupported combinations.
     """
-    words = text.split()
+    words, table = text.split(), dict.fromkeys((*LAYERS, *WIDTHS, "shared", "random"))
     for word in words:
-        lookup.lookup(
-            dict.fromkeys((*DEPTHS, *WIDTHS, "shared", "random")), word, "teacher.student_init"
-        )
+        lookup.lookup(table, word, "teacher.student_init")
     if words == ["random"]:
         return None
-    depths, widths = ([word for word in words if word in table] for table in (DEPTHS, WIDTHS))
-    rest = len(words) - len(depths) - len(widths)
     shared = words[:1] == ["shared"]
-    if len(depths) != 1 or len(widths) > 1 or rest != shared or shared and widths:
+    layers, widths = ([word for word in words if word in names] for names in (LAYERS, WIDTHS))
+    num_rest = len(words) - len(layers) - len(widths)
+    if len(layers) != 1 or len(widths) > 1 - shared or num_rest != shared:
         raise ValueError(
-            f"teacher.student_init={text!r} is no start; write even, first or last, and for "
-            f"a narrower "
-            f"student sliced or projected behind it, or for the teacher's own encoder shared "
-            f"before it; or random alone."
+            f"teacher.student_init={text!r} is unsupported; write even, first or last, followed by "
+            f"sliced or projected for a narrower student, or preceded by shared to keep the "
+            f"teacher's encoder; or random alone."
         )
-    return Start(depths[0], *widths, shared=shared)
+    return Start(layers[0], *widths, shared=shared)
 
 
-def check_student(init: str, teacher_config, config) -> None:
-    """Raise ValueError where this student cannot learn from this teacher, or not start so."""
+def check_student(init: str, teacher: ModelConfig, student: ModelConfig) -> None:
+    """Raise ValueError if the student cannot learn from this teacher, or not start with `init`."""
     start = parse_start(init)
-    initialization.check_same(config, teacher_config, ("vocab_size",), "the teacher's")
+    initialization.check_same(student, teacher, ("vocab_size",), "the teacher's")
     if start is None:
         return
-    sizes = (*SIZES, *(f"encoder.{size}" for size in SIZES))
-    sizes += ("attention.scale",) if start.width else ()
-    sizes += ("lm_head",) if leaves_head(teacher_config, config) else ()
-    fields = [field for field in transformer.SHARED_KEYS if field not in sizes]
-    initialization.check_same(config, teacher_config, fields, "the teacher's", RANDOM)
+    free = [*SIZES, *(f"encoder.{size}" for size in SIZES)]
+    free += ["attention.scale"] * bool(start.width)
+    free += ["lm_head"] * leaves_head(teacher, student)
+    fields = [field for field in transformer.SHARED_KEYS if field not in free]
+    initialization.check_same(student, teacher, fields, "the teacher's", OR_RANDOM)
     for tower in ("encoder", "decoder"):
-        ours, theirs = (getattr(c, f"num_{tower}_layers") for c in (config, teacher_config))
-        _check_most(f"num_{tower}_layers", ours, theirs)
-        _check_width(start, init, teacher_config.tower(tower), config.tower(tower))
+        counts = (getattr(config, f"num_{tower}_layers") for config in (student, teacher))
+        _check_at_most(f"num_{tower}_layers", *counts)
+        _check_width(start, init, teacher.tower(tower), student.tower(tower))
     if start.width == "projected":
-        _check_turned(config)
+        _check_projectable(student)
     if start.shared:
-        _check_shared(init, teacher_config, config)
+        _check_shared(init, teacher, student)
 
 
-def leaves_head(teacher_config, config) -> bool:
-    """Whether a student starts with a head that is no teacher's: its own embedding, tied."""
-    return teacher_config.lm_head == "untied" != config.lm_head
+def leaves_head(teacher: ModelConfig, student: ModelConfig) -> bool:
+    """Whether the student's tied head leaves out the teacher's untied one."""
+    return teacher.lm_head == "untied" != student.lm_head
 
 
-def _check_most(field: str, ours: int, theirs: int) -> None:
-    if ours > theirs:
+def _check_at_most(field: str, value: int, most: int) -> None:
+    if value > most:
         raise ValueError(
-            f"model.{field}={ours} is more than the teacher's {theirs}; use at most {theirs}"
-            f"{RANDOM}."
+            f"model.{field}={value} is more than the teacher's {most}; use at most {most}"
+            f"{OR_RANDOM}."
         )
 
 
-def _check_width(start: Start, init: str, theirs, ours) -> None:
+def _check_width(start: Start, init: str, teacher: ModelConfig, student: ModelConfig) -> None:
     for field in SIZES:
-        most, less = getattr(theirs, field), getattr(ours, field) < getattr(theirs, field)
+        value, most = getattr(student, field), getattr(teacher, field)
         if not start.width:
-            part = f", teacher.student_init='{init} sliced' for a part of it" * (
-                less and not start.shared
-            )
-            initialization.check_same(ours, theirs, (field,), "the teacher's", part + RANDOM)
-        _check_most(field, getattr(ours, field), most)
-    groups = [config.num_heads // config.num_kv_heads for config in (ours, theirs)]
-    if groups[0] > groups[1]:
+            can_slice = value < most and not start.shared
+            cure = f", teacher.student_init='{init} sliced' for a part of it" * can_slice
+            initialization.check_same(student, teacher, (field,), "the teacher's", cure + OR_RANDOM)
+        _check_at_most(field, value, most)
+    group, most = (config.num_heads // config.num_kv_heads for config in (student, teacher))
+    if group > most:
         raise ValueError(
-            f"model.num_heads={ours.num_heads} has {groups[0]} to each of model.num_kv_heads="
-            f"{ours.num_kv_heads}, and the teacher {groups[1]}; use more num_kv_heads"
-            f"{RANDOM}."
+            f"model.num_heads={student.num_heads} has {group} to each of model.num_kv_heads="
+            f"{student.num_kv_heads}, and the teacher {most}; use more num_kv_heads{OR_RANDOM}."
         )
-    if ours.position.kind == "rotary" and theirs.head_dim % ours.head_dim:
+    if student.position.kind == "rotary" and teacher.head_dim % student.head_dim:
         raise ValueError(
-            f"model.head_dim={ours.head_dim} does not divide the teacher's {theirs.head_dim}, and "
-            f"its rotary pairs turn at other speeds; use {theirs.head_dim // 2}{RANDOM}."
+            f"model.head_dim={student.head_dim} does not divide the teacher's {teacher.head_dim}, "
+            f"so its rotary frequencies differ; use {teacher.head_dim // 2}{OR_RANDOM}."
         )
 
 
-def _check_turned(config) -> None:
+def _check_projectable(student: ModelConfig) -> None:
     for field, words in (
         ("norm.kind", ("rms", "rms_offset")),
         ("norm.placement", ("pre",)),
         ("position.kind", ("relative", "relative_per_layer", "rotary", "none")),
     ):
-        value = config.to_flat()[field]
+        value = student.to_flat()[field]
         if value not in words:
             raise ValueError(
-                f"model.{field}={value!r} knows d_model's axes apart, and "
-                f"teacher.student_init's word projected turns them; use sliced."
+                f"model.{field}={value!r} depends on the axes of d_model, which "
+                f"teacher.student_init's word projected mixes; use sliced."
             )
 
 
-def _check_shared(init: str, teacher_config, config) -> None:
-    if config.architecture != "encoder_decoder" or config.shared_params == "all":
+def _check_shared(init: str, teacher: ModelConfig, student: ModelConfig) -> None:
+    unshared = init.removeprefix("shared ")
+    if student.architecture != "encoder_decoder" or student.shared_params == "all":
         raise ValueError(
-            f"teacher.student_init={init!r} needs an encoder that does not write; use "
-            f"{init.removeprefix('shared ')!r}, or model.architecture='encoder_decoder' and "
-            f"model.shared_params='embeddings'."
+            f"teacher.student_init={init!r} needs an encoder of its own; use {unshared!r}, or "
+            f"model.architecture='encoder_decoder' and model.shared_params='embeddings'."
         )
-    ours, theirs = config.num_encoder_layers, teacher_config.num_encoder_layers
-    if ours != theirs:
+    count, most = student.num_encoder_layers, teacher.num_encoder_layers
+    if count != most:
         raise ValueError(
-            f"model.num_encoder_layers={ours} is not the teacher's {theirs}, whose encoder "
-            f"teacher.student_init={init!r} takes; use {theirs}, or "
-            f"{init.removeprefix('shared ')!r}."
+            f"model.num_encoder_layers={count} is not the teacher's {most}, whose encoder "
+            f"teacher.student_init={init!r} copies; use {most}, or {unshared!r}."
         )
 
 
-def frozen(init: str, config: transformer.ModelConfig) -> str:
-    """The paths, as a regular expression, that stay the teacher's own; "" where all is trained.
+def frozen(init: str, config: ModelConfig) -> str:
+    """A regular expression of the paths of `shared`, which are not trained; "" for none.
 
-    Those of the encoder and of the embedding that it reads.
+    They are those of the encoder and of its embedding.
     """
     start = parse_start(init)
     if start is None or not start.shared:
@@ -195,115 +186,111 @@ def frozen(init: str, config: transformer.ModelConfig) -> str:
 
 
 def init_student(
-    init: str, teacher: Any, teacher_config, config: transformer.ModelConfig, seed: int = 0
+    init: str, params: Any, teacher: ModelConfig, student: ModelConfig, seed: int = 0
 ) -> Any:
-    """The student's first parameters by the words of `init`, or None for random ones.
+    """The student's first parameters, or None for random ones.
 
-    seed: of a projection. Raises ValueError as check_student does.
+    params: the teacher's. seed: of the matrix of `projected`. Raises ValueError as check_student.
     """
-    check_student(init, teacher_config, config)
+    check_student(init, teacher, student)
     start = parse_start(init)
     if start is None:
         return None
-    flat = traverse_util.flatten_dict(teacher, sep="/")
-    if leaves_head(teacher_config, config):
+    flat = traverse_util.flatten_dict(params, sep="/")
+    if leaves_head(teacher, student):
         flat.pop("head")
-    wanted = traverse_util.flatten_dict(transformer.param_shapes(config), sep="/")
+    shapes = traverse_util.flatten_dict(transformer.param_shapes(student), sep="/")
     if start.width == "projected":
-        flat = _turned(flat, teacher_config, config, seed)
+        flat = _project(flat, teacher, student, seed)
     for path, leaf in flat.items():
         tower = "encoder" if path.startswith("encoder") else "decoder"
         if "/layers/" in path:
-            depths = (getattr(c, f"num_{tower}_layers") for c in (teacher_config, config))
-            leaf = leaf[jnp.array(start.layers(*depths))]
-        theirs, ours = (c.tower(tower) for c in (teacher_config, config))
-        flat[path] = _part(path, leaf, wanted[path].shape, theirs, ours)
+            counts = (getattr(config, f"num_{tower}_layers") for config in (teacher, student))
+            leaf = leaf[jnp.array(LAYERS[start.layers](*counts))]
+        flat[path] = _slice(
+            path, leaf, shapes[path].shape, teacher.tower(tower), student.tower(tower)
+        )
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _part(path: str, leaf, shape: tuple, theirs, ours):
-    """What a narrower student takes of a parameter: heads and rotary pairs by number, or the first
-    of each axis.
-    """
-    for pattern, axis in HEADS:
+def _slice(
+    path: str, leaf: jax.Array, shape: tuple, teacher: ModelConfig, student: ModelConfig
+) -> jax.Array:
+    """Select a student's heads and rotary pairs of a parameter, and the first of all other axes."""
+    for pattern, axis in HEAD_AXES:
         if re.search(pattern, path) and leaf.shape[axis] != shape[leaf.ndim + axis]:
-            leaf = jnp.take(leaf, _heads(theirs, ours), axis)
-    turned = ours.position.kind == "rotary" and re.search(
-        r"self_attention/(query|key)(_norm)?/", path
-    )
-    if turned and leaf.shape[-1] != shape[-1]:
-        leaf = jnp.take(leaf, _pairs(theirs.head_dim, ours.head_dim), -1)
+            # A query head keeps its key and value head: the first heads of the first groups.
+            group = teacher.num_heads // teacher.num_kv_heads
+            groups = np.arange(student.num_kv_heads)[:, None] * group
+            heads = (groups + np.arange(student.num_heads // student.num_kv_heads)).ravel()
+            leaf = jnp.take(leaf, heads, axis)
+    is_rotary = student.position.kind == "rotary"
+    is_rotated = is_rotary and re.search(r"self_attention/(query|key)(_norm)?/", path)
+    if is_rotated and leaf.shape[-1] != shape[-1]:
+        # Pairs are (i, i + H/2); every n-th has the frequency of a pair of the narrower head.
+        low = np.arange(student.head_dim // 2) * (teacher.head_dim // student.head_dim)
+        leaf = jnp.take(leaf, np.concatenate([low, low + teacher.head_dim // 2]), -1)
     return leaf[tuple(map(slice, shape))]
 
 
-def _heads(theirs, ours) -> np.ndarray:
-    # The first of each group of the first groups: a head goes on with its own keys and values.
-    groups = np.arange(ours.num_kv_heads)[:, None] * (theirs.num_heads // theirs.num_kv_heads)
-    return (groups + np.arange(ours.num_heads // ours.num_kv_heads)).ravel()
-
-
-def _pairs(theirs: int, ours: int) -> np.ndarray:
-    # Pairs (i, i + H/2): every so many-th turns as fast as those of the narrower head.
-    low = np.arange(ours // 2) * (theirs // ours)
-    return np.concatenate([low, low + theirs // 2])
-
-
-def _turned(flat: dict, teacher_config, config, seed: int) -> dict:
-    """A teacher's parameters with every axis of d_model turned into the student's."""
-    gains, scales = _gains(flat, config)
-    made = {}
+def _project(flat: dict, teacher: ModelConfig, student: ModelConfig, seed: int) -> dict:
+    """Project every axis of d_model in a teacher's parameters to the student's width."""
+    gains, scales = _fold_norms(flat, student)
+    projected = {}
     for path, leaf in flat.items():
-        # Of the kernels of cross-attention these read what the encoder wrote.
+        # These kernels of cross-attention read the encoder's output.
         reads_encoder = re.search(r"cross_attention/(key|value)/kernel$", path)
-        side = "encoder" if path.startswith("encoder") or reads_encoder else "decoder"
-        turn = _turn(teacher_config.tower(side).d_model, config.tower(side).d_model, seed)
-        norm = _norm_before(path, teacher_config)
+        tower = "encoder" if path.startswith("encoder") or reads_encoder else "decoder"
+        sizes = teacher.tower(tower).d_model, student.tower(tower).d_model
+        matrix = _orthonormal_columns(*sizes, seed)
+        norm = _norm_before(path, teacher)
         if norm:
             axis = int("/layers/" in path)
             gain = gains[norm] if gains[norm].ndim > axis else gains[norm][None]
             leaf = leaf * gain.reshape(*gain.shape, *[1] * (leaf.ndim - gain.ndim))
-            made[path] = jnp.moveaxis(jnp.tensordot(leaf, turn, (axis, 0)), -1, axis)
+            projected[path] = jnp.moveaxis(jnp.tensordot(leaf, matrix, (axis, 0)), -1, axis)
         elif re.search(r"((out|down)/kernel|embedding)$", path):
-            made[path] = jnp.tensordot(leaf, turn, (-1, 0))
+            projected[path] = jnp.tensordot(leaf, matrix, (-1, 0))
         else:
-            made[path] = scales.get(path, leaf)
-    return made
+            projected[path] = scales.get(path, leaf)
+    return projected
 
 
-def _gains(flat: dict, config) -> tuple[dict, dict]:
-    """What goes from each norm into the kernels behind it, and the scale that stays, by path.
+def _fold_norms(flat: dict, config: ModelConfig) -> tuple[dict, dict]:
+    """By path of each norm, the gain to multiply into kernels, and the scale that remains.
 
-    A tied head cannot take it: of the norm before it the mean stays.
+    A tied head cannot take the gain of the norm before it, whose mean remains as its scale.
     """
     offset, gains, scales = float(config.norm.kind == "rms_offset"), {}, {}
-    tied = config.lm_head != "untied"
+    is_tied = config.lm_head != "untied"
     for path in flat:
         if not re.search(r"(^|/)((self|cross|ff)_)?norm/scale$", path):
             continue
         gain = flat[path] + offset
-        stays = jnp.mean(gain) if tied and path == _last_norm(config) else jnp.ones([])
-        gains[path] = gain / stays
-        scales[path] = jnp.full(gain.shape, stays - offset, flat[path].dtype)
+        is_uniform = is_tied and path == _last_norm(config)
+        rest = jnp.mean(gain) if is_uniform else jnp.ones([])
+        gains[path] = gain / rest
+        scales[path] = jnp.full(gain.shape, rest - offset, flat[path].dtype)
     return gains, scales
 
 
-def _norm_before(path: str, config) -> str:
-    # The norm whose result this kernel multiplies; "": it is no such kernel.
+def _norm_before(path: str, config: ModelConfig) -> str:
+    """The path of the norm whose result this kernel multiplies; "" if there is none."""
     if path == "head":
         return _last_norm(config)
     tower, _, rest = path.partition("/")
     if re.fullmatch(r"layers/cross_attention/(key|value)/kernel", rest):
         return "encoder/norm/scale"
-    found = (norm for pattern, norm in READERS.items() if re.fullmatch(pattern, rest))
-    return next((f"{tower}/{norm}" for norm in found), "")
+    norms = (norm for pattern, norm in NORMS.items() if re.fullmatch(pattern, rest))
+    return next((f"{tower}/{norm}" for norm in norms), "")
 
 
-def _last_norm(config) -> str:
+def _last_norm(config: ModelConfig) -> str:
     return f"{'encoder' if config.shared_params == 'all' else 'decoder'}/norm/scale"
 
 
-def _turn(theirs: int, ours: int, seed: int) -> jax.Array:
-    """Random orthonormal columns, [theirs, ours]: the same of the same sizes and seed."""
-    drawn = np.random.default_rng((seed, theirs, ours)).normal(size=(theirs, ours))
-    columns, upper = np.linalg.qr(drawn)
-    return jnp.asarray(columns * np.sign(np.diag(upper)), jnp.float32)
+def _orthonormal_columns(rows: int, columns: int, seed: int) -> jax.Array:
+    """A random matrix [rows, columns] with orthonormal columns; a function of its arguments."""
+    normal = np.random.default_rng((seed, rows, columns)).normal(size=(rows, columns))
+    q, r = np.linalg.qr(normal)
+    return jnp.asarray(q * np.sign(np.diag(r)), jnp.float32)

@@ -6,8 +6,8 @@ forward_kl  KL(teacher || student); reverse_kl, the other way; jsd, between them
 logit_mse   the squared difference of logits
 hidden      hidden states of chosen layers; distance: mse or cosine
 attention   attention maps of chosen layers
-relations   which positions have like queries, keys and values in chosen layers (MiniLMv2); of: qkv
-            or fewer of them; heads: relation heads, 0 for the student's
+relations   similarities between positions of the queries, keys and values of chosen layers
+            (MiniLMv2); vectors: qkv or fewer of them; heads: relation heads, 0: the student's
 policy      MiniLLM's long-term part, on the student's own answers
 
 Each has a weight, and a final_weight if the weight changes linearly from the first update to the
@@ -47,7 +47,7 @@ TERMS = {
     "logit_mse": TermKind((), losses.logit_mse),
     "hidden": TermKind(("distance", "encoder", "decoder")),
     "attention": TermKind(("encoder", "decoder")),
-    "relations": TermKind(("of", "heads", "encoder", "decoder")),
+    "relations": TermKind(("vectors", "heads", "encoder", "decoder")),
     "policy": TermKind(),
 }
 INSIDE = ("hidden", "attention", "relations")  # these compare states inside both models
@@ -78,7 +78,7 @@ class Term:
     distance: str = "mse"
     encoder: str | tuple = "last"
     decoder: str | tuple = "last"
-    of: str = "qkv"
+    vectors: str = "qkv"
     heads: int = 0
 
     def __post_init__(self):
@@ -95,9 +95,9 @@ class Term:
                     f"{path}.{option}={value:g} is out of bounds; use {low:g} to {high:g}{cure}."
                 )
         lookup.lookup(DISTANCES, self.distance, f"{path}.distance")
-        if not self.of or not re.fullmatch("q?k?v?", self.of):
+        if not self.vectors or not re.fullmatch("q?k?v?", self.vectors):
             raise ValueError(
-                f"{path}.of={self.of!r} is unknown; write qkv, or fewer of them in this order."
+                f"{path}.vectors={self.vectors!r} is unknown; write qkv, or fewer of them in order."
             )
         for tower in ("encoder", "decoder"):
             layers = _check_layers(getattr(self, tower), f"{path}.{tower}")
@@ -135,18 +135,17 @@ def loss_terms(section: Mapping[str, Mapping]) -> tuple[Term, ...]:
     terms = []
     for name in sorted(section, key=lambda name: [*TERMS, name].index(name)):
         options, path = section[name], f"teacher.loss.{name}"
-        known = (
-            "weight",
-            "final_weight",
-            *lookup.lookup(TERMS, name, "the term of teacher.loss").options,
-        )
+        kind = lookup.lookup(TERMS, name, "the term of teacher.loss")
+        allowed = ("weight", "final_weight", *kind.options)
         if not isinstance(options, Mapping):
-            raise ValueError(f"{path}={options!r} is for a whole section; set {', '.join(known)}.")
+            raise ValueError(
+                f"{path}={options!r} is for a whole section; set {', '.join(allowed)}."
+            )
         for option in options:
-            if option not in known:
-                hint = lookup.nearest(option, known) or "."
+            if option not in allowed:
+                hint = lookup.nearest(option, allowed) or "."
                 raise ValueError(
-                    f"{path} does not use {option!r}; its options are {', '.join(known)}{hint}"
+                    f"{path} does not use {option!r}; its options are {', '.join(allowed)}{hint}"
                 )
         terms.append(Term(name, **options))
     if not any(term.weight or term.final_weight for term in terms):

@@ -56,7 +56,7 @@ def read_trainable_params(
     shapes = shapes | {features.PROJECTIONS: None}  # a student's projections are not read
     with open_checkpoints(run, read_only=True) as run_checkpoints:
         params, metadata = run_checkpoints.restore_params(shapes, step)
-    params = features.plain(params)
+    params = features.model_params(params)
     if metadata["tokenizer"] != tokens.fingerprint:
         raise ValueError(
             f"{run.workdir} was trained with another tokenizer than {tokens.directory}; leave "

@@ -196,7 +196,7 @@ def _check_source(run: Run) -> None:
         return
     model = read_run(source).model
     if run.init_from:
-        initialization.check_origin(run.model, model, source)
+        initialization.check_init_from(run.model, model, source)
     else:
         _check_same_tokenizer(run, source)
         distill.check_student(run.teacher.student_init, model, run.model)

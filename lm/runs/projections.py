@@ -14,10 +14,10 @@ from lm.runs.schema import Run
 def _projection_shapes(run: Run) -> dict:
     """Return the shapes of the projections that teacher.loss.hidden needs; {} for none."""
     terms = run.teacher.terms
-    if run.stage != "distill" or not features.wanted(terms):
+    if run.stage != "distill" or not features.needs_features(terms):
         return {}
     teacher = checks.read_run(checks.teacher_source(run)[0]).model
-    shapes = features.shapes(terms, run.model, teacher)
+    shapes = features.projection_shapes(terms, run.model, teacher)
     if shapes and run.lora.rank:
         raise ValueError(
             f"lora.rank={run.lora.rank} trains no projections, which teacher.loss.hidden needs for "
@@ -46,4 +46,4 @@ def with_projections(
     if not shapes:
         return params
     params = init() if params is None else params
-    return params | {features.PROJECTIONS: features.first_projections(shapes, key)}
+    return params | {features.PROJECTIONS: features.init_projections(shapes, key)}

@@ -128,7 +128,7 @@ class StudentAnswers:
         self._strategy, self._num_rows, self._seed = strategy, run.data.batch_size, run.seed
         model = transformer.Transformer(run.model, strategy.shard_activations)
         options = {"length": run.lengths[1], "eos": eos, "config": self.policy.decoding}
-        answer = functools.partial(on_policy.answered, model=model, **options)
+        answer = functools.partial(on_policy.answer_batch, model=model, **options)
         self._answer = strategy.compile(answer)
 
     def generate(self, params: Any, placed: batch.Batch, index: int) -> batch.Batch:

@@ -283,7 +283,7 @@ def make_setup(
         init_state=update.init_state,
         train_step=strategy.compile(update.train_step, donate=True),
         learning_rates=learning_rates,
-        model_params=strategy.compile(merge) if run.lora.rank else features.plain,
+        model_params=strategy.compile(merge) if run.lora.rank else features.model_params,
         heldout=evaluate.HeldOut(run, strategy, heldout, tokens),
         task_scorer=evaluate.TaskScorer(run, strategy, tokens) if needs_scores else None,
         examples=examples,

@@ -104,7 +104,7 @@ def close(ours, theirs, **tolerance):
 # The sum of the terms. -----------------------------------------------------------------------
 
 
-def test_the_loss_is_the_weighted_sum_of_its_terms_and_shows_each():
+def test_the_loss_is_the_weighted_sum_of_its_terms_and_reports_each():
     total, sums = loss_of(ALL)(STUDENT, EXAMPLES, None, TEACHER)
     weights = batch.loss_weights(EXAMPLES)
     pair = logits(STUDENT), logits(TEACHER), weights
@@ -138,9 +138,7 @@ def test_without_a_teacher_the_loss_is_the_language_loss():
 
 
 @pytest.mark.parametrize("progress, weight", [(0.0, 2.0), (0.25, 1.75), (1.0, 1.0), (None, 1.0)])
-def test_a_scheduled_weight_goes_from_its_first_to_its_last_and_is_that_in_evaluation(
-    progress, weight
-):
+def test_a_scheduled_weight_is_linear_and_evaluation_uses_the_last(progress, weight):
     once = loss_of("forward_kl")(STUDENT, EXAMPLES, None, TEACHER)[0]
     total, sums = loss_of({"forward_kl": {"weight": 2.0, "final_weight": 1.0}})(
         STUDENT, EXAMPLES, None, TEACHER, progress
@@ -149,7 +147,7 @@ def test_a_scheduled_weight_goes_from_its_first_to_its_last_and_is_that_in_evalu
     close(sums["teacher/forward_kl"], once)
 
 
-def test_the_loss_of_a_mixture_is_the_sum_of_its_parts_whatever_each_is_made_of():
+def test_the_loss_of_a_batch_is_the_sum_of_its_splits():
     """Texts with hidden spans and pairs of a task lie in one batch; rows do not know each other."""
     sums = jax.jit(lambda examples: loss_of(ALL)(STUDENT, examples, None, TEACHER)[1])
     added = [sums(jax.tree.map(lambda x, r=r: x[r::2], EXAMPLES)) for r in range(2)]
@@ -160,7 +158,7 @@ def test_the_loss_of_a_mixture_is_the_sum_of_its_parts_whatever_each_is_made_of(
 # The teacher. --------------------------------------------------------------------------------
 
 
-def test_the_teacher_gets_no_gradient_and_the_student_one_where_targets_are():
+def test_the_teacher_has_no_gradient_and_the_student_only_at_targets():
     _, (student, teacher) = gradients(loss_of(SOFT))
     assert not np.asarray(teacher["embed"]["embedding"]).any()
     real = np.unique(EXAMPLES.inputs[EXAMPLES.targets_segment_ids > 0])
@@ -181,7 +179,7 @@ def test_the_teacher_has_no_dropout_when_the_student_has():
     assert student.keys == [key] and teacher.keys == [None]
 
 
-def test_what_is_measured_is_the_student():
+def test_metrics_are_those_of_the_student():
     _, sums = loss_of(ALL)(STUDENT, EXAMPLES, None, TEACHER)
     for name, value in steps.token_sums(logits(STUDENT), EXAMPLES, TEXT_BYTES).items():
         assert sums[name] == value, name
@@ -202,7 +200,7 @@ def test_padding_never_counts():
 # A cached teacher. ---------------------------------------------------------------------------
 
 
-def test_a_cache_of_all_ids_teaches_what_the_live_teacher_does():
+def test_a_cache_of_all_ids_equals_the_live_teacher():
     jsd = SAME["jsd"] | {"weight": 0.2, "final_weight": 3.0}
     text = {"labels": {}} | SAME | {"jsd": jsd}
     cached = EXAMPLES._replace(teacher_top_k=taught(TEACHER, EXAMPLES, VOCAB))
@@ -213,7 +211,7 @@ def test_a_cache_of_all_ids_teaches_what_the_live_teacher_does():
     close(mine, grad, atol=2e-5)
 
 
-def test_a_cached_teacher_leaves_labels_and_measures_as_they_are():
+def test_a_cached_teacher_does_not_change_labels_or_metrics():
     cached = EXAMPLES._replace(teacher_top_k=taught(TEACHER, EXAMPLES, 3))
     ours = loss_of({"labels": {}} | SAME)(STUDENT, cached)[1]
     live = loss_of({"labels": {}} | SAME)(STUDENT, EXAMPLES, None, TEACHER)[1]
@@ -226,7 +224,7 @@ def test_a_cached_teacher_leaves_labels_and_measures_as_they_are():
 # The student's own answers. ------------------------------------------------------------------
 
 
-def test_labels_and_measures_leave_out_what_the_student_wrote_and_divergences_do_not():
+def test_labels_and_metrics_exclude_the_students_answers_and_divergences_do_not():
     own = np.arange(ROWS) % 2 == 1
     marked = EXAMPLES._replace(from_student=own)
     others = jax.tree.map(lambda x: x[~own], EXAMPLES)
@@ -245,7 +243,7 @@ def test_labels_and_measures_leave_out_what_the_student_wrote_and_divergences_do
         assert figures[name] == pytest.approx(alone[name], rel=1e-5), name
 
 
-def test_the_policy_term_is_of_what_the_student_wrote_alone():
+def test_the_policy_term_counts_only_the_students_answers():
     loss = loss_of("policy")
     assert loss(STUDENT, EXAMPLES, None, TEACHER)[0] == 0
     own = np.arange(ROWS) % 2 == 1
@@ -320,7 +318,7 @@ def test_every_layout_learns_the_same_from_a_teacher(name, text):
     close(params, alone(text == LIVE)[0], atol=1e-5)
 
 
-def test_an_update_knows_how_much_of_the_run_is_over():
+def test_progress_is_the_fraction_of_the_run():
     """From the first weight at the first update to the last at the last."""
     for number, sums in enumerate(alone(False)[1]):
         parts = [sums[f"teacher/{name}"] for name in ("labels", "forward_kl", "reverse_kl", "jsd")]
@@ -330,7 +328,7 @@ def test_an_update_knows_how_much_of_the_run_is_over():
     assert [float(steps.StepConfig(total_steps=n).progress(jnp.int32(0))) for n in (1, 2)] == [0, 0]
 
 
-def test_with_the_fixed_reduction_the_bits_of_the_student_are_the_same_on_any_devices():
+def test_deterministic_reduction_gives_equal_bits_on_any_number_of_devices():
     found = []
     for devices in (1, 2, 8):
         config = parallel.ParallelConfig(deterministic_reduction=True)
@@ -349,7 +347,7 @@ MODELS = [
 ]
 
 
-def test_packed_examples_teach_what_they_teach_apart():
+def test_packed_examples_have_the_loss_of_separate_ones():
     rng = np.random.default_rng(0)
     apart = rng.integers(2, VOCAB, (2, 4, 3), dtype=np.int32)  # side, example, position
     ones = np.ones((4, 3), np.int32)

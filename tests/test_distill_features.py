@@ -80,7 +80,7 @@ def normal(seed, *shape):
 
 
 @pytest.mark.parametrize("name", ["T5", "windows", "prefix_lm"])
-def test_a_program_that_is_not_asked_to_show_anything_has_no_trace_of_it(name, monkeypatch):
+def test_without_features_the_program_does_not_compute_them(name, monkeypatch):
     model = model_of(**ARCHITECTURES[name])
     params, key = transformer.param_shapes(model.config), jax.random.key(0)
 
@@ -104,7 +104,7 @@ COMPUTED = [
 
 
 @pytest.mark.parametrize("words", COMPUTED, ids=str)
-def test_what_is_shown_depends_not_on_how_it_is_computed(words, monkeypatch):
+def test_features_do_not_depend_on_scan_or_attention_implementation(words, monkeypatch):
     monkeypatch.setattr(attention, "SMALL", 0)  # rows one after the other
     ways = model_of(), model_of(**words)
     params = drawn(ways[0], 0)
@@ -118,7 +118,7 @@ def test_what_is_shown_depends_not_on_how_it_is_computed(words, monkeypatch):
     )
 
 
-def test_hidden_states_and_maps_are_those_that_transformers_gives_of_the_same_t5(tmp_path):
+def test_hidden_states_and_attentions_equal_those_of_transformers_t5(tmp_path):
     torch, theirs = pytest.importorskip("torch"), pytest.importorskip("transformers")
     from lm.interop import transformers
 
@@ -159,7 +159,7 @@ def test_hidden_states_and_maps_are_those_that_transformers_gives_of_the_same_t5
             np.testing.assert_allclose(own, maps, rtol=1e-4, atol=1e-5)
 
 
-def test_a_tower_that_is_both_shows_first_what_it_read_and_then_what_it_wrote():
+def test_a_shared_tower_has_encoder_features_first_and_decoder_features_last():
     model = model_of(**ARCHITECTURES["one tower for both"])
     params = drawn(model, 0)
     shown = features.forward(model, params, EXAMPLES, None, True)[1]
@@ -174,7 +174,7 @@ def test_a_tower_that_is_both_shows_first_what_it_read_and_then_what_it_wrote():
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_who_equals_the_teacher_has_nothing_to_learn_and_who_does_not_has(name):
+def test_equal_models_have_zero_feature_losses_and_different_ones_do_not(name):
     model = model_of(**ARCHITECTURES[name])
     same, other = drawn(model, 0), drawn(model, 1)
 
@@ -212,7 +212,7 @@ def test_the_totals_of_rows_add_up(name):
     np.testing.assert_allclose(total(EXAMPLES), sum(map(total, rows)), rtol=1e-5)
 
 
-def test_a_difference_of_one_everywhere_counts_each_target_once_for_each_tower():
+def test_a_difference_of_one_everywhere_totals_the_targets_of_each_tower():
     ours, theirs = (made(output=jnp.full((4, 9, 16), x)) for x in (1.0, 2.0))
     for kind, towers in (
         ({"hidden": {}}, 2),
@@ -224,7 +224,7 @@ def test_a_difference_of_one_everywhere_counts_each_target_once_for_each_tower()
 
 
 @pytest.mark.parametrize("name", ["queries", "keys", "values"])
-def test_relations_ask_not_which_way_a_relation_head_looks(name):
+def test_relations_do_not_depend_on_rotations_of_a_head(name):
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))
     ours = normal(0, 4, 9, 2, 8)
     said = {"relations": {"encoder": "none", "heads": 2, "vectors": name[0]}}
@@ -234,7 +234,7 @@ def test_relations_ask_not_which_way_a_relation_head_looks(name):
     assert abs(total(turned)) < 1e-5 < 1e-2 < total(longer)
 
 
-def test_relations_ask_not_into_how_many_heads_the_same_units_are_cut():
+def test_relations_do_not_depend_on_the_number_of_attention_heads():
     shown = {name: normal(at, 4, 9, 2, 8) for at, name in enumerate(("queries", "keys", "values"))}
     cut = {name: x.reshape(4, 9, 4, 4) for name, x in shown.items()}
     two, four = made(**shown, words={"num_heads": 2, "num_kv_heads": 2, "head_dim": 8}), made(**cut)
@@ -251,7 +251,7 @@ def test_relations_ask_not_into_how_many_heads_the_same_units_are_cut():
 # Against strangers. --------------------------------------------------------------------------
 
 
-def test_relations_are_those_of_minilm_written_in_torch():
+def test_relations_equal_minilm_in_torch():
     torch = pytest.importorskip("torch")
     ours = {name: normal(at, 4, 9, 4, 4) for at, name in enumerate(("queries", "keys", "values"))}
     theirs = {name: normal(9 + at, 4, 9, 2, 16) for at, name in enumerate(ours)}
@@ -273,7 +273,7 @@ def test_relations_are_those_of_minilm_written_in_torch():
 
 
 @pytest.mark.parametrize("distance", ["mse", "cosine"])
-def test_distances_of_hidden_states_are_those_of_torch(distance):
+def test_hidden_state_distances_equal_torch(distance):
     torch = pytest.importorskip("torch")
     ours, theirs = normal(0, 4, 9, 16), normal(1, 4, 9, 16)
     real = torch.tensor(EXAMPLES.targets_segment_ids > 0)
@@ -288,7 +288,7 @@ def test_distances_of_hidden_states_are_those_of_torch(distance):
     np.testing.assert_allclose(found, float(expected), rtol=1e-5)
 
 
-def test_the_divergence_of_maps_is_that_of_torch_where_a_map_has_zeros_too():
+def test_attention_divergences_equal_torch_also_with_masked_entries():
     torch = pytest.importorskip("torch")
     ours, theirs = normal(0, 4, 4, 9, 9), 30 * normal(1, 4, 4, 9, 9)
     seen = np.tril(np.ones((9, 9), bool))

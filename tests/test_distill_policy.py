@@ -18,14 +18,14 @@ from lm.distill import on_policy
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
-def test_of_any_updates_in_a_row_the_share_is_the_students_to_within_one(share):
+def test_on_policy_updates_are_spread_evenly_to_within_one(share):
     asked = on_policy.OnPolicyConfig(share)
     own = np.cumsum([asked.is_on_policy(index) for index in range(400)])
     assert np.abs(own - share * np.arange(1, 401)).max() < 1
     assert bool(asked) == (share > 0)
 
 
-def test_losses_are_compared_with_those_of_the_commoner_kind():
+def test_losses_are_compared_with_those_of_the_more_frequent_kind():
     for share in (0.0, 0.2, 0.5, 0.8, 1.0):
         asked = on_policy.OnPolicyConfig(share)
         usual = [asked.is_on_policy(index) for index in range(100) if asked.is_usual(index)]
@@ -48,7 +48,7 @@ SAMPLE = decoding.parse("sample")
         ),
     ],
 )
-def test_a_section_that_is_no_policy_is_a_sentence(section, sentence):
+def test_an_invalid_on_policy_section_is_rejected(section, sentence):
     with pytest.raises(ValueError, match=sentence):
         on_policy.OnPolicyConfig(**section)
 
@@ -66,9 +66,7 @@ def test_a_section_that_is_no_policy_is_a_sentence(section, sentence):
         (1, "sample max_length=9", ["jsd"], {}, "max_length=9 is more than the 8 tokens"),
     ],
 )
-def test_a_policy_that_does_not_suit_the_rest_is_a_sentence(
-    fraction, words, loss, change, sentence
-):
+def test_on_policy_incompatible_with_the_rest_is_rejected(fraction, words, loss, change, sentence):
     options = {"packing": "none", "pairs": True, "length": 8}
     config = on_policy.OnPolicyConfig(fraction, decoding.parse(words))
     with pytest.raises(ValueError, match=sentence):
@@ -123,7 +121,7 @@ def writer(how=SAMPLE, place=transformer.no_constraint):
 
 
 @pytest.mark.parametrize("how", [SAMPLE, decoding.parse("sample max_length=4")])
-def test_an_answer_is_learnt_up_to_its_eos_and_no_further(params, how):
+def test_targets_of_an_answer_end_with_its_eos(params, how):
     written = jax.jit(writer(how))(params, asked(empty=[2]), addresses())
     lengths = []
     for row in range(ROWS):
@@ -138,7 +136,7 @@ def test_an_answer_is_learnt_up_to_its_eos_and_no_further(params, how):
     np.testing.assert_array_equal(written.inputs, asked(empty=[2]).inputs)
 
 
-def test_answers_follow_from_the_seed_the_update_and_the_row(params):
+def test_answers_depend_on_seed_update_and_row_only(params):
     write = jax.jit(writer())
     whole, again = (write(params, asked(), addresses(5)) for _ in range(2))
     np.testing.assert_array_equal(whole.targets, again.targets)
@@ -217,7 +215,7 @@ def single_step(q, p, y):
     return losses.reverse_kl(q, p, jnp.ones(y.shape))[0]
 
 
-def test_with_reverse_kl_the_expected_gradient_is_that_of_the_kl_of_answers_of_two_tokens():
+def test_policy_plus_reverse_kl_has_the_gradient_of_the_sequence_kl():
     """Of longer ones it is not: what comes after a token is averaged, not added up."""
     with jax.enable_x64():
         student, teacher = tables(0, 3, 2), tables(1, 3, 2)
@@ -237,7 +235,7 @@ def test_with_reverse_kl_the_expected_gradient_is_that_of_the_kl_of_answers_of_t
     assert np.abs(alone[()] - exact[()]).max() > 1e-2
 
 
-def test_what_comes_after_a_token_is_averaged_over_the_rest_of_its_own_row():
+def test_the_long_term_part_averages_over_the_rest_of_the_row():
     rng = np.random.default_rng(2)
     q, p = (rng.normal(size=(2, 5, 4)) for _ in range(2))
     targets = rng.integers(0, 4, (2, 5))
@@ -259,7 +257,7 @@ def test_what_comes_after_a_token_is_averaged_over_the_rest_of_its_own_row():
     assert count == 6
 
 
-def test_a_student_that_is_its_teacher_learns_nothing_from_its_own_answers(params):
+def test_a_student_equal_to_its_teacher_has_no_gradient_from_its_answers(params):
     model = transformer.Transformer(TINY)
     written = jax.jit(writer())(params, asked(), addresses())
     terms = distill.loss_terms({"labels": {}, "policy": {}, "reverse_kl": {}, "jsd": {}})

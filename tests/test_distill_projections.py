@@ -57,14 +57,14 @@ def models():
         (((0, 3),), ((0, 3),)),
     ],
 )
-def test_layers_are_paired_as_said_and_else_as_even_copies_them(words, expected):
+def test_layers_are_paired_as_configured_or_as_even_copies_them(words, expected):
     found = features.layer_pairs(
         term({"hidden": {"decoder": "last", "encoder": words}}), *deep(4, 12)
     )
     assert found.get("encoder") == expected and found["decoder"] == ((4, 12),)
 
 
-def test_a_layer_learns_from_the_one_that_it_is_a_copy_of():
+def test_a_layer_is_paired_with_the_layer_that_it_copies():
     for ours, theirs in ((2, 6), (3, 6), (4, 5), (6, 6)):
         found = features.layer_pairs(term({"hidden": {"encoder": "all"}}), *deep(ours, theirs))[
             "encoder"
@@ -72,7 +72,7 @@ def test_a_layer_learns_from_the_one_that_it_is_a_copy_of():
         assert [pair[1] - 1 for pair in found] == distill.evenly(theirs, ours)
 
 
-def test_the_only_layer_of_a_tower_learns_from_the_last():
+def test_the_only_layer_of_a_tower_is_paired_with_the_last():
     for words in ("last", "all", "even"):
         found = features.layer_pairs(term({"relations": {"encoder": words}}), *deep(1, 6))
         assert found["encoder"] == ((1, 6),)
@@ -123,7 +123,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("said, ours, theirs, sentence", REFUSED)
-def test_what_cannot_be_compared_is_a_sentence(said, ours, theirs, sentence):
+def test_models_that_cannot_be_compared_are_rejected(said, ours, theirs, sentence):
     student, teacher = deep(4, 12)
     models = student.replace(ours), teacher.replace(theirs)
     with pytest.raises(ValueError) as caught:
@@ -134,7 +134,7 @@ def test_what_cannot_be_compared_is_a_sentence(said, ours, theirs, sentence):
 # Projections. --------------------------------------------------------------------------------
 
 
-def test_projections_are_for_towers_of_another_width_alone():
+def test_only_towers_of_another_width_have_projections():
     assert features.projection_shapes(TERMS, MODEL, MODEL) == {}
     assert (
         features.projection_shapes(
@@ -151,7 +151,7 @@ def test_projections_are_for_towers_of_another_width_alone():
     assert features.projection_shapes(TERMS, MODEL, wide).keys() == {"encoder"}
 
 
-def test_fresh_projections_keep_the_norm_and_differ_from_one_another():
+def test_fresh_projections_preserve_norms_and_differ():
     shapes = features.projection_shapes(TERMS, dataclasses.replace(MODEL, d_model=200), WIDE)
     one, other = (features.init_projections(shapes, jax.random.key(seed)) for seed in (0, 1))
     leaves = [leaf for leaf in jax.tree.leaves((one, other))]
@@ -160,7 +160,7 @@ def test_fresh_projections_keep_the_norm_and_differ_from_one_another():
     assert all((a != b).all() for i, a in enumerate(layers) for b in layers[:i])
 
 
-def test_a_projection_that_changes_nothing_changes_no_loss():
+def test_an_identity_projection_changes_no_loss():
     model = transformer.Transformer(MODEL)
     shown = [features.forward(model, drawn(model, s), EXAMPLES, None, True)[1] for s in (0, 1)]
     same = {"layers": {"kernel": jnp.broadcast_to(jnp.eye(16), (2, 16, 16))}}
@@ -169,7 +169,7 @@ def test_a_projection_that_changes_nothing_changes_no_loss():
     np.testing.assert_allclose(*totals, rtol=1e-5)
 
 
-def test_each_pair_of_layers_has_a_projection_of_its_own_which_learns(models):
+def test_each_pair_of_layers_trains_its_own_projection(models):
     shown = [features.forward(*each, EXAMPLES, None, True)[1] for each in models]
     total = lambda beside: features.compare(term(HIDDEN), *shown, EXAMPLES, beside)[0]
     slope = jax.grad(total)(models[0][1][features.PROJECTIONS])
@@ -216,7 +216,7 @@ def update_of(name: str | None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pmap 8, 2 parts", "data 2, fsdp 2, tensor 2"])
-def test_every_layout_takes_the_update_of_one_device(name):
+def test_every_layout_computes_the_update_of_one_device(name):
     (ours, sums), (theirs, expected) = update_of(name), update_of(None)
     assert sums.keys() == expected.keys() >= {"teacher/hidden", "gradient_norm/projections"}
     for key in expected:
@@ -246,7 +246,7 @@ def held(workdir, which: int):
         return saved.restore_params(runs.trained_shapes(run), which)[0]
 
 
-def test_a_run_trains_its_projections_and_none_are_in_what_is_read(narrow):
+def test_projections_are_trained_and_not_read_with_the_model(narrow):
     before, after = (held(narrow, step)[features.PROJECTIONS] for step in (4, 6))
     assert {tower: leaf["layers"]["kernel"].shape for tower, leaf in after.items()} == {
         "encoder": (1, 8, 16),
@@ -262,13 +262,13 @@ def test_a_run_trains_its_projections_and_none_are_in_what_is_read(narrow):
     assert "projections/encoder" in show.sharding(run)
 
 
-def test_a_student_is_read_where_its_teacher_is_gone(narrow, pretrained, monkeypatch):  # noqa: F811
+def test_a_student_is_readable_without_its_teacher(narrow, pretrained, monkeypatch):  # noqa: F811
     monkeypatch.setattr(runs.trained_shapes.__globals__["checks"], "read_run", None)
     run = runs.read_run(narrow)
     assert inference.read_params(run, runs.make_tokenizer(run))[1] == 6
 
 
-def test_a_run_that_goes_on_goes_on_with_its_projections(go, narrow, pretrained):  # noqa: F811
+def test_a_resumed_run_restores_its_projections(go, narrow, pretrained):  # noqa: F811
     whole = held(narrow, 6)
     other = go(
         **NARROW, **{"teacher.workdir": str(pretrained), "checkpoint.max_to_keep": 10, "steps": 6}
@@ -282,13 +282,13 @@ def test_a_run_that_goes_on_goes_on_with_its_projections(go, narrow, pretrained)
     assert_same_bits(held(other, 6), whole)
 
 
-def test_training_starts_from_a_student_without_its_projections(go, narrow):  # noqa: F811
+def test_init_from_a_student_ignores_its_projections(go, narrow):  # noqa: F811
     small = {key: NARROW[key] for key in ("model.d_model", "model.num_encoder_layers")}
     started = go(**small, init_from=str(narrow), steps=1)
     assert features.PROJECTIONS not in last(started)[0].params
 
 
-def test_projections_beside_lora_are_a_sentence(tiny_config, pretrained, tmp_path):  # noqa: F811
+def test_projections_with_lora_are_rejected(tiny_config, pretrained, tmp_path):  # noqa: F811
     changes = NARROW | {"teacher.workdir": str(pretrained), "lora.rank": 2}
     config = tiny_config(**changes | {"teacher.student_init": "even sliced"})
     with pytest.raises(ValueError) as caught:

@@ -99,7 +99,7 @@ def logits(config, params):
     ("word", "chosen"),
     [("first", ([0, 1], [0, 1])), ("last", ([1, 2], [2, 3])), ("even", ([0, 2], [0, 3]))],
 )
-def test_each_tower_copies_the_layers_that_the_word_names(word, chosen):
+def test_each_tower_copies_the_chosen_layers(word, chosen):
     teacher = drawn(BIG)
     small = dataclasses.replace(BIG, num_encoder_layers=2, num_decoder_layers=2)
     student = distill.init_student(word, teacher, BIG, small)
@@ -111,7 +111,7 @@ def test_each_tower_copies_the_layers_that_the_word_names(word, chosen):
         np.testing.assert_array_equal(flat(student)[path], flat(teacher)[path])
 
 
-def test_a_shallow_decoder_reads_the_whole_encoder():
+def test_a_shallow_decoder_keeps_the_whole_encoder():
     small = dataclasses.replace(BIG, num_decoder_layers=1)
     teacher = drawn(BIG)
     student = distill.init_student("last", teacher, BIG, small)
@@ -125,7 +125,7 @@ def test_a_shallow_decoder_reads_the_whole_encoder():
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("width", ["sliced", "projected"])
-def test_a_narrower_student_has_the_shapes_of_its_model(name, width):
+def test_a_narrower_student_has_the_shapes_of_its_config(name, width):
     big = variant(name)
     small = dataclasses.replace(big, **NARROW)
     if name == "wide_encoder":
@@ -142,7 +142,7 @@ def test_a_narrower_student_has_the_shapes_of_its_model(name, width):
     assert np.isfinite(logits(small, student)).all()
 
 
-def test_a_sliced_student_is_an_exact_part_of_its_teacher():
+def test_a_sliced_student_is_a_bitwise_slice_of_its_teacher():
     small = dataclasses.replace(BIG, **NARROW, num_decoder_layers=2)
     teacher = drawn(BIG)
     student, theirs = flat(distill.init_student("first sliced", teacher, BIG, small)), flat(teacher)
@@ -162,7 +162,7 @@ def test_a_sliced_student_is_an_exact_part_of_its_teacher():
         np.testing.assert_array_equal(student[path], theirs[path][part], err_msg=path)
 
 
-def test_what_a_sliced_student_leaves_out_is_what_a_teacher_without_it_lacks():
+def test_slicing_equals_zeroing_the_rest_of_the_teacher():
     # Zeros in all that is left out of heads and d_ff: the teacher then computes the student.
     small = dataclasses.replace(BIG, d_ff=6, num_heads=2)
     teacher = flat(drawn(BIG))
@@ -176,7 +176,7 @@ def test_what_a_sliced_student_leaves_out_is_what_a_teacher_without_it_lacks():
     np.testing.assert_allclose(logits(small, student), logits(BIG, teacher), rtol=1e-4, atol=1e-4)
 
 
-def test_sliced_rotary_heads_turn_as_fast_as_the_pairs_they_were():
+def test_sliced_rotary_heads_keep_their_frequencies():
     big = variant("rotary", **{"attention.query_key_norm": "none"})
     small = dataclasses.replace(big, head_dim=4)
     student = distill.init_student("even sliced", drawn(big), big, small)
@@ -202,7 +202,7 @@ def test_a_projection_of_full_width_changes_no_logit(name):
     )
 
 
-def test_a_tied_student_takes_the_embedding_of_an_untied_teacher():
+def test_a_tied_student_copies_the_embedding_of_an_untied_teacher():
     config, teacher = variant("t5"), drawn(variant("t5"))
     student_config = dataclasses.replace(config, lm_head="tied")
     student = distill.init_student("even", teacher, config, student_config)
@@ -217,7 +217,7 @@ def test_a_tied_student_takes_the_embedding_of_an_untied_teacher():
             distill.check_student("even", *pair)
 
 
-def test_a_projection_follows_from_the_seed_and_keeps_lengths_on_average():
+def test_a_projection_depends_on_the_seed_and_preserves_norms_on_average():
     one = dict(num_encoder_layers=1, num_decoder_layers=1)
     big = BIG.replace({"d_model": 256} | one)
     small = dataclasses.replace(big, d_model=64)
@@ -261,25 +261,25 @@ def test_a_projection_follows_from_the_seed_and_keeps_lengths_on_average():
         ("shared even", dict(d_ff=6), "model.d_ff=6 differs from the teacher's 12, .* use 12, or"),
     ],
 )
-def test_a_start_that_does_not_fit_is_a_sentence(init, fields, sentence):
+def test_an_unsupported_start_is_rejected(init, fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         distill.check_student(init, BIG, BIG.replace(fields))
 
 
 @pytest.mark.parametrize("name", ["all", "prefix"])
-def test_an_encoder_that_writes_is_not_shared_with_the_teacher(name):
+def test_shared_requires_a_separate_encoder(name):
     with pytest.raises(ValueError, match="'shared even' needs an encoder that does not write; use"):
         distill.check_student("shared even", variant(name), variant(name))
 
 
-def test_rotary_heads_are_cut_where_their_speeds_fit():
+def test_rotary_heads_are_sliced_only_to_divisors():
     big = variant("rotary", head_dim=12)
     with pytest.raises(ValueError, match="model.head_dim=8 does not divide the teacher's 12"):
         distill.check_student("even sliced", big, variant("rotary", head_dim=8))
 
 
 @pytest.mark.parametrize(("name", "own"), [("t5", "embed/"), ("apart", "encoder_embed/")])
-def test_of_a_shared_encoder_nothing_is_trained_and_of_the_rest_all(name, own):
+def test_only_the_shared_encoder_is_frozen(name, own):
     config = variant(name)
     stays = distill.frozen("shared even", config)
     paths = {path for path in flat(shapes(config)) if re.search(stays, path)}

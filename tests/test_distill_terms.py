@@ -85,7 +85,7 @@ def test_lists_of_json_are_tuples():
         ({"hidden": {"encoder": ((1, 2, 3),)}}, "are no layers; write them as"),
     ],
 )
-def test_a_slip_is_one_sentence_with_the_value_the_bound_and_the_cure(loss, sentence):
+def test_an_invalid_term_is_rejected_with_value_bound_and_fix(loss, sentence):
     pattern = sentence.replace("+", r"\+").replace("()", r"\(\)")
     with pytest.raises(ValueError, match=pattern) as raised:
         distill.loss_terms(loss)

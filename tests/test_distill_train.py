@@ -77,7 +77,7 @@ def practised(student):
         },
     ],
 )
-def test_pre_training_and_mixtures_are_taught_as_tasks_are(student, data):
+def test_pre_training_and_mixtures_are_distilled_too(student, data):
     found = trained(student(**data, **{"teacher.dtype": "bfloat16"}))
     for row in found:
         assert math.isfinite(row["loss"]) and row["teacher/forward_kl"] > 0
@@ -86,14 +86,14 @@ def test_pre_training_and_mixtures_are_taught_as_tasks_are(student, data):
         )
 
 
-def test_the_students_own_answers_count_for_the_teacher_and_not_as_labels(practised):
+def test_the_students_answers_count_in_divergences_and_not_as_labels(practised):
     given, own = rows(practised)[0], rows(practised)[1]
     assert given["teacher/policy"] == 0 and given["teacher/labels"] > 0
     assert own["teacher/policy"] != 0 and own["teacher/labels"] == 0
     assert all(row["teacher/reverse_kl"] > 0 and row["skipped"] == 0 for row in rows(practised))
 
 
-def test_a_run_with_own_answers_goes_on_to_the_same_losses(student, practised, monkeypatch):
+def test_an_on_policy_run_resumes_to_the_same_losses(student, practised, monkeypatch):
     run, whole = student(**ON_POLICY), pipeline.train_batches
 
     def batches(*arguments, **options):
@@ -109,13 +109,13 @@ def test_a_run_with_own_answers_goes_on_to_the_same_losses(student, practised, m
     ]
 
 
-def test_own_answers_are_the_same_on_four_devices(student, practised):
+def test_on_policy_losses_are_the_same_on_four_devices(student, practised):
     for ours, theirs in zip(trained(student(**ON_POLICY), 4), rows(practised), strict=True):
         for name in ("loss", "teacher/reverse_kl", "teacher/policy"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
 
 
-def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student, monkeypatch):
+def test_with_lora_answers_come_from_the_merged_weights(student, monkeypatch):
     lora = {
         "lora.rank": 2,
         "lora.target_pattern": "query/kernel$",
@@ -137,7 +137,7 @@ def test_own_answers_are_those_of_the_weights_that_lora_has_learnt(student, monk
 # What it costs. ------------------------------------------------------------------------------
 
 
-def test_rows_and_ledger_tell_what_the_answers_and_the_teacher_took(practised):
+def test_rows_and_ledger_have_the_time_of_answers_and_teacher(practised):
     spent = logs.goodput(practised.workdir)
     assert spent["shares"]["decode"] > 0
     assert spent["goodput"] == pytest.approx(spent["shares"]["step"] + spent["shares"]["decode"])
@@ -153,7 +153,7 @@ def test_rows_and_ledger_tell_what_the_answers_and_the_teacher_took(practised):
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
-def test_a_teacher_takes_its_parameters_room_in_its_own_dtype(student, teacher, dtype, size):
+def test_the_teachers_cost_is_measured_in_its_dtype(student, teacher, dtype, size):
     run = student(**{"teacher.dtype": dtype})
     strategy = train.make_strategy(run, jax.devices()[:2])
     theirs = runs.read_run(teacher)
@@ -168,7 +168,7 @@ def test_a_teacher_takes_its_parameters_room_in_its_own_dtype(student, teacher, 
     assert shape(strategy.fetch(placed)) == shape(live_teacher.param_shapes(run))
 
 
-def test_a_head_that_was_none_is_said(student, capfd):
+def test_a_tied_student_of_an_untied_teacher_prints_a_warning(student, capfd):
     rest = {"steps": 1, "evaluate.max_examples": 1}
     trained(student(**rest))
     assert "never a head" not in capfd.readouterr().err
@@ -178,7 +178,7 @@ def test_a_head_that_was_none_is_said(student, capfd):
     )
 
 
-def test_without_a_teacher_nothing_is_measured(student):
+def test_without_a_teacher_the_cost_is_empty(student):
     run = student()
     assert live_teacher.measure_cost(run, train.make_strategy(run, jax.devices()[:1]), None) == {}
 
@@ -186,7 +186,7 @@ def test_without_a_teacher_nothing_is_measured(student):
 # Where it lies. ------------------------------------------------------------------------------
 
 
-def test_a_wider_teacher_is_cut_by_its_own_sizes(student, tiny_config, tmp_path):
+def test_a_wider_teacher_is_sharded_by_its_own_sizes(student, tiny_config, tmp_path):
     wide = {"model.d_model": 32, "model.d_ff": 48, "model.num_heads": 8, "model.num_kv_heads": 8}
     theirs = untrained.write(tiny_config(**PAIRS, **wide), tmp_path / "wide")
     mesh = {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
@@ -204,7 +204,7 @@ def test_a_wider_teacher_is_cut_by_its_own_sizes(student, tiny_config, tmp_path)
         np.testing.assert_allclose(ours[name], whole[name], rtol=1e-4)
 
 
-def test_what_is_saved_and_restored_is_the_student_alone(practised):
+def test_checkpoints_hold_only_the_student(practised):
     held = {path.name for path in (practised.workdir / "checkpoints").glob("*/*")}
     assert held and not any("teacher" in name for name in held)
 
@@ -212,7 +212,7 @@ def test_what_is_saved_and_restored_is_the_student_alone(practised):
 # What goes wrong. ----------------------------------------------------------------------------
 
 
-def test_a_teacher_that_says_no_numbers_changes_no_weight(student, teacher):
+def test_a_teacher_with_nan_logits_changes_no_weight(student, teacher):
     run = student(**{"optimizer.warmup.steps": 0})
     update = train.make_update(run, np.ones(run.model.vocab_size, int), 2, runs.run_length(run, 60))
     state, step = jax.jit(update.init_state)(None), jax.jit(update.train_step)
@@ -231,7 +231,7 @@ def test_a_teacher_that_says_no_numbers_changes_no_weight(student, teacher):
     assert np.any(before != after)
 
 
-def test_a_teacher_that_is_gone_midway_is_a_sentence(student, teacher, tmp_path):
+def test_a_missing_teacher_is_an_error_on_resume(student, teacher, tmp_path):
     lent = pathlib.Path(shutil.copytree(teacher, tmp_path / "lent"))
     workdir, changes = tmp_path / "run", {"teacher.workdir": str(lent)}
     trained(student(workdir, **changes))

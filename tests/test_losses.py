@@ -38,7 +38,7 @@ def test_token_nats_are_optax_cross_entropy():
     np.testing.assert_allclose(losses.token_nats(logits, targets), theirs, rtol=1e-6)
 
 
-def test_cross_entropy_is_optax_summed_over_what_counts():
+def test_cross_entropy_equals_optax_summed_over_weighted_targets():
     logits, targets, weights = case()
     theirs = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     total, weight = losses.cross_entropy(logits, targets, weights)

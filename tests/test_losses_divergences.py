@@ -67,7 +67,7 @@ def by_torch(name, temperature):
 
 @every_divergence
 @every_temperature
-def test_a_divergence_and_its_gradient_are_torchs(name, temperature):
+def test_a_divergence_and_its_gradient_equal_torch(name, temperature):
     loss = lambda x: DIVERGENCES[name](x, TEACHER, WEIGHTS, temperature=temperature)
     (total, weight), grad = loss(STUDENT), jax.grad(lambda x: loss(x)[0])(STUDENT)
     theirs, slope = by_torch(name, temperature)
@@ -84,7 +84,7 @@ def test_forward_kl_is_scipys_relative_entropy_of_softened_distributions(tempera
     np.testing.assert_allclose(total, temperature**2 * np.sum(each * WEIGHTS), rtol=1e-5)
 
 
-def test_logit_mse_is_torchs_over_the_targets_that_count():
+def test_logit_mse_equals_torch_over_weighted_targets():
     real = np.asarray(WEIGHTS) > 0
     chosen = [torch.tensor(np.asarray(x)[real]) for x in (STUDENT, TEACHER)]
     total, weight = losses.logit_mse(STUDENT, TEACHER, WEIGHTS)
@@ -105,7 +105,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(name, temper
 
 
 @every_divergence
-def test_a_divergence_does_not_see_a_shift_of_all_logits(name):
+def test_a_divergence_is_invariant_to_a_shift_of_all_logits(name):
     loss = DIVERGENCES[name]
     shifted = loss(STUDENT + 3, TEACHER - 20, WEIGHTS)[0]
     np.testing.assert_allclose(shifted, loss(STUDENT, TEACHER, WEIGHTS)[0], rtol=1e-5)
@@ -118,7 +118,7 @@ def test_logits_of_thousands_have_a_finite_divergence_and_gradient(name):
     assert np.isfinite(total) and np.isfinite(grad).all()
 
 
-def test_a_teacher_that_is_sure_teaches_like_the_label():
+def test_a_one_hot_teacher_gives_the_cross_entropy():
     targets = jnp.asarray(np.random.default_rng(2).integers(0, VOCAB, (ROWS, LENGTH)))
     taught, _ = losses.forward_kl(STUDENT, 1e4 * jax.nn.one_hot(targets, VOCAB), WEIGHTS)
     label, _ = losses.cross_entropy(STUDENT, targets, WEIGHTS)
@@ -201,7 +201,7 @@ def cached(name, k, temperature=1.0, student=STUDENT, teacher=TEACHER):
 
 @every_divergence
 @every_temperature
-def test_a_cache_tells_never_more_than_the_teacher_and_more_the_more_it_keeps(name, temperature):
+def test_the_divergence_of_a_cache_grows_with_k_up_to_the_exact_one(name, temperature):
     whole = DIVERGENCES[name](STUDENT, TEACHER, WEIGHTS, temperature=temperature)[0]
     found = [cached(name, k, temperature) for k in (1, 2, 4, 8, 10, 11)]
     assert (np.diff(found) >= -1e-4 * whole).all() and 0 < found[0] < 0.95 * whole
@@ -210,7 +210,7 @@ def test_a_cache_tells_never_more_than_the_teacher_and_more_the_more_it_keeps(na
 
 @every_temperature
 @pytest.mark.parametrize("seed", range(20))
-def test_of_any_two_models_a_cache_tells_never_more(seed, temperature):
+def test_the_divergence_of_a_cache_never_exceeds_the_exact_one(seed, temperature):
     """Nowhere, not in the mean alone: what is looked at more coarsely differs no more."""
     pair = draw(2 * seed + 10, 1 + seed / 4), draw(2 * seed + 11, 1 + seed / 4)
     here = jnp.zeros((ROWS, LENGTH)).at[seed % ROWS, 0].set(1.0)
@@ -222,7 +222,7 @@ def test_of_any_two_models_a_cache_tells_never_more(seed, temperature):
 
 @every_temperature
 @pytest.mark.parametrize("k", [1, 4, 8])
-def test_what_a_cache_lacks_is_the_tails_mass_times_the_divergence_inside_the_tails(k, temperature):
+def test_the_error_of_a_cache_is_the_tail_mass_times_the_tails_divergence(k, temperature):
     """The chain rule of the Kullback-Leibler divergence, from the top and from the student."""
     soft = lambda x: scipy.special.softmax(np.asarray(x, np.float64) / temperature, -1)
     p, q = soft(TEACHER), soft(STUDENT)
@@ -240,7 +240,7 @@ def test_what_a_cache_lacks_is_the_tails_mass_times_the_divergence_inside_the_ta
 @every_divergence
 @every_temperature
 @pytest.mark.parametrize("k", [VOCAB - 1, VOCAB])
-def test_a_cache_of_all_ids_is_the_teacher_at_any_temperature(name, temperature, k):
+def test_a_cache_of_all_ids_is_exact_at_any_temperature(name, temperature, k):
     """All but one, too: what is left is that one id."""
     loss = lambda x: DIVERGENCES[name](x, TEACHER, WEIGHTS, temperature=temperature)[0]
     ours = lambda x: cached(name, k, temperature, x)
@@ -258,7 +258,7 @@ def test_a_student_equal_to_a_cached_teacher_has_no_loss_and_no_gradient(name, t
     np.testing.assert_allclose(grad, 0, atol=2e-6)
 
 
-def test_a_tail_of_nothing_and_padding_that_says_nothing_are_no_nan():
+def test_an_empty_tail_and_padding_give_no_nan():
     some = taught(TEACHER, 4)
     empty = some._replace(tail=jnp.full((ROWS, LENGTH), -jnp.inf))
     nothing = batch.TeacherTopK(*(jnp.zeros_like(x) for x in some))
@@ -269,7 +269,7 @@ def test_a_tail_of_nothing_and_padding_that_says_nothing_are_no_nan():
             assert np.isfinite(total) and np.isfinite(grad).all()
 
 
-def test_a_cache_says_nothing_of_the_other_ids_but_their_mass():
+def test_the_gradient_outside_the_top_k_depends_on_the_tail_mass_only():
     """The student's tail may be shuffled; what it gives to each of them is its own affair."""
     student = np.asarray(STUDENT).copy()
     rest = np.argsort(-np.asarray(TEACHER), axis=-1)[..., 4:]

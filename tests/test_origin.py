@@ -29,12 +29,12 @@ def drawn(config, seed):
     return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
 
 
-def test_rows_of_the_same_name_are_found_wherever_they_are():
+def test_rows_are_matched_by_name():
     rows = initialization.rows_by_name(["pad", "b", "new", "a"], ["pad", "a", "b"], 6)
     assert rows.tolist() == [0, 2, -1, 1, -1, -1]
 
 
-def test_a_vocabulary_renamed_onto_itself_changes_nothing():
+def test_the_same_vocabulary_copies_everything():
     theirs, names = drawn(CONFIG, 0), [str(row) for row in range(8)]
     carried, _ = initialization.carry_over(
         drawn(CONFIG, 1), theirs, initialization.rows_by_name(names, names, 8)
@@ -45,7 +45,7 @@ def test_a_vocabulary_renamed_onto_itself_changes_nothing():
 
 
 @pytest.mark.parametrize("shared", ["embeddings", "none"])
-def test_known_rows_are_theirs_new_ones_fresh_and_all_else_is_whole(shared):
+def test_matched_rows_and_other_parameters_are_copied_and_new_rows_random(shared):
     small = dataclasses.replace(CONFIG, shared_params=shared)
     fresh = drawn(dataclasses.replace(small, vocab_size=11), 0)
     theirs, rows = drawn(small, 1), np.array([3, -1, 0, 1, 2, -1, 7, 6, 5, 4, -1])
@@ -65,7 +65,7 @@ def test_known_rows_are_theirs_new_ones_fresh_and_all_else_is_whole(shared):
     assert account.startswith(f"{len(carried) - len(vocabulary)} parameters whole")
 
 
-def test_the_fresh_parameters_are_not_written_over():
+def test_the_random_parameters_are_not_modified():
     fresh, rows = drawn(CONFIG, 0), np.arange(8)
     kept = {path: leaf.copy() for path, leaf in fresh.items()}
     initialization.carry_over(fresh, drawn(CONFIG, 1), rows)
@@ -73,7 +73,7 @@ def test_the_fresh_parameters_are_not_written_over():
         np.testing.assert_array_equal(leaf, fresh[path])
 
 
-def test_every_parameter_that_counts_the_vocabulary_is_known():
+def test_vocabulary_axes_covers_every_parameter_with_a_vocabulary_axis():
     larger = dataclasses.replace(CONFIG, vocab_size=9)
     for shared in ("embeddings", "none"):
         ours, theirs = (
@@ -89,7 +89,7 @@ def test_every_parameter_that_counts_the_vocabulary_is_known():
 
 
 @pytest.mark.parametrize("field", CONFIG.to_flat())
-def test_a_model_of_other_words_is_refused_and_of_another_dtype_or_vocabulary_is_not(field):
+def test_init_from_rejects_another_model_but_not_another_dtype_or_vocabulary(field):
     other = {
         "num_kv_heads": 1,
         "num_encoder_layers": 2,

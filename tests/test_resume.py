@@ -132,7 +132,7 @@ def arms(config, tmp_path_factory):
     return unbroken, broken
 
 
-def test_a_run_killed_and_stopped_ends_with_the_bits_of_one_never_killed(arms):
+def test_a_killed_and_stopped_run_ends_with_the_bits_of_the_unbroken_run(arms):
     (state, facts), (expected, expected_facts) = (last_checkpoint(arm) for arm in arms)
     assert int(state.step) == STEPS
     assert facts == expected_facts
@@ -142,7 +142,7 @@ def test_a_run_killed_and_stopped_ends_with_the_bits_of_one_never_killed(arms):
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
-def test_its_log_has_each_row_once_with_the_same_figures(arms):
+def test_its_log_has_each_row_once_with_the_same_values(arms):
     ours, expected = (figures(arm) for arm in arms)
     assert ours == expected
     steps_of = lambda split: [row["step"] for row in ours if row["split"] == split]
@@ -150,7 +150,7 @@ def test_its_log_has_each_row_once_with_the_same_figures(arms):
     assert steps_of("heldout") == [6, 12, 18, 24, STEPS]
 
 
-def test_nothing_of_the_killed_saves_is_left(arms):
+def test_killed_saves_leave_no_files(arms):
     for workdir in arms:
         kept = sorted(path.name for path in (workdir / "checkpoints").iterdir())
         assert kept == [str(STEPS - STEPS % CHECKPOINT), str(STEPS)]

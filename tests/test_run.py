@@ -369,7 +369,7 @@ def test_an_unknown_or_missing_key_is_named(section, tiny_config, tmp_path):
 def test_an_old_key_is_refused_with_its_new_name(tiny_config, tmp_path):
     for old, new in runs.RENAMED_KEYS.items():
         config, (*sections, leaf) = tiny_config(), old.split(".")
-        (config[sections[0]] if sections else config)[leaf] = 1
+        functools.reduce(lambda parent, key: parent.setdefault(key, {}), sections, config)[leaf] = 1
         (tmp_path / "config.json").write_text(json.dumps(config))
         for read in (lambda c: runs.make_run(c, tmp_path / "x"), lambda _: runs.read_run(tmp_path)):
             with pytest.raises(ValueError, match=f"has the old key {old}, which is now {new}"):

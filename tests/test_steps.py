@@ -96,13 +96,13 @@ def test_an_update_is_the_gradient_of_the_loss_per_target_token():
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_take_the_step_of_the_whole_ragged_batch(parts):
+def test_micro_batches_give_the_update_of_the_whole_ragged_batch(parts):
     examples, state = ragged(), state_of(table())
     assert_same_update(step_of(num_microbatches=parts)(state, examples), step_of()(state, examples))
 
 
 @pytest.mark.parametrize("devices, parts", [(2, 1), (4, 1), (2, 2)])
-def test_devices_take_the_step_of_the_whole_ragged_batch(devices, parts):
+def test_devices_give_the_update_of_the_whole_ragged_batch(devices, parts):
     examples, state = ragged(), state_of(table())
     split = jax.tree.map(lambda x: x.reshape(devices, -1, LENGTH), examples)
     step = step_of(axis=rows(devices), num_microbatches=parts)
@@ -146,7 +146,7 @@ def grouped(params, examples, key=None, teacher=None, progress=None):
     return total, {"weight": jnp.asarray(2.0)}
 
 
-def test_norms_are_reported_of_the_whole_and_of_each_group():
+def test_norms_are_reported_in_total_and_per_group():
     params = {"a": {"x": jnp.ones(4), "y": jnp.zeros(4)}, "b": jnp.full(4, -3.0)}
     state, sums = step_of(grouped)(state_of(params), ragged())
     expected = {  # a gradient of 3 / 2, 4 / 2 and 12 / 2 in each of four elements
@@ -201,7 +201,7 @@ def test_an_update_that_is_not_finite_leaves_every_bit_but_the_counters(fragile,
     jax.tree.map(np.testing.assert_array_equal, healed.params, expected.params)
 
 
-def test_one_sick_device_stops_the_update_on_all():
+def test_one_device_that_is_not_finite_skips_the_update_on_all():
     examples, params = ragged(), table()
     split = jax.tree.map(lambda x: x.reshape(2, -1, LENGTH), examples)
     teacher = {"loss": jnp.array([0.0, jnp.nan]), "gradient": jnp.zeros(2)}
@@ -214,7 +214,7 @@ def test_one_sick_device_stops_the_update_on_all():
         np.testing.assert_array_equal(state.params["table"][device], params["table"])
 
 
-def test_the_average_forgets_by_its_decay_and_faster_at_the_start():
+def test_the_average_decays_faster_at_the_start():
     step, decay = step_of(ema_decay=0.25), 0.25
     state = state_of(table(), average=table())
     expected = np.asarray(state.average["table"])
@@ -229,7 +229,7 @@ def test_the_average_forgets_by_its_decay_and_faster_at_the_start():
 # Randomness. ---------------------------------------------------------------------------------
 
 
-def test_a_key_differs_by_seed_step_and_purpose_alone():
+def test_a_key_depends_on_seed_step_and_purpose_only():
     addresses = [(s, n, p) for s in (0, 1) for n in (0, 1, 2**30) for p in ("init", "dropout")]
     bits = [jax.random.key_data(steps.key_for(*address)).tolist() for address in addresses]
     assert len(set(map(tuple, bits))) == len(addresses)
@@ -241,7 +241,7 @@ def test_a_key_differs_by_seed_step_and_purpose_alone():
 FROZEN_KEY = [3178070298, 1405991383]
 
 
-def test_a_key_is_the_same_in_every_process_and_for_ever():
+def test_a_key_is_a_constant_of_seed_step_and_purpose():
     """Python's own hash would differ by process; a checkpoint that holds no key needs this."""
     assert jax.random.key_data(steps.key_for(3, 14, "dropout")).tolist() == FROZEN_KEY
 
@@ -259,7 +259,7 @@ def keys_of(seed=0, step=0, **options):
     return seen
 
 
-def test_an_updates_dropout_follows_from_seed_and_step():
+def test_dropout_depends_on_seed_and_step():
     assert keys_of(0, 5) == keys_of(0, 5)
     assert len({keys_of(seed, step)[0] for seed in (0, 1) for step in (0, 1)}) == 4
 
@@ -284,14 +284,14 @@ def test_each_device_has_its_own_dropout():
     assert len({tuple(key.tolist()) for key in keys}) == 4
 
 
-def test_the_seed_alone_decides_where_training_starts():
+def test_initial_parameters_depend_on_the_seed_only():
     start = lambda seed: steps.init_state(Table(), DESCENT, steps.StepConfig(seed))
     np.testing.assert_array_equal(start(3).params["table"], start(3).params["table"])
     assert (start(3).params["table"] != start(4).params["table"]).all()
     assert start(3).step == 0
 
 
-def test_training_starts_from_the_parameters_it_is_given():
+def test_init_state_uses_the_passed_parameters():
     given = table(5)
     state = steps.init_state(Table(), DESCENT, steps.StepConfig(ema_decay=0.9), given)
     assert state.params is given and state.step == state.skipped == 0
@@ -302,7 +302,7 @@ def test_training_starts_from_the_parameters_it_is_given():
 # Figures. ------------------------------------------------------------------------------------
 
 
-def test_measure_counts_targets_nats_hits_and_bytes_of_text():
+def test_token_sums_count_targets_nats_hits_and_text_bytes():
     examples = ragged()
     examples.targets[0, :2] = VOCAB - 1, VOCAB - SENTINELS  # sentinels
     logits = np.random.default_rng(1).normal(size=(ROWS, LENGTH, VOCAB))
@@ -326,7 +326,7 @@ def test_measure_counts_targets_nats_hits_and_bytes_of_text():
         np.testing.assert_allclose(sums[name], expected[name], rtol=1e-5, err_msg=name)
 
 
-def test_ratios_divide_each_sum_by_what_it_is_about():
+def test_metrics_divide_each_sum_by_its_weight():
     sums = {"loss": 30.0, "nats": 20.0, "weight": 10.0, "hits": 4.0}
     sums |= {"bytes": 40.0, "text_nats": 12.0, "text_weight": 8.0}
     whole = {"loss": 3.0, "nats": 2.0, "token_accuracy": 0.4, "text_nats": 1.5}
@@ -343,7 +343,7 @@ def test_ratios_divide_each_sum_by_what_it_is_about():
     assert steps.metrics_from_sums(sums | {"labelled": 0.0}) == pytest.approx(own)
 
 
-def test_ratios_of_nothing_are_zero():
+def test_metrics_of_an_empty_batch_are_zero():
     nothing = dict.fromkeys(["loss", "nats", "weight", "hits"], 0.0)
     nothing |= dict.fromkeys(["bytes", "text_nats", "text_weight"], 0.0)
     assert set(steps.metrics_from_sums(nothing).values()) == {0.0}
@@ -351,7 +351,7 @@ def test_ratios_of_nothing_are_zero():
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(steps.LossConfig)])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 101.0])
-def test_a_loss_out_of_bounds_is_refused_with_its_bounds(field, value):
+def test_a_loss_config_out_of_bounds_is_rejected(field, value):
     with pytest.raises(ValueError, match=rf"loss.{field}={value} is out of bounds; use 0.* to "):
         steps.LossConfig(**{field: value})
 
@@ -407,12 +407,12 @@ def learnt(learn, lesson):
     return learn(lesson)
 
 
-def test_a_batch_is_learnt_by_heart_in_thirty_updates(learnt):
+def test_thirty_updates_memorize_a_batch(learnt):
     _, curve = learnt
     assert curve[0] == pytest.approx(np.log(VOCAB), rel=0.3) and curve[-1] < 0.1
 
 
-def test_what_is_learnt_by_heart_is_decoded_without_a_fault(learnt, lesson):
+def test_a_memorized_batch_is_decoded_exactly(learnt, lesson):
     greedy = dict(model=MODEL, length=LENGTH + 2, eos=EOS, config=decoding.DecodingConfig())
     decode = functools.partial(steps.decode_step, **greedy)
     answers = np.asarray(jax.jit(decode)(learnt[0].params, lesson).ids[:, 0])
@@ -440,7 +440,7 @@ def test_dropout_changes_training_and_not_evaluation(learnt, lesson):
         assert np.abs(changed).max(-1)[real].min() > 1e-3
 
 
-def test_the_average_of_a_weight_that_stays_keeps_its_bits():
+def test_the_average_of_a_constant_weight_keeps_its_bits():
     weights = np.random.default_rng(0).normal(size=10_000).astype(np.float32)
     average = weights
     for updates in range(100):

@@ -138,7 +138,7 @@ def take(dealt, count):
 
 
 @pytest.mark.parametrize(("start", "hosts", "workers"), [(0, 1, 0), (5, 1, 0), (2, 4, 0)])
-def test_from_any_update_and_on_any_host_each_row_has_its_own(marked, start, hosts, workers):
+def test_each_row_has_its_top_k_from_any_update_on_any_host(marked, start, hosts, workers):
     examples, _ = marked
     for host in range(hosts):
         dealt = pipeline.train_batches(examples, 3, start=start, host=host, hosts=hosts)
@@ -147,7 +147,7 @@ def test_from_any_update_and_on_any_host_each_row_has_its_own(marked, start, hos
 
 
 @pytest.mark.parametrize("marked", ["text"], indirect=True)
-def test_worker_processes_bring_it_too(marked):
+def test_worker_processes_read_the_cache_too(marked):
     data = dataclasses.replace(marked[0].data, num_workers=2)
     parts = tuple(dataclasses.replace(part, data=data) for part in marked[0].parts)
     examples = dataclasses.replace(marked[0], parts=parts)
@@ -159,7 +159,7 @@ def test_worker_processes_bring_it_too(marked):
     dealt.close()
 
 
-def test_rows_of_another_seed_are_refused(marked):
+def test_rows_of_another_seed_are_rejected(marked):
     dealt = pipeline.train_batches(marked[0], 4)
     with pytest.raises(
         ValueError, match=r"row 0 of batch 1 is not what the teacher .* read; write"
@@ -167,7 +167,7 @@ def test_rows_of_another_seed_are_refused(marked):
         next(dealt)
 
 
-def test_past_its_last_update_a_cache_asks_to_be_made_longer(marked):
+def test_reading_past_the_end_of_a_cache_is_an_error(marked):
     dealt = pipeline.train_batches(marked[0], 3, start=8)
     assert_beside(next(dealt))
     with pytest.raises(
@@ -177,7 +177,7 @@ def test_past_its_last_update_a_cache_asks_to_be_made_longer(marked):
 
 
 @pytest.mark.parametrize("marked", ["pairs"], indirect=True)
-def test_padding_is_not_stored_and_has_no_number_that_is_not_one(marked):
+def test_padding_is_not_stored_and_reads_as_finite_numbers(marked):
     examples, folder = marked
     rows = next(iter(pipeline.train_batches(examples, 3)))
     pad = rows.targets_segment_ids == 0
@@ -189,7 +189,7 @@ def test_padding_is_not_stored_and_has_no_number_that_is_not_one(marked):
 
 
 @pytest.mark.parametrize("marked", ["pairs"], indirect=True)
-def test_a_row_that_cannot_be_read_any_more_has_nothing_beside_it(marked):
+def test_an_unreadable_row_has_a_uniform_top_k(marked):
     cache, count = marked[0].teacher_cache, 2
     rows = batch.Batch(*(np.zeros((count, width), np.int32) for width in (32, 32, 12, 12)))
     told = cache.read(rows, np.arange(count))
@@ -197,7 +197,7 @@ def test_a_row_that_cannot_be_read_any_more_has_nothing_beside_it(marked):
 
 
 @pytest.mark.parametrize("marked", ["pairs"], indirect=True)
-def test_a_damaged_file_of_a_cache_is_a_sentence(marked, tmp_path):
+def test_a_damaged_file_of_a_cache_is_an_error(marked, tmp_path):
     _, folder = marked
     for place in folder.iterdir():
         (tmp_path / place.name).write_bytes(place.read_bytes())
@@ -213,7 +213,7 @@ def test_a_damaged_file_of_a_cache_is_a_sentence(marked, tmp_path):
         [pipeline.open_teacher_cache(tmp_path).record(row) for row in range(9 * 8)]
 
 
-def test_a_folder_without_a_cache_is_a_sentence(tmp_path):
+def test_a_folder_without_a_cache_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"holds no teacher cache; write one with .*or leave"):
         pipeline.open_teacher_cache(tmp_path)
 
@@ -223,7 +223,7 @@ def test_a_folder_without_a_cache_is_a_sentence(tmp_path):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("k", [1, 5, 16])
-def test_the_likeliest_and_the_softened_tail_have_all_mass(k, temperature):
+def test_top_k_and_softened_tail_sum_to_one(k, temperature):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)) * 4, jnp.float32)
     told = writing.top_k_logits(logits, k, "float32", temperature)
     p = np.exp(np.asarray(logits, np.float64))
@@ -236,7 +236,7 @@ def test_the_likeliest_and_the_softened_tail_have_all_mass(k, temperature):
 
 
 @pytest.mark.parametrize("dtype", teacher_cache.STORED_DTYPES)
-def test_what_is_stored_is_read_back_to_the_dtypes_precision(dtype, tmp_path):
+def test_stored_logits_are_read_back_to_the_dtypes_precision(dtype, tmp_path):
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 16)) * 9, jnp.float32)
     logits = logits.at[0, 0, 3:].set(-1e9)  # a probability of nothing
     told = jax.device_get(writing.top_k_logits(logits, 16, dtype, 1.0))
@@ -256,9 +256,7 @@ def test_what_is_stored_is_read_back_to_the_dtypes_precision(dtype, tmp_path):
 
 
 @pytest.mark.parametrize(("k", "dtype"), [(256, "float16"), (256, "bfloat16"), (2, "float16")])
-def test_the_size_that_is_foretold_is_the_size_that_is_written(
-    asked, tmp_path, monkeypatch, k, dtype
-):
+def test_the_estimated_size_is_close_to_the_written_size(asked, tmp_path, monkeypatch, k, dtype):
     writer = train.CacheWriter(asked(tmp_path / dtype, steps=6), k, dtype)
     monkeypatch.setattr(teacher_cache, "FILE_BYTES", 4 * writer.update_bytes)  # two files
     foretold, said = writer.disk_bytes(6), writer.describe()
@@ -281,7 +279,7 @@ def test_the_tails_mass_is_that_of_the_softened_distribution(temperature):
     np.testing.assert_allclose(found, soft[real > 0].mean(), rtol=1e-4, atol=1e-12)
 
 
-def test_what_does_not_fit_on_the_disk_is_refused_before_it_starts(asked, tmp_path, monkeypatch):
+def test_a_cache_larger_than_the_free_space_is_rejected_first(asked, tmp_path, monkeypatch):
     writer = train.CacheWriter(asked(tmp_path / "cache"), 16, "float16")
     usage = type("Usage", (), {"free": writer.disk_bytes(STEPS) - 1})
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda place: usage)
@@ -295,7 +293,7 @@ def kept(folder):
     return {file.name: file.read_bytes() for file in folder.glob("taught-*")}
 
 
-def test_a_killed_writer_goes_on_behind_its_last_whole_file(asked, tmp_path, monkeypatch):
+def test_an_interrupted_writer_continues_after_its_last_file(asked, tmp_path, monkeypatch):
     run = asked(tmp_path / "cache")
     monkeypatch.setattr(
         teacher_cache, "FILE_BYTES", 2 * train.CacheWriter(run, 4, "float32").update_bytes
@@ -320,7 +318,7 @@ def test_a_killed_writer_goes_on_behind_its_last_whole_file(asked, tmp_path, mon
     assert pipeline.open_teacher_cache(longer).num_updates == STEPS + 1
 
 
-def test_it_does_not_matter_on_which_devices_it_is_written(asked, whole, tmp_path):
+def test_a_cache_does_not_depend_on_the_devices(asked, whole, tmp_path):
     changes = {"parallel.strategy": "mesh", "parallel.fsdp": 2, "parallel.tensor": 2}
     run = asked(tmp_path / "mesh", **changes, **{"parallel.num_microbatches": 2})
     theirs, ours = (
@@ -362,13 +360,13 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_a_cache_of_anything_else_is_refused_by_name(asked, whole, tmp_path, what):
+def test_a_cache_of_another_identity_is_rejected_by_key(asked, whole, tmp_path, what):
     changes, sentence = OTHERS[what]
     with pytest.raises(ValueError, match=sentence):
         find(asked(tmp_path / "run", **{"teacher.cache": str(whole)}, **changes))
 
 
-def test_students_of_other_shapes_and_rates_share_a_cache(asked, whole, tmp_path):
+def test_students_of_other_sizes_and_learning_rates_share_a_cache(asked, whole, tmp_path):
     changes = {
         "optimizer.learning_rate": 0.1,
         "model.num_encoder_layers": 2,
@@ -393,7 +391,7 @@ def fingerprint(teacher, which):
         return saved.fingerprint(which)
 
 
-def test_another_tokenizer_is_refused_by_name(asked, whole, tmp_path):
+def test_a_cache_of_another_tokenizer_is_rejected(asked, whole, tmp_path):
     run = asked(tmp_path / "run", **{"teacher.cache": str(whole)})
     tokens = runs.make_tokenizer(run)
     examples = runs.make_examples(run, tokens)[0]
@@ -402,7 +400,7 @@ def test_another_tokenizer_is_refused_by_name(asked, whole, tmp_path):
         train.find_teacher_cache(run, other, examples)
 
 
-def test_a_folder_of_another_cache_is_not_written_over(asked, whole):
+def test_a_folder_with_another_cache_is_not_overwritten(asked, whole):
     with pytest.raises(ValueError, match=r"holds a cache of another teacher, .* use another --out"):
         train.CacheWriter(asked(whole), 4, "float32")
 
@@ -415,7 +413,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_cannot_be_written_is_a_sentence(asked, tmp_path, what):
+def test_invalid_writer_options_are_rejected(asked, tmp_path, what):
     options, changes, sentence = WRONG[what]
     with pytest.raises(ValueError, match=sentence):
         train.CacheWriter(asked(tmp_path, **changes), **options)
@@ -439,7 +437,7 @@ def test_what_cannot_be_written_is_a_sentence(asked, tmp_path, what):
         ({"teacher.on_policy.fraction": 0.5}, r"has no logits of the student's own answers, which"),
     ],
 )
-def test_a_cache_is_asked_for_nothing_that_it_lacks(asked, changes, sentence):
+def test_terms_that_need_a_live_teacher_reject_a_cache(asked, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         asked("/nowhere", **{"teacher.cache": "/c"}, **changes)
 
@@ -472,15 +470,13 @@ def live(learn):
     return learn()
 
 
-def test_a_cache_of_all_ids_teaches_what_the_teacher_does(learn, whole, live):
+def test_training_from_a_cache_of_all_ids_equals_the_live_teacher(learn, whole, live):
     cached = learn(4, **{"teacher.cache": str(whole)}, **CUT)
     assert len(cached) == STEPS
     np.testing.assert_allclose(cached, live, rtol=2e-4)
 
 
-def test_a_run_resumed_on_other_devices_goes_on_as_the_unbroken_one(
-    learn, whole, live, monkeypatch, tmp_path
-):
+def test_a_run_with_a_cache_resumes_on_other_devices(learn, whole, live, monkeypatch, tmp_path):
     every, read = pipeline.train_batches, []
     params, workdir = inference.read_params, tmp_path / "run"
 
@@ -497,7 +493,7 @@ def test_a_run_resumed_on_other_devices_goes_on_as_the_unbroken_one(
     assert not read  # the teacher's parameters: what it said is enough
 
 
-def test_a_shorter_cache_is_wrong_by_the_tail_alone(asked, teacher, tmp_path):
+def test_a_top_k_cache_is_exact_but_for_the_tail(asked, teacher, tmp_path):
     run = asked(tmp_path / "cache", **{"teacher.loss": {"forward_kl": {}}})
     few = pipeline.open_teacher_cache(written(run, 16, "float32"))
     writer = train.CacheWriter(run, 16, "float32")
@@ -515,7 +511,7 @@ def test_a_shorter_cache_is_wrong_by_the_tail_alone(asked, teacher, tmp_path):
     assert (np.diff(told.logits, axis=-1) <= 0).all()
 
 
-def test_a_cached_update_costs_no_forward_pass_of_the_teacher(asked, whole, tmp_path):
+def test_the_flops_with_a_cache_exclude_the_teacher(asked, whole, tmp_path):
     beside = asked(tmp_path / "run")
     cached = asked(tmp_path / "run", **{"teacher.cache": str(whole)})
     inputs, targets = beside.lengths
@@ -523,7 +519,7 @@ def test_a_cached_update_costs_no_forward_pass_of_the_teacher(asked, whole, tmp_
     assert train.step_flops(beside) - train.step_flops(cached) == 8 * theirs
 
 
-def test_a_preflight_counts_what_a_cache_brings_in_place_of_the_teacher(asked, whole, tmp_path):
+def test_a_preflight_counts_the_caches_batch_arrays_and_no_teacher(asked, whole, tmp_path):
     of = lambda **changes: program.prepare(asked(tmp_path / "run", **changes), jax.devices()[:1])
     beside, cached = of(), of(**{"teacher.cache": str(whole)})
     assert beside.sizes["teacher"] and not cached.sizes["teacher"]
@@ -531,7 +527,7 @@ def test_a_preflight_counts_what_a_cache_brings_in_place_of_the_teacher(asked, w
     assert more == 4 * 8 * LENGTHS["data.target_length"] * (2 * VOCAB + 1)
 
 
-def test_the_door_writes_it_and_says_its_size_first(asked, tmp_path, capfd):
+def test_the_command_prints_the_size_before_it_writes(asked, tmp_path, capfd):
     from lm import cli
 
     written_out = json.dumps(json.dumps(asked(tmp_path / "unused").config_dict))

@@ -90,14 +90,14 @@ def test_two_processes_write_the_cache_of_one(caches):
     assert one == two and len(one) == 2
 
 
-def test_two_processes_learn_from_a_cache_what_one_does_and_one_goes_on_for_them(config, caches):
+def test_two_processes_train_from_a_cache_as_one_and_one_resumes_them(config, caches):
     flags = f"--config.teacher.cache={caches[1]}", "--allow_change=steps"
     alone = written(config, "train", "alone", 1, *flags)
     written(config, "train", "pair", 2, *flags, "--config.steps=2")
     assert_alike(written(config, "train", "pair", 1, *flags), alone)
 
 
-def test_two_processes_answer_and_are_judged_as_one(config):
+def test_two_processes_train_on_policy_as_one(config):
     loss, policy = ON_POLICY
     flags = f"--config.teacher.loss={loss}", f"--config.teacher.on_policy.fraction={policy}"
     one, two = (written(config, "train", f"own{hosts}", hosts, *flags) for hosts in (1, 2))

@@ -59,7 +59,7 @@ def contents(workdir: pathlib.Path) -> dict[str, bytes]:
     return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
 
 
-def test_training_starts_at_the_loss_of_knowing_nothing_and_learns(pretrained):
+def test_training_starts_at_the_loss_of_uniform_predictions_and_learns(pretrained):
     start, *_, final = rows(pretrained, "train")
     assert [row["step"] for row in rows(pretrained, "train")] == list(range(1, STEPS + 1))
     assert [row["step"] for row in rows(pretrained, "heldout")] == [3, 6]
@@ -68,13 +68,13 @@ def test_training_starts_at_the_loss_of_knowing_nothing_and_learns(pretrained):
     assert rows(pretrained, "heldout")[-1]["nats"] < 0.95 * math.log(512)
 
 
-def test_the_logged_rate_is_the_schedule_of_the_updates_before(pretrained):
+def test_the_logged_learning_rate_follows_the_schedule(pretrained):
     # A linear warm-up of 2 updates to 0.01, from the first update, which is taken at 0.
     rates = [row["learning_rate"] for row in rows(pretrained, "train")]
     np.testing.assert_allclose(rates, [0, 0.005, 0.01, 0.01, 0.01, 0.01], rtol=1e-6)
 
 
-def test_a_row_is_the_mean_over_all_updates_since_the_one_before(go, pretrained):
+def test_a_row_averages_all_updates_since_the_last_row(go, pretrained):
     coarse = rows(go(**{"log_every_steps": 3, "checkpoint.every_steps": 3}), "train")
     fine = {row["step"]: row["nats"] for row in rows(pretrained, "train")}
     assert [row["step"] for row in coarse] == [1, 3, 6]
@@ -83,7 +83,7 @@ def test_a_row_is_the_mean_over_all_updates_since_the_one_before(go, pretrained)
         np.testing.assert_allclose(row["nats"], np.mean([fine[n] for n in since]), rtol=1e-5)
 
 
-def test_a_finished_run_is_left_as_it_is(go, pretrained, tiny_config, monkeypatch):
+def test_training_a_finished_run_again_changes_nothing(go, pretrained, tiny_config, monkeypatch):
     before = contents(pretrained)
     monkeypatch.setattr(train.loop, "Loop", None)
     monkeypatch.setattr(train.setup, "initial_params", None)
@@ -93,7 +93,7 @@ def test_a_finished_run_is_left_as_it_is(go, pretrained, tiny_config, monkeypatc
     assert contents(pretrained) == before
 
 
-def test_interrupted_damaged_and_run_again_it_ends_with_the_same_bits(
+def test_a_run_resumed_after_damage_ends_with_the_bits_of_an_unbroken_run(
     go, interrupted, pretrained, tmp_path
 ):
     workdir = pathlib.Path(shutil.copytree(interrupted, tmp_path / "run"))
@@ -108,7 +108,7 @@ def test_interrupted_damaged_and_run_again_it_ends_with_the_same_bits(
     ]
 
 
-def test_a_checkpoint_of_other_data_is_not_continued(go, interrupted, tmp_path):
+def test_a_checkpoint_of_different_data_is_rejected(go, interrupted, tmp_path):
     workdir = pathlib.Path(shutil.copytree(interrupted, tmp_path / "run"))
     path = workdir / "shards" / "train" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_other_data_is_not_continued(go, interrupted, tmp_path):
         go(workdir)
 
 
-def test_a_workdir_of_another_config_is_left_as_it_is(go, pretrained):
+def test_a_workdir_of_another_config_is_rejected_unchanged(go, pretrained):
     before = contents(pretrained)
     with pytest.raises(
         ValueError, match=r"another config: optimizer.learning_rate \(here 0.5, there 0.01\)"
@@ -131,9 +131,7 @@ def test_a_workdir_of_another_config_is_left_as_it_is(go, pretrained):
 # Stages. -------------------------------------------------------------------------------------
 
 
-def test_fine_tuning_starts_from_the_parameters_of_its_origin_and_a_fresh_optimizer(
-    first, pretrained
-):
+def test_fine_tuning_starts_from_init_from_with_a_fresh_optimizer(first, pretrained):
     state = first(**PAIRS, stage="finetune", init_from=str(pretrained))
     expected = last(pretrained)[0]
     assert_same_bits(state.params, expected.params)
@@ -142,7 +140,7 @@ def test_fine_tuning_starts_from_the_parameters_of_its_origin_and_a_fresh_optimi
     assert any(np.any(leaf) for leaf in jax.tree.leaves(expected.opt_state))
 
 
-def test_fine_tuning_uses_the_tokens_of_its_origin_and_learns_its_pairs(finetuned, pretrained):
+def test_fine_tuning_uses_the_tokenizer_of_init_from_and_learns_its_pairs(finetuned, pretrained):
     prints = [
         runs.make_tokenizer(runs.read_run(path)).fingerprint for path in (finetuned, pretrained)
     ]
@@ -151,7 +149,7 @@ def test_fine_tuning_uses_the_tokens_of_its_origin_and_learns_its_pairs(finetune
     assert final["nats"] < start["nats"]
 
 
-def test_a_shallower_student_starts_from_the_first_of_its_teachers_layers(first, finetuned):
+def test_a_shallower_student_starts_from_the_teachers_first_layers(first, finetuned):
     student = first(**PAIRS, **STUDENT, **{"stage": "distill", "teacher.workdir": str(finetuned)})
     teacher = last(finetuned)[0].params
     for tower in ("encoder", "decoder"):
@@ -161,7 +159,7 @@ def test_a_shallower_student_starts_from_the_first_of_its_teachers_layers(first,
     assert_same_bits(student.params["embed"], teacher["embed"])
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(go, finetuned):
+def test_a_student_equal_to_its_teacher_has_zero_loss_and_gradient(go, finetuned):
     # Two updates: the warm-up's first is taken at rate zero.
     change = {"stage": "distill", "teacher.workdir": str(finetuned), "steps": 2}
     twin = go(**PAIRS, **change, **{"teacher.loss": {"forward_kl": {"temperature": 2.0}}})
@@ -176,7 +174,9 @@ def test_every_stage_has_a_loss_and_every_loss_a_stage():
     assert train.LOSSES.keys() == runs.STAGES.keys()
 
 
-def test_a_distilled_update_costs_the_teachers_forward_pass_more(tiny_config, finetuned, tmp_path):
+def test_the_flops_of_a_distillation_include_the_teachers_forward_pass(
+    tiny_config, finetuned, tmp_path
+):
     config = tiny_config(**PAIRS, **STUDENT, stage="distill", **{"teacher.workdir": str(finetuned)})
     alone = tiny_config(**{"data.task": "docstring_summary", "data.target_length": 8}, **STUDENT)
     ours, plain = (runs.make_run(each, tmp_path) for each in (config, alone))
@@ -194,7 +194,7 @@ def other_tokens(tmp_path):
     return tokenizer.train(texts, tmp_path / "other", vocab_size=283, num_extra_ids=10)
 
 
-def test_a_teacher_of_another_tokenizer_is_refused(go, pretrained, other_tokens):
+def test_a_teacher_with_another_tokenizer_is_rejected(go, pretrained, other_tokens):
     change = {"stage": "distill", "teacher.workdir": str(pretrained)}
     with pytest.raises(
         ValueError, match="another tokenizer than the teacher's .* leave tokenizer.dir empty"
@@ -202,7 +202,7 @@ def test_a_teacher_of_another_tokenizer_is_refused(go, pretrained, other_tokens)
         go(**change, **{"tokenizer.dir": str(other_tokens.directory)})
 
 
-def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces(
+def test_with_another_tokenizer_embedding_rows_of_equal_pieces_are_copied(
     go, pretrained, other_tokens, capfd
 ):
     change = {"stage": "finetune", "init_from": str(pretrained), "steps": 1}
@@ -231,7 +231,7 @@ def test_with_another_tokenizer_training_starts_from_the_rows_of_the_same_pieces
         ),
     ],
 )
-def test_a_check_finds_what_a_run_would_refuse_and_writes_nothing(
+def test_check_rejects_what_train_rejects_and_writes_nothing(
     origin, multipliers, sentence, tiny_config, pretrained, tmp_path
 ):
     changes = {**PAIRS, "stage": "finetune", "init_from": f"{pretrained}{origin}"}
@@ -252,7 +252,7 @@ def test_a_check_finds_what_a_run_would_refuse_and_writes_nothing(
         (STUDENT, "model.num_encoder_layers=1 differs from init_from=.*'s 2"),
     ],
 )
-def test_parameters_of_another_model_are_not_started_from(change, sentence, go, pretrained):
+def test_init_from_with_another_model_is_rejected(change, sentence, go, pretrained):
     with pytest.raises(ValueError, match=sentence):
         go(**change, init_from=str(pretrained))
 
@@ -271,7 +271,7 @@ def test_parameters_of_another_model_are_not_started_from(change, sentence, go, 
         ),
     ],
 )
-def test_a_student_that_does_not_fit_its_teacher_is_a_sentence(change, sentence, go, pretrained):
+def test_a_student_that_does_not_match_its_teacher_is_rejected(change, sentence, go, pretrained):
     with pytest.raises(ValueError, match=sentence):
         go(**change, **{"stage": "distill", "teacher.workdir": str(pretrained)})
 

@@ -44,7 +44,7 @@ def judged(curve, most, memory=None, figure="nats"):
     return made, over
 
 
-def test_patience_ends_after_so_many_evaluations_without_a_better_one():
+def test_early_stopping_ends_after_patience_evaluations_without_improvement():
     assert judged(CURVE, 3)[1] == 5, "an equal figure and one that is not finite are no better"
     assert judged(CURVE, 1)[1] == 3 and judged(CURVE, 4)[1] is None
     assert judged(CURVE, 0)[1] is None
@@ -55,7 +55,7 @@ def test_patience_ends_after_so_many_evaluations_without_a_better_one():
     assert "no better nats than the 3.0 of update 6" in judged(CURVE, 2)[0].reason
 
 
-def test_patience_goes_on_from_its_memory_and_forgets_another_figures():
+def test_early_stopping_resumes_from_its_memory_unless_the_metric_changed():
     for cut in CURVE:
         first, rest = (dict(itertools.islice(CURVE.items(), *part)) for part in ((cut,), (cut, 9)))
         memory = json.loads(json.dumps(judged(first, 3)[0].memory))
@@ -98,7 +98,7 @@ def kept(workdir) -> list[int]:
         return saved.steps()
 
 
-def test_a_run_that_is_no_better_ends_and_stays_ended(go, ended, scripted, tmp_path, capsys):  # noqa: F811
+def test_a_run_without_improvement_ends_and_stays_ended(go, ended, scripted, tmp_path, capsys):  # noqa: F811
     workdir = shutil.copytree(ended, tmp_path / "run")
     assert kept(workdir) == [5, 4, 2], "the last, though no checkpoint is due, and the best"
     assert last(workdir)[1]["patience"]["since"] == 3
@@ -114,7 +114,7 @@ def test_a_run_that_is_no_better_ends_and_stays_ended(go, ended, scripted, tmp_p
     assert logs.goodput(workdir)["sessions"] == 2
 
 
-def test_a_run_that_was_killed_ends_where_the_unbroken_one_does(
+def test_a_killed_run_stops_early_where_the_unbroken_run_does(
     go,  # noqa: F811
     ended,
     scripted,
@@ -136,7 +136,7 @@ def test_a_run_that_was_killed_ends_where_the_unbroken_one_does(
 
 
 @pytest.mark.slow
-def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # noqa: F811
+def test_the_best_checkpoint_by_task_score_matches_evaluate(go, pretrained):  # noqa: F811
     words = {
         **PAIRS,
         "stage": "finetune",
@@ -186,12 +186,12 @@ def test_the_best_by_a_tasks_score_is_what_evaluate_finds(go, pretrained):  # no
         ),
     ],
 )
-def test_what_no_checkpoint_can_be_best_by_is_refused(words, said, tiny_config, tmp_path):
+def test_an_unknown_best_metric_is_rejected(words, said, tiny_config, tmp_path):
     with pytest.raises(ValueError, match=said):
         runs.make_run(tiny_config(**words), tmp_path)
 
 
-def test_of_several_tasks_the_best_is_by_the_score_of_one(tiny_config, tmp_path):
+def test_with_several_tasks_best_metric_names_one_tasks_score(tiny_config, tmp_path):
     words = {
         "checkpoint.best_metric": "aeslc/rougeL",
         "data.mixture": (("docstring_summary", 1.0), ("aeslc", 2.0)),
@@ -209,12 +209,14 @@ def test_of_several_tasks_the_best_is_by_the_score_of_one(tiny_config, tmp_path)
         ("", ("", "newest")),
     ],
 )
-def test_init_from_names_a_workdir_and_which_of_its_checkpoints(named, expected):
+def test_init_from_names_a_workdir_and_a_checkpoint(named, expected):
     assert runs.init_source(types.SimpleNamespace(init_from=named)) == expected
 
 
 @pytest.mark.slow
-def test_the_door_fine_tunes_with_parts_frozen(pretrained, tiny_config, tmp_path, capsys):  # noqa: F811
+def test_the_command_line_fine_tunes_with_frozen_parameters(
+    pretrained, tiny_config, tmp_path, capsys
+):  # noqa: F811
     words = {
         **PAIRS,
         "stage": "finetune",
@@ -250,7 +252,7 @@ def test_the_door_fine_tunes_with_parts_frozen(pretrained, tiny_config, tmp_path
     assert again == pytest.approx(rows(workdir, "heldout")[-1]["nats"], rel=1e-5)
 
 
-def test_fine_tuning_drops_out_a_tenth_and_both_recipes_are_as_published():
+def test_the_fine_tuning_recipes_are_as_published_with_dropout_of_a_tenth():
     for path in sorted(pathlib.Path(ROOT / "configs").glob("*.py")):
         if path.stem in ("__init__", "models"):
             continue

@@ -25,7 +25,7 @@ LONG = {"steps": 12, "log_every_steps": 4, "eval_every_steps": 12, "guard.max_ba
 
 def judged(losses, **changes) -> tuple[guard.Guard, list]:
     made = guard.Guard(dataclasses.replace(CONFIG, **changes))
-    return made, [made.judge(n + 1, n, loss, math.isfinite(loss)) for n, loss in enumerate(losses)]
+    return made, [made.check(n + 1, n, loss, math.isfinite(loss)) for n, loss in enumerate(losses)]
 
 
 def usual(count: int, seed: int = 0) -> list[float]:
@@ -34,7 +34,7 @@ def usual(count: int, seed: int = 0) -> list[float]:
 
 
 @pytest.mark.parametrize("spread", [1.0, 0.0])
-def test_a_loss_is_a_spike_above_the_median_and_so_many_deviations_of_the_last_good_ones(spread):
+def test_a_spike_is_a_loss_above_the_median_plus_spike_threshold_deviations(spread):
     losses = [3 + spread * (loss - 3) for loss in usual(guard.WINDOW)]
     median = np.median(losses)
     deviation = 1.4826 * np.median(np.abs(losses - median))
@@ -45,7 +45,7 @@ def test_a_loss_is_a_spike_above_the_median_and_so_many_deviations_of_the_last_g
         assert not any(found[:-1])
 
 
-def test_a_few_wild_losses_do_not_hide_the_next():
+def test_a_few_outliers_do_not_hide_the_next_spike():
     wild = [
         3.5 if number % 10 == 9 else loss for number, loss in enumerate(usual(guard.MIN_WINDOW))
     ]
@@ -53,48 +53,48 @@ def test_a_few_wild_losses_do_not_hide_the_next():
     assert np.mean(wild) + 6 * np.std(wild) > 4.0
 
 
-def test_a_loss_that_is_no_number_is_spelt_as_the_logs_do():
+def test_a_loss_that_is_not_finite_is_spelled_as_in_the_logs():
     spelt = [bad["loss"] for bad in judged([math.nan, math.inf, -math.inf])[1]]
     assert spelt == list(logs.jsonl.NON_FINITE)
 
 
-def test_the_first_losses_are_no_spikes_nor_is_any_where_none_is_looked_for():
+def test_there_are_no_spikes_before_min_window_or_with_threshold_zero():
     wild = [*usual(guard.MIN_WINDOW - 1), 1e9]
     assert not any(judged(wild)[1])
     assert not any(judged([*usual(200), 1e9], spike_threshold=0.0)[1])
 
 
-def test_what_is_usual_is_told_by_good_updates_of_late_alone():
+def test_only_recent_good_losses_enter_the_median():
     early, late = usual(300), [loss - 2 for loss in usual(guard.WINDOW)]
     assert judged([*early, *late, 3.0])[1][-1]["kind"] == "spike"
     again = [*usual(200), 50.0, 50.0, 50.0, 50.0]
     assert [bad["kind"] for bad in judged(again, max_bad_steps=9)[1][-4:]] == ["spike"] * 4
 
 
-def test_a_loss_that_cannot_be_compared_is_no_spike_and_no_measure_but_must_be_finite():
+def test_an_incomparable_loss_is_never_a_spike_but_must_be_finite():
     made = guard.Guard(CONFIG)
     for n in range(200):
-        assert made.judge(2 * n + 1, 2 * n, 1.0, True) is None
-        assert made.judge(2 * n + 2, 2 * n + 1, 50.0, True, is_comparable=False) is None
-    assert made.judge(401, 400, 3.0, True)["median"] == 1.0
-    assert made.judge(402, 401, math.nan, False, is_comparable=False)["kind"] == "skipped"
+        assert made.check(2 * n + 1, 2 * n, 1.0, True) is None
+        assert made.check(2 * n + 2, 2 * n + 1, 50.0, True, is_comparable=False) is None
+    assert made.check(401, 400, 3.0, True)["median"] == 1.0
+    assert made.check(402, 401, math.nan, False, is_comparable=False)["kind"] == "skipped"
 
 
-def test_only_bad_updates_in_a_row_exhaust_the_patience():
+def test_only_consecutive_bad_updates_cause_a_rollback():
     assert judged([math.nan] * 2)[0].should_roll_back is False
     assert judged([math.nan] * 3)[0].should_roll_back
     assert judged([*usual(100), math.inf, 99.0, math.nan])[0].should_roll_back
     assert not judged([math.nan, math.nan, 3.0, math.nan, math.nan])[0].should_roll_back
 
 
-def test_a_guard_that_goes_on_from_a_memory_judges_as_the_one_that_never_stopped():
+def test_a_guard_resumed_from_its_memory_equals_the_unbroken_one():
     losses = usual(150) + [99.0, math.nan, 3.0, 99.0, 99.0, math.nan]
     whole, expected = judged(losses, max_bad_steps=9)
     for cut in (0, 1, 70, 151, 155):
         memory = json.loads(json.dumps(judged(losses[:cut], max_bad_steps=9)[0].memory))
         rest = guard.Guard(dataclasses.replace(CONFIG, max_bad_steps=9), memory)
         found = [
-            rest.judge(n + 1, n, losses[n], math.isfinite(losses[n]))
+            rest.check(n + 1, n, losses[n], math.isfinite(losses[n]))
             for n in range(cut, len(losses))
         ]
         assert found == expected[cut:]
@@ -140,7 +140,7 @@ def events(workdir) -> list[dict]:
     return logs.read(workdir / logs.EVENTS)
 
 
-def test_an_update_that_is_not_finite_changes_nothing_and_is_told_with_its_batch(go, poison):  # noqa: F811
+def test_an_update_that_is_not_finite_changes_nothing_and_is_logged_with_its_batch(go, poison):  # noqa: F811
     poison(lambda state, examples: state.step == 5)
     workdir = go(**{"checkpoint.every_steps": 5})
     state, facts = last(workdir)
@@ -156,7 +156,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_told_with_its_batch
     assert all(math.isfinite(row["loss"]) for row in rows(workdir, "train")[:-1])
 
 
-def test_a_row_leaves_out_skipped_updates_and_the_rate_waits_for_them(go, poison):  # noqa: F811
+def test_a_row_excludes_skipped_updates_and_the_schedule_does_not_advance(go, poison):  # noqa: F811
     poison(lambda state, examples: state.step == 0)
     first, final = rows(
         go(**{"log_every_steps": 3, "steps": 3, "checkpoint.every_steps": 3}), "train"
@@ -188,7 +188,7 @@ def spared(go, is_bad):  # noqa: F811
 
 
 @pytest.mark.parametrize("stopped", [(), (6,), (8, 3)], ids=str)
-def test_bad_batches_in_a_row_are_passed_over_as_if_they_had_never_been(
+def test_after_a_rollback_the_run_equals_one_without_the_bad_batches(
     stopped,
     spared,
     go,  # noqa: F811
@@ -222,7 +222,7 @@ def test_bad_batches_in_a_row_are_passed_over_as_if_they_had_never_been(
         assert last(workdir)[1]["guard"]["rollbacks"] == 0
 
 
-def test_where_going_back_does_not_help_it_is_given_up_with_a_report(go, poison, tmp_path):  # noqa: F811
+def test_after_max_rollbacks_training_gives_up_with_a_report(go, poison, tmp_path):  # noqa: F811
     poison(lambda state, examples: state.step >= 3)
     changes = LONG | {"log_every_steps": 1, "checkpoint.every_steps": 1, "guard.max_rollbacks": 2}
     with pytest.raises(

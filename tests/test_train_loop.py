@@ -28,7 +28,7 @@ from tests.tiny_runs import (  # noqa: F401
 )
 
 
-def test_between_log_points_nothing_is_transferred_and_nothing_compiled(go, monkeypatch):  # noqa: F811
+def test_between_logs_nothing_is_transferred_or_compiled(go, monkeypatch):  # noqa: F811
     from jax._src import array
 
     moved, compiled, now = [], [], [0]
@@ -63,7 +63,7 @@ def test_between_log_points_nothing_is_transferred_and_nothing_compiled(go, monk
     assert set(compiled) <= {0, 1}, "later updates compile nothing"
 
 
-def test_copies_of_the_state_that_differ_are_never_saved(tiny_config, tmp_path, monkeypatch):
+def test_a_state_whose_copies_differ_is_never_saved(tiny_config, tmp_path, monkeypatch):
     whole = steps.train_step
 
     def drifting(state, *arguments, axis, **options):
@@ -88,7 +88,7 @@ def test_copies_of_the_state_that_differ_are_never_saved(tiny_config, tmp_path, 
     ],
     ids=["mesh", "bfloat16"],
 )
-def test_a_run_goes_on_over_other_devices_and_in_another_dtype(
+def test_a_run_resumes_on_other_devices_and_in_another_dtype(
     changes,
     interrupted,  # noqa: F811
     pretrained,  # noqa: F811
@@ -114,7 +114,7 @@ def test_a_run_goes_on_over_other_devices_and_in_another_dtype(
     assert "commit" in resumed
 
 
-def test_a_change_that_is_allowed_is_made_midway_and_no_other(
+def test_only_allowed_config_keys_change_midway(
     interrupted,  # noqa: F811
     tiny_config,
     tmp_path,
@@ -133,7 +133,7 @@ def test_a_change_that_is_allowed_is_made_midway_and_no_other(
     train.train(run, jax.devices()[:1])  # it is the run's config now
 
 
-def test_a_duration_is_as_many_updates_and_the_average_is_what_is_evaluated(go, pretrained):  # noqa: F811
+def test_a_duration_in_tokens_becomes_updates_and_evaluation_uses_the_average(go, pretrained):  # noqa: F811
     tokens = 3 * 8 * sum(runs.read_run(pretrained).lengths)  # of three updates, padding counted
     change = {"steps": 0, "duration.tokens": float(tokens), "optimizer.ema_decay": 0.5}
     workdir = go(**change)
@@ -148,7 +148,7 @@ def test_a_duration_is_as_many_updates_and_the_average_is_what_is_evaluated(go, 
     assert found == pytest.approx(rows(workdir, "heldout")[-1]["nats"], rel=1e-6)
 
 
-def test_the_log_alone_changes_no_bit_of_a_run_and_the_seed_every_one(go, pretrained):  # noqa: F811
+def test_log_frequency_changes_no_bit_of_a_run_and_the_seed_changes_all(go, pretrained):  # noqa: F811
     state = last(pretrained)[0]
     assert_same_bits(last(go(log_every_steps=5, eval_every_steps=6))[0], state)
     other = last(go(seed=1))[0]
@@ -156,7 +156,7 @@ def test_the_log_alone_changes_no_bit_of_a_run_and_the_seed_every_one(go, pretra
         assert np.any(np.asarray(ours) != np.asarray(theirs))
 
 
-def test_the_manifest_tells_what_is_planned(pretrained):  # noqa: F811
+def test_the_manifest_has_the_planned_cost(pretrained):  # noqa: F811
     told = json.loads((pretrained / "run.json").read_text())
     run = runs.read_run(pretrained)
     assert told["planned_updates"] == 6
@@ -168,7 +168,7 @@ def test_the_manifest_tells_what_is_planned(pretrained):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("profile", [(2, 5), (6, 99), (2, 4), (7, 9)], ids=str)
-def test_a_trace_is_written_of_the_updates_asked_for_or_why_there_is_none(
+def test_the_profiled_updates_are_traced_or_the_log_says_why_not(
     profile,
     interrupted,  # noqa: F811
     go,  # noqa: F811
@@ -182,7 +182,7 @@ def test_a_trace_is_written_of_the_updates_asked_for_or_why_there_is_none(
     assert (len(traced), told) == ((1, []) if profile in ((2, 5), (6, 99)) else (0, none))
 
 
-def test_a_trace_of_a_run_that_ends_in_it_is_kept(go, tmp_path, monkeypatch):  # noqa: F811
+def test_a_trace_is_written_when_the_run_stops_inside_it(go, tmp_path, monkeypatch):  # noqa: F811
     asked = iter(range(1, 99))
     monkeypatch.setattr(train.Signals, "should_stop", lambda self: next(asked) == 4)
     with pytest.raises(train.Unfinished):
@@ -201,7 +201,7 @@ def left(monkeypatch):
     return said, fired
 
 
-def test_the_watchdog_is_quiet_as_long_as_something_ends(left, tmp_path):
+def test_the_watchdog_is_silent_while_activities_end_in_time(left, tmp_path):
     said, fired = left
     with train.Watchdog(0.5, tmp_path, said.append) as watch:
         watch.beat("what compiles", 4)
@@ -216,7 +216,7 @@ def test_the_watchdog_is_quiet_as_long_as_something_ends(left, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_update_that_never_ends_is_named_and_left_but_not_a_long_compilation(
+def test_a_hanging_update_ends_the_process_and_a_long_compilation_does_not(
     left,
     go,  # noqa: F811
     monkeypatch,
@@ -245,7 +245,7 @@ def test_an_update_that_never_ends_is_named_and_left_but_not_a_long_compilation(
     assert len(told) == 1
 
 
-def test_the_watchdog_ends_the_process_though_nothing_can_be_written(left, tmp_path):
+def test_the_watchdog_ends_the_process_on_a_full_disk(left, tmp_path):
     def tell(sentence):
         raise OSError("no space left")
 
@@ -263,7 +263,7 @@ def test_each_host_has_its_own_file_of_stacks(left, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_loss(
+def test_device_errors_are_user_errors_and_all_others_with_several_hosts_a_lost_host(
     hosts, monkeypatch
 ):
     monkeypatch.setattr(parallel, "host_index_and_count", lambda: (0, hosts))
@@ -294,7 +294,7 @@ def test_what_the_devices_refuse_is_a_mistake_and_all_else_of_several_hosts_a_lo
     assert lost == [str(gone)] * 2 * (hosts - 1)
 
 
-def test_an_abort_of_foreign_code_is_a_sentence_and_the_code_to_run_again():
+def test_an_abort_in_cpp_code_prints_a_message_and_exits_as_unfinished():
     code = "import os; from lm.train import watchdog as w; w.on_abort(lambda: w.exit_now('gone'))"
     command = [sys.executable, "-c", code + "; os.abort()"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -55,6 +55,7 @@ RENAMED_KEYS = {
     "parallel.reduction": "parallel.deterministic_reduction",
     "parallel.shards": "parallel.reduction_shards",
     "teacher.init": "teacher.student_init",
+    "teacher.loss.relations.of": "teacher.loss.relations.vectors",
     "guard.patience": "guard.max_bad_steps",
     "guard.rollbacks": "guard.max_rollbacks",
     "guard.spike": "guard.spike_threshold",

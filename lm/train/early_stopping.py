@@ -10,12 +10,12 @@ from lm import checkpoints, runs
 class EarlyStopping:
     """Counts evaluations in a row without a better metric.
 
-    metric: of the held-out rows. patience: this many evaluations end the run; 0: never.
+    metric: of the held-out rows. max_bad_evaluations: this many end the run; 0: never.
     memory: JSON values that travel in checkpoints, to resume from; ignored if of another metric.
     """
 
-    def __init__(self, metric: str, patience: int, memory: dict | None = None):
-        self.metric, self._patience = metric, patience
+    def __init__(self, metric: str, max_bad_evaluations: int, memory: dict | None = None):
+        self.metric, self._max_bad = metric, max_bad_evaluations
         if not memory or memory["figure"] != metric:
             memory = {"figure": metric, "best": None, "step": None, "since": 0}
         self.memory = memory
@@ -23,16 +23,13 @@ class EarlyStopping:
     @classmethod
     def from_facts(cls, run: runs.Run, facts: Mapping) -> EarlyStopping:
         """Resume from the facts of a checkpoint."""
-        return cls(
-            run.checkpoint.best_metric,
-            run.early_stopping_patience,
-            facts.get("patience"),
-        )
+        most, memory = run.early_stopping_patience, facts.get("patience")
+        return cls(run.checkpoint.best_metric, most, memory)
 
     @property
     def is_over(self) -> bool:
         """Whether training ends here."""
-        return 0 < self._patience <= self.memory["since"]
+        return 0 < self._max_bad <= self.memory["since"]
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Count the evaluation after an update; a metric that is not finite is not better."""

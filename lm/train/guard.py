@@ -20,7 +20,7 @@ class Diverged(Exception):
 
 
 class Guard:
-    """Judges updates in their order.
+    """Finds bad updates, given all updates in order.
 
     config: the section guard of configs/base.py. memory: JSON values that travel in checkpoints,
     to resume from.
@@ -33,7 +33,7 @@ class Guard:
 
     @property
     def memory(self) -> dict:
-        """All that later judgements depend on."""
+        """All that later checks depend on."""
         return {"recent": self._recent, "row": self.bad_streak, "rollbacks": self.num_rollbacks}
 
     @property
@@ -41,7 +41,7 @@ class Guard:
         """Whether the last guard.max_bad_steps updates were all bad."""
         return len(self.bad_streak) >= self._config.max_bad_steps
 
-    def judge(
+    def check(
         self, step: int, batch: int, loss: float, is_finite: bool, is_comparable: bool = True
     ) -> dict | None:
         """Describe an update if it was bad, else None: {kind, step, batch, loss, ..}.

@@ -127,7 +127,7 @@ class Loop:
             if "log" not in due:
                 if self.step % 10 == 0:
                     self.log.advance(self.step)
-            elif self._judge_updates():
+            elif self._check_updates():
                 self._log_evaluate_save(due)
             else:
                 self._roll_back()
@@ -228,15 +228,15 @@ class Loop:
         for row, sums in zip(rows, self.strategy.fetch_numbers(arrays), strict=True):
             row["sums"] = {name: float(value) for name, value in sums.items()}
 
-    def _judge_updates(self) -> bool:
-        """Judge every update since the last row; returns whether to go on."""
+    def _check_updates(self) -> bool:
+        """Check every update since the last row; returns whether to go on."""
         self._fetch_sums()
         answers = self.setup.student_answers
         for row in self.unlogged:
             sums = row["sums"]
             loss, is_finite = sums["loss"] / max(sums["weight"], 1.0), bool(sums["finite"])
             is_comparable = not answers or answers.policy.is_usual(row["batch"])
-            bad = self.guard.judge(row["step"], row["batch"], loss, is_finite, is_comparable)
+            bad = self.guard.check(row["step"], row["batch"], loss, is_finite, is_comparable)
             if bad:
                 facts = {name: bad[name] for name in bad if name not in ("kind", "step")}
                 self.log.event(bad["kind"], bad["step"], **facts, see=self._show_command(bad))

@@ -1,5 +1,5 @@
-"""Laws of a student's loss: its terms are added up as asked, on any layout; the teacher only
-teaches, live or cached; what the student wrote itself is no label.
+"""Laws of a student's loss: the weighted sum of terms on any layout, with a live or cached teacher;
+the student's own answers are not labels.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def draw(seed):
 
 
 def ragged(seed=5):
-    """Rows of very different lengths, ever longer, the last two empty."""
+    """Rows of increasing lengths; the last two are empty."""
     rng = np.random.default_rng(seed)
     lengths = np.sort(rng.integers(1, LENGTH + 1, ROWS))
     lengths[-2:] = 0
@@ -73,7 +73,7 @@ def logits(params, examples=EXAMPLES):
 
 
 def taught(params, examples, k):
-    """What a cache has of a teacher for SAME."""
+    """The teacher's top k for SAME, as a cache has it."""
     known = jax.nn.log_softmax(logits(params, examples))
     top, ids = jax.lax.top_k(known, k)
     left = jnp.exp(known / 2).sum(-1) - jnp.exp(top / 2).sum(-1)
@@ -148,7 +148,7 @@ def test_a_scheduled_weight_is_linear_and_evaluation_uses_the_last(progress, wei
 
 
 def test_the_loss_of_a_batch_is_the_sum_of_its_splits():
-    """Texts with hidden spans and pairs of a task lie in one batch; rows do not know each other."""
+    """A batch may mix span corruption and pairs of a task: rows are independent."""
     sums = jax.jit(lambda examples: loss_of(ALL)(STUDENT, examples, None, TEACHER)[1])
     added = [sums(jax.tree.map(lambda x, r=r: x[r::2], EXAMPLES)) for r in range(2)]
     whole = sums(EXAMPLES)
@@ -278,7 +278,7 @@ def fresh():
 
 
 def learnt(text, batches, strategy, num_microbatches=1, shards=0):
-    """(last parameters, sums of each update); they are all one program."""
+    """(last parameters, sums of each update); checks that there is one compilation."""
     step_config = steps.StepConfig(0, num_microbatches, shards, total_steps=UPDATES)
     student = Table()
     step = functools.partial(
@@ -297,7 +297,7 @@ def learnt(text, batches, strategy, num_microbatches=1, shards=0):
 
 @functools.cache
 def alone(is_live):
-    """The same on one device."""
+    """The result on one device."""
     strategy = parallel.make_strategy(parallel.ParallelConfig(), jax.devices()[:1])
     text, batches = (LIVE, MARKED) if is_live else (DECAYING, CACHED)
     return learnt(text, batches, strategy)
@@ -319,7 +319,7 @@ def test_every_layout_learns_the_same_from_a_teacher(name, text):
 
 
 def test_progress_is_the_fraction_of_the_run():
-    """From the first weight at the first update to the last at the last."""
+    """0 at the first update and 1 at the last."""
     for number, sums in enumerate(alone(False)[1]):
         parts = [sums[f"teacher/{name}"] for name in ("labels", "forward_kl", "reverse_kl", "jsd")]
         jsd = 2 - number / (UPDATES - 1)

@@ -1,4 +1,4 @@
-"""Laws of what goes on inside two models: how it is shown, compared and counted."""
+"""Laws of the terms that compare states inside student and teacher."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def packed(examples: batch.Batch) -> batch.Batch:
 
 
 def totals(ours, theirs, examples=EXAMPLES):
-    """What each of KINDS says of two (model, parameters)."""
+    """The total of each term of KINDS for two (model, parameters)."""
     shown = [features.forward(*each, examples, None, True)[1] for each in (ours, theirs)]
     return jnp.stack([features.compare(term(kind), *shown, examples)[0] for kind in KINDS])
 
 
 def made(**shown) -> features.Features:
-    """Features by hand, of a decoder of one layer."""
+    """Hand-made features of a decoder with one layer."""
     config = MODEL.replace({"num_decoder_layers": 1} | shown.pop("words", {}))
     inside = {"self_attention": {name: (x[None],) for name, x in shown.items() if x.ndim > 3}}
     ends = {name: (x,) for name, x in shown.items() if x.ndim == 3}
@@ -76,7 +76,7 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-# What is shown. ------------------------------------------------------------------------------
+# Features. -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["T5", "windows", "prefix_lm"])
@@ -170,7 +170,7 @@ def test_a_shared_tower_has_encoder_features_first_and_decoder_features_last():
     assert shown.tower("encoder").attention_kinds == ["self_attention"]
 
 
-# What is compared. ---------------------------------------------------------------------------
+# Comparisons. --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -248,7 +248,7 @@ def test_relations_do_not_depend_on_the_number_of_attention_heads():
     )
 
 
-# Against strangers. --------------------------------------------------------------------------
+# Against references. -------------------------------------------------------------------------
 
 
 def test_relations_equal_minilm_in_torch():

@@ -1,4 +1,4 @@
-"""Laws of the student's own answers: when it gives them, what they are, what they teach."""
+"""Laws of on-policy distillation: which updates, which answers, which gradient."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from lm import batch, decoding, distill, losses, parallel, steps, transformer
 from lm.distill import on_policy
 
-# Which updates. ------------------------------------------------------------------------------
+# Updates. ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
@@ -75,7 +75,7 @@ def test_on_policy_incompatible_with_the_rest_is_rejected(fraction, words, loss,
     on_policy.check(config, distill.loss_terms({"reverse_kl": {}, "policy": {}}), **options)
 
 
-# What it writes. -----------------------------------------------------------------------------
+# Answers. ------------------------------------------------------------------------------------
 
 EOS, LENGTH, ROWS = 1, 6, 8
 TINY = transformer.ModelConfig(
@@ -100,7 +100,7 @@ def params():
 
 
 def asked(empty=()):
-    """Rows of inputs, `empty` ones without any, whose targets are someone else's."""
+    """Rows with inputs and reference targets; `empty` rows without inputs."""
     rng = np.random.default_rng(0)
     inputs = rng.integers(2, 8, (ROWS, 5), dtype=np.int32)
     segments = (np.arange(5) < rng.integers(1, 6, (ROWS, 1))).astype(np.int32)
@@ -168,11 +168,11 @@ def test_answers_are_the_same_on_any_devices(params, config, devices):
         np.testing.assert_array_equal(ours, theirs)
 
 
-# What it learns from them. -------------------------------------------------------------------
+# The gradient. -------------------------------------------------------------------------------
 
 
 def tables(seed, vocab, length):
-    """Logits of each next token by what was said before, of random numbers."""
+    """Random logits of the next token for each prefix."""
     rng = np.random.default_rng(seed)
     made = {}
     for n in range(length):
@@ -189,7 +189,7 @@ def rows_of(table, sequences):
 
 
 def chance(table, sequence):
-    """The log-probability of a whole sequence."""
+    """The log-probability of a sequence."""
     terms = [jax.nn.log_softmax(table[tuple(sequence[:t])])[y] for t, y in enumerate(sequence)]
     return sum(terms)
 
@@ -216,7 +216,7 @@ def single_step(q, p, y):
 
 
 def test_policy_plus_reverse_kl_has_the_gradient_of_the_sequence_kl():
-    """Of longer ones it is not: what comes after a token is averaged, not added up."""
+    """Two tokens only: in longer sequences the rest is averaged, not added."""
     with jax.enable_x64():
         student, teacher = tables(0, 3, 2), tables(1, 3, 2)
         student, teacher = (jax.tree.map(jnp.asarray, each) for each in (student, teacher))

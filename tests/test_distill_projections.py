@@ -1,4 +1,4 @@
-"""Laws of which layers are compared, and of the projections where their widths differ."""
+"""Laws of the pairs of compared layers, and of projections between different widths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TERMS = distill.loss_terms({"labels": {}, "relations": {"heads": 2, "weight": 0.
 
 
 def deep(ours: int, theirs: int, **words):
-    """A student and a teacher of so many layers in each tower."""
+    """Configs of a student and a teacher with these numbers of layers in each tower."""
     depths = [
         {f"num_{tower}_layers": n for tower in ("encoder", "decoder")} for n in (ours, theirs)
     ]
@@ -34,14 +34,14 @@ def deep(ours: int, theirs: int, **words):
 
 @pytest.fixture(scope="module")
 def models():
-    """(model, parameters) of a student and of a wider teacher, the former with projections."""
+    """(model, parameters) of a student with projections and of a wider teacher."""
     student, teacher = transformer.Transformer(MODEL), transformer.Transformer(WIDE)
     wanted = features.projection_shapes(TERMS, MODEL, WIDE)
     beside = {features.PROJECTIONS: features.init_projections(wanted, jax.random.key(0))}
     return (student, drawn(student, 0) | beside), (teacher, drawn(teacher, 1))
 
 
-# Which layers. -------------------------------------------------------------------------------
+# Pairs of layers. ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_each_pair_of_layers_trains_its_own_projection(models):
 
 @functools.cache
 def update_of(name: str | None):
-    """(state, sums) after an update on a layout, on one device for None."""
+    """(state, sums) after an update on a layout; None: one device."""
     strategy = make(name) if name else None
     place = strategy.shard_activations if name else transformer.no_constraint
     student, teacher = (transformer.Transformer(config, place) for config in (MODEL, WIDE))
@@ -240,7 +240,7 @@ def narrow(go, pretrained):  # noqa: F811
 
 
 def held(workdir, which: int):
-    """The parameters that training held after an update, and the step found."""
+    """The trained parameters of the checkpoint after an update."""
     run = runs.read_run(workdir)
     with checkpoints.Checkpoints(workdir / "checkpoints", read_only=True) as saved:
         return saved.restore_params(runs.trained_shapes(run), which)[0]

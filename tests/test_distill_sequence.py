@@ -1,6 +1,6 @@
-"""Laws of sequence-level distillation: what a teacher said, written once, is what a student learns.
+"""Laws of sequence-level distillation: a student trains on a teacher's written answers.
 
-And of a teacher from elsewhere, or of another vocabulary.
+Also with teachers of other codebases and other vocabularies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OWN = {"source": "own.jsonl", "inputs": "reply: {said}", "targets": "{said}", "t
 
 @pytest.fixture(scope="module")
 def teacher(tiny_config, tmp_path_factory):
-    """The workdir of a run of random parameters."""
+    """The workdir of a run with random parameters."""
     place = tmp_path_factory.mktemp("teacher") / "run"
     untrained.write(tiny_config(**PAIRS, stage="finetune"), place)
     return place
@@ -32,7 +32,7 @@ def teacher(tiny_config, tmp_path_factory):
 
 @pytest.fixture
 def echo(monkeypatch):
-    """A teacher that answers every input with its number, thrice, worse each time."""
+    """A teacher with three answers to each input, its number, each worse than the one before."""
 
     def ask(self, ids, first=0, tick=lambda count: None):
         texts = lambda n: [f"told {n}", f"told {n} {n}", f"told {n}"]
@@ -50,7 +50,7 @@ def rows_of(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# What a teacher writes. --------------------------------------------------------------------------
+# Writing answers. --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
@@ -99,7 +99,7 @@ def test_there_is_nothing_nearest_without_targets_or_a_choice(rows, flags, sente
         inference.predict(teacher, rows, nearest="chrf", **flags)
 
 
-# What a student reads. ---------------------------------------------------------------------------
+# Training on answers. ----------------------------------------------------------------------------
 
 
 def test_a_student_learns_what_was_said_and_is_held_against_what_is_right(
@@ -169,12 +169,12 @@ def test_running_text_has_no_answers(tiny_config, tmp_path):
         inference.SplitInputs(written_by.workdir, "train")
 
 
-# Teachers of another kind. -----------------------------------------------------------------------
+# Other teachers. ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def other_tokens(tmp_path_factory):
-    """A tokenizer of bytes."""
+    """A byte tokenizer."""
     from lm import tokenizer
 
     return tokenizer.write_byte_tokenizer(

@@ -1,4 +1,4 @@
-"""Laws of students: what is taken of a teacher is exact, and what does not fit is a sentence."""
+"""Laws of student_init: copies are exact, and unsupported starts are rejected."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_a_projection_depends_on_the_seed_and_preserves_norms_on_average():
     assert 0.2 < part < 0.3, "a quarter of the axes has a quarter of the squares"
 
 
-# What does not fit. ------------------------------------------------------------------------------
+# Errors. -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Laws of the section teacher.loss: each option sets its field, and a slip is a sentence."""
+"""Laws of the section teacher.loss: each option sets its field, and errors name the fix."""
 
 from __future__ import annotations
 

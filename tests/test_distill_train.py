@@ -1,4 +1,4 @@
-"""Laws of a teacher in the loop: what it costs, where it lies, and that any data can be taught."""
+"""Laws of distillation runs: data, the teacher's cost, its sharding, and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ON_POLICY = {
 
 @pytest.fixture(scope="module")
 def teacher(tiny_config, tmp_path_factory):
-    """A run that has learnt nothing, but answers."""
+    """The workdir of an untrained run."""
     workdir = tmp_path_factory.mktemp("teacher") / "run"
     untrained.write(tiny_config(**PAIRS), workdir)
     return workdir
@@ -35,7 +35,7 @@ def teacher(tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def student(tiny_config, teacher, tmp_path_factory):
-    """(workdir or None for a new one, **changes) -> the run of a student."""
+    """(workdir, None for a new one, **changes) -> the run of a student."""
 
     def student(workdir=None, **changes) -> runs.Run:
         changes = {**PAIRS, **STUDENT, "teacher.workdir": str(teacher), "steps": 2, **changes}
@@ -58,13 +58,13 @@ def trained(run: runs.Run, devices=1) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def practised(student):
-    """A student of its own answers in every second update, trained to the end."""
+    """The workdir of a run that is on-policy in every second update."""
     run = student(**ON_POLICY)
     trained(run)
     return run
 
 
-# What is taught. -----------------------------------------------------------------------------
+# Data. ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_with_lora_answers_come_from_the_merged_weights(student, monkeypatch):
     assert len(queries) == 4 and np.any(queries[0] != queries[-1])
 
 
-# What it costs. ------------------------------------------------------------------------------
+# Cost. ---------------------------------------------------------------------------------------
 
 
 def test_rows_and_ledger_have_the_time_of_answers_and_teacher(practised):
@@ -183,7 +183,7 @@ def test_without_a_teacher_the_cost_is_empty(student):
     assert live_teacher.measure_cost(run, train.make_strategy(run, jax.devices()[:1]), None) == {}
 
 
-# Where it lies. ------------------------------------------------------------------------------
+# Sharding. -----------------------------------------------------------------------------------
 
 
 def test_a_wider_teacher_is_sharded_by_its_own_sizes(student, tiny_config, tmp_path):
@@ -209,7 +209,7 @@ def test_checkpoints_hold_only_the_student(practised):
     assert held and not any("teacher" in name for name in held)
 
 
-# What goes wrong. ----------------------------------------------------------------------------
+# Errors. -------------------------------------------------------------------------------------
 
 
 def test_a_teacher_with_nan_logits_changes_no_weight(student, teacher):

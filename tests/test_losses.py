@@ -1,4 +1,4 @@
-"""Laws of losses: equal to optax and scipy, padding never counts, the sum of parts is the whole."""
+"""Laws of losses: equal to optax and scipy, padding never counts, sums are additive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def case(seed=0, scale=2.0):
 
 
 def parts_and_whole(loss, *arrays):
-    """loss summed over single rows, and at once."""
+    """(the loss summed over single rows, the loss of the batch)."""
     parts = [loss(*(x[b : b + 1] for x in arrays)) for b in range(ROWS)]
     return np.sum(parts, axis=0), np.array(loss(*arrays))
 

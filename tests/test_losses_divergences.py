@@ -1,5 +1,5 @@
-"""Laws of the divergences of a student from its teacher: strangers agree, limits hold, and what a
-cache keeps of the teacher tells as much as it can.
+"""Laws of divergences between student and teacher: equal to references, limits, identities, and
+bounds with a top-k cache.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def draw(seed, scale=2.0):
 STUDENT, TEACHER = draw(0), draw(1)
 
 
-# Strangers. ----------------------------------------------------------------------------------
+# References. ---------------------------------------------------------------------------------
 
 
 def by_torch(name, temperature):
@@ -127,7 +127,7 @@ def test_a_one_hot_teacher_gives_the_cross_entropy():
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl"])
 def test_jsd_tends_to_each_kl_as_beta_goes_to_its_end(name):
-    """Half as far from the end, and the difference is half: it goes to 0 in the limit."""
+    """Halving the distance of beta to its end halves the difference, so the limit is 0."""
     student, teacher = STUDENT / 4, TEACHER / 4
     whole = DIVERGENCES[name](student, teacher, WEIGHTS)[0]
 
@@ -160,7 +160,7 @@ def test_jsd_is_at_most_the_entropy_of_beta():
 )
 def test_the_gradient_keeps_its_scale_as_the_temperature_grows(name, share):
     """Times T^2 each tends to half the squared error of centred logits (Hinton, eq. 4), jsd to
-    beta (1 - beta) of it; so to half of what the gradient of logit_mse is.
+    beta (1 - beta) of that, so the gradient tends to half of that of logit_mse.
     """
     loss = lambda x: DIVERGENCES[name](x, TEACHER, WEIGHTS, temperature=300.0)[0]
     centred = lambda x: x - x.mean(-1, keepdims=True)
@@ -181,7 +181,7 @@ def test_bfloat16_logits_are_summed_in_float32(name):
 
 
 def taught(teacher, k, temperature=1.0):
-    """What a cache of this temperature has of these logits, computed in float64."""
+    """The top k of these logits at this temperature, computed in float64."""
     known = scipy.special.log_softmax(np.asarray(teacher, np.float64), axis=-1)
     ids = np.argsort(-known, axis=-1)
     ordered = np.take_along_axis(known, ids, -1)
@@ -211,7 +211,7 @@ def test_the_divergence_of_a_cache_grows_with_k_up_to_the_exact_one(name, temper
 @every_temperature
 @pytest.mark.parametrize("seed", range(20))
 def test_the_divergence_of_a_cache_never_exceeds_the_exact_one(seed, temperature):
-    """Nowhere, not in the mean alone: what is looked at more coarsely differs no more."""
+    """At every position, by the data-processing inequality."""
     pair = draw(2 * seed + 10, 1 + seed / 4), draw(2 * seed + 11, 1 + seed / 4)
     here = jnp.zeros((ROWS, LENGTH)).at[seed % ROWS, 0].set(1.0)
     told = losses.top_k_and_rest(pair[0], taught(pair[1], 2, temperature), temperature)
@@ -223,7 +223,7 @@ def test_the_divergence_of_a_cache_never_exceeds_the_exact_one(seed, temperature
 @every_temperature
 @pytest.mark.parametrize("k", [1, 4, 8])
 def test_the_error_of_a_cache_is_the_tail_mass_times_the_tails_divergence(k, temperature):
-    """The chain rule of the Kullback-Leibler divergence, from the top and from the student."""
+    """The chain rule of the Kullback-Leibler divergence."""
     soft = lambda x: scipy.special.softmax(np.asarray(x, np.float64) / temperature, -1)
     p, q = soft(TEACHER), soft(STUDENT)
     rest = np.argsort(-p, axis=-1)[..., k:]
@@ -241,7 +241,7 @@ def test_the_error_of_a_cache_is_the_tail_mass_times_the_tails_divergence(k, tem
 @every_temperature
 @pytest.mark.parametrize("k", [VOCAB - 1, VOCAB])
 def test_a_cache_of_all_ids_is_exact_at_any_temperature(name, temperature, k):
-    """All but one, too: what is left is that one id."""
+    """With k = V - 1 too: the tail is one id."""
     loss = lambda x: DIVERGENCES[name](x, TEACHER, WEIGHTS, temperature=temperature)[0]
     ours = lambda x: cached(name, k, temperature, x)
     np.testing.assert_allclose(ours(STUDENT), loss(STUDENT), rtol=1e-5)
@@ -270,7 +270,7 @@ def test_an_empty_tail_and_padding_give_no_nan():
 
 
 def test_the_gradient_outside_the_top_k_depends_on_the_tail_mass_only():
-    """The student's tail may be shuffled; what it gives to each of them is its own affair."""
+    """Permuting the student's tail changes nothing."""
     student = np.asarray(STUDENT).copy()
     rest = np.argsort(-np.asarray(TEACHER), axis=-1)[..., 4:]
     np.put_along_axis(student, rest, np.take_along_axis(student, rest[..., ::-1], -1), -1)

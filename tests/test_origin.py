@@ -1,4 +1,4 @@
-"""Laws of where training starts: the same pieces keep their rows, and all else is whole or new."""
+"""Laws of init_from: rows of equal pieces are copied, other rows are random, the rest is whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG = transformer.ModelConfig(
 
 
 def drawn(config, seed):
-    """A parameter tree of this config with no two numbers alike, as {path: array}."""
+    """Random parameters of this config, as {path: array}."""
     rng = np.random.default_rng(seed)
     shapes = checkpoints.flatten(transformer.param_shapes(config))
     return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}

@@ -1,4 +1,4 @@
-"""The law of resuming: killed where it hurts and run again, a run ends as one never killed."""
+"""The law of resuming: a killed and resumed run ends as the unbroken one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def config(tiny_config, tiny_tokens, tmp_path_factory):
-    """A file for --config: a tiny run with dropout, its shards made, saved every few updates."""
+    """A config file of a tiny run with dropout and frequent checkpoints; shards exist."""
     path = tmp_path_factory.mktemp("config") / "config.py"
     changes = {
         "steps": STEPS,
@@ -56,7 +56,7 @@ def start(config: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
 
 
 def wait_for(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
-    """Until the log has a row of this step."""
+    """Wait until the log has a row of this step."""
     deadline = time.monotonic() + 120
     while not any(row["step"] >= step for row in logs.read(workdir / logs.METRICS)):
         assert process.poll() is None, workdir.with_suffix(".log").read_text()
@@ -65,7 +65,7 @@ def wait_for(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> Non
 
 
 def kill_at(process: subprocess.Popen, workdir: pathlib.Path, step: int, seconds: float) -> None:
-    """SIGKILL so many seconds after the log has a row of this step."""
+    """Send SIGKILL this many seconds after the row of this step."""
     wait_for(process, workdir, step)
     time.sleep(seconds)
     process.kill()
@@ -91,7 +91,7 @@ def last_checkpoint(workdir: pathlib.Path):
 
 
 def figures(workdir: pathlib.Path) -> list[dict]:
-    """The rows of the log without what a clock said."""
+    """The rows of the log without times."""
     clocks = {"time", "step_seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu"}
     clocks |= {"goodput", "process_memory_peak_gib"}
     rows = logs.read(workdir / logs.METRICS)
@@ -99,7 +99,7 @@ def figures(workdir: pathlib.Path) -> list[dict]:
 
 
 def stop_at(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
-    """SIGTERM after the row of this step, and again at once; it saves and says how to go on."""
+    """Send SIGTERM twice after the row of this step; the run saves and says how to continue."""
     wait_for(process, workdir, step)
     asked = time.monotonic()
     for _ in range(2):
@@ -116,7 +116,7 @@ def stop_at(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None
 
 @pytest.fixture(scope="module")
 def arms(config, tmp_path_factory):
-    """Workdirs of two runs of one config: never killed, and killed and stopped in turns."""
+    """Workdirs of two runs of one config: unbroken, and killed and stopped in turns."""
     root = tmp_path_factory.mktemp("runs")
     unbroken, broken = root / "unbroken", root / "broken"
     # The row of a step with a checkpoint comes right before its save: it is under way.

@@ -1,4 +1,4 @@
-"""Laws of a step: sums are sums, parts are the whole, a key is an address, a toy is learnt."""
+"""Laws of train and eval steps: sums, micro-batches, devices, keys, and a toy model that learns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT_BYTES = np.array([0, 0, 0, *range(1, VOCAB - SENTINELS - 2), *[0] * SENTINE
 
 
 def ragged(sizes=(6, 2, 0, 4), seed=0):
-    """A batch of equally long inputs and targets, ended by eos; of padding where the size is 0."""
+    """A batch whose inputs and targets have these lengths and end with eos; 0: padding."""
     rng = np.random.default_rng(seed)
     segments = (np.arange(LENGTH) < np.array(sizes)[:, None]).astype(np.int32)
     tokens = np.tile(np.arange(3, VOCAB, dtype=np.int32), (2, ROWS, 1))
@@ -48,7 +48,7 @@ def table(seed=0):
 
 
 def noiseless(params, examples, key=None, teacher=None, progress=None):
-    """The language loss of `Table` without its noise."""
+    """The language loss of `Table` without noise."""
     return steps.make_language_loss(Table(), LOSS, TEXT_BYTES)(params, examples)
 
 
@@ -57,14 +57,14 @@ DESCENT = optax.sgd(0.5)  # the step is half the gradient
 
 
 def step_of(loss=noiseless, optimizer=DESCENT, axis=None, **options):
-    """The update by plain descent, compiled unless it lies on a device axis."""
+    """The update with an optimizer, compiled unless it has a device axis."""
     options = dict(loss=loss, optimizer=optimizer, config=steps.StepConfig(**options), axis=axis)
     step = functools.partial(steps.train_step, **options)
     return step if axis else jax.jit(step)
 
 
 def rows(devices):
-    """The axis of a pmap over so many devices."""
+    """The axis of a pmap over this number of devices."""
     return steps.Axis("rows", tuple(range(devices)))
 
 
@@ -135,13 +135,13 @@ def test_evaluation_sums_what_training_sums_and_adds_up_over_devices():
         np.testing.assert_allclose(many[name], [value, value], rtol=1e-6)
 
 
-# What is added to the sums, and what is left out. ---------------------------------------------
+# Metrics and updates that are not finite. -----------------------------------------------------
 
 ADAM = optax.adam(0.1)
 
 
 def grouped(params, examples, key=None, teacher=None, progress=None):
-    """A loss of two groups of parameters, of which the update's norms are easily written down."""
+    """A loss of two groups of parameters with simple norms."""
     total = jnp.sum(params["a"]["x"] * 3 + params["a"]["y"] * 4) + jnp.sum(params["b"] * 12)
     return total, {"weight": jnp.asarray(2.0)}
 
@@ -168,7 +168,7 @@ def test_norms_are_reported_in_total_and_per_group():
 
 
 def poisoned(params, examples, key, teacher, progress):
-    """The gradient or the loss is NaN or infinite, as the teacher says."""
+    """A loss whose value or gradient is NaN or infinite, as `teacher` selects."""
     total, sums = noiseless(params, examples)
     spoilt = params["table"][0, 0]
     nothing = jnp.where(teacher["gradient"] == 0, 0.0, spoilt * teacher["gradient"])
@@ -180,7 +180,7 @@ FAULTS = [("loss", jnp.nan), ("loss", jnp.inf), ("gradient", jnp.nan), ("gradien
 
 @pytest.fixture(scope="module")
 def fragile():
-    """The update of `poisoned` with all that a state can hold."""
+    """The update with `poisoned`, of a state with all fields."""
     return step_of(poisoned, ADAM, ema_decay=0.9)
 
 
@@ -242,12 +242,12 @@ FROZEN_KEY = [3178070298, 1405991383]
 
 
 def test_a_key_is_a_constant_of_seed_step_and_purpose():
-    """Python's own hash would differ by process; a checkpoint that holds no key needs this."""
+    """Checkpoints hold no keys, so they must not depend on the process, as Python's hash does."""
     assert jax.random.key_data(steps.key_for(3, 14, "dropout")).tolist() == FROZEN_KEY
 
 
 def keys_of(seed=0, step=0, **options):
-    """The keys that one update hands to its loss, a micro-batch each."""
+    """The keys that an update passes to its loss, one per micro-batch."""
     seen = []
 
     def loss(params, examples, key, teacher, progress):
@@ -299,7 +299,7 @@ def test_init_state_uses_the_passed_parameters():
     assert steps.init_state(Table(), DESCENT, steps.StepConfig(), given).average is None
 
 
-# Figures. ------------------------------------------------------------------------------------
+# Metrics. ------------------------------------------------------------------------------------
 
 
 def test_token_sums_count_targets_nats_hits_and_text_bytes():
@@ -398,7 +398,7 @@ def learn():
 
 @pytest.fixture(scope="module")
 def lesson():
-    """A ragged batch to learn by heart; no row is empty."""
+    """A ragged batch without empty rows."""
     return ragged((6, 2, 5, 4))
 
 

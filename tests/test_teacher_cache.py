@@ -1,4 +1,4 @@
-"""Laws of a cached teacher: beside each row lies what was said of it, and it is the teacher's."""
+"""Laws of the teacher cache: format, writer, identity, and training from it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def go(tiny_config, tiny_tokens, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(tiny_config, tiny_tokens, tmp_path_factory):
-    """A workdir with two checkpoints, 0 and 8, of other parameters."""
+    """A workdir with checkpoints 0 and 8, whose parameters differ."""
     workdir = tmp_path_factory.mktemp("teacher") / "run"
     config = tiny_config(**PAIRS, **LENGTHS) | {"name": "teacher"}
     config["tokenizer"]["dir"] = str(tiny_tokens.directory)
@@ -66,7 +66,7 @@ def teacher(tiny_config, tiny_tokens, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(tiny_config, tiny_tokens, teacher):
-    """(where, **changes) -> the run of a student of the teacher, whose workdir is `where`."""
+    """(workdir, **changes) -> the run of a student of the teacher."""
 
     def asked(where, **changes) -> runs.Run:
         changes = {"teacher.workdir": str(teacher), **SMALL, **LENGTHS, **changes}
@@ -87,7 +87,7 @@ def written(run, k, dtype, **options) -> pathlib.Path:
     return run.workdir
 
 
-# Beside each row, what was said of it. -----------------------------------------------------------
+# Reading. ----------------------------------------------------------------------------------------
 
 TASKS = {
     "pairs": {"data.task": "docstring_summary"},
@@ -102,7 +102,7 @@ TASKS = {
 
 @pytest.fixture(scope="module", params=TASKS)
 def marked(request, tiny_config, tmp_path_factory):
-    """(examples with a cache of 9 updates, its folder), whose ids say of which target they are."""
+    """(examples with a cache of 9 updates, its folder); the stored ids identify the target."""
     root = tmp_path_factory.mktemp("marked")
     run = runs.make_run(tiny_config(**LENGTHS, **TASKS[request.param]), root / "run")
     examples = runs.make_examples(run, runs.make_tokenizer(run))[0]
@@ -119,7 +119,7 @@ def marked(request, tiny_config, tmp_path_factory):
 
 
 def mark(rows):
-    """What a made-up teacher says: of each target its own id, and its place in the row."""
+    """A synthetic top k: each target's own id and its position in the row."""
     place = np.broadcast_to(np.arange(rows.targets.shape[1]), rows.targets.shape)
     said = np.stack([rows.targets, place], axis=-1)
     of = rows.inputs.sum(axis=1, keepdims=True) + 0 * place
@@ -218,7 +218,7 @@ def test_a_folder_without_a_cache_is_an_error(tmp_path):
         pipeline.open_teacher_cache(tmp_path)
 
 
-# What is written. --------------------------------------------------------------------------------
+# Writing. ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -335,7 +335,7 @@ def test_a_cache_does_not_depend_on_the_devices(asked, whole, tmp_path):
         np.testing.assert_allclose(here["logits"], there["logits"][:, :64], rtol=1e-4, atol=1e-4)
 
 
-# Who may use it. ---------------------------------------------------------------------------------
+# Identity. ---------------------------------------------------------------------------------------
 
 
 def find(run):
@@ -442,7 +442,7 @@ def test_terms_that_need_a_live_teacher_reject_a_cache(asked, changes, sentence)
         asked("/nowhere", **{"teacher.cache": "/c"}, **changes)
 
 
-# What a student learns of it. --------------------------------------------------------------------
+# Training. ---------------------------------------------------------------------------------------
 
 CUT = {
     "parallel.strategy": "mesh",
@@ -454,7 +454,7 @@ CUT = {
 
 @pytest.fixture(scope="module")
 def learn(go, teacher):
-    """(devices, workdir, **changes) -> the losses of a student of the teacher, update by update."""
+    """(devices, workdir, **changes) -> the losses of a student, one per update."""
 
     def learn(devices=1, workdir=None, **changes):
         changes = {**SMALL, "teacher.workdir": str(teacher), "checkpoint.every_steps": 2, **changes}

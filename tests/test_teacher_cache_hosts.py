@@ -1,5 +1,5 @@
-"""Laws of a teacher on several hosts, in real processes through the door: what it says of a run,
-and what a student learns of it, do not depend on how many processes have the devices.
+"""Laws of distillation on several hosts, in real processes: caches and losses do not depend on the
+number of processes that share the devices.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OUT = {"teacher-cache": "out", "train": "workdir"}  # the flag of what a command
 
 @pytest.fixture(scope="module")
 def config(tiny_config, tiny_tokens, tmp_path_factory):
-    """A file for --config of a student with dropout, of an untrained teacher, its shards made."""
+    """A config file of a student with dropout and an untrained teacher; shards exist."""
     home = tmp_path_factory.mktemp("hosts")
     pairs = {"data.task": "docstring_summary", "data.target_length": 12, "steps": STEPS}
     pairs |= {
@@ -49,7 +49,7 @@ def config(tiny_config, tiny_tokens, tmp_path_factory):
 
 
 def written(config, command: str, name: str, hosts: int, *flags: str) -> pathlib.Path:
-    """The folder that a command has written with two devices, which so many processes share."""
+    """The folder that a command wrote on two devices, shared by this number of processes."""
     out, port = config.parent / name, drill.free_port()
     flags = (command, f"--config={config}", f"--{OUT[command]}={out}", *flags)
     together = (f"--coordinator=127.0.0.1:{port}", f"--hosts={hosts}") * (hosts > 1)
@@ -73,7 +73,7 @@ def caches(config):
 
 
 def assert_alike(ours: pathlib.Path, theirs: pathlib.Path) -> None:
-    """Both have the same rows of training, to the order of additions."""
+    """Assert equal training rows, up to the order of additions."""
     ours, theirs = (
         [row for row in outcome.rows(where) if row["split"] == "train"] for where in (ours, theirs)
     )

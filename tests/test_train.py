@@ -1,4 +1,4 @@
-"""Laws of the loop: one loop for all stages, which starts where it is told and stops when done."""
+"""Laws of training: all stages use one loop, start from the right parameters, and stop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def finetuned(go, pretrained):
 
 @pytest.fixture
 def first(go, monkeypatch):
-    """(**changes) -> the state that a run of them would start from."""
+    """(**changes) -> the state that a run with these changes starts from."""
 
     class Loop:
         def __init__(self, *arguments, **options):
@@ -184,7 +184,7 @@ def test_the_flops_of_a_distillation_include_the_teachers_forward_pass(
     assert train.step_flops(ours) - train.step_flops(plain) == 8 * forward
 
 
-# What cannot be continued. -------------------------------------------------------------------
+# Errors. -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Laws of fine-tuning's ends: the best is kept by what is asked for, and no better ends the run."""
+"""Laws of best_metric and early stopping."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STOPPING |= {"checkpoint.best_metric": "nats"}
 
 
 def judged(curve, most, memory=None, figure="nats"):
-    """The patience after these figures, and the step at which it was over, None where never."""
+    """(EarlyStopping after these metrics, the step at which it was over or None)."""
     made, over = train.EarlyStopping(figure, most, memory), None
     for step, value in curve.items():
         made.update(step, {figure: value})
@@ -65,7 +65,7 @@ def test_early_stopping_resumes_from_its_memory_unless_the_metric_changed():
 
 
 def script(patch) -> None:
-    """Held-out nats as in CURVE."""
+    """Replace held-out nats by those of CURVE."""
     now, whole = [0], train.Loop._evaluate
 
     def evaluation(self):
@@ -87,7 +87,7 @@ def scripted(monkeypatch):
 
 @pytest.fixture(scope="module")
 def ended(go):  # noqa: F811
-    """The workdir of a run that ended early; it is not to be changed."""
+    """The workdir of a run that ended early; read-only."""
     with pytest.MonkeyPatch.context() as patch:
         script(patch)
         return go(**STOPPING)

@@ -1,4 +1,4 @@
-"""Laws of the guard: bad updates change nothing, are told and gone back from, alike each time."""
+"""Laws of the guard: bad updates are skipped, logged and rolled back, deterministically."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_guard_resumed_from_its_memory_equals_the_unbroken_one():
 
 
 def poisoned(patch, where) -> None:
-    """Updates from now on have a loss that is no number where(state, examples)."""
+    """Make the loss NaN in updates where(state, examples)."""
     whole = steps.train_step
 
     def step(state, examples, teacher=None, *, loss, **options):
@@ -180,7 +180,7 @@ def without_them(monkeypatch):
 
 @pytest.fixture(scope="module")
 def spared(go, is_bad):  # noqa: F811
-    """A run that never met the bad batches."""
+    """A run without the bad batches."""
     with pytest.MonkeyPatch.context() as patch:
         without_them(patch)
         poisoned(patch, is_bad)  # the same program
@@ -197,7 +197,7 @@ def test_after_a_rollback_the_run_equals_one_without_the_bad_batches(
     tmp_path,
     monkeypatch,
 ):
-    """stopped: at which question of each session a signal has come."""
+    """stopped: the call of should_stop that is true, for each session."""
     poison(is_bad)
     workdir = tmp_path / "run"
     for question in stopped:

@@ -1,4 +1,4 @@
-"""Laws of the loop itself: what it waits for, what it saves, how it ends, where it goes on."""
+"""Laws of the loop: transfers, saves, resuming, tracing, hangs and lost hosts."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_a_trace_is_written_when_the_run_stops_inside_it(go, tmp_path, monkeypat
 
 @pytest.fixture
 def left(monkeypatch):
-    """The sentences with which the process would have been left, and an event when it is."""
+    """(messages of exit_now, an event that it sets), instead of exiting."""
     said, fired = [], threading.Event()
     monkeypatch.setattr(watchdog, "exit_now", lambda sentence: (said.append(sentence), fired.set()))
     return said, fired

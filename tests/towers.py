@@ -22,14 +22,14 @@ def drawn(model, seed: int, scale=0.3):
 
 
 def row(lengths, columns: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Examples of these lengths side by side, then padding: (ids, segments), int32 [1, columns]."""
+    """Packed examples of these lengths, then padding: (ids, segments), int32 [1, columns]."""
     segments = np.repeat(np.arange(len(lengths)) + 1, lengths)
     segments = np.pad(segments, (0, columns - len(segments)))[None].astype(np.int32)
     return rng.integers(3, 48, segments.shape).astype(np.int32) * (segments > 0), segments
 
 
 def ragged() -> batch.Batch:
-    """One example a row, each of another length, the last row empty."""
+    """Rows of one example with different lengths; the last is empty."""
     rng = np.random.default_rng(3)
     inputs, targets = ([row(n, 9, rng) for n in lengths] for lengths in (
         ([5], [9], [2], []), ([4], [1], [7], [])

@@ -131,7 +131,7 @@ def test_a_narrower_student_has_the_shapes_of_its_config(name, width):
     if name == "wide_encoder":
         small = dataclasses.replace(small, encoder=dict(d_model=6, num_heads=4, d_ff=8))
     if width == "projected" and name in ("layer", "gemma"):
-        with pytest.raises(ValueError, match=r"model\.norm.* projected turns them; use sliced\."):
+        with pytest.raises(ValueError, match=r"model\.norm.* projected mixes; use sliced\."):
             distill.init_student(f"even {width}", drawn(big), big, small)
         return
     student = distill.init_student(f"even {width}", drawn(big), big, small)

@@ -7,8 +7,6 @@ made, these tests are skipped.
 from __future__ import annotations
 
 import collections
-import contextlib
-import functools
 import json
 import pathlib
 import random
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 
 from lm import cli
-from lm.corpus import beam, beam_files, build, dedupe, documents, runners
+from lm.corpus import beam, build, dedupe, documents, runners
 from tests import dump
 
 pytestmark = pytest.mark.slow
@@ -203,15 +201,13 @@ def test_the_first_of_equal_keys_is_kept_in_any_order():
     assert {(key, kind) for _, key, kind in later} == {(b"key", "exact")}
 
 
-def test_a_text_file_is_in_source_order_without_duplicates(tmp_path, monkeypatch):
-    monkeypatch.setattr(beam_files, "join", lambda position, name: f"{position}/{name}")
-    monkeypatch.setattr(beam_files, "atomic_file", functools.partial(open, mode="wb"))
+def test_a_text_file_is_in_source_order_without_duplicates(tmp_path):
     rng = random.Random(0)
     positions = [(part, record) for part in range(3) for record in range(12)]
     texts = [(position, rng.randbytes(16), f"text {position}") for position in positions]
     repeated = [(positions[5], "near"), (positions[30], "exact"), (positions[5], "near")]
     rng.shuffle(texts)
-    group = (7, {"texts": texts, "repeated": repeated})
+    group = (7, {"texts": texts, "duplicates": repeated})
     counts = collections.Counter()
     for name, count in beam._write_texts(group, str(tmp_path), 0.3):
         counts[name] += count
@@ -228,37 +224,27 @@ def test_a_text_file_is_in_source_order_without_duplicates(tmp_path, monkeypatch
     assert counts == splits | {("duplicates", "near"): 1, ("duplicates", "exact"): 1}
 
 
-def test_summed_counts_equal_the_tally():
-    actual_duplicates = [
-        documents.RecordResult("a", b"k" * 16, lines={"min_words": 2}),
-        documents.RecordResult("b", b"l" * 16),
-        documents.RecordResult(dropped="redirect"),
-        documents.RecordResult(dropped="min_characters", lines={"min_words": 1, "citations": 3}),
-        documents.RecordResult(dropped="redirect"),
-        documents.RecordResult(reason="no JSON", excerpt="{"),
+def test_counts_of_records_list_every_rule_and_kind():
+    results = [
+        documents.RecordResult((0, 0), "a", b"k" * 16, lines={"min_words": 2}),
+        documents.RecordResult((0, 1), "b", b"l" * 16),
+        documents.RecordResult((0, 2), dropped="redirect"),
+        documents.RecordResult((0, 3), dropped="max_word", lines={"min_words": 1, "citations": 3}),
+        documents.RecordResult((1, 0), dropped="redirect"),
+        documents.RecordResult((1, 1), reason="no JSON", excerpt="{"),
     ]
-    tally = documents.Tally()
-    for result in actual_duplicates:
-        tally.count(result)
-    added: dict = {("splits", "train"): 2}
-    for result in reversed(actual_duplicates):
-        for name, count in beam._counts(((0, 0), result)):
-            added[name] = added.get(name, 0) + count
-    bad = [documents.quarantine_line("file", 5, actual_duplicates[-1])]
-    recipe = documents.CorpusConfig(source="", dedupe="none", heldout_fraction=0)
-    actual, split_counts = beam._totals(recipe, [[list(name), n] for name, n in added.items()], bad)
-    assert vars(actual) == vars(tally) and split_counts == {"train": 2}
-
-
-@pytest.mark.parametrize("kind", dedupe.KINDS)
-def test_kinds_of_duplicates_without_any_are_listed(kind):
-    recipe = documents.CorpusConfig(source="", dedupe=kind)
-    actual, split_counts = beam._totals(recipe, [], [])
-    expected = {"none": {}, "exact": {"exact": 0}, "near": {"exact": 0, "near": 0}}[kind]
-    assert actual.counts()["duplicates"] == expected and split_counts == {
-        "train": 0,
-        "validation": 0,
-    }
+    counts = sum(map(documents.record_counts, results), collections.Counter())
+    assert counts["read", ""] == 6 and counts["kept", ""] == 2
+    for kind in dedupe.KINDS:
+        config = documents.CorpusConfig(source="", rules="min_words,lorem_ipsum", dedupe=kind)
+        duplicates = {"none": {}, "exact": {"exact": 0}, "near": {"exact": 0, "near": 0}}[kind]
+        assert documents.manifest_counts(config, counts) == {
+            "read": 6,
+            "dropped": {"lorem_ipsum": 0, "max_word": 1, "min_words": 0, "redirect": 2},
+            "duplicates": duplicates,
+            "quarantined": 1,
+            "lines": {"citations": 3, "min_words": 3},
+        }
 
 
 def one_file(documents_in_it: int) -> documents.SplitFiles:
@@ -274,13 +260,13 @@ def test_missing_files_of_workers_are_noticed(count, split_counts):
 
 
 def test_a_corpus_with_a_document_missing_is_not_finished(source, tmp_path, monkeypatch):
+    counts = collections.Counter({("splits", "train"): 4})
     monkeypatch.setattr(runners, "pipeline_options", lambda *_: None)
-    monkeypatch.setattr(beam_files, "temporary_folder", contextlib.nullcontext)
-    monkeypatch.setattr(beam, "_read_sources", lambda *_: (documents.Tally(), {"train": 4}))
+    monkeypatch.setattr(beam, "_read_sources", lambda *_: counts)
     monkeypatch.setattr(beam, "_write_shards", lambda *_: [one_file(3)])
-    recipe = documents.CorpusConfig(source=source, tokenizer="bytes", shards=1, heldout_fraction=0)
+    options = {"tokenizer": "bytes", "shards": 1, "heldout_fraction": 0}
     with pytest.raises(ValueError, match="the workers left 1"):
-        beam.build(recipe, tmp_path / "out", "DirectRunner")
+        beam.build(documents.CorpusConfig(source, **options), tmp_path / "out", "DirectRunner")
     assert not list(tmp_path.iterdir())
 
 

@@ -355,14 +355,14 @@ def test_another_corpus_is_refused_by_what_differs(built, source_dir, tmp_path):
     changes = {"rules": "none", "dedupe": "exact", "heldout_fraction": 0.1, "shards": 2}
     for key, value in changes.items():
         name = key.removesuffix("_fraction")
-        with pytest.raises(ValueError, match=f"holds a corpus of other {name}; remove it or set"):
+        with pytest.raises(ValueError, match=f"was built from another {name}; remove it or set"):
             build.build(corpus_config(source_dir, **{key: value}), built[0], 1)
-    with pytest.raises(ValueError, match="other sources"):
+    with pytest.raises(ValueError, match="another sources"):
         build.build(corpus_config(source_dir, column="id"), built[0], 1)
     write(tmp_path / "in.jsonl", [b'{"text": "other"}'])
-    with pytest.raises(ValueError, match="other sources"):
+    with pytest.raises(ValueError, match="another sources"):
         build.build(corpus_config(tmp_path / "in.jsonl"), built[0], 1)
-    with pytest.raises(ValueError, match="exists and is not a corpus"):
+    with pytest.raises(ValueError, match="exists and has other contents"):
         build.build(corpus_config(source_dir), tmp_path, 1)
     assert contents(built[0]) == earlier
 
@@ -374,7 +374,7 @@ def test_another_corpus_is_refused_by_what_differs(built, source_dir, tmp_path):
         (build, "_deduplicate"),
         (folder, "make_tokenizer"),
         (documents, "write_split_files"),
-        (folder, "finish_corpus"),
+        (folder, "write_manifests"),
     ],
 )
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
@@ -417,15 +417,13 @@ def test_two_processes_do_not_make_the_same_corpus_at_once(source_dir, tmp_path)
 def test_a_corpus_finished_by_another_process_is_found_under_the_lock(
     built, source_dir, tmp_path, monkeypatch
 ):
-    calls_made, plain = [], folder.read_finished_corpus
+    plain = staging.staging_dir
 
-    def finished(out, identity):
-        calls_made.append(out)
-        if len(calls_made) == 2:
-            shutil.copytree(built[0], out)
-        return plain(out, identity)
+    def finish_first(out):
+        shutil.copytree(built[0], out)
+        return plain(out)
 
-    monkeypatch.setattr(folder, "read_finished_corpus", finished)
+    monkeypatch.setattr(staging, "staging_dir", finish_first)
     monkeypatch.setattr(build, "_read_sources", None)
     assert build.build(corpus_config(source_dir), tmp_path / "out", 1) == (built[1], True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -492,7 +490,7 @@ def test_another_tokenizer_at_the_same_path_makes_another_corpus(source_dir, tmp
     tokenizer.write_byte_tokenizer(tmp_path / "tokens", 5)
     build.build(config, tmp_path / "out", 1)
     tokenizer.write_byte_tokenizer(tmp_path / "tokens", 6)
-    with pytest.raises(ValueError, match="holds a corpus of other tokenizer;"):
+    with pytest.raises(ValueError, match="was built from another tokenizer;"):
         build.build(config, tmp_path / "out", 1)
 
 
@@ -511,7 +509,7 @@ def test_each_source_file_has_its_own_column(tmp_path):
         writer.write(line)
     writer.close()
     build.build(corpus_config(tmp_path / "in", **ALL_TRAIN), tmp_path / "out", 1)
-    with pytest.raises(ValueError, match="holds a corpus of other sources"):
+    with pytest.raises(ValueError, match="was built from another sources"):
         build.build(corpus_config(tmp_path / "in", column="text", **ALL_TRAIN), tmp_path / "out", 1)
 
 

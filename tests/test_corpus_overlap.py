@@ -46,7 +46,7 @@ def random_texts(seed: int, count: int, vocabulary=60, length=40) -> list[str]:
 def overlap_counts(training: list[MemoryFile], evaluation: MemoryFile, n=N, workers=1) -> dict:
     table = overlap.unique_ngrams(evaluation.texts, n)
     found, _ = overlap.search(training, table, n, workers)
-    return overlap.count_overlap([evaluation], table, found, n)
+    return overlap.count_overlap([evaluation], found, n)
 
 
 def overlap_by_sets(training: list[str], evaluation: list[str], n: int) -> dict:
@@ -136,8 +136,8 @@ def test_no_record_is_lost_from_the_counts():
     training = [MemoryFile(("a b c d e", 7, "", "x y")), MemoryFile((None,))]
     table = overlap.unique_ngrams(["a b c d e"], N)
     found, counts = overlap.search(training, table, N)
-    assert found.all() and counts == {"documents": 2, "dropped": 1, "unreadable": 2}
-    facts = overlap.count_overlap([MemoryFile(("a b c d e f", 3, "", "short"))], table, found, N)
+    assert (found == table).all() and counts == {"documents": 2, "dropped": 1, "unreadable": 2}
+    facts = overlap.count_overlap([MemoryFile(("a b c d e f", 3, "", "short"))], found, N)
     named = ("documents", "dropped", "unreadable", "short", "touched", "whole", "half", "runs")
     assert [facts[name] for name in named] == [2, 1, 1, 1, 1, 0, 1, 2]
 

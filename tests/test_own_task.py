@@ -44,7 +44,7 @@ def test_a_custom_task_is_trained_resumed_and_scored(config, tmp_path):
     table = tmp_path / "train.tsv"
     table.write_text(table.read_text().replace("5050", "5051"))
     assert figures | dependencies() != figures
-    with pytest.raises(ValueError, match="holds shards of another"):
+    with pytest.raises(ValueError, match="was built from another"):
         evaluate.evaluate(workdir)
 
 
@@ -74,5 +74,5 @@ def test_shards_of_another_template_are_refused(config, tmp_path):
     for _ in range(2):  # written, then reused
         runs.make_examples(run, tokens)
     config["data"]["custom_tasks"]["doubles"]["inputs"] = "double: {a}"
-    with pytest.raises(ValueError, match="holds shards of another task"):
+    with pytest.raises(ValueError, match="was built from another task"):
         runs.make_examples(runs.make_run(config, tmp_path / "run"), tokens)

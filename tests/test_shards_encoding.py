@@ -249,7 +249,7 @@ def test_shards_of_something_else_are_refused_by_name(
         "dataset": (WIKIPEDIA, "train", str(elsewhere), tiny_tokens, None),
     }
     for key, arguments in wrong.items():
-        with pytest.raises(ValueError, match=f"shards of another {key} .*remove it or set"):
+        with pytest.raises(ValueError, match=f"was built from another {key}.*; remove it or set"):
             shards.prepare(*arguments, out)
     assert contents(out) == before
 

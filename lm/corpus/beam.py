@@ -6,8 +6,8 @@
   text file -> token file                                                         (second pipeline)
 
 Between the two the tokenizer is trained in the process that launched the command. Workers write to
-a shared directory: for the DirectRunner that of the corpus; for a cluster --temp, as
-gs://bucket/folder. Workers must reach the sources and data_dir too.
+a shared directory: for the DirectRunner that of the corpus; for a cluster --temp, a gs:// address
+or a directory that all machines mount. Workers must reach the sources and data_dir too.
 
 Workers need what `make beam` installs; for a cluster that is a container: the image
 apache/beam_python3.11_sdk in Beam's version, with `pip install --requirement requirements-beam.txt`
@@ -26,21 +26,23 @@ memory; the flags of other runners are from Beam's documentation:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import tempfile
+import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from lm import sources, tokenizer
-from lm.corpus import beam_files, dedupe, documents, folder, rules, runners
+from lm import sources, storage, tokenizer
+from lm.corpus import dedupe, documents, folder, rules, runners
+from lm.corpus.documents import Position
 from lm.shards import shard_files
 
 BAND_BATCH = 1000  # documents whose band hashes are computed at once
-
-Position = tuple[int, int]  # (number of a file, position of the record in it): the global order
 
 
 def build(
@@ -59,49 +61,65 @@ def build(
     options = runners.pipeline_options(runner, runner_flags, temp)
 
     def write(files, staging_dir):
-        with beam_files.temporary_folder(temp or str(staging_dir)) as shared_dir:
+        with _temporary_dir(temp or staging_dir) as shared_dir:
             return _write_corpus(config, files, staging_dir, shared_dir, options)
 
     return folder.build_corpus(config, out, write)
+
+
+@contextlib.contextmanager
+def _temporary_dir(parent: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """Create a directory in `parent` and remove it at the end."""
+    directory = storage.as_path(parent) / f"lm-corpus-{uuid.uuid4().hex}"
+    directory.mkdir(parents=True)
+    try:
+        yield directory
+    finally:
+        storage.remove_dir(directory)
 
 
 def _write_corpus(
     config: documents.CorpusConfig,
     files: list[sources.SourceFile],
     staging_dir: pathlib.Path,
-    shared_dir: str,
+    shared_dir: pathlib.Path,
     options: Any,
-) -> tuple[documents.Tally, list[documents.SplitFiles]]:
+) -> tuple[documents.Counts, list[documents.SplitFiles]]:
     """Run both pipelines; copy the token files to the staging directory."""
-    count = config.shard_count(files)
-    tally, split_counts = _read_sources(config, files, shared_dir, staging_dir, options)
-    folder.check_splits(config, split_counts, tally)
-    sampled = _tokenizer_texts(shared_dir, count, split_counts["train"])
-    tokens = folder.make_tokenizer(config, staging_dir / "tokenizer", sampled)
-    written = _write_shards(config, shared_dir, count, tokens, options)
-    _check_complete(written, count, split_counts)
+    num_shards = config.shard_count(files)
+    counts = _read_sources(config, files, shared_dir, staging_dir, options)
+    sampled = _tokenizer_texts(shared_dir, num_shards, counts["splits", "train"])
+    tokens = folder.make_tokenizer(config, staging_dir, counts, sampled)
+    written = _write_shards(config, shared_dir, num_shards, tokens, options)
+    _check_complete(written, num_shards, {name: counts["splits", name] for name in config.splits})
     for split in config.splits:
         (staging_dir / split).mkdir()
-        for number in range(count):
-            name = documents.file_name(number, count)
-            address = beam_files.join(shared_dir, f"{split}-{name}")
-            beam_files.download(address, staging_dir / split / name)
-    return tally, written
+        for number in range(num_shards):
+            name = documents.file_name(number, num_shards)
+            (staging_dir / split / name).write_bytes((shared_dir / f"{split}-{name}").read_bytes())
+    return counts, written
 
 
 def _check_complete(
-    written: list[documents.SplitFiles], count: int, split_counts: dict[str, int]
+    written: list[documents.SplitFiles], num_shards: int, split_counts: dict[str, int]
 ) -> None:
     """Raise ValueError unless the files have every document. split_counts: split -> documents."""
     actual = {
         split: sum(files.written[split].facts["documents"] for files in written)
         for split in split_counts
     }
-    if len(written) != count or actual != split_counts:
+    if len(written) != num_shards or actual != split_counts:
         raise ValueError(
-            f"the workers left {len(written)} of {count} files, with {actual} of {split_counts} "
-            f"documents; set --temp to storage that all of them share."
+            f"the workers left {len(written)} of {num_shards} files, with {actual} of "
+            f"{split_counts} documents; set --temp to storage that all of them share."
         )
+
+
+def _read_json_lines(directory: pathlib.Path, pattern: str) -> Iterator[Any]:
+    """The JSON of each line of the files that match `pattern`."""
+    for path in sorted(directory.glob(pattern)):
+        with path.open() as file:
+            yield from map(json.loads, file)
 
 
 # The first pipeline: records to text files. -------------------------------------------------------
@@ -110,78 +128,57 @@ def _check_complete(
 def _read_sources(
     config: documents.CorpusConfig,
     files: list[sources.SourceFile],
-    shared_dir: str,
+    shared_dir: pathlib.Path,
     staging_dir: pathlib.Path,
     options: Any,
-) -> tuple[documents.Tally, dict[str, int]]:
-    """Write text files and quarantine; returns the tally and the documents of each split."""
+) -> documents.Counts:
+    """Write text files and quarantine."""
     import apache_beam as beam
 
-    limits, count = rules.parse_rules(config.rules), config.shard_count(files)
+    limits, num_shards = rules.parse_rules(config.rules), config.shard_count(files)
+    shared, names = str(shared_dir), folder.source_names(files)
+    shard_of = lambda key: int(documents.shard_of(np.frombuffer(key, dedupe.KEY), num_shards)[0])
     with runners.pipeline(options) as pipeline:
         records = (
             pipeline
             | "files" >> beam.Create(range(len(files)))
             | "spread files" >> beam.Reshuffle()
-            | "records" >> beam.FlatMap(_records, files)
+            | "records" >> beam.FlatMap(documents.raw_records, files)
             | "spread records" >> beam.Reshuffle()
-            | "read" >> beam.Map(_read, files, limits, config.dedupe)
+            | "read" >> beam.Map(documents.read_record, files, limits, config.dedupe)
         )
-        passed = records | "passed" >> beam.Filter(lambda record: bool(record[1].key))
-        by_file = {
-            "texts": passed | "texts" >> beam.Map(_text, count),
-            "repeated": _duplicates(passed, config.dedupe)
-            | "repeated" >> beam.Map(_duplicate_by_file, count),
-        }
+        passed = records | "passed" >> beam.Filter(lambda record: bool(record.key))
+        texts = passed | "texts" >> beam.Map(
+            lambda record: (shard_of(record.key), (record.position, record.key, record.text))
+        )
+        duplicates = _duplicates(passed, config.dedupe) | "duplicates" >> beam.Map(
+            lambda duplicate: (shard_of(duplicate[1]), (duplicate[0], duplicate[2]))
+        )
         split_counts = (
-            by_file
+            {"texts": texts, "duplicates": duplicates}
             | "by file" >> beam.CoGroupByKey()
-            | "write texts" >> beam.FlatMap(_write_texts, shared_dir, config.heldout_fraction)
+            | "write texts" >> beam.FlatMap(_write_texts, shared, config.heldout_fraction)
         )
-        record_counts = records | "count" >> beam.FlatMap(_counts)
+        record_counts = records | "count" >> beam.FlatMap(
+            lambda record: list(documents.record_counts(record).items())
+        )
         (
             (record_counts, split_counts)
             | "all counts" >> beam.Flatten()
             | "add up" >> beam.CombinePerKey(sum)
             | "counts" >> beam.Map(json.dumps)
-            | "write counts" >> beam.io.WriteToText(beam_files.join(shared_dir, "counts"))
+            | "write counts" >> beam.io.WriteToText(f"{shared}/counts")
         )
         (
             records
-            | "quarantine" >> beam.FlatMap(_quarantine, folder.source_names(files))
-            | "write quarantine" >> beam.io.WriteToText(beam_files.join(shared_dir, "bad"))
+            | "unreadable" >> beam.Filter(lambda record: bool(record.reason))
+            | "lines" >> beam.Map(lambda r: [r.position, documents.quarantine_line(r, names)])
+            | "quarantine" >> beam.Map(json.dumps)
+            | "write quarantine" >> beam.io.WriteToText(f"{shared}/bad")
         )
-    quarantine = sorted(beam_files.read_json_lines(beam_files.join(shared_dir, "bad*")))
-    lines = [line for _, line in quarantine]
-    (staging_dir / folder.QUARANTINE).write_text("".join(lines))
-    counts = list(beam_files.read_json_lines(beam_files.join(shared_dir, "counts*")))
-    return _totals(config, counts, lines)
-
-
-def _records(number: int, files: list[sources.SourceFile]) -> Iterator[tuple[Position, Any]]:
-    for index, raw in enumerate(files[number].raw_records()):
-        yield (number, index), raw
-
-
-def _read(
-    record: tuple[Position, Any],
-    files: list[sources.SourceFile],
-    limits: rules.RuleLimits,
-    dedupe_kind: str,
-) -> tuple[Position, documents.RecordResult]:
-    position, raw = record
-    return position, documents.read_record(files[position[0]], raw, limits, dedupe_kind)
-
-
-def _file_number(key: bytes, count: int) -> int:
-    return int(documents.shard_of(np.frombuffer(key, dedupe.KEY), count)[0])
-
-
-def _text(
-    record: tuple[Position, documents.RecordResult], count: int
-) -> tuple[int, tuple[Position, bytes, str]]:
-    position, result = record
-    return _file_number(result.key, count), (position, result.key, result.text)
+    quarantine = "".join(line for _, line in sorted(_read_json_lines(shared_dir, "bad*")))
+    (staging_dir / folder.QUARANTINE).write_text(quarantine)
+    return Counter({tuple(key): n for key, n in _read_json_lines(shared_dir, "counts*")})
 
 
 def _duplicates(passed: Any, dedupe_kind: str) -> Any:
@@ -190,7 +187,11 @@ def _duplicates(passed: Any, dedupe_kind: str) -> Any:
 
     if dedupe_kind == "none":
         return passed | "none" >> beam.Filter(lambda _: False)
-    by_key = passed | "keys" >> beam.Map(_by_key) | "by key" >> beam.GroupByKey()
+    by_key = (
+        passed
+        | "keys" >> beam.Map(lambda record: (record.key, (record.position, record.signature)))
+        | "by key" >> beam.GroupByKey()
+    )
     exact = by_key | "later" >> beam.FlatMap(_all_but_first)
     if dedupe_kind == "exact":
         return exact
@@ -202,14 +203,7 @@ def _duplicates(passed: Any, dedupe_kind: str) -> Any:
         | "by bucket" >> beam.GroupByKey()
         | "near" >> beam.FlatMap(_near)
     )
-    return (exact, near) | "both" >> beam.Flatten()
-
-
-def _by_key(
-    record: tuple[Position, documents.RecordResult],
-) -> tuple[bytes, tuple[Position, bytes]]:
-    position, result = record
-    return result.key, (position, result.signature)
+    return (exact, near) | "exact and near" >> beam.Flatten()
 
 
 def _all_but_first(group: tuple[bytes, Iterable]) -> list[tuple[Position, bytes, str]]:
@@ -246,80 +240,38 @@ def _signatures(batch: list) -> np.ndarray:
     return np.frombuffer(data, np.uint16).reshape(-1, dedupe.NUM_HASHES)
 
 
-def _duplicate_by_file(
-    duplicate: tuple[Position, bytes, str], count: int
-) -> tuple[int, tuple[Position, str]]:
-    position, key, kind = duplicate
-    return _file_number(key, count), (position, kind)
-
-
 def _write_texts(
-    group: tuple[int, dict], shared_dir: str, heldout: float
+    group: tuple[int, dict], shared_dir: str, heldout_fraction: float
 ) -> Iterator[tuple[tuple[str, str], int]]:
     """Write a file's documents, in order, as lines of (split, key, text); yields counts."""
     number, members = group
-    duplicates = dict(members["repeated"])
+    duplicates = dict(members["duplicates"])
     texts = sorted(text for text in members["texts"] if text[0] not in duplicates)
     keys = np.frombuffer(b"".join(key for _, key, _ in texts), dedupe.KEY)
-    splits = [documents.SPLITS[int(flag)] for flag in documents.is_heldout(keys, heldout)]
-    with beam_files.atomic_file(beam_files.join(shared_dir, f"texts-{number:05d}.jsonl")) as file:
-        for split, (_, key, text) in zip(splits, texts, strict=True):
-            file.write(json.dumps([split, key.hex(), text]).encode() + b"\n")
+    splits = [documents.SPLITS[int(flag)] for flag in documents.is_heldout(keys, heldout_fraction)]
+    lines = [
+        json.dumps([split, key.hex(), text]) + "\n"
+        for split, (_, key, text) in zip(splits, texts, strict=True)
+    ]
+    storage.write_atomic(f"{shared_dir}/texts-{number:05d}.jsonl", "".join(lines).encode())
     for kind in duplicates.values():
         yield ("duplicates", kind), 1
     for split in splits:
         yield ("splits", split), 1
 
 
-def _counts(
-    record: tuple[Position, documents.RecordResult],
-) -> Iterator[tuple[tuple[str, str], int]]:
-    """What a record adds to a Tally: ((field of the tally, name of a counter), number)."""
-    tally = documents.Tally()
-    tally.count(record[1])
-    for field, value in vars(tally).items():
-        if isinstance(value, dict):
-            yield from (((field, name), count) for name, count in value.items())
-        elif isinstance(value, int):
-            yield (field, ""), value
-
-
-def _totals(
-    config: documents.CorpusConfig, counts: list, quarantine: list[str]
-) -> tuple[documents.Tally, dict[str, int]]:
-    """The tally of all records, and the documents of each split."""
-    tally, split_counts = documents.Tally(config), dict.fromkeys(config.splits, 0)
-    tally.first = json.loads(quarantine[0])["reason"] if quarantine else ""
-    for (field, name), count in counts:
-        if field == "splits":
-            split_counts[name] = count
-        elif name:
-            getattr(tally, field)[name] = count
-        else:
-            setattr(tally, field, count)
-    return tally, split_counts
-
-
-def _quarantine(record: tuple[Position, documents.RecordResult], names: list[str]) -> Iterator[str]:
-    (number, index), result = record
-    if result.reason:
-        line = documents.quarantine_line(names[number], index, result)
-        yield json.dumps([[number, index], line])
-
-
 # The second pipeline: text files to token files. --------------------------------------------------
 
 
-def _texts(shared_dir: str, number: int) -> Iterator[tuple[str, bytes, str]]:
+def _texts(shared_dir: pathlib.Path, number: int) -> Iterator[tuple[str, bytes, str]]:
     """(split, key, text) of each document of a text file."""
-    path = beam_files.join(shared_dir, f"texts-{number:05d}.jsonl")
-    for split, key, text in beam_files.read_json_lines(path):
+    for split, key, text in _read_json_lines(shared_dir, f"texts-{number:05d}.jsonl"):
         yield split, bytes.fromhex(key), text
 
 
-def _tokenizer_texts(shared_dir: str, count: int, total: int) -> Iterator[str]:
-    """The texts that a tokenizer is trained on, of `total` documents in `count` files."""
-    for number in range(count):
+def _tokenizer_texts(shared_dir: pathlib.Path, num_shards: int, total: int) -> Iterator[str]:
+    """The texts that a tokenizer is trained on, from `total` documents of the training split."""
+    for number in range(num_shards):
         for split, key, text in _texts(shared_dir, number):
             if split == "train" and documents.is_sampled(np.frombuffer(key, dedupe.KEY), total)[0]:
                 yield text
@@ -327,34 +279,38 @@ def _tokenizer_texts(shared_dir: str, count: int, total: int) -> Iterator[str]:
 
 def _write_shards(
     config: documents.CorpusConfig,
-    shared_dir: str,
-    count: int,
+    shared_dir: pathlib.Path,
+    num_shards: int,
     tokens: tokenizer.Tokenizer,
     options: Any,
 ) -> list[documents.SplitFiles]:
     """Write the token files of all splits to the shared directory, in order."""
     import apache_beam as beam
 
-    model = tokenizer.read(tokens.directory)
+    model, shared = tokenizer.read(tokens.directory), str(shared_dir)
     with runners.pipeline(options) as pipeline:
         (
             pipeline
-            | "files" >> beam.Create(range(count))
+            | "files" >> beam.Create(range(num_shards))
             | "spread files" >> beam.Reshuffle()
-            | "encode" >> beam.Map(_write_shard, shared_dir, count, config.splits, model)
+            | "encode" >> beam.Map(_write_shard, shared, num_shards, config.splits, model)
             | "facts" >> beam.Map(json.dumps)
-            | "write facts" >> beam.io.WriteToText(beam_files.join(shared_dir, "facts"))
+            | "write facts" >> beam.io.WriteToText(f"{shared}/facts")
         )
-    facts = sorted(beam_files.read_json_lines(beam_files.join(shared_dir, "facts*")))
+    facts = sorted(_read_json_lines(shared_dir, "facts*"))
     return [_split_files(written, text_bytes) for _, written, text_bytes in facts]
 
 
 def _write_shard(
-    number: int, shared_dir: str, count: int, splits: tuple[str, ...], model: tuple[bytes, dict]
+    number: int,
+    shared_dir: str,
+    num_shards: int,
+    splits: tuple[str, ...],
+    model: tuple[bytes, dict],
 ) -> list:
     """Write a token file of each split; returns [number, *fields of SplitFiles] as JSON."""
-    name = documents.file_name(number, count)
-    texts_of = lambda split: (text for own, _, text in _texts(shared_dir, number) if own == split)
+    shared, name = storage.as_path(shared_dir), documents.file_name(number, num_shards)
+    texts_of = lambda split: (text for name, _, text in _texts(shared, number) if name == split)
     with tempfile.TemporaryDirectory() as directory:
         tokens = tokenizer.write(pathlib.Path(directory) / "tokenizer", *model)
         for split in splits:
@@ -362,8 +318,8 @@ def _write_shard(
         texts = {split: texts_of(split) for split in splits}
         files = documents.write_split_files(directory, name, texts, tokens)
         for split in splits:
-            address = beam_files.join(shared_dir, f"{split}-{name}")
-            beam_files.upload(f"{directory}/{split}/{name}", address)
+            data = pathlib.Path(directory, split, name).read_bytes()
+            storage.write_atomic(f"{shared_dir}/{split}-{name}", data)
     written = {
         split: (shard.facts, shard.frequencies.tolist(), shard.lengths.tolist())
         for split, shard in files.written.items()

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -52,19 +52,17 @@ def _write_corpus(
     files: list[sources.SourceFile],
     staging_dir: pathlib.Path,
     workers: int,
-) -> tuple[documents.Tally, list[documents.SplitFiles]]:
+) -> tuple[documents.Counts, list[documents.SplitFiles]]:
     spool = Spool(staging_dir / "spool", config.shard_count(files))
-    tally = _read_sources(config, files, spool, staging_dir / folder.QUARANTINE, workers)
+    counts = _read_sources(config, files, spool, staging_dir / folder.QUARANTINE, workers)
     keys = spool.keys()
-    splits = _assign_splits(config, keys, _deduplicate(config, keys, spool, tally))
-    counts = {name: int(members.sum()) for name, members in splits.items()}
-    folder.check_splits(config, counts, tally)
-    sampled = splits["train"] & documents.is_sampled(keys, counts["train"])
-    texts = spool.texts(keys, sampled)
-    tokens = folder.make_tokenizer(config, staging_dir / "tokenizer", texts)
+    splits = _assign_splits(config, keys, _deduplicate(config, keys, spool, counts))
+    counts.update({("splits", split): int(members.sum()) for split, members in splits.items()})
+    sampled = splits["train"] & documents.is_sampled(keys, counts["splits", "train"])
+    tokens = folder.make_tokenizer(config, staging_dir, counts, spool.texts(keys, sampled))
     written = _write_shards(staging_dir, spool, keys, splits, tokens, workers)
     shutil.rmtree(spool.directory)
-    return tally, written
+    return counts, written
 
 
 class Spool(NamedTuple):
@@ -119,8 +117,8 @@ def _read_lines(path: pathlib.Path, is_selected: np.ndarray) -> Iterator[str]:
     if not len(is_selected):
         return
     with path.open(encoding="utf-8", newline="\n") as file:
-        for line, is_wanted in zip(file, is_selected, strict=True):
-            if is_wanted:
+        for line, is_match in zip(file, is_selected, strict=True):
+            if is_match:
                 yield json.loads(line)
 
 
@@ -130,40 +128,42 @@ def _read_sources(
     spool: Spool,
     quarantine: pathlib.Path,
     workers: int,
-) -> documents.Tally:
+) -> documents.Counts:
     """Read and clean all records into the spool, and unreadable ones into quarantine."""
-    tally, names = documents.Tally(config), folder.source_names(files)
+    counts, names = Counter(), folder.source_names(files)
     buffer, size = [], 0
     shared = (files, rules.parse_rules(config.rules), config.dedupe)
     spool.directory.mkdir()
     spool.add([])
     progress = tqdm.tqdm(desc="reading", unit=" records", disable=None)
     with progress, quarantine.open("w") as quarantine_file:
-        for batch in processes.ordered_map(_read_batch, _batches(files), workers, shared):
-            for number, position, result in batch:
-                tally.count(result)
+        for results in processes.ordered_map(_read_batch, _batches(files), workers, shared):
+            for result in results:
+                counts.update(documents.record_counts(result))
                 if result.reason:
-                    line = documents.quarantine_line(names[number], position, result)
-                    quarantine_file.write(line)
+                    quarantine_file.write(documents.quarantine_line(result, names))
                 elif not result.dropped:
                     buffer.append(result)
                     size += len(result.text) + DOCUMENT_OVERHEAD
             if size > SPOOL_BYTES:
                 spool.add(buffer)
                 buffer, size = [], 0
-            progress.update(len(batch))
-            progress.set_postfix(kept=tally.kept, unreadable=tally.quarantined, refresh=False)
+            progress.update(len(results))
+            kept, unreadable = counts["kept", ""], counts["quarantined", ""]
+            progress.set_postfix(kept=kept, unreadable=unreadable, refresh=False)
     spool.add(buffer)
-    return tally
+    return counts
 
 
-def _batches(files: list[sources.SourceFile]) -> Iterator[list[tuple[int, int, bytes | dict]]]:
-    """Batches of (number of the file, position of the record in it, raw record)."""
+def _batches(
+    files: list[sources.SourceFile],
+) -> Iterator[list[tuple[documents.Position, bytes | dict]]]:
+    """Batches of documents.raw_records of all files."""
     batch, size = [], 0
-    for number, file in enumerate(files):
-        for position, raw in enumerate(file.raw_records()):
-            batch.append((number, position, raw))
-            size += len(documents.raw_bytes(raw))
+    for number in range(len(files)):
+        for record in documents.raw_records(number, files):
+            batch.append(record)
+            size += len(documents.raw_bytes(record[1]))
             if len(batch) == BATCH_RECORDS or size >= BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
@@ -173,24 +173,22 @@ def _batches(files: list[sources.SourceFile]) -> Iterator[list[tuple[int, int, b
 
 def _read_batch(
     files: list[sources.SourceFile], limits: rules.RuleLimits, dedupe_kind: str, batch: list
-) -> list[tuple[int, int, documents.RecordResult]]:
-    """Read and clean a batch of raw records in a worker."""
-    read = lambda number, raw: documents.read_record(files[number], raw, limits, dedupe_kind)
-    return [(number, position, read(number, raw)) for number, position, raw in batch]
+) -> list[documents.RecordResult]:
+    return [documents.read_record(record, files, limits, dedupe_kind) for record in batch]
 
 
 def _deduplicate(
-    config: documents.CorpusConfig, keys: np.ndarray, spool: Spool, tally: documents.Tally
+    config: documents.CorpusConfig, keys: np.ndarray, spool: Spool, counts: documents.Counts
 ) -> np.ndarray:
     """Which documents repeat no earlier one: bool [n]; counts the duplicates."""
     is_kept = np.ones(len(keys), bool)
     if config.dedupe in ("exact", "near"):
         is_kept = ~dedupe.same_as_earlier(keys)
-        tally.duplicates["exact"] = int((~is_kept).sum())
+        counts["duplicates", "exact"] = int((~is_kept).sum())
     if config.dedupe == "near" and len(keys):
         candidates = np.flatnonzero(is_kept)
         is_kept[candidates] = ~dedupe.near_earlier(spool.signatures(), candidates)
-        tally.duplicates["near"] = len(candidates) - int(is_kept.sum())
+        counts["duplicates", "near"] = len(candidates) - int(is_kept.sum())
     return is_kept
 
 

@@ -1,7 +1,7 @@
 """The configuration of a corpus, and the pure functions that turn a record into a document.
 
 A record is read, cleaned and given a key. The key decides the document's split and file; within a
-file documents keep the order of the sources.
+file documents keep the order of the sources. Both builders, local and Beam, call these functions.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ EXCERPT_BYTES = 200  # of a quarantined record
 SHARD_BYTES = 64 << 20  # of source for each file
 MAX_SHARDS = 99_999  # files of a split: their numbers have five digits
 TOKENIZER_DOCUMENTS = 1_000_000  # that a tokenizer is trained on, approximately
+
+Position = tuple[int, int]  # (number of a file, index of the record in it): the global order
+# (read, kept, dropped, lines, duplicates, quarantined or splits; name or "") -> number.
+Counts = Counter[tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +82,12 @@ class CorpusConfig:
 class RecordResult(NamedTuple):
     """The outcome of reading and cleaning a record.
 
-    text, key, signature: of a document that passes, else empty; signature as bytes, empty unless
-    near duplicates are dropped. dropped: the rule that dropped it. lines: rule -> lines dropped.
-    reason, excerpt: of a record that cannot be read.
+    position: as in raw_records. text, key, signature: of a document that passes, else empty;
+    signature as bytes, empty unless near duplicates are dropped. dropped: the rule that dropped it.
+    lines: rule -> lines dropped. reason, excerpt: of a record that cannot be read.
     """
 
+    position: Position
     text: str = ""
     key: bytes = b""
     signature: bytes = b""
@@ -92,23 +97,35 @@ class RecordResult(NamedTuple):
     excerpt: str = ""
 
 
+def raw_records(
+    number: int, files: list[sources.SourceFile]
+) -> Iterator[tuple[Position, bytes | dict]]:
+    """Yield (position, raw record) of each record of a file."""
+    for index, raw in enumerate(files[number].raw_records()):
+        yield (number, index), raw
+
+
 def read_record(
-    file: sources.SourceFile, raw: bytes | dict, limits: rules.RuleLimits, dedupe_kind: str
+    record: tuple[Position, bytes | dict],
+    files: list[sources.SourceFile],
+    limits: rules.RuleLimits,
+    dedupe_kind: str,
 ) -> RecordResult:
-    """Parse, clean and hash a raw record of a file."""
+    """Parse, clean and hash a record of raw_records."""
+    position, raw = record
     try:
-        document = file.document(raw)
+        document = files[position[0]].document(raw)
     except sources.BadRecord as error:
         excerpt = raw_bytes(raw)[:EXCERPT_BYTES].decode("utf-8", "backslashreplace")
-        return RecordResult(reason=str(error), excerpt=excerpt)
+        return RecordResult(position, reason=str(error), excerpt=excerpt)
     if document.drop_reason:
-        return RecordResult(dropped=document.drop_reason)
+        return RecordResult(position, dropped=document.drop_reason)
     text, dropped, lines = rules.clean(document.text, limits)
     if dropped:
-        return RecordResult(dropped=dropped, lines=lines)
+        return RecordResult(position, dropped=dropped, lines=lines)
     normalized = dedupe.normalize(text)
     signature = dedupe.signature(normalized).tobytes() if dedupe_kind == "near" else b""
-    return RecordResult(text, dedupe.key(normalized), signature, lines=lines)
+    return RecordResult(position, text, dedupe.key(normalized), signature, lines=lines)
 
 
 def raw_bytes(raw: bytes | dict) -> bytes:
@@ -118,11 +135,11 @@ def raw_bytes(raw: bytes | dict) -> bytes:
     return next((value for value in raw.values() if isinstance(value, bytes)), b"")
 
 
-def quarantine_line(source: str, position: int, result: RecordResult) -> str:
-    """A line of quarantine.jsonl. position: the index of the record in its source."""
-    line = {"source": source, "position": position}
-    line |= {"reason": result.reason, "excerpt": result.excerpt}
-    return json.dumps(line) + "\n"
+def quarantine_line(result: RecordResult, source_names: list[str]) -> str:
+    """A line of quarantine.jsonl for a record that cannot be read. source_names: of all files."""
+    number, index = result.position
+    line = {"source": source_names[number], "position": index}
+    return json.dumps(line | {"reason": result.reason, "excerpt": result.excerpt}) + "\n"
 
 
 def shard_of(keys: np.ndarray, count: int) -> np.ndarray:
@@ -142,46 +159,36 @@ def is_sampled(keys: np.ndarray, count: int) -> np.ndarray:
     return keys["low"] < np.uint64(int(TOKENIZER_DOCUMENTS / count * 2**64))
 
 
-class Tally:
-    """Counts of records: read == kept + dropped + quarantined.
+def record_counts(result: RecordResult) -> Counts:
+    """What a record adds to the counts: read == kept + dropped + quarantined."""
+    counts = Counter({("read", ""): 1})
+    counts.update({("lines", rule): count for rule, count in (result.lines or {}).items()})
+    if result.reason:
+        counts["quarantined", ""] += 1
+    elif result.dropped:
+        counts["dropped", result.dropped] += 1
+    else:
+        counts["kept", ""] += 1
+    return counts
 
-    kept: by the rules, duplicates included; duplicates: by kind. first: why the first unreadable
-    record is unreadable. config: its rules and kinds are listed even with a count of 0.
-    """
 
-    def __init__(self, config: CorpusConfig | None = None):
-        self.read, self.kept, self.quarantined, self.first = 0, 0, 0, ""
-        self.dropped, self.lines, self.duplicates = Counter(), Counter(), Counter()
-        if config:
-            names = [name for name, _ in rules.parse_rules(config.rules)]
-            self.dropped.update(dict.fromkeys(names, 0))
-            lines = (name for name in names if rules.RULES[name].scope == "line")
-            self.lines.update(dict.fromkeys(lines, 0))
-            kinds = dedupe.KINDS[1 : dedupe.KINDS.index(config.dedupe) + 1]
-            self.duplicates.update(dict.fromkeys(kinds, 0))
-
-    def count(self, result: RecordResult) -> None:
-        """Add one record."""
-        self.read += 1
-        self.lines.update(result.lines or {})
-        if result.reason:
-            self.quarantined += 1
-            self.first = self.first or result.reason
-        elif result.dropped:
-            self.dropped[result.dropped] += 1
-        else:
-            self.kept += 1
-
-    def counts(self) -> dict:
-        """The counts for the manifest; names in alphabetical order."""
-        by_name = lambda counter: dict(sorted(counter.items()))
-        return {
-            "read": self.read,
-            "dropped": by_name(self.dropped),
-            "duplicates": by_name(self.duplicates),
-            "quarantined": self.quarantined,
-            "lines": by_name(self.lines),
-        }
+def manifest_counts(config: CorpusConfig, counts: Counts) -> dict:
+    """The counts of records for the manifest, names sorted, zeros for the config's other rules."""
+    names = [name for name, _ in rules.parse_rules(config.rules)]
+    listed = {"dropped": names, "lines": [n for n in names if rules.RULES[n].scope == "line"]}
+    listed["duplicates"] = dedupe.KINDS[1 : dedupe.KINDS.index(config.dedupe) + 1]
+    tables = {kind: dict.fromkeys(names, 0) for kind, names in listed.items()}
+    for kind, name in counts:
+        if kind in tables:
+            tables[kind][name] = counts[kind, name]
+    tables = {kind: dict(sorted(table.items())) for kind, table in tables.items()}
+    return {
+        "read": counts["read", ""],
+        "dropped": tables["dropped"],
+        "duplicates": tables["duplicates"],
+        "quarantined": counts["quarantined", ""],
+        "lines": tables["lines"],
+    }
 
 
 class SplitFiles(NamedTuple):

@@ -5,12 +5,13 @@
   tokenizer/         a copy of the tokenizer
   train/ validation/ token shards, as in lm/shards/shard_files.py
 
-It is written to a hidden directory beside it and renamed when complete.
+It is written to a hidden directory and renamed when complete.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -23,7 +24,6 @@ import tqdm
 from lm import lookup, sources, storage, tokenizer
 from lm.corpus import documents, rules
 from lm.shards import shard_files
-from lm.storage import staging
 
 QUARANTINE = "quarantine.jsonl"
 PACKAGES = ("array_record", "sentencepiece", "mwparserfromhell")  # that decide the bytes
@@ -32,23 +32,26 @@ PACKAGES = ("array_record", "sentencepiece", "mwparserfromhell")  # that decide 
 def build_corpus(
     config: documents.CorpusConfig,
     out: str | pathlib.Path,
-    write: Callable[..., tuple[documents.Tally, list[documents.SplitFiles]]],
+    write: Callable[..., tuple[documents.Counts, list[documents.SplitFiles]]],
 ) -> tuple[dict, bool]:
     """Build the corpus in directory `out`; returns (manifest, whether it existed already).
 
-    write: (source files, staging directory) -> (tally, token files); it writes the tokenizer, the
+    write: (source files, staging directory) -> (counts, token files); it writes the tokenizer, the
     token files and quarantine. If it fails or is killed, `out` is unchanged.
     """
     out, files = resolve_out_dir(out, config), list_files(config)
     identity = corpus_identity(config, files)
-    if manifest := read_finished_corpus(out, identity):
-        return manifest, True
-    sources.check_first_records(files)
-    with staging.staging_dir(out) as staging_dir:
-        if manifest := read_finished_corpus(out, identity):  # written by another process
-            return manifest, True
-        tally, written = write(files, staging_dir)
-        return finish_corpus(staging_dir, out, identity, tally, written), False
+    if shard_files.read_manifest(out) is None:
+        sources.check_first_records(files)
+
+    def write_all(staging_dir: pathlib.Path) -> dict:
+        counts, written = write(files, staging_dir)
+        return write_manifests(config, staging_dir, identity, counts, written)
+
+    manifest, existed = shard_files.build_once(out, identity, "--out", write_all)
+    if existed:
+        _check_complete(out, manifest)
+    return manifest, existed
 
 
 def list_files(config: documents.CorpusConfig) -> list[sources.SourceFile]:
@@ -112,26 +115,6 @@ def resolve_out_dir(out: str | pathlib.Path, config: documents.CorpusConfig) -> 
     return path
 
 
-def read_finished_corpus(out: pathlib.Path, identity: dict) -> dict | None:
-    """Read the manifest of the corpus in `out`; None if `out` is missing or empty.
-
-    Raises ValueError if `out` holds another corpus, a damaged one, or anything else.
-    """
-    if manifest := shard_files.read_manifest(out):
-        stored = manifest.get("identity", {})
-        differing = [key for key in identity if stored.get(key) != identity[key]]
-        if not differing:
-            _check_complete(out, manifest)
-            return manifest
-        raise ValueError(
-            f"{out} holds a corpus of other {' and '.join(differing)}; remove it or set another "
-            f"--out."
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not a corpus; set another --out.")
-    return None
-
-
 def _check_complete(out: pathlib.Path, manifest: dict) -> None:
     """Raise ValueError if a file of the corpus is missing or damaged."""
     for split in manifest["splits"]:
@@ -152,9 +135,17 @@ def _check_complete(out: pathlib.Path, manifest: dict) -> None:
 
 
 def make_tokenizer(
-    config: documents.CorpusConfig, directory: pathlib.Path, texts: Iterable[str]
+    config: documents.CorpusConfig,
+    staging_dir: pathlib.Path,
+    counts: documents.Counts,
+    texts: Iterable[str],
 ) -> tokenizer.Tokenizer:
-    """Write the corpus's tokenizer to `directory`: a copy of the config's, or a trained one."""
+    """Write the corpus's tokenizer: a copy of the config's, or one trained on `texts`.
+
+    Raises ValueError if a split has no document.
+    """
+    _check_splits(config, counts, staging_dir / QUARANTINE)
+    directory = staging_dir / "tokenizer"
     if config.tokenizer == "bytes":
         return tokenizer.write_byte_tokenizer(directory, 100)
     if config.tokenizer not in tokenizer.TRAINED_KINDS:
@@ -169,52 +160,54 @@ def make_tokenizer(
         raise ValueError(f"{reason}{suffix and '.'}") from error
 
 
-def check_splits(
-    config: documents.CorpusConfig, counts: dict[str, int], tally: documents.Tally
+def _check_splits(
+    config: documents.CorpusConfig, counts: documents.Counts, quarantine: pathlib.Path
 ) -> None:
-    """Raise ValueError unless each split has a document. counts: split -> documents."""
-    total = sum(counts.values())
+    """Raise ValueError unless each split has a document."""
+    sizes = {split: counts["splits", split] for split in config.splits}
+    total = sum(sizes.values())
     if not total:
-        dropped = [f"{count} by {name}" for name, count in sorted(tally.dropped.items()) if count]
-        first = tally.first and f" ({tally.first})"
+        dropped = [f"{counts[key]} by {key[1]}" for key in sorted(counts) if key[0] == "dropped"]
+        with quarantine.open() as file:
+            reasons = [f" ({json.loads(line)['reason']})" for line in itertools.islice(file, 1)]
         raise ValueError(
-            f"{config.source} leaves no document of {tally.read} records: dropped "
-            f"{', '.join(dropped) or 0}, unreadable {tally.quarantined}{first}; see --column, "
-            f"--rules and, for long text files, --unit=paragraph."
+            f"{config.source} leaves no document of {counts['read', '']} records: dropped "
+            f"{', '.join(dropped) or 0}, unreadable {counts['quarantined', '']}{''.join(reasons)}; "
+            f"see --column, --rules and, for long text files, --unit=paragraph."
         )
-    if empty := [split for split in config.splits if not counts[split]]:
+    if empty := [split for split in config.splits if not sizes[split]]:
         raise ValueError(
-            f"--heldout_fraction={config.heldout_fraction} leaves {empty[0]} without a "
-            f"document of {total}; use 0 or another fraction."
+            f"--heldout_fraction={config.heldout_fraction} leaves {empty[0]} without a document of "
+            f"{total}; use 0 or another fraction."
         )
 
 
-def finish_corpus(
-    staging_dir: pathlib.Path,
-    out: pathlib.Path,
+def write_manifests(
+    config: documents.CorpusConfig,
+    directory: pathlib.Path,
     identity: dict,
-    tally: documents.Tally,
+    counts: documents.Counts,
     written: list[documents.SplitFiles],
 ) -> dict:
-    """Write all manifests and rename the staging directory to `out`; return the manifest.
+    """Write the manifests of all splits and of the corpus; returns the latter.
 
     written: the files in order.
     """
-    tokens = tokenizer.Tokenizer(staging_dir / "tokenizer")
+    tokens = tokenizer.Tokenizer(directory / "tokenizer")
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     splits = {}
-    for split in written[0].written:
+    for split in config.splits:
         shard_identity = {"corpus": digest, "split": split, "tokenizer": tokens.fingerprint}
         name = lambda number: documents.file_name(number, len(written))
         files = {name(number): shard.written[split] for number, shard in enumerate(written)}
-        counts = {"text_bytes": sum(shard.text_bytes[split] for shard in written)}
-        shards = shard_files.write_manifest(staging_dir / split, shard_identity, files, counts)
+        text_bytes = {"text_bytes": sum(shard.text_bytes[split] for shard in written)}
+        shards = shard_files.write_manifest(directory / split, shard_identity, files, text_bytes)
         splits[split] = shards["counts"]
-    manifest = {"identity": identity, "records": tally.counts(), "splits": splits}
+    records = documents.manifest_counts(config, counts)
+    manifest = {"identity": identity, "records": records, "splits": splits}
     manifest["tokenizer"] = {"fingerprint": tokens.fingerprint, "pieces": tokens.vocab_size}
     manifest["tokenizer"] |= {"size": tokens.size, "rows": tokenizer.padded_rows(tokens.size)}
     manifest["packages"] = {"unicode": unicodedata.unidata_version}
     manifest["packages"] |= {name: metadata.version(name) for name in PACKAGES}
-    (staging_dir / shard_files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    staging_dir.replace(out)
+    (directory / shard_files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest

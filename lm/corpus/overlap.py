@@ -26,11 +26,9 @@ from lm import sources
 from lm.corpus import dedupe
 from lm.shards import finished_corpus, processes
 
-BATCH_DOCUMENTS = 64  # that a worker process is given at a time
+BATCH_DOCUMENTS = 64  # per item of a worker process
 READ_COUNTS = ("documents", "dropped", "unreadable")
 OVERLAP_COUNTS = ("short", "touched", "half", "whole", "runs", "found")
-
-Batch = tuple[Any, list]  # a SourceFile or CorpusShard, and some of its raw records
 
 
 @functools.lru_cache(1 << 18)
@@ -55,10 +53,11 @@ def unique_ngrams(documents: Iterable[str], n: int) -> np.ndarray:
     return np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]))
 
 
-def _lookup(table: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The index of each hash in an ascending table, and whether it is there: int, bool [n]."""
-    indices = np.minimum(np.searchsorted(table, hashes), max(0, len(table) - 1))
-    return indices, table[indices] == hashes if len(table) else np.zeros(len(hashes), bool)
+def _is_in(hashes: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Whether each hash is in an ascending table: bool [n]."""
+    if not len(table):
+        return np.zeros(len(hashes), bool)
+    return table[np.minimum(np.searchsorted(table, hashes), len(table) - 1)] == hashes
 
 
 def _texts(file: Any, records: Iterable, counts: Counter) -> Iterator[str]:
@@ -74,48 +73,53 @@ def _texts(file: Any, records: Iterable, counts: Counter) -> Iterator[str]:
         yield document.text
 
 
-def _find(table: np.ndarray, n: int, batch: Batch) -> tuple[np.ndarray, Counter]:
-    """The indices in `table` of the n-grams of a batch of raw records; and what was read."""
+def _find(table: np.ndarray, n: int, batch: tuple[Any, list]) -> tuple[np.ndarray, Counter]:
+    """The n-grams of a batch (file, raw records) that are in `table`; and what was read."""
     counts = Counter()
-    indices, is_found = _lookup(table, unique_ngrams(_texts(*batch, counts), n))
-    return indices[is_found], counts
+    hashes = unique_ngrams(_texts(*batch, counts), n)
+    return hashes[_is_in(hashes, table)], counts
 
 
-def _batches(files: Iterable) -> Iterator[Batch]:
+def _batches(files: Iterable) -> Iterator[tuple[Any, list]]:
     for file in files:
         records = file.raw_records()
         while batch := list(itertools.islice(records, BATCH_DOCUMENTS)):
             yield file, batch
 
 
-def search(files: list, table: np.ndarray, n: int, workers: int = 1) -> tuple[np.ndarray, dict]:
-    """Which n-grams of `table` the training files contain: bool [len(table)]; and what was read.
+def search(
+    files: list[finished_corpus.CorpusShard] | list[sources.SourceFile],
+    table: np.ndarray,
+    n: int,
+    workers: int = 1,
+) -> tuple[np.ndarray, dict]:
+    """The n-grams of an ascending table that the training files contain; and what was read.
 
     workers: processes, 0 for one a core; the result does not depend on it.
     """
-    found, counts = np.zeros(len(table), bool), Counter()
-    progress = tqdm.tqdm(
-        _batches(files), desc="training data", unit=f"x{BATCH_DOCUMENTS}", disable=None
-    )
-    for indices, read in processes.ordered_map(_find, progress, workers, (table, n)):
-        found[indices] = True
-        counts.update(read)
-    return found, {key: counts[key] for key in READ_COUNTS}
+    is_found, counts = np.zeros(len(table), bool), Counter()
+    progress = tqdm.tqdm(desc="searching", unit=" records", disable=None)
+    with progress:
+        for hits, read in processes.ordered_map(_find, _batches(files), workers, (table, n)):
+            is_found[np.searchsorted(table, hits)] = True
+            counts += read
+            progress.update(read.total())
+    return table[is_found], {key: counts[key] for key in READ_COUNTS}
 
 
-def count_overlap(files: list, table: np.ndarray, found: np.ndarray, n: int) -> dict:
-    """Count how much of an evaluation set was found.
+def count_overlap(
+    files: list[finished_corpus.CorpusShard] | list[sources.SourceFile], found: np.ndarray, n: int
+) -> dict:
+    """Count how much of an evaluation set the training data contain. found: n-grams, ascending.
 
     Returns documents, dropped, unreadable; short: documents of fewer than n words; touched, half,
-    whole: documents of which any, at least half, all n-grams were found; runs, found: n-grams, and
-    those found, with repetition; share: found / runs.
+    whole: documents of which any, at least half, all n-grams are in `found`; runs, found: n-grams,
+    and those in `found`, with repetition; share: found / runs.
     """
     counts = Counter()
     for file in files:
         for text in _texts(file, file.raw_records(), counts):
-            indices, is_found = _lookup(table, ngrams(text, n))
-            if len(table):
-                is_found &= found[indices]
+            is_found = _is_in(ngrams(text, n), found)
             runs, hits = len(is_found), int(is_found.sum())
             counts["short"] += bool(text) and not runs
             counts.update(touched=hits > 0, half=0 < runs <= 2 * hits, whole=0 < runs == hits)
@@ -126,7 +130,7 @@ def count_overlap(files: list, table: np.ndarray, found: np.ndarray, n: int) -> 
 
 def measure_overlap(
     source: str,
-    overlap: str,
+    evaluation: str,
     *,
     n: int = 13,
     workers: int = 0,
@@ -139,7 +143,7 @@ def measure_overlap(
     Args:
         source: the training data: finished corpora (their training split) or sources, separated by
             commas.
-        overlap: the evaluation sets, likewise; of a corpus its validation split.
+        evaluation: the evaluation sets, likewise; of a corpus its validation split.
         n: words of an n-gram.
         workers: processes; 0 for one a core.
         column, unit, data_dir: as in sources.list_files.
@@ -150,21 +154,21 @@ def measure_overlap(
         raise ValueError(f"--ngram={n} is below 1; use 13 or 8 words.")
     options = {"column": column, "unit": unit, "data_dir": data_dir}
     list_files = lambda name, split: finished_corpus.list_files(name, split, **options)
-    sets = {name: list_files(name, "validation") for name in overlap.split(",")}
+    sets = {name: list_files(name, "validation") for name in evaluation.split(",")}
     training = [file for name in source.split(",") for file in list_files(name, "train")]
     counts = Counter()
     texts = (_texts(file, file.raw_records(), counts) for file in itertools.chain(*sets.values()))
     table = unique_ngrams(itertools.chain.from_iterable(texts), n)
     if not len(table):
         raise ValueError(
-            f"--overlap={overlap}: none of its {counts['documents']} documents has {n} words; use "
-            f"a smaller --ngram."
+            f"--overlap={evaluation}: none of its {counts['documents']} documents has {n} words; "
+            f"use a smaller --ngram."
         )
     found, read = search(training, table, n, workers)
     if not read["documents"]:
         raise ValueError(f"--source={source} has no documents; name another.")
-    evaluation = {name: count_overlap(files, table, found, n) for name, files in sets.items()}
-    return {"ngram": n, "training": {"source": source} | read, "evaluation": evaluation}
+    facts = {name: count_overlap(files, found, n) for name, files in sets.items()}
+    return {"ngram": n, "training": {"source": source} | read, "evaluation": facts}
 
 
 def format_report(report: dict) -> str:
@@ -175,7 +179,5 @@ def format_report(report: dict) -> str:
     for name, facts in report["evaluation"].items():
         numbers = [f"{facts[column]:>9}" for column in columns]
         lines.append("  ".join([name.ljust(width), *numbers, f"{facts['share']:>9.4%}"]))
-    lines.append(
-        f"{report['ngram']}-grams of words; training data: {json.dumps(report['training'])}"
-    )
-    return "\n".join(lines)
+    training = json.dumps(report["training"])
+    return "\n".join([*lines, f"{report['ngram']}-grams of words; training data: {training}"])

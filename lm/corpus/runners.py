@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from lm import lookup
+from lm import lookup, storage
 
 DIRECT = "DirectRunner"
 RUNNERS = (DIRECT, "DataflowRunner", "FlinkRunner", "PortableRunner", "SparkRunner")
@@ -30,10 +30,10 @@ def pipeline_options(runner: str, flags: str = "", temp: str = "") -> Any:
     """
     if "." not in runner:  # else it is a class of the user's own
         lookup.lookup(dict.fromkeys(RUNNERS), runner, "--runner")
-    if runner != DIRECT and not temp:
+    if runner != DIRECT and not temp or "://" in temp and not storage.is_remote(temp):
         raise ValueError(
             f"--runner={runner} needs --temp=..., a folder that its workers and this process "
-            f"reach, as gs://bucket/folder."
+            f"share, such as gs://bucket/folder."
         )
     if importlib.util.find_spec("apache_beam") is None:
         raise ValueError(
@@ -50,15 +50,15 @@ def pipeline_options(runner: str, flags: str = "", temp: str = "") -> Any:
     arguments += DIRECT_FLAGS if runner == DIRECT else ()
     options, stderr = beam_options.PipelineOptions(arguments), io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr):  # argparse prints pages
-            known = options.get_all_options()
+        with contextlib.redirect_stderr(stderr):  # argparse prints its usage
+            names = options.get_all_options()
     except SystemExit as error:
         reason = stderr.getvalue().splitlines()[-1].partition("error: ")[2]
         raise ValueError(f"--runner_flags={flags} cannot be read: {reason}.") from error
-    # Some flags of other runners are known to their own job servers only.
+    # Other runners have flags that only their job servers know.
     for flag in options.get_all_options(retain_unknown_options=True) if runner == DIRECT else ():
-        if flag not in known:
-            hint = lookup.nearest(flag, known)
+        if flag not in names:
+            hint = lookup.nearest(flag, names)
             raise ValueError(f"--runner_flags: {runner} does not take --{flag}{hint or '.'}")
     return options
 

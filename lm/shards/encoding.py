@@ -13,7 +13,6 @@ import tqdm
 
 from lm import sources, tasks, tokenizer
 from lm.shards import processes, shard_files
-from lm.storage import staging
 
 SHARD_TOKENS = 1 << 27  # in a file of text
 SHARD_EXAMPLES = 1 << 16  # in a file of pairs
@@ -52,15 +51,12 @@ def prepare(
         "form": dataclasses.asdict(lengths) if lengths else {"record": shard_files.RECORD_TOKENS},
         "dataset": sources.source_fingerprint(task.source, split, data_dir),
     }
-    if manifest := _read_existing(out, identity):
-        return manifest
-    records = sources.records(task.source, split, data_dir)
-    counts = {"records": len(records), "dropped": 0}
-    texts = _texts(task, records, counts, f"encoding {split} of {task.source}")
-    encoded = _encode(texts, task, lengths, tokens)
-    with staging.staging_dir(out) as staging_dir:
-        if manifest := _read_existing(out, identity):  # written by another process
-            return manifest
+
+    def write(staging_dir: pathlib.Path) -> dict:
+        records = sources.records(task.source, split, data_dir)
+        counts = {"records": len(records), "dropped": 0}
+        texts = _texts(task, records, counts, f"encoding {split} of {task.source}")
+        encoded = _encode(texts, task, lengths, tokens)
         if task.has_inputs:
             counts |= {"truncated": 0, "inputs_cut": 0}
             files = _write_pairs(staging_dir, _count_truncated(encoded, counts), tokens)
@@ -70,25 +66,9 @@ def prepare(
             raise ValueError(
                 f"{task.source} {split} ({len(records)} records) holds no text; use a wider split."
             )
-        manifest = shard_files.write_manifest(staging_dir, identity, files, counts)
-        staging_dir.replace(out)
-    return manifest
+        return shard_files.write_manifest(staging_dir, identity, files, counts)
 
-
-def _read_existing(out: pathlib.Path, identity: dict) -> dict | None:
-    """Read the manifest of shards of this identity; ValueError if `out` has anything else."""
-    manifest = shard_files.read_manifest(out)
-    if manifest is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; set another --config.data.shards_dir.")
-    stored = manifest["identity"] if manifest else identity
-    differing = [key for key in identity if stored.get(key) != identity[key]]
-    if differing:
-        raise ValueError(
-            f"{out} holds shards of another {' and '.join(differing)} "
-            f"({', '.join(str(stored.get(key)) for key in differing)}); "
-            f"remove it or set another --config.data.shards_dir."
-        )
-    return manifest
+    return shard_files.build_once(out, identity, "--config.data.shards_dir", write)[0]
 
 
 def _texts(task: tasks.Task, records, counts: dict, label: str) -> Iterator[tasks.Text]:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm import storage
+from lm.storage import staging
 
 RECORD_TOKENS = 4096  # uncompressed; the fastest size for random reads
 BUFFER_TOKENS = 64 * RECORD_TOKENS
@@ -197,6 +198,44 @@ def read_manifest(directory: str | pathlib.Path) -> dict | None:
     if "files" in manifest and ("beside" not in manifest or any("head" not in f for f in files)):
         raise ValueError(
             f"{directory} was written by an earlier version; {rebuild_hint(directory)}."
+        )
+    return manifest
+
+
+def build_once(
+    out: pathlib.Path, identity: dict, flag: str, write: Callable[[pathlib.Path], dict]
+) -> tuple[dict, bool]:
+    """Build a directory with a manifest, unless it exists; it appears complete or not at all.
+
+    Args:
+        identity: everything that decides the bytes.
+        flag: the flag that names `out`, for errors.
+        write: writes all files to a directory and returns the manifest.
+
+    Returns: the manifest, and whether the directory existed.
+    Raises ValueError if `out` has another identity or is not empty.
+    """
+    if manifest := _read_existing(out, identity, flag):
+        return manifest, True
+    with staging.staging_dir(out) as staging_dir:
+        if manifest := _read_existing(out, identity, flag):  # built by another process
+            return manifest, True
+        manifest = write(staging_dir)
+        staging_dir.replace(out)
+    return manifest, False
+
+
+def _read_existing(out: pathlib.Path, identity: dict, flag: str) -> dict | None:
+    manifest = read_manifest(out)
+    if manifest is None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} exists and has other contents; set another {flag}.")
+        return None
+    stored = manifest["identity"]
+    if differing := [key for key in identity if stored.get(key) != identity[key]]:
+        raise ValueError(
+            f"{out} was built from another {' and '.join(differing)}; remove it or set another "
+            f"{flag}."
         )
     return manifest
 

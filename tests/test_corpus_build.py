@@ -373,7 +373,7 @@ def test_another_corpus_is_refused_by_what_differs(built, source_dir, tmp_path):
         (build.Spool, "add"),
         (build, "_deduplicate"),
         (folder, "make_tokenizer"),
-        (documents, "write_split_files"),
+        (documents, "write_shard"),
         (folder, "write_manifests"),
     ],
 )
@@ -385,7 +385,7 @@ def test_an_interrupted_build_leaves_nothing(
 
     def stopping(*args):
         calls.append(args)
-        if len(calls) == 2 or name not in ("add", "write_split_files"):
+        if len(calls) == 2 or name not in ("add", "write_shard"):
             raise error
         return plain(*args)
 

@@ -84,35 +84,19 @@ def _write_corpus(
     staging_dir: pathlib.Path,
     shared_dir: pathlib.Path,
     options: Any,
-) -> tuple[documents.Counts, list[documents.SplitFiles]]:
+) -> tuple[documents.Counts, dict[str, list[documents.EncodedShard]]]:
     """Run both pipelines; copy the token files to the staging directory."""
     num_shards = config.shard_count(files)
     counts = _read_sources(config, files, shared_dir, staging_dir, options)
     sampled = _tokenizer_texts(shared_dir, num_shards, counts["splits", "train"])
     tokens = folder.make_tokenizer(config, staging_dir, counts, sampled)
     written = _write_shards(config, shared_dir, num_shards, tokens, options)
-    _check_complete(written, num_shards, {name: counts["splits", name] for name in config.splits})
-    for split in config.splits:
+    for split, shards in written.items():
         (staging_dir / split).mkdir()
-        for number in range(num_shards):
+        for number in range(len(shards)):
             name = documents.file_name(number, num_shards)
             (staging_dir / split / name).write_bytes((shared_dir / f"{split}-{name}").read_bytes())
     return counts, written
-
-
-def _check_complete(
-    written: list[documents.SplitFiles], num_shards: int, split_counts: dict[str, int]
-) -> None:
-    """Raise ValueError unless the files have every document. split_counts: split -> documents."""
-    actual = {
-        split: sum(files.written[split].facts["documents"] for files in written)
-        for split in split_counts
-    }
-    if len(written) != num_shards or actual != split_counts:
-        raise ValueError(
-            f"the workers left {len(written)} of {num_shards} files, with {actual} of "
-            f"{split_counts} documents; set --temp to storage that all of them share."
-        )
 
 
 def _read_json_lines(directory: pathlib.Path, pattern: str) -> Iterator[Any]:
@@ -283,56 +267,41 @@ def _write_shards(
     num_shards: int,
     tokens: tokenizer.Tokenizer,
     options: Any,
-) -> list[documents.SplitFiles]:
-    """Write the token files of all splits to the shared directory, in order."""
+) -> dict[str, list[documents.EncodedShard]]:
+    """Write the token files of all splits to the shared directory."""
     import apache_beam as beam
 
     model, shared = tokenizer.read(tokens.directory), str(shared_dir)
+    items = [(split, number) for split in config.splits for number in range(num_shards)]
     with runners.pipeline(options) as pipeline:
         (
             pipeline
-            | "files" >> beam.Create(range(num_shards))
+            | "files" >> beam.Create(items)
             | "spread files" >> beam.Reshuffle()
-            | "encode" >> beam.Map(_write_shard, shared, num_shards, config.splits, model)
+            | "encode" >> beam.Map(_write_shard, shared, num_shards, model)
             | "facts" >> beam.Map(json.dumps)
             | "write facts" >> beam.io.WriteToText(f"{shared}/facts")
         )
-    facts = sorted(_read_json_lines(shared_dir, "facts*"))
-    return [_split_files(written, text_bytes) for _, written, text_bytes in facts]
+    written = {split: [] for split in config.splits}
+    for split, _, facts, frequencies, lengths, text_bytes in sorted(
+        _read_json_lines(shared_dir, "facts*"), key=lambda row: row[:2]
+    ):
+        arrays = np.array(frequencies, np.int64), np.array(lengths, np.int32)
+        shard = shard_files.WrittenShard(facts, *arrays)
+        written[split].append(documents.EncodedShard(shard, text_bytes))
+    return written
 
 
 def _write_shard(
-    number: int,
-    shared_dir: str,
-    num_shards: int,
-    splits: tuple[str, ...],
-    model: tuple[bytes, dict],
+    item: tuple[str, int], shared_dir: str, num_shards: int, model: tuple[bytes, dict]
 ) -> list:
-    """Write a token file of each split; returns [number, *fields of SplitFiles] as JSON."""
-    shared, name = storage.as_path(shared_dir), documents.file_name(number, num_shards)
-    texts_of = lambda split: (text for name, _, text in _texts(shared, number) if name == split)
+    """Write the token file of an item (split, number); returns its facts as JSON."""
+    split, number = item
+    shared = storage.as_path(shared_dir)
+    texts = (text for name, _, text in _texts(shared, number) if name == split)
     with tempfile.TemporaryDirectory() as directory:
-        tokens = tokenizer.write(pathlib.Path(directory) / "tokenizer", *model)
-        for split in splits:
-            (pathlib.Path(directory) / split).mkdir()
-        texts = {split: texts_of(split) for split in splits}
-        files = documents.write_split_files(directory, name, texts, tokens)
-        for split in splits:
-            data = pathlib.Path(directory, split, name).read_bytes()
-            storage.write_atomic(f"{shared_dir}/{split}-{name}", data)
-    written = {
-        split: (shard.facts, shard.frequencies.tolist(), shard.lengths.tolist())
-        for split, shard in files.written.items()
-    }
-    return [number, written, files.text_bytes]
-
-
-def _split_files(written: dict, text_bytes: dict[str, int]) -> documents.SplitFiles:
-    """Read the JSON of `_write_shard`."""
-    shards = {
-        split: shard_files.WrittenShard(
-            facts, np.array(frequencies, np.int64), np.array(lengths, np.int32)
-        )
-        for split, (facts, frequencies, lengths) in written.items()
-    }
-    return documents.SplitFiles(shards, text_bytes)
+        tokens = tokenizer.write(pathlib.Path(directory, "tokenizer"), *model)
+        path = pathlib.Path(directory, documents.file_name(number, num_shards))
+        shard, text_bytes = documents.write_shard(path, texts, tokens)
+        storage.write_atomic(shared / f"{split}-{path.name}", path.read_bytes())
+    return [*item, shard.facts, shard.frequencies.tolist(), shard.lengths.tolist(), text_bytes]

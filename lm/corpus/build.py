@@ -14,7 +14,7 @@ import os
 import pathlib
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -52,11 +52,15 @@ def _write_corpus(
     files: list[sources.SourceFile],
     staging_dir: pathlib.Path,
     workers: int,
-) -> tuple[documents.Counts, list[documents.SplitFiles]]:
+) -> tuple[documents.Counts, dict[str, list[documents.EncodedShard]]]:
     spool = Spool(staging_dir / "spool", config.shard_count(files))
     counts = _read_sources(config, files, spool, staging_dir / folder.QUARANTINE, workers)
     keys = spool.keys()
-    splits = _assign_splits(config, keys, _deduplicate(config, keys, spool, counts))
+    is_kept = _deduplicate(config, keys, spool, counts)
+    is_heldout = documents.is_heldout(keys, config.heldout_fraction)
+    splits = {"train": is_kept & ~is_heldout}
+    if config.heldout_fraction:
+        splits["validation"] = is_kept & is_heldout
     counts.update({("splits", split): int(members.sum()) for split, members in splits.items()})
     sampled = splits["train"] & documents.is_sampled(keys, counts["splits", "train"])
     tokens = folder.make_tokenizer(config, staging_dir, counts, spool.texts(keys, sampled))
@@ -66,7 +70,10 @@ def _write_corpus(
 
 
 class Spool(NamedTuple):
-    """Documents on disk: texts by the number of their file; keys and signatures in order."""
+    """Documents on disk: texts in one file for each token file; keys and signatures in order.
+
+    count: of token files of a split.
+    """
 
     directory: pathlib.Path
     count: int
@@ -192,15 +199,6 @@ def _deduplicate(
     return is_kept
 
 
-def _assign_splits(
-    config: documents.CorpusConfig, keys: np.ndarray, is_kept: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Which documents are in each split: bool [n]."""
-    is_heldout = documents.is_heldout(keys, config.heldout_fraction)
-    members = {"train": is_kept & ~is_heldout, "validation": is_kept & is_heldout}
-    return {split: members[split] for split in config.splits}
-
-
 def _write_shards(
     staging_dir: pathlib.Path,
     spool: Spool,
@@ -208,29 +206,28 @@ def _write_shards(
     splits: dict[str, np.ndarray],
     tokens: tokenizer.Tokenizer,
     workers: int,
-) -> list[documents.SplitFiles]:
-    """Write the token files of all splits by worker processes, in order."""
-    for split in splits:
+) -> dict[str, list[documents.EncodedShard]]:
+    """Write the token files of all splits by worker processes. splits: split -> bool [n]."""
+    items = []
+    for split, is_member in splits.items():
         (staging_dir / split).mkdir()
-    items = [
-        (number, {split: is_member[members] for split, is_member in splits.items()})
-        for number, members in enumerate(spool.by_file(keys))
-    ]
-    workers, shared = min(workers, len(items)), (staging_dir, spool, tokens)
-    total, written = sum(int(is_member.sum()) for is_member in splits.values()), []
+        for number, members in enumerate(spool.by_file(keys)):
+            items.append((staging_dir / split, number, is_member[members]))
+    workers, written = min(workers, len(items)), {split: [] for split in splits}
+    total = sum(int(is_member.sum()) for is_member in splits.values())
     with tqdm.tqdm(desc="encoding", unit=" documents", total=total, disable=None) as progress:
-        for shard in processes.ordered_map(_write_shard, items, workers, shared):
-            written.append(shard)
-            progress.update(sum(file.facts["documents"] for file in shard.written.values()))
+        shards = processes.ordered_map(_write_shard, items, workers, (spool, tokens))
+        for (directory, *_), shard in zip(items, shards, strict=True):
+            written[directory.name].append(shard)
+            progress.update(shard.written.facts["documents"])
     return written
 
 
 def _write_shard(
-    staging_dir: pathlib.Path, spool: Spool, tokens: tokenizer.Tokenizer, item: tuple
-) -> documents.SplitFiles:
-    """Encode a spool file in a worker. item: (its number, split -> bool, one a line)."""
-    number, splits = item
-    name = documents.file_name(number, spool.count)
-    texts: dict[str, Iterable[str]]
-    texts = {split: _read_lines(spool.path(number), members) for split, members in splits.items()}
-    return documents.write_split_files(staging_dir, name, texts, tokens)
+    spool: Spool, tokens: tokenizer.Tokenizer, item: tuple[pathlib.Path, int, np.ndarray]
+) -> documents.EncodedShard:
+    """Encode lines of a spool file in a worker. item: (directory, number, bool, one a line)."""
+    directory, number, is_selected = item
+    texts = _read_lines(spool.path(number), is_selected)
+    path = directory / documents.file_name(number, spool.count)
+    return documents.write_shard(path, texts, tokens)

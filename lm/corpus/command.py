@@ -12,36 +12,36 @@ from lm import logs, sources, storage
 from lm.corpus import beam, build, documents, folder, overlap, rules
 
 FIELDS = tuple(field.name for field in dataclasses.fields(documents.CorpusConfig))
-FLAGS_OF = {  # the flags of each of the command's modes
+MODE_FLAGS = {  # the flags of each of the command's modes
     "overlap": ("overlap", "source", "out", "column", "unit", "data_dir", "workers", "ngram"),
     "source": (*FIELDS, "out", "workers", "runner", "runner_flags", "temp", "dry_run"),
     "config": ("config", "workdir"),
 }
 
 
-def check_flags(mode: str, given: Iterable[str]) -> None:
-    """Raise ValueError for flags that a mode does not take. mode: a key of FLAGS_OF."""
-    if unused := sorted(set(given) - set(FLAGS_OF[mode])):
+def check_flags(mode: str, names: Iterable[str]) -> None:
+    """Raise ValueError for flags that a mode does not take. mode: a key of MODE_FLAGS."""
+    if unused := sorted(set(names) - set(MODE_FLAGS[mode])):
         raise ValueError(f"--{mode} takes no --{', --'.join(unused)}; leave that out.")
 
 
-def command(flags: dict[str, Any], given: Iterable[str] = ()) -> str:
+def command(flags: dict[str, Any], set_flags: Iterable[str] = ()) -> str:
     """Build a corpus or measure overlap; returns the text to print.
 
-    flags: those of FLAGS_OF's "overlap" and "source". given: the names of those that the user set.
-    Raises ValueError.
+    flags: those of MODE_FLAGS["overlap"] and ["source"]. set_flags: names of those that the user
+    set. Raises ValueError.
     """
     if flags["workers"] < 0:
         raise ValueError(f"--workers={flags['workers']} is below 0; use 0 for one a processor.")
     if flags["overlap"]:
-        check_flags("overlap", given)
+        check_flags("overlap", set_flags)
         return _overlap(flags)
     if not (flags["source"] and flags["out"]):
         raise ValueError(
             "`corpus` needs --source=... and --out=..., to build a corpus of any text; or "
             "--config=... and --workdir=..., to prepare what a config's training reads."
         )
-    check_flags("source", given)
+    check_flags("source", set_flags)
     flags |= {name: os.path.expanduser(flags[name]) for name in ("out", "tokenizer")}
     config = documents.CorpusConfig(**{name: flags[name] for name in FIELDS})
     if flags["dry_run"]:
@@ -98,7 +98,7 @@ def plan(config: documents.CorpusConfig, out: str) -> str:
 
 
 def _skipped_files(config: documents.CorpusConfig) -> list[str]:
-    """A line about files in the source's directories with unknown suffixes, or none."""
+    """A line about files with unknown suffixes in the source's directories, if there are any."""
     names = sources.skipped_files(config.source)
     return [f"not read: {len(names):,} files of no known kind, as {names[0]}"] if names else []
 

@@ -191,11 +191,11 @@ def manifest_counts(config: CorpusConfig, counts: Counts) -> dict:
     }
 
 
-class SplitFiles(NamedTuple):
-    """One file of each split as written, and the UTF-8 bytes of its documents."""
+class EncodedShard(NamedTuple):
+    """A token file as written, and the UTF-8 bytes of its documents."""
 
-    written: dict[str, shard_files.WrittenShard]
-    text_bytes: dict[str, int]
+    written: shard_files.WrittenShard
+    text_bytes: int
 
 
 def file_name(number: int, count: int) -> str:
@@ -203,21 +203,17 @@ def file_name(number: int, count: int) -> str:
     return f"shard-{number:05d}-of-{count:05d}.array_record"
 
 
-def write_split_files(
-    directory: str | pathlib.Path,
-    name: str,
-    texts: dict[str, Iterable[str]],
-    tokens: tokenizer.Tokenizer,
-) -> SplitFiles:
-    """Write the file `name` of each split to its directory. texts: split -> documents."""
-    separator, written, text_bytes = tokens.encode("\n\n"), {}, dict.fromkeys(texts, 0)
+def write_shard(
+    path: pathlib.Path, texts: Iterable[str], tokens: tokenizer.Tokenizer
+) -> EncodedShard:
+    """Encode documents as one token file."""
+    text_bytes = 0
 
-    def encode(split: str) -> Iterator[np.ndarray]:
-        for text in texts[split]:
-            text_bytes[split] += len(text.encode())
+    def encode() -> Iterator[np.ndarray]:
+        nonlocal text_bytes
+        for text in texts:
+            text_bytes += len(text.encode())
             yield tokens.encode(text)
 
-    for split in texts:
-        path = pathlib.Path(directory) / split / name
-        written[split] = shard_files.write_text(path, encode(split), separator, tokens.size)
-    return SplitFiles(written, text_bytes)
+    written = shard_files.write_text(path, encode(), tokens.encode("\n\n"), tokens.size)
+    return EncodedShard(written, text_bytes)

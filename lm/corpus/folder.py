@@ -32,12 +32,13 @@ PACKAGES = ("array_record", "sentencepiece", "mwparserfromhell")  # that decide 
 def build_corpus(
     config: documents.CorpusConfig,
     out: str | pathlib.Path,
-    write: Callable[..., tuple[documents.Counts, list[documents.SplitFiles]]],
+    write: Callable[..., tuple[documents.Counts, dict[str, list[documents.EncodedShard]]]],
 ) -> tuple[dict, bool]:
     """Build the corpus in directory `out`; returns (manifest, whether it existed already).
 
-    write: (source files, staging directory) -> (counts, token files); it writes the tokenizer, the
-    token files and quarantine. If it fails or is killed, `out` is unchanged.
+    write: (source files, staging directory) -> (counts, token files of each split in order); it
+    writes quarantine, the tokenizer and the token files. If it fails or is killed, `out` is
+    unchanged.
     """
     out, files = resolve_out_dir(out, config), list_files(config)
     identity = corpus_identity(config, files)
@@ -187,22 +188,28 @@ def write_manifests(
     directory: pathlib.Path,
     identity: dict,
     counts: documents.Counts,
-    written: list[documents.SplitFiles],
+    written: dict[str, list[documents.EncodedShard]],
 ) -> dict:
     """Write the manifests of all splits and of the corpus; returns the latter.
 
-    written: the files in order.
+    Raises ValueError if the files lack a document.
     """
     tokens = tokenizer.Tokenizer(directory / "tokenizer")
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     splits = {}
-    for split in config.splits:
+    for split, shards in written.items():
         shard_identity = {"corpus": digest, "split": split, "tokenizer": tokens.fingerprint}
-        name = lambda number: documents.file_name(number, len(written))
-        files = {name(number): shard.written[split] for number, shard in enumerate(written)}
-        text_bytes = {"text_bytes": sum(shard.text_bytes[split] for shard in written)}
-        shards = shard_files.write_manifest(directory / split, shard_identity, files, text_bytes)
-        splits[split] = shards["counts"]
+        names = [documents.file_name(number, len(shards)) for number in range(len(shards))]
+        files = dict(zip(names, (shard.written for shard in shards), strict=True))
+        text_bytes = {"text_bytes": sum(shard.text_bytes for shard in shards)}
+        manifest = shard_files.write_manifest(directory / split, shard_identity, files, text_bytes)
+        splits[split] = manifest["counts"]
+        actual, expected = manifest["counts"]["documents"], counts["splits", split]
+        if actual != expected:
+            raise ValueError(
+                f"the workers wrote {actual} of the {expected} documents of {split}; set --temp to "
+                f"storage that all of them share."
+            )
     records = documents.manifest_counts(config, counts)
     manifest = {"identity": identity, "records": records, "splits": splits}
     manifest["tokenizer"] = {"fingerprint": tokens.fingerprint, "pieces": tokens.vocab_size}

@@ -27,8 +27,9 @@ from lm.corpus import dedupe
 from lm.shards import finished_corpus, processes
 
 BATCH_DOCUMENTS = 64  # per item of a worker process
-READ_COUNTS = ("documents", "dropped", "unreadable")
-OVERLAP_COUNTS = ("short", "touched", "half", "whole", "runs", "found")
+COUNTS = ("documents", "skipped", "touched", "whole", "runs", "found")
+
+Files = list[sources.SourceFile] | list[finished_corpus.CorpusShard]
 
 
 @functools.lru_cache(1 << 18)
@@ -61,71 +62,59 @@ def _is_in(hashes: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _texts(file: Any, records: Iterable, counts: Counter) -> Iterator[str]:
-    """The text of each raw record, "" if it is unreadable or dropped by its source; counts them."""
+    """The text of each raw record; counts them, and those that the source drops or cannot read."""
     for raw in records:
         try:
             document = file.document(raw)
         except sources.BadRecord:
-            counts["unreadable"] += 1
-            yield ""
-            continue
-        counts["dropped" if document.drop_reason else "documents"] += 1
+            document = sources.Document("", "unreadable")
+        counts["skipped" if document.drop_reason else "documents"] += 1
         yield document.text
 
 
 def _find(table: np.ndarray, n: int, batch: tuple[Any, list]) -> tuple[np.ndarray, Counter]:
-    """The n-grams of a batch (file, raw records) that are in `table`; and what was read."""
+    """The n-grams of a batch (file, raw records) that are in `table`; and counts of records."""
     counts = Counter()
     hashes = unique_ngrams(_texts(*batch, counts), n)
     return hashes[_is_in(hashes, table)], counts
 
 
-def _batches(files: Iterable) -> Iterator[tuple[Any, list]]:
+def _batches(files: Files) -> Iterator[tuple[Any, list]]:
     for file in files:
         records = file.raw_records()
         while batch := list(itertools.islice(records, BATCH_DOCUMENTS)):
             yield file, batch
 
 
-def search(
-    files: list[finished_corpus.CorpusShard] | list[sources.SourceFile],
-    table: np.ndarray,
-    n: int,
-    workers: int = 1,
-) -> tuple[np.ndarray, dict]:
-    """The n-grams of an ascending table that the training files contain; and what was read.
+def search(files: Files, table: np.ndarray, n: int, workers: int = 1) -> tuple[np.ndarray, Counter]:
+    """The n-grams of an ascending table that the training files contain; and counts of records.
 
     workers: processes, 0 for one a core; the result does not depend on it.
     """
     is_found, counts = np.zeros(len(table), bool), Counter()
-    progress = tqdm.tqdm(desc="searching", unit=" records", disable=None)
-    with progress:
+    with tqdm.tqdm(desc="searching", unit=" records", disable=None) as progress:
         for hits, read in processes.ordered_map(_find, _batches(files), workers, (table, n)):
             is_found[np.searchsorted(table, hits)] = True
-            counts += read
+            counts.update(read)
             progress.update(read.total())
-    return table[is_found], {key: counts[key] for key in READ_COUNTS}
+    return table[is_found], counts
 
 
-def count_overlap(
-    files: list[finished_corpus.CorpusShard] | list[sources.SourceFile], found: np.ndarray, n: int
-) -> dict:
+def count_overlap(files: Files, found: np.ndarray, n: int) -> dict:
     """Count how much of an evaluation set the training data contain. found: n-grams, ascending.
 
-    Returns documents, dropped, unreadable; short: documents of fewer than n words; touched, half,
-    whole: documents of which any, at least half, all n-grams are in `found`; runs, found: n-grams,
-    and those in `found`, with repetition; share: found / runs.
+    Returns documents; skipped: records that the source drops or cannot read; touched, whole:
+    documents of which any, all n-grams are in `found`; runs, found: n-grams, and those in `found`,
+    with repetition; share: found / runs.
     """
     counts = Counter()
     for file in files:
         for text in _texts(file, file.raw_records(), counts):
             is_found = _is_in(ngrams(text, n), found)
             runs, hits = len(is_found), int(is_found.sum())
-            counts["short"] += bool(text) and not runs
-            counts.update(touched=hits > 0, half=0 < runs <= 2 * hits, whole=0 < runs == hits)
-            counts.update(runs=runs, found=hits)
-    facts = {key: counts[key] for key in READ_COUNTS + OVERLAP_COUNTS}
-    return facts | {"share": facts["found"] / max(1, facts["runs"])}
+            counts.update(touched=hits > 0, whole=0 < runs == hits, runs=runs, found=hits)
+    share = counts["found"] / max(1, counts["runs"])
+    return {key: counts[key] for key in COUNTS} | {"share": share}
 
 
 def measure_overlap(
@@ -167,17 +156,17 @@ def measure_overlap(
     found, read = search(training, table, n, workers)
     if not read["documents"]:
         raise ValueError(f"--source={source} has no documents; name another.")
+    training = {"source": source, "documents": read["documents"], "skipped": read["skipped"]}
     facts = {name: count_overlap(files, found, n) for name, files in sets.items()}
-    return {"ngram": n, "training": {"source": source} | read, "evaluation": facts}
+    return {"ngram": n, "training": training, "evaluation": facts}
 
 
 def format_report(report: dict) -> str:
     """Format the report of `measure_overlap` as a table with a row for each evaluation set."""
-    columns = ("documents", *OVERLAP_COUNTS)
     width = max(len("evaluation"), *map(len, report["evaluation"]))
-    lines = ["  ".join(["evaluation".ljust(width), *(f"{c:>9}" for c in columns), "    share"])]
+    lines = ["  ".join(["evaluation".ljust(width), *(f"{c:>9}" for c in COUNTS), "    share"])]
     for name, facts in report["evaluation"].items():
-        numbers = [f"{facts[column]:>9}" for column in columns]
+        numbers = [f"{facts[column]:>9}" for column in COUNTS]
         lines.append("  ".join([name.ljust(width), *numbers, f"{facts['share']:>9.4%}"]))
     training = json.dumps(report["training"])
     return "\n".join([*lines, f"{report['ngram']}-grams of words; training data: {training}"])

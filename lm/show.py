@@ -26,12 +26,12 @@ def rows(run: runs.Run, split: str, count: int, step: int = 1) -> str:
     if split == "train":
         order, size = pipeline.row_order(train, seed), run.data.batch_size
         first = (step - 1) * size
-        names = [train.find(order[first + i])[0].name for i in range(min(count, size))]
+        names = [train.locate(order[first + i])[0].name for i in range(min(count, size))]
         shown = [(names, next(iter(pipeline.train_batches(train, seed, start=step - 1))))]
     else:
-        alone = [pipeline.Examples((part,)) for part in heldout.parts]
+        alone = [pipeline.Examples((split,)) for split in heldout.splits]
         firsts = [next(pipeline.heldout_batches(part, seed, count)) for part in alone]
-        names = [[part.name] * min(count, run.data.batch_size) for part in heldout.parts]
+        names = [[split.name] * min(count, run.data.batch_size) for split in heldout.splits]
         shown = zip(names, firsts, strict=True)
     said = []
     for names, batch in shown:

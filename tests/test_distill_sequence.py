@@ -115,13 +115,13 @@ def test_a_student_learns_what_was_said_and_is_held_against_what_is_right(
     run = runs.make_run(config, tmp_path / "student")
     tokens = runs.make_tokenizer(run)
     learnt, held = runs.make_examples(run, tokens)
-    read = [part.stored[i] for part in learnt.parts for i in range(len(part))]
+    read = [part.stored[i] for part in learnt.splits for i in range(len(part))]
     texts = [tuple(tokens.decode(ids) for ids in pair) for pair in read]
     assert texts == [(row["inputs"], row["prediction"]) for row in SAID]
     plain = runs.make_run(tiny_config(**PAIRS, stage="finetune"), tmp_path / "plain")
     theirs = runs.make_examples(plain, tokens)[1]
     ours, right = (
-        [part[i] for i in range(12)] for part in (held.parts[0].stored, theirs.parts[0].stored)
+        [part[i] for i in range(12)] for part in (held.splits[0].stored, theirs.splits[0].stored)
     )
     jax.tree.map(np.testing.assert_array_equal, ours, right)
     assert np.isfinite(train.train(run)["nats"])

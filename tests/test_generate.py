@@ -67,7 +67,7 @@ def test_an_answer_does_not_depend_on_other_inputs_or_the_bucket(
     numbers = (0, 6, 9)
     alone = [answer(TEXTS[number : number + 1], first=number)[0] for number in numbers]
     assert_same(alone, [together[number] for number in numbers])
-    monkeypatch.setattr(pipeline.batches, "LEAST", 64)
+    monkeypatch.setattr(pipeline.batches, "MIN_BUCKET", 64)
     assert_same(answer(TEXTS[:4]), together[:4])
 
 

@@ -44,8 +44,8 @@ def train(made) -> pipeline.Examples:
 
 def restored(examples: pipeline.Examples, inputs, targets) -> np.ndarray:
     """The stored text of a row: its blanks filled from its targets."""
-    (part,) = examples.parts
-    return objectives.uncorrupt(part.objective, inputs, targets, part.vocabulary)
+    (split,) = examples.splits
+    return objectives.uncorrupt(split.objective, inputs, targets, split.vocabulary)
 
 
 def texts(examples: pipeline.Examples, batches) -> list[tuple[int, ...]]:
@@ -54,15 +54,15 @@ def texts(examples: pipeline.Examples, batches) -> list[tuple[int, ...]]:
 
 
 def stored_texts(examples: pipeline.Examples) -> list[tuple[int, ...]]:
-    (part,) = examples.parts
-    return [tuple(part.text(index)) for index in range(len(part))]
+    (split,) = examples.splits
+    return [tuple(split.text(index)) for index in range(len(split))]
 
 
 def test_an_example_is_its_window_of_the_stream_and_only_the_tail_is_left(train):
-    (part,) = train.parts
-    stream = part.stored.read(0, len(part.stored))
+    (split,) = train.splits
+    stream = split.stored.read(0, len(split.stored))
     np.testing.assert_array_equal(np.concatenate(stored_texts(train)), stream[: len(train) * 33])
-    assert part.raw == 33 and len(stream) - len(train) * 33 < 33
+    assert split.window == 33 and len(stream) - len(train) * 33 < 33
 
 
 def test_a_stream_resumed_at_any_step_is_the_unbroken_one(train):
@@ -139,14 +139,14 @@ def test_filling_the_blanks_of_a_batch_restores_the_stored_text(made, name):
 @pytest.mark.parametrize("name", [*sorted(objectives.OBJECTIVES), "pairs"])
 def test_a_row_is_its_tokens_in_segment_one_then_padding_in_segment_zero(made, name):
     examples = made[name][0]
-    (part,) = examples.parts
+    (split,) = examples.splits
     rows = examples.batch(np.arange(20), np.arange(100, 120), seed=3)
     for index in range(20):
         rng = np.random.Generator(np.random.Philox(key=np.array([3, 100 + index], np.uint64)))
         inputs, targets = (
-            part.stored[index]
+            split.stored[index]
             if name == "pairs"
-            else objectives.corrupt(part.objective, part.text(index), rng, part.vocabulary)
+            else objectives.corrupt(split.objective, split.text(index), rng, split.vocabulary)
         )
         for ids, found, segments, length in (
             (inputs, rows.inputs, rows.inputs_segment_ids, examples.columns[0]),
@@ -190,7 +190,7 @@ def test_each_held_out_example_counts_once_and_padding_never(made, name, limit):
     weights = np.concatenate([batch.loss_weights(rows) for rows in batches])
     assert weights[:count].any(axis=1).all() and not weights[count:].any()
     if name == "pairs":
-        assert weights.sum() == heldout.parts[0].stored.lengths[:count, 1].sum()
+        assert weights.sum() == heldout.splits[0].stored.lengths[:count, 1].sum()
     else:
         assert set(weights[:count].sum(axis=1)) <= {8, 9}  # a span cut in two is one more
 

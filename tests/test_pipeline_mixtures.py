@@ -79,7 +79,7 @@ def test_a_higher_temperature_never_widens_the_rates():
     [((1, 1), (1e-308, 1e308), 1.0), ((10, 1000), (None, None), 0.01), ((1, 10**7), (None,), 1.0)],
 )
 def test_rates_too_far_apart_to_be_drawn_are_a_sentence(sizes, fixed, temperature):
-    with pytest.raises(ValueError, match="more than 1,000,000 times as often .* use rates nearer"):
+    with pytest.raises(ValueError, match="more than 1,000,000 times as often .* use closer rates"):
         pipeline.mixing_rates(sizes, fixed, temperature=temperature)
 
 
@@ -130,7 +130,7 @@ def test_pairs_that_are_no_mixture_are_a_sentence(pairs, sentence):
 
 
 def tasks_of(examples: pipeline.Examples, numbers) -> list[str]:
-    return [examples.find(int(number))[0].name for number in numbers]
+    return [examples.locate(int(number))[0].name for number in numbers]
 
 
 @pytest.mark.parametrize(
@@ -146,24 +146,24 @@ def test_any_stretch_holds_each_task_at_its_rate(
     changes, rates, tiny_config, tiny_tokens, tmp_path
 ):
     train, _ = examples_of(tiny_config(**changes), tiny_tokens, tmp_path)
-    sizes = [len(part) for part in train.parts]
+    sizes = [len(split) for split in train.splits]
     rates = rates or pipeline.mixing_rates(sizes, [None, None])
     assert train.rates == rates
     order, whole = pipeline.row_order(train, seed=1), sum(rates)
     for start in (0, 17, 10**6):
         names = tasks_of(train, [order[i] for i in range(start, start + whole)])
         found = collections.Counter(names)
-        assert [found[part.name] for part in train.parts] == rates
+        assert [found[split.name] for split in train.splits] == rates
 
 
 def test_each_task_comes_once_an_epoch_of_its_own(mixed):
     train, _ = mixed
     order, seen = pipeline.row_order(train, seed=0), collections.defaultdict(list)
     for index in range(2000):
-        part, number = train.find(order[index])
-        seen[part.name].append(number)
-    for part in train.parts:
-        numbers, size = seen[part.name], len(part)
+        split, number = train.locate(order[index])
+        seen[split.name].append(number)
+    for split in train.splits:
+        numbers, size = seen[split.name], len(split)
         epochs = [numbers[i : i + size] for i in range(0, len(numbers) - size, size)]
         assert len(epochs) > 2
         assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
@@ -171,8 +171,8 @@ def test_each_task_comes_once_an_epoch_of_its_own(mixed):
 
 
 def test_tasks_of_one_size_are_not_shuffled_alike(mixed):
-    (text, _), _ = mixed[0].parts, mixed[1]
-    twice = dataclasses.replace(mixed[0], parts=(text, dataclasses.replace(text)))
+    (text, _), _ = mixed[0].splits, mixed[1]
+    twice = dataclasses.replace(mixed[0], splits=(text, dataclasses.replace(text)))
     order, size = pipeline.row_order(twice, seed=0), len(text)
     orders = [[], []]
     for index in range(2 * size):
@@ -219,15 +219,15 @@ def test_a_column_is_as_long_as_any_task_needs_and_no_longer(name, task, columns
 
 
 def test_every_held_out_example_of_every_task_comes_once(mixed):
-    heldout = pipeline.Examples(mixed[1].parts[::-1])  # with masks in the second
+    heldout = pipeline.Examples(mixed[1].splits[::-1])  # with masks in the second
     for limit in (0, 5):
         batches = list(pipeline.heldout_batches(heldout, 0, limit))
-        sizes = [min(limit, len(part)) if limit else len(part) for part in heldout.parts]
+        sizes = [min(limit, len(split)) if limit else len(split) for split in heldout.splits]
         assert len(batches) == pipeline.num_heldout_batches(heldout, limit)
         rows = np.concatenate([rows.targets_segment_ids.any(axis=1) for rows in batches])
         assert rows.sum() == sum(sizes)
         # and a task alone has the batches that it has among others
-        alone = [pipeline.Examples((part,)) for part in heldout.parts]
+        alone = [pipeline.Examples((split,)) for split in heldout.splits]
         again = [rows for one in alone for rows in pipeline.heldout_batches(one, 0, limit)]
         for ours, theirs in zip(batches, again, strict=True):
             np.testing.assert_array_equal(ours.inputs, theirs.inputs)
@@ -235,10 +235,10 @@ def test_every_held_out_example_of_every_task_comes_once(mixed):
 
 def test_the_frequencies_weigh_each_task_by_its_rate(mixed):
     train, _ = mixed
-    text, pairs = (np.load(f"{part.directory}/{shards.COUNTS}") for part in train.parts)
+    text, pairs = (np.load(f"{split.directory}/{shards.COUNTS}") for split in train.splits)
     expected = 0.75 * text / text.sum() + 0.25 * pairs / pairs.sum()
     np.testing.assert_allclose(train.frequencies / train.frequencies.sum(), expected)
-    alone = pipeline.Examples(train.parts[:1])
+    alone = pipeline.Examples(train.splits[:1])
     np.testing.assert_allclose(alone.frequencies, text)
 
 
@@ -286,7 +286,7 @@ def test_a_corpus_is_trained_on_by_its_directory_with_its_own_tokenizer(
     assert tokens.directory == finished / "tokenizer"
     plain = examples_of(tiny_config(), tiny_tokens, tmp_path / "plain")
     for ours, theirs in zip(runs.make_examples(run, tokens), plain, strict=True):
-        assert ours.parts[0].manifest["files"] == theirs.parts[0].manifest["files"]
+        assert ours.splits[0].manifest["files"] == theirs.splits[0].manifest["files"]
         for rows, expected in zip(take(ours, 3), take(theirs, 3), strict=True):
             for array, wanted in zip(rows, expected, strict=True):
                 np.testing.assert_array_equal(array, wanted)
@@ -300,9 +300,9 @@ def test_a_corpus_and_a_task_are_mixed(finished, tiny_config, tmp_path):
     mixture = {"data.mixture": tuple((name, None) for name in names), "tokenizer.dir": ""}
     run = runs.make_run(tiny_config(**mixture), tmp_path)
     train, heldout = runs.make_examples(run, runs.make_tokenizer(run))
-    assert [part.name for part in train.parts] == names
+    assert [split.name for split in train.splits] == names
     assert train.columns == (32, 16)
-    assert heldout.parts[1].directory == str(tmp_path / "shards" / "docstring_summary" / "heldout")
+    assert heldout.splits[1].directory == str(tmp_path / "shards" / "docstring_summary" / "heldout")
 
 
 def test_a_corpus_of_another_tokenizer_or_a_slice_of_one_is_refused(

@@ -62,7 +62,7 @@ def test_open_rows_are_bounded_and_their_number_hardly_matters(monkeypatch):
     lengths, capacity = lengths_of(2, 3000, (512, 128)), (512, 128)
     filled = {}
     for most in (1, 4, 128, 3000):
-        monkeypatch.setattr(packing, "OPEN", most)
+        monkeypatch.setattr(packing, "MAX_OPEN_ROWS", most)
         rows = plan(lengths, capacity)
         assert sorted(itertools.chain(*rows)) == list(range(3000))
         filled[most] = len(rows)
@@ -86,7 +86,7 @@ def test_rows_are_as_full_as_grains():
     theirs = grain.experimental.FirstFitPackIterDataset(
         grain.MapDataset.source(pairs).to_iter_dataset(),
         length_struct={"inputs": capacity[0], "targets": capacity[1]},
-        num_packing_bins=packing.OPEN,
+        num_packing_bins=packing.MAX_OPEN_ROWS,
     )
     assert len(plan(lengths, capacity)) <= 1.01 * sum(1 for _ in theirs)
 
@@ -115,7 +115,7 @@ def pairs_of(rows: batch.Batch) -> list[tuple[bytes, bytes]]:
 
 
 def stored(examples: pipeline.Examples) -> list[tuple[bytes, bytes]]:
-    pairs = examples.parts[0].stored
+    pairs = examples.splits[0].stored
     return [tuple(x.tobytes() for x in pairs[i]) for i in range(len(pairs))]
 
 
@@ -124,7 +124,7 @@ def test_no_pair_is_lost_or_doubled_in_an_epoch(made):
     everything = train.batch(np.arange(len(train)), np.arange(len(train)), seed=0)
     expected = collections.Counter(stored(train))
     assert collections.Counter(pairs_of(everything)) == expected
-    assert len(train) < 0.7 * len(train.parts[0].stored)
+    assert len(train) < 0.7 * len(train.splits[0].stored)
     order = pipeline.row_order(train, seed=0)
     for epoch in range(3):
         rows = [order[epoch * len(train) + i] for i in range(len(train))]
@@ -186,7 +186,7 @@ def test_show_prints_each_segment(tiny_config, tiny_tokens, tmp_path):
 
 
 def test_lengths_are_those_of_the_stored_pairs(made):
-    pairs = made[0].parts[0].stored
+    pairs = made[0].splits[0].stored
     assert isinstance(pairs, shards.Pairs)
     sizes = [[len(inputs), len(targets)] for inputs, targets in (pairs[i] for i in range(60))]
     assert pairs.lengths.tolist() == sizes

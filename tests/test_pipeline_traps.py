@@ -133,8 +133,8 @@ def test_processes_deal_whole_batches(train):
     found = [np.array(rows) for rows in itertools.islice(several, 2)]
     assert not same(found, list(itertools.islice(naive, 2)))
     data = dataclasses.replace(train.data, num_workers=2)
-    (part,) = train.parts
-    dealt = pipeline.Examples((dataclasses.replace(part, data=data),))
+    (split,) = train.splits
+    dealt = pipeline.Examples((dataclasses.replace(split, data=data),))
     assert same(batches(dealt, 7), batches(train, 7))
 
 
@@ -146,7 +146,7 @@ def test_rows_are_named_by_plain_integers(train, monkeypatch):
     assert type(pipeline.row_order(train, 0)[5]) is int
     given, read = [], pipeline.TaskSplit.text
     own = dataclasses.replace(
-        train.parts[0]
+        train.splits[0]
     )  # threads of other tests may still read the shared one
 
     def spy(self, index):

@@ -35,8 +35,8 @@ def made(tiny_config, tiny_tokens, tmp_path_factory) -> pipeline.Examples:
 
 def with_workers(examples: pipeline.Examples, workers: int) -> pipeline.Examples:
     data = dataclasses.replace(examples.data, num_workers=workers)
-    parts = (dataclasses.replace(part, data=data) for part in examples.parts)
-    return pipeline.Examples(tuple(parts))
+    splits = (dataclasses.replace(split, data=data) for split in examples.splits)
+    return pipeline.Examples(tuple(splits))
 
 
 def take(iterator, count: int) -> list:
@@ -89,9 +89,9 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_their_parent(made):
 
 
 def test_what_a_worker_raises_is_raised_here(made, tmp_path):
-    (text, _) = made.parts
+    (text, _) = made.splits
     gone = dataclasses.replace(text, directory=str(tmp_path / "gone"))
-    examples = with_workers(dataclasses.replace(made, parts=(gone,)), 1)
+    examples = with_workers(dataclasses.replace(made, splits=(gone,)), 1)
     # The sizes are known from the manifest; the files are missed when the worker opens them.
     with pytest.raises(ValueError, match="gone.* has 0 bytes instead of .*; remove .*made anew"):
         take(pipeline.train_batches(examples, seed=0), 1)

@@ -473,7 +473,7 @@ def test_a_byte_tokenizer_needs_no_training(tiny_config, tmp_path):
     row = train.batch(np.array([0]), np.array([0]), seed=0)
     inputs, targets = row.inputs[0], row.targets[0]
     text = objectives.uncorrupt(run.objective, inputs, targets, tokens.vocabulary)
-    np.testing.assert_array_equal(text, train.parts[0].text(0))
+    np.testing.assert_array_equal(text, train.splits[0].text(0))
     assert tokens.decode(text).isascii() and np.isin(inputs, tokens.sentinels).sum() > 1
 
 

@@ -149,8 +149,8 @@ def test_each_row_has_its_top_k_from_any_update_on_any_host(marked, start, hosts
 @pytest.mark.parametrize("marked", ["text"], indirect=True)
 def test_worker_processes_read_the_cache_too(marked):
     data = dataclasses.replace(marked[0].data, num_workers=2)
-    parts = tuple(dataclasses.replace(part, data=data) for part in marked[0].parts)
-    examples = dataclasses.replace(marked[0], parts=parts)
+    parts = tuple(dataclasses.replace(part, data=data) for part in marked[0].splits)
+    examples = dataclasses.replace(marked[0], splits=parts)
     dealt = pipeline.train_batches(examples, 3, start=1)
     threads = take(pipeline.train_batches(marked[0], 3, start=1), 3)
     for rows, same in zip(take(dealt, 3), threads, strict=True):

@@ -53,7 +53,7 @@ def corpus(values: flags.FlagValues) -> None:
         print(pydocs.build(str(sources.data_root(run.data.tfds_dir))))
     tokens = runs.make_tokenizer(run)
     for examples in runs.make_examples(run, tokens):
-        for split in examples.parts:
+        for split in examples.splits:
             print(split.directory, json.dumps(split.manifest["counts"]))
 
 

@@ -181,8 +181,8 @@ class Evaluation:
         # By task; "" is the mixture of several tasks.
         train, examples = self._examples
         text_bytes = self.tokens.piece_bytes(self.run.model.vocab_size)
-        pairs = {"": (self._losses, train.frequencies)} if len(examples.parts) > 1 else {}
-        for split, train_split in zip(examples.parts, train.parts, strict=True):
+        pairs = {"": (self._losses, train.frequencies)} if len(examples.splits) > 1 else {}
+        for split, train_split in zip(examples.splits, train.splits, strict=True):
             counts = pipeline.Examples((train_split,)).frequencies
             pairs[split.name] = self._losses.for_task(split), counts
         return {name: heldout.unigram_baselines(*pair, text_bytes) for name, pair in pairs.items()}
@@ -191,7 +191,7 @@ class Evaluation:
         """Return (figures of evaluate.json, rows of predictions.jsonl) of parameters."""
         by_task, rows, label = {}, [], f"loss of {self.run.name} at {step}"
         several = len(self.run.data.names) > 1
-        splits = {split.name: split for split in self._examples[1].parts}
+        splits = {split.name: split for split in self._examples[1].splits}
         sums = {
             name: self._losses.for_task(split).by_example(params, label)
             for name, split in splits.items()

@@ -20,7 +20,7 @@ def task_texts(run: runs.Run, name: str, split: str = "") -> list[tasks.Text]:
 
     split: of the task's source; empty: the run's held-out split.
     """
-    task, split = run.data.reading(name, split or runs.splits(run)[1][name])
+    task, split = run.data.task_and_split(name, split or runs.splits(run)[1][name])
     records = sources.records(task.source, split, run.data.tfds_dir)
     texts = (text for i in range(len(records)) for text in task.to_texts(records[i]))
     return list(itertools.islice(texts, run.evaluate.max_decoded_examples or None))

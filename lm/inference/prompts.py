@@ -86,7 +86,7 @@ class SplitInputs:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for name, split in self._splits.items():
-            task, split = self._run.data.reading(name, split)
+            task, split = self._run.data.task_and_split(name, split)
             records = sources.records(task.source, split, self._run.data.tfds_dir)
             columns = {"task": name} if len(self._splits) > 1 else {}
             for index in range(len(records)):

@@ -1,13 +1,13 @@
 """Token shards to batches: a function of (seed, step) alone, on any number of hosts and workers.
 
-The whole path is random access (grain.MapDataset), so that the data position is the step: no
-iterator state exists, and seeking takes constant time.
+Everything is random access (grain.MapDataset), so the data position is the step: there is no
+iterator state, and seeking takes constant time.
 
-  config    which tasks, mixed at which rates, in batches of which shape
-  packing   which pairs share a row
-  teacher_cache  row of a batch -> the teacher's top-k logits, from disk
-  parts     row number -> stored tokens -> a row of a batch
-  batches   step -> row numbers -> batch, in this process or in workers
+config         the tasks, their mixing rates, and the shape of a batch
+packing        which pairs share a row
+task_examples  row number -> stored tokens -> a row of a batch
+teacher_cache  a teacher's stored outputs for the rows of each batch
+batches        step -> row numbers -> batch, in this process or in workers
 """
 
 from lm.pipeline.batches import (

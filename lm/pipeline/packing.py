@@ -1,43 +1,47 @@
-"""Which pairs share a row: a plan made of their lengths alone, before the first of them is read."""
+"""Packing: which pairs share a row, planned from their lengths alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
-OPEN = 128  # rows that may still take a pair; the oldest closes where one more is needed
+MAX_OPEN_ROWS = 128  # rows that may still take a pair; the oldest is closed for a new one
 
 
 def first_fit(lengths: np.ndarray, capacity: tuple[int, int]) -> np.ndarray:
-    """The row of each pair: the first open one that has room for its inputs and its targets.
+    """Assign each pair to the first open row with space for its inputs and targets.
 
-    lengths: int[pairs, 2], each at most `capacity`, the columns of (inputs, targets). Returns
-    int64[pairs], in which each number from 0 to the last row's occurs, and no row is over full.
-    The pairs are taken in a random order that is always the same: neighbours in a corpus are alike,
-    and a row of the like is a worse batch.
+    Pairs are assigned in a fixed random order, because neighbours in a corpus are alike and would
+    make correlated rows.
+
+    Args:
+      lengths: int [pairs, 2], tokens of inputs and targets.
+      capacity: columns of inputs and targets.
+
+    Returns: the row of each pair, int64 [pairs]; no row is empty.
     Raises ValueError for a pair that is longer than a row.
     """
-    over = np.flatnonzero((lengths > capacity).any(axis=1))
-    if len(over):
+    too_long = np.flatnonzero((lengths > capacity).any(axis=1))
+    if len(too_long):
         raise ValueError(
-            f"pair {over[0]} of {tuple(map(int, lengths[over[0]]))} tokens is longer than a row of "
-            f"{capacity}; use a longer data.input_length and data.target_length."
+            f"pair {too_long[0]} of {tuple(map(int, lengths[too_long[0]]))} tokens is longer than "
+            f"a row of {capacity}; use a longer data.input_length and data.target_length."
         )
-    found = np.empty(len(lengths), np.int64)
-    numbers = np.zeros(OPEN, np.int64)  # of the open rows, the oldest first
-    room = np.zeros((2, OPEN), np.int64)  # of their inputs and targets; none where none is open
-    count = rows = 0
+    row_of = np.empty(len(lengths), np.int64)
+    open_rows = np.zeros(MAX_OPEN_ROWS, np.int64)  # numbers of the open rows, the oldest first
+    space = np.zeros((2, MAX_OPEN_ROWS), np.int64)  # free columns of their inputs and targets
+    num_open = num_rows = 0
     order = np.random.default_rng(0).permutation(len(lengths))
     for pair, inputs, targets in zip(order.tolist(), *lengths[order].T.tolist(), strict=True):
-        fits = (room[0] >= inputs) & (room[1] >= targets)
-        place = int(fits.argmax())
-        if not fits[place]:
-            if count == OPEN:
-                numbers[:-1], room[:, :-1] = numbers[1:], room[:, 1:]
-                count -= 1
-            place, count = count, count + 1
-            numbers[place], room[0, place], room[1, place] = rows, *capacity
-            rows += 1
-        found[pair] = numbers[place]
-        room[0, place] -= inputs
-        room[1, place] -= targets
-    return found
+        fits = (space[0] >= inputs) & (space[1] >= targets)
+        slot = int(fits.argmax())
+        if not fits[slot]:
+            if num_open == MAX_OPEN_ROWS:
+                open_rows[:-1], space[:, :-1] = open_rows[1:], space[:, 1:]
+                num_open -= 1
+            slot, num_open = num_open, num_open + 1
+            open_rows[slot], space[0, slot], space[1, slot] = num_rows, *capacity
+            num_rows += 1
+        row_of[pair] = open_rows[slot]
+        space[0, slot] -= inputs
+        space[1, slot] -= targets
+    return row_of

@@ -21,7 +21,7 @@ def splits(run: Run) -> tuple[dict[str, str], dict[str, str]]:
     for name in data.names:
         pair, source = (data.train_split, data.heldout_split), data.get_task(name).source
         if tasks.is_answers_file(data.train_split):  # replaces the training split only
-            data.reading(name, data.train_split)  # raises for running text
+            data.task_and_split(name, data.train_split)  # raises for running text
             if data.heldout_split == sources.DEFAULT_HELDOUT:
                 resolved = sources.resolve_splits(source, "train", pair[1], data.tfds_dir)
                 pair = data.train_split, resolved[1]
@@ -44,7 +44,7 @@ def check_columns(run: Run) -> None:
     for by_task in splits(run):
         for name, split in by_task.items():
             if not tasks.is_corpus_dir(name):
-                task, split = run.data.reading(name, split)
+                task, split = run.data.task_and_split(name, split)
                 task.to_texts(sources.records(task.source, split, run.data.tfds_dir)[0])
 
 
@@ -87,7 +87,7 @@ def _read_texts(run: Run, name: str, split: str) -> tuple[int, Callable[[], Iter
         count = shards.read_split_manifest(name, split)["counts"]["documents"]
         files = finished_corpus.list_files(str(storage.as_path(name).expanduser()), split)
         return count, lambda: ((f.document(raw).text,) for f in files for raw in f.raw_records())
-    task, split = run.data.reading(name, split)
+    task, split = run.data.task_and_split(name, split)
     records = sources.records(task.source, split, run.data.tfds_dir)
     fields = ("inputs", "targets") if task.has_inputs else ("text",)
     return len(records), lambda: (

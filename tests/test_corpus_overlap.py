@@ -219,7 +219,8 @@ def test_a_corpus_overlaps_as_its_source_does_whatever_empty_lines_are_in_it(uni
         source, other, n=5, unit=unit, workers=1
     )
     facts = lambda report: [
-        [set_facts[key] for key in overlap.COUNTS] for set_facts in report["evaluation"].values()
+        [set_facts[key] for key in overlap.COUNTS if key != "skipped"]
+        for set_facts in report["evaluation"].values()
     ]
     for other in (str(first), str(second)):
         ours, theirs = compare(str(corpus_dir), other), compare(str(first), other)

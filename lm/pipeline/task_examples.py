@@ -213,12 +213,9 @@ def make_examples(
             manifest = shards.read_split_manifest(name, split)
             shards.check_tokenizer(name, tokens)
         else:
-            (task, source_split), lengths = (
-                data.task_and_split(name, split),
-                data.pair_lengths(name),
-            )
-            arguments = (task, source_split, data.tfds_dir, tokens, lengths)
-            manifest = shards.prepare(*arguments, directories[name])
+            task, source_split = data.task_and_split(name, split)
+            arguments = (data.tfds_dir, tokens, data.pair_lengths(name), directories[name])
+            manifest = shards.prepare(task, source_split, *arguments)
         directory = str(directories[name])
         task_split = TaskSplit(name, directory, manifest, data, objective, tokens.vocabulary)
         if not len(task_split):

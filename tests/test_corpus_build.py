@@ -470,7 +470,7 @@ def test_a_finished_corpus_with_a_missing_file_is_refused(file_name, built, sour
     copy = pathlib.Path(shutil.copytree(built[0], tmp_path / "copy"))
     shutil.rmtree(copy / file_name) if (copy / file_name).is_dir() else (copy / file_name).unlink()
     with pytest.raises(
-        ValueError, match=f"{file_name}.*; remove {copy}, and make that corpus anew"
+        ValueError, match=f"{file_name}.*; remove {copy}, and build that corpus again"
     ):
         build.build(corpus_config(source_dir), copy, 1)
 

@@ -236,7 +236,8 @@ def test_a_corpus_overlaps_as_its_source_does_whatever_empty_lines_are_in_it(uni
 def test_a_missing_split_of_a_corpus_is_refused_and_not_read_as_files(byte_tokenizer, tmp_path):
     corpus_dir = write_corpus(tmp_path, byte_tokenizer, {"train": [["a b c d e f"]]})
     with pytest.raises(
-        ValueError, match="has no validation; remove it, and make it anew with a --heldout_fraction"
+        ValueError,
+        match="has no validation; remove it and build it again with a --heldout",
     ):
         overlap.measure_overlap(corpus_dir, corpus_dir, n=2, workers=1)
 

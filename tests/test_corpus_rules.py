@@ -185,9 +185,9 @@ def test_rules_are_named_with_limits_and_the_later_limit_counts():
         ("min_word=3", "--rules='min_word' is unknown; choose one of .*did you mean 'min_words'"),
         (
             "min_words=0",
-            "'min_words=0' cannot be read; write min_words=N with N from 1, as min_words=5.",
+            "'min_words=0' is not valid; write min_words=N with N from 1, as min_words=5.",
         ),
-        ("min_words=two", "'min_words=two' cannot be read"),
+        ("min_words=two", "'min_words=two' is not valid"),
         ("curly_bracket=1", "write curly_bracket alone"),
         ("c4=1", "write c4 alone"),
     ],

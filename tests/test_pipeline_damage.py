@@ -153,7 +153,7 @@ def test_damage_stops_at_once_with_the_record_and_both_cures(stored, workers, tm
         epoch(examples_of(copy, 0, num_workers=workers))
     said = str(caught.value)
     assert said.startswith(f"record 1 of {path} cannot be read (")
-    cures = f"; remove {copy}, and it is made anew, or set a data.max_bad_records above 0."
+    cures = f"; remove {copy}, and it is built again, or set a data.max_bad_records above 0."
     assert said.endswith(cures)
     assert said.count(". ") == 0
 

@@ -313,19 +313,19 @@ def test_a_corpus_of_another_tokenizer_or_a_slice_of_one_is_refused(
     other = tokenizer.write_byte_tokenizer(tmp_path / "bytes", 10)
     changes = {"data.task": str(finished), "tokenizer.dir": str(other.directory)}
     run = runs.make_run(tiny_config(**changes), tmp_path)
-    with pytest.raises(ValueError, match="was written with another tokenizer than .*bytes; leave"):
+    with pytest.raises(ValueError, match="was encoded with another tokenizer than .*bytes; leave"):
         runs.make_examples(run, other)
     absent = {"data.mixture": ((str(finished), None), (f"{tmp_path}/absent", None))}
-    with pytest.raises(ValueError, match="absent holds no finished corpus .* make one with"):
+    with pytest.raises(ValueError, match="absent holds no finished corpus .* build one with"):
         runs.splits(runs.make_run(tiny_config(**absent), tmp_path))
-    with pytest.raises(ValueError, match="absent holds no finished corpus .* make one with"):
+    with pytest.raises(ValueError, match="absent holds no finished corpus .* build one with"):
         mistyped = {"data.task": f"{tmp_path}/absent", "tokenizer.dir": ""}
         runs.make_run(tiny_config(**mistyped), tmp_path)
     with pytest.raises(ValueError, match="are both 'train'; leave them at train and validation"):
         both = {"data.task": str(finished), "data.heldout_split": "train"}
         runs.splits(runs.make_run(tiny_config(**both), tmp_path))
     sliced = tiny_config(**{"data.task": str(finished), "data.train_split": "train[:50%]"})
-    with pytest.raises(ValueError, match="no slices of them"):
+    with pytest.raises(ValueError, match="without slices"):
         runs.make_examples(
             runs.make_run(sliced, tmp_path), tokenizer.Tokenizer(finished / "tokenizer")
         )

@@ -93,7 +93,7 @@ def test_what_a_worker_raises_is_raised_here(made, tmp_path):
     gone = dataclasses.replace(text, directory=str(tmp_path / "gone"))
     examples = with_workers(dataclasses.replace(made, splits=(gone,)), 1)
     # The sizes are known from the manifest; the files are missed when the worker opens them.
-    with pytest.raises(ValueError, match="gone.* has 0 bytes instead of .*; remove .*made anew"):
+    with pytest.raises(ValueError, match="gone.* has 0 bytes instead of .*; remove .*built again"):
         take(pipeline.train_batches(examples, seed=0), 1)
 
 

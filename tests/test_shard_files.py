@@ -149,7 +149,7 @@ def test_flipped_bits_make_records_unreadable_but_never_wrong(stored, tmp_path):
             try:
                 found = stream.read(start, start + 4096)
             except ValueError as error:
-                assert f"remove {stream.directory}, and it is made anew" in str(error)
+                assert f"remove {stream.directory}, and it is built again" in str(error)
                 refused += 1
             else:
                 np.testing.assert_array_equal(found, expected[start : start + 4096])
@@ -189,9 +189,7 @@ def test_lengths_are_those_of_the_documents_with_their_gaps_whatever_the_files(t
 def test_lengths_that_are_missing_or_of_something_else_are_a_sentence(change, stored, tmp_path):
     stream = damaged(stored, tmp_path, lambda data: None)
     change(tmp_path / "copy" / shard_files.LENGTHS)
-    with pytest.raises(
-        ValueError, match=r"lengths.npy is missing or not what was written; remove .*cop"
-    ):
+    with pytest.raises(ValueError, match=r"lengths.npy is missing or damaged; remove .*cop"):
         _ = stream.lengths
     np.testing.assert_array_equal(stream.read(0, 10), stored[1][:10])
 
@@ -201,11 +199,11 @@ def test_a_damaged_manifest_is_named_with_the_cure(content, tmp_path):
     (tmp_path / "made" / "train").mkdir(parents=True)
     for directory in ("made/train", "made"):
         (tmp_path / directory / shards.MANIFEST).write_text(content)
-        whole = f"manifest.json is damaged .*, remove {tmp_path}/{directory}, and it is made anew"
+        whole = f"manifest.json is damaged .*, remove {tmp_path}/{directory}, and it is built again"
         with pytest.raises(ValueError, match=whole):
             shards.read_manifest(tmp_path / directory)
     (tmp_path / "made" / shards.MANIFEST).write_text('{"identity": {}, "splits": {}}')
-    with pytest.raises(ValueError, match=f", remove {tmp_path}/made, and make that corpus anew"):
+    with pytest.raises(ValueError, match=f", remove {tmp_path}/made, and build that corpus again"):
         shards.read_manifest(tmp_path / "made/train")
 
 
@@ -216,7 +214,7 @@ def test_a_manifest_that_is_not_ours_is_none_and_never_to_be_removed(content, tm
     assert shards.read_manifest(tmp_path) is None
     assert (
         shard_files.rebuild_hint(tmp_path / "train")
-        == f"remove {tmp_path}/train, and it is made anew"
+        == f"remove {tmp_path}/train, and it is built again"
     )
 
 
@@ -318,7 +316,7 @@ def test_a_corpus_whose_tokenizer_was_exchanged_is_a_sentence(finished, tmp_path
 
     shutil.copytree(finished, tmp_path / "c")
     exchanged = tokenizer.write_byte_tokenizer(tmp_path / "c" / "tokenizer", 10)
-    with pytest.raises(ValueError, match="was exchanged since: make the corpus anew"):
+    with pytest.raises(ValueError, match="was replaced, build the corpus again"):
         shards.check_tokenizer(tmp_path / "c", exchanged)
 
 
@@ -327,17 +325,18 @@ def test_frequencies_are_those_written_or_a_sentence(finished):
     manifest = shards.read_manifest(directory)
     counts = shards.load_array(directory, manifest, shards.COUNTS)
     np.save(directory / shards.COUNTS, counts[::-1])
-    with pytest.raises(ValueError, match="counts.npy is missing or not what was written; remove"):
+    with pytest.raises(ValueError, match="counts.npy is missing or damaged; remove"):
         shards.load_array(directory, manifest, shards.COUNTS)
 
 
 def test_what_is_no_finished_corpus_is_a_sentence(finished, tmp_path):
     from lm import tokenizer
 
-    with pytest.raises(ValueError, match=r"no split|'train\[:9\]' of .* has train and validation"):
+    with pytest.raises(ValueError, match=r"has no split 'train\[:9\]'; use train or"):
         shards.read_split_manifest(finished, "train[:9]")
     with pytest.raises(
-        ValueError, match="has no validation; remove it, and make it anew with a --heldout_fraction"
+        ValueError,
+        match="has no validation; remove it and build it again with a --heldout",
     ):
         shards.read_split_manifest(finished, "validation")
     with pytest.raises(ValueError, match="other holds no finished corpus .* --out=.*other"):
@@ -345,5 +344,5 @@ def test_what_is_no_finished_corpus_is_a_sentence(finished, tmp_path):
     with pytest.raises(ValueError, match="other holds no finished corpus"):
         shards.corpus_tokenizer_dir(tmp_path / "other")
     other = tokenizer.write_byte_tokenizer(tmp_path / "bytes", 10)
-    with pytest.raises(ValueError, match="was written with another tokenizer than .*; leave"):
+    with pytest.raises(ValueError, match="was encoded with another tokenizer than .*; leave"):
         shards.check_tokenizer(finished, other)

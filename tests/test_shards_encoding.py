@@ -283,7 +283,7 @@ def test_a_truncated_shard_is_named(train_shards, tmp_path):
     copy = pathlib.Path(shutil.copytree(directory, tmp_path / "copy"))
     (name, *_) = manifest["files"]
     (copy / name).write_bytes((copy / name).read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"{name} has .* remove .*copy, and it is made anew"):
+    with pytest.raises(ValueError, match=f"{name} has .* remove .*copy, and it is built again"):
         shards.shard_paths(copy, manifest)
 
 

@@ -2,9 +2,9 @@
 
   records --read, clean--> spool --deduplicate--> tokenizer --encode--> token files --> manifest
 
-The spool stores each document that passes the rules: its text under the number of its file, its key
-and its signature. Only the batches given to workers are in memory, and less than 80 bytes for each
-document while duplicates are searched; signatures, 192 bytes each, are memory-mapped.
+The spool stores the text, key and signature of each document that passes the rules. Memory holds
+the batches in flight, and less than 80 bytes per document while duplicates are searched; the
+signatures, 192 bytes each, are memory-mapped.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from lm import sources, tokenizer
 from lm.corpus import dedupe, documents, folder, rules
 from lm.shards import processes
 
-BATCH_RECORDS, BATCH_BYTES = 256, 1 << 20  # given to a worker at a time
-SPOOL_BYTES = 16 << 20  # buffered, approximately, before they are written
+BATCH_RECORDS, BATCH_BYTES = 256, 1 << 20  # per item of a worker process
+SPOOL_BYTES = 16 << 20  # buffered before a write, approximately
 DOCUMENT_OVERHEAD = 500  # bytes of memory for a document besides its text
 
 
@@ -156,8 +156,8 @@ def _read_sources(
                 spool.add(buffer)
                 buffer, size = [], 0
             progress.update(len(results))
-            kept, unreadable = counts["kept", ""], counts["quarantined", ""]
-            progress.set_postfix(kept=kept, unreadable=unreadable, refresh=False)
+            numbers = {"kept": counts["kept", ""], "unreadable": counts["quarantined", ""]}
+            progress.set_postfix(numbers, refresh=False)
     spool.add(buffer)
     return counts
 

@@ -100,18 +100,18 @@ def search(files: Files, table: np.ndarray, n: int, workers: int = 1) -> tuple[n
     return table[is_found], counts
 
 
-def count_overlap(files: Files, found: np.ndarray, n: int) -> dict:
-    """Count how much of an evaluation set the training data contain. found: n-grams, ascending.
+def count_overlap(files: Files, found_ngrams: np.ndarray, n: int) -> dict:
+    """Count how much of an evaluation set the training data contain.
 
-    Returns documents; skipped: records that the source drops or cannot read; touched, whole:
-    documents of which any, all n-grams are in `found`; runs, found: n-grams, and those in `found`,
-    with repetition; share: found / runs.
+    found_ngrams: those of the training data, ascending. Returns documents; skipped: records that
+    the source drops or cannot read; touched, whole: documents of which any, all n-grams are found;
+    runs, found: n-grams, and those found, with repetition; share: found / runs.
     """
     counts = Counter()
     for file in files:
         for text in _texts(file, file.raw_records(), counts):
-            is_found = _is_in(ngrams(text, n), found)
-            runs, hits = len(is_found), int(is_found.sum())
+            is_hit = _is_in(ngrams(text, n), found_ngrams)
+            runs, hits = len(is_hit), int(is_hit.sum())
             counts.update(touched=hits > 0, whole=0 < runs == hits, runs=runs, found=hits)
     share = counts["found"] / max(1, counts["runs"])
     return {key: counts[key] for key in COUNTS} | {"share": share}
@@ -153,11 +153,11 @@ def measure_overlap(
             f"--overlap={evaluation}: none of its {counts['documents']} documents has {n} words; "
             f"use a smaller --ngram."
         )
-    found, read = search(training, table, n, workers)
+    found_ngrams, read = search(training, table, n, workers)
     if not read["documents"]:
         raise ValueError(f"--source={source} has no documents; name another.")
     training = {"source": source, "documents": read["documents"], "skipped": read["skipped"]}
-    facts = {name: count_overlap(files, found, n) for name, files in sets.items()}
+    facts = {name: count_overlap(files, found_ngrams, n) for name, files in sets.items()}
     return {"ngram": n, "training": training, "evaluation": facts}
 
 

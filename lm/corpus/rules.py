@@ -1,8 +1,8 @@
 """Rules that clean or drop documents: pure functions selected by name, for any language.
 
-A rule receives one line or the whole text and returns it, cleaned, or None to drop it. The C4 rules
-are extended to more scripts; on ASCII they equal C4's, except that sentences are counted by their
-terminal marks. C4's language detection, word list and removal of repeated lines are not included.
+The C4 rules are extended to more scripts; on ASCII they equal C4's, except that sentences are
+counted by their terminal marks. C4's language detection, word list and removal of repeated lines
+are not included.
 Source: Raffel et al. 2020, section 2.2, arXiv:1910.10683; c4_utils.py of TFDS.
 """
 
@@ -41,70 +41,63 @@ def split_words(text: str) -> list[str]:
 
 
 class Rule(NamedTuple):
-    """scope: "line" or "text". limit: its default number, None for a rule without one.
+    """A cleaning or filter rule.
 
-    apply: (line or text, limit) -> the cleaned line or text; None drops it.
+    scope: "line" or "text". apply: (line or text, limit) -> whether to drop it, or the cleaned line
+    or text. limit: the default; None for a rule without one.
     """
 
     scope: str
-    apply: Callable[[str, int | None], str | None]
     meaning: str
+    apply: Callable[[str, int | None], bool | str]
     limit: int | None = None
 
 
-def _drop_if(
-    scope: str, is_bad: Callable[..., bool], meaning: str, limit: int | None = None
-) -> Rule:
-    """A rule that drops what is bad: is_bad(text) or is_bad(text, limit)."""
-    bad = is_bad if limit else lambda text, _: is_bad(text)
-    return Rule(scope, lambda text, n: None if bad(text, n) else text, meaning, limit)
+def _longest_word(line: str) -> int:
+    return max(map(len, line.split()), default=0)
 
 
-def _mentions_policy(line: str) -> bool:
+def _has_no_mark(line: str, _: None) -> bool:
+    return not line.endswith(ENDS) or line.endswith(ELLIPSES)
+
+
+def _mentions_policy(line: str, _: None) -> bool:
     lower = line.lower()
     return any(phrase in lower for phrase in POLICIES)
 
 
+def _contains(phrase: str) -> Callable[[str, None], bool]:
+    return lambda text, _: phrase in text.lower()
+
+
 RULES = {
-    "min_characters": _drop_if(
-        "text", lambda text, n: len(text) < n, "drop a text of fewer characters", 50
+    "min_characters": Rule(
+        "text", "drop a text of fewer characters", lambda text, n: len(text) < n, 50
     ),
-    "max_characters": _drop_if(
-        "text", lambda text, n: len(text) > n, "drop a text of more characters", 1_000_000
+    "max_characters": Rule(
+        "text", "drop a text of more characters", lambda text, n: len(text) > n, 1_000_000
     ),
-    "min_sentences": _drop_if(
-        "text", lambda text, n: len(SENTENCE.findall(text)) < n, "drop a text of fewer sentences", 3
+    "min_sentences": Rule(
+        "text", "drop a text of fewer sentences", lambda text, n: len(SENTENCE.findall(text)) < n, 3
     ),
-    "curly_bracket": _drop_if(
-        "text", lambda text: "{" in text, "drop a text with {, which is code"
-    ),
-    "lorem_ipsum": _drop_if(
-        "text", lambda text: "lorem ipsum" in text.lower(), "drop a text with lorem ipsum"
-    ),
-    "strip": Rule("line", lambda line, _: line.strip(), "remove the spaces around each line"),
-    "max_word": _drop_if(
+    "curly_bracket": Rule("text", "drop a text with {, which is code", _contains("{")),
+    "lorem_ipsum": Rule("text", "drop a text with lorem ipsum", _contains("lorem ipsum")),
+    "strip": Rule("line", "remove the spaces around each line", lambda line, _: line.strip()),
+    "max_word": Rule(
         "line",
-        lambda line, n: max(map(len, line.split()), default=0) > n,
         "drop a line with a longer word, in characters",
+        lambda line, n: _longest_word(line) > n,
         1000,
     ),
     "citations": Rule(
-        "line", lambda line, _: CITATION.sub("", line), "remove [1], [edit], [citation needed]"
+        "line", "remove [1], [edit], [citation needed]", lambda line, _: CITATION.sub("", line)
     ),
-    "terminal_mark": _drop_if(
-        "line",
-        lambda line: not line.endswith(ENDS) or line.endswith(ELLIPSES),
-        "drop a line that does not end in a sentence mark",
+    "terminal_mark": Rule("line", "drop a line that does not end in a sentence mark", _has_no_mark),
+    "min_words": Rule(
+        "line", "drop a line of fewer words", lambda line, n: len(split_words(line)) < n, 5
     ),
-    "min_words": _drop_if(
-        "line", lambda line, n: len(split_words(line)) < n, "drop a line of fewer words", 5
-    ),
-    "javascript": _drop_if(
-        "line", lambda line: "javascript" in line.lower(), "drop a line that mentions javascript"
-    ),
-    "policy": _drop_if(
-        "line", _mentions_policy, "drop a line that mentions cookies or terms of use"
-    ),
+    "javascript": Rule("line", "drop a line that mentions javascript", _contains("javascript")),
+    "policy": Rule("line", "drop a line that mentions cookies or terms of use", _mentions_policy),
 }
 C4 = "max_characters=190000,strip,max_word,citations,terminal_mark,min_words,lorem_ipsum,javascript"
 C4 += ",curly_bracket,policy,min_sentences"
@@ -130,7 +123,7 @@ def parse_rules(spec: str) -> RuleLimits:
         if has_value:
             if limit is None or not value.isdecimal() or int(value) < 1:
                 form = f"{name}=N with N from 1, as {name}={limit}" if limit else f"{name} alone"
-                raise ValueError(f"--rules: {word!r} cannot be read; write {form}.")
+                raise ValueError(f"--rules: {word!r} is not valid; write {form}.")
             limit = int(value)
         limits[name] = limit
     return tuple(limits.items())
@@ -142,8 +135,7 @@ def format_rules(rules: RuleLimits) -> str:
 
 
 class CleanResult(NamedTuple):
-    """text: cleaned and stripped. dropped: the rule that dropped it, or "". lines: rule -> lines
-    that it dropped."""
+    """A cleaned text; else the rule that dropped it, or "empty". lines: rule -> lines dropped."""
 
     text: str
     dropped: str
@@ -157,15 +149,16 @@ def clean(text: str, rules: RuleLimits) -> CleanResult:
         return CleanResult("", "empty", lines)
     for name, limit in rules:
         rule = RULES[name]
-        if rule.scope == "text":
-            text = rule.apply(text, limit) or ""
-        else:
-            cleaned = [rule.apply(line, limit) for line in text.split("\n")]
-            remaining = [line for line in cleaned if line is not None]
-            if len(remaining) < len(cleaned):
-                lines[name] = len(cleaned) - len(remaining)
-            text = "\n".join(remaining)
-        text = text.strip()
+        pieces = [text] if rule.scope == "text" else text.split("\n")
+        outcomes = [(piece, rule.apply(piece, limit)) for piece in pieces]
+        remaining = [
+            piece if outcome is False else outcome
+            for piece, outcome in outcomes
+            if outcome is not True
+        ]
+        if rule.scope == "line" and len(remaining) < len(pieces):
+            lines[name] = len(pieces) - len(remaining)
+        text = "\n".join(remaining).strip()
         if not text:
             return CleanResult("", name, lines)
     return CleanResult(text, "", lines)

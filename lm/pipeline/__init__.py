@@ -16,7 +16,6 @@ from lm.pipeline.batches import (
     heldout_batches,
     input_batches,
     num_heldout_batches,
-    pad_rows,
     row_order,
     train_batches,
 )

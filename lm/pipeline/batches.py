@@ -180,10 +180,10 @@ def heldout_batches(
             numbers = np.arange(start, min(end, start + size))
             rows, damaged = _make_batch(examples, (numbers, numbers - first), seed)
             examples.count_damaged(damaged)
-            yield pad_rows(rows, size)
+            yield _pad_rows(rows, size)
 
 
-def pad_rows(rows: batch.Batch, size: int) -> batch.Batch:
+def _pad_rows(rows: batch.Batch, size: int) -> batch.Batch:
     """Append empty rows (segment 0, no weight) up to `size` rows."""
     missing = size - len(rows.inputs)
     return batch.Batch(*(np.pad(array, ((0, missing), (0, 0))) for array in rows[:4]))
@@ -220,4 +220,4 @@ def input_batches(
         for row, number in enumerate(numbers):
             rows.inputs[row, : len(inputs[number])] = inputs[number]
             rows.inputs_segment_ids[row, : len(inputs[number])] = 1
-        yield numbers, pad_rows(rows, batch_size)
+        yield numbers, _pad_rows(rows, batch_size)

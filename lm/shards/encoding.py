@@ -14,9 +14,9 @@ import tqdm
 from lm import sources, tasks, tokenizer
 from lm.shards import processes, shard_files
 
-SHARD_TOKENS = 1 << 27  # in a file of text
-SHARD_EXAMPLES = 1 << 16  # in a file of pairs
-BATCH_DOCUMENTS = 64  # given to a worker at a time
+SHARD_TOKENS = 1 << 27  # tokens per file of text
+SHARD_EXAMPLES = 1 << 16  # pairs per file
+BATCH_DOCUMENTS = 64  # per item of a worker process
 SERIAL_DOCUMENTS = 2000  # encoded faster than worker processes start
 
 
@@ -39,7 +39,7 @@ def prepare(
     """Write the shards of a split to `out`, unless they exist; returns the manifest.
 
     lengths: of pairs; None for running text, which is not truncated.
-    Raises ValueError if `out` has shards of another task, split, tokenizer or lengths, and for
+    Raises ValueError if `out` was built from another task, split, tokenizer or lengths, and for
     records without the task's columns.
     """
     out = pathlib.Path(out)
@@ -56,12 +56,15 @@ def prepare(
         records = sources.records(task.source, split, data_dir)
         counts = {"records": len(records), "dropped": 0}
         texts = _texts(task, records, counts, f"encoding {split} of {task.source}")
-        encoded = _encode(texts, task, lengths, tokens)
+        items, separator = _encode(texts, task, lengths, tokens), tokens.encode("\n\n")
+        write_text = lambda path, ids: shard_files.write_text(path, ids, separator, tokens.size)
+        write_pairs = lambda path, pairs: shard_files.write_pairs(path, pairs, tokens.size)
         if task.has_inputs:
             counts |= {"truncated": 0, "inputs_cut": 0}
-            files = _write_pairs(staging_dir, _count_truncated(encoded, counts), tokens)
+            pairs = _count_truncated(items, counts)
+            files = _write_files(staging_dir, pairs, SHARD_EXAMPLES, lambda pair: 1, write_pairs)
         else:
-            files = _write_text(staging_dir, encoded, tokens)
+            files = _write_files(staging_dir, items, SHARD_TOKENS, len, write_text)
         if not files:
             raise ValueError(
                 f"{task.source} {split} ({len(records)} records) holds no text; use a wider split."
@@ -80,27 +83,36 @@ def _texts(task: tasks.Task, records, counts: dict, label: str) -> Iterator[task
 
 
 class Pair(NamedTuple):
-    """A truncated pair, and which of the two were longer."""
+    """A truncated pair, and whether its inputs and its targets were longer."""
 
     inputs: np.ndarray
     targets: np.ndarray
     is_truncated: tuple[bool, bool]
 
 
-def _encode_batch(tokens, task: tasks.Task, lengths: PairLengths | None, batch: list) -> list:
+def _encode_batch(
+    tokens: tokenizer.Tokenizer, task: tasks.Task, lengths: PairLengths | None, batch: list
+) -> list:
     if lengths is None:
         return [tokens.encode(text["text"]) for text in batch]
     return [_encode_pair(tokens, task, lengths, text) for text in batch]
 
 
-def _encode_pair(tokens, task: tasks.Task, lengths: PairLengths, text: tasks.Text) -> Pair:
+def _encode_pair(
+    tokens: tokenizer.Tokenizer, task: tasks.Task, lengths: PairLengths, text: tasks.Text
+) -> Pair:
     """Encode inputs and targets with eos; truncated targets have none, so as not to teach it."""
-    inputs, is_shorter = tasks.truncate_input(task, text["inputs"], lengths.inputs, tokens)
+    inputs, is_truncated = tasks.truncate_input(task, text["inputs"], lengths.inputs, tokens)
     targets = np.append(tokens.encode(text["targets"]), tokens.eos)
-    return Pair(inputs, targets[: lengths.targets], (is_shorter, len(targets) > lengths.targets))
+    return Pair(inputs, targets[: lengths.targets], (is_truncated, len(targets) > lengths.targets))
 
 
-def _encode(texts: Iterable[tasks.Text], task, lengths: PairLengths | None, tokens) -> Iterator:
+def _encode(
+    texts: Iterable[tasks.Text],
+    task: tasks.Task,
+    lengths: PairLengths | None,
+    tokens: tokenizer.Tokenizer,
+) -> Iterator:
     """The token ids or Pair of each text, in order; by worker processes once there are many."""
     texts, shared = iter(texts), (tokens, task, lengths)
     yield from _encode_batch(*shared, list(itertools.islice(texts, SERIAL_DOCUMENTS)))
@@ -109,28 +121,19 @@ def _encode(texts: Iterable[tasks.Text], task, lengths: PairLengths | None, toke
         yield from batch
 
 
-def _count_truncated(pairs: Iterable[Pair], counts: dict) -> Iterator:
+def _count_truncated(
+    pairs: Iterable[Pair], counts: dict
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for inputs, targets, (inputs_truncated, targets_truncated) in pairs:
         counts["inputs_cut"] += inputs_truncated
         counts["truncated"] += targets_truncated
         yield inputs, targets
 
 
-def _write_text(directory: pathlib.Path, documents, tokens) -> dict[str, shard_files.WrittenShard]:
-    separator = tokens.encode("\n\n")
-    write = lambda path, items: shard_files.write_text(path, items, separator, tokens.size)
-    return _write_files(directory, documents, SHARD_TOKENS, len, write)
-
-
-def _write_pairs(directory: pathlib.Path, pairs, tokens) -> dict[str, shard_files.WrittenShard]:
-    write = lambda path, items: shard_files.write_pairs(path, items, tokens.size)
-    return _write_files(directory, pairs, SHARD_EXAMPLES, lambda pair: 1, write)
-
-
 def _write_files(
     directory: pathlib.Path, items: Iterable, max_size: int, size_of: Callable, write: Callable
 ) -> dict[str, shard_files.WrittenShard]:
-    """Divide items over files in order; the item that reaches `max_size` ends a file."""
+    """Distribute items over files in order; the item that reaches `max_size` ends a file."""
     files, items = {}, iter(items)
     for first in items:
 

@@ -13,7 +13,7 @@ import numpy as np
 from lm import sources, storage, tokenizer
 from lm.shards import shard_files
 
-READ_TOKENS = 1 << 16  # read at once, unless a document is longer
+READ_TOKENS = 1 << 16  # per read, unless a document is longer
 SPLITS = ("train", "validation")  # directories of a finished corpus
 
 
@@ -21,7 +21,7 @@ def _corpus_dir(directory: str | pathlib.Path) -> pathlib.Path:
     directory = storage.as_path(directory).expanduser()
     if shard_files.read_manifest(directory) is None:
         raise ValueError(
-            f"{directory} holds no finished corpus (no {shard_files.MANIFEST}); make one with "
+            f"{directory} holds no finished corpus (no {shard_files.MANIFEST}); build one with "
             f"`python -m lm corpus --source=... --out={directory}`."
         )
     return directory
@@ -37,13 +37,13 @@ def read_split_manifest(directory: str | pathlib.Path, split: str) -> dict:
     directory = _corpus_dir(directory)
     if split not in SPLITS:
         raise ValueError(
-            f"the split {split!r} of the corpus {directory} cannot be read; a finished corpus has "
-            f"{' and '.join(SPLITS)}, and no slices of them."
+            f"the corpus {directory} has no split {split!r}; use {' or '.join(SPLITS)}, without "
+            f"slices."
         )
     manifest = shard_files.read_manifest(directory / split)
     if manifest is None:
         flag = " with a --heldout_fraction above 0" if split == "validation" else ""
-        raise ValueError(f"{directory} has no {split}; remove it, and make it anew{flag}.")
+        raise ValueError(f"{directory} has no {split}; remove it and build it again{flag}.")
     return manifest
 
 
@@ -51,9 +51,9 @@ def check_tokenizer(directory: str | pathlib.Path, tokens: tokenizer.Tokenizer) 
     """Raise ValueError unless the corpus was encoded with this tokenizer."""
     if read_split_manifest(directory, "train")["identity"]["tokenizer"] != tokens.fingerprint:
         raise ValueError(
-            f"the corpus {directory} was written with another tokenizer than {tokens.directory}; "
-            f"leave --config.tokenizer.dir empty, and start from no run of another. If that is "
-            f"{corpus_tokenizer_dir(directory)}, it was exchanged since: make the corpus anew."
+            f"the corpus {directory} was encoded with another tokenizer than {tokens.directory}; "
+            f"leave --config.tokenizer.dir empty, and init_from no run with another tokenizer. If "
+            f"{corpus_tokenizer_dir(directory)} itself was replaced, build the corpus again."
         )
 
 

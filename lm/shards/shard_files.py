@@ -25,7 +25,7 @@ import numpy as np
 from lm import storage
 from lm.storage import staging
 
-RECORD_TOKENS = 4096  # uncompressed; the fastest size for random reads
+RECORD_TOKENS = 4096  # the fastest size for random reads
 BUFFER_TOKENS = 64 * RECORD_TOKENS
 MANIFEST = "manifest.json"
 COUNTS = "counts.npy"  # int64 [ids]: how often each id is a target, for the unigram baseline
@@ -38,7 +38,7 @@ HEAD_BYTES = 104
 
 
 class WrittenShard(NamedTuple):
-    """A written file: its entry in the manifest, the frequencies of ids, the lengths."""
+    """A written file: its entry in the manifest, and its share of COUNTS and LENGTHS."""
 
     facts: dict  # tokens, documents or examples, bytes, sha256, sha256 of the head
     frequencies: np.ndarray  # int64 [ids]
@@ -57,7 +57,7 @@ class DamagedRecord(ValueError):
         return self.args[0]
 
 
-def dtype_of(size: int) -> str:
+def _dtype(size: int) -> str:
     """The numpy type that stores ids below `size`: two bytes if they suffice."""
     return "<u2" if size <= 1 << 16 else "<i4"
 
@@ -70,7 +70,7 @@ def write_text(
     documents: int arrays of ids below `size`, the number of the tokenizer's ids.
     Raises ValueError for a larger id, OSError if the file cannot be written.
     """
-    frequencies, dtype, lengths = np.zeros(size, np.int64), dtype_of(size), []
+    frequencies, dtype, lengths = np.zeros(size, np.int64), _dtype(size), []
 
     def blocks() -> Iterator[np.ndarray]:
         buffer, length = [], 0
@@ -170,7 +170,7 @@ def write_manifest(
     manifest = {"identity": identity, "kind": "text" if is_text else "pairs", "counts": counts}
     if is_text:
         size = len(next(iter(files.values())).frequencies)
-        manifest |= {"record": RECORD_TOKENS, "dtype": dtype_of(size)}
+        manifest |= {"record": RECORD_TOKENS, "dtype": _dtype(size)}
     manifest["files"] = facts
     manifest["beside"] = {name: file_metadata(directory / name) for name in (COUNTS, LENGTHS)}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -245,10 +245,10 @@ def rebuild_hint(directory: str | pathlib.Path) -> str:
     directory = storage.as_path(directory)
     manifest, corpus_manifest = directory / MANIFEST, directory.parent / MANIFEST
     if manifest.exists() and b'"kind": "taught"' in manifest.read_bytes():
-        return f"remove {directory}, and make it anew with `python -m lm teacher-cache`"
+        return f"remove {directory}, and build it again with `python -m lm teacher-cache`"
     if corpus_manifest.exists() and b'"splits"' in corpus_manifest.read_bytes():
-        return f"remove {directory.parent}, and make that corpus anew"
-    return f"remove {directory}, and it is made anew"
+        return f"remove {directory.parent}, and build that corpus again"
+    return f"remove {directory}, and it is built again"
 
 
 def shard_paths(directory: str | pathlib.Path, manifest: dict) -> list[str]:
@@ -269,7 +269,7 @@ def load_array(directory: str | pathlib.Path, manifest: dict, name: str) -> np.n
     """Load COUNTS or LENGTHS; raises ValueError if it is missing or damaged."""
     path = pathlib.Path(directory) / name
     if not path.exists() or file_metadata(path) != manifest["beside"][name]:
-        raise ValueError(f"{path} is missing or not what was written; {rebuild_hint(directory)}.")
+        raise ValueError(f"{path} is missing or damaged; {rebuild_hint(directory)}.")
     return np.load(path)
 
 

@@ -1,7 +1,6 @@
 """The Beam runner writes the bytes of local processes; its errors are one line.
 
-What is run by Beam runs in Beam's own environment, which `make test` makes; where it could not be
-made, these tests are skipped.
+Tests that run Beam use its own environment (`make beam`), and are skipped without it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SIZES = {"vocab_size": 500, "heldout_fraction": 0.2}
 PROCESSES = "--direct_num_workers=2 --direct_running_mode=multi_processing"
 
 needs_beam = pytest.mark.skipif(
-    not (PYTHON.parents[1] / ".ready").exists(), reason="`make beam` has not made its environment"
+    not (PYTHON.parents[1] / ".ready").exists(), reason="needs `make beam`"
 )
 
 
@@ -64,7 +63,7 @@ def run(*commands: list[str]) -> list[tuple[int, str, str]]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> str:
-    """The mini-dump twice over, and JSON lines with what is left out for every reason."""
+    """A mini-dump twice, and JSON lines with records that are dropped for every reason."""
     folder, rng = tmp_path_factory.mktemp("source"), random.Random(0)
     words = ["".join(rng.choices("aeiouklmnrst", k=2 + i // 40)) for i in range(300)]
     texts = [" ".join(rng.choices(words, k=60)) + "." for _ in range(60)]
@@ -86,10 +85,10 @@ def flags_of(source: str, out, **changes) -> list[str]:
 
 @pytest.fixture(scope="module")
 def local(source, tmp_path_factory) -> dict[str, bytes]:
-    """The files that one process makes."""
+    """The files that one local process writes."""
     out = tmp_path_factory.mktemp("local") / "corpus"
-    recipe = documents.CorpusConfig(source=source, shards=3, **SIZES)
-    manifest, _ = build.build(recipe, out, workers=1)
+    config = documents.CorpusConfig(source=source, shards=3, **SIZES)
+    manifest, _ = build.build(config, out, workers=1)
     records = manifest["records"]
     assert records["duplicates"]["near"] >= 4 and records["duplicates"]["exact"] >= 8
     assert records["quarantined"] == 3 and records["dropped"]["redirect"] >= 2
@@ -97,7 +96,7 @@ def local(source, tmp_path_factory) -> dict[str, bytes]:
 
 
 @needs_beam
-def test_beam_makes_the_bytes_of_local_processes_and_its_errors_are_sentences(
+def test_beam_writes_the_bytes_of_local_processes_and_its_errors_are_one_line(
     source, local, tmp_path
 ):
     cut = tmp_path / "cut.jsonl.gz"
@@ -129,7 +128,7 @@ def test_beam_makes_the_bytes_of_local_processes_and_its_errors_are_sentences(
         (line,) = [line for line in output.splitlines() if line.startswith("lm: ")]
         assert re.search(sentence, line) and "while running" not in line
         assert "Traceback" not in output
-    # Nothing is left of what was not made, and nothing of what workers told each other.
+    # Failed builds and workers leave no files.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl.gz", "made", "temp"]
     assert not list(temp.iterdir())
 
@@ -179,7 +178,9 @@ def test_near_duplicates_by_bucket_equal_those_of_the_whole_collection(seed):
     assert 0 < expected.sum() < 80
     batch = [((i // 9, i), b"%d" % i, row.tobytes()) for i, row in enumerate(signatures)]
     rng.shuffle(batch)
-    batch = [((int(part), int(record)), key, row) for (part, record), key, row in batch]
+    batch = [
+        ((int(file_number), int(record)), key, row) for (file_number, record), key, row in batch
+    ]
     groups: dict[bytes, list] = {}
     for start in range(0, 80, 7):
         for bucket, document in beam._band_buckets(batch[start : start + 7]):
@@ -190,8 +191,8 @@ def test_near_duplicates_by_bucket_equal_those_of_the_whole_collection(seed):
     assert actual_duplicates == {(int(i), b"%d" % i, "near") for i in np.flatnonzero(expected)}
 
 
-def test_the_first_of_equal_keys_is_kept_in_any_order():
-    members = [((part, record), b"") for part in range(3) for record in range(3)]
+def test_the_first_document_of_equal_keys_remains_in_any_order():
+    members = [((file_number, record), b"") for file_number in range(3) for record in range(3)]
     random.Random(0).shuffle(members)
     assert beam._first((b"key", members)) == ((0, 0), b"key", b"")
     later = beam._all_but_first((b"key", members))
@@ -203,7 +204,7 @@ def test_the_first_of_equal_keys_is_kept_in_any_order():
 
 def test_a_text_file_is_in_source_order_without_duplicates(tmp_path):
     rng = random.Random(0)
-    positions = [(part, record) for part in range(3) for record in range(12)]
+    positions = [(file_number, record) for file_number in range(3) for record in range(12)]
     texts = [(position, rng.randbytes(16), f"text {position}") for position in positions]
     repeated = [(positions[5], "near"), (positions[30], "exact"), (positions[5], "near")]
     rng.shuffle(texts)

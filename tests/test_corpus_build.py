@@ -103,8 +103,8 @@ def write(path: pathlib.Path, lines: list[bytes]) -> None:
 def built(source_dir, tmp_path_factory):
     """(directory, manifest) of their corpus, built by this process alone."""
     out = tmp_path_factory.mktemp("made") / "corpus"
-    manifest, found = build.build(corpus_config(source_dir), out, workers=1)
-    assert not found
+    manifest, existed = build.build(corpus_config(source_dir), out, workers=1)
+    assert not existed
     return out, manifest
 
 
@@ -127,7 +127,9 @@ def expected_documents(lines: list[bytes]) -> list[str]:
             continue
         observed.add(normalized)
         shingles = set(dedupe.shingles(normalized).tolist())
-        similarities = [len(shingles & other) / len(shingles | other) for other in earlier]
+        similarities = [
+            len(shingles & other_set) / len(shingles | other_set) for other_set in earlier
+        ]
         earlier.append(shingles)
         assert not any(0.6 < share < 0.85 for share in similarities), (
             "MinHash may misjudge such a pair"
@@ -159,7 +161,7 @@ def test_rules_that_drop_nothing_are_listed(tmp_path):
     assert records["duplicates"] == {"exact": 0, "near": 0}
 
 
-def test_the_tokens_are_the_kept_documents(built, lines):
+def test_the_tokens_decode_to_the_remaining_documents(built, lines):
     out, manifest = built
     texts = {split: stored_documents(out, split) for split in documents.SPLITS}
     assert sorted(texts["train"] + texts["validation"]) == sorted(expected_documents(lines))
@@ -193,7 +195,7 @@ def test_unreadable_records_are_quarantined_with_reason_and_position(built, line
     )
 
 
-def test_an_enormous_record_is_quarantined_and_the_others_are_not(tmp_path, monkeypatch):
+def test_an_enormous_record_is_quarantined_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.documents, "MAX_RECORD_BYTES", 500)
     write(tmp_path / "in.txt", [b"A line of more than twenty.", b"z" * 501, b"", b"Another " * 9])
     config = corpus_config(tmp_path / "in.txt", unit="line", **ALL_TRAIN)
@@ -217,7 +219,7 @@ HOSTILE += (
 )
 
 
-def test_hostile_text_comes_back_as_it_was(tmp_path):
+def test_hostile_text_decodes_unchanged(tmp_path):
     texts = [f"{text} number {number} of them" for number, text in enumerate(HOSTILE)]
     rows = [
         json.dumps({"text": text}, ensure_ascii=number % 2 == 0)
@@ -233,7 +235,7 @@ def test_hostile_text_comes_back_as_it_was(tmp_path):
     ]
 
 
-def test_the_manifest_states_what_decides_the_bytes(built, source_dir):
+def test_the_manifest_lists_everything_that_decides_the_bytes(built, source_dir):
     identity, tokens = built[1]["identity"], tokenizer.Tokenizer(built[0] / "tokenizer")
     assert [source["name"] for source in identity["sources"]] == [
         "a.jsonl", "b/c.jsonl.gz", "b/d.jsonl"
@@ -262,15 +264,15 @@ def test_the_bytes_depend_neither_on_batches_nor_on_the_sources_path(
 def test_the_division_of_records_into_files_changes_names_only(built, lines, tmp_path):
     write(tmp_path / "one.jsonl", lines)
     build.build(corpus_config(tmp_path / "one.jsonl"), tmp_path / "out", 1)
-    ours, theirs = contents(tmp_path / "out"), contents(built[0])
-    assert set(ours) == set(theirs)
-    shards = [name for name in ours if not name.endswith((".json", ".jsonl"))]
-    assert len(shards) == 11 and all(ours[name] == theirs[name] for name in shards)
+    actual, expected = contents(tmp_path / "out"), contents(built[0])
+    assert set(actual) == set(expected)
+    shards = [name for name in actual if not name.endswith((".json", ".jsonl"))]
+    assert len(shards) == 11 and all(actual[name] == expected[name] for name in shards)
 
 
 def test_a_document_keeps_its_split_and_file_when_documents_are_added(built, lines, tmp_path):
-    more = [json.dumps({"text": text}).encode() for text in random_documents(1, 50)]
-    write(tmp_path / "more.jsonl", more + lines)
+    extra = [json.dumps({"text": text}).encode() for text in random_documents(1, 50)]
+    write(tmp_path / "more.jsonl", extra + lines)
     build.build(corpus_config(tmp_path / "more.jsonl"), tmp_path / "out", 1)
     for split in documents.SPLITS:
         before, after = (
@@ -291,7 +293,7 @@ def test_splits_and_files_have_the_expected_shares():
     assert not documents.is_heldout(keys, 0).any()
 
 
-def test_a_tokenizer_learns_from_a_share_of_many_documents_and_from_all_of_few(monkeypatch):
+def test_a_tokenizer_is_trained_on_a_sample_of_many_documents_or_on_all_of_few(monkeypatch):
     keys = np.frombuffer(b"".join(dedupe.key(str(i)) for i in range(20_000)), dedupe.KEY)
     assert documents.is_sampled(keys, len(keys)).all()
     monkeypatch.setattr(documents, "TOKENIZER_DOCUMENTS", 5000)
@@ -317,8 +319,8 @@ def test_the_tokenizer_is_trained_on_the_training_split_or_copied(lines, tmp_pat
         observed.clear()
     config = corpus_config(tmp_path / "in.jsonl", tokenizer=str(tmp_path / "bpe/tokenizer"))
     build.build(config, tmp_path / "copied", 1)
-    ours, theirs = contents(tmp_path / "copied"), contents(tmp_path / "bpe")
-    assert {name for name in ours if ours[name] != theirs[name]} == {
+    actual, expected = contents(tmp_path / "copied"), contents(tmp_path / "bpe")
+    assert {name for name in actual if actual[name] != expected[name]} == {
         "manifest.json", "train/manifest.json", "validation/manifest.json"
     }  # fmt: skip
 
@@ -350,7 +352,7 @@ def test_a_finished_corpus_is_found_without_reading_a_record(built, source_dir, 
     assert contents(built[0]) == earlier
 
 
-def test_another_corpus_is_refused_by_what_differs(built, source_dir, tmp_path):
+def test_another_corpus_is_an_error_that_names_the_difference(built, source_dir, tmp_path):
     earlier = contents(built[0])
     changes = {"rules": "none", "dedupe": "exact", "heldout_fraction": 0.1, "shards": 2}
     for key, value in changes.items():
@@ -399,7 +401,7 @@ def test_an_interrupted_build_leaves_nothing(
     assert contents(tmp_path / "out") == contents(built[0])
 
 
-def test_two_processes_do_not_make_the_same_corpus_at_once(source_dir, tmp_path):
+def test_two_processes_do_not_build_the_same_corpus_at_once(source_dir, tmp_path):
     staging_dir = tmp_path / ".out.lm-part"
     (staging_dir / "new").mkdir(parents=True)
     (staging_dir / staging.OWNER_MARK).touch()
@@ -445,7 +447,7 @@ def test_a_users_directory_is_never_emptied(name, rule_names, source_dir, tmp_pa
             build.build(corpus_config(source_dir), tmp_path / "out", 1)
 
 
-def test_the_last_step_is_one_renaming(source_dir, built, tmp_path, monkeypatch):
+def test_the_last_step_is_one_rename(source_dir, built, tmp_path, monkeypatch):
     def stopped(path, target):
         if pathlib.Path(target) == tmp_path / "out":
             assert contents(path) == contents(built[0]), "complete before the rename"
@@ -485,7 +487,7 @@ def test_a_finished_corpus_with_a_damaged_file_is_one_error_line(file, built, so
         build.build(corpus_config(source_dir), copy, 1)
 
 
-def test_another_tokenizer_at_the_same_path_makes_another_corpus(source_dir, tmp_path):
+def test_another_tokenizer_at_the_same_path_is_another_corpus(source_dir, tmp_path):
     config = corpus_config(source_dir, tokenizer=str(tmp_path / "tokens"), **ALL_TRAIN)
     tokenizer.write_byte_tokenizer(tmp_path / "tokens", 5)
     build.build(config, tmp_path / "out", 1)
@@ -518,10 +520,10 @@ def test_a_staging_directory_recreated_by_another_process_is_not_emptied(tmp_pat
     out, real = tmp_path / "out", fcntl.flock
     staging_dir = tmp_path / ".out.lm-part"
 
-    def late(lock, how):
+    def late(lock, flags):
         shutil.rmtree(staging_dir)
         (staging_dir / "new").mkdir(parents=True)
-        return real(lock, how)
+        return real(lock, flags)
 
     monkeypatch.setattr(fcntl, "flock", late)
     with pytest.raises(ValueError, match="another process is writing .*out; wait for it"):
@@ -559,7 +561,9 @@ def test_the_spool_buffers_a_bounded_number_of_short_documents(tmp_path, monkeyp
     monkeypatch.setattr(build, "BATCH_RECORDS", 10)
     buffered, add = [], build.Spool.add
     monkeypatch.setattr(
-        build.Spool, "add", lambda self, found: buffered.append(len(found)) or add(self, found)
+        build.Spool,
+        "add",
+        lambda self, docs: buffered.append(len(docs)) or add(self, docs),
     )
     config = corpus_config(tmp_path / "in.txt", unit="line", rules="none", shards=1, **ALL_TRAIN)
     build.build(config, tmp_path / "out", 1)
@@ -628,11 +632,11 @@ def test_workers_end_with_a_parent_that_is_killed():
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_are_in_order_and_items_are_consumed_lazily(workers):
-    taken = []
-    items = (taken.append(item) or item for item in range(40))
+    consumed = []
+    items = (consumed.append(item) or item for item in range(40))
     for number, result in enumerate(processes.ordered_map(slow_square, items, workers, (5,))):
         assert result == (5 + number * number, workers == 1 and "jax" in sys.modules)
-        assert len(taken) <= number + 2 + processes.AHEAD * workers
+        assert len(consumed) <= number + 2 + processes.AHEAD * workers
     assert number == 39
 
 

@@ -40,7 +40,7 @@ def with_new_run(rng: random.Random, words: list[str], share: float) -> list[str
 
 @pytest.fixture(scope="module")
 def pairs():
-    """(text, a text that shares a part of it) from nothing in common to all."""
+    """(text, a copy with a share of its words replaced), from none to almost all."""
     rng, examples = random.Random(0), []
     for number in range(300):
         words = words_of(rng, rng.randint(50, 400))
@@ -48,22 +48,22 @@ def pairs():
     return examples
 
 
-def test_the_time_for_a_run_of_combining_marks_is_no_more_than_its_length():
+def test_a_run_of_combining_marks_takes_linear_time():
     start = time.process_time()
     text = "e" + "\u0301\u0327" * 100_000
     assert dedupe.normalize(text) == dedupe.normalize(text[:31])
-    assert time.process_time() - start < 2  # the square of it takes minutes
+    assert time.process_time() - start < 2  # quadratic time would be minutes
 
 
 @pytest.mark.parametrize("text", ["e\u0301" * 300 + " \ufb01", "か\u3099" * 999, "가각힣" * 400])
-def test_composed_and_decomposed_texts_are_the_same_however_long_a_word(text):
+def test_composed_and_decomposed_texts_are_equal_for_words_of_any_length(text):
     composed, decomposed = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
     assert composed != decomposed
     assert dedupe.normalize(composed) == dedupe.normalize(decomposed)
     assert dedupe.normalize(decomposed) == unicodedata.normalize("NFKC", text)
 
 
-def test_the_estimate_is_jaccards_index_within_its_standard_error(pairs):
+def test_the_estimate_has_the_standard_error_of_binomial_counts(pairs):
     exact = np.array([jaccard(*pair) for pair in pairs])
     first, second = (signatures(texts) for texts in zip(*pairs, strict=True))
     estimate = dedupe.similarity(first, second)
@@ -122,7 +122,7 @@ def test_near_duplicates_ignore_punctuation():
     assert near([" ".join(words), ", ".join(words).title() + "!"]) == [False, True]
 
 
-def test_all_but_the_first_of_the_same_are_dropped():
+def test_all_but_the_first_of_equal_keys_are_dropped():
     rng = np.random.default_rng(0)
     keys = np.zeros(2000, dedupe.KEY)
     keys["high"], keys["low"] = rng.integers(0, 30, 2000), rng.integers(0, 30, 2000)
@@ -145,10 +145,10 @@ def test_planted_copies_are_found_and_nothing_else():
     assert near(texts) == expected
 
 
-def test_a_document_is_dropped_only_where_an_earlier_one_is_near():
+def test_a_document_is_dropped_only_if_an_earlier_one_is_near():
     rng = random.Random(5)
     texts = [" ".join(words_of(rng, 80))]
-    while len(texts) < 200:  # a chain, in which each is a little unlike the one it is made of
+    while len(texts) < 200:  # a chain: each is a changed copy of an earlier one
         texts.append(" ".join(with_new_run(rng, texts[rng.randrange(len(texts))].split(), 0.12)))
     hashes = signatures(texts)
     is_near = near(texts)
@@ -198,7 +198,7 @@ def test_only_the_given_documents_are_compared():
     assert dedupe.near_earlier(hashes, np.array([], int)).tolist() == []
 
 
-def test_texts_without_words_are_near_nothing_and_short_ones_near_their_like():
+def test_texts_without_words_are_near_nothing_and_short_ones_near_equal_ones():
     assert near(["!!!", "???", "...", ""]) == [False] * 4
     assert near(["two words", "two words!", "two other"]) == [False, True, False]
 
@@ -220,7 +220,7 @@ def test_a_pair_is_found_with_the_documented_probability():
         assert abs(either.mean() - probability(share)) < 0.05
 
 
-def test_a_document_takes_less_than_80_bytes_beside_its_signature(tmp_path):
+def test_a_document_takes_less_than_80_bytes_besides_its_signature(tmp_path):
     count = 20_000
     rng = np.random.default_rng(11)
     hashes = rng.integers(0, 1 << 16, (count, dedupe.NUM_HASHES)).astype(np.uint16)
@@ -233,7 +233,7 @@ def test_a_document_takes_less_than_80_bytes_beside_its_signature(tmp_path):
     assert peak + keys.nbytes < 80 * count
 
 
-def test_a_crowd_of_copies_is_searched_in_linear_time(monkeypatch):
+def test_many_copies_are_searched_in_linear_time(monkeypatch):
     compared = []
     plain = dedupe.similarity
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""N-gram overlap: planted passages are found, nothing else is, and counts equal those of sets."""
+"""N-gram overlap: only planted passages are found, and counts equal those of Python sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHINESE = "今天的天气非常好我们一起去公园里散步吧然后回家
 
 @dataclasses.dataclass(frozen=True)
 class MemoryFile:
-    """Documents in memory with the interface of a SourceFile; what is not text is unreadable."""
+    """Documents in memory with the interface of a SourceFile; non-strings are unreadable."""
 
     texts: tuple
     name: str = "memory"
@@ -35,7 +35,7 @@ class MemoryFile:
 
 
 def random_texts(seed: int, count: int, vocabulary=60, length=40) -> list[str]:
-    """Texts of so few words that runs of N of them repeat now and then."""
+    """Texts over a small vocabulary, so that some n-grams repeat."""
     rng = random.Random(seed)
     return [
         " ".join(f"w{rng.randrange(vocabulary)}" for _ in range(rng.randrange(length)))
@@ -45,8 +45,8 @@ def random_texts(seed: int, count: int, vocabulary=60, length=40) -> list[str]:
 
 def overlap_counts(training: list[MemoryFile], evaluation: MemoryFile, n=N, workers=1) -> dict:
     table = overlap.unique_ngrams(evaluation.texts, n)
-    found, _ = overlap.search(training, table, n, workers)
-    return overlap.count_overlap([evaluation], found, n)
+    found_ngrams, _ = overlap.search(training, table, n, workers)
+    return overlap.count_overlap([evaluation], found_ngrams, n)
 
 
 def overlap_by_sets(training: list[str], evaluation: list[str], n: int) -> dict:
@@ -72,7 +72,7 @@ def test_counts_equal_those_of_sets_of_words(n, vocabulary):
     assert facts["share"] == expected["found"] / max(1, expected["runs"])
 
 
-def test_every_planted_passage_is_found_where_it_stands():
+def test_every_planted_passage_is_found():
     rng = random.Random(0)
     for case in range(100):
         passage = [f"p{case}x{i}" for i in range(rng.randrange(N, 30))]
@@ -83,7 +83,7 @@ def test_every_planted_passage_is_found_where_it_stands():
         assert facts["found"] == len(passage) - N + 1
 
 
-def test_data_without_common_ngrams_give_zero():
+def test_texts_without_common_ngrams_have_no_overlap():
     training = [" ".join(f"a{i}" for i in range(k, k + 50)) for k in range(0, 500, 50)]
     evaluation = [text.replace("a", "b") for text in training]
     # All words in common, but no n-gram.
@@ -92,7 +92,7 @@ def test_data_without_common_ngrams_give_zero():
     assert facts["runs"] and not facts["found"] and not facts["touched"]
 
 
-def test_order_division_and_processes_of_the_training_data_do_not_matter():
+def test_the_result_depends_neither_on_order_nor_on_files_nor_on_processes():
     training, evaluation = random_texts(1, 300, 8), MemoryFile(tuple(random_texts(2, 30, 8)))
     whole = overlap_counts([MemoryFile(tuple(training))], evaluation)
     assert 0 < whole["found"] < whole["runs"]
@@ -103,7 +103,7 @@ def test_order_division_and_processes_of_the_training_data_do_not_matter():
 
 
 @pytest.mark.parametrize(
-    "other",
+    "variant",
     [
         "THE QUICK brown fox jumps",
         "the  quick\nbrown\tfox  jumps",
@@ -111,11 +111,9 @@ def test_order_division_and_processes_of_the_training_data_do_not_matter():
         "ｔｈｅ quick brown ｆｏｘ jumps",
     ],
 )
-def test_case_spacing_width_and_punctuation_are_ignored(other):
-    assert (
-        overlap_counts([MemoryFile(("the quick brown fox jumps",))], MemoryFile((other,)))["whole"]
-        == 1
-    )
+def test_case_spacing_width_and_punctuation_are_ignored(variant):
+    training = [MemoryFile(("the quick brown fox jumps",))]
+    assert overlap_counts(training, MemoryFile((variant,)))["whole"] == 1
 
 
 def test_a_script_without_spaces_is_compared_by_characters():
@@ -129,12 +127,12 @@ def test_the_order_of_words_in_an_ngram_matters():
     assert not len(overlap.ngrams("a b", 3)) and len(overlap.ngrams("a b", 2)) == 1
 
 
-def test_no_record_is_lost_from_the_counts():
+def test_every_record_is_counted():
     training = [MemoryFile(("a b c d e", 7, "", "x y")), MemoryFile((None,))]
     table = overlap.unique_ngrams(["a b c d e"], N)
-    found, counts = overlap.search(training, table, N)
-    assert (found == table).all() and counts == {"documents": 2, "skipped": 3}
-    facts = overlap.count_overlap([MemoryFile(("a b c d e f", 3, "", "short"))], found, N)
+    found_ngrams, counts = overlap.search(training, table, N)
+    assert (found_ngrams == table).all() and counts == {"documents": 2, "skipped": 3}
+    facts = overlap.count_overlap([MemoryFile(("a b c d e f", 3, "", "short"))], found_ngrams, N)
     assert [facts[name] for name in overlap.COUNTS] == [2, 2, 1, 0, 2, 1]
 
 
@@ -181,7 +179,7 @@ def write_corpus(directory, tokens: tokenizer.Tokenizer, splits: dict[str, list[
 
 @pytest.fixture(scope="module")
 def byte_tokenizer(tmp_path_factory):
-    """A tokenizer of bytes, whose empty line is two ids."""
+    """A byte tokenizer; its empty line is two ids."""
     return tokenizer.write_byte_tokenizer(tmp_path_factory.mktemp("bytes"), 10)
 
 
@@ -203,7 +201,7 @@ def test_a_corpus_reads_back_as_its_documents(kind, block, request, tmp_path, mo
 
 
 @pytest.mark.parametrize("unit", ["file", "paragraph", "line"])
-def test_a_corpus_overlaps_as_its_source_does_whatever_empty_lines_are_in_it(unit, tmp_path):
+def test_a_corpus_overlaps_as_its_source_does_for_any_empty_lines(unit, tmp_path):
     rng, first, second = random.Random(4), tmp_path / "here", tmp_path / "there"
     for directory, seed in ((first, 1), (second, 2)):
         directory.mkdir()
@@ -215,16 +213,16 @@ def test_a_corpus_overlaps_as_its_source_does_whatever_empty_lines_are_in_it(uni
     options = {"rules": "none", "dedupe": "none", "tokenizer": "bytes", "unit": unit}
     options |= {"heldout_fraction": 0}
     build.build(documents.CorpusConfig(source=str(first), shards=2, **options), corpus_dir, 1)
-    compare = lambda source, other: overlap.measure_overlap(
-        source, other, n=5, unit=unit, workers=1
+    compare = lambda source, evaluation: overlap.measure_overlap(
+        source, evaluation, n=5, unit=unit, workers=1
     )
     keys = [key for key in overlap.COUNTS if key != "skipped"]  # a corpus has no empty lines
     facts = lambda report: [[row[key] for key in keys] for row in report["evaluation"].values()]
-    for other in (str(first), str(second)):
-        ours, theirs = compare(str(corpus_dir), other), compare(str(first), other)
-        assert facts(ours) == facts(theirs)
-        assert ours["training"]["documents"] == theirs["training"]["documents"]
-    assert 0 < facts(ours)[0][-1] < facts(ours)[0][-2]
+    for evaluation in (str(first), str(second)):
+        actual, expected = compare(str(corpus_dir), evaluation), compare(str(first), evaluation)
+        assert facts(actual) == facts(expected)
+        assert actual["training"]["documents"] == expected["training"]["documents"]
+    assert 0 < facts(actual)[0][-1] < facts(actual)[0][-2]
     (corpus_dir / "train").rename(corpus_dir / "validation")
     ((actual,), (corpus_facts,)) = (
         facts(compare(str(second), str(corpus_dir))),
@@ -233,7 +231,7 @@ def test_a_corpus_overlaps_as_its_source_does_whatever_empty_lines_are_in_it(uni
     assert actual == corpus_facts
 
 
-def test_a_missing_split_of_a_corpus_is_refused_and_not_read_as_files(byte_tokenizer, tmp_path):
+def test_a_missing_split_of_a_corpus_is_an_error(byte_tokenizer, tmp_path):
     corpus_dir = write_corpus(tmp_path, byte_tokenizer, {"train": [["a b c d e f"]]})
     with pytest.raises(
         ValueError,
@@ -242,7 +240,7 @@ def test_a_missing_split_of_a_corpus_is_refused_and_not_read_as_files(byte_token
         overlap.measure_overlap(corpus_dir, corpus_dir, n=2, workers=1)
 
 
-def test_a_corpus_path_may_begin_with_a_tilde(byte_tokenizer, tmp_path, monkeypatch):
+def test_a_corpus_path_may_start_with_a_tilde(byte_tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "made").mkdir()
     write_corpus(tmp_path / "made", byte_tokenizer, {"train": [["a b c"]], "validation": [["b c"]]})
@@ -262,9 +260,12 @@ def test_a_finished_corpus_is_compared_with_itself_and_with_files(tiny_tokens, t
     report = overlap.measure_overlap(
         corpus_dir, f"{corpus_dir},{extra_file}", n=n, unit="line", workers=workers
     )
-    corpus_facts, other = report["evaluation"][corpus_dir], report["evaluation"][str(extra_file)]
-    assert corpus_facts["touched"] == corpus_facts["whole"] == 1 and other["touched"] == 1
-    assert other["documents"] == 2
+    corpus_facts, file_facts = (
+        report["evaluation"][corpus_dir],
+        report["evaluation"][str(extra_file)],
+    )
+    assert corpus_facts["touched"] == corpus_facts["whole"] == 1 and file_facts["touched"] == 1
+    assert file_facts["documents"] == 2
     assert json.loads(json.dumps(report)) == report
     shown = overlap.format_report(report)
     assert all(name in shown for name in (corpus_dir, str(extra_file), "touched"))
@@ -277,13 +278,13 @@ def test_a_finished_corpus_is_compared_with_itself_and_with_files(tiny_tokens, t
         ("a b c", 9, "none of its 1 documents has 9 words; use a smaller --ngram"),
     ],
 )
-def test_data_without_ngrams_are_refused_with_the_fix(evaluation, n, sentence, tmp_path):
+def test_evaluation_data_without_ngrams_are_an_error(evaluation, n, sentence, tmp_path):
     (tmp_path / "a.txt").write_text(evaluation)
     with pytest.raises(ValueError, match=sentence):
         overlap.measure_overlap(str(tmp_path / "a.txt"), str(tmp_path / "a.txt"), n=n, workers=1)
 
 
-def test_training_data_without_a_document_are_refused(tmp_path):
+def test_training_data_without_documents_are_an_error(tmp_path):
     (tmp_path / "a.txt").write_text("a b c d e")
     (tmp_path / "b.txt").write_text("\n")
     with pytest.raises(ValueError, match="has no documents; name another"):

@@ -1,4 +1,4 @@
-"""Rules: each in any script, together C4's on ASCII, and nothing but what a rule says is lost."""
+"""Rules work in any script, together equal C4's on ASCII, and drop nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from lm.corpus import rules
 
-PAGES = (  # what C4's rules look at, and near misses of it
+PAGES = (  # lines that C4's rules change, and near misses
     "A line that ends with a mark.",
     "A line that ends without one",
     'He said that it was "so"',
@@ -44,25 +44,25 @@ def c4():
     patch.setattr(c4_utils, "get_counter_inc_fn", lambda _: lambda *_: None)
     clean = c4_utils.get_clean_page_fn()
 
-    def stranger(text: str) -> str | None:
+    def reference(text: str) -> str | None:
         page = c4_utils.PageFeatures(text=text)
         if not c4_utils.is_valid_length(page, 190_000):
             return None
-        made = list(clean(page))
-        return made[0].text if made else None
+        pages = list(clean(page))
+        return pages[0].text if pages else None
 
-    yield stranger
+    yield reference
     patch.undo()
 
 
-def test_on_ascii_the_rules_are_c4s(c4):
+def test_on_ascii_the_rules_equal_c4s(c4):
     rng = random.Random(0)
     texts = ["\n".join(rng.choices(PAGES, k=rng.randint(1, 9))) for _ in range(1500)]
     texts += ["A sentence of five words.\n" * n for n in (2, 3, 7307, 7308)]
-    ours = [cleaned(text, "c4").text or None for text in texts]
-    assert ours == [c4(text) for text in texts]
-    kept = [text for text in ours if text]
-    assert 100 < len(kept) < len(texts) - 100
+    actual = [cleaned(text, "c4").text or None for text in texts]
+    assert actual == [c4(text) for text in texts]
+    passed = [text for text in actual if text]
+    assert 100 < len(passed) < len(texts) - 100
 
 
 @pytest.mark.parametrize(
@@ -76,20 +76,20 @@ def test_on_ascii_the_rules_are_c4s(c4):
         "Կայ մեկ մեծ գեղեցիկ տուն։",
     ],
 )
-def test_a_sentence_of_any_script_is_one_and_passes_the_rules_for_lines(text):
+def test_sentences_of_any_script_pass_the_line_rules(text):
     assert cleaned(text, "terminal_mark,min_words").text == text
     assert cleaned(text, "min_sentences=1").text == text or text.endswith("」")
     assert cleaned(text + " " + text, "min_sentences=3").dropped == "min_sentences"
 
 
-def test_the_time_for_a_long_run_of_marks_is_no_more_than_its_length():
+def test_a_long_run_of_marks_takes_linear_time():
     start = time.process_time()
     for run in ("." * 300_000 + "x", ".)" * 150_000 + "x", "." + ")" * 300_000 + "x"):
         assert not rules.SENTENCE.findall(run)
-    assert time.process_time() - start < 1  # the square of it takes a minute and more
+    assert time.process_time() - start < 1  # quadratic time would be more than a minute
 
 
-def test_a_character_is_a_word_only_where_scripts_put_no_spaces():
+def test_a_character_is_a_word_only_in_scripts_without_spaces():
     assert rules.split_words("two words") == ["two", "words"]
     assert rules.split_words("東京 is กข") == [
         "東",
@@ -103,7 +103,7 @@ def test_a_character_is_a_word_only_where_scripts_put_no_spaces():
 
 
 @pytest.mark.parametrize("name", sorted(rules.RULES))
-def test_a_rule_alone_keeps_removes_or_drops_lines_but_invents_nothing(name):
+def test_a_single_rule_keeps_edits_or_drops_lines_and_adds_nothing(name):
     rng = random.Random(1)
     changes = {"strip": str.strip, "citations": lambda line: rules.CITATION.sub("", line)}
     for _ in range(200):
@@ -111,9 +111,9 @@ def test_a_rule_alone_keeps_removes_or_drops_lines_but_invents_nothing(name):
         text, dropped, counts = cleaned("\n".join(lines), name)
         assert bool(text) != bool(dropped) and dropped in ("", name)
         whole = [changes.get(name, str)(line) for line in "\n".join(lines).strip().split("\n")]
-        left = iter(whole)
+        remaining = iter(whole)
         assert all(
-            any(line == other.strip() or line == other for other in left)
+            any(line == original.strip() or line == original for original in remaining)
             for line in text.split("\n")
             if text
         )
@@ -133,12 +133,12 @@ def test_a_rule_alone_keeps_removes_or_drops_lines_but_invents_nothing(name):
         ("min_words", 3, "a b c", "a b"),
     ],
 )
-def test_a_limit_is_the_last_that_passes(name, limit, passes, fails):
+def test_a_value_at_the_limit_passes(name, limit, passes, fails):
     assert cleaned(passes, f"{name}={limit}") == (passes, "", {})
     assert cleaned(fails, f"{name}={limit}").dropped == name
 
 
-def test_a_document_is_dropped_by_the_first_rule_that_leaves_nothing():
+def test_a_document_is_dropped_by_the_first_rule_that_empties_it():
     text = "No mark\nNone here either"
     assert cleaned(text, "terminal_mark,min_characters").dropped == "terminal_mark"
     assert cleaned(text, "min_characters,terminal_mark").dropped == "min_characters"
@@ -147,14 +147,14 @@ def test_a_document_is_dropped_by_the_first_rule_that_leaves_nothing():
     assert cleaned(" \n ", "none") == ("", "empty", {})
 
 
-def test_a_limit_counts_what_the_rules_before_it_left():
+def test_a_limit_counts_the_text_after_the_earlier_rules():
     text = "This line is about javascript.\n\n12345"
     assert cleaned(text, "javascript,min_characters=5") == ("12345", "", {"javascript": 1})
     assert cleaned(text, "javascript,min_characters=6").dropped == "min_characters"
     assert cleaned(text, "min_characters=6,javascript").text == "12345"
 
 
-def test_without_rules_only_the_space_around_a_text_goes():
+def test_without_rules_only_surrounding_space_is_removed():
     text = "  if x {\n\n    y  =  1\t\n}\u2028z"
     assert cleaned(f"\n{text}\n ", "none").text == text.strip()
     assert cleaned(text * 10, "default").text == (text * 10).strip()
@@ -167,7 +167,7 @@ def test_cleaning_twice_is_cleaning_once():
             assert cleaned(once.text, "c4") == (once.text, "", {})
 
 
-def test_rules_are_named_with_limits_and_the_later_limit_counts():
+def test_rules_parse_with_limits_and_the_last_limit_counts():
     assert rules.parse_rules("none") == ()
     assert rules.parse_rules("min_words=3, curly_bracket") == (
         ("min_words", 3),
@@ -192,11 +192,11 @@ def test_rules_are_named_with_limits_and_the_later_limit_counts():
         ("c4=1", "write c4 alone"),
     ],
 )
-def test_a_rule_that_is_none_is_a_sentence(spec, sentence):
+def test_an_invalid_rule_is_an_error(spec, sentence):
     with pytest.raises(ValueError, match=sentence):
         rules.parse_rules(spec)
 
 
-def test_each_rule_says_what_it_does():
+def test_each_rule_describes_its_effect():
     for name, rule in rules.RULES.items():
         assert rule.scope in ("line", "text") and re.match("drop|remove", rule.meaning), name

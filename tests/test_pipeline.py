@@ -1,4 +1,4 @@
-"""Laws of the batches: a function of (seed, step), each example once an epoch, nothing lost."""
+"""Batches are a function of (seed, step), with each example once per epoch."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ def take(iterator, count: int) -> list[batch.Batch]:
     return [batch.Batch(*rows) for rows in itertools.islice(iterator, count)]
 
 
-def assert_same(ours, theirs) -> None:
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        for array, expected in zip(one[:4], other[:4], strict=True):
-            np.testing.assert_array_equal(array, expected)
+def assert_same(actual, expected) -> None:
+    assert len(actual) == len(expected)
+    for actual_batch, expected_batch in zip(actual, expected, strict=True):
+        for array, reference in zip(actual_batch[:4], expected_batch[:4], strict=True):
+            np.testing.assert_array_equal(array, reference)
             assert array.dtype == np.int32
 
 
 @pytest.fixture(scope="module")
-def made(tiny_config, tiny_tokens, tmp_path_factory):
+def examples_of(tiny_config, tiny_tokens, tmp_path_factory):
     """{objective or "pairs": (training examples, held-out examples)}."""
     changes = {name: {"objective.name": name} for name in objectives.OBJECTIVES}
     changes["pairs"] = {"data.task": "docstring_summary"}
-    found = {}
+    examples = {}
     for name, change in changes.items():
         run = runs.make_run(tiny_config(**change), tmp_path_factory.mktemp(name))
-        found[name] = runs.make_examples(run, tiny_tokens)
-    return found
+        examples[name] = runs.make_examples(run, tiny_tokens)
+    return examples
 
 
 @pytest.fixture(scope="module")
-def train(made) -> pipeline.Examples:
-    return made["span_corruption"][0]
+def train(examples_of) -> pipeline.Examples:
+    return examples_of["span_corruption"][0]
 
 
 def restored(examples: pipeline.Examples, inputs, targets) -> np.ndarray:
-    """The stored text of a row: its blanks filled from its targets."""
+    """The stored text of a row, restored from its inputs and targets."""
     (split,) = examples.splits
     return objectives.uncorrupt(split.objective, inputs, targets, split.vocabulary)
 
@@ -58,7 +58,7 @@ def stored_texts(examples: pipeline.Examples) -> list[tuple[int, ...]]:
     return [tuple(split.text(index)) for index in range(len(split))]
 
 
-def test_an_example_is_its_window_of_the_stream_and_only_the_tail_is_left(train):
+def test_an_example_is_a_window_of_the_stream_and_only_the_tail_is_unused(train):
     (split,) = train.splits
     stream = split.stored.read(0, len(split.stored))
     np.testing.assert_array_equal(np.concatenate(stored_texts(train)), stream[: len(train) * 33])
@@ -72,13 +72,13 @@ def test_a_stream_resumed_at_any_step_is_the_unbroken_one(train):
 
 
 @pytest.mark.parametrize(("host", "hosts"), [(0, 3), (2, 2), (-1, 2), (0, 16)])
-def test_hosts_without_an_equal_share_of_a_batch_are_a_sentence(train, host, hosts):
+def test_hosts_without_an_equal_share_of_a_batch_are_an_error(train, host, hosts):
     with pytest.raises(ValueError, match=f"host {host} of {hosts} has no equal share"):
         pipeline.train_batches(train, seed=1, host=host, hosts=hosts)
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_hosts_share_out_each_global_batch(train, hosts):
+def test_hosts_partition_each_global_batch(train, hosts):
     whole = take(pipeline.train_batches(train, seed=1), 25)
     shares = [
         take(pipeline.train_batches(train, seed=1, host=host, hosts=hosts), 25)
@@ -86,18 +86,18 @@ def test_hosts_share_out_each_global_batch(train, hosts):
     ]
     for step, expected in enumerate(whole):
         assert all(len(share[step].inputs) == BATCH // hosts for share in shares)
-        dealt = [np.concatenate([share[step][i] for share in shares]) for i in range(4)]
+        merged = [np.concatenate([share[step][i] for share in shares]) for i in range(4)]
         order = np.argsort(np.arange(BATCH) % hosts, kind="stable")
-        assert_same([batch.Batch(*dealt)], [batch.Batch(*(x[order] for x in expected[:4]))])
+        assert_same([batch.Batch(*merged)], [batch.Batch(*(x[order] for x in expected[:4]))])
 
 
 def test_the_order_and_the_masks_depend_on_the_seed_and_the_step_alone(train):
     first = take(pipeline.train_batches(train, seed=5), 6)
     again = pipeline.train_batches(dataclasses.replace(train), seed=5)
     assert_same(take(again, 6), first)
-    # Without shared state: two readers in turns see what each sees alone.
-    one, other = (pipeline.train_batches(train, seed=seed) for seed in (5, 6))
-    turns = [(next(one), next(other)) for _ in range(6)]
+    # Two interleaved readers share no state.
+    first_reader, second_reader = (pipeline.train_batches(train, seed=seed) for seed in (5, 6))
+    turns = [(next(first_reader), next(second_reader)) for _ in range(6)]
     assert_same([batch.Batch(*a) for a, _ in turns], first)
     assert set(texts(train, first)) != set(texts(train, [batch.Batch(*b) for _, b in turns]))
 
@@ -113,7 +113,7 @@ def test_an_epoch_holds_every_example_once_and_the_next_in_another_order(train):
     assert expected != orders[0] != orders[1] != orders[2] != orders[0]
 
 
-def test_the_masks_of_an_example_are_drawn_anew_in_every_epoch(train):
+def test_an_example_has_new_masks_in_every_epoch(train):
     epochs, length = 3, len(train)
     batches = take(pipeline.train_batches(train, seed=0), -(-epochs * length // BATCH))
     inputs = np.concatenate([rows.inputs for rows in batches])
@@ -122,23 +122,23 @@ def test_the_masks_of_an_example_are_drawn_anew_in_every_epoch(train):
     for text, row in zip(map(bytes, seen[: epochs * length]), inputs, strict=False):
         masks.setdefault(text, set()).add(bytes(row))
     assert len(masks) == length
-    again = sum(len(found) < epochs for found in masks.values())
+    again = sum(len(rows) < epochs for rows in masks.values())
     # Two spans among 30 tokens fall on more than 400 places: a repeat in three is rare.
     assert again < 0.05 * length
 
 
-# Drop forgets where the hidden tokens were, and what LM, deshuffling and UL2 do is theirs to test.
+# drop loses the positions; tests/test_objectives.py covers the other objectives.
 @pytest.mark.parametrize("name", ["span_corruption", "token_masking", "mass", "prefix_lm"])
-def test_filling_the_blanks_of_a_batch_restores_the_stored_text(made, name):
-    for examples in made[name]:
+def test_filling_the_blanks_of_a_batch_restores_the_stored_text(examples_of, name):
+    for examples in examples_of[name]:
         batches = list(pipeline.heldout_batches(examples, seed=7))
         expected = stored_texts(examples)
         assert texts(examples, batches)[: len(expected)] == expected
 
 
 @pytest.mark.parametrize("name", [*sorted(objectives.OBJECTIVES), "pairs"])
-def test_a_row_is_its_tokens_in_segment_one_then_padding_in_segment_zero(made, name):
-    examples = made[name][0]
+def test_a_row_is_its_tokens_in_segment_one_then_padding_in_segment_zero(examples_of, name):
+    examples = examples_of[name][0]
     (split,) = examples.splits
     rows = examples.batch(np.arange(20), np.arange(100, 120), seed=3)
     for index in range(20):
@@ -148,12 +148,12 @@ def test_a_row_is_its_tokens_in_segment_one_then_padding_in_segment_zero(made, n
             if name == "pairs"
             else objectives.corrupt(split.objective, split.text(index), rng, split.vocabulary)
         )
-        for ids, found, segments, length in (
+        for ids, stored, segments, length in (
             (inputs, rows.inputs, rows.inputs_segment_ids, examples.columns[0]),
             (targets, rows.targets, rows.targets_segment_ids, examples.columns[1]),
         ):
             padding = [0] * (length - len(ids))
-            np.testing.assert_array_equal(found[index], [*ids, *padding])
+            np.testing.assert_array_equal(stored[index], [*ids, *padding])
             np.testing.assert_array_equal(segments[index], [1] * len(ids) + padding)
 
 
@@ -167,22 +167,22 @@ def test_a_row_is_its_tokens_in_segment_one_then_padding_in_segment_zero(made, n
         ("pairs", (32, 16)),
     ],
 )
-def test_a_batch_is_as_wide_as_its_longest_row_can_be(made, name, columns):
-    rows = take(pipeline.train_batches(made[name][0], seed=0), 1)[0]
+def test_a_batch_is_as_wide_as_its_longest_row_can_be(examples_of, name, columns):
+    rows = take(pipeline.train_batches(examples_of[name][0], seed=0), 1)[0]
     assert (rows.inputs.shape, rows.targets.shape) == tuple((BATCH, length) for length in columns)
-    assert made[name][0].columns == columns
+    assert examples_of[name][0].columns == columns
 
 
 @pytest.mark.parametrize("name", ["token_masking", "mass", "language_model", "deshuffling"])
-def test_no_column_of_running_text_is_wasted(made, name):
-    rows = take(pipeline.train_batches(made[name][0], seed=0), 1)[0]
+def test_no_column_of_running_text_is_wasted(examples_of, name):
+    rows = take(pipeline.train_batches(examples_of[name][0], seed=0), 1)[0]
     assert rows.inputs_segment_ids.all() and rows.targets_segment_ids.all()
 
 
 @pytest.mark.parametrize("limit", [0, 1, 8, 13, 10**6])
 @pytest.mark.parametrize("name", ["span_corruption", "pairs"])
-def test_each_held_out_example_counts_once_and_padding_never(made, name, limit):
-    heldout = made[name][1]
+def test_each_held_out_example_counts_once_and_padding_never(examples_of, name, limit):
+    heldout = examples_of[name][1]
     batches = list(pipeline.heldout_batches(heldout, seed=0, limit=limit))
     count = min(limit or len(heldout), len(heldout))
     assert len(batches) == pipeline.num_heldout_batches(heldout, limit) == -(-count // BATCH)
@@ -195,8 +195,8 @@ def test_each_held_out_example_counts_once_and_padding_never(made, name, limit):
         assert set(weights[:count].sum(axis=1)) <= {8, 9}  # a span cut in two is one more
 
 
-def test_held_out_batches_are_the_same_at_every_call(made):
-    heldout = made["span_corruption"][1]
+def test_held_out_batches_are_the_same_at_every_call(examples_of):
+    heldout = examples_of["span_corruption"][1]
     first, again = (list(pipeline.heldout_batches(heldout, seed=2)) for _ in range(2))
     assert_same(first, again)
     # and a limit takes the first of them
@@ -205,23 +205,23 @@ def test_held_out_batches_are_the_same_at_every_call(made):
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 11, 40])
-def test_inputs_to_decode_come_once_each_in_rows_as_wide_as_the_bucket_of_the_longest(count):
+def test_each_input_to_decode_comes_once_in_a_batch_as_wide_as_its_bucket(count):
     rng = np.random.default_rng(count)
-    asked = [rng.integers(3, 400, rng.integers(1, 49)) for _ in range(count)]
-    batches = list(pipeline.input_batches(asked, BATCH, 48))
+    inputs = [rng.integers(3, 400, rng.integers(1, 49)) for _ in range(count)]
+    batches = list(pipeline.input_batches(inputs, BATCH, 48))
     assert len(batches) == -(-count // BATCH)
     for numbers, rows in batches:
-        longest = max(len(asked[number]) for number in numbers)
+        longest = max(len(inputs[number]) for number in numbers)
         assert rows.inputs.shape == rows.inputs_segment_ids.shape == (BATCH, rows.inputs.shape[1])
         assert rows.inputs.shape[1] == min(w for w in (16, 32, 48) if w >= longest)
         for number, row, segment in zip(numbers, *rows[:2], strict=False):
-            np.testing.assert_array_equal(row[segment == 1], asked[number])
+            np.testing.assert_array_equal(row[segment == 1], inputs[number])
             assert not row[segment == 0].any()
         assert not rows.inputs_segment_ids[len(numbers) :].any()
         assert not batch.loss_weights(rows).any()
     met = [number for numbers, _ in batches for number in numbers]
     assert sorted(met) == list(range(count))
-    lengths = [len(asked[number]) for number in met]
+    lengths = [len(inputs[number]) for number in met]
     assert lengths == sorted(lengths)[::-1], "rows of a batch are of like lengths"
 
 
@@ -257,6 +257,6 @@ def test_inputs_to_decode_come_once_each_in_rows_as_wide_as_the_bucket_of_the_lo
         ({"task": "wikipedai"}, "data.task='wikipedai' is unknown; choose one of .*'wikipedia'"),
     ],
 )
-def test_impossible_data_is_a_sentence(change, sentence):
+def test_invalid_data_sections_are_an_error(change, sentence):
     with pytest.raises(ValueError, match=sentence):
         pipeline.DataConfig(**change)

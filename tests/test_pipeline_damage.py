@@ -1,7 +1,4 @@
-"""Laws of damaged shards: no row is ever wrong; what is left out is counted; too much is too much.
-
-TRIALS of each kind of damage to text and to pairs; the more, the longer it takes.
-"""
+"""Damaged shards: no row is ever wrong, omitted records are counted, and too many are an error."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ TASKS = {"text": "pydocs", "pairs": "docstring_summary"}
 
 @pytest.fixture(scope="module", params=TASKS)
 def stored(request, tmp_path_factory) -> pathlib.Path:
-    """Shards of text or of pairs, in files of equal sizes, as ArrayRecord's blocks make them."""
+    """Shards of text or of pairs, in files of equal sizes."""
     directory, rng = tmp_path_factory.mktemp(request.param), np.random.default_rng(0)
     write, files = getattr(shards, f"write_{request.param}"), {}
     for number in range(FILES):
@@ -31,7 +28,7 @@ def stored(request, tmp_path_factory) -> pathlib.Path:
         if request.param == "text":
             files[path.name] = write(path, ids, np.array([9]), SIZE)
         else:
-            files[path.name] = write(path, [(one[:16], one[:8]) for one in ids[:100]], SIZE)
+            files[path.name] = write(path, [(row[:16], row[:8]) for row in ids[:100]], SIZE)
     shards.write_manifest(directory, {"kind": request.param}, files, {})
     assert len({path.stat().st_size for path in directory.glob("shard-*")}) == 1
     return directory
@@ -43,12 +40,12 @@ def examples_of(directory: pathlib.Path, most: int, **options) -> pipeline.Examp
     options |= {"task": task, "input_length": 64, "target_length": 16, "batch_size": 20}
     data = pipeline.DataConfig(max_bad_records=most, **options)
     objective = objectives.ObjectiveConfig()
-    part = pipeline.TaskSplit(task, str(directory), manifest, data, objective, VOCABULARY)
-    return pipeline.Examples((part,))
+    split = pipeline.TaskSplit(task, str(directory), manifest, data, objective, VOCABULARY)
+    return pipeline.Examples((split,))
 
 
 def epoch(examples: pipeline.Examples) -> list[np.ndarray]:
-    """Each batch of an epoch and a bit, its four arrays side by side."""
+    """The batches of a little more than an epoch, their four arrays side by side."""
     batches = pipeline.train_batches(examples, seed=1)
     count = len(examples) // 20 + 2
     return [np.concatenate(rows[:4], axis=1) for rows in itertools.islice(batches, count)]
@@ -56,7 +53,7 @@ def epoch(examples: pipeline.Examples) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def expected(stored) -> list[np.ndarray]:
-    """The batches of the shards as they were written."""
+    """The batches of undamaged shards."""
     return epoch(examples_of(stored, 0))
 
 
@@ -80,9 +77,9 @@ def truncate(files, rng):
 
 
 def swap(files, rng):
-    one, other = (files[0].read_bytes(), files[1].read_bytes())
-    files[0].write_bytes(other)
-    files[1].write_bytes(one)
+    first, second = (files[0].read_bytes(), files[1].read_bytes())
+    files[0].write_bytes(second)
+    files[1].write_bytes(first)
 
 
 KINDS = {
@@ -99,7 +96,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("trial", range(TRIALS))
-def test_a_row_is_right_or_empty_or_reading_stops_with_the_file_and_the_cure(
+def test_a_row_is_correct_or_empty_or_an_error_names_the_file_and_the_fix(
     kind, trial, stored, expected, tmp_path, capsys
 ):
     copy = pathlib.Path(shutil.copytree(stored, tmp_path / "copy"))
@@ -108,7 +105,7 @@ def test_a_row_is_right_or_empty_or_reading_stops_with_the_file_and_the_cure(
     KINDS[kind](files, np.random.default_rng(trial))
     examples = examples_of(copy, 10**9)
     try:
-        found = epoch(examples)
+        batches = epoch(examples)
     except ValueError as error:  # at the opening of the files
         assert kind not in ("flipped", "garbled") or "is not the file that was" in str(error)
         assert any(str(path) in str(error) for path in files)
@@ -116,60 +113,60 @@ def test_a_row_is_right_or_empty_or_reading_stops_with_the_file_and_the_cure(
         return
     assert kind in ("whole", "flipped", "garbled")
     empty = 0
-    for rows, right in zip(found, expected, strict=True):
+    for rows, right in zip(batches, expected, strict=True):
         whole = (rows == right).all(axis=1)
         assert (rows[~whole] == 0).all(), "a row is wrong"
         empty += (~whole).sum()
     count = len(examples.damaged)
     assert bool(empty) == bool(count) and not (count and kind == "whole")
     assert capsys.readouterr().err.count("left out (") == count
-    if count:  # one fewer than there are is too few
+    if count:  # a limit below the count is an error
         with pytest.raises(ValueError, match=f"record .* a data.max_bad_records above {count - 1}"):
             epoch(examples_of(copy, count - 1))
 
 
-def spoil(directory: pathlib.Path, tmp_path, *records: int) -> pathlib.Path:
-    """A copy in which these records of the first file cannot be read."""
-    copy = pathlib.Path(shutil.copytree(directory, tmp_path / "spoilt"))
+def damage(directory: pathlib.Path, tmp_path, *records: int) -> pathlib.Path:
+    """A copy whose first file has these records damaged."""
+    copy = pathlib.Path(shutil.copytree(directory, tmp_path / "damaged"))
     path = copy / "shard-0.array_record"
     data, numbers = bytearray(path.read_bytes()), []
     manifest = shards.read_manifest(copy)
     kind = shards.Pairs if manifest["kind"] == "pairs" else shards.Stream
     for record in records:
         raw = kind(str(directory), manifest).record(record)
-        place = bytes(data).index(raw)
-        data[place + len(raw) // 2] ^= 1
-        numbers.append(place)
+        offset = bytes(data).index(raw)
+        data[offset + len(raw) // 2] ^= 1
+        numbers.append(offset)
     path.write_bytes(data)
     assert len(set(numbers)) == len(records)
     return copy
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damage_stops_at_once_with_the_record_and_both_cures(stored, workers, tmp_path):
-    copy = spoil(stored, tmp_path, 1)
+def test_damage_is_an_error_with_the_record_and_both_fixes(stored, workers, tmp_path):
+    copy = damage(stored, tmp_path, 1)
     path = copy / "shard-0.array_record"
     with pytest.raises(ValueError) as caught:
         epoch(examples_of(copy, 0, num_workers=workers))
-    said = str(caught.value)
-    assert said.startswith(f"record 1 of {path} cannot be read (")
-    cures = f"; remove {copy}, and it is built again, or set a data.max_bad_records above 0."
-    assert said.endswith(cures)
-    assert said.count(". ") == 0
+    message = str(caught.value)
+    assert message.startswith(f"record 1 of {path} cannot be read (")
+    fixes = f"; remove {copy}, and it is built again, or set a data.max_bad_records above 0."
+    assert message.endswith(fixes)
+    assert message.count(". ") == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_as_many_as_allowed_are_left_out_counted_once_and_one_more_stops(
+def test_allowed_damage_is_omitted_and_counted_once_and_more_is_an_error(
     stored, expected, workers, tmp_path, capsys
 ):
-    copy = spoil(stored, tmp_path, 0, 2)
+    copy = damage(stored, tmp_path, 0, 2)
     examples = examples_of(copy, 2, num_workers=workers)
-    for _ in range(1 if workers else 2):  # what was met once is not counted again
-        found = epoch(examples)
+    for _ in range(1 if workers else 2):  # a record is counted once
+        batches = epoch(examples)
         assert {name.split(" of ")[0] for name in examples.damaged} == {"0", "2"}
     assert capsys.readouterr().err.count("left out (") == 2
     empty = 0
-    for rows, right in zip(found, expected, strict=True):
+    for rows, right in zip(batches, expected, strict=True):
         same = (rows == right).all(axis=1)
         assert (rows[~same] == 0).all()
         empty += (~same).sum()
@@ -178,12 +175,12 @@ def test_as_many_as_allowed_are_left_out_counted_once_and_one_more_stops(
         epoch(examples_of(copy, 1, num_workers=workers))
 
 
-def test_held_out_damage_is_left_out_and_counted_as_well(stored, tmp_path):
-    copy = spoil(stored, tmp_path, 1)
+def test_held_out_damage_is_omitted_and_counted(stored, tmp_path):
+    copy = damage(stored, tmp_path, 1)
     examples = examples_of(copy, 1)
     rows = [np.concatenate(b[:4], axis=1) for b in pipeline.heldout_batches(examples, 0)]
-    sound = pipeline.heldout_batches(examples_of(stored, 0), 0)
-    right = [np.concatenate(b[:4], axis=1) for b in sound]
+    undamaged = pipeline.heldout_batches(examples_of(stored, 0), 0)
+    right = [np.concatenate(b[:4], axis=1) for b in undamaged]
     differ = [(a != b).any(axis=1) for a, b in zip(rows, right, strict=True)]
     assert sum(d.sum() for d in differ) > 0
     assert all((a[d] == 0).all() for a, d in zip(rows, differ, strict=True))
@@ -194,19 +191,19 @@ def test_held_out_damage_is_left_out_and_counted_as_well(stored, tmp_path):
 
 @pytest.mark.parametrize("stored", ["pairs"], indirect=True)
 def test_a_row_of_several_pairs_with_a_damaged_one_is_empty_as_a_whole(stored, tmp_path):
-    copy = spoil(stored, tmp_path, 1)
+    copy = damage(stored, tmp_path, 1)
     whole, broken = (examples_of(path, 1, packing="first_fit") for path in (stored, copy))
     differing = [
-        (ours, theirs)
+        (row, reference)
         for batch, right in zip(epoch(broken), epoch(whole), strict=True)
-        for ours, theirs in zip(batch, right, strict=True)
-        if (ours != theirs).any()
+        for row, reference in zip(batch, right, strict=True)
+        if (row != reference).any()
     ]
     assert 1 <= len(differing) <= 2  # one row, which a second epoch may hold again
-    assert all((ours == 0).all() for ours, _ in differing)
+    assert all((row == 0).all() for row, _ in differing)
 
 
-def test_shards_without_a_hash_of_each_head_are_of_an_earlier_version(stored, tmp_path):
+def test_shards_without_hashes_of_heads_are_an_earlier_versions(stored, tmp_path):
     copy = pathlib.Path(shutil.copytree(stored, tmp_path / "copy"))
     manifest = json.loads((copy / shards.MANIFEST).read_text())
     for facts in manifest["files"].values():
@@ -216,6 +213,6 @@ def test_shards_without_a_hash_of_each_head_are_of_an_earlier_version(stored, tm
         shards.read_manifest(copy)
 
 
-def test_a_limit_below_zero_is_a_sentence():
+def test_a_negative_limit_is_an_error():
     with pytest.raises(ValueError, match="data.max_bad_records=-1 is too small; use 0 or more"):
         pipeline.DataConfig(max_bad_records=-1)

@@ -1,4 +1,4 @@
-"""Laws of mixtures: rates as they are written, each task once an epoch, any number of hosts."""
+"""Mixtures: exact rates, each task once per epoch of its own, any number of hosts."""
 
 from __future__ import annotations
 
@@ -62,8 +62,10 @@ def test_rates_are_those_of_the_paper(temperature):
     limit = 2**10
     raised = np.minimum(SIZES, limit) ** (1 / temperature)
     expected = raised / raised.sum()
-    found = np.array(pipeline.mixing_rates(SIZES, [None] * 4, limit=limit, temperature=temperature))
-    np.testing.assert_allclose(found / found.sum(), expected, rtol=0.01)
+    actual = np.array(
+        pipeline.mixing_rates(SIZES, [None] * 4, limit=limit, temperature=temperature)
+    )
+    np.testing.assert_allclose(actual / actual.sum(), expected, rtol=0.01)
 
 
 def test_a_higher_temperature_never_widens_the_rates():
@@ -78,16 +80,16 @@ def test_a_higher_temperature_never_widens_the_rates():
     ("sizes", "fixed", "temperature"),
     [((1, 1), (1e-308, 1e308), 1.0), ((10, 1000), (None, None), 0.01), ((1, 10**7), (None,), 1.0)],
 )
-def test_rates_too_far_apart_to_be_drawn_are_a_sentence(sizes, fixed, temperature):
+def test_rates_too_far_apart_are_an_error(sizes, fixed, temperature):
     with pytest.raises(ValueError, match="more than 1,000,000 times as often .* use closer rates"):
         pipeline.mixing_rates(sizes, fixed, temperature=temperature)
 
 
-def test_fixed_rates_do_not_see_the_sizes():
+def test_fixed_rates_do_not_depend_on_sizes():
     assert pipeline.mixing_rates([5, 10**6], [3.0, 1.5]) == [200, 100]
 
 
-# Words. ----------------------------------------------------------------------------------------
+# The config. ----------------------------------------------------------------------------------------
 
 
 def test_the_pairs_of_a_mixture_are_its_tasks_in_order():
@@ -121,7 +123,7 @@ def test_the_pairs_of_a_mixture_are_its_tasks_in_order():
         ),
     ],
 )
-def test_pairs_that_are_no_mixture_are_a_sentence(pairs, sentence):
+def test_invalid_mixtures_are_an_error(pairs, sentence):
     with pytest.raises(ValueError, match=sentence):
         tasks.check_mixture(pairs)
 
@@ -142,7 +144,7 @@ def tasks_of(examples: pipeline.Examples, numbers) -> list[str]:
         ({"data.mixture": BOTH}, None),
     ],
 )
-def test_any_stretch_holds_each_task_at_its_rate(
+def test_any_run_of_rows_has_each_task_at_its_rate(
     changes, rates, tiny_config, tiny_tokens, tmp_path
 ):
     train, _ = examples_of(tiny_config(**changes), tiny_tokens, tmp_path)
@@ -152,8 +154,8 @@ def test_any_stretch_holds_each_task_at_its_rate(
     order, whole = pipeline.row_order(train, seed=1), sum(rates)
     for start in (0, 17, 10**6):
         names = tasks_of(train, [order[i] for i in range(start, start + whole)])
-        found = collections.Counter(names)
-        assert [found[split.name] for split in train.splits] == rates
+        actual = collections.Counter(names)
+        assert [actual[split.name] for split in train.splits] == rates
 
 
 def test_each_task_comes_once_an_epoch_of_its_own(mixed):
@@ -182,16 +184,16 @@ def test_tasks_of_one_size_are_not_shuffled_alike(mixed):
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_a_mixture_resumes_anywhere_and_hosts_share_it_out(mixed, hosts):
+def test_a_mixture_resumes_anywhere_and_hosts_partition_it(mixed, hosts):
     train, _ = mixed
     whole = take(train, 6)
     shares = [take(train, 3, start=3, host=host, hosts=hosts) for host in range(hosts)]
     for step, expected in enumerate(whole[3:]):
         for column, array in enumerate(expected[:4]):
-            dealt = np.empty_like(array)
+            merged = np.empty_like(array)
             for host in range(hosts):
-                dealt[host::hosts] = shares[host][step][column]
-            np.testing.assert_array_equal(dealt, array)
+                merged[host::hosts] = shares[host][step][column]
+            np.testing.assert_array_equal(merged, array)
 
 
 def test_columns_are_those_of_the_longest_task(mixed):
@@ -226,14 +228,15 @@ def test_every_held_out_example_of_every_task_comes_once(mixed):
         assert len(batches) == pipeline.num_heldout_batches(heldout, limit)
         rows = np.concatenate([rows.targets_segment_ids.any(axis=1) for rows in batches])
         assert rows.sum() == sum(sizes)
-        # and a task alone has the batches that it has among others
+        # A task alone has the same batches.
         alone = [pipeline.Examples((split,)) for split in heldout.splits]
-        again = [rows for one in alone for rows in pipeline.heldout_batches(one, 0, limit)]
-        for ours, theirs in zip(batches, again, strict=True):
-            np.testing.assert_array_equal(ours.inputs, theirs.inputs)
+        batches_of = lambda task: pipeline.heldout_batches(task, 0, limit)
+        again = itertools.chain.from_iterable(map(batches_of, alone))
+        for actual, expected in zip(batches, again, strict=True):
+            np.testing.assert_array_equal(actual.inputs, expected.inputs)
 
 
-def test_the_frequencies_weigh_each_task_by_its_rate(mixed):
+def test_frequencies_weight_each_task_by_its_rate(mixed):
     train, _ = mixed
     text, pairs = (np.load(f"{split.directory}/{shards.COUNTS}") for split in train.splits)
     expected = 0.75 * text / text.sum() + 0.25 * pairs / pairs.sum()
@@ -244,22 +247,22 @@ def test_the_frequencies_weigh_each_task_by_its_rate(mixed):
 
 def test_show_names_the_task_of_each_row(tiny_config, tiny_tokens, tmp_path):
     run = runs.make_run(tiny_config(**{"data.mixture": BOTH}), tmp_path)
-    said = show.rows(run, "train", 8)
+    output = show.rows(run, "train", 8)
     train, _ = runs.make_examples(run, tiny_tokens)
     names = tasks_of(train, [pipeline.row_order(train, 0)[i] for i in range(8)])
-    found = [line.split()[1] for line in said.splitlines() if "encoder sees" in line]
-    assert found == [f"{name}:" for name in names] and len(set(names)) == 2
-    said = show.rows(run, "heldout", 2)
-    found = [line.split()[1] for line in said.splitlines() if "encoder sees" in line]
-    assert found == ["wikipedia:"] * 2 + ["docstring_summary:"] * 2
+    actual = [line.split()[1] for line in output.splitlines() if "encoder sees" in line]
+    assert actual == [f"{name}:" for name in names] and len(set(names)) == 2
+    output = show.rows(run, "heldout", 2)
+    actual = [line.split()[1] for line in output.splitlines() if "encoder sees" in line]
+    assert actual == ["wikipedia:"] * 2 + ["docstring_summary:"] * 2
 
 
 def test_texts_for_a_tokenizer_are_of_every_task(tiny_config, tmp_path):
     run = runs.make_run(tiny_config(**{"data.mixture": BOTH}), tmp_path)
     texts = runs.Texts(run, runs.splits(run)[0], 10)
-    found = list(texts)
-    assert len(texts) == 10 and len(found) == 5 + 2 * 5  # of pairs, both halves
-    assert sum(text.startswith("summarize: ") for text in found) == 5
+    actual = list(texts)
+    assert len(texts) == 10 and len(actual) == 5 + 2 * 5  # of pairs, both halves
+    assert sum(text.startswith("summarize: ") for text in actual) == 5
 
 
 # Finished corpora. -----------------------------------------------------------------------------
@@ -285,11 +288,11 @@ def test_a_corpus_is_trained_on_by_its_directory_with_its_own_tokenizer(
     tokens = runs.make_tokenizer(run)
     assert tokens.directory == finished / "tokenizer"
     plain = examples_of(tiny_config(), tiny_tokens, tmp_path / "plain")
-    for ours, theirs in zip(runs.make_examples(run, tokens), plain, strict=True):
-        assert ours.splits[0].manifest["files"] == theirs.splits[0].manifest["files"]
-        for rows, expected in zip(take(ours, 3), take(theirs, 3), strict=True):
-            for array, wanted in zip(rows, expected, strict=True):
-                np.testing.assert_array_equal(array, wanted)
+    for examples, reference in zip(runs.make_examples(run, tokens), plain, strict=True):
+        assert examples.splits[0].manifest["files"] == reference.splits[0].manifest["files"]
+        for rows, expected in zip(take(examples, 3), take(reference, 3), strict=True):
+            for array, expected_array in zip(rows, expected, strict=True):
+                np.testing.assert_array_equal(array, expected_array)
     assert not (tmp_path / "shards").exists()
     texts = list(runs.Texts(run, runs.splits(run)[1], 4))
     assert len(texts) == 4 and all(texts)
@@ -310,11 +313,11 @@ def test_a_corpus_of_another_tokenizer_or_a_slice_of_one_is_refused(
 ):
     from lm import tokenizer
 
-    other = tokenizer.write_byte_tokenizer(tmp_path / "bytes", 10)
-    changes = {"data.task": str(finished), "tokenizer.dir": str(other.directory)}
+    tokens = tokenizer.write_byte_tokenizer(tmp_path / "bytes", 10)
+    changes = {"data.task": str(finished), "tokenizer.dir": str(tokens.directory)}
     run = runs.make_run(tiny_config(**changes), tmp_path)
     with pytest.raises(ValueError, match="was encoded with another tokenizer than .*bytes; leave"):
-        runs.make_examples(run, other)
+        runs.make_examples(run, tokens)
     absent = {"data.mixture": ((str(finished), None), (f"{tmp_path}/absent", None))}
     with pytest.raises(ValueError, match="absent holds no finished corpus .* build one with"):
         runs.splits(runs.make_run(tiny_config(**absent), tmp_path))
@@ -322,8 +325,8 @@ def test_a_corpus_of_another_tokenizer_or_a_slice_of_one_is_refused(
         mistyped = {"data.task": f"{tmp_path}/absent", "tokenizer.dir": ""}
         runs.make_run(tiny_config(**mistyped), tmp_path)
     with pytest.raises(ValueError, match="are both 'train'; leave them at train and validation"):
-        both = {"data.task": str(finished), "data.heldout_split": "train"}
-        runs.splits(runs.make_run(tiny_config(**both), tmp_path))
+        same_split = {"data.task": str(finished), "data.heldout_split": "train"}
+        runs.splits(runs.make_run(tiny_config(**same_split), tmp_path))
     sliced = tiny_config(**{"data.task": str(finished), "data.train_split": "train[:50%]"})
     with pytest.raises(ValueError, match="without slices"):
         runs.make_examples(
@@ -331,7 +334,7 @@ def test_a_corpus_of_another_tokenizer_or_a_slice_of_one_is_refused(
         )
 
 
-def test_too_short_a_corpus_for_one_row_is_a_sentence(finished, tiny_config, tiny_tokens, tmp_path):
+def test_a_corpus_too_short_for_one_row_is_an_error(finished, tiny_config, tiny_tokens, tmp_path):
     long = tiny_config(**{"data.task": str(finished), "data.input_length": 10**5})
     objective = runs.make_run(tiny_config(), tmp_path).objective
     data = pipeline.DataConfig(**long["data"])
@@ -340,7 +343,7 @@ def test_too_short_a_corpus_for_one_row_is_a_sentence(finished, tiny_config, tin
         pipeline.make_examples(data, objective, tiny_tokens, {str(finished): "train"}, directories)
 
 
-def test_task_texts_are_those_of_the_task_asked_for(tiny_config, tmp_path):
+def test_task_texts_are_those_of_the_named_task(tiny_config, tmp_path):
     run = runs.make_run(tiny_config(**{"data.mixture": BOTH}), tmp_path)
     pairs = evaluate.task_texts(run, "docstring_summary")
     assert len(pairs) == 4 and all(set(pair) == {"inputs", "targets"} for pair in pairs)
@@ -349,7 +352,7 @@ def test_task_texts_are_those_of_the_task_asked_for(tiny_config, tmp_path):
 def test_evaluate_reports_each_task_by_itself_and_all_together(
     tiny_config, tiny_tokens, tmp_path, monkeypatch
 ):
-    """With a model whose loss is its tokens' number, so that none is compiled."""
+    """The loss is faked as the number of tokens, so that no model is compiled."""
     run = runs.make_run(tiny_config(**{"data.mixture": BOTH}), tmp_path)
 
     class HeldOut(evaluate.HeldOut):
@@ -373,18 +376,18 @@ def test_evaluate_reports_each_task_by_itself_and_all_together(
     by_task = figures["tasks"]
     assert list(by_task) == [name for name, _ in BOTH]
     assert figures["intervals"].keys() == by_task["wikipedia"]["intervals"].keys()
-    assert sum(found["tokens"] for found in by_task.values()) == figures["tokens"]
+    assert sum(row["tokens"] for row in by_task.values()) == figures["tokens"]
     assert "rouge1" in by_task["docstring_summary"] and "rouge1" not in by_task["wikipedia"]
-    baselines = {name: found["unigram_nats"] for name, found in by_task.items()}
+    baselines = {name: row["unigram_nats"] for name, row in by_task.items()}
     assert len({*baselines.values(), figures["unigram_nats"]}) == 3
     rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
     assert [row["task"] for row in rows] == ["docstring_summary"] * 4
     assert all(row["prediction"] == row["inputs"].upper() for row in rows)
-    # A task alone has the baseline that it has among others.
+    # A task alone has the same baseline.
     alone = runs.make_run(tiny_config(), tmp_path / "alone")
-    train, held = runs.make_examples(alone, tiny_tokens)
+    train, heldout_examples = runs.make_examples(alone, tiny_tokens)
     text_bytes = tiny_tokens.piece_bytes(run.model.vocab_size)
     expected = evaluate.unigram_baselines(
-        HeldOut(alone, None, held, None), train.frequencies, text_bytes
+        HeldOut(alone, None, heldout_examples, None), train.frequencies, text_bytes
     )
     assert baselines["wikipedia"] == pytest.approx(expected["unigram_nats"])

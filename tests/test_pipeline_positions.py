@@ -1,4 +1,4 @@
-"""Law of the position: through JSON, at 251 steps, of every pipeline, on 1, 2, 4 and 8 hosts."""
+"""A position is a step: resuming is exact at 251 steps of every pipeline on 1 to 8 hosts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ PIPELINES = {  # tasks, packing
 }
 
 
-def part_of(task: str, directory: pathlib.Path, data: pipeline.DataConfig) -> pipeline.TaskSplit:
-    """A part of made-up ids, several times read in POSITIONS batches."""
+def make_split(task: str, directory: pathlib.Path, data: pipeline.DataConfig) -> pipeline.TaskSplit:
+    """A split of random ids, read several times in POSITIONS batches."""
     rng, path = np.random.default_rng(0), directory / task
     path.mkdir()
     ids = [rng.integers(3, SIZE - 10, rng.integers(4, 14)) for _ in range(450)]
     if task == "pydocs":
         file = shards.write_text(path / "file", ids, GAP, SIZE)
     else:
-        file = shards.write_pairs(path / "file", [(one, one[:4]) for one in ids], SIZE)
+        file = shards.write_pairs(path / "file", [(tokens, tokens[:4]) for tokens in ids], SIZE)
     manifest = shards.write_manifest(path, {}, {"file": file}, {})
     return pipeline.TaskSplit(
         task, str(path), manifest, data, objectives.ObjectiveConfig(), VOCABULARY
@@ -47,7 +47,7 @@ def test_a_position_is_exact_at_every_step_on_any_number_of_hosts(kind, tmp_path
     data = pipeline.DataConfig(
         mixture=tuple((task, None) for task in tasks), packing=packing, **shape
     )
-    examples = pipeline.Examples(tuple(part_of(task, tmp_path, data) for task in tasks))
+    examples = pipeline.Examples(tuple(make_split(task, tmp_path, data) for task in tasks))
 
     def following(count: int, **where) -> list[np.ndarray]:
         batches = pipeline.train_batches(examples, 5, **where)
@@ -59,6 +59,6 @@ def test_a_position_is_exact_at_every_step_on_any_number_of_hosts(kind, tmp_path
         hosts = HOSTS[step % 4]
         host = step // 4 % hosts
         position = json.loads(json.dumps({"next_index": step}))
-        found = following(AHEAD, start=position["next_index"], host=host, hosts=hosts)
-        for rows, whole in zip(found, unbroken[step:][:AHEAD], strict=True):
+        resumed = following(AHEAD, start=position["next_index"], host=host, hosts=hosts)
+        for rows, whole in zip(resumed, unbroken[step:][:AHEAD], strict=True):
             np.testing.assert_array_equal(rows, whole[host::hosts])

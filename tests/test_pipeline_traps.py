@@ -1,4 +1,4 @@
-"""Traps of input pipelines: each test shows the usual way going wrong, and ours that does not."""
+"""Traps of input pipelines: each test shows a common design failing, and ours passing."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def train(tiny_config, tiny_tokens, tmp_path_factory) -> pipeline.Examples:
 
 
 def batches(examples, count: int, start: int = 0, **options) -> list[np.ndarray]:
-    made = pipeline.train_batches(examples, 7, start=start, **options)
-    return [rows.inputs for rows in itertools.islice(made, count)]
+    iterator = pipeline.train_batches(examples, 7, start=start, **options)
+    return [rows.inputs for rows in itertools.islice(iterator, count)]
 
 
-def same(ours, theirs) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+def same(actual, expected) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def through_json(state):
@@ -55,12 +55,12 @@ def test_a_position_is_exact_through_json_at_every_step(train):
     for step, state in enumerate(states):
         resumed = naive()
         resumed.set_state(state)
-        found = list(itertools.islice(resumed, 5))
+        actual = list(itertools.islice(resumed, 5))
         expected = unbroken[step : step + 5]
-        wrong += len(found) != len(expected) or not same(
-            [rows["x"] for rows in found], [rows["x"] for rows in expected]
+        wrong += len(actual) != len(expected) or not same(
+            [rows["x"] for rows in actual], [rows["x"] for rows in expected]
         )
-    assert wrong > 0, "grain is mended: ConcatThenSplit may be looked at again"
+    assert wrong > 0, "grain is fixed: consider ConcatThenSplit"
 
     expected = batches(train, STEPS + 2)
     for step in range(STEPS):
@@ -76,10 +76,10 @@ def test_a_position_of_another_pipeline_is_refused(tiny_config, tiny_tokens, tmp
         source = grain.MapDataset.source(range(size)).seed(seed).shuffle().batch(4)
         return iter(source.to_iter_dataset())
 
-    one, other = naive(1, 100), naive(2, 200)
-    first = [next(one) for _ in range(4)]
-    other.set_state(one.get_state())  # not a word
-    assert not same([next(other)], [first[0]])
+    small, large = naive(1, 100), naive(2, 200)
+    first = [next(small) for _ in range(4)]
+    large.set_state(small.get_state())  # without an error
+    assert not same([next(large)], [first[0]])
 
     shutil.copytree(tiny_tokens.directory, tmp_path / "tokenizer")
     (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
@@ -104,75 +104,75 @@ def test_hosts_mask_as_one_host_does(train, hosts):
     expected = batches(train, 6)
     shares = [batches(train, 6, host=host, hosts=hosts) for host in range(hosts)]
     for step, whole in enumerate(expected):
-        dealt = np.empty_like(whole)
+        merged = np.empty_like(whole)
         for host in range(hosts):
-            dealt[host::hosts] = shares[host][step]
-        np.testing.assert_array_equal(dealt, whole)
+            merged[host::hosts] = shares[host][step]
+        np.testing.assert_array_equal(merged, whole)
 
 
 def test_hosts_partition_each_epoch(train):
     """No row on two hosts, none twice in an epoch, none left out."""
     order, size = pipeline.row_order(train, 0), len(train)
     for epoch in range(3):
-        dealt = [
+        shares = [
             {order[i] for i in range(epoch * size, (epoch + 1) * size) if i % 4 == host}
             for host in range(4)
         ]
-        assert sum(len(rows) for rows in dealt) == size
-        assert set.union(*dealt) == set(range(size))
+        assert sum(len(rows) for rows in shares) == size
+        assert set.union(*shares) == set(range(size))
 
 
-def test_processes_deal_whole_batches(train):
-    """Each process of grain's prefetch takes every n-th record, and makes its batches of those."""
+def test_worker_processes_make_whole_batches(train):
+    """Each process of grain's prefetch makes batches of every n-th record only."""
     import grain
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()  # or grain's processes do not start
     naive = grain.MapDataset.source(range(32)).seed(0).shuffle().to_iter_dataset().batch(8)
     several = naive.mp_prefetch(grain.MultiprocessingOptions(num_workers=2))
-    found = [np.array(rows) for rows in itertools.islice(several, 2)]
-    assert not same(found, list(itertools.islice(naive, 2)))
+    actual = [np.array(rows) for rows in itertools.islice(several, 2)]
+    assert not same(actual, list(itertools.islice(naive, 2)))
     data = dataclasses.replace(train.data, num_workers=2)
     (split,) = train.splits
-    dealt = pipeline.Examples((dataclasses.replace(split, data=data),))
-    assert same(batches(dealt, 7), batches(train, 7))
+    examples = pipeline.Examples((dataclasses.replace(split, data=data),))
+    assert same(batches(examples, 7), batches(train, 7))
 
 
-def test_rows_are_named_by_plain_integers(train, monkeypatch):
+def test_row_numbers_are_plain_integers(train, monkeypatch):
     """numpy's own integers keep their width: a window far into a corpus would wrap to its start."""
     far, raw = np.int32(10**7), 568
     with np.errstate(over="ignore"):
         assert far * raw != 10**7 * raw
     assert type(pipeline.row_order(train, 0)[5]) is int
-    given, read = [], pipeline.TaskSplit.text
-    own = dataclasses.replace(
+    indices, read = [], pipeline.TaskSplit.text
+    own_split = dataclasses.replace(
         train.splits[0]
     )  # threads of other tests may still read the shared one
 
     def spy(self, index):
-        given.extend([index] if self is own else [])
+        indices.extend([index] if self is own_split else [])
         return read(self, index)
 
     monkeypatch.setattr(pipeline.TaskSplit, "text", spy)
-    pipeline.Examples((own,)).batch(np.arange(4, dtype=np.int32), np.arange(4), 0)
-    assert given == [0, 1, 2, 3] and {type(index) for index in given} == {int}
+    pipeline.Examples((own_split,)).batch(np.arange(4, dtype=np.int32), np.arange(4), 0)
+    assert indices == [0, 1, 2, 3] and {type(index) for index in indices} == {int}
 
 
 @pytest.mark.parametrize("start", [0, 10, 10**6, 10**12])
-def test_seeking_takes_the_same_reads_wherever_it_goes(train, start, monkeypatch):
-    """Counted, not timed: an iterator that skips would read all that lies before."""
+def test_seeking_costs_the_same_reads_at_any_position(train, start, monkeypatch):
+    """Reads are counted, not timed: an iterator that skips would read everything before."""
     reads, read = [], shards.Stream.read
     monkeypatch.setattr(
-        shards.Stream, "read", lambda self, *where: reads.append(where) or read(self, *where)
+        shards.Stream, "read", lambda self, *span: reads.append(span) or read(self, *span)
     )
-    made = pipeline.train_batches(train, 7, start=start)
-    next(made)
-    made.close() if hasattr(made, "close") else None
+    iterator = pipeline.train_batches(train, 7, start=start)
+    next(iterator)
+    iterator.close() if hasattr(iterator, "close") else None
     ahead = 16 + 1 + 2  # batches of the prefetch buffer and its threads
     assert 0 < len(reads) <= ahead * train.data.batch_size
 
 
-def test_a_seed_does_not_repeat_the_next_ones_epochs(train):
+def test_a_seed_does_not_repeat_the_epochs_of_the_next_seed(train):
     """grain shuffles epoch e by seed + e: seed 0's second epoch would be seed 1's first."""
     import grain
 

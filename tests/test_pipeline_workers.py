@@ -1,4 +1,4 @@
-"""Laws of data.num_workers: the order is that of one process; who dies, is missed at once."""
+"""data.num_workers: the order equals that of one process; a dead worker is an error at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def made(tiny_config, tiny_tokens, tmp_path_factory) -> pipeline.Examples:
+def examples(tiny_config, tiny_tokens, tmp_path_factory) -> pipeline.Examples:
     """Training examples of text and of packed pairs."""
     changes = {
         "data.mixture": (("wikipedia", None), ("docstring_summary", None)),
@@ -44,21 +44,21 @@ def take(iterator, count: int) -> list:
 
 
 @pytest.mark.parametrize(("workers", "host"), [(1, 0), (3, 1)])
-def test_the_order_is_the_same_for_any_number_of_workers(made, workers, host):
-    several = with_workers(made, workers)
+def test_the_order_is_the_same_for_any_number_of_workers(examples, workers, host):
+    several = with_workers(examples, workers)
     where = dict(seed=2, start=3, host=host, hosts=2)
-    ours = pipeline.train_batches(several, **where)
-    expected = take(pipeline.train_batches(made, **where), 8)
-    for rows, wanted in zip(take(ours, 8), expected, strict=True):
-        for array, right in zip(rows[:4], wanted[:4], strict=True):
+    actual = pipeline.train_batches(several, **where)
+    expected = take(pipeline.train_batches(examples, **where), 8)
+    for rows, reference in zip(take(actual, 8), expected, strict=True):
+        for array, right in zip(rows[:4], reference[:4], strict=True):
             np.testing.assert_array_equal(array, right)
             assert array.dtype == right.dtype
-    ours.close()
+    actual.close()
 
 
-def test_a_killed_worker_is_missed_at_once_and_the_others_end(made):
+def test_a_killed_worker_is_an_error_at_once_and_the_others_exit(examples):
     others = multiprocessing.active_children()
-    batches = pipeline.train_batches(with_workers(made, 2), seed=0)
+    batches = pipeline.train_batches(with_workers(examples, 2), seed=0)
     next(batches)
     workers = [child for child in multiprocessing.active_children() if child not in others]
     assert len(workers) == 2
@@ -74,9 +74,9 @@ def test_a_killed_worker_is_missed_at_once_and_the_others_end(made):
         assert worker.exitcode is not None
 
 
-def test_a_signal_to_all_processes_leaves_the_workers_to_their_parent(made):
+def test_workers_ignore_a_signal_to_all_processes(examples):
     others = multiprocessing.active_children()
-    batches = pipeline.train_batches(with_workers(made, 2), seed=0)
+    batches = pipeline.train_batches(with_workers(examples, 2), seed=0)
     take(batches, 3)
     workers = [child for child in multiprocessing.active_children() if child not in others]
     for worker in workers:
@@ -88,11 +88,11 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_their_parent(made):
         assert worker.exitcode == 0
 
 
-def test_what_a_worker_raises_is_raised_here(made, tmp_path):
-    (text, _) = made.splits
+def test_an_error_in_a_worker_is_raised_in_the_parent(examples, tmp_path):
+    (text, _) = examples.splits
     gone = dataclasses.replace(text, directory=str(tmp_path / "gone"))
-    examples = with_workers(dataclasses.replace(made, splits=(gone,)), 1)
-    # The sizes are known from the manifest; the files are missed when the worker opens them.
+    examples = with_workers(dataclasses.replace(examples, splits=(gone,)), 1)
+    # Sizes come from the manifest; the worker opens the files.
     with pytest.raises(ValueError, match="gone.* has 0 bytes instead of .*; remove .*built again"):
         take(pipeline.train_batches(examples, seed=0), 1)
 
@@ -125,7 +125,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_process_that_holds_batches_ends_when_it_is_done(tmp_path):
+def test_a_process_with_unread_batches_exits(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command, environment = [sys.executable, script, tmp_path, "4"], {"PYTHONPATH": str(ROOT)}
@@ -135,19 +135,19 @@ def test_a_process_that_holds_batches_ends_when_it_is_done(tmp_path):
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 4
 
 
-def test_workers_import_no_jax_and_end_with_their_parent_even_if_it_is_killed(tmp_path):
+def test_workers_import_no_jax_and_exit_with_a_killed_parent(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path), "999"], env=environment, stdout=subprocess.PIPE
     )
-    said = [process.stdout.readline().split() for _ in range(4)]
+    lines = [process.stdout.readline().split() for _ in range(4)]
     process.kill()
     process.wait()
     process.stdout.close()
-    assert [flag for flag, _ in said] == [b"False"] * 4
-    pids = {int(pid) for _, pid in said}
+    assert [flag for flag, _ in lines] == [b"False"] * 4
+    pids = {int(pid) for _, pid in lines}
     assert len(pids) == 2
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in pids):
@@ -156,27 +156,25 @@ def test_workers_import_no_jax_and_end_with_their_parent_even_if_it_is_killed(tm
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    """Whether a process runs and is no zombie."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def test_a_run_goes_on_with_another_number_of_workers_and_with_no_other_change(
-    tiny_config, tiny_tokens, tmp_path
-):
+def test_a_run_resumes_with_another_number_of_workers_only(tiny_config, tiny_tokens, tmp_path):
     shutil.copytree(tiny_tokens.directory, tmp_path / "tokenizer")
     (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
     runs.check_workdir(runs.make_run(tiny_config(**{"data.num_workers": 3}), tmp_path))
     for key, value in (("batch_size", 16), ("max_examples_per_task", 5), ("packing", "first_fit")):
-        other = tiny_config(
+        config = tiny_config(
             **{
                 f"data.{key}": value,
                 "data.mixture": (("wikipedia", None), ("docstring_summary", None)),
             }
         )
         with pytest.raises(ValueError, match=f"another config: .*data.{key}"):
-            runs.check_workdir(runs.make_run(other, tmp_path))
+            runs.check_workdir(runs.make_run(config, tmp_path))
     free = tiny_config()["data"].keys() - runs.without_operational(tiny_config())["data"].keys()
     assert free == {"num_workers", "max_bad_records"}

@@ -1,4 +1,4 @@
-"""Laws of the token shards: nothing lost, nothing half, the same bytes from the same inputs."""
+"""Encoding: nothing is lost, shards appear complete, and equal inputs give equal bytes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def texts(name: str, root) -> list[dict]:
 
 @dataclasses.dataclass(frozen=True)
 class Watched(tasks.Task):
-    """The task of Wikipedia, but that `watch` decides of each record whether it is one."""
+    """The Wikipedia task, with only the records that `watch` accepts."""
 
     watch: Callable = lambda record: True
 
@@ -71,14 +71,14 @@ def test_the_stream_is_the_documents_each_followed_by_an_empty_line(
     directory, manifest = train_shards
     gap = tiny_tokens.encode("\n\n")
     documents = [tiny_tokens.encode(text["text"]) for text in texts("wikipedia", tiny_tfds)]
-    stream = np.concatenate([part for ids in documents for part in (ids, gap)])
+    stream = np.concatenate([piece for ids in documents for piece in (ids, gap)])
     np.testing.assert_array_equal(whole(directory, manifest), stream)
     counts = manifest["counts"]
     assert counts["tokens"] == len(stream)
     assert counts["records"] - counts["dropped"] == len(documents) == counts["documents"]
 
 
-def test_a_pair_is_its_texts_cut_and_only_an_uncut_target_ends_with_eos(
+def test_pairs_are_truncated_and_only_a_complete_target_ends_with_eos(
     pairs, tiny_tfds, tiny_tokens
 ):
     directory, manifest = pairs
@@ -145,13 +145,13 @@ def test_the_same_inputs_give_the_same_bytes_in_any_number_of_processes(
 def test_workers_keep_the_order_of_texts_that_take_unequal_time(tiny_tokens, monkeypatch):
     monkeypatch.setattr(encoding, "SERIAL_DOCUMENTS", 5)
     monkeypatch.setattr(processes.os, "sched_getaffinity", lambda _: {0, 1})
-    made = [f"{i} " + "ab cd " * (200_000 if i == 10 else 1) for i in range(400)]
-    encoded = encoding._encode(({"text": text} for text in made), WIKIPEDIA, None, tiny_tokens)
-    assert [list(ids) for ids in encoded] == [list(tiny_tokens.encode(text)) for text in made]
+    documents = [f"{i} " + "ab cd " * (200_000 if i == 10 else 1) for i in range(400)]
+    encoded = encoding._encode(({"text": text} for text in documents), WIKIPEDIA, None, tiny_tokens)
+    assert [list(ids) for ids in encoded] == [list(tiny_tokens.encode(text)) for text in documents]
 
 
 @pytest.mark.parametrize(("most", "files"), [(1, 60), (1000, 6), (10**6, 1)])
-def test_files_hold_whole_documents_and_their_stream_is_the_same(
+def test_files_end_with_whole_documents_and_give_the_same_stream(
     most, files, train_shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(encoding, "SHARD_TOKENS", most)
@@ -167,7 +167,7 @@ def test_files_hold_whole_documents_and_their_stream_is_the_same(
         np.testing.assert_array_equal(stream.read(end - len(gap), end), gap)
 
 
-def test_files_of_pairs_are_cut_at_their_size_and_read_in_order(
+def test_files_of_pairs_have_at_most_their_size_and_are_read_in_order(
     pairs, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(encoding, "SHARD_EXAMPLES", 25)
@@ -175,39 +175,41 @@ def test_files_of_pairs_are_cut_at_their_size_and_read_in_order(
     task = (SUMMARY, "train", str(tiny_tfds), tiny_tokens, PAIR)
     manifest = shards.prepare(*task, out)
     assert [file["examples"] for file in manifest["files"].values()] == [25, 25, 10]
-    ours, theirs = shards.Pairs(str(out), manifest), shards.Pairs(str(pairs[0]), pairs[1])
-    for index in range(len(theirs)):
-        for one, other in zip(ours[index], theirs[index], strict=True):
-            np.testing.assert_array_equal(one, other)
+    actual, expected = shards.Pairs(str(out), manifest), shards.Pairs(str(pairs[0]), pairs[1])
+    for index in range(len(expected)):
+        for ids, expected_ids in zip(actual[index], expected[index], strict=True):
+            np.testing.assert_array_equal(ids, expected_ids)
 
 
-def test_shards_that_are_there_are_found_without_reading_a_record(
+def test_existing_shards_are_used_without_reading_a_record(
     train_shards, tiny_tfds, tiny_tokens, monkeypatch
 ):
     before = contents(train_shards[0])
     monkeypatch.setattr(sources, "records", None)
-    found = shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, train_shards[0])
-    assert found == train_shards[1]
+    manifest = shards.prepare(
+        WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, train_shards[0]
+    )
+    assert manifest == train_shards[1]
     assert contents(train_shards[0]) == before
 
 
-def test_shards_that_another_process_finished_meanwhile_are_taken(
+def test_shards_that_another_process_finished_meanwhile_are_used(
     train_shards, tiny_tfds, tiny_tokens, tmp_path, monkeypatch
 ):
     out, real = tmp_path / "train", staging.staging_dir
 
-    def late(place):
-        if not place.exists():
-            shutil.copytree(train_shards[0], place)
-        return real(place)
+    def late(path):
+        if not path.exists():
+            shutil.copytree(train_shards[0], path)
+        return real(path)
 
     monkeypatch.setattr(staging, "staging_dir", late)
-    found = shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
-    assert found == train_shards[1] and contents(out) == contents(train_shards[0])
+    manifest = shards.prepare(WIKIPEDIA, "train", str(tiny_tfds), tiny_tokens, None, out)
+    assert manifest == train_shards[1] and contents(out) == contents(train_shards[0])
 
 
 @pytest.mark.parametrize("document", [1, 30, 59])
-def test_an_interrupted_preparation_leaves_nothing_that_reads_as_finished(
+def test_an_interrupted_preparation_leaves_nothing(
     document, train_shards, tiny_tfds, tiny_tokens, tmp_path
 ):
     seen = []
@@ -229,13 +231,13 @@ def test_an_interrupted_preparation_leaves_nothing_that_reads_as_finished(
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
-def test_shards_of_something_else_are_refused_by_name(
+def test_shards_of_another_identity_are_an_error(
     train_shards, tiny_tfds, tiny_tokens, tmp_path_factory
 ):
     out, before = train_shards[0], contents(train_shards[0])
     data, elsewhere = str(tiny_tfds), tmp_path_factory.mktemp("elsewhere")
     tiny_data.write_tfds(elsewhere, "wikipedia/20230601.en", {"train": [{"text": "Another one."}]})
-    other = tokenizer.train(
+    other_tokens = tokenizer.train(
         [text["text"] for text in texts("wikipedia", tiny_tfds)],
         tmp_path_factory.mktemp("other"),
         vocab_size=380,
@@ -243,7 +245,7 @@ def test_shards_of_something_else_are_refused_by_name(
     )
     wrong = {
         "form": (WIKIPEDIA, "train", data, tiny_tokens, PAIR),
-        "tokenizer": (WIKIPEDIA, "train", data, other, None),
+        "tokenizer": (WIKIPEDIA, "train", data, other_tokens, None),
         "split": (WIKIPEDIA, "validation", data, tiny_tokens, None),
         "task": (tasks.TASKS["pydocs"], "train", data, tiny_tokens, None),
         "dataset": (WIKIPEDIA, "train", str(elsewhere), tiny_tokens, None),
@@ -254,23 +256,23 @@ def test_shards_of_something_else_are_refused_by_name(
     assert contents(out) == before
 
 
-def test_a_split_without_text_is_a_sentence(tiny_tfds, tiny_tokens, tmp_path):
+def test_a_split_without_text_is_an_error(tiny_tfds, tiny_tokens, tmp_path):
     none = watched(lambda record: False)
     with pytest.raises(ValueError, match=r"\(60 records\) holds no text; use a wider split"):
         shards.prepare(none, "train", str(tiny_tfds), tiny_tokens, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_dropped_records_are_counted_and_leave_no_trace(tiny_tfds, tiny_tokens, tmp_path):
+def test_dropped_records_are_counted_and_not_stored(tiny_tfds, tiny_tokens, tmp_path):
     even, out = watched(lambda record: len(record["text"]) % 2 == 0), tmp_path / "train"
     manifest = shards.prepare(even, "train", str(tiny_tfds), tiny_tokens, None, out)
-    odd = [row["text"] for row in texts("pydocs", tiny_tfds) if len(row["text"]) % 2]
-    assert manifest["counts"]["dropped"] == len(odd) > 0
+    odd_texts = [row["text"] for row in texts("pydocs", tiny_tfds) if len(row["text"]) % 2]
+    assert manifest["counts"]["dropped"] == len(odd_texts) > 0
     text = tiny_tokens.decode(whole(out, manifest))
-    assert not any(document in text for document in odd)
+    assert not any(document in text for document in odd_texts)
 
 
-def test_a_missing_shard_is_named(train_shards):
+def test_a_missing_shard_is_an_error(train_shards):
     directory, manifest = train_shards
     facts = {"sha256": "", "bytes": 5, "head": ""}
     wrong = manifest | {"files": {**manifest["files"], "shard-00009.array_record": facts}}
@@ -278,7 +280,7 @@ def test_a_missing_shard_is_named(train_shards):
         shards.shard_paths(directory, wrong)
 
 
-def test_a_truncated_shard_is_named(train_shards, tmp_path):
+def test_a_truncated_shard_is_an_error(train_shards, tmp_path):
     directory, manifest = train_shards
     copy = pathlib.Path(shutil.copytree(directory, tmp_path / "copy"))
     (name, *_) = manifest["files"]
@@ -287,7 +289,7 @@ def test_a_truncated_shard_is_named(train_shards, tmp_path):
         shards.shard_paths(copy, manifest)
 
 
-def test_shards_do_not_care_where_their_dataset_lies(
+def test_shards_do_not_depend_on_the_path_of_their_dataset(
     train_shards, tiny_tfds, tiny_tokens, tmp_path
 ):
     moved = shutil.copytree(tiny_tfds, tmp_path / "moved")
@@ -295,11 +297,11 @@ def test_shards_do_not_care_where_their_dataset_lies(
     assert shards.prepare(*arguments) == train_shards[1]
 
 
-def test_the_manifest_knows_every_file_by_its_bytes(train_shards):
+def test_the_manifest_has_the_hash_of_every_file(train_shards):
     directory, manifest = train_shards
     assert manifest == json.loads((directory / shards.MANIFEST).read_text())
     for name, facts in manifest["files"].items():
         data = (directory / name).read_bytes()
-        known = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        assert {key: facts[key] for key in known} == known
+        expected = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        assert {key: facts[key] for key in expected} == expected
     assert set(manifest["files"]) == {path.name for path in directory.glob("*.array_record")}

@@ -89,7 +89,7 @@ def test_fixed_rates_do_not_depend_on_sizes():
     assert pipeline.mixing_rates([5, 10**6], [3.0, 1.5]) == [200, 100]
 
 
-# The config. ----------------------------------------------------------------------------------------
+# The config. ----------------------------------------------------------------------------------
 
 
 def test_the_pairs_of_a_mixture_are_its_tasks_in_order():
@@ -230,8 +230,7 @@ def test_every_held_out_example_of_every_task_comes_once(mixed):
         assert rows.sum() == sum(sizes)
         # A task alone has the same batches.
         alone = [pipeline.Examples((split,)) for split in heldout.splits]
-        batches_of = lambda task: pipeline.heldout_batches(task, 0, limit)
-        again = itertools.chain.from_iterable(map(batches_of, alone))
+        again = [rows for task in alone for rows in pipeline.heldout_batches(task, 0, limit)]
         for actual, expected in zip(batches, again, strict=True):
             np.testing.assert_array_equal(actual.inputs, expected.inputs)
 

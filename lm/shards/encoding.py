@@ -90,29 +90,20 @@ class Pair(NamedTuple):
     is_truncated: tuple[bool, bool]
 
 
-def _encode_batch(
-    tokens: tokenizer.Tokenizer, task: tasks.Task, lengths: PairLengths | None, batch: list
-) -> list:
+def _encode_batch(tokens, task: tasks.Task, lengths: PairLengths | None, batch: list) -> list:
     if lengths is None:
         return [tokens.encode(text["text"]) for text in batch]
     return [_encode_pair(tokens, task, lengths, text) for text in batch]
 
 
-def _encode_pair(
-    tokens: tokenizer.Tokenizer, task: tasks.Task, lengths: PairLengths, text: tasks.Text
-) -> Pair:
+def _encode_pair(tokens, task: tasks.Task, lengths: PairLengths, text: tasks.Text) -> Pair:
     """Encode inputs and targets with eos; truncated targets have none, so as not to teach it."""
     inputs, is_truncated = tasks.truncate_input(task, text["inputs"], lengths.inputs, tokens)
     targets = np.append(tokens.encode(text["targets"]), tokens.eos)
     return Pair(inputs, targets[: lengths.targets], (is_truncated, len(targets) > lengths.targets))
 
 
-def _encode(
-    texts: Iterable[tasks.Text],
-    task: tasks.Task,
-    lengths: PairLengths | None,
-    tokens: tokenizer.Tokenizer,
-) -> Iterator:
+def _encode(texts: Iterable[tasks.Text], task, lengths: PairLengths | None, tokens) -> Iterator:
     """The token ids or Pair of each text, in order; by worker processes once there are many."""
     texts, shared = iter(texts), (tokens, task, lengths)
     yield from _encode_batch(*shared, list(itertools.islice(texts, SERIAL_DOCUMENTS)))
@@ -121,9 +112,7 @@ def _encode(
         yield from batch
 
 
-def _count_truncated(
-    pairs: Iterable[Pair], counts: dict
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _count_truncated(pairs: Iterable[Pair], counts: dict) -> Iterator[tuple]:
     for inputs, targets, (inputs_truncated, targets_truncated) in pairs:
         counts["inputs_cut"] += inputs_truncated
         counts["truncated"] += targets_truncated

@@ -1,10 +1,9 @@
 """Token shards: a directory of ArrayRecord files and a manifest, which is written last.
 
-Running text is one stream of tokens, its documents joined by an empty line (not by eos, which ends
-targets and may be masked). A file stores its range of the stream in records of RECORD_TOKENS
-tokens, the last one shorter, so windows of any length can be read at any position and one corpus
-serves every objective. A pair is one record: int32 [1 + n], the length of the inputs, then inputs
-and targets. The lengths of documents or pairs are in a separate file.
+Running text is one stream of tokens, with an empty line after each document (not eos, which ends
+targets). A file stores its range of the stream in records of RECORD_TOKENS tokens, the last one
+shorter, so that windows of any length can be read at any position. A pair is one record: int32
+[1 + n], the length of the inputs, then inputs and targets.
 """
 
 from __future__ import annotations
@@ -46,14 +45,14 @@ class WrittenShard(NamedTuple):
 
 
 class DamagedRecord(ValueError):
-    """A stored record that is damaged. Arguments: which record, the damage, the fix."""
+    """A damaged record. Arguments: "3 of <the file>", the damage, the fix."""
 
     def __str__(self) -> str:
         return "record {} {}; {}.".format(*self.args)
 
     @property
     def record(self) -> str:
-        """The record: "3 of <the file>"."""
+        """The number and file of the record."""
         return self.args[0]
 
 
@@ -140,11 +139,8 @@ def file_metadata(path: str | pathlib.Path) -> dict:
     """A file's entry in a manifest: its size, its sha256 and the sha256 of its head."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "bytes": pathlib.Path(path).stat().st_size,
-        "sha256": digest,
-        "head": _head_sha256(path),
-    }
+    size = pathlib.Path(path).stat().st_size
+    return {"bytes": size, "sha256": digest, "head": _head_sha256(path)}
 
 
 def _head_sha256(path: str | pathlib.Path) -> str:
@@ -196,9 +192,8 @@ def read_manifest(directory: str | pathlib.Path) -> dict | None:
         return None
     files = manifest.get("files", {}).values()
     if "files" in manifest and ("beside" not in manifest or any("head" not in f for f in files)):
-        raise ValueError(
-            f"{directory} was written by an earlier version; {rebuild_hint(directory)}."
-        )
+        hint = rebuild_hint(directory)
+        raise ValueError(f"{directory} was written by an earlier version; {hint}.")
     return manifest
 
 
@@ -207,13 +202,9 @@ def build_once(
 ) -> tuple[dict, bool]:
     """Build a directory with a manifest, unless it exists; it appears complete or not at all.
 
-    Args:
-        identity: everything that decides the bytes.
-        flag: the flag that names `out`, for errors.
-        write: writes all files to a directory and returns the manifest.
-
-    Returns: the manifest, and whether the directory existed.
-    Raises ValueError if `out` has another identity or is not empty.
+    identity: everything that decides the bytes. flag: the flag that names `out`, for errors. write:
+    writes all files to a directory, returns the manifest. Returns (manifest, whether it existed).
+    Raises ValueError if `out` has another identity or other contents.
     """
     if manifest := _read_existing(out, identity, flag):
         return manifest, True
@@ -233,10 +224,8 @@ def _read_existing(out: pathlib.Path, identity: dict, flag: str) -> dict | None:
         return None
     stored = manifest["identity"]
     if differing := [key for key in identity if stored.get(key) != identity[key]]:
-        raise ValueError(
-            f"{out} was built from another {' and '.join(differing)}; remove it or set another "
-            f"{flag}."
-        )
+        names = " and ".join(differing)
+        raise ValueError(f"{out} was built from another {names}; remove it or set another {flag}.")
     return manifest
 
 
@@ -257,9 +246,8 @@ def shard_paths(directory: str | pathlib.Path, manifest: dict) -> list[str]:
     for path in paths:
         size, facts = path.stat().st_size if path.exists() else 0, manifest["files"][path.name]
         if size != facts["bytes"]:
-            raise ValueError(
-                f"{path} has {size} bytes instead of {facts['bytes']}; {rebuild_hint(directory)}."
-            )
+            reason = f"has {size} bytes instead of {facts['bytes']}"
+            raise ValueError(f"{path} {reason}; {rebuild_hint(directory)}.")
         if _head_sha256(path) != facts["head"]:
             raise ValueError(f"{path} is not the file that was written; {rebuild_hint(directory)}.")
     return [str(path) for path in paths]
@@ -321,9 +309,8 @@ class Records:
     def _damaged(self, index: int, reason: str) -> DamagedRecord:
         file = bisect.bisect_right(self._first, index) - 1
         path = pathlib.Path(self.directory) / list(self.manifest["files"])[file]
-        return DamagedRecord(
-            f"{index - self._first[file]} of {path}", reason, rebuild_hint(self.directory)
-        )
+        record = f"{index - self._first[file]} of {path}"
+        return DamagedRecord(record, reason, rebuild_hint(self.directory))
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:

@@ -483,7 +483,7 @@ def test_a_finished_corpus_with_a_missing_file_is_refused(file_name, built, sour
 def test_a_finished_corpus_with_a_damaged_file_is_one_error_line(file, built, source_dir, tmp_path):
     copy = pathlib.Path(shutil.copytree(built[0], tmp_path / "copy"))
     (copy / file).write_text("{")
-    with pytest.raises(ValueError, match=rf"{file} is damaged .*remove {copy}, and .* anew\."):
+    with pytest.raises(ValueError, match=rf"{file} is damaged .*remove {copy}, and .* again\."):
         build.build(corpus_config(source_dir), copy, 1)
 
 

@@ -1,15 +1,14 @@
 """Exact duplicates by a hash and near duplicates by MinHash.
 
-A document is dropped if an earlier one has the same key; a remaining one is dropped if it is near
-an earlier one, itself dropped or not. The result depends on the documents and their order in the
-sources alone, not on how they are distributed over processes.
+A document is dropped if an earlier one has the same key, or is near it, itself dropped or not. The
+result depends only on the documents and their order in the sources.
 
 Exact: equal after NFKC, case folding and collapsing white space.
 Near: at least NEAR_THRESHOLD of the shingles of SHINGLE_WORDS words in common (Jaccard index),
-estimated by NUM_HASHES independent hashes, with a standard error of 0.04 at 0.8. Punctuation is
-ignored; in scripts without spaces each character is a word. Candidates agree in all hashes of a
-band: a pair at 0.8 is compared with probability 0.99, one at 0.5 with 0.22. Within a bucket each
-document is compared with the LOOKBACK before it, so a large bucket takes linear time.
+estimated by NUM_HASHES hashes with a standard error of 0.04 at 0.8. Punctuation is ignored; in
+scripts without spaces each character is a word. Only documents that agree in all hashes of a band
+are compared: a pair at 0.8 with probability 0.99, one at 0.5 with 0.22. Within a bucket each is
+compared with the LOOKBACK before it, so a large bucket takes linear time.
 Source: Broder 1997, "On the resemblance and containment of documents"; Leskovec, Rajaraman and
 Ullman, "Mining of Massive Datasets", section 3.4.
 """
@@ -55,8 +54,8 @@ _WORD_FACTORS = _BITS[2 * NUM_HASHES :] | np.uint64(1)
 def normalize(text: str) -> str:
     """NFKC, case folded, white space collapsed to single spaces.
 
-    Of consecutive combining marks only the first 30 count, as in Unicode's Stream-Safe Text Format
-    (annex 15): normalizing a longer run takes quadratic time.
+    Only the first 30 of consecutive combining marks count, as in Unicode's Stream-Safe Text Format
+    (annex 15), because normalizing a longer run takes quadratic time.
     """
     text = unicodedata.normalize("NFKC", LONG_MARKS.sub(r"\1", text))
     return " ".join(text.casefold().split())
@@ -127,10 +126,10 @@ def same_as_earlier(keys: np.ndarray) -> np.ndarray:
 
 
 def near_earlier(signatures: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """Whether each of these documents is near an earlier one of them: bool [n].
+    """Whether each of some documents is near an earlier one of them: bool [n].
 
-    signatures: uint16 [all documents, NUM_HASHES], may be memory-mapped. documents: int [n], their
-    rows, ascending.
+    signatures: uint16 [all documents, NUM_HASHES], may be memory-mapped. documents: int [n],
+    ascending row numbers.
     """
     is_near = np.zeros(len(documents), bool)
     for band in tqdm.tqdm(range(NUM_BANDS), desc="comparing", unit=" bands", disable=None):
@@ -152,8 +151,7 @@ def band_hashes(entries: np.ndarray) -> np.ndarray:
 def near_in_buckets(buckets: np.ndarray, signatures: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Whether each document is near one of the LOOKBACK before it in its bucket: bool [n].
 
-    buckets: [n], equal ones adjacent, each with its documents in order. rows: int [n], the
-    documents' rows of signatures.
+    buckets: [n], equal ones adjacent, documents in order. rows: int [n], rows of signatures.
     """
     is_near = np.zeros(len(buckets), bool)
     for back in range(1, min(LOOKBACK, len(buckets) - 1) + 1):

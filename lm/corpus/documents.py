@@ -21,10 +21,10 @@ from lm.corpus import dedupe, rules
 from lm.shards import finished_corpus, shard_files
 
 SPLITS = finished_corpus.SPLITS
-EXCERPT_BYTES = 200  # of a quarantined record
-SHARD_BYTES = 64 << 20  # of source for each file
-MAX_SHARDS = 99_999  # files of a split: their numbers have five digits
-TOKENIZER_DOCUMENTS = 1_000_000  # that a tokenizer is trained on, approximately
+EXCERPT_BYTES = 200  # shown of a quarantined record
+SHARD_BYTES = 64 << 20  # of source per file
+MAX_SHARDS = 99_999  # files per split: file names have five digits
+TOKENIZER_DOCUMENTS = 1_000_000  # to train a tokenizer on, approximately
 
 Position = tuple[int, int]  # (number of a file, index of the record in it): the global order
 # (read, kept, dropped, lines, duplicates, quarantined or splits; name or "") -> number.
@@ -37,8 +37,7 @@ class CorpusConfig:
 
     source, column, unit, data_dir: as in sources.list_files. rules: as in rules.parse_rules.
     dedupe: one of dedupe.KINDS. heldout_fraction: of documents in the split validation, in [0, 1).
-    tokenizer: a directory with one, or the kind to train, of `vocab_size` pieces. shards: files of
-    each split; 0 for one for every SHARD_BYTES of source.
+    tokenizer: a directory, or the kind to train. shards: files per split; 0: one per SHARD_BYTES.
     Raises ValueError.
     """
 

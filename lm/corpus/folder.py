@@ -118,17 +118,16 @@ def resolve_out_dir(out: str | pathlib.Path, config: documents.CorpusConfig) -> 
 
 def _check_complete(out: pathlib.Path, manifest: dict) -> None:
     """Raise ValueError if a file of the corpus is missing or damaged."""
-    for split in manifest["splits"]:
-        split_manifest = shard_files.read_manifest(out / split)
-        if split_manifest is None:
-            missing = out / split / shard_files.MANIFEST
-            raise ValueError(f"{missing} does not exist; {shard_files.rebuild_hint(out / split)}.")
-        shard_files.shard_paths(out / split, split_manifest)
-        for name in split_manifest["beside"]:
-            shard_files.load_array(out / split, split_manifest, name)
     hint = shard_files.rebuild_hint(out / "tokenizer")
-    if not (out / QUARANTINE).exists():
-        raise ValueError(f"{out / QUARANTINE} does not exist; {hint}.")
+    manifests = [out / split / shard_files.MANIFEST for split in manifest["splits"]]
+    for path in (out / QUARANTINE, *manifests):
+        if not path.exists():
+            raise ValueError(f"{path} does not exist; {hint}.")
+    for path in manifests:
+        split_manifest = shard_files.read_manifest(path.parent)
+        shard_files.shard_paths(path.parent, split_manifest)
+        for name in split_manifest["beside"]:
+            shard_files.load_array(path.parent, split_manifest, name)
     try:
         tokenizer.read(out / "tokenizer")
     except ValueError as error:

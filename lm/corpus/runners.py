@@ -25,8 +25,8 @@ USER_ERRORS = ("ValueError", "OSError", "FileNotFoundError", "BeamIOError", "Imp
 def pipeline_options(runner: str, flags: str = "", temp: str = "") -> Any:
     """Beam's options for a runner. flags: as in a shell. temp: the directory that workers share.
 
-    Raises ValueError, with the fix, if Beam is not installed, for flags that cannot be read, for an
-    unknown runner, and for a runner on other machines without `temp`.
+    Raises ValueError if Beam is not installed, for invalid flags, for an unknown runner, and for a
+    runner on other machines without `temp`.
     """
     if "." not in runner:  # else it is a class of the user's own
         lookup.lookup(dict.fromkeys(RUNNERS), runner, "--runner")
@@ -89,9 +89,9 @@ def pipeline(options: Any) -> Iterator[Any]:
 
 
 def user_error(error: Exception) -> str:
-    """The message of an error that the user can fix; "" for a fault of this code.
+    """The message of an error that the user can fix; "" for a bug.
 
-    Beam wraps an error in a worker as a traceback in text, or appends the step to its message.
+    Beam reports a worker's error as the text of a traceback, or appends the step to its message.
     """
     text = f"{type(error).__name__}: {error}"
     name, start = "", 0

@@ -1,4 +1,4 @@
-"""Run the trials two at a time, print progress, write the page; see the package."""
+"""Runs the trials two at a time, prints progress and writes the page; see the package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import jax
 from experiments.kill_drill import children, disks, drill, hosts, kills, outcome, page, toy
 from lm import logs, lookup
 
-KINDS = {  # kind -> number of trials with --trials=300
+KINDS = {  # trial function -> number of trials with --trials=300
     kills.kill: 100,  # of three kills each
     kills.point: 30,
     kills.export: 6,
@@ -34,10 +34,10 @@ AT_ONCE = 2
 
 
 def asked(arguments: list[str]) -> argparse.Namespace:
-    """The flags."""
+    """Parses the flags."""
     flags = argparse.ArgumentParser(prog="python -m experiments.kill_drill")
     flags.add_argument("--trials", type=int, default=300, help="kills of the first kind")
-    flags.add_argument("--seed", type=int, default=0, help="of every random moment")
+    flags.add_argument("--seed", type=int, default=0, help="of the random moments")
     flags.add_argument("--kinds", default=",".join(NAMES), help="separated by commas")
     flags.add_argument("--home", default="runs/drill", help="folder of all runs")
     flags.add_argument("--out", default="", help="page and rows are written as OUT.md, OUT.jsonl")
@@ -45,7 +45,7 @@ def asked(arguments: list[str]) -> argparse.Namespace:
 
 
 def attempted(trial, of: drill.Drill, number: int) -> dict:
-    """The row of one trial."""
+    """Runs one trial and returns its row."""
     start = time.monotonic()
     try:
         found = trial(of, number)
@@ -57,7 +57,7 @@ def attempted(trial, of: drill.Drill, number: int) -> dict:
 
 
 def controls(of: drill.Drill, names: list[str]) -> dict[str, bool]:
-    """What must be told apart is: unhurt runs are alike, changed ones are not."""
+    """Controls: equal runs compare as equal, and every alteration is detected."""
     known = of.known()
     changed = [altered for made in known.values() for altered in alterations(made.outcome)]
     told = sum(bool(outcome.differences(*pair)) for pair in changed)
@@ -73,7 +73,7 @@ def controls(of: drill.Drill, names: list[str]) -> dict[str, bool]:
 
 
 def alterations(right: outcome.Outcome):
-    """(outcome, the same but for one thing): a leaf, a fact, a figure, a row, a stray file."""
+    """Yields (outcome, altered copy): a leaf, a fact, a metric, a row, a stray file."""
     leaf = {next(iter(right.leaves)): "another"}
     yield right, right._replace(leaves=right.leaves | leaf)
     yield right, right._replace(facts=right.facts | {"position": {"next_index": 0}})
@@ -84,7 +84,7 @@ def alterations(right: outcome.Outcome):
 
 
 def run(of: drill.Drill, jobs: list, tell) -> list[dict]:
-    """The rows of all jobs (trial, number), in the order in which they end."""
+    """Runs all jobs (trial, number) and returns their rows in order of completion."""
     rows, start = [], time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         waiting = [pool.submit(attempted, trial, of, number) for trial, number in jobs]
@@ -101,7 +101,7 @@ def run(of: drill.Drill, jobs: list, tell) -> list[dict]:
 
 
 def main(arguments: list[str]) -> int:
-    """The drill; 0 where every law held, else 1."""
+    """Runs the drill; returns 0 if every trial passed, else 1."""
     given, start = asked(arguments), time.monotonic()
     names = [word for word in given.kinds.split(",") if lookup.lookup(NAMES, word, "--kinds")]
     home = pathlib.Path(given.home).absolute()

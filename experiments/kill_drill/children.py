@@ -1,7 +1,7 @@
-"""Processes of `python -m lm`, each the leader of a group, forked from one that has the imports.
+"""Processes of `python -m lm`, each in its own group, forked from a server with the imports.
 
-The standard library's fork server imports what a run imports and makes no jax backend; its forks
-are as good as new processes in a fifth of the time. plain: a new interpreter instead.
+The standard library's fork server imports the modules of a run and creates no jax backend; a fork
+starts in a fifth of the time of a new interpreter.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from experiments.kill_drill import faults as inside
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["experiments.kill_drill.preloaded"])
 ROOT = pathlib.Path(__file__).parents[2]
-PATIENCE = 240.0  # seconds that any process may take; then it hangs
+PATIENCE = 240.0  # timeout of a process in seconds
 
 
 def surroundings(home: pathlib.Path) -> dict[str, str]:
-    """The environment of all children, to be set before the first: CPU, one compilation cache."""
+    """The environment of all children: CPU, one compilation cache. Set it before the first."""
     return {
         "JAX_PLATFORMS": "cpu",
         "NPROC": "32",  # fewer and XLA's collectives deadlock on two cores
-        "OPENBLAS_NUM_THREADS": "1",  # a server of forks has one thread
+        "OPENBLAS_NUM_THREADS": "1",  # a fork server must have one thread
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # compiles in half the time
         "JAX_COMPILATION_CACHE_DIR": str(home / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -36,11 +36,11 @@ def surroundings(home: pathlib.Path) -> dict[str, str]:
 
 
 class Child:
-    """A process of the door, with its output appended to a log.
+    """A process of `python -m lm`, with its output appended to a log.
 
-    arguments: those of `python -m lm`. devices: fake ones. faults: {name of faults.FAULTS:
-    value}, done inside it; a plain child has none. cold: compiles everything anew. environment:
-    variables beside those of all.
+    arguments: of `python -m lm`. devices: number of CPU devices. faults: {name in faults.FAULTS:
+    arguments} to inject; not for a plain child. plain: start a new interpreter instead of a fork.
+    cold: without a compilation cache. environment: more variables.
     """
 
     def __init__(
@@ -76,25 +76,25 @@ class Child:
         return self._process.exitcode
 
     def wait(self, seconds: float = PATIENCE) -> int | None:
-        """Its exit code, or None after so many seconds."""
+        """The exit code, or None after the timeout."""
         deadline = time.monotonic() + seconds
         while (code := self.poll()) is None and time.monotonic() < deadline:
             time.sleep(0.005)
         return code
 
     def send(self, number: int) -> bool:
-        """Send a signal to the process; whether it still ran."""
+        """Sends a signal to the process; returns whether it was running."""
         if self.poll() is not None:
             return False
         os.kill(self.pid, number)
         return True
 
     def end(self) -> int | None:
-        """Kill whatever is left of its group; the exit code."""
+        """Kills the process group and returns the exit code."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         return self.wait(10)
 
     def said(self) -> str:
-        """All output so far of those with this log."""
+        """The content of the log so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""

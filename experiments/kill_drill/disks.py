@@ -9,7 +9,7 @@ import shutil
 
 from experiments.kill_drill import children, drill, outcome, toy
 
-CHUNK = 25  # damaged checkpoints a process
+CHUNK = 25  # damaged checkpoints per process
 
 
 def damaged(of: drill.Drill, number: int) -> dict:
@@ -39,7 +39,7 @@ def damaged(of: drill.Drill, number: int) -> dict:
 
 
 def restore_damaged(source, folder, seed: int, count: int, out, log) -> None:
-    """In a process of its own: copy, damage, restore, save, again and again; a row each."""
+    """In its own process: copies, damages, restores and saves `count` times; a row for each."""
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)

@@ -1,7 +1,7 @@
-"""What all trials do: start a case, hurt it, start it again, and compare it with the unbroken one.
+"""The steps of a trial: start a case, inject faults, resume, compare with the unbroken run.
 
 A case is a config on a layout; its unbroken run is made once. A trial is one run of a case with
-faults; what it found is a dict, a line of kill_drill.jsonl.
+faults; its record is a dict, a line of kill_drill.jsonl.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lm import exits
 
 
 class Broken(Exception):
-    """A law that did not hold; its text says which."""
+    """A violated law; the text says which."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A run: its stage, changes of its config, fake devices of a process, processes, faults that
-    belong to it (name, values) and so to its unbroken run too."""
+    """A run: stage, changes of its config, CPU devices per process, processes, and faults (name,
+    arguments) that its unbroken run has too."""
 
     stage: str = "pretrain"
     changes: tuple[str, ...] = ()
@@ -37,14 +37,14 @@ class Case:
 
 @dataclasses.dataclass
 class Unbroken:
-    """The run that nothing happened to: what it left, and the seconds it took."""
+    """The outcome and the seconds of an uninterrupted run."""
 
     outcome: outcome.Outcome
     seconds: float
 
 
 class Drill:
-    """A folder of trials, the seed they are drawn from, and the unbroken runs they must equal."""
+    """A folder of trials, their seed, and the unbroken runs that they must equal."""
 
     def __init__(self, home: pathlib.Path, seed: int):
         self.home, self.seed = home.absolute(), seed
@@ -53,11 +53,11 @@ class Drill:
         self._lock = threading.Lock()
 
     def random(self, *address) -> random.Random:
-        """A generator for one trial, whatever order trials run in."""
+        """A random generator for one trial, independent of the order of trials."""
         return random.Random("/".join(map(str, (self.seed, *address))))
 
     def fresh(self, *name) -> pathlib.Path:
-        """An empty place for a run, and for the log beside it."""
+        """Returns a path for a run after deleting an earlier run and its log."""
         workdir = self.home / "trials" / "_".join(map(str, name))
         shutil.rmtree(workdir, ignore_errors=True)
         workdir.with_suffix(".log").unlink(missing_ok=True)
@@ -65,7 +65,7 @@ class Drill:
         return workdir
 
     def start(self, case: Case, workdir: pathlib.Path, **how) -> list[children.Child]:
-        """The processes of a case, one a host. how: of Child, or faults added on host 0."""
+        """Starts a case, a process per host. how: arguments of Child; faults for host 0."""
         arguments = ["train", *toy.flags(self.home, case.stage, case.changes)]
         arguments.append(f"--workdir={workdir}")
         extra = how.pop("faults", {})
@@ -79,9 +79,9 @@ class Drill:
         return started
 
     def unbroken(self, case: Case) -> Unbroken:
-        """The unbroken run of a case, made at the first call (and what it starts from before).
+        """Returns the unbroken run of a case; makes it, and the runs that it starts from, once.
 
-        It runs twice: the first compiles, the second is timed, and both must be the same.
+        It runs twice: the first compiles, the second is timed, and both must be equal.
         """
         with self._lock:
             lock = self._locks.setdefault(case, threading.Lock())
@@ -101,11 +101,11 @@ class Drill:
             return self._known[case]
 
     def known(self) -> dict[Case, Unbroken]:
-        """All unbroken runs made so far."""
+        """All unbroken runs so far."""
         return dict(self._known)
 
     def points(self, case: Case) -> list[str]:
-        """The changes of the file system that an unbroken run of a case makes, in order."""
+        """The changes of the file system by an unbroken run of a case, in order."""
         workdir = self.fresh("points", case.stage)
         record = workdir.with_suffix(".points.log")
         (child,) = self.start(case, workdir, faults={"watch": (str(workdir), 0, str(record))})
@@ -126,7 +126,7 @@ class Drill:
 
 
 class Trial:
-    """One run of a case with faults: it keeps the record of them."""
+    """One run of a case with faults, and their record."""
 
     def __init__(self, drill: Drill, case: Case, workdir: pathlib.Path):
         self.drill, self.case, self.workdir = drill, case, workdir
@@ -135,23 +135,23 @@ class Trial:
         self._logged, self._launched = None, None
 
     def start(self, **how) -> list[children.Child]:
-        """Start the run, or start it again; the processes."""
+        """Starts or resumes the run; returns its processes."""
         self._launched = time.time()
         return self.drill.start(self.case, self.workdir, **how)
 
     def logged(self) -> int:
-        """The last update that the log tells of."""
+        """The last update in the log."""
         kept = [row["step"] for row in outcome.rows(self.workdir) if row["split"] == "train"]
         return max(kept, default=0)
 
     def resumed(self) -> int | None:
-        """The update that the newest process went on from; None where it came not so far."""
+        """The update that the newest process resumed from; None if it has not resumed."""
         told = outcome.rows(self.workdir, "goodput.jsonl")
         new = [row["step"] for row in told if row["time"] > self._launched]
         return new[0] if new else None
 
     def account(self) -> None:
-        """After a process ended: how it came back from the fault before, if it came so far."""
+        """After a process ended: records how it recovered from the previous fault."""
         new = [row for row in outcome.rows(self.workdir) if row["time"] > self._launched]
         if self._logged is not None and new:
             self.record["lost"].append(max(0, self._logged - self.resumed()))
@@ -159,19 +159,19 @@ class Trial:
             self._logged = None
 
     def hurt(self) -> None:
-        """After a fault: count it, and remember how far the run was."""
+        """After a fault: counts it and records the last logged update."""
         self.account()
         self.record["faults"] += 1
         self._logged = max(self._logged or 0, self.logged())
 
     def await_update(self, child: children.Child, step: int) -> None:
-        """Wait until the log tells of an update, or the process has ended."""
+        """Waits until the log has an update, or the process has ended."""
         deadline = time.monotonic() + children.PATIENCE
         while child.poll() is None and self.logged() < step and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def finish(self, **how) -> dict:
-        """Run again until the end, compare, and clean up what is right; the record."""
+        """Resumes the run until it ends, compares and returns the record; deletes an equal run."""
         for _ in range(4):
             started = self.start(**how)
             codes = [child.wait() for child in started]
@@ -184,8 +184,8 @@ class Trial:
         return self.fail(f"run again, it ended with {codes}: {said}")
 
     def judge(self) -> dict:
-        """The record, with what differs from the unbroken run; a right run's folder is removed."""
-        if self._logged is not None:  # its end was saved before the fault: nothing was left to do
+        """Compares with the unbroken run and returns the record."""
+        if self._logged is not None:  # the run was complete before the fault
             self.record["lost"].append(toy.STEPS - self._logged)
             self._logged = None
         ours, theirs = outcome.read(self.workdir), self.expected.outcome
@@ -195,15 +195,15 @@ class Trial:
         return self.fail("; ".join(wrong)) if wrong else self.close()
 
     def ended_badly(self, child: children.Child) -> dict:
-        """The record of a process that ended with a code of its own."""
+        """The record of a process that ended with an unexpected code."""
         return self.fail(f"it ended with {child.poll()}: {child.said()[-1500:]}")
 
     def fail(self, why: str) -> dict:
-        """The record of a broken law; the folder stays."""
+        """The record of a violated law; the folder stays."""
         return self.record | {"identical": False, "wrong": why, "kept": self.workdir.name}
 
     def close(self) -> dict:
-        """The record of a trial in which all held."""
+        """The record of a trial that passed; deletes its folder and logs."""
         shutil.rmtree(self.workdir, ignore_errors=True)
         for log in self.workdir.parent.glob(f"{self.workdir.name}*.log"):
             log.unlink()
@@ -211,13 +211,13 @@ class Trial:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens at."""
+    """A free port of this machine."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
 
 
 def killed(child: children.Child) -> bool:
-    """SIGKILL a process now; whether that, and not its own end, ended it."""
+    """Sends SIGKILL to a process; returns whether that ended it."""
     child.send(signal.SIGKILL)
     return child.wait(30) == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Faults that are injected inside a child process, and the function that a child runs."""
+"""Faults that are injected into a child process, and the function that a child runs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import re
 import signal
 import sys
 
-MARK = 511  # an id that the tokenizer lacks: marks a spoilt batch
+MARK = 511  # an id outside the tokenizer's vocabulary; marks a poisoned batch
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "shutil.rmtree")
 
 
 def below(event: str, arguments: tuple) -> str:
-    """The folder that an event's path is relative to: a tree is removed by open folders."""
+    """The folder that an event's path is relative to (rmtree's are relative to open folders)."""
     relative = event in ("os.remove", "os.rmdir") and arguments[1] not in (None, -1)
     return os.readlink(f"/proc/self/fd/{arguments[1]}") if relative else os.getcwd()
 
 
 def watch(folder: str, last: int | str, record: str) -> None:
-    """Write every change of the file system below a folder to a record; die before one of them.
+    """Records every change of the file system below a folder; kills the process before one.
 
-    last: its number from 1 (0: none, so that a first run says what there are), or a regular
-    expression of its line in the record.
+    last: the change to die before, as its number from 1 (0: none) or as a regular expression of its
+    line in the record.
     """
-    out, count = open(record, "a", buffering=1), 0  # noqa: SIM115  (it lives as long as we do)
+    out, count = open(record, "a", buffering=1), 0  # noqa: SIM115  (open until the process ends)
 
     def hook(event: str, arguments: tuple) -> None:
         nonlocal count
@@ -46,7 +46,7 @@ def watch(folder: str, last: int | str, record: str) -> None:
 
 
 def blocking_saves() -> None:
-    """Save checkpoints in the training loop, not in the background."""
+    """Saves checkpoints in the training loop instead of the background."""
     import functools
 
     from lm import checkpoints
@@ -55,7 +55,7 @@ def blocking_saves() -> None:
 
 
 def spoilt_batches(first: int, many: int) -> None:
-    """Mark the batches first, first + 1, ..; the loss of a marked batch is NaN."""
+    """Makes the loss of `many` batches NaN, from batch `first` on."""
     from lm import pipeline, steps
 
     batches, update = pipeline.train_batches, steps.train_step
@@ -89,7 +89,7 @@ FAULTS = {
 
 
 def live(arguments: list[str], log: str, environment: dict[str, str], faults: dict) -> None:
-    """Run `python -m lm` with these arguments in a forked child, and exit with its code."""
+    """Runs `python -m lm` with these arguments in a forked child, and exits with its code."""
     os.setsid()
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -102,7 +102,7 @@ def live(arguments: list[str], log: str, environment: dict[str, str], faults: di
     for name, given in faults.items():
         FAULTS[name](*given)
     code = cli.main(arguments)
-    # A fork ends without them, a program does not.
+    # A forked child does not run exit handlers by itself.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -14,7 +14,7 @@ MINUTE = 60.0
 
 
 def at_work(trial: drill.Trial, rng, **how) -> list[children.Child]:
-    """Start both processes and wait for a random moment of their updates."""
+    """Starts both processes and waits for a random moment of training."""
     pair = trial.start(**how)
     trial.await_update(pair[0], rng.randint(1, toy.STEPS - toy.SAVE))
     time.sleep(rng.uniform(0, 0.05))
@@ -22,7 +22,7 @@ def at_work(trial: drill.Trial, rng, **how) -> list[children.Child]:
 
 
 def ended(trial: drill.Trial, pair, seconds: float) -> list[int | None]:
-    """Exit codes of both processes; None for one that still runs after so many seconds (killed)."""
+    """Exit codes of both processes; None for one that was killed after the timeout."""
     deadline = time.monotonic() + seconds
     codes = [child.wait(max(0.0, deadline - time.monotonic())) for child in pair]
     for child in pair:
@@ -44,7 +44,7 @@ def stop(of: drill.Drill, number: int) -> dict:
     if not was_running:
         return trial.finish()
     trial.hurt()
-    if code == 0 and trial.logged() == toy.STEPS:  # it finished before it missed the other
+    if code == 0 and trial.logged() == toy.STEPS:  # it finished without the other process
         return trial.finish()
     messages = [line for line in other.said().splitlines() if line.startswith("lm: ")]
     if code != exits.UNFINISHED or not messages or seconds > MINUTE:

@@ -14,15 +14,15 @@ from experiments import damage
 from experiments.kill_drill import children, drill, outcome, toy
 from lm import exits
 
-KILLS = 3  # a run
-PROMISE = 10.0  # seconds from SIGTERM to the end
+KILLS = 3  # per run
+PROMISE = 10.0  # most seconds from SIGTERM to the exit
 PATIENCE = (
     5  # updates in a row, not finite, after which a run goes back: guard.max_bad_steps's default
 )
 
 
 def phase(trial: drill.Trial) -> str:
-    """What a run was at when it was killed, as its folder tells."""
+    """The phase in which a run was killed, read from its folder."""
     folder = trial.workdir / "checkpoints"
     if any(folder.glob("*.orbax-checkpoint-tmp*")):
         return "save"
@@ -30,7 +30,7 @@ def phase(trial: drill.Trial) -> str:
 
 
 def rest(trial: drill.Trial) -> float:
-    """Seconds that a process started now would take, about: half is its start."""
+    """Estimated seconds of a process that starts now; half of them are its start."""
     return trial.expected.seconds * (1 - trial.logged() / toy.STEPS / 2)
 
 
@@ -50,7 +50,7 @@ def kill(of: drill.Drill, number: int) -> dict:
         if drill.killed(child):
             trial.record["phases"].append(phase(trial))
             trial.hurt()
-        elif child.wait() == 0:  # too late: the run is whole, and the next one is to be hurt
+        elif child.wait() == 0:  # it ended first: check it and kill the next run
             trial.account()
             if not (record := trial.judge())["identical"]:
                 return record
@@ -113,7 +113,7 @@ def export(of: drill.Drill, number: int) -> dict:
 
 
 def hashes(folder: pathlib.Path) -> dict[str, str]:
-    """sha256 of every file below a folder."""
+    """The sha256 of every file below a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
     return {str(path.relative_to(folder)): digest(path) for path in files}

@@ -1,4 +1,4 @@
-"""What a run's folder holds at its end, read without the code that is on trial."""
+"""The content of a finished run's folder, read without lm's code."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ from typing import NamedTuple
 import numpy as np
 import orbax.checkpoint as ocp
 
-CLOCKS = ("time", "second", "mfu", "goodput", "memory")  # in names of a clock's
+CLOCKS = (
+    "time",
+    "second",
+    "mfu",
+    "goodput",
+    "memory",
+)  # metrics whose names contain one depend on time
 ARRAYS = ("params", "opt_state", "average")
-NEAR = 1e-5  # of held-out figures on another number of devices
+NEAR = 1e-5  # relative tolerance of held-out metrics on another number of devices
 LOCK = threading.Lock()
 
 
 class Outcome(NamedTuple):
-    """leaves: sha256 by path of the newest checkpoint; facts: its other half; rows: of the log,
-    without what a clock said; left: what should not be there."""
+    """The result of a run.
+
+    leaves: sha256 by path of the newest checkpoint's arrays. facts: its metadata. rows: of the log,
+    without times. left: files that should not exist.
+    """
 
     leaves: dict[str, str]
     facts: dict
@@ -50,19 +59,19 @@ def leaves(step: pathlib.Path) -> dict[str, str]:
 
 
 def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
-    """Rows of a JSONL file, but a torn last one."""
+    """Complete rows of a JSONL file."""
     path = workdir / name
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def timeless(row: dict) -> dict:
-    """A row without what a clock said."""
+    """A row without metrics that depend on time."""
     return {k: v for k, v in row.items() if not any(word in k for word in CLOCKS)}
 
 
 def leftovers(workdir: pathlib.Path) -> list[str]:
-    """What no run leaves: unfinished checkpoints and files on their way to a name."""
+    """Files that a finished run must not leave: incomplete checkpoints and temporary files."""
     names = [
         path.name for path in (workdir / "checkpoints").iterdir() if ".corrupt-" not in path.name
     ]
@@ -71,7 +80,7 @@ def leftovers(workdir: pathlib.Path) -> list[str]:
 
 
 def read(workdir: pathlib.Path) -> Outcome:
-    """The outcome of a run that has ended."""
+    """Reads the outcome of a finished run."""
     newest = workdir / "checkpoints" / str(steps(workdir)[0])
     facts = json.loads((newest / "facts" / "metadata").read_text())
     facts = {k: v for k, v in facts.items() if k not in ("seal", "leaves")}
@@ -80,7 +89,7 @@ def read(workdir: pathlib.Path) -> Outcome:
 
 
 def differences(ours: Outcome, theirs: Outcome) -> list[str]:
-    """What differs between two outcomes, in words; [] where they are the same run."""
+    """Describes the differences between two outcomes; [] if they are equal."""
     found = []
     for what in ("leaves", "facts"):
         a, b = getattr(ours, what), getattr(theirs, what)
@@ -97,8 +106,10 @@ def differences(ours: Outcome, theirs: Outcome) -> list[str]:
 
 
 def evened(ours: Outcome, theirs: Outcome) -> Outcome:
-    """Ours, with their held-out figures where ours are as near as the order of additions allows:
-    an evaluation adds over devices in the fastest order, whatever training does."""
+    """Returns `ours` with held-out metrics of `theirs` where both agree within NEAR.
+
+    An evaluation adds over devices in the fastest order, even if training is deterministic.
+    """
 
     def near(a: dict, b: dict) -> bool:
         figures = [(a[key], b[key]) for key in a if isinstance(a[key], float) and key in b]

@@ -1,4 +1,4 @@
-"""The table of a drill, and the laws that it is judged by."""
+"""The page of a drill: verdict, table, controls and kinds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HEAD = ("kind", "trials", "faults", "ended right", "updates lost", "seconds to r
 
 
 def spread(values: list[float], digits: int = 0) -> str:
-    """Median and 95th percentile, as "4 / 6"; empty where there is nothing."""
+    """Median and 95th percentile, as "4 / 6"; empty for no values."""
     if not values:
         return ""
     ordered = sorted(values)
@@ -19,12 +19,12 @@ def spread(values: list[float], digits: int = 0) -> str:
 
 
 def gathered(rows: list[dict], key: str) -> list[float]:
-    """All values of a list-valued key, over trials."""
+    """All values of a list-valued key, over all trials."""
     return [value for row in rows for value in row.get(key, [])]
 
 
 def line(kind: str, rows: list[dict]) -> tuple[str, ...]:
-    """A kind's line of the table."""
+    """The table's line for one kind."""
     right = sum(row["right"] for row in rows)
     lost, back = gathered(rows, "lost"), gathered(rows, "resume_seconds")
     stopped = spread(gathered(rows, "stop_seconds"), 1)
@@ -33,7 +33,7 @@ def line(kind: str, rows: list[dict]) -> tuple[str, ...]:
 
 
 def table(rows: list[dict]) -> str:
-    """A line a kind, and their sum; lost, resumed and stopped as median / 95th percentile."""
+    """A line for each kind and one for all; lost, resumed, stopped as median / 95th percentile."""
     kinds = dict.fromkeys(row["kind"] for row in rows)
     lines = [line(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
     cells = [HEAD, ("---",) * len(HEAD), *lines, line("**all**", rows)]
@@ -41,7 +41,7 @@ def table(rows: list[dict]) -> str:
 
 
 def sums(rows: list[dict]) -> dict[str, int]:
-    """The figures that must be what they are: none wrong, none silent."""
+    """Counts over all trials; "silent" and "wrong" must be 0."""
     faults = lambda kinds: sum(row["faults"] for row in rows if row["kind"] in kinds)
     found = [one for row in rows for one in row.get("found", [])]
     compared = [row for row in rows if row.get("identical") is not None]
@@ -56,7 +56,7 @@ def sums(rows: list[dict]) -> dict[str, int]:
 
 
 def page(about: dict, rows: list[dict], controls: dict[str, bool], kinds: dict[str, Callable]):
-    """The page: what was run, the verdict, the table, the controls, what each kind is."""
+    """Returns the page: command, verdict, table, controls, and a description of each kind."""
     told = sums(rows)
     verdict = (
         f"{told['kills']} SIGKILLs; {told['identical']} of {told['compared']} runs ended with the "

@@ -1,4 +1,4 @@
-"""Imports what a run imports, and nothing else: the fork server's only work."""
+"""Imports the modules of a run once, in the fork server."""
 
 import array_record.python.array_record_module
 import grain

@@ -15,7 +15,7 @@ SIZES = """
     data.train_split=train[:120] data.heldout_split=validation[:16] data.input_length=32
     data.target_length=16 data.batch_size=8 evaluate.max_examples=8 eval_every_steps=10
 """
-OWN = {  # of each stage: another optimizer, another rhythm of the log
+OWN = {  # stage -> optimizer and interval of the log
     "pretrain": "optimizer.name=adafactor optimizer.ema_decay=0.9 log_every_steps=1",
     "finetune": "optimizer.name=adamw optimizer.learning_rate=1e-3 log_every_steps=3",
     "distill": "optimizer.name=adamw optimizer.learning_rate=1e-3 log_every_steps=1 "
@@ -25,12 +25,12 @@ LOG = {"pretrain": 1, "finetune": 3, "distill": 1}  # updates between rows
 
 
 def unbroken(home: pathlib.Path, stage: str) -> pathlib.Path:
-    """The workdir of a stage's unbroken run, which the next stage starts from."""
+    """The workdir of a stage's unbroken run; the next stage starts from it."""
     return home / "unbroken" / stage
 
 
 def flags(home: pathlib.Path, stage: str, changes: tuple[str, ...] = ()) -> list[str]:
-    """The config of a stage as flags of the door; changes: "key=value", which win."""
+    """The config of a stage as flags of lm; changes, as "key=value", override it."""
     keys = [*SIZES.split(), *OWN[stage].split()]
     keys += [f"steps={STEPS}", f"checkpoint.every_steps={SAVE}", f"data.tfds_dir={home}/tfds"]
     keys += [f"data.shards_dir={home}/shards/{'text' if stage == 'pretrain' else 'pairs'}"]
@@ -45,7 +45,7 @@ def flags(home: pathlib.Path, stage: str, changes: tuple[str, ...] = ()) -> list
 
 
 def make(home: pathlib.Path) -> None:
-    """Build the toy corpus and its tokenizer, unless they are there."""
+    """Builds the toy corpus and its tokenizer unless they exist."""
     if (home / "made" / "tokenizer" / "tokenizer.json").exists():
         return
     keys = flags(home, "pretrain", ("tokenizer.dir=",))

@@ -1,1 +1,1 @@
-"""A question a file, with its answer beside it; and the demo, which is the first of them."""
+"""Studies, one question per program, each with its recorded answer; pipeline; launch."""

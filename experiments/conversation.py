@@ -15,13 +15,13 @@ from experiments import pipeline, retrieval, stages
 from lm import cli, sources, tasks
 
 STEPS = 1000
-MOST = 2000  # examples of validation that are answered, the first
+MAX_EXAMPLES = 2000  # first examples of validation
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Train all seeds, score them and retrieval on validation, print and keep the figures.
+    """Trains all seeds, scores them and two retrieval baselines, prints and saves the scores.
 
-    Retrieval by the whole history, and by the user's last turn alone, which is the stronger one.
+    The baselines retrieve by the whole history, and by the user's last turn alone (the stronger).
     """
     home, data = flags.workdir, flags.data_dir
     commands = stages.commands(home, data, "sgd_dialogues", STEPS)
@@ -30,22 +30,28 @@ def main(flags: argparse.Namespace) -> int:
     if code := pipeline.run(commands):
         return code
     rows = []
-    for how in ("greedy", "beam num_beams=4 length_penalty=0.6"):
-        rows += stages.scored(home, "sgd_dialogues", split="validation", how=how, most=MOST)
+    for decoding_text in ("greedy", "beam num_beams=4 length_penalty=0.6"):
+        rows += stages.score_seeds(
+            home,
+            "sgd_dialogues",
+            split="validation",
+            decoding=decoding_text,
+            max_examples=MAX_EXAMPLES,
+        )
     task = tasks.TASKS["sgd_dialogues"]
     records = sources.records(task.source, "train[:98%]", data)
-    known = [text for record in records for text in task.to_texts(record)]
-    asked = rows[0]["answers"]
-    truth = [pair["targets"] for pair in asked]
-    for name, part in {
+    train_pairs = [text for record in records for text in task.to_texts(record)]
+    answers = rows[0]["answers"]
+    references = [pair["targets"] for pair in answers]
+    for name, shorten in {
         "retrieval, whole history": lambda text: text,
         "retrieval, last turn": lambda text: text.rpartition("\n")[2],
     }.items():
-        replies = [text["targets"] for text in known]
-        search = retrieval.Retrieval([part(text["inputs"]) for text in known], replies)
-        said = search([part(pair["inputs"]) for pair in asked])
-        rows.append(stages.baseline(name, task.metrics, said, truth))
-    stages.keep("conversation", rows)
+        replies = [text["targets"] for text in train_pairs]
+        search = retrieval.Retrieval([shorten(text["inputs"]) for text in train_pairs], replies)
+        predictions = search([shorten(pair["inputs"]) for pair in answers])
+        rows.append(stages.baseline(name, task.metrics, predictions, references))
+    stages.save("conversation", rows)
     print(stages.table(rows, ("bleu", "exact_match", "nats")))
     return 0
 

@@ -1,6 +1,6 @@
-"""Damage to a checkpoint: one file of any kind, flipped, cut, zeroed, emptied or deleted.
+"""Damage a checkpoint: flip a bit of a file, or truncate, zero, empty or delete it.
 
-Used by the tests and by the drill: damage(step folder, generator) does one fault and says which.
+The tests and the drill call damage(step folder, generator), which applies and returns one fault.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 ITEMS = "params|opt_state|average"
-KINDS = {  # the kinds of files of a step's folder, by a regular expression of the path in it
+KINDS = {  # kind of file -> regular expression of its path in a step's folder
     "step mark": r"commit_success\.txt",
     "step metadata": r"_CHECKPOINT_METADATA",
     "facts": r"facts/metadata",
@@ -30,29 +30,29 @@ KINDS = {  # the kinds of files of a step's folder, by a regular expression of t
 
 
 def flip(path: pathlib.Path, rng: np.random.Generator) -> None:
-    """Turn one bit of a file over."""
+    """Flips one bit of a file."""
     data = bytearray(path.read_bytes())
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)
     path.write_bytes(data)
 
 
 def truncate(path: pathlib.Path, rng: np.random.Generator) -> None:
-    """Cut a file somewhere, by a byte at least."""
+    """Truncates a file at a random byte."""
     path.write_bytes(path.read_bytes()[: rng.integers(path.stat().st_size)])
 
 
 def zero(path: pathlib.Path, rng: np.random.Generator) -> None:
-    """Zeros for all bytes of a file."""
+    """Overwrites a file with zeros."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
 def empty(path: pathlib.Path, rng: np.random.Generator) -> None:
-    """Leave a file without a byte."""
+    """Truncates a file to no bytes."""
     path.write_bytes(b"")
 
 
 def delete(path: pathlib.Path, rng: np.random.Generator) -> None:
-    """Delete a file."""
+    """Deletes a file."""
     path.unlink()
 
 
@@ -63,7 +63,7 @@ ALL = tuple(itertools.product(KINDS, FAULTS))
 
 
 class Damage(NamedTuple):
-    """What was done: the kind of file and the fault, keys of KINDS and FAULTS, and the file."""
+    """An applied fault: keys of KINDS and FAULTS, and the file."""
 
     kind: str
     fault: str
@@ -71,16 +71,16 @@ class Damage(NamedTuple):
 
 
 def kind_of(path: pathlib.Path, step: pathlib.Path) -> str:
-    """The kind of a file of a step's folder; ValueError for one of no kind."""
+    """Returns the kind of a file in a step's folder. Raises ValueError if no kind matches."""
     name = path.relative_to(step).as_posix()
     for kind, pattern in KINDS.items():
         if re.fullmatch(pattern, name):
             return kind
-    raise ValueError(f"{name} is of no kind that is known; add one to KINDS.")
+    raise ValueError(f"{name} matches no kind; add one to KINDS.")
 
 
 def damage(step, rng: np.random.Generator, kind: str = "", fault: str = "") -> Damage:
-    """Do one fault to one file of a step's folder; kind and fault are drawn where not given."""
+    """Applies one fault to one file of a step's folder; an empty kind or fault is random."""
     step = pathlib.Path(step)
     files: dict[str, list[pathlib.Path]] = {}
     for path in sorted(path for path in step.rglob("*") if path.is_file()):

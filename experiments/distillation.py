@@ -1,13 +1,13 @@
-"""Which way of distilling serves a student with a quarter of its teacher's parameters?
+"""Which distillation method suits a student with a quarter of its teacher's parameters?
 
   python -m experiments.distillation --task=multi30k --data_dir=... [--methods=forward_kl,sequence]
 
 A teacher is pre-trained on English prose and fine-tuned on the task. Every method trains the same
-student, which starts in the teacher's layers, for as many updates, three seeds each. Beside them
-the student that has no teacher, for as many updates (alone) and for as long as it takes with one
-(alone_longer); the one that has the teacher's layers and no more (start); and for LONG times as
-many updates the teacher's answers (sequence_long) and no teacher (alone_long). Answer:
-distillation.md; every figure: distillation_<task>.jsonl. What is finished is not trained again.
+student, initialized from the teacher's layers, for equal updates and three seeds. Baselines: no
+teacher for equal updates (alone) and for equal time (alone_longer); the teacher's layers and labels
+only (start); and LONG times the updates on the teacher's answers (sequence_long) and without a
+teacher (alone_long). Answer: distillation.md; all scores: distillation_<task>.jsonl. Finished runs
+are not trained again.
 """
 
 from __future__ import annotations
@@ -27,29 +27,31 @@ STUDENT |= {"lm_head": "tied", "dropout_rate": 0.0}
 INIT = "even sliced"
 LONG = 8
 LABELS = {"labels": {"weight": 0.2}}
-TAUGHT = {"forward_kl": {"weight": 0.8, "temperature": 2.0}}
-METHODS = {  # name -> what teacher.loss says; what else a method changes is in `student`
+WITH_TEACHER = {"forward_kl": {"weight": 0.8, "temperature": 2.0}}
+METHODS = {  # name -> teacher.loss; `student` makes a method's other changes
     "start": {"labels": {}},
     "sequence": {"labels": {}},
-    "forward_kl": LABELS | TAUGHT,
+    "forward_kl": LABELS | WITH_TEACHER,
     "reverse_kl": LABELS | {"reverse_kl": {"weight": 0.8}},
     "jsd": LABELS | {"jsd": {"weight": 0.8, "beta": 0.5}},
     "logit_mse": LABELS | {"logit_mse": {"weight": 0.1}},
-    "hidden": LABELS | TAUGHT | {"hidden": {"weight": 0.1}},
-    "relations": LABELS | TAUGHT | {"relations": {"weight": 0.1}},
-    "cached": LABELS | TAUGHT,
-    "sequence_kl": LABELS | TAUGHT,
-    "on_policy": LABELS | TAUGHT,
+    "hidden": LABELS | WITH_TEACHER | {"hidden": {"weight": 0.1}},
+    "relations": LABELS | WITH_TEACHER | {"relations": {"weight": 0.1}},
+    "cached": LABELS | WITH_TEACHER,
+    "sequence_kl": LABELS | WITH_TEACHER,
+    "on_policy": LABELS | WITH_TEACHER,
     "sequence_long": {"labels": {}},
 }
-HOW = "greedy"
-INPUTS = 256  # whose decoding is timed
+DECODING = "greedy"
+NUM_INPUTS = 256  # to time decoding with
 ORDER = ("alone", "alone_longer", *METHODS, "alone_long")
 
 
 class Task(NamedTuple):
-    """What is distilled. steps: updates of a student; split: what is scored, by which scores, the
-    first of them compared with the teacher's.
+    """A task to distill.
+
+    steps: updates of a student. split: the split to score. scores: the first is compared with the
+    teacher's.
     """
 
     teacher_steps: int
@@ -60,7 +62,7 @@ class Task(NamedTuple):
 
 
 TEXT = ("--config.data.input_length=128", "--config.data.batch_size=32")
-UNPACKED = {  # for as many pairs an update as packed rows hold
+UNPACKED = {  # as many pairs per update as packed rows hold
     "multi30k": [
         f"--config.data.{key}=48" for key in ("batch_size", "input_length", "target_length")
     ]
@@ -72,27 +74,25 @@ TASKS = {
 
 
 def teacher(home: str, data: str, name: str) -> list[list[str]]:
-    """Commands that make the teacher, and write its answers to the training split, if not there."""
-    task, place = TASKS[name], f"--workdir={home}/{name}/teacher"
-    steps = [f"--config.steps={task.teacher_steps}", "--config.name=teacher", place]
+    """Commands that train the teacher, and write its answers to the training split if missing."""
+    task, workdir_flag = TASKS[name], f"--workdir={home}/{name}/teacher"
+    steps = [f"--config.steps={task.teacher_steps}", "--config.name=teacher", workdir_flag]
     tokens = f"--config.tokenizer.dir={home}/tokens/tokenizer"
     words = ["--config=configs/pretrain.py", f"--config.data.task={home}/prose", tokens]
     words += [f"--config.steps={PRETRAIN}", "--config.data.input_length=128"]
     words += ["--config.data.batch_size=16", f"--workdir={home}/pretrain"]
-    made = [*stages.prepared(home, data), ["train", *words]]
+    commands = [*stages.data_commands(home, data), ["train", *words]]
     words = [f"--config=configs/{name}.py:{home}/pretrain", *_data(home, data, name)]
-    made.append(["train", *words, *steps])
-    said = [
-        "--split=train",
-        f"--out={answers(home, name)}",
-        "--decoding=beam num_beams=4 length_penalty=0.6",
-    ]
-    written = pathlib.Path(answers(home, name)).exists()  # whole, since predict is not done before
-    return made if written else [*made, ["predict", place, *said]]
+    commands.append(["train", *words, *steps])
+    file = answers(home, name)
+    if pathlib.Path(file).exists():  # complete: predict renames it when done
+        return commands
+    words = ["--split=train", f"--out={file}", "--decoding=beam num_beams=4 length_penalty=0.6"]
+    return [*commands, ["predict", workdir_flag, *words]]
 
 
 def answers(home: str, name: str) -> str:
-    """The file of what the teacher says to the training split."""
+    """The file with the teacher's answers to the training split."""
     return f"{home}/{name}/answers.jsonl"
 
 
@@ -105,12 +105,12 @@ def _data(home: str, data: str, name: str) -> list[str]:
 
 
 def student(home: str, data: str, name: str, method: str, seed: int) -> list[list[str]]:
-    """Commands that train a student by a method of ORDER."""
+    """Commands that train a student with a method of ORDER."""
     words = [*_data(home, data, name), f"--config.seed={seed}", f"--config.name={method}"]
     words += [f"--config.model.{key}={value}" for key, value in STUDENT.items()]
     words += [f"--config.tokenizer.dir={home}/tokens/tokenizer"]
     words += [f"--config.steps={_updates(home, name, method, seed)}"]
-    made, file = [], f"configs/{name}.py"
+    commands, file = [], f"configs/{name}.py"
     if method in METHODS:
         words += ["--config.stage=distill", f"--config.teacher.workdir={home}/{name}/teacher"]
         words += [
@@ -129,75 +129,69 @@ def student(home: str, data: str, name: str, method: str, seed: int) -> list[lis
     words.insert(0, f"--config={file}")
     if method == "cached":
         cache = f"{home}/{name}/cache/{seed}"
-        made.append(["teacher-cache", *words, f"--out={cache}"])
+        commands.append(["teacher-cache", *words, f"--out={cache}"])
         words.append(f"--config.teacher.cache={cache}")
-    return [*made, ["train", *words, f"--workdir={home}/{name}/{method}/{seed}"]]
+    return [*commands, ["train", *words, f"--workdir={home}/{name}/{method}/{seed}"]]
 
 
 def _updates(home: str, name: str, method: str, seed: int) -> int:
-    """As many for all, but for the long ways and for the student that has no teacher and as much
-    time as with one.
-    """
+    """Updates of a method: equal for all but the long ones and alone_longer (equal time)."""
     share = LONG if method.endswith("_long") else 1
     if method == "alone_longer":
         arms = ("forward_kl", "alone")
-        taken = [stages.update_seconds(f"{home}/{name}/{arm}/{seed}") for arm in arms]
-        share = taken[0] / taken[1]
+        seconds = [stages.update_seconds(f"{home}/{name}/{arm}/{seed}") for arm in arms]
+        share = seconds[0] / seconds[1]
     return round(TASKS[name].steps * share)
 
 
 def shorter(method: str) -> str:
-    """The method that takes the same updates, and no more of them than all."""
+    """The method without _long, whose updates take the same time."""
     return method.partition("_long")[0]
 
 
 def timed(home: str, data: str, name: str, method: str) -> list[list[str]]:
-    """The command of a few updates of a method, in a log that tells what one takes: of runs made
-    one after another on an otherwise idle machine, as those of the comparison need not be.
-    """
+    """The command of a short run of a method, to time its updates on an otherwise idle machine."""
     words = student(home, data, name, method, stages.SEEDS[0])[-1][:-1]
     words += ["--config.steps=60", "--config.log_every_steps=5", "--config.eval_every_steps=60"]
     return [[*words, f"--workdir={home}/{name}/timed/{method}"]]
 
 
 def decoding_seconds(home: str, name: str, method: str, turns: int = 7) -> dict:
-    """What teacher and student take for the same inputs, in turn: medians, and every share."""
-    asked, seconds = {}, {}
-    for arm, place in (("teacher", "teacher"), ("student", f"{method}/{stages.SEEDS[0]}")):
-        run = runs.read_run(f"{home}/{name}/{place}")
+    """Median decoding seconds of teacher and student in turns, and the ratio of every turn."""
+    generators, seconds = {}, {}
+    for arm, workdir_flag in (("teacher", "teacher"), ("student", f"{method}/{stages.SEEDS[0]}")):
+        run = runs.read_run(f"{home}/{name}/{workdir_flag}")
         tokens = runs.make_tokenizer(run)
         strategy = parallel.make_strategy(run.parallel)
-        placed = strategy.place_state(inference.read_params(run, tokens, strategy=strategy)[0])
-        how = decoding.parse(HOW)
-        asked[arm] = inference.Generator(run, strategy, placed, tokens, how, rows=32)
+        params = strategy.place_state(inference.read_params(run, tokens, strategy=strategy)[0])
+        config = decoding.parse(DECODING)
+        generators[arm] = inference.Generator(run, strategy, params, tokens, config, rows=32)
         seconds[arm] = []
-    texts = [row["inputs"] for row in logs.read(answers(home, name))[:INPUTS]]
+    texts = [row["inputs"] for row in logs.read(answers(home, name))[:NUM_INPUTS]]
     for _ in range(turns + 1):  # the first compiles
-        for arm, ask in asked.items():
+        for arm, generate in generators.items():
             start = time.perf_counter()
-            list(ask(texts))
+            list(generate(texts))
             seconds[arm].append(time.perf_counter() - start)
-    taken = {arm: statistics.median(each[1:]) for arm, each in seconds.items()}
+    medians = {arm: statistics.median(seconds_list[1:]) for arm, seconds_list in seconds.items()}
     pairs = zip(seconds["teacher"][1:], seconds["student"][1:], strict=True)
     shares = sorted(student / teacher for teacher, student in pairs)
-    return {"arm": "decoding", "method": method, "shares": shares} | taken
+    return {"arm": "decoding", "method": method, "shares": shares} | medians
 
 
 def figures(home: str, name: str, methods: list[str]) -> list[dict]:
-    """A row a run: teacher and students, scored; of a student the seconds of quiet updates."""
-    chosen = {"split": TASKS[name].split, "how": HOW}
-    rows = [stages.scored_run(f"{home}/{name}/teacher", "teacher", 0, **chosen)]
+    """Scores the teacher and all students; a student's seconds are those of its timed run."""
+    chosen = {"split": TASKS[name].split, "decoding": DECODING}
+    rows = [stages.score_run(f"{home}/{name}/teacher", "teacher", 0, **chosen)]
     for method in methods:
-        each = stages.update_seconds(f"{home}/{name}/timed/{shorter(method)}")
-        for row in stages.scored(f"{home}/{name}", method, **chosen):
-            rows.append(row | {"seconds": round(row["planned_updates"] * each)})
+        seconds_list = stages.update_seconds(f"{home}/{name}/timed/{shorter(method)}")
+        for row in stages.score_seeds(f"{home}/{name}", method, **chosen):
+            rows.append(row | {"seconds": round(row["planned_updates"] * seconds_list)})
     return rows
 
 
 def table(rows: list[dict], speeds: list[dict], names: tuple[str, ...]) -> str:
-    """Markdown: the scores; the share of the teacher's, of its time of decoding, and what a way
-    takes: updates, and seconds of them.
-    """
+    """Returns Markdown: the scores; shares of the teacher's score and decoding time; updates."""
     first, lines = names[0], [stages.table(rows, names), ""]
     lines += [f"| method | % of the teacher's {first} | updates | seconds of updates | decoding |"]
     lines += ["| --- " * 5 + "|"]
@@ -205,17 +199,17 @@ def table(rows: list[dict], speeds: list[dict], names: tuple[str, ...]) -> str:
     for method in dict.fromkeys(row["arm"] for row in rows):
         runs = [row for row in rows if row["arm"] == method]
         share = statistics.mean(row["figures"][first] / rows[0]["figures"][first] for row in runs)
-        updates, taken = (
-            statistics.mean(row[key] for row in runs) for key in ("planned_updates", "seconds")
-        )
-        each = shares.get(method, [1.0])
-        said = f"{statistics.median(each):.2f} ({each[0]:.2f} to {each[-1]:.2f})"
-        lines.append(f"| {method} | {100 * share:.1f} | {updates:.0f} | {taken:.0f} | {said} |")
+        updates = statistics.mean(row["planned_updates"] for row in runs)
+        seconds = statistics.mean(row["seconds"] for row in runs)
+        times = shares.get(method, [1.0])
+        time_cell = f"{statistics.median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f})"
+        cells = [method, f"{100 * share:.1f}", f"{updates:.0f}", f"{seconds:.0f}", time_cell]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main(flags) -> int:
-    """Train what is not there, score all, print and keep the figures."""
+    """Trains missing runs, scores all, prints and saves the scores."""
     home, data, name = flags.workdir, flags.data_dir, flags.task
     lookup.lookup(TASKS, name, "--task")
     methods = flags.methods.split(",") if flags.methods else list(ORDER)
@@ -237,13 +231,13 @@ def main(flags) -> int:
             return code
     rows = figures(home, name, methods)
     speeds = [decoding_seconds(home, name, method) for method in methods]
-    stages.keep(f"distillation_{name}", [*rows, *speeds])
+    stages.save(f"distillation_{name}", [*rows, *speeds])
     print(table(rows, speeds, TASKS[name].scores))
     return 0
 
 
 def arguments(words=None) -> argparse.Namespace:
-    """The flags of this program."""
+    """Parses the flags of this program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="multi30k", help=", ".join(TASKS))
     parser.add_argument("--workdir", default="runs/distillation", help="folder of the runs")

@@ -1,9 +1,9 @@
-"""Which numbers does this code produce?  A refactoring must print the same digests.
+"""Which numbers does this code produce? A refactoring must print the same digests.
 
 python -m experiments.fingerprints --out=runs/fingerprints
 python -m experiments.fingerprints --out=runs/fingerprints --against=before.json
 
-Runs the commands on made-up text: a corpus is built, four runs train (pre-training, pre-training
+Runs the commands on synthetic text: a corpus is built, four runs train (pre-training, pre-training
 on a mesh of 8 devices with micro-batches, fine-tuning, distillation from a cached teacher), a run
 answers 50 inputs by greedy and beam search, and is exported. Prints JSON: sha256 digests of the
 corpus, of every logged loss, of the answers and of the exported files. Exit code 1 where they
@@ -49,11 +49,11 @@ def get_config(preset: str = "tiny"):
 
 
 def write_texts(folder: pathlib.Path) -> None:
-    """Write documents, pairs and inputs of made-up words; the same at every call."""
-    spelling, draw = random.Random(0), random.Random(1)
+    """Writes documents, pairs and inputs of synthetic words; the same at every call."""
+    spelling, rng = random.Random(0), random.Random(1)
     words = ["".join(spelling.choices("aeiouklmnrst", k=2 + i // 20)) for i in range(120)]
     weights = [1 / (1 + i) for i in range(len(words))]
-    text = lambda: " ".join(draw.choices(words, weights, k=draw.randint(30, 90))).capitalize() + "."
+    text = lambda: " ".join(rng.choices(words, weights, k=rng.randint(30, 90))).capitalize() + "."
     documents = [json.dumps({"text": text()}) for _ in range(300)]
     inputs = [text() for _ in range(200)]
     pairs = [f"{line}\t{' '.join(line.split()[: 3 + i % 9])}" for i, line in enumerate(inputs)]
@@ -68,19 +68,19 @@ def write_texts(folder: pathlib.Path) -> None:
 
 
 def run_command(*arguments: object, devices: int = 1) -> None:
-    """Run `python -m lm` on so many fake CPU devices. Raises SystemExit with its error output."""
+    """Runs `python -m lm` on `devices` CPU devices. Raises SystemExit with its error output."""
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "NPROC": "32"}
     environment = os.environ | flags | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "lm", *map(str, arguments)]
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{process.stderr}")
 
 
 def config_flags(steps: int, *sections: dict) -> list[str]:
-    """Flags for dotted keys, with logs and evaluations that suit so many updates."""
+    """Flags for dotted keys, with intervals that suit the number of updates."""
     keys = {"steps": steps, "log_every_steps": 1, "optimizer.warmup.steps": 2}
     keys |= {"eval_every_steps": steps // 2, "checkpoint.every_steps": steps // 2}
     keys |= {"evaluate.max_examples": 20, "evaluate.max_decoded_examples": 16}
@@ -90,7 +90,7 @@ def config_flags(steps: int, *sections: dict) -> list[str]:
 
 
 def digests_of(folder: pathlib.Path, label: str, suffixes: tuple[str, ...] = ()) -> dict[str, str]:
-    """The sha256 of every file below a folder, but of those with one of the suffixes."""
+    """The sha256 of every file below a folder, except files with one of the suffixes."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix not in suffixes]
     return {
         f"{label}/{path.relative_to(folder)}": hashlib.sha256(path.read_bytes()).hexdigest()
@@ -107,19 +107,19 @@ def losses_of(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def fingerprints(out: pathlib.Path, steps: int) -> dict[str, str]:
-    """Run everything in an empty folder `out`, `steps` updates a run, and digest the results."""
+    """Runs everything in the empty folder `out`, `steps` updates per run; returns the digests."""
     write_texts(out / "texts")
     corpus, task = out / "corpus", out / "task.py"
     task.write_text(TASK.format(folder=out / "texts"))
     flags = ("--vocab_size=400", "--heldout_fraction=0.1", "--workers=1", "--shards=2")
     run_command("corpus", f"--source={out}/texts/documents.jsonl", f"--out={corpus}", *flags)
-    found = digests_of(corpus, "corpus", (".json", ".jsonl"))
+    digests = digests_of(corpus, "corpus", (".json", ".jsonl"))
 
     def train(name: str, config: object, *sections: dict, devices: int = 1) -> None:
         flags = config_flags(steps, *sections)
         workdir = out / name
         run_command("train", f"--config={config}", *flags, f"--workdir={workdir}", devices=devices)
-        found.update(losses_of(workdir))
+        digests.update(losses_of(workdir))
 
     text = SIZES | LENGTHS | {"data.task": corpus}
     train("pretrain", "configs/pretrain.py:tiny", text)
@@ -137,11 +137,11 @@ def fingerprints(out: pathlib.Path, steps: int) -> dict[str, str]:
         flags = (f"--input={out}/texts/inputs.txt", f"--decoding={method}", f"--out={answers}")
         run_command("predict", f"--workdir={out}/finetune", *flags)
     run_command("export", f"--workdir={out}/finetune", out / "export")
-    return found | digests_of(out / "answers", "answers") | digests_of(out / "export", "export")
+    return digests | digests_of(out / "answers", "answers") | digests_of(out / "export", "export")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the digests as JSON, or compare them with a file; the exit code."""
+    """Prints the digests as JSON, or compares them with a file; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""Does one flipped bit in any file of a run or of a foreign checkpoint crash us, or pass as sound?
+"""Does a flipped bit in a file of a run or a transformers checkpoint crash lm or pass unnoticed?
 
 python -m experiments.flips FOLDER COUNT SEED
 
 FOLDER has `run`, a run's folder, and `foreign`, a checkpoint as transformers writes it. COUNT times
-a bit of one file is flipped, the file is read as our commands read it, and put back. The last line
-is JSON: by file, how often it was unharmed (what is read is the same), said (an error of one
-sentence), changed (other content, which nothing can tell from an edit); `broken` lists what must
-never be: another kind of error, or a change in what is sealed. A crash ends the process.
+the program flips a bit of one file, reads the file as lm's commands do, and restores it. The last
+line is JSON with counts per file: unharmed (the same content), said (an error in one sentence),
+changed (other content in a file without checksum). `broken` lists violations: another kind of
+error, or changed content in a file with a checksum. A crash ends the process.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ def read_config(folder: pathlib.Path):
 
 
 def read_report(folder: pathlib.Path):
-    """What the report tells of a run."""
-    found = report.read_run_folders([folder / "run"])[0]
-    return found.manifest, found.rows
+    """The manifest and rows of a run, as the report reads them."""
+    content = report.read_run_folders([folder / "run"])[0]
+    return content.manifest, content.rows
 
 
 def read_foreign(folder: pathlib.Path):
-    """The parameters of the foreign checkpoint, as import reads them."""
+    """The parameters of the transformers checkpoint, as import reads them."""
     model = runs.read_run(folder / "run").model
     try:
         return numbers(transformers.read_params(folder / "foreign", model))
-    except interop.FOREIGN as error:  # import says it in a sentence
+    except interop.FOREIGN as error:  # import prints it in a sentence
         raise ValueError(f"{folder} is not as transformers write it ({error})") from error
 
 
-READERS: dict[str, tuple[str, Callable, bool]] = {  # file, reader, whether a change can be told
+READERS: dict[str, tuple[str, Callable, bool]] = {  # file, reader, whether it has a checksum
     "facts": ("run/checkpoints/0/facts/metadata", read_params, True),
     "tokenizer.json": ("run/tokenizer/tokenizer.json", read_params, True),
     "tokenizer.model": ("run/tokenizer/tokenizer.model", read_params, True),
@@ -70,37 +70,37 @@ READERS: dict[str, tuple[str, Callable, bool]] = {  # file, reader, whether a ch
 }
 
 
-def outcome(name: str, folder: pathlib.Path, sound, rng: np.random.Generator) -> str:
-    """What comes of one flip: unharmed, said, changed, or "broken: why"."""
+def outcome(name: str, folder: pathlib.Path, expected, rng: np.random.Generator) -> str:
+    """Flips one bit and returns the result: unharmed, said, changed, or "broken: why"."""
     file, read, sealed = READERS[name]
     path = folder / file
-    before = path.read_bytes()
+    data = path.read_bytes()
     damage.flip(path, rng)
     try:
-        found = read(folder)
+        content = read(folder)
     except (ValueError, OSError) as error:
-        return "said" if str(error) else f"broken: {name}: an error without a word"
+        return "said" if str(error) else f"broken: {name}: an error without a message"
     except (ArithmeticError, LookupError, RuntimeError, TypeError, AttributeError) as error:
         return f"broken: {name}: {type(error).__name__}: {error}"
     finally:
-        path.write_bytes(before)
-    if found == sound:
+        path.write_bytes(data)
+    if content == expected:
         return "unharmed"
     return f"broken: {name}: changed silently" if sealed else "changed"
 
 
 def main(folder: str, count: str, seed: str) -> None:
-    """COUNT flips, the files in turns."""
-    place, rng = pathlib.Path(folder), np.random.default_rng(int(seed))
-    sound = {name: read(place) for name, (_, read, _) in READERS.items()}
-    told, broken = {name: collections.Counter() for name in READERS}, []
+    """Flips COUNT bits, the files in turns, and prints the counts."""
+    directory, rng = pathlib.Path(folder), np.random.default_rng(int(seed))
+    expected = {name: read(directory) for name, (_, read, _) in READERS.items()}
+    counts, broken = {name: collections.Counter() for name in READERS}, []
     for trial in range(int(count)):
         name = list(READERS)[trial % len(READERS)]
-        found = outcome(name, place, sound[name], rng)
-        if found.startswith("broken"):
-            broken.append(found)
-        told[name][found.split(":")[0]] += 1
-    print(json.dumps(told | {"broken": broken}))
+        result = outcome(name, directory, expected[name], rng)
+        if result.startswith("broken"):
+            broken.append(result)
+        counts[name][result.split(":")[0]] += 1
+    print(json.dumps(counts | {"broken": broken}))
 
 
 if __name__ == "__main__":

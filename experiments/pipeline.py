@@ -4,9 +4,9 @@
   python -m experiments.pipeline --config=configs/pipeline.py --config.corpus='texts/*.txt' \\
       --config.finetune.file=configs/own_task.py --config.workdir=runs/own
 
-Every stage is a `python -m lm` command, printed before it runs, to copy and change. What is
-finished is skipped; after an interrupt, the same command continues. --dry_run prints the commands
-alone. The keys of a pipeline are explained in configs/pipeline.py.
+Every stage is a `python -m lm` command, which is printed before it runs. Finished stages are
+skipped; after an interrupt, the same command continues. --dry_run only prints the commands.
+configs/pipeline.py documents the keys.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ RUNS = ("pretrain", "finetune", "scratch", "distill", "alone")
 
 
 def commands(config) -> list[list[str]]:
-    """The pipeline as arguments of `python -m lm`, in order.
+    """The pipeline's commands in order, as arguments of `python -m lm`.
 
-    The runs, each followed by its evaluation: pretrain; finetune, from it, and scratch, from random
-    weights; distill, which learns from finetune, and alone, the same student without a teacher.
+    Each run is followed by its evaluation: pretrain; finetune, initialized from it; scratch, from
+    random weights; distill, with finetune as teacher; alone, the same student without a teacher.
     """
     home, runs = config.workdir, flags(config)
     made = [prepared(config)]
@@ -44,7 +44,7 @@ def page(config) -> list[str]:
 
 
 def prepared(config) -> list[str]:
-    """The command that makes tokenizer and token shards, of what is there to pre-train on."""
+    """The command that makes tokenizer and token shards of the pre-training data."""
     if not config.corpus:
         words = flags(config)["pretrain"]
         return ["corpus", *words, f"--workdir={config.workdir}/pretrain"]
@@ -54,7 +54,7 @@ def prepared(config) -> list[str]:
 
 
 def flags(config) -> dict[str, list[str]]:
-    """The flags of each run's training."""
+    """The flags of `train` for each run."""
     home, data = config.workdir, config.data_dir or f"{config.workdir}/tfds"
     shared = [f"--config.data.tfds_dir={data}", f"--config.seed={config.seed}"]
     named = config.tokenizer or (f"{home}/corpus/tokenizer" if config.corpus else "")
@@ -80,7 +80,7 @@ def flags(config) -> dict[str, list[str]]:
 
 
 def _stage(stage, file: str = "") -> list[str]:
-    """A stage's config file, its updates where they are given, and its own flags."""
+    """A stage's flags: its config file, its updates unless 0, and its own."""
     steps = [f"--config.steps={stage.steps}"] * bool(stage.steps)
     return [f"--config={stage.file or file}", *steps, *_words(stage.flags)]
 
@@ -89,22 +89,24 @@ def _words(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} are no flags ({error}); close its quotes.") from error
+        raise ValueError(
+            f"{text!r} cannot be split into flags ({error}); close its quotes."
+        ) from error
 
 
 def printed(arguments: list[str], module: str = "lm") -> str:
-    """Format a command as one types it."""
+    """Formats a command for a shell."""
     return shlex.join(["python", "-m", module, *arguments])
 
 
 def show(commands: list[list[str]]) -> int:
-    """Print the commands; 0."""
+    """Prints the commands and returns 0."""
     print("\n".join(map(printed, commands)))
     return 0
 
 
 def run(todo: list[list[str]]) -> int:
-    """Run commands of the door in turn; the exit code of the first that fails, else 0."""
+    """Runs lm commands in turn; returns the exit code of the first that fails, else 0."""
     start = time.monotonic()
     for number, arguments in enumerate(todo, 1):
         minutes = (time.monotonic() - start) / 60
@@ -119,7 +121,7 @@ def run(todo: list[list[str]]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run a pipeline, or print its commands; the exit code."""
+    """Runs a pipeline, or prints its commands; returns the exit code."""
     if cli.HELP & set(arguments):
         print(__doc__)
         return 0

@@ -1,4 +1,4 @@
-"""What the measuring programs share: flags, provenance, the record (.jsonl) and the page (.md)."""
+"""Shared by the benchmarks: flags, provenance, the record (.jsonl) and the page (.md)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def save(out: pathlib.Path, name: str, rows: list[dict], group: Callable = lambd
 
 
 def put_table(out: pathlib.Path, name: str, table: str, mark: str = "table") -> None:
-    """Replaces what the page has between <!-- mark --> and <!-- end of mark -->."""
+    """Replaces the page's text between <!-- mark --> and <!-- end of mark -->."""
     page, start, end = out / f"{name}.md", f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
     text = page.read_text() if page.exists() else start + end
     before, _, after = text.partition(start)

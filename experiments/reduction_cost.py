@@ -1,9 +1,9 @@
-"""What does parallel.deterministic_reduction=True cost an update?  Answer: reduction_cost.md.
+"""What does parallel.deterministic_reduction=True cost an update? Answer: reduction_cost.md.
 
 python -m experiments.reduction_cost [--rounds=10]
 
-Both reductions take updates of the same model in turns, in one process, on 1 and on 2 devices that
-share this machine's cores. The table has medians; every time is in reduction_cost.jsonl.
+Times updates of the same model with both reductions in turns, in one process, on 1 and on 2 devices
+that share the machine's cores. The table has medians; reduction_cost.jsonl has every time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MODEL = transformer.ModelConfig(
 
 
 def update(devices: int, reduction: str):
-    """A function that takes one update and waits for it, compiled and warm."""
+    """Returns a compiled function that takes one update and waits for it."""
     config = parallel.ParallelConfig(deterministic_reduction=reduction == "fixed")
     strategy = parallel.make_strategy(config, jax.devices()[:devices])
     shapes, model = transformer.param_shapes(MODEL), transformer.Transformer(MODEL)
@@ -62,12 +62,12 @@ def update(devices: int, reduction: str):
     )
     placed = strategy.place_batch(batch.Batch(*side(INPUTS), *side(TARGETS)))
 
-    def take() -> None:
+    def run_update() -> None:
         state[0], sums = compiled(state[0], placed)
         jax.block_until_ready(sums)
 
-    take()
-    return take
+    run_update()
+    return run_update
 
 
 def measure(rounds: int) -> list[dict]:
@@ -76,9 +76,9 @@ def measure(rounds: int) -> list[dict]:
     updates = {arm: update(*arm) for arm in arms}
     seconds: dict = {arm: [] for arm in arms}
     for _ in range(rounds):
-        for arm, take in updates.items():
+        for arm, run_update in updates.items():
             start = time.perf_counter()
-            take()
+            run_update()
             seconds[arm].append(time.perf_counter() - start)
     return [
         {"devices": devices, "reduction": kind, "seconds": seconds[devices, kind]}
@@ -87,13 +87,13 @@ def measure(rounds: int) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """The medians as Markdown, and how much longer fixed takes."""
+    """A Markdown table of medians, with the ratio of deterministic to fast."""
     median = {(r["devices"], r["reduction"]): statistics.median(r["seconds"]) for r in rows}
-    said = ["| devices | fast, ms | fixed, ms | fixed / fast |", "|---|---|---|---|"]
+    lines = ["| devices | fast, ms | fixed, ms | fixed / fast |", "|---|---|---|---|"]
     for devices in (1, 2):
         fast, fixed = median[devices, "fast"], median[devices, "fixed"]
-        said.append(f"| {devices} | {1e3 * fast:.0f} | {1e3 * fixed:.0f} | {fixed / fast:.2f} |")
-    return "\n".join(said)
+        lines.append(f"| {devices} | {1e3 * fast:.0f} | {1e3 * fixed:.0f} | {fixed / fast:.2f} |")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,9 +1,9 @@
-"""What does saving a checkpoint cost the loop, in the background and not?  Answer: save_cost.md.
+"""How long does saving a checkpoint delay training? Answer: save_cost.md.
 
 python -m experiments.save_cost
 
 A state of about 10 million parameters with AdamW's two moments, on one CPU device; saves and
-updates in turns in one run. Rows of the table are medians; every repeat is in save_cost.jsonl.
+updates in turns in one run. The table has medians; save_cost.jsonl has every repeat.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def seconds(work: Callable, *arguments) -> float:
 
 
 def make_update():
-    """(first state, update), state -> state, of random tokens."""
+    """Returns the initial state and a compiled update, state -> state, on random tokens."""
     config = optimizers.OptimizerConfig(name="adamw")
     pace = optimizers.RunLength(100.0, ROWS * (INPUTS + TARGETS))
     optimizer, _ = optimizers.make_optimizer(config, 100, transformer.param_shapes(MODEL), pace)
@@ -53,16 +53,16 @@ def make_update():
     rows = lambda length: rng.integers(3, MODEL.vocab_size, (ROWS, length)).astype(np.int32)
     ones = lambda length: np.ones((ROWS, length), np.int32)
     examples = batch.Batch(rows(INPUTS), ones(INPUTS), rows(TARGETS), ones(TARGETS))
-    take = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, config=step_config)
-    update = jax.jit(lambda state: take(state, examples)[0], donate_argnums=0)
+    step = functools.partial(steps.train_step, loss=loss, optimizer=optimizer, config=step_config)
+    update = jax.jit(lambda state: step(state, examples)[0], donate_argnums=0)
     return jax.jit(lambda: steps.init_state(model, optimizer, step_config))(), update
 
 
 def measure(repeats: int) -> list[dict]:
-    """Rows of the table: what, seconds of every repeat."""
+    """Rows of the record: what was timed, and the seconds of every repeat."""
     state, update = make_update()
     state = update(state)
-    found: dict[str, list[float]] = {}
+    seconds_by_name: dict[str, list[float]] = {}
     summed = lambda trees: jax.device_get(checkpoints.tree_checksums(trees))
     summed({"params": state.params, "opt_state": state.opt_state})
     for _ in range(repeats):
@@ -75,22 +75,22 @@ def measure(repeats: int) -> list[dict]:
                 saved.save(state, {})  # compiles the checksums, makes the threads
                 saved.wait()
                 state = jax.block_until_ready(update(state))
-                took = {f"save, {name}: the loop waits": seconds(saved.save, state, {})}
-                took[f"save, {name}: then until it is on disk"] = seconds(saved.wait)
-            for what, value in took.items():
-                found.setdefault(what, []).append(value)
+                times = {f"save, {name}: the loop waits": seconds(saved.save, state, {})}
+                times[f"save, {name}: then until it is on disk"] = seconds(saved.wait)
+            for name, value in times.items():
+                seconds_by_name.setdefault(name, []).append(value)
         trees = {"params": state.params, "opt_state": state.opt_state}
-        took = {"of it the checksums on the device": seconds(summed, trees)}
+        times = {"of it the checksums on the device": seconds(summed, trees)}
         start = time.perf_counter()
         state = jax.block_until_ready(update(state))
-        took["an update"] = time.perf_counter() - start
-        for what, value in took.items():
-            found.setdefault(what, []).append(value)
-    return [{"what": what, "seconds": values} for what, values in found.items()]
+        times["an update"] = time.perf_counter() - start
+        for name, value in times.items():
+            seconds_by_name.setdefault(name, []).append(value)
+    return [{"what": name, "seconds": values} for name, values in seconds_by_name.items()]
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as the page shows them."""
+    """The rows as a Markdown table."""
     update = statistics.median(next(r for r in rows if r["what"] == "an update")["seconds"])
     lines = []
     for row in rows:
@@ -101,7 +101,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table, and save it."""
+    """Measures, prints the table and saves it."""
     parser = records.parser(NAME, __doc__)
     parser.add_argument("--repeats", type=int, default=5)
     flags = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
-"""What the three tasks' experiments share: a tokenizer, a pre-trained model a seed, fine-tuning.
+"""Shared by the studies of three tasks: tokenizer, pre-training and fine-tuning for each seed.
 
-A model of 2 + 2 layers, so that three seeds of every arm take two CPU cores an hour or two.
+The model has 2 + 2 layers, so that three seeds of every arm take an hour or two on two CPU cores.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ SIZE = ["--config.model.num_encoder_layers=2", "--config.model.num_decoder_layer
 PRETRAIN = 800  # updates, of 16 rows of 128 tokens
 
 
-def arguments(text: str, workdir: str, words=None) -> argparse.Namespace:
-    """The flags of a program: where runs lie and TFDS's directory."""
+def arguments(text: str, workdir: str, argv=None) -> argparse.Namespace:
+    """Parses a study's flags: the folder of the runs and TFDS's directory."""
     parser = argparse.ArgumentParser(description=text.splitlines()[0])
     parser.add_argument("--workdir", default=workdir, help="folder of the runs")
     parser.add_argument("--data_dir", default="", help="TFDS's directory")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands alone")
-    return parser.parse_args(words)
+    parser.add_argument("--dry_run", action="store_true", help="only print the commands")
+    return parser.parse_args(argv)
 
 
-def prepared(home: str, data: str) -> list[list[str]]:
-    """Commands that make the tokenizer, of both languages and encyclopedic text, and the corpus."""
+def data_commands(home: str, data: str) -> list[list[str]]:
+    """Commands that train a tokenizer on Multi30k and Wikipedia, and build the corpus."""
     tokens = [
         "--config.data.mixture=(('multi30k_en_de', None), ('wikipedia', None))",
         "--config.data.packing=none",
@@ -40,93 +40,103 @@ def prepared(home: str, data: str) -> list[list[str]]:
     return [["tokenizer", "--config=configs/multi30k.py", *tokens], ["corpus", *texts]]
 
 
-def pretrained(home: str, seed: int) -> list[str]:
-    """The command that pre-trains a seed's model by span corruption."""
+def pretrain_command(home: str, seed: int) -> list[str]:
+    """The command that pre-trains the model of a seed by span corruption."""
     flags = [f"--config.data.task={home}/prose", f"--config.seed={seed}", *SIZE]
     flags += [f"--config.steps={PRETRAIN}", "--config.data.input_length=128"]
     flags += ["--config.data.batch_size=16", "--config.eval_every_steps=400"]
     return ["train", "--config=configs/pretrain.py", *flags, f"--workdir={home}/pretrain/{seed}"]
 
 
-def tuned(home: str, data: str, config: str, seed: int, steps: int, scratch=False) -> list[str]:
-    """The command that fine-tunes a seed's model with a config, or trains it from scratch."""
+def finetune_command(
+    home: str, data: str, config: str, seed: int, steps: int, scratch=False
+) -> list[str]:
+    """The command that fine-tunes the model of a seed, or trains it from scratch."""
     name = config if not scratch else f"{config}_scratch"
-    start, flags = f":{home}/pretrain/{seed}", []
+    init, flags = f":{home}/pretrain/{seed}", []
     if scratch:
-        start, flags = "", [*SIZE, f"--config.tokenizer.dir={home}/tokens/tokenizer"]
+        init, flags = "", [*SIZE, f"--config.tokenizer.dir={home}/tokens/tokenizer"]
     flags += [f"--config.data.tfds_dir={data}", f"--config.seed={seed}", f"--config.steps={steps}"]
     flags += [f"--config.data.shards_dir={home}/shards/{config}"]
     flags += [f"--config.name={name}", f"--workdir={home}/{name}/{seed}"]
-    return ["train", f"--config=configs/{config}.py{start}", *flags]
+    return ["train", f"--config=configs/{config}.py{init}", *flags]
 
 
 def commands(home: str, data: str, config: str, steps: int, scratch=False) -> list[list[str]]:
-    """The training of all seeds as arguments of `python -m lm`, in order; with `scratch` also that
-    from random weights.
-    """
-    made = prepared(home, data)
+    """All training runs in order, as arguments of `python -m lm`; scratch: also from scratch."""
+    todo = data_commands(home, data)
     for seed in SEEDS:
-        made.append(pretrained(home, seed))
-        for anew in (False, True)[: 1 + scratch]:
-            made.append(tuned(home, data, config, seed, steps, anew))
-    return made
+        todo.append(pretrain_command(home, seed))
+        for from_scratch in (False, True)[: 1 + scratch]:
+            todo.append(finetune_command(home, data, config, seed, steps, from_scratch))
+    return todo
 
 
-def scored(home: str, arm: str, *, split: str, how: str, most: int = 0) -> list[dict]:
-    """A row a seed: the scores of an arm's runs on a split, and the answers they were made of.
+def score_seeds(
+    home: str, arm: str, *, split: str, decoding: str, max_examples: int = 0
+) -> list[dict]:
+    """Scores the run of every seed of an arm on a split; a row per seed, with the predictions.
 
-    how: the decoding in words. most: examples, the first; 0: all.
+    decoding: its short form. max_examples: number of first examples; 0: all.
     """
-    chosen = {"split": split, "how": how, "most": most}
-    return [scored_run(pathlib.Path(home, arm, str(seed)), arm, seed, **chosen) for seed in SEEDS]
+    chosen = {"split": split, "decoding": decoding, "max_examples": max_examples}
+    return [score_run(pathlib.Path(home, arm, str(seed)), arm, seed, **chosen) for seed in SEEDS]
 
 
-def scored_run(workdir, arm: str, seed: int, *, split: str, how: str, most: int = 0) -> dict:
-    """The row of one run, as of scored."""
+def score_run(
+    workdir, arm: str, seed: int, *, split: str, decoding: str, max_examples: int = 0
+) -> dict:
+    """Scores one run; see score_seeds."""
     workdir = pathlib.Path(workdir)
-    figures = evaluate.evaluate(workdir, split=split, decoding=how, max_examples=most)
+    figures = evaluate.evaluate(workdir, split=split, decoding=decoding, max_examples=max_examples)
     answers = logs.read(workdir / f"predictions-{split}.jsonl")
-    made_by = json.loads((workdir / "run.json").read_text())
-    row = {"arm": arm, "seed": seed, "split": split, "decoding": how, "answers": answers}
-    row |= {"commit": made_by["commit"], "params": made_by["params"]}
-    row |= {key: made_by[key] for key in ("planned_updates", "planned_tokens")}
-    row |= {"seconds": round(made_by["planned_updates"] * update_seconds(workdir))}
+    manifest = json.loads((workdir / "run.json").read_text())
+    row = {"arm": arm, "seed": seed, "split": split, "decoding": decoding, "answers": answers}
+    row |= {"commit": manifest["commit"], "params": manifest["params"]}
+    row |= {key: manifest[key] for key in ("planned_updates", "planned_tokens")}
+    row |= {"seconds": round(manifest["planned_updates"] * update_seconds(workdir))}
     return row | {"figures": {k: v for k, v in figures.items() if k != "command"}}
 
 
 def update_seconds(workdir) -> float:
-    """What an update of a run takes, with all beside it: the median of the log's intervals."""
+    """Seconds per update, evaluation and saving included: the median over the log's intervals."""
     rows = logs.read(pathlib.Path(workdir) / "metrics.jsonl")
-    at = [(row["step"], row["time"]) for row in rows if row["split"] == "train"]
-    pairs = [(more - step, then - time) for (step, time), (more, then) in itertools.pairwise(at)]
-    return statistics.median(taken / steps for steps, taken in pairs)
+    points = [(row["step"], row["time"]) for row in rows if row["split"] == "train"]
+    pairs = [
+        (next_step - step, next_time - time)
+        for (step, time), (next_step, next_time) in itertools.pairwise(points)
+    ]
+    return statistics.median(seconds / steps for steps, seconds in pairs)
 
 
-def baseline(arm: str, words: tuple[str, ...], said: list[str], truth: list[str]) -> dict:
-    """The row of answers that no model gave. words: of METRICS."""
+def baseline(
+    arm: str, metric_names: tuple[str, ...], predictions: list[str], references: list[str]
+) -> dict:
+    """The row of predictions made without a model. metric_names: names of lm.metrics."""
     figures = {"intervals": {}}
-    for word in words:
-        figures |= metrics.score(word, said, truth)
-        figures["intervals"] |= metrics.confidence_intervals(word, said, truth)
+    for name in metric_names:
+        figures |= metrics.score(name, predictions, references)
+        figures["intervals"] |= metrics.confidence_intervals(name, predictions, references)
     return {"arm": arm, "seed": 0, "decoding": "", "figures": figures}
 
 
 def table(rows: list[dict], names: tuple[str, ...]) -> str:
-    """Markdown, a line an arm and decoding: the mean over seeds of each score, every seed's value,
-    and the first seed's 95 % interval.
+    """Returns a Markdown table with a line for each arm and decoding.
+
+    A cell has the mean over seeds, the value of each seed and the first seed's 95 % interval.
     """
     lines = ["| arm | decoding | " + " | ".join(names) + " |", "| --- " * (2 + len(names)) + "|"]
-    for (arm, how), group in _grouped(rows):
+    for (arm, decoding), group in _grouped(rows):
         cells = []
         for name in names:
             values = [row["figures"][name] for row in group if name in row["figures"]]
             if not values:
                 cells.append("")
                 continue
-            each = f" ({', '.join(f'{value:.2f}' for value in values)})" * (len(values) > 1)
+            values_text = f" ({', '.join(f'{value:.2f}' for value in values)})" * (len(values) > 1)
             low, high = group[0]["figures"]["intervals"][name]
-            cells.append(f"{sum(values) / len(values):.2f}{each} [{low:.2f}, {high:.2f}]")
-        lines.append(f"| {arm} | {how} | " + " | ".join(cells) + " |")
+            cells.append(f"{sum(values) / len(values):.2f}{values_text} [{low:.2f}, {high:.2f}]")
+        lines.append(f"| {arm} | {decoding} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -137,9 +147,9 @@ def _grouped(rows: list[dict]):
     ]
 
 
-def keep(name: str, rows: list[dict]) -> None:
-    """Write the rows without their answers to experiments/<name>.jsonl, with what scored them."""
-    known = {"scored_by": {"commit": logs.commit(), "versions": logs.versions()}}
-    lines = ({k: v for k, v in row.items() if k != "answers"} | known for row in rows)
+def save(name: str, rows: list[dict]) -> None:
+    """Writes the rows without predictions to experiments/<name>.jsonl, with commit and versions."""
+    provenance = {"scored_by": {"commit": logs.commit(), "versions": logs.versions()}}
+    lines = ({k: v for k, v in row.items() if k != "answers"} | provenance for row in rows)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     logs.write_atomically(HERE / f"{name}.jsonl", text)

@@ -2,8 +2,8 @@
 
   python -m experiments.summarization --data_dir=...
 
-The pre-trained models of `experiments.translation`, fine-tuned, three seeds, against the first
-words of the body. Answer: summarization.md; every figure: summarization.jsonl.
+Fine-tunes the pre-trained models of `experiments.translation`, three seeds, and compares with the
+first words of the body. Answer: summarization.md; all scores: summarization.jsonl.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ STEPS = 600
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Train all seeds, score them and the lead baseline on validation, print and keep the figures.
+    """Trains all seeds, scores them and two lead baselines, prints and saves the scores.
 
-    Of the baseline both are scored: as many words as subject lines have, and the first sentence.
+    The baselines: as many first words as subject lines have on average, and the first sentence.
     """
     home, data = flags.workdir, flags.data_dir
     commands = stages.commands(home, data, "aeslc", STEPS)
@@ -30,16 +30,16 @@ def main(flags: argparse.Namespace) -> int:
     if code := pipeline.run(commands):
         return code
     rows = []
-    for how in ("greedy", "beam num_beams=4 length_penalty=0.6"):
-        rows += stages.scored(home, "aeslc", split="validation", how=how)
+    for decoding_text in ("greedy", "beam num_beams=4 length_penalty=0.6"):
+        rows += stages.score_seeds(home, "aeslc", split="validation", decoding=decoding_text)
     pairs = rows[0]["answers"]
-    truth = [pair["targets"] for pair in pairs]
+    references = [pair["targets"] for pair in pairs]
     prefix = tasks.TASKS["aeslc"].prefix
-    for words in (round(np.mean([len(line.split()) for line in truth])), 1000):
-        said = [metrics.lead(pair["inputs"].removeprefix(prefix), words) for pair in pairs]
+    for words in (round(np.mean([len(line.split()) for line in references])), 1000):
+        predictions = [metrics.lead(pair["inputs"].removeprefix(prefix), words) for pair in pairs]
         name = f"first {words} words" if words < 1000 else "first sentence"
-        rows.append(stages.baseline(name, ("rouge",), said, truth))
-    stages.keep("summarization", rows)
+        rows.append(stages.baseline(name, ("rouge",), predictions, references))
+    stages.save("summarization", rows)
     print(stages.table(rows, ("rouge1", "rouge2", "rougeL", "nats")))
     return 0
 

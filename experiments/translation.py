@@ -2,8 +2,8 @@
 
   python -m experiments.translation --data_dir=...
 
-Pre-trained on English prose and then fine-tuned, against trained from scratch for as many updates,
-three seeds each. Answer: translation.md; every figure: translation.jsonl.
+Compares fine-tuning after pre-training on English prose with training from scratch for equal
+updates, three seeds each. Answer: translation.md; all scores: translation.jsonl.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STEPS = 1200
 
 
 def main(flags: argparse.Namespace) -> int:
-    """Train all arms, score them on the test split, print and keep the figures."""
+    """Trains all arms, scores them on the test split, prints and saves the scores."""
     home, data = flags.workdir, flags.data_dir
     commands = stages.commands(home, data, "multi30k", STEPS, scratch=True)
     if flags.dry_run:
@@ -25,18 +25,22 @@ def main(flags: argparse.Namespace) -> int:
     if code := pipeline.run(commands):
         return code
     rows, differences = [], []
-    for how in ("greedy", "beam num_beams=4 length_penalty=0.6"):
+    for decoding_text in ("greedy", "beam num_beams=4 length_penalty=0.6"):
         arms = [
-            stages.scored(home, arm, split="test", how=how)
+            stages.score_seeds(home, arm, split="test", decoding=decoding_text)
             for arm in ("multi30k", "multi30k_scratch")
         ]
         rows += [row for arm in arms for row in arm]
-        for ours, theirs in zip(*arms, strict=True):
-            said = [[row["prediction"] for row in arm["answers"]] for arm in (ours, theirs)]
-            truth = [row["targets"] for row in ours["answers"]]
-            ends = metrics.difference_intervals("bleu", *said, truth)["bleu"]
-            differences.append(f"| {how} | {ours['seed']} | {ends[0]:.2f} to {ends[1]:.2f} |")
-    stages.keep("translation", rows)
+        for pretrained, scratch in zip(*arms, strict=True):
+            predictions = [
+                [row["prediction"] for row in arm["answers"]] for arm in (pretrained, scratch)
+            ]
+            references = [row["targets"] for row in pretrained["answers"]]
+            ends = metrics.difference_intervals("bleu", *predictions, references)["bleu"]
+            differences.append(
+                f"| {decoding_text} | {pretrained['seed']} | {ends[0]:.2f} to {ends[1]:.2f} |"
+            )
+    stages.save("translation", rows)
     print(stages.table(rows, ("bleu", "chrf", "nats")))
     print("\n| decoding | seed | pre-trained - scratch, BLEU, 95 % |\n| --- | --- | --- |")
     print("\n".join(differences))

@@ -1,16 +1,13 @@
-"""Who sees whom, at what distance, and the weighted sum that follows."""
+"""Attention: segment masks, positions, relative buckets, and the softmax-weighted sum."""
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-
-SMALL = 2**16  # scores of a row: fewer are not worth a loop
 
 
 def distance(queries: int, keys: int, start: int | Array = 0) -> Array:
@@ -19,12 +16,12 @@ def distance(queries: int, keys: int, start: int | Array = 0) -> Array:
 
 
 def same_segment(queries: Array, keys: Array) -> Array:
-    """[B, T], [B, S] -> bool [B, T, S]: both belong to one example; padding (0) is never seen."""
+    """Mask of pairs in one segment, not 0 (padding): int [B, T], [B, S] -> bool [B, T, S]."""
     return (queries[:, :, None] == keys[:, None, :]) & (keys[:, None, :] > 0)
 
 
 def positions(segment_ids: Array) -> Array:
-    """The place of each token in its own segment, from 0: int [B, T] -> int [B, T]."""
+    """Position of each token in its segment, from 0: int [B, T] -> int [B, T]."""
     index = jnp.arange(segment_ids.shape[1])
     before = jnp.pad(segment_ids, ((0, 0), (1, 0)))[:, :-1]
     starts = jnp.where((segment_ids != before) | (index == 0), index, 0)
@@ -32,7 +29,7 @@ def positions(segment_ids: Array) -> Array:
 
 
 def sinusoids(positions: Array, width: int) -> Array:
-    """Sines, then cosines, of geometrically slower frequencies: float32 [..., width].
+    """Sinusoidal position embeddings, sines first, then cosines: int [...] -> float32 [..., width].
 
     Source: Vaswani et al. 2017, section 3.5, arXiv:1706.03762.
     """
@@ -41,22 +38,22 @@ def sinusoids(positions: Array, width: int) -> Array:
 
 
 def rotate(x: Array, positions: Array, base: float) -> Array:
-    """Turn pairs (i, i + H/2) of x [B, T, N, H] by position x frequency: rotary positions.
+    """Apply rotary position embeddings to x [B, T, N, H]: rotate the pairs (i, i + H/2).
 
-    positions: int [B, T]. base: the slowest pair turns by about 1/base radians a token.
-    Products of rotated queries and keys depend on their distance alone.
+    positions: int [B, T]. base: the slowest pair rotates by about 1/base radians per token.
+    Products of rotated queries and keys depend on their distance only.
     Source: Su et al. 2021, section 3.2, arXiv:2104.09864.
     """
     half = x.shape[-1] // 2
     angles = positions[..., None, None] * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     low, high = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def soft_cap(x: Array, cap: float) -> Array:
-    """cap * tanh(x / cap): the identity near 0, never beyond cap; cap=0 leaves x as it is.
+    """Return cap * tanh(x / cap), bounded by cap; cap=0 returns x unchanged.
 
     Source: Gemma Team 2024, section 2, arXiv:2408.00118.
     """
@@ -66,8 +63,9 @@ def soft_cap(x: Array, cap: float) -> Array:
 def relative_bucket(distance: Array, *, bidirectional: bool, buckets: int, limit: int) -> Array:
     """Bin key-minus-query distances as T5 does: one bin each when near, log-wide bins when far.
 
-    distance: int [...], in tokens. limit: at or beyond this, the last bin. Returns int [...] in
-    [0, buckets). Bidirectional: half the buckets for each sign; else keys ahead fall in bin 0.
+    distance: int [...], in tokens. limit: distances from here on share the last bin. Returns
+    int [...] in [0, buckets). Bidirectional: half the buckets for each sign; else keys after the
+    query share bin 0.
     Source: Raffel et al. 2020, section 2.1, arXiv:1910.10683.
     """
     base = 0
@@ -83,15 +81,38 @@ def relative_bucket(distance: Array, *, bidirectional: bool, buckets: int, limit
     return base + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
 
 
-class Scores(NamedTuple):
-    """How scores are made: times `scale`, then capped as by soft_cap.
-
-    by_rows lets a CPU take long rows one after the other, in less time and memory.
-    """
+class ScoreConfig(NamedTuple):
+    """Attention scores are multiplied by `scale` and soft-capped at `cap` (0: uncapped)."""
 
     scale: float = 1.0
     cap: float = 0.0
-    by_rows: bool = True
+
+
+def masked_scores(scores: Array, mask: Array, bias: Array | None, config: ScoreConfig) -> Array:
+    """Scale products of queries and keys, add the bias, cap, and set masked scores to the minimum.
+
+    scores float32 [..., T, S]; mask and bias broadcast to it.
+    """
+    if config.scale != 1:
+        scores *= config.scale
+    if bias is not None:
+        scores += bias
+    return jnp.where(mask, soft_cap(scores, config.cap), jnp.finfo(jnp.float32).min)
+
+
+def scores(
+    query: Array,
+    key: Array,
+    mask: Array,
+    bias: Array | None = None,
+    config: ScoreConfig = ScoreConfig(),  # noqa: B008  (immutable)
+) -> Array:
+    """Return the softmax's argument in `attend`: float32 [B, N, T, S]. Args: as for `attend`."""
+    (rows, length, heads, width), groups = query.shape, key.shape[2]
+    query = query.reshape(rows, length, groups, heads // groups, width)
+    products = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32)
+    products = products.reshape(rows, heads, length, -1)
+    return masked_scores(products, mask[:, None], bias, config)
 
 
 def attend(
@@ -101,118 +122,60 @@ def attend(
     mask: Array,
     bias: Array | None = None,
     keep: Array | None = None,
-    how: Scores = Scores(),  # noqa: B008  (it cannot change)
+    config: ScoreConfig = ScoreConfig(),  # noqa: B008  (immutable)
 ) -> Array:
-    """Sum of values, weighted by the softmax of scores: capped(scale * query . key + bias).
+    """Return softmax(cap(scale * query . key + bias)) . value for every query and head.
 
-    query [B, T, N, H]; key and value [B, S, K, H], each serving N/K query heads; mask bool
-    [B, T, S]; bias [N, T, S] or [B, N, T, S]; keep float [B, K, N/K, 1, S], what dropout multiplies
-    the weights by. Returns [B, T, N, H].
-    A query that sees nothing (padding) gets the mean of all values; its loss weight is 0.
+    A query whose keys are all masked (padding) gets the mean of all values.
+
+    Args:
+      query: [B, T, N, H].
+      key, value: [B, S, K, H]; each of the K heads serves N/K query heads.
+      mask: bool [B, T, S], True where a query may attend to a key.
+      bias: [N, T, S] or [B, N, T, S].
+      keep: float [B, K, N/K, 1, S], dropout's factor for the weights.
+
+    Returns: [B, T, N, H].
     """
-    length, heads, groups = *query.shape[1:3], key.shape[2]
-    query = query.reshape(*query.shape[:2], groups, heads // groups, -1)
-    if bias is not None:
-        bias = bias.reshape(*bias.shape[:-3], groups, heads // groups, *bias.shape[-2:])
-    alike = bias is None or bias.ndim == 4  # one bias for all rows
-    one = functools.partial(_attend_row, scale=how.scale, cap=how.cap)
-    at_once = jax.vmap(one, (0, 0, 0, 0, 0, None if alike else 0))
-    seen = query, key, value, mask, keep, bias
-    if not how.by_rows or heads * length * key.shape[1] < SMALL:
-        return at_once(*seen).reshape(*query.shape[:2], heads, -1)
-    in_turn = functools.partial(_in_turn, jax.checkpoint(one), alike)
-    summed = jax.lax.platform_dependent(*seen, cpu=in_turn, default=at_once)
-    return summed.reshape(*query.shape[:2], heads, -1)
-
-
-def _in_turn(one, alike, *seen):
-    # Row by row: a row's scores stay in a CPU's cache, and are computed again when going back.
-    *rows, bias = seen
-    if alike:
-        return jax.lax.map(lambda row: one(*row, bias), rows)
-    return jax.lax.map(lambda row: one(*row), seen)
-
-
-def _attend_row(query, key, value, mask, keep, bias, *, scale, cap):
-    # query [T, K, G, H], key and value [S, K, H], mask [T, S] -> [T, K, G, H]. The products have
-    # one batch axis, K, in front: with any other order XLA copies the scores to transpose them.
-    length, groups, shared, width = query.shape
-    query = jnp.transpose(query, (1, 2, 0, 3)).reshape(groups, shared * length, width)
-    key, value = jnp.swapaxes(key, 0, 1), jnp.swapaxes(value, 0, 1)
-    scores = jnp.einsum("kth,ksh->kts", query, key, preferred_element_type=jnp.float32)
-    weights = _weights(scores.reshape(groups, shared, length, -1), mask, bias, scale, cap)
+    rows, length, heads, _ = query.shape
+    weights = jax.nn.softmax(scores(query, key, mask, bias, config), axis=-1)
+    weights = weights.reshape(rows, key.shape[2], -1, length, key.shape[1])
     if keep is not None:
         weights *= keep
-    weights = weights.astype(value.dtype).reshape(groups, shared * length, -1)
-    summed = jnp.einsum("kts,ksh->kth", weights, value)
-    return jnp.transpose(summed.reshape(groups, shared, length, -1), (2, 0, 1, 3))
+    outputs = jnp.einsum("bkgts,bskh->btkgh", weights.astype(value.dtype), value)
+    return outputs.reshape(rows, length, heads, -1)
 
 
-def scores(
-    query: Array,
-    key: Array,
-    mask: Array,
-    bias: Array | None = None,
-    how: Scores = Scores(),  # noqa: B008  (it cannot change)
-) -> Array:
-    """What `attend` takes the softmax of: float32 [B, N, T, S], least where nothing is seen.
-
-    query, key, mask, bias: as of `attend`.
-    """
-    (rows, length, heads, width), groups = query.shape, key.shape[2]
-    query = query.reshape(rows, length, groups, heads // groups, width)
-    made = jnp.einsum("btkgh,bskh->bkgts", query, key, preferred_element_type=jnp.float32)
-    made = made.reshape(rows, heads, length, -1)
-    return _masked(made, mask[:, None], bias, how.scale, how.cap)
+def to_cache(key: Array, value: Array) -> tuple[Array, Array]:
+    """Keys and values [B, S, K, H] in the layout of a cache: [B * K, H, S] and [B * K, S, H]."""
+    rows, length, groups, width = key.shape
+    key = jnp.transpose(key, (0, 2, 3, 1)).reshape(rows * groups, width, length)
+    return key, jnp.swapaxes(value, 1, 2).reshape(rows * groups, length, width)
 
 
-def _masked(scores, mask, bias, scale, cap):
-    if scale != 1:
-        scores *= scale
-    if bias is not None:
-        scores += bias
-    return jnp.where(mask, soft_cap(scores, cap), jnp.finfo(jnp.float32).min)
-
-
-def _weights(scores, mask, bias, scale, cap):
-    return jax.nn.softmax(_masked(scores, mask, bias, scale, cap), axis=-1)
-
-
-def by_heads(x: Array) -> Array:
-    """Values [B, S, K, H] as a cache has them: [B * K, S, H]."""
-    rows, length, groups, width = x.shape
-    return jnp.swapaxes(x, 1, 2).reshape(rows * groups, length, width)
-
-
-def by_units(x: Array) -> Array:
-    """Keys [B, S, K, H] as a cache has them: [B * K, H, S], as their product with queries wants."""
-    rows, length, groups, width = x.shape
-    return jnp.transpose(x, (0, 2, 3, 1)).reshape(rows * groups, width, length)
-
-
-def attend_by_heads(
+def attend_to_cache(
     query: Array,
     key: Array,
     value: Array,
     mask: Array,
     bias: Array | None = None,
-    how: Scores = Scores(),  # noqa: B008  (it cannot change)
+    config: ScoreConfig = ScoreConfig(),  # noqa: B008  (immutable)
 ) -> Array:
-    """`attend` of few queries to keys [B * K, H, S] and values [B * K, S, H], as a cache has them.
+    """Run `attend` for few queries on keys and values in the layout of `to_cache`.
 
-    query [B, T, N, H]; mask bool [B, T, S]; bias [N, T, S] or [B, N, T, S]; an axis of size 1 of
-    mask or bias is one for all. Returns [B, T, N, H].
+    query [B, T, N, H]; mask bool [B, T, S]; bias [N, T, S] or [B, N, T, S]; mask and bias may have
+    axes of size 1, which broadcast. Returns [B, T, N, H].
     """
-    # One batch axis, B * K, for products: with two a CPU takes up to four times as long, and
-    # joined here instead of in the cache XLA would write to it twice and copy it in between. Keys
-    # that lie as values do would be turned in every step.
+    # The products have one batch axis, B * K: with two, a CPU takes up to four times as long.
+    # The cache stores the axes joined because XLA would copy it on joining them in every step,
+    # and keys with S last because XLA would transpose them in every step.
     (rows, length, heads, width), groups = query.shape, len(key) // len(query)
     query = jnp.swapaxes(query, 1, 2).reshape(rows * groups, -1, width)
-    scores = jnp.einsum("xth,xhs->xts", query, key, preferred_element_type=jnp.float32)
-    scores = scores.reshape(rows, groups, heads // groups, length, -1)
+    products = jnp.einsum("xth,xhs->xts", query, key, preferred_element_type=jnp.float32)
+    products = products.reshape(rows, groups, heads // groups, length, -1)
     if bias is not None:
         bias = bias.reshape(*bias.shape[:-3], groups, heads // groups, *bias.shape[-2:])
-    weights = _weights(scores, mask[:, None, None], bias, how.scale, how.cap)
+    weights = jax.nn.softmax(masked_scores(products, mask[:, None, None], bias, config), axis=-1)
     weights = weights.astype(value.dtype).reshape(*query.shape[:2], -1)
-    summed = jnp.einsum("xts,xsh->xth", weights, value)
-    return jnp.swapaxes(summed.reshape(rows, heads, length, width), 1, 2)
+    outputs = jnp.einsum("xts,xsh->xth", weights, value)
+    return jnp.swapaxes(outputs.reshape(rows, heads, length, width), 1, 2)

@@ -1,81 +1,64 @@
-"""The parts of a block: norms, attention with an explicit cache, feed-forward, relative bias."""
+"""The modules of a block: norms, dropout, relative bias, attention, feed-forward."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import attention
+from lm import attention, cpu_kernels
 
 Array = jax.Array
 
-INTERMEDIATES = (
-    "intermediates"  # what a model has computed on its way, where apply is told to keep it
-)
+INTERMEDIATES = "intermediates"  # flax's collection of activations; empty unless it is mutable
 
-ACTIVATIONS = {
+ACTIVATIONS = {  # name: (function, whether it multiplies a linear gate)
     "relu": (nn.relu, False),
     "gelu": (nn.gelu, False),
-    "geglu": (nn.gelu, True),  # T5 1.1: GELU (tanh) times a linear gate
+    "geglu": (nn.gelu, True),  # T5 1.1: GELU (tanh)
     "swiglu": (nn.silu, True),
 }
+ATTENTION = {"fast_cpu": cpu_kernels.attend, "einsum": attention.attend}
 
 
-def dense(features, axis, variance: float, name: str, dtype, distribution="normal"):
-    """A matrix without bias; the initial variance is variance / fan-in, as in T5X."""
-    init = nn.initializers.variance_scaling(variance, "fan_in", distribution)
+def dense(
+    features: int | tuple[int, ...],
+    axis: int | tuple[int, ...],
+    variance: float,
+    name: str | None,
+    dtype: str,
+    distribution: str = "normal",
+) -> nn.DenseGeneral:
+    """Return a linear layer without bias, initialized with variance / fan-in, as in T5X."""
     return nn.DenseGeneral(
         features,
         axis,
         use_bias=False,
-        kernel_init=init,
+        kernel_init=nn.initializers.variance_scaling(variance, "fan_in", distribution),
         dtype=dtype,
         name=name,
-        dot_general=dense_general_2d,
+        dot_general=cpu_kernels.dense_general_2d,
     )
-
-
-def dense_general_2d(
-    x: Array, kernel: Array, dimensions=(((-1,), (0,)), ((), ())), **kwargs
-) -> Array:
-    """x [.., I] times kernel [I, O ..] as a product of two matrices: [.., O ..].
-
-    I stands for one axis or, as dimensions (lax.dot_general's) tell, the last few of x and the
-    first few of the kernel. kwargs are jnp.dot's.
-    The gradient of a product of more axes is computed transposed, which costs a CPU copies.
-    """
-    count = len(dimensions[0][0])
-    rows, size = x.shape[: x.ndim - count], math.prod(kernel.shape[:count])
-    made = jnp.dot(x.reshape(-1, size), kernel.reshape(size, -1), **kwargs)
-    return made.reshape(*rows, *kernel.shape[count:])
-
-
-def head_variance(vocab_size: int) -> float:
-    """The initial variance of an untied head times d_model: T5X's 1, or 1/4 for few rows.
-
-    Logits of variance 1 start half a nat above ln V, which is 5 % of it only from e^10 rows on.
-    """
-    return 1.0 if vocab_size > math.exp(10) else 0.25
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * (offset + scale) over the last axis; statistics in float32, result in `dtype`.
 
-    start: the scale's initial value.
+    initial_scale: the initial value of `scale`.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467; with offset 1, Gemma's.
     """
 
     dtype: str
     epsilon: float = 1e-6
     offset: float = 0.0
-    start: float = 1.0
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.constant(self.start), (x.shape[-1],))
+        init = nn.initializers.constant(self.initial_scale)
+        scale = self.param("scale", init, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         scale = scale + self.offset if self.offset else scale
@@ -103,24 +86,23 @@ class LayerNorm(nn.Module):
 
 NORMS = {
     "rms": RMSNorm,
-    "rms_offset": lambda dtype, name: RMSNorm(dtype, offset=1.0, start=0.0, name=name),
+    "rms_offset": lambda dtype, name: RMSNorm(dtype, offset=1.0, initial_scale=0.0, name=name),
     "layer": LayerNorm,
 }
 
 
 class Dropout(nn.Module):
-    """T5's dropout: the same units along the length axis `shared`; the identity at rate 0."""
+    """T5's dropout: one mask for all positions of a row (axis -2); the identity at rate 0."""
 
     rate: float
-    shared: int = -2
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
-        return nn.Dropout(self.rate, broadcast_dims=(self.shared,))(x, deterministic)
+        return nn.Dropout(self.rate, broadcast_dims=(-2,))(x, deterministic)
 
 
 class RelativeBias(nn.Module):
-    """One learned number per head and distance bucket, added to the scores.
+    """A learned bias of the scores per head and distance bucket.
 
     distance: int [T, S] or [B, T, S] -> float32 [N, T, S] or [B, N, T, S].
     Source: Raffel et al. 2020, section 2.1, arXiv:1910.10683.
@@ -142,32 +124,30 @@ class RelativeBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head or grouped-query attention of x [B, T, D] to keys and values made elsewhere."""
+    """Multi-head or grouped-query attention of x [B, T, D] to keys and values of `keys_values`."""
 
-    config: object  # a transformer.ModelConfig
+    config: Any  # a transformer.ModelConfig
 
     def setup(self):
         config = self.config
-        width, kv_width = (
-            (config.num_heads, config.head_dim),
-            (config.num_kv_heads, config.head_dim),
-        )
-        # Scores start with variance 1: what attention_scale does not divide by, the query's start
-        # does. T5 scales by 1, so its query starts smaller by sqrt(H).
-        start = config.head_dim**-0.5 / config.attention.scale
-        normed = config.attention.query_key_norm != "none"
-        variance = 1.0 if normed else start**2
-        self.query = dense(width, -1, variance, "query", config.dtype)
-        self.key = dense(kv_width, -1, 1.0, "key", config.dtype)
-        self.value = dense(kv_width, -1, 1.0, "value", config.dtype)
+        heads = (config.num_heads, config.head_dim)
+        kv_heads = (config.num_kv_heads, config.head_dim)
+        # The initial scores have variance 1: T5 multiplies them by attention.scale=1, so its
+        # initial query is smaller by sqrt(H).
+        query_std = config.head_dim**-0.5 / config.attention.scale
+        has_norm = config.attention.query_key_norm != "none"
+        query_variance = 1.0 if has_norm else query_std**2
+        self.query = dense(heads, -1, query_variance, "query", config.dtype)
+        self.key = dense(kv_heads, -1, 1.0, "key", config.dtype)
+        self.value = dense(kv_heads, -1, 1.0, "value", config.dtype)
         self.out = dense(config.d_model, (-2, -1), 1.0, "out", config.dtype)
-        if normed:
-            self.query_norm = RMSNorm(config.dtype, start=start)
+        if has_norm:
+            self.query_norm = RMSNorm(config.dtype, initial_scale=query_std)
             self.key_norm = RMSNorm(config.dtype)
         self.dropout = Dropout(config.dropout_rate)
 
     def keys_values(self, source: Array, positions: Array | None = None) -> tuple[Array, Array]:
-        """[B, S, D] -> keys and values, each [B, S, K, H]; rotated where positions are given."""
+        """[B, S, D] -> keys and values, each [B, S, K, H]; `positions` rotate the keys."""
         config, key = self.config, self.key(source)
         if config.attention.query_key_norm != "none":
             key = self.key_norm(key)
@@ -176,21 +156,21 @@ class Attention(nn.Module):
         return key, self.value(source)
 
     def __call__(self, x, keys_values, mask, bias, deterministic, positions=None) -> Array:
-        query, keep = self._query(x, positions), self._keep(mask, deterministic)
+        config, (key, value) = self.config, keys_values
+        query, keep = self._query(x, positions), self._dropout_mask(mask, deterministic)
         if self.is_mutable_collection(INTERMEDIATES):
-            key, value = keys_values
             self.sow(INTERMEDIATES, "queries", query)
             self.sow(INTERMEDIATES, "keys", key)
             self.sow(INTERMEDIATES, "values", value)
-            self.sow(
-                INTERMEDIATES, "scores", attention.scores(query, key, mask, bias, self._scores())
-            )
-        return self.out(attention.attend(query, *keys_values, mask, bias, keep, self._scores()))
+            scores = attention.scores(query, key, mask, bias, self._score_config())
+            self.sow(INTERMEDIATES, "scores", scores)
+        attend = ATTENTION[config.attention.implementation]
+        return self.out(attend(query, key, value, mask, bias, keep, self._score_config()))
 
-    def by_heads(self, x, keys_values, mask, bias, positions=None) -> Array:
-        """The same without dropout, of keys and values as a cache has them: each [B * K, S, H]."""
-        query = self._query(x, positions)
-        return self.out(attention.attend_by_heads(query, *keys_values, mask, bias, self._scores()))
+    def attend_to_cache(self, x, keys_values, mask, bias, positions=None) -> Array:
+        """The same without dropout, for keys and values in the layout of attention.to_cache."""
+        query, config = self._query(x, positions), self._score_config()
+        return self.out(attention.attend_to_cache(query, *keys_values, mask, bias, config))
 
     def _query(self, x, positions):
         config, query = self.config, self.query(x)
@@ -200,13 +180,12 @@ class Attention(nn.Module):
             query = attention.rotate(query, positions, config.position.rotary_base)
         return query
 
-    def _scores(self):
-        config = self.config
-        by_rows = config.attention.implementation == "fast_cpu"
-        return attention.Scores(config.attention.scale, config.attention.logits_soft_cap, by_rows)
+    def _score_config(self):
+        config = self.config.attention
+        return attention.ScoreConfig(config.scale, config.logits_soft_cap)
 
-    def _keep(self, mask, deterministic):
-        # What dropout multiplies weights by, the same for all queries of a row; None: by nothing.
+    def _dropout_mask(self, mask, deterministic):
+        """Dropout's factor for the weights, the same for all queries of a row; None: no dropout."""
         config = self.config
         if deterministic or not config.dropout_rate:
             return None
@@ -216,19 +195,19 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(act(gate x) * up x), or down(act(up x)) where the activation has no gate."""
+    """down(act(gate x) * up x), or down(act(up x)) if the activation has no gate."""
 
-    config: object
+    config: Any  # a transformer.ModelConfig
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool) -> Array:
         config = self.config
-        activation, gated = ACTIVATIONS[config.activation]
-        hidden = dense(config.d_ff, -1, 1.0, "up", config.dtype, "truncated_normal")(x)
-        if gated:
-            gate = dense(config.d_ff, -1, 1.0, "gate", config.dtype, "truncated_normal")(x)
-            hidden *= activation(gate)
+        activation, has_gate = ACTIVATIONS[config.activation]
+        project = lambda size, name: dense(size, -1, 1.0, name, config.dtype, "truncated_normal")
+        hidden = project(config.d_ff, "up")(x)
+        if has_gate:
+            hidden *= activation(project(config.d_ff, "gate")(x))
         else:
             hidden = activation(hidden)
         hidden = Dropout(config.dropout_rate)(hidden, deterministic)
-        return dense(config.d_model, -1, 1.0, "down", config.dtype, "truncated_normal")(hidden)
+        return project(config.d_model, "down")(hidden)

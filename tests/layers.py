@@ -17,7 +17,7 @@ LAYERS = (
     ),
     (
         "math",
-        ("attention losses decoding optimizers objectives metrics",),
+        ("attention losses optimizers objectives metrics", "cpu_kernels", "decoding"),
         "pure functions of arrays",
     ),
     (

@@ -1,4 +1,4 @@
-"""Laws of LoRA: what it changes, what it leaves, and that kept and merged are one model."""
+"""Laws of LoRA: which parameters change, and that separate and merged factors are one model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LORA = transformer.LoraConfig(rank=3, alpha=6.0, target_pattern=EVERY)
 TUNED = PAIRS | {"stage": "finetune", "lora.rank": 2, "lora.alpha": 4.0}
 
 
-def drawn(tree, seed: int):
+def random_tree(tree, seed: int):
     """Random numbers of these shapes."""
     rng = np.random.default_rng(seed)
     draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.2, leaf.dtype)
@@ -64,7 +64,7 @@ def examples():
 
 @pytest.fixture(scope="module")
 def base():
-    return drawn(transformer.param_shapes(MODEL), 1)
+    return random_tree(transformer.param_shapes(MODEL), 1)
 
 
 def logits(params, examples, config=MODEL):
@@ -72,23 +72,23 @@ def logits(params, examples, config=MODEL):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_before_the_first_update_the_logits_are_the_models_to_the_bit(base, examples, dtype):
+def test_initial_factors_leave_the_logits_unchanged_to_the_bit(base, examples, dtype):
     config = dataclasses.replace(MODEL, dtype=dtype)
     params = lora.init_lora(LORA, base, jax.random.key(0))
-    of = jax.jit(lambda tree: logits(lora.merge_lora(LORA, tree), examples, config))
+    merged = jax.jit(lambda tree: logits(lora.merge_lora(LORA, tree), examples, config))
     plain = jax.jit(lambda tree: logits(tree, examples, config))
-    assert_same_bits(of(params), plain(base))
+    assert_same_bits(merged(params), plain(base))
     a = np.asarray(params["adapters"]["encoder"]["layers"]["self_attention"]["out"]["kernel"]["a"])
     assert a.shape == (2, 4, 4, 3) and a.std() == pytest.approx((3 * 16) ** -0.5, rel=0.2)
     assert np.abs(a).max() <= 16**-0.5
 
 
-def test_a_merged_kernel_is_the_kernel_and_the_scaled_product_and_all_else_is_as_it_was(base):
-    params = drawn(lora.shapes(LORA, base), 2) | base
-    made = jax.jit(lambda tree: lora.merge_lora(LORA, tree))(params)
-    assert jax.tree.structure(made) == jax.tree.structure(base)
+def test_merging_adds_the_scaled_product_to_kernels_and_changes_nothing_else(base):
+    params = random_tree(lora.shapes(LORA, base), 2) | base
+    merged = jax.jit(lambda tree: lora.merge_lora(LORA, tree))(params)
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
     flat = checkpoints.flatten(params)
-    for path, leaf in checkpoints.flatten(made).items():
+    for path, leaf in checkpoints.flatten(merged).items():
         expected = np.float64(flat[path])
         if path.endswith("kernel"):
             a, b = (np.float64(flat[f"adapters.{path}.{name}"]) for name in "ab")
@@ -97,22 +97,22 @@ def test_a_merged_kernel_is_the_kernel_and_the_scaled_product_and_all_else_is_as
         np.testing.assert_allclose(leaf, expected, atol=1e-6)
 
 
-def test_factors_of_full_rank_reach_any_kernel(base):
+def test_factors_of_full_rank_can_represent_any_kernel(base):
     config = transformer.LoraConfig(rank=16, alpha=4.0, target_pattern="decoder/.*/query/kernel$")
-    wanted = drawn(base, 3)
+    target = random_tree(base, 3)
     params = lora.init_lora(config, base, jax.random.key(0))
     for name in ("self_attention", "cross_attention"):
         pair = params["adapters"]["decoder"]["layers"][name]["query"]["kernel"]
-        old, new = (tree["decoder"]["layers"][name]["query"]["kernel"] for tree in (base, wanted))
+        old, new = (tree["decoder"]["layers"][name]["query"]["kernel"] for tree in (base, target))
         flat = (new - old).reshape(3, 16, 16)
         solved = np.linalg.solve(np.float64(pair["a"]), np.float64(flat) * 16 / 4)
         pair["b"] = jnp.asarray(solved, jnp.float32).reshape(pair["b"].shape)
-        found = lora.merge_lora(config, params)["decoder"]["layers"][name]["query"]["kernel"]
-        np.testing.assert_allclose(found, new, atol=1e-3)
+        merged = lora.merge_lora(config, params)["decoder"]["layers"][name]["query"]["kernel"]
+        np.testing.assert_allclose(merged, new, atol=1e-3)
 
 
-def test_gradients_go_to_the_factors_alone_and_are_those_of_the_product(base, examples):
-    params = drawn(lora.shapes(LORA, base), 4) | base
+def test_only_factors_have_gradients_and_these_are_those_of_the_product(base, examples):
+    params = random_tree(lora.shapes(LORA, base), 4) | base
     loss = lambda tree: jnp.sum(jnp.square(logits(tree, examples)))
     found = checkpoints.flatten(jax.jit(jax.grad(lora.with_lora(LORA, loss)))(params))
     whole = checkpoints.flatten(jax.jit(jax.grad(loss))(lora.merge_lora(LORA, params)))
@@ -166,7 +166,7 @@ def update(params, examples, strategy=None, num_microbatches=1, name="adamw"):
 
 @pytest.fixture(scope="module")
 def alone(base, examples):
-    params = {**base, "adapters": drawn(lora.shapes(LORA, base)["adapters"], 5)}
+    params = {**base, "adapters": random_tree(lora.shapes(LORA, base)["adapters"], 5)}
     return params, update(params, examples)
 
 
@@ -178,17 +178,17 @@ def alone(base, examples):
     ],
     ids=["pmap and num_microbatches", "mesh"],
 )
-def test_an_update_is_the_same_however_it_is_laid_out(alone, examples, words):
+def test_an_update_is_the_same_for_every_parallel_strategy(alone, examples, words):
     params, (expected, summed) = alone
     config = parallel.ParallelConfig(**words)
     strategy = parallel.make_strategy(config)
     state, sums = update(params, examples, strategy, config.num_microbatches)
     np.testing.assert_allclose(sums["loss"], summed["loss"], rtol=1e-5)
-    close = lambda one, other: np.testing.assert_allclose(one, other, atol=2e-4)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4)
     jax.tree.map(close, jax.device_get(state.params), jax.device_get(expected.params))
 
 
-def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
+def test_a_mesh_shards_factors_like_their_kernels():
     shapes = lora.shapes(LORA, transformer.param_shapes(MODEL))["adapters"]["decoder"]["layers"]
     found = parallel.sharding.partition_specs(
         {"decoder": {"layers": shapes}}, dict(data=1, fsdp=2, tensor=2)
@@ -210,12 +210,12 @@ def test_a_mesh_cuts_the_factors_as_their_kernels_and_knows_no_others():
         parallel.sharding.spec_for_path("adapters/norm/a")
 
 
-def test_adafactor_sees_the_factors_as_matrices():
+def test_factors_are_matrices_for_adafactor():
     shapes = lora.shapes(LORA, transformer.param_shapes(MODEL))["adapters"]
     axes = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        path = optimizers.param_groups.path_of(keys)
-        axes[path.partition("attention/")[2]] = optimizers.param_groups.matrix_axes(keys, leaf.ndim)
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        axes[path.partition("attention/")[2]] = optimizers.param_groups.matrix_axes(path, leaf.ndim)
     assert axes["out/kernel/a"] == ((1, 2), (3,)) and axes["out/kernel/b"] == ((1,), (2,))
     assert axes["query/kernel/a"] == ((1,), (2,)) and axes["query/kernel/b"] == ((1,), (2, 3))
 
@@ -253,13 +253,13 @@ def test_an_update_costs_less_than_one_of_all_parameters(base, examples):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("keys", "message"),
     [
         ({"rank": -1}, "lora.rank=-1 is too small; use 0"),
         ({"rank": 2, "alpha": 0.0}, "lora.alpha=0.0 is out of bounds"),
         ({"rank": 2, "alpha": float("nan")}, "lora.alpha=nan is out of bounds"),
         ({"rank": 2, "target_pattern": "("}, r"lora.target_pattern='\(' is no regular expression"),
-        ({"alpha": 2.0}, "lora.alpha=2.0 and .* no use with lora.rank=0; set a rank"),
+        ({"alpha": 2.0}, "lora.alpha=2.0 and .* no effect with lora.rank=0; set a rank"),
         (
             {"rank": 2, "target_pattern": "querry"},
             "'querry' matches no parameter; match a path like dec",
@@ -271,9 +271,9 @@ def test_an_update_costs_less_than_one_of_all_parameters(base, examples):
         ({"rank": 17}, "lora.rank=17 is more than .* can have, 16; use at most that"),
     ],
 )
-def test_what_lora_cannot_do_is_said_in_a_sentence(words, said):
-    with pytest.raises(ValueError, match=said):
-        lora.shapes(transformer.LoraConfig(**words), transformer.param_shapes(MODEL))
+def test_an_impossible_lora_config_is_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        lora.shapes(transformer.LoraConfig(**keys), transformer.param_shapes(MODEL))
 
 
 def test_lora_of_random_parameters_is_refused(tiny_config, tmp_path):
@@ -289,7 +289,7 @@ def tuned(go, pretrained):  # noqa: F811
     return go(**TUNED, init_from=str(pretrained), **{"optimizer.ema_decay": 0.5})
 
 
-def test_a_run_keeps_its_base_and_what_reads_it_sees_one_merged_model(tuned, pretrained):  # noqa: F811
+def test_a_run_keeps_its_base_and_readers_get_the_merged_model(tuned, pretrained):  # noqa: F811
     run, (state, _) = runs.read_run(tuned), last(tuned)
     before = last(pretrained)[0].params
     assert_same_bits({n: x for n, x in state.params.items() if n != "adapters"}, before)
@@ -307,7 +307,7 @@ def test_a_run_keeps_its_base_and_what_reads_it_sees_one_merged_model(tuned, pre
     assert "adapters/decoder/layers/cross_attention/query/kernel/b" in show.sharding(run)
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(go, pretrained, tuned, tmp_path):  # noqa: F811
+def test_a_resumed_run_ends_with_the_same_bits(go, pretrained, tuned, tmp_path):  # noqa: F811
     workdir = tmp_path / "run"
     words = {**TUNED, "init_from": str(pretrained), "optimizer.ema_decay": 0.5}
     shutil.copytree(tuned, workdir)
@@ -317,7 +317,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(go, pretrained, tuned, 
     assert_same_bits(last(workdir)[0], last(tuned)[0])
 
 
-def test_a_run_starts_from_what_another_learnt_by_lora(first_of, tuned):
+def test_a_run_can_start_from_the_merged_model_of_another(first_of, tuned):
     run = runs.read_run(tuned)
     params, _ = inference.read_params(run, runs.make_tokenizer(run))
     assert_same_bits(first_of(tuned, **PAIRS, stage="finetune"), params)
@@ -337,7 +337,7 @@ def first_of(tiny_config, tmp_path):
     return first_of
 
 
-STRANGER = """
+REFERENCE = """
 import pathlib, sys
 import numpy as np, peft, torch, transformers
 
@@ -355,15 +355,15 @@ np.savez(root / "found.npz", **found, **slopes)
 """
 
 
-def test_peft_makes_our_logits_and_gradients_of_our_factors(base, examples, tmp_path):
+def test_peft_computes_our_logits_and_gradients_from_exported_factors(base, examples, tmp_path):
     for name in ("torch", "transformers", "peft"):
         if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not here")
+            pytest.skip(f"{name} is not installed")
     from safetensors.numpy import load_file
 
     model = dataclasses.replace(MODEL, num_kv_heads=4, lm_head="untied")
-    base = drawn(transformer.param_shapes(model), 1)
-    params = {**base, "adapters": drawn(lora.shapes(LORA, base)["adapters"], 6)}
+    base = random_tree(transformer.param_shapes(model), 1)
+    params = {**base, "adapters": random_tree(lora.shapes(LORA, base)["adapters"], 6)}
     transformers.write(base, model, tmp_path / "base")
     peft.write(params, model, LORA, tmp_path / "adapters")
     ids = batch.shift_right(
@@ -373,7 +373,7 @@ def test_peft_makes_our_logits_and_gradients_of_our_factors(base, examples, tmp_
     theirs = {"input_ids": examples.inputs, "decoder_input_ids": ids, "weights": weights}
     theirs = {name: np.asarray(x) for name, x in theirs.items()}
     np.savez(tmp_path / "inputs.npz", **theirs)
-    subprocess.run([sys.executable, "-c", STRANGER, str(tmp_path)], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", REFERENCE, str(tmp_path)], check=True, timeout=300)
     found = dict(np.load(tmp_path / "found.npz"))
     kept = lambda tree: logits(lora.merge_lora(LORA, tree), examples, model)
     for name in ("logits", "merged"):
@@ -387,7 +387,7 @@ def test_peft_makes_our_logits_and_gradients_of_our_factors(base, examples, tmp_
         np.testing.assert_allclose(slope, expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_the_door_exports_a_run_merged_or_its_adapters_alone(tuned, pretrained, tmp_path, capsys):  # noqa: F811
+def test_a_merged_model_or_adapters_alone_are_exported(tuned, pretrained, tmp_path, capsys):  # noqa: F811
     run = runs.read_run(tuned)
     params, _ = inference.read_params(run, runs.make_tokenizer(run))
     assert cli.main(["export", f"--workdir={tuned}", str(tmp_path / "merged")]) == 0

@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from lm import batch, decoding, parallel, steps, transformer
+from lm import batch, cpu_kernels, decoding, parallel, steps, transformer
 from lm.decoding import logits_processors
 
 V, EOS, ROWS, DRAWS, LENGTH = 8, 1, 4000, 5, 3
@@ -157,14 +157,12 @@ def test_top_p_equals_transformers_except_for_ties(kind, share):
     if kind == "ties":  # transformers splits ties in the order of an unstable sort
         least = np.where(expected_logits > -np.inf, expected_logits, np.inf).min(-1, keepdims=True)
         expected_logits = np.where(logits >= least, logits, -np.inf)
-    np.testing.assert_array_equal(
-        logits_processors.top_p(jnp.asarray(logits), share), expected_logits
-    )
+    np.testing.assert_array_equal(cpu_kernels.top_p(jnp.asarray(logits), share), expected_logits)
 
 
 def test_top_p_separates_nearly_equal_probabilities():
     logits = 1e-5 * np.random.default_rng(2).permuted(np.tile(np.arange(50.0), (8, 1)), axis=1)
-    is_finite = logits_processors.top_p(jnp.asarray(logits, jnp.float32), 0.51) > -np.inf
+    is_finite = cpu_kernels.top_p(jnp.asarray(logits, jnp.float32), 0.51) > -np.inf
     np.testing.assert_array_equal(
         is_finite, logits > 23.5e-5
     )  # 26 of 50 tokens, probability 0.02 each
@@ -214,8 +212,8 @@ def test_all_processors_together_equal_those_of_generate(words, count):
 @pytest.mark.parametrize("kind", ["plain", "ties", "impossible"])
 def test_argmax_is_the_first_of_the_largest(kind):
     logits = random_logits(kind)
-    np.testing.assert_array_equal(logits_processors.argmax(jnp.asarray(logits)), logits.argmax(-1))
-    of_nan = logits_processors.argmax(jnp.full((2, 5), jnp.nan))
+    np.testing.assert_array_equal(cpu_kernels.argmax(jnp.asarray(logits)), logits.argmax(-1))
+    of_nan = cpu_kernels.argmax(jnp.full((2, 5), jnp.nan))
     assert ((of_nan >= 0) & (of_nan < 5)).all()
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import attention, batch, transformer
+from lm import attention, batch, cpu_kernels, transformer
 from lm.distill import features
 from tests.towers import (  # noqa: F401
     EXAMPLES,
@@ -105,7 +105,7 @@ COMPUTED = [
 
 @pytest.mark.parametrize("words", COMPUTED, ids=str)
 def test_features_do_not_depend_on_scan_or_attention_implementation(words, monkeypatch):
-    monkeypatch.setattr(attention, "SMALL", 0)  # rows one after the other
+    monkeypatch.setattr(cpu_kernels, "MIN_ROW_SCORES", 0)  # rows one after the other
     ways = model_of(), model_of(**words)
     params = drawn(ways[0], 0)
     show = lambda model: lambda params: features.forward(model, params, EXAMPLES, None, True)

@@ -46,6 +46,7 @@ LINES = {
     "checkpoints": 626,
     "cli": 589,
     "corpus": 1870,
+    "cpu_kernels": 140,
     "decoding": 529,
     "distill": 1091,
     "evaluate": 548,

@@ -1,4 +1,4 @@
-"""Checkpoints through the door: in, used, trained from, and out again, whole or not at all."""
+"""Laws of the commands import and export: round trips, training, no partial output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def foreign(tmp_path_factory, tiny_tokens):
 
 @pytest.fixture(scope="module")
 def imported(foreign, tmp_path_factory):
-    """The run's folder that `lm import` makes of it."""
+    """The workdir that `lm import` writes from it."""
     workdir = tmp_path_factory.mktemp("imported") / "run"
     assert cli.main(["import", str(foreign), f"--workdir={workdir}"]) == 0
     return workdir
@@ -58,7 +58,7 @@ def equal(one, other) -> None:
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_an_import_is_a_run_with_the_models_words_its_numbers_and_its_ids(imported, tiny_tokens):
+def test_an_imported_run_has_the_config_parameters_and_ids_of_the_checkpoint(imported, tiny_tokens):
     run, params = params_of(imported)
     for field, value in (WORDS | dict(scan_layers=False)).items():
         assert getattr(run.model, field) == value
@@ -75,7 +75,7 @@ def test_an_export_of_an_import_is_the_same_checkpoint(imported, foreign, tmp_pa
         assert (tmp_path / "out" / name).read_bytes() == (foreign / name).read_bytes(), name
 
 
-def test_an_import_answers(imported, capsys):
+def test_an_imported_run_predicts(imported, capsys):
     assert cli.main(["predict", f"--workdir={imported}", "--text=What is it?"]) == 0
     assert json.loads(capsys.readouterr().out)["inputs"] == "What is it?"
 
@@ -95,26 +95,26 @@ for text in json.loads(sys.argv[2]):
 
 
 @pytest.mark.parametrize("version", [pytest.param("4.57", marks=pytest.mark.slow), "5"])
-def test_an_export_answers_in_transformers_as_it_does_here(version, imported, tmp_path, capsys):
-    """From text to text: their tokenizer, model and `generate`, ours behind the door."""
+def test_transformers_generates_our_predictions_from_an_export(version, imported, tmp_path, capsys):
+    """From text to text: their tokenizer, model and `generate`, and our `predict`."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     if version == "4.57" and not parity.OLD.is_dir():
         pytest.skip("transformers 4.57 is not here")
     interop.write(imported, tmp_path / "out")
     texts = ["Returns the mean.", "x", "Compute the  loss\tof é."]
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", SPEAK, tmp_path / "out", json.dumps(texts)],
         env={"PATH": "", "HOME": str(tmp_path)} | parity.path_of(version),
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0, told.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     (tmp_path / "texts").write_text("\n".join(texts))
     cli.main(["predict", f"--workdir={imported}", f"--input={tmp_path / 'texts'}"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     tokens = tokenizer.Tokenizer(imported / "tokenizer")
-    for row, line in zip(rows, told.stdout.splitlines(), strict=True):
+    for row, line in zip(rows, process.stdout.splitlines(), strict=True):
         assert row["prediction"] == tokens.decode([i for i in json.loads(line) if i > 1])
 
 
@@ -134,7 +134,7 @@ def test_a_preset_that_is_neither_lists_the_presets(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [512, 640])
-def test_training_starts_from_an_import_and_says_what_it_took(imported, tiny_config, rows, capfd):
+def test_training_starts_from_an_import_and_logs_it(imported, tiny_config, rows, capfd):
     config = tiny_config(**{"model.vocab_size": rows, "init_from": str(imported)})
     config["model"] |= {**runs.read_config(imported)["model"], "vocab_size": rows}
     config["steps"], workdir = 1, imported.parent / f"tuned-{rows}"
@@ -153,7 +153,7 @@ def test_training_starts_from_an_import_and_says_what_it_took(imported, tiny_con
     assert "all parameters whole" in said if rows == 512 else f"{known:,} of 640 rows" in said
 
 
-def test_an_import_teaches_a_student_that_starts_in_its_layers(imported, tiny_config, tmp_path):
+def test_an_import_can_be_a_teacher_and_initialize_the_student(imported, tiny_config, tmp_path):
     config = tiny_config(**{"stage": "distill", "steps": 2, "teacher.workdir": str(imported)})
     config["tokenizer"]["dir"] = ""
     config["teacher"]["student_init"] = "last"
@@ -213,10 +213,10 @@ def t5x_checkpoint(directory, config):
     return params
 
 
-def test_a_t5x_checkpoint_comes_in_with_a_tokenizer_named(tmp_path, tiny_tokens):
+def test_a_t5x_checkpoint_is_imported_with_tokenizer_dir(tmp_path, tiny_tokens):
     config = transformer.ModelConfig.from_flat(WORDS)
     params = t5x_checkpoint(tmp_path / "checkpoint_7", config)
-    assert t5x.found(tmp_path / "checkpoint_7")
+    assert t5x.find_checkpoint(tmp_path / "checkpoint_7")
     vocabulary.write(tiny_tokens.directory, tmp_path / "vocabulary")
     command = ["import", str(tmp_path / "checkpoint_7"), f"--workdir={tmp_path / 'run'}"]
     command += ["--config=configs/finetune.py", "--config.model.activation=swiglu"]
@@ -255,7 +255,7 @@ print(kilobytes("VmHWM") - before)
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_an_import_takes_the_memory_of_the_checkpoint_and_no_copy(foreign, tmp_path):
+def test_an_import_takes_less_than_1_3_times_the_memory_of_the_checkpoint(foreign, tmp_path):
     sizes = dict(vocab_size=140_000, d_model=256, d_ff=9_000, num_heads=4, num_kv_heads=4)
     config = transformer.ModelConfig(**sizes, num_encoder_layers=2, num_decoder_layers=2)
     params = jax.tree.map(
@@ -268,9 +268,12 @@ def test_an_import_takes_the_memory_of_the_checkpoint_and_no_copy(foreign, tmp_p
         if path.name not in ("config.json", "model.safetensors"):
             shutil.copy(path, tmp_path / "big")
     command = [sys.executable, "-c", MEASURE, tmp_path / "small", tmp_path / "big"]
-    told = subprocess.run(command, cwd=parity.ROOT, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    peak, checkpoint = int(told.stdout.split()[-1]), 4 * transformer.parameter_count(config) / 1024
+    process = subprocess.run(command, cwd=parity.ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    peak, checkpoint = (
+        int(process.stdout.split()[-1]),
+        4 * transformer.parameter_count(config) / 1024,
+    )
     assert checkpoint > 250_000
     assert checkpoint * 0.9 < peak < checkpoint * 1.3, (peak, checkpoint)
 
@@ -278,8 +281,12 @@ def test_an_import_takes_the_memory_of_the_checkpoint_and_no_copy(foreign, tmp_p
 MISTAKES = {
     "not empty": (lambda d: d / "imported", "w", "not empty; give a new --workdir"),
     "no directory": (lambda d: d / "nothing", "new", "does not exist; give the directory"),
-    "where one is": (lambda d: d / "imported", ".", "is where you are; give a new --workdir"),
-    "a list": (lambda d: d / "list", "new", "holds no JSON object"),
+    "where one is": (
+        lambda d: d / "imported",
+        ".",
+        "is the current directory; give a new",
+    ),
+    "a list": (lambda d: d / "list", "new", "has no JSON object"),
     "a word for a size": (lambda d: d / "word", "new", "model.d_model='16' is not an integer"),
     "no header": (lambda d: d / "header", "new", "is not as transformers or T5X write it"),
     "no checkpoint": (lambda d: d / "empty", "new", "has no config.json"),
@@ -288,12 +295,12 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("what", MISTAKES)
-def test_a_mistake_is_a_sentence_and_leaves_nothing(foreign, tmp_path, what, capsys, monkeypatch):
-    place, workdir, sentence = MISTAKES[what]
-    (tmp_path / "here").mkdir()
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_a_sentence_and_leaves_no_files(foreign, tmp_path, case, capsys, monkeypatch):
+    directory, workdir, message = MISTAKES[case]
+    (tmp_path / "current").mkdir()
     monkeypatch.syspath_prepend(parity.ROOT)
-    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "current")
     for name in ("list", "word", "header"):
         shutil.copytree(foreign, tmp_path / name)
     (tmp_path / "list" / "config.json").write_text("[1]")
@@ -302,7 +309,7 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(foreign, tmp_path, what, cap
     (tmp_path / "header" / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b'{"a":{}}')
     (tmp_path / "empty").mkdir()
     (tmp_path / "w").mkdir()
-    (tmp_path / "w" / "something").write_text("mine")
+    (tmp_path / "w" / "something").write_text("text")
     shutil.copytree(foreign, tmp_path / "imported")
     shutil.copytree(foreign, tmp_path / "cut")
     (tmp_path / "bare").mkdir()
@@ -312,9 +319,9 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(foreign, tmp_path, what, cap
     weights.write_bytes(weights.read_bytes()[:-9])
     before = sorted(path.name for path in tmp_path.iterdir())
     workdir = "." if workdir == "." else tmp_path / workdir
-    assert cli.main(["import", str(place(tmp_path)), f"--workdir={workdir}"]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and len(said.splitlines()) == 1
+    assert cli.main(["import", str(directory(tmp_path)), f"--workdir={workdir}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -329,18 +336,18 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(foreign, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_lies_beside_is_nobodys_draft(foreign, imported, tmp_path):
+def test_similar_names_in_the_same_directory_are_not_touched(foreign, imported, tmp_path):
     for name in ("run.part", ".run.part", "out.part"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "thesis").write_text("mine")
+        (tmp_path / name / "thesis").write_text("text")
     assert cli.main(["import", str(foreign), f"--workdir={tmp_path / 'run'}"]) == 0
     assert cli.main(["export", f"--workdir={imported}", str(tmp_path / "out")]) == 0
-    found = sorted(path.name for path in tmp_path.iterdir())
-    assert found == [".run.part", "out", "out.part", "run", "run.part"]
-    assert (tmp_path / "run.part" / "thesis").read_text() == "mine"
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".run.part", "out", "out.part", "run", "run.part"]
+    assert (tmp_path / "run.part" / "thesis").read_text() == "text"
 
 
-def test_an_export_that_fails_leaves_nothing(imported, tmp_path, monkeypatch, capsys):
+def test_an_export_that_fails_leaves_no_files(imported, tmp_path, monkeypatch, capsys):
     def full(*args):
         raise OSError("no space left on device")
 
@@ -355,11 +362,10 @@ def test_a_checkpoint_that_was_not_imported_is_no_run(foreign, capsys):
     for flag in (f"=configs/finetune.py:{foreign}", f".init_from={foreign}"):
         config = ["--config=configs/finetune.py"] if flag.startswith(".") else []
         assert cli.main([*command, *config, f"--config{flag}"]) == 2
-        said = capsys.readouterr().err
-        assert f"python -m lm import {foreign}" in said
+        assert f"python -m lm import {foreign}" in capsys.readouterr().err
 
 
-def test_the_home_folder_may_be_written_as_one_does(imported, monkeypatch):
+def test_a_tilde_stands_for_the_home_directory(imported, monkeypatch):
     monkeypatch.setenv("HOME", str(imported.parent))
     assert finetune.get_config("~/run").init_from == str(imported)
 
@@ -375,7 +381,7 @@ def test_an_import_keeps_the_checkpoints_dropout_and_a_preset_does_not(foreign, 
 
 
 def paired() -> dict:
-    """The default config, of a task of pairs."""
+    """The default config with a task of pairs."""
     config = base.get_config()
     config.data.task = "docstring_summary"
     return config.to_dict() | {"stage": "finetune"}

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers as files: every tensor accounted for, or refused; bit for bit."""
+"""Laws of checkpoints of transformers as files: every tensor is read to the bit or refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def exported(directory, name="t5_1_1", most=5_000_000_000):
 
 
 def alter(directory, tensors=None, **keys) -> None:
-    """Change the file of a checkpoint: tensors given (None: dropped), and keys of its config."""
+    """Change tensors of a checkpoint (None: remove), and keys of its config."""
     safetensors = pytest.importorskip("safetensors.numpy")
     path = directory / "model.safetensors"
     changed = safetensors.load_file(path) | (tensors or {})
@@ -83,7 +83,7 @@ OTHER = {  # for every field of ModelConfig that has to do with the function, an
     "dropout_rate": 0.25,
     "embedding_scale": "none",
 }  # fmt: skip
-NO_PART = {  # the fields that the function of such a model does not depend on
+UNUSED = {  # by position.kind, the fields that have no effect
     "relative": {"attention.window_size", "position.rotary_base", "embedding_scale"},
     "relative_per_layer": {"attention.window_size", "position.rotary_base", "embedding_scale"},
     "rotary": {
@@ -98,22 +98,24 @@ WITH = {"architecture": dict(num_encoder_layers=0, shared_params="embeddings")}
 WITH |= {"shared_params": dict(num_encoder_layers=2)}
 
 
-@pytest.mark.parametrize("position", NO_PART)
+@pytest.mark.parametrize("position", UNUSED)
 def test_every_field_of_the_model_is_written_or_refused(position):
-    plain = parity.OURS_GEMMA if position == "rotary" else parity.OURS | {"position.kind": position}
-    config = transformer.ModelConfig.from_flat(plain)
-    written = names.their_config(config, names.family_of(config))
+    fields = (
+        parity.OURS_GEMMA if position == "rotary" else parity.OURS | {"position.kind": position}
+    )
+    config = transformer.ModelConfig.from_flat(fields)
+    expected = names.transformers_config(config, names.family_of(config))
     fields = set(config.to_flat()) - COMPUTED
     assert fields - ENCODER_SIZES == set(OTHER)
-    for field in set(OTHER) - NO_PART[position]:
+    for field in set(OTHER) - UNUSED[position]:
         other = config.replace({field: OTHER[field]} | WITH.get(field, {}))
         try:
-            assert names.their_config(other, names.family_of(other)) != written, field
-        except ValueError as refusal:
-            assert re.match(f"model.{field}=|.*model.{field}=|model.num_kv_heads=", str(refusal))
+            assert names.transformers_config(other, names.family_of(other)) != expected, field
+        except ValueError as error:
+            assert re.match(f"model.{field}=|.*model.{field}=|model.num_kv_heads=", str(error))
 
 
-REFUSED = {  # what cannot be exported: the field's value, and what the sentence says
+REFUSED = {  # what cannot be exported: fields, and the message
     "post": ({"norm.placement": "post"}, "norm.placement='post'.*'pre'"),
     "layer": ({"norm.kind": "layer"}, "norm.kind='layer'.*'rms'"),
     "sinusoidal": ({"position.kind": "sinusoidal"}, "position.kind='sinusoidal'.*relative"),
@@ -130,24 +132,24 @@ REFUSED = {  # what cannot be exported: the field's value, and what the sentence
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_a_model_that_no_family_can_express_is_refused_and_leaves_nothing(tmp_path, what):
-    fields, sentence = REFUSED[what]
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_model_that_no_family_can_represent_is_refused_and_leaves_no_files(tmp_path, case):
+    fields, message = REFUSED[case]
     config = transformer.ModelConfig.from_flat(parity.OURS | fields)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=message):
         transformers.write(parity.random_params(config), config, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_parameters_of_another_model_are_not_written(tmp_path):
     config, params = exported(tmp_path / "out")
-    wrong = params | {"head": params["head"][:, :-1]}
+    other = params | {"head": params["head"][:, :-1]}
     with pytest.raises(ValueError, match=r"head \(16, 95\) \(not \(16, 96\)\)"):
-        transformers.write(wrong, config, tmp_path / "new")
+        transformers.write(other, config, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_every_missing_unused_misshapen_and_unlike_tensor_is_in_one_sentence(tmp_path):
+def test_one_error_lists_missing_unused_misshapen_and_differing_tensors(tmp_path):
     config, params = exported(tmp_path)
     query = "encoder.block.0.layer.0.SelfAttention.q.weight"
     alter(
@@ -162,22 +164,22 @@ def test_every_missing_unused_misshapen_and_unlike_tensor_is_in_one_sentence(tmp
     )
     with pytest.raises(ValueError) as error:
         transformers.read_params(tmp_path, config)
-    for part in (
+    for text in (
         "missing: decoder.final_layer_norm.weight, encoder.block.1.layer.1.layer_norm.weight;",
         "unused: encoder.block.9.layer.1.layer_norm.weight;",
         f"of another shape: {query} [24, 15] (the model needs [24, 16]);",
         "differing though they should be copies: encoder.embed_tokens.weight (from shared.weight).",
     ):
-        assert part in str(error.value)
+        assert text in str(error.value)
 
 
-def test_copies_and_leftovers_are_accounted_for_and_a_copy_may_stand_alone(tmp_path):
+def test_copies_and_leftovers_are_accepted_and_a_copy_can_replace_the_original(tmp_path):
     config, params = exported(tmp_path, "t5_1_0")
     bias = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
     shared = params["embed"]["embedding"]
     copies = {f"{tower}.embed_tokens.weight": shared for tower in ("encoder", "decoder")}
-    more = {"lm_head.weight": shared, bias: np.ones((8, 4), np.float32)}
-    alter(tmp_path, copies | more)
+    extra = {"lm_head.weight": shared, bias: np.ones((8, 4), np.float32)}
+    alter(tmp_path, copies | extra)
     assert transformers.read_architecture(tmp_path)["lm_head"] == "tied"
     assert same_bits(transformers.read_params(tmp_path, config), params)
     alter(tmp_path, {"shared.weight": None})
@@ -186,7 +188,7 @@ def test_copies_and_leftovers_are_accounted_for_and_a_copy_may_stand_alone(tmp_p
 
 UNSCALED, SCALED = {"scale_decoder_outputs": False}, {"scale_decoder_outputs": True}
 BY_ROOT = {"5, scaled and own", "5, loaded umT5", "5.23, the word unread", "6, scaled and own"}
-HEADS = {  # kind, config.json's words, head in the file (None, its copy, own): our word
+HEADS = {  # model_type, keys of config.json, head in the file (None, "copy", "own"): lm_head
     "4.57, T5 1.0": ("t5", {}, None, "tied"),
     "4.57, T5 1.0 with copies": ("t5", {"tie_word_embeddings": True}, "copy", "tied"),
     "4.57, T5 1.1": ("t5", {"tie_word_embeddings": False}, "own", "untied"),
@@ -220,8 +222,8 @@ HEADS = {  # kind, config.json's words, head in the file (None, its copy, own): 
 
 
 @pytest.mark.parametrize("case", HEADS)
-def test_the_head_is_decided_by_the_version_the_words_and_the_tensors(tmp_path, case):
-    kind, words, head, ours = HEADS[case]
+def test_the_head_follows_from_the_version_the_config_and_the_tensors(tmp_path, case):
+    kind, words, head, lm_head = HEADS[case]
     _, params = exported(tmp_path, "umt5" if kind == "umt5" else "t5_1_1")
     absent = dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), "absent")
     words = absent | words | {"model_type": kind}
@@ -233,13 +235,13 @@ def test_the_head_is_decided_by_the_version_the_words_and_the_tensors(tmp_path, 
         "copy": {"lm_head.weight": params["embed"]["embedding"]},
     }
     alter(tmp_path, tensors.get(head), **words)
-    if ours == "disagree":
+    if lm_head == "disagree":
         with pytest.raises(ValueError, match="versions of transformers disagree"):
             transformers.read_architecture(tmp_path)
     else:
         read = transformers.read_architecture(tmp_path)
-        assert read["lm_head"] == ours
-        if ours == "untied" and head == "own":  # scaled by the version that wrote it, if at all
+        assert read["lm_head"] == lm_head
+        if lm_head == "untied" and head == "own":  # scaled by the version that wrote it, if at all
             factor = 16**-0.5 if case in BY_ROOT else 1
             found = transformers.read_params(tmp_path, transformer.ModelConfig.from_flat(read))[
                 "head"
@@ -247,7 +249,7 @@ def test_the_head_is_decided_by_the_version_the_words_and_the_tensors(tmp_path, 
             np.testing.assert_array_equal(found, params["head"] * np.float32(factor))
 
 
-STRANGE = {  # config.json's key and value, and what the sentence says; "-": in the decoder's
+UNSUPPORTED = {  # key and value of config.json ("-": of its decoder), and the message
     "t5_1_0": [
         ("model_type", "bart", "model_type='bart' is unknown.*t5"),
         ("layer_norm_epsilon", 1e-5, "layer_norm_epsilon=1e-05.*1e-06"),
@@ -267,18 +269,18 @@ STRANGE = {  # config.json's key and value, and what the sentence says; "-": in 
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", STRANGE)
-def test_a_config_that_our_words_cannot_say_is_refused(tmp_path, name):
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_config_with_unsupported_values_is_refused(tmp_path, name):
     exported(tmp_path, name)
     path = tmp_path / "config.json"
-    whole = path.read_text()
-    for key, value, sentence in STRANGE[name]:
-        config = json.loads(whole)
+    content = path.read_text()
+    for key, value, message in UNSUPPORTED[name]:
+        config = json.loads(content)
         (config["decoder"] if key[0] == "-" else config)[key.strip("-")] = value
         path.write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=message):
             transformers.read_architecture(tmp_path)
-    path.write_text(whole[:40])
+    path.write_text(content[:40])
     with pytest.raises(ValueError, match="is no JSON.*copy it again"):
         transformers.read_architecture(tmp_path)
     path.unlink()
@@ -286,21 +288,21 @@ def test_a_config_that_our_words_cannot_say_is_refused(tmp_path, name):
         transformers.read_architecture(tmp_path)
 
 
-def test_damaged_files_are_refused_in_a_sentence(tmp_path):
+def test_damaged_files_are_refused_with_the_cause(tmp_path):
     config, _ = exported(tmp_path)
     path = tmp_path / "model.safetensors"
-    whole = path.read_bytes()
+    content = path.read_bytes()
     damage = {
-        "it is cut or damaged; copy it again": whole[:-4],
-        "no whole safetensors file": whole[:100],
+        "it is cut or damaged; copy it again": content[:-4],
+        "no whole safetensors file": content[:100],
         "is no whole safetensors": b"",
-        "it is cut": whole + b"more",
-        r"the dtype of \S+='I32' is unknown": whole.replace(b'"F32"', b'"I32"', 1),
-        "has not the bytes of its shape": whole.replace(b"[96, 16]", b"[95, 16]", 1),
+        "it is cut": content + b"more",
+        r"the dtype of \S+='I32' is unknown": content.replace(b'"F32"', b'"I32"', 1),
+        "the bytes of .* do not fit its shape": content.replace(b"[96, 16]", b"[95, 16]", 1),
     }
-    for sentence, data in damage.items():
+    for message, data in damage.items():
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=message):
             transformers.read_params(tmp_path, config)
     path.unlink()
     with pytest.raises(ValueError, match="has no model.safetensors; give a directory"):
@@ -317,5 +319,5 @@ def test_a_lost_shard_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"index.json lists .*shared.weight.*, which no shard has"):
         transformers.read_params(tmp_path, config)
     first.unlink()
-    with pytest.raises(ValueError, match="00001-of.* is absent"):
+    with pytest.raises(ValueError, match="00001-of.* is missing"):
         transformers.read_params(tmp_path, config)

@@ -1,4 +1,4 @@
-"""Laws of reading T5X checkpoints: transformers agrees on the logits, and damage is refused."""
+"""Laws of reading T5X checkpoints: transformers computes the same logits; damage is refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def made_up_tree(words: dict, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def scanned(tree: dict, layers: dict[str, str], relative: str) -> dict[str, np.ndarray]:
-    """The same numbers with the layers stacked on axis 1 and the heads' axis apart."""
+    """The same numbers with layers stacked on axis 1 and a separate axis of heads."""
     split = {"query": (D, HEADS, H), "key": (D, HEADS, H), "value": (D, HEADS, H)}
     split["out"] = (HEADS, H, D)
     stacks, rest = {}, {}
@@ -145,7 +145,7 @@ def assert_same(ours: dict, theirs: dict) -> None:
 
 
 def transformers_weights(tree: dict, per_layer: bool) -> dict[str, np.ndarray]:
-    """The tree under the names of transformers' T5, written down apart from lm's table."""
+    """The tree under the names of transformers' T5, independent of lm's table."""
     made = {"shared.weight": tree["token_embedder/embedding"]}
     attention = {"query": "q", "key": "k", "value": "v", "out": "o"}
     for tower, depth in DEPTHS.items():
@@ -216,12 +216,12 @@ def test_transformers_computes_the_same_logits_from_the_same_checkpoint(tmp_path
 
 
 @pytest.mark.parametrize("words", [T5_1_0, T5_1_1, UMT5], ids=["t5_1_0", "t5_1_1", "umt5"])
-def test_names_and_shapes_tell_the_architecture(tmp_path, words):
+def test_the_architecture_is_read_from_names_and_shapes(tmp_path, words):
     folder = write_msgpack(tmp_path, made_up_tree(words))
     assert t5x.read_architecture(folder) == SIZES | words
 
 
-def test_every_form_of_one_checkpoint_gives_one_tree(tmp_path):
+def test_every_format_of_a_checkpoint_gives_the_same_tree(tmp_path):
     tree = made_up_tree(T5_1_1)
     once = params(write_msgpack(tmp_path, tree), T5_1_1)
     assert_same(once, params(write_tensorstore(tmp_path, tree), T5_1_1))
@@ -233,7 +233,7 @@ def test_every_form_of_one_checkpoint_gives_one_tree(tmp_path):
     assert jax.tree.map(np.shape, once) == jax.tree.map(np.shape, shapes)
 
 
-def test_arrays_that_flax_cut_in_chunks_are_put_together(tmp_path, monkeypatch):
+def test_arrays_that_flax_stored_in_chunks_are_joined(tmp_path, monkeypatch):
     tree = made_up_tree(T5_1_0)
     (tmp_path / "cut").mkdir()
     whole = params(write_msgpack(tmp_path, tree), T5_1_0)
@@ -244,7 +244,7 @@ def test_arrays_that_flax_cut_in_chunks_are_put_together(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [T5_1_1, UMT5], ids=["t5_1_1", "umt5"])
-def test_pieces_of_any_size_make_one_whole(tmp_path, monkeypatch, words):
+def test_chunks_of_any_size_give_the_same_arrays(tmp_path, monkeypatch, words):
     tree = made_up_tree(words)
     stack = scanned(tree, {"encoder": "encoder", "decoder": "decoder"}, "relpos_bias")
     for name in ("cut", "stack", "stacked_zarr"):
@@ -255,12 +255,12 @@ def test_pieces_of_any_size_make_one_whole(tmp_path, monkeypatch, words):
     folders.append(write_msgpack(tmp_path / "cut", tree))
     folders.append(write_tensorstore(tmp_path, tree, cuts=3))
     folders.append(write_tensorstore(tmp_path / "stacked_zarr", stack, cuts=3))
-    monkeypatch.setattr(t5x, "PIECE", 7)
+    monkeypatch.setattr(t5x, "CHUNK", 7)
     for folder in folders:
         assert_same(whole, params(folder, words))
 
 
-def test_what_orbax_wrote_for_t5x_is_read_from_its_placeholders(tmp_path):
+def test_orbax_placeholders_are_read(tmp_path):
     tree = made_up_tree(T5_1_1)
     folder = tmp_path / "checkpoint_8" / "state"
     folder.mkdir(parents=True)
@@ -275,7 +275,7 @@ def test_what_orbax_wrote_for_t5x_is_read_from_its_placeholders(tmp_path):
     assert_same(once, params(folder, T5_1_1))
 
 
-def test_bfloat16_is_read_to_the_bit_from_both_forms_and_from_version_2(tmp_path):
+def test_bfloat16_is_read_to_the_bit_from_every_format(tmp_path):
     tree = made_up_tree(T5_1_0)
     halves = {name: array.astype(jnp.bfloat16) for name, array in tree.items()}
     widened = {name: array.astype(np.float32) for name, array in halves.items()}
@@ -298,14 +298,14 @@ def test_bfloat16_is_read_to_the_bit_from_both_forms_and_from_version_2(tmp_path
     ],
     ids=["scalable_t5", "umt5 as released"],
 )
-def test_scanned_layers_are_the_unrolled_ones(tmp_path, layers, relative):
+def test_scanned_layers_give_the_unrolled_parameters(tmp_path, layers, relative):
     tree = made_up_tree(UMT5)
     stacked = write_tensorstore(tmp_path, scanned(tree, layers, relative))
     assert t5x.read_architecture(stacked) == SIZES | UMT5
     assert_same(params(write_msgpack(tmp_path, tree), UMT5), params(stacked, UMT5))
 
 
-def test_separate_embeddings_of_the_towers_find_their_places(tmp_path):
+def test_separate_embeddings_of_the_towers_are_read(tmp_path):
     tree = made_up_tree(T5_1_1)
     decoder = tree.pop("token_embedder/embedding")
     tree["decoder/token_embedder/embedding"] = decoder
@@ -323,7 +323,9 @@ def test_a_missing_chunk_is_refused_not_read_as_zeros(tmp_path, victim):
     array = folder / "target.decoder.layers_1.mlp.wo.kernel"
     for path in [array / victim] if victim else array.iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match="layers_1/mlp/wo/kernel's .* not whole .* fetch it again"):
+    with pytest.raises(
+        ValueError, match="layers_1/mlp/wo/kernel's .* is incomplete .* fetch it again"
+    ):
         params(folder, T5_1_1)
 
 
@@ -377,13 +379,13 @@ def test_unused_and_missing_names_are_one_error_that_lists_them(tmp_path):
     assert "query" not in str(error.value)
 
 
-def test_a_name_too_many_is_refused_and_so_is_one_too_few(tmp_path):
+def test_unused_and_missing_parameters_are_refused(tmp_path):
     tree = made_up_tree(T5_1_1)
     twice = tree | {"decoder/token_embedder/embedding": tree["token_embedder/embedding"]}
-    with pytest.raises(ValueError, match="checkpoint: token_embedder/embedding;.* model: nothing"):
+    with pytest.raises(ValueError, match="checkpoint: token_embedder/embedding;.*: nothing"):
         params(write_msgpack(tmp_path, twice), T5_1_1)
     del tree["decoder/layers_2/mlp/wo/kernel"]
-    with pytest.raises(ValueError, match=r"checkpoint: nothing; .*/layers/.*down/kernel\[2\];"):
+    with pytest.raises(ValueError, match=r"checkpoint: nothing; .*/layers/.*down/kernel\[2\]\."):
         params(write_tensorstore(tmp_path, tree), T5_1_1)
 
 
@@ -436,7 +438,7 @@ FORMS = {  # how it is written, the words, the rows of the embedding, d_ff
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("form", FORMS)
-def test_the_peak_of_memory_is_the_parameters_and_little_more(tmp_path, form):
+def test_peak_memory_is_little_more_than_the_parameters(tmp_path, form):
     write, words, rows, d_ff = FORMS[form]
     tree, rng = made_up_tree(words), np.random.default_rng(0)
     (tmp_path / "small").mkdir()
@@ -507,7 +509,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-def test_what_is_no_array_is_refused(tmp_path, what):
+def test_a_leaf_that_is_no_array_is_refused(tmp_path, what):
     tree = made_up_tree(T5_1_0) | {"encoder/encoder_norm/scale": ARRAY}
     (tmp_path / "sound").mkdir()
     target = lambda tree: {"target": flax.traverse_util.unflatten_dict(tree, "/")}
@@ -523,7 +525,7 @@ def test_what_is_no_array_is_refused(tmp_path, what):
 @pytest.mark.parametrize(
     "data", [b"\x91" * 10_000, b"\x81\x80\x01", b"\x81\x07\x01", b"\xc7\x05\x01abcde"]
 )
-def test_what_is_no_tree_of_names_is_refused(tmp_path, data):
+def test_a_file_without_a_tree_of_names_is_refused(tmp_path, data):
     (tmp_path / "checkpoint").write_bytes(b"\x81\xa6target" + data)
     with pytest.raises(ValueError, match=f"checkpoint.* ({CURES})"):
         t5x.read_architecture(tmp_path)
@@ -532,11 +534,11 @@ def test_what_is_no_tree_of_names_is_refused(tmp_path, data):
 def test_only_a_t5x_checkpoint_is_found(tmp_path):
     tree = made_up_tree(T5_1_0)
     folder = write_msgpack(tmp_path, tree)
-    assert t5x.found(folder) and t5x.found(str(folder / "checkpoint"))
-    assert t5x.found(write_tensorstore(tmp_path, tree))
-    assert not t5x.found(tmp_path) and not t5x.found(tmp_path / "nothing")
+    assert t5x.find_checkpoint(folder) and t5x.find_checkpoint(str(folder / "checkpoint"))
+    assert t5x.find_checkpoint(write_tensorstore(tmp_path, tree))
+    assert not t5x.find_checkpoint(tmp_path) and not t5x.find_checkpoint(tmp_path / "nothing")
     (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-1000000"\n')
-    assert not t5x.found(folder)
+    assert not t5x.find_checkpoint(folder)
     with pytest.raises(ValueError, match="is no T5X checkpoint; name the step folder"):
         t5x.read_architecture(folder)
 

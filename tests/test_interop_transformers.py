@@ -1,6 +1,6 @@
 """transformers 4.57 and 5 in and out: logits, greedy ids and beam ids are ours.
 
-The stranger is in experiments/parity.py: a script that either version runs in a process of its own.
+The reference is experiments/parity.py, a script that either version runs in its own process.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def representatives(names) -> list:
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def strangers(request, tmp_path_factory):
-    """A folder where a version of transformers has seen our exports and left us its models."""
+def references(request, tmp_path_factory):
+    """A directory with our exports, and models and results of a version of transformers."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     if request.param == "4.57" and not parity.OLD.is_dir():
         pytest.skip("transformers 4.57 is not here")
-    root = tmp_path_factory.mktemp("strangers")
+    root = tmp_path_factory.mktemp("references")
     parity.ask(request.param, root)
     return request.param, root
 
@@ -38,14 +38,14 @@ def agree(root, version, name, model, params):
 
 
 @pytest.mark.parametrize("name", representatives(parity.MAKE))
-def test_a_model_of_transformers_imported_has_its_logits_and_ids(strangers, name):
-    version, root = strangers
+def test_an_imported_model_computes_the_logits_and_ids_of_transformers(references, name):
+    version, root = references
     agree(root, version, name, *parity.read_theirs(root, name))
 
 
 @pytest.mark.parametrize("name", representatives(parity.EXPORTS))
-def test_a_model_of_ours_exported_has_our_logits_and_ids(strangers, name):
-    version, root = strangers
+def test_an_exported_model_computes_our_logits_and_ids_in_transformers(references, name):
+    version, root = references
     config = transformer.ModelConfig.from_flat(parity.EXPORTS[name])
     params = parity.random_params(config)
     agree(root, version, f"{name}_ours", transformer.Transformer(config), params)

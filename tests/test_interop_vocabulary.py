@@ -1,4 +1,4 @@
-"""Laws of foreign vocabularies: SentencePiece's ids come in, the same ids go out."""
+"""Laws of transformers' vocabularies: imported and exported ones give SentencePiece's ids."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def fuzz(count=2400) -> list[str]:
 
 
 def is_stacked(tok: tokenizer.Tokenizer, text: str) -> bool:
-    """Whether a mark stands on what has a mark or what the nmt_nfkc rule rewrites: the gap."""
+    """Whether a mark follows a marked or rewritten character, which tokenizers cannot express."""
 
     def is_mark(c):
         return unicodedata.category(unicodedata.normalize("NFD", c)[-1])[0] == "M"
@@ -130,9 +130,9 @@ def with_held_sentinels(model: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def stands(tmp_path_factory):
-    """{kind: a transformers directory as the hub has it}, of vocabularies trained here."""
-    root = tmp_path_factory.mktemp("stands")
+def hub_dirs(tmp_path_factory):
+    """{kind: a transformers directory as on the hub}, of vocabularies trained here."""
+    root = tmp_path_factory.mktemp("hub_dirs")
     for kind, options in KINDS.items():
         (root / kind).mkdir()
         model = train(**options)
@@ -146,10 +146,10 @@ def stands(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ours(stands, tmp_path_factory):
-    """{name: Tokenizer}: two trained here, and the stands, imported."""
+def ours(hub_dirs, tmp_path_factory):
+    """{name: Tokenizer}: two trained here, and the imported ones."""
     root = tmp_path_factory.mktemp("ours")
-    found = {kind: vocabulary.read(stands[kind], root / kind) for kind in FOREIGN}
+    found = {kind: vocabulary.read(hub_dirs[kind], root / kind) for kind in FOREIGN}
     for name, rule in (("plain", "identity"), ("folded", "nmt_nfkc")):
         options = dict(vocab_size=1500, num_extra_ids=20, normalization=rule)
         found[name] = tokenizer.train(["\n".join(corpus())], root / name, **options)
@@ -172,7 +172,7 @@ def written(ours, tmp_path_factory):
 
 
 def seen_by_transformers(directory, **options) -> dict:
-    """What AutoTokenizer makes of the fuzz: ids, texts of ids, special ids; JSON."""
+    """AutoTokenizer's results for the fuzz as JSON: ids, texts of ids, special ids."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -222,22 +222,22 @@ print(json.dumps([seen, saved]))
 
 
 @pytest.fixture(scope="module")
-def older(stands, written, tmp_path_factory):
+def older(hub_dirs, written, tmp_path_factory):
     """What transformers 4.57 does, in its own process.
 
     {"slow": {kind: seen}, "written": {name: seen}}: slow are the classes that call SentencePiece,
-    on the stands; the other is AutoTokenizer. {"saved slow", "saved fast": {kind: (out, new)}}.
+    on the hub directories; the other is AutoTokenizer. {"saved slow", "saved fast": {kind: ..}}.
     """
     if not OLDER.exists():
         pytest.skip(f"transformers 4.57 is not in {OLDER}")
-    jobs = [(str(place), {"use_fast": False}) for place in stands.values()]
+    jobs = [(str(place), {"use_fast": False}) for place in hub_dirs.values()]
     jobs += [(str(place), {}) for place in written.values()]
     paths = os.pathsep.join(map(str, [OLDER, ROOT, ROOT / "tests"]))
     environment = os.environ | {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
     root = tmp_path_factory.mktemp("saved by 4.57")
     saves = {}
     for fast in (False, True):
-        for kind, place in stands.items():
+        for kind, place in hub_dirs.items():
             out = str(root / f"{kind} {fast}")
             saves[kind, fast] = [(str(place), out), {"use_fast": fast}]
     options = dict(env=environment, check=True, capture_output=True, text=True)
@@ -247,16 +247,16 @@ def older(stands, written, tmp_path_factory):
     assert {facts["version"][:5] for facts in seen} == {"4.57."}
     saved = {key: (saves[key][0][1], tokens) for key, tokens in zip(saves, new, strict=True)}
     return {
-        "slow": dict(zip(stands, seen, strict=False)),
-        "written": dict(zip(written, seen[len(stands) :], strict=True)),
-        "saved slow": {kind: saved[kind, False] for kind in stands},
-        "saved fast": {kind: saved[kind, True] for kind in stands},
+        "slow": dict(zip(hub_dirs, seen, strict=False)),
+        "written": dict(zip(written, seen[len(hub_dirs) :], strict=True)),
+        "saved slow": {kind: saved[kind, False] for kind in hub_dirs},
+        "saved fast": {kind: saved[kind, True] for kind in hub_dirs},
     }
 
 
 @pytest.fixture(scope="module")
 def slow_457(older):
-    """The stands as transformers' own SentencePiece classes see them."""
+    """The hub directories as transformers' own SentencePiece classes see them."""
     return older["slow"]
 
 
@@ -275,7 +275,7 @@ def written_5(written):
 
 @pytest.fixture(scope="module")
 def saved_slow_457(older):
-    """{kind: (directory, new tokens)} as the classes of 4.57 in Python save the stands."""
+    """{kind: (directory, new tokens)} as the classes of 4.57 in Python save the hub directories."""
     return older["saved slow"]
 
 
@@ -286,17 +286,17 @@ def saved_fast_457(older):
 
 
 @pytest.fixture(scope="module")
-def saved_5(stands, tmp_path_factory):
+def saved_5(hub_dirs, tmp_path_factory):
     """The same of the installed transformers."""
     pytest.importorskip("transformers", minversion="5")
-    outs = {kind: tmp_path_factory.mktemp("saved by 5") / kind for kind in stands}
-    return {k: (outs[k], saved_by_transformers(stands[k], outs[k])) for k in stands}
+    outs = {kind: tmp_path_factory.mktemp("saved by 5") / kind for kind in hub_dirs}
+    return {k: (outs[k], saved_by_transformers(hub_dirs[k], outs[k])) for k in hub_dirs}
 
 
 # In. -----------------------------------------------------------------------------------------
 
 
-def test_the_fuzz_is_wide():
+def test_the_fuzz_covers_many_characters():
     texts = fuzz()
     assert len(texts) >= 2000
     planes = {ord(c) >> 16 for text in texts for c in text}
@@ -304,10 +304,10 @@ def test_the_fuzz_is_wide():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_ids_are_sentencepieces_own(kind, stands, ours):
+def test_the_ids_equal_those_of_sentencepiece(kind, hub_dirs, ours):
     import sentencepiece
 
-    path = next(stands[kind].glob("*.model"))
+    path = next(hub_dirs[kind].glob("*.model"))
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     for text in fuzz():
         assert ours[kind].encode(text).tolist() == model.encode(text)
@@ -326,9 +326,9 @@ def test_the_ids_equal_those_of_transformers_own_classes(kind, ours, slow_457):
 
 
 @pytest.mark.parametrize("kind", ["t5", "gemma", "byt5"])  # its mT5 has forgotten the bytes
-def test_the_ids_equal_those_of_auto_tokenizer(kind, stands, ours):
+def test_the_ids_equal_those_of_auto_tokenizer(kind, hub_dirs, ours):
     pytest.importorskip("transformers", minversion="5")
-    seen, compared = seen_by_transformers(stands[kind]), 0
+    seen, compared = seen_by_transformers(hub_dirs[kind]), 0
     for text, ids in zip(fuzz(), seen["ids"], strict=True):
         if ours[kind].encode(text).tolist() == ids:
             compared += 1
@@ -339,11 +339,11 @@ def test_the_ids_equal_those_of_auto_tokenizer(kind, stands, ours):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tokenizer_json_alone_gives_the_ids_of_the_file_it_was_made_of(
-    kind, stands, ours, tmp_path
+def test_a_tokenizer_json_alone_gives_the_ids_of_its_sentencepiece_file(
+    kind, hub_dirs, ours, tmp_path
 ):
     transformers = pytest.importorskip("transformers", minversion="5")
-    made = getattr(transformers, CLASSES[kind]).from_pretrained(stands[kind])
+    made = getattr(transformers, CLASSES[kind]).from_pretrained(hub_dirs[kind])
     made.save_pretrained(tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("*.model"))
     again = vocabulary.read(tmp_path / "saved", tmp_path / "again")
@@ -357,10 +357,10 @@ def test_a_tokenizer_json_alone_gives_the_ids_of_the_file_it_was_made_of(
         assert again.normalize(text) == ours[kind].normalize(text)
 
 
-def test_a_tab_in_the_place_of_its_byte_is_that_byte(stands, ours, tmp_path):
+def test_a_tab_piece_is_the_byte_9(hub_dirs, ours, tmp_path):
     """transformers 4.57 names Gemma's byte 9 so."""
     transformers = pytest.importorskip("transformers", minversion="5")
-    transformers.GemmaTokenizer.from_pretrained(stands["gemma"]).save_pretrained(tmp_path)
+    transformers.GemmaTokenizer.from_pretrained(hub_dirs["gemma"]).save_pretrained(tmp_path)
     path = tmp_path / "tokenizer.json"
     assert path.read_text().count('"<0x09>"') == 1
     path.write_text(path.read_text().replace('"<0x09>"', '"\\t"'))
@@ -370,22 +370,22 @@ def test_a_tab_in_the_place_of_its_byte_is_that_byte(stands, ours, tmp_path):
     assert tok.decode(tok.encode("a\tb")) == "a\tb"
 
 
-def test_a_models_file_is_kept_to_the_byte(stands, tmp_path):
+def test_the_sentencepiece_file_is_copied_to_the_byte(hub_dirs, tmp_path):
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
     proto.trainer_spec.unk_id = 2  # a second such message merges into the first
-    data = (stands["t5"] / "spiece.model").read_bytes() + proto.SerializeToString()
+    data = (hub_dirs["t5"] / "spiece.model").read_bytes() + proto.SerializeToString()
     tok = vocabulary.read(fill(tmp_path, spiece__model=data), tmp_path / "out")
     assert (tok.directory / tokenizer.MODEL_FILE).read_bytes() == data
     assert tok.num_extra_ids == 100
 
 
-def test_sentinels_that_a_model_holds_become_ours(stands, ours, tmp_path):
+def test_sentinels_among_the_pieces_become_ours(hub_dirs, ours, tmp_path):
     """mT5's own file: its last hundred pieces are the sentinels."""
     import sentencepiece
 
-    model = with_held_sentinels((stands["mt5"] / "spiece.model").read_bytes())
+    model = with_held_sentinels((hub_dirs["mt5"] / "spiece.model").read_bytes())
     (tmp_path / "spiece.model").write_bytes(model)
     (tmp_path / "tokenizer_config.json").write_text('{"extra_ids": 0}')
     tok = vocabulary.read(tmp_path, tmp_path / "out")
@@ -454,12 +454,12 @@ def test_a_text_has_no_leading_space_though_its_first_piece_has(ours):
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_an_imported_tokenizer_is_a_tokenizer(kind, ours, stands, tmp_path):
+def test_an_imported_tokenizer_is_a_tokenizer(kind, ours, hub_dirs, tmp_path):
     tok = ours[kind]
     again = pickle.loads(pickle.dumps(tok))
     np.testing.assert_array_equal(again.encode("a b\n"), tok.encode("a b\n"))
     assert again.fingerprint == tok.fingerprint
-    assert vocabulary.read(stands[kind], tmp_path).fingerprint == tok.fingerprint
+    assert vocabulary.read(hub_dirs[kind], tmp_path).fingerprint == tok.fingerprint
     facts = tokenizer.read(tok.directory)[1]
     assert (facts["pieces"], facts["num_sentinels"]) == (tok.vocab_size, tok.num_extra_ids)
     assert tok.encode("a").dtype == np.int32
@@ -470,7 +470,7 @@ SAVES = ["slow_457", "fast_457", "5"]
 
 @pytest.mark.parametrize("save", SAVES)
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_what_transformers_saves_as_it_is_keeps_its_ids(kind, save, ours, request, tmp_path):
+def test_a_tokenizer_that_transformers_saved_keeps_its_ids(kind, save, ours, request, tmp_path):
     out, _ = request.getfixturevalue(f"saved_{save}")[kind]
     tok = vocabulary.read(pathlib.Path(out, "as it is"), tmp_path)
     assert tok.names() == ours[kind].names()
@@ -512,15 +512,15 @@ def test_added_tokens_are_refused_by_name_and_id(kind, save, request, tmp_path):
         ),
     ],
 )
-def test_any_file_may_tell_of_an_added_token(files, shown, stands, tmp_path):
-    model = (stands["t5"] / "spiece.model").read_bytes()
+def test_an_added_token_is_found_in_any_file(files, shown, hub_dirs, tmp_path):
+    model = (hub_dirs["t5"] / "spiece.model").read_bytes()
     fill(tmp_path, spiece__model=model, **files)
     with pytest.raises(ValueError, match=rf"sentinels, 1 in all: '<x>' \({shown}\); name"):
         vocabulary.read(tmp_path, tmp_path / "out")
 
 
-def test_of_many_added_tokens_the_first_are_listed(stands, tmp_path):
-    model = (stands["t5"] / "spiece.model").read_bytes()
+def test_the_first_of_many_added_tokens_are_listed(hub_dirs, tmp_path):
+    model = (hub_dirs["t5"] / "spiece.model").read_bytes()
     fill(tmp_path, spiece__model=model, added_tokens__json={f"<x{i}>": 1100 + i for i in range(7)})
     with pytest.raises(
         ValueError, match=r"7 in all: '<x0>' \(1100\), .*'<x4>' \(1104\), \.\.; name"
@@ -555,7 +555,7 @@ def assert_same_ids(tok: tokenizer.Tokenizer, seen: dict):
 
 @pytest.mark.parametrize("version", ["5", "457"])
 @pytest.mark.parametrize("name", OURS)
-def test_auto_tokenizer_gives_our_ids_of_what_we_wrote(name, version, ours, request):
+def test_auto_tokenizer_gives_our_ids_from_exported_files(name, version, ours, request):
     tok, seen = ours[name], request.getfixturevalue(f"written_{version}")[name]
     assert_same_ids(tok, seen)
     assert seen["ids of roles"] == [tok.pad, tok.eos, tok.unk]
@@ -571,7 +571,7 @@ def test_auto_tokenizer_gives_our_ids_of_what_we_wrote(name, version, ours, requ
 
 @pytest.mark.parametrize("version", ["5", "457"])
 @pytest.mark.parametrize("name", OURS)
-def test_a_tokenizers_output_is_what_a_model_takes(name, version, request):
+def test_a_models_generate_accepts_the_tokenizers_output(name, version, request):
     """transformers' generate refuses token_type_ids."""
     seen = request.getfixturevalue(f"written_{version}")[name]
     assert seen["inputs"] == [["attention_mask", "input_ids"]] * 2
@@ -587,12 +587,12 @@ def test_transformers_decodes_as_we_do(name, version, ours, request):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_importing_what_was_written_gives_the_same_tokenizer(name, ours, written, tmp_path):
+def test_importing_an_export_gives_the_same_tokenizer(name, ours, written, tmp_path):
     assert vocabulary.read(written[name], tmp_path).fingerprint == ours[name].fingerprint
 
 
 @pytest.mark.parametrize("kind", ["t5", "mt5", "umt5", "t5gemma"])
-def test_a_models_config_beside_it_changes_nothing(kind, ours, written, tmp_path):
+def test_a_models_config_in_the_directory_changes_nothing(kind, ours, written, tmp_path):
     transformers = pytest.importorskip("transformers", minversion="5")
     name = "gemma" if kind == "t5gemma" else "mt5"
     for path in written[name].iterdir():
@@ -605,7 +605,7 @@ def test_a_models_config_beside_it_changes_nothing(kind, ours, written, tmp_path
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_spaces_and_their_sign_are_alike_in_every_arrangement(name, ours, written):
+def test_spaces_and_their_symbol_give_our_ids_in_every_combination(name, ours, written):
     transformers = pytest.importorskip("transformers")
     tok = transformers.AutoTokenizer.from_pretrained(written[name])
     for length in range(6):
@@ -614,7 +614,7 @@ def test_spaces_and_their_sign_are_alike_in_every_arrangement(name, ours, writte
             assert ours[name].decode(ids) == ours[name].normalize(text), ascii(text)
 
 
-def test_a_text_that_spells_a_byte_is_not_that_byte(ours, written):
+def test_a_text_with_the_name_of_a_byte_is_not_that_byte(ours, written):
     transformers = pytest.importorskip("transformers")
     for name in ("plain", "mt5", "gemma", "byt5"):
         tok = transformers.AutoTokenizer.from_pretrained(written[name])
@@ -623,7 +623,7 @@ def test_a_text_that_spells_a_byte_is_not_that_byte(ours, written):
             assert tok.decode(ids) == ours[name].decode(ids) == text
 
 
-def test_a_long_text_differs_in_ties_alone(ours, written):
+def test_a_long_text_differs_in_ties_only(ours, written):
     transformers = pytest.importorskip("transformers")
     text = "\n".join(corpus()[:2000])
     for name in ("plain", "t5", "gemma"):
@@ -660,7 +660,7 @@ GPT = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "normalizer": 
         ({"tokenizer__json": b"{"}, "tokenizer.json is damaged .*copy it again"),
         ({"tokenizer_config__json": []}, "tokenizer_config.json is damaged .*is no dict"),
         ({"tokenizer__json": {"model": {"type": "WordPiece"}}}, "kind WordPiece.*add the spiece"),
-        ({"tokenizer__json": GPT}, "a step NFKD that SentencePiece does not know; add the spiece"),
+        ({"tokenizer__json": GPT}, "the step NFKD, unknown to SentencePiece; add spiece"),
     ],
 )
 def test_a_directory_that_cannot_be_read_is_one_sentence(tmp_path, files, message):
@@ -736,8 +736,8 @@ def test_a_damaged_tokenizer_json_is_one_sentence(content, tmp_path):
         *[("added_tokens", value) for value in (["<x>"], {"<x>": "5"}, {"<x>": None}, 7)],
     ],
 )
-def test_a_damaged_file_beside_a_model_is_one_sentence(name, content, stands, tmp_path):
-    model = (stands["t5"] / "spiece.model").read_bytes()
+def test_a_damaged_file_beside_a_model_is_one_sentence(name, content, hub_dirs, tmp_path):
+    model = (hub_dirs["t5"] / "spiece.model").read_bytes()
     files = {"spiece__model": model, f"{name}__json": content}
     with pytest.raises(ValueError, match=rf"{name}.json is damaged \(.*\); copy it again\.$"):
         vocabulary.read(fill(tmp_path, **files), tmp_path / "out")
@@ -749,14 +749,12 @@ def test_a_pad_that_is_not_0_is_refused(tmp_path):
         vocabulary.read(fill(tmp_path, spiece__model=model), tmp_path / "out")
 
 
-def test_sentinels_in_another_order_are_refused(stands, tmp_path):
-    model = (stands["t5"] / "spiece.model").read_bytes()
+def test_sentinels_in_another_order_are_refused(hub_dirs, tmp_path):
+    model = (hub_dirs["t5"] / "spiece.model").read_bytes()
     added = {str(1000 + k): {"content": f"<extra_id_{k}>"} for k in range(3)}
     config = {"tokenizer_class": "T5Tokenizer", "added_tokens_decoder": added}
     files = dict(spiece__model=model, tokenizer_config__json=config)
-    with pytest.raises(
-        ValueError, match="gives <extra_id_0> the id 1000, where 3 descending .*1002"
-    ):
+    with pytest.raises(ValueError, match="gives <extra_id_0> the id 1000, .* 3 descending .*1002"):
         vocabulary.read(fill(tmp_path, **files), tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Laws of a block's parts: norms and products in float64, T5's dropout, bias by distance alone."""
+"""Laws of a block's modules: norms and products in float64, T5's dropout, relative bias."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from lm import attention, layers, transformer
+from lm import attention, cpu_kernels, layers, transformer
 
 SHAPE = (2, 5, 16)
 
@@ -45,7 +45,7 @@ def test_norm_is_x_over_its_rms_times_the_scale():
 
 
 @pytest.mark.parametrize("factor", [2.0**10, 2.0**40, -1.0])
-def test_norm_does_not_see_the_scale_of_its_input(factor):
+def test_norm_is_invariant_to_the_scale_of_its_input(factor):
     x, scale = draw(*SHAPE, scale=100.0), draw(16, seed=1)
     ours = norm(factor * x, scale)
     np.testing.assert_allclose(ours, np.sign(factor) * norm(x, scale), rtol=1e-5)
@@ -56,7 +56,7 @@ def test_norm_of_zero_is_zero_with_a_finite_gradient():
     assert np.isfinite(grad).all() and not norm(jnp.zeros(SHAPE), jnp.ones(16)).any()
 
 
-def test_norm_takes_and_gives_bfloat16_with_statistics_in_float32():
+def test_norm_of_bfloat16_is_bfloat16_with_statistics_in_float32():
     x, scale = draw(4, 4096, seed=2).astype(jnp.bfloat16), draw(4096, seed=3)
     ours = norm(x, scale, "bfloat16")
     assert ours.dtype == jnp.bfloat16
@@ -64,7 +64,7 @@ def test_norm_takes_and_gives_bfloat16_with_statistics_in_float32():
     np.testing.assert_allclose(as_float64(ours), exact_norm(x, scale), rtol=2**-8)
 
 
-def test_norm_starts_as_the_plain_rms():
+def test_the_initial_scale_of_a_norm_is_one():
     params = layers.RMSNorm("float32").init(jax.random.key(0), draw(*SHAPE))["params"]
     np.testing.assert_array_equal(params["scale"], np.ones(16))
 
@@ -77,14 +77,14 @@ def dropped(rate, x, deterministic=False, seed=0):
     return layers.Dropout(rate).apply({}, x, deterministic, rngs=rngs)
 
 
-def test_dropout_takes_the_same_units_all_along_a_row_and_keeps_the_mean():
+def test_dropout_drops_the_same_units_at_all_positions_and_keeps_the_mean():
     ones = dropped(0.25, jnp.ones((64, 3, 256)))
     assert (ones == ones[:, :1]).all()
     assert set(np.unique(ones)) == {0.0, np.float32(1 / 0.75)}
     assert np.mean(ones) == pytest.approx(1, abs=5 * np.sqrt(0.25 / 0.75 / (64 * 256)))
 
 
-def test_rows_do_not_drop_the_same_units():
+def test_rows_drop_different_units():
     ones = np.asarray(dropped(0.5, jnp.ones((8, 1, 64))))
     assert len({row.tobytes() for row in ones}) == 8
 
@@ -99,7 +99,7 @@ def test_dropout_is_the_identity_at_rate_zero_and_in_evaluation(rate, determinis
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_bias_is_the_number_of_its_bucket_and_its_gradient_counts_its_uses(bidirectional):
+def test_the_bias_is_its_buckets_entry_and_the_gradient_counts_its_uses(bidirectional):
     module = layers.RelativeBias(4, bidirectional, buckets=8, limit=20)
     distance, table = attention.distance(6, 7), draw(8, 4)
     apply = lambda table: module.apply({"params": {"relative_bias": table}}, distance)
@@ -123,7 +123,7 @@ ACTIVATIONS = {
 
 
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)
-def test_feed_forward_is_its_formula(name):
+def test_feed_forward_equals_its_formula(name):
     activation, gated = ACTIVATIONS[name]
     module, x = layers.FeedForward(config_of(activation=name)), draw(*SHAPE)
     params = module.init(jax.random.key(0), x, True)["params"]
@@ -136,22 +136,22 @@ def test_feed_forward_is_its_formula(name):
     np.testing.assert_allclose(ours, hidden @ p["down"], atol=2e-3 if "ge" in name else 1e-5)
 
 
-def test_a_product_over_several_axes_is_one_over_their_product_and_keeps_its_kernel():
+def test_dense_general_2d_equals_the_product_over_several_axes():
     x, kernel = draw(2, 5, 4, 6), draw(4, 6, 3, 7)
     dimensions = ((2, 3), (0, 1)), ((), ())
-    ours = layers.dense_general_2d(x, kernel, dimensions)
+    ours = cpu_kernels.dense_general_2d(x, kernel, dimensions)
     exact = np.einsum("btnh,nhkw->btkw", *as_float64((x, kernel)))
     np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5)
     for features, axis in ((8, -1), ((2, 4), -1), (8, (-2, -1))):
         dense = layers.dense(features, axis, 1.0, None, "float32")
-        theirs = dense.clone(dot_general=None)
+        reference = dense.clone(dot_general=None)
         start = dense.init(jax.random.key(0), x)
-        jax.tree.map(np.testing.assert_array_equal, start, theirs.init(jax.random.key(0), x))
-        both = dense.apply(start, x), theirs.apply(start, x)
-        np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-6)
+        jax.tree.map(np.testing.assert_array_equal, start, reference.init(jax.random.key(0), x))
+        expected = reference.apply(start, x)
+        np.testing.assert_allclose(dense.apply(start, x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_going_back_through_products_transposes_no_activations():
+def test_the_backward_pass_of_products_transposes_no_activations():
     module, x = layers.FeedForward(config_of(d_model=64, d_ff=96)), draw(4, 32, 64)
     start = module.init(jax.random.key(0), x, True)
     loss = lambda start, x: jnp.sum(module.apply(start, x, True) ** 2)
@@ -178,7 +178,7 @@ def attention_of(config, x, source, mask):
     return module.apply({"params": params}, x, source, method=whole), params
 
 
-def test_attention_projects_attends_and_projects_back_without_a_root():
+def test_attention_equals_its_formula_without_division_by_a_root():
     x, source = draw(*SHAPE), draw(2, 7, 16, seed=1)
     mask = np.random.default_rng(2).random((2, 5, 7)) < 0.7
     mask[:, :, 0] = True
@@ -235,7 +235,7 @@ def test_every_norm_gives_its_dtype(kind):
 # Queries and keys. ---------------------------------------------------------------------------
 
 
-def test_normed_queries_and_keys_do_not_see_the_scale_of_their_input():
+def test_normalized_queries_and_keys_are_invariant_to_the_scale_of_their_input():
     config, mask = config_of(**{"attention.query_key_norm": "rms"}), np.ones((2, 5, 5), bool)
     x = draw(*SHAPE)
     module = layers.Attention(config)
@@ -276,7 +276,7 @@ def test_scores_start_with_variance_one_whatever_the_scale(normed, scale):
     assert float(jnp.var(seen["scores"])) == pytest.approx(1, abs=0.2)
 
 
-def test_rotary_positions_turn_queries_and_keys_and_no_values():
+def test_rotary_positions_rotate_queries_and_keys_but_not_values():
     config, x, mask = (
         config_of(**{"position.rotary_base": 50.0}),
         draw(*SHAPE),

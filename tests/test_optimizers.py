@@ -1,4 +1,4 @@
-"""Laws of updates: descent, Adafactor in float64, what a layer is, memory, clipping, sharding."""
+"""Laws of updates: descent, Adafactor in float64, stacked layers, memory, clipping, sharding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lm import optimizers, transformer
 
 STEPS = 50
-PACE = optimizers.RunLength(1.0, 1)
+RUN_LENGTH = optimizers.RunLength(1.0, 1)
 every_optimizer = pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 # A tower's kernels: wide enough to be factored, once heads are joined.
 KERNELS = {"query": (3, 128, 2, 64), "out": (3, 2, 64, 130), "up": (3, 128, 132), "down": (3, 9, 4)}
@@ -25,25 +25,25 @@ TOWER["encoder"]["layers"] |= {"norm": {"scale": (3, 5)}, "relative": {"relative
 
 
 def make(params, steps=STEPS, **fields):
-    """An optimizer at a constant rate of 0.02, without clipping, unless fields say else."""
+    """An optimizer at a constant rate of 0.02, without clipping, by default."""
     defaults = dict(
         learning_rate=0.02, schedule="constant", warmup={"steps": 0}, grad_clip_norm=0.0
     )
     config = optimizers.OptimizerConfig(**defaults | fields)
-    return optimizers.make_optimizer(config, steps, params, PACE)[0]
+    return optimizers.make_optimizer(config, steps, params, RUN_LENGTH)[0]
 
 
 def draw(shapes, count=3, seed=0):
     """Parameters of these shapes, of RMS 0.5, and `count` ever smaller gradients, in float64."""
     rng = np.random.default_rng(seed)
-    one = lambda scale: jax.tree.map(
+    random_tree = lambda scale: jax.tree.map(
         lambda shape: scale * rng.normal(size=shape), shapes, is_leaf=lambda x: type(x) is tuple
     )
-    return one(0.5), [one(10.0 ** -(i + 1)) for i in range(count)]
+    return random_tree(0.5), [random_tree(10.0 ** -(i + 1)) for i in range(count)]
 
 
 def params_and_gradients(count=3):
-    """The same of a factored and a small matrix, a scale and a bias."""
+    """`draw` for a factored and a small matrix, a scale and a bias."""
     small = {"norm": {"scale": (5,)}, "relative": {"relative_bias": (4, 2)}}
     return draw({"wide": (128, 130), "narrow": (3, 4)} | small, count)
 
@@ -58,7 +58,7 @@ def step_of(optimizer):
 
 
 def train(optimizer, params, gradients):
-    """Parameters after one update a gradient."""
+    """Parameters after one update per gradient."""
     as_float32 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
     params = as_float32(params)
     state = optimizer.init(params)
@@ -77,7 +77,7 @@ def assert_close(ours, theirs, rtol=2e-5):
 
 @every_optimizer
 def test_every_optimizer_lowers_a_quadratic(name):
-    """The distance of every parameter of a tower to a target is that of a hundredth's square."""
+    """The squared distance of every parameter to its target falls to a hundredth."""
     shapes = {"encoder": {"layers": {"up": {"kernel": (2, 6, 8)}, "norm": {"scale": (2, 6)}}}}
     params, (target,) = draw(shapes | {"head": (6, 8)}, 1)
     loss = lambda params: optax.tree.norm(optax.tree.sub(params, target), squared=True)
@@ -97,18 +97,18 @@ def test_every_optimizer_lowers_a_quadratic(name):
         assert np.sum((after - aim) ** 2) < 0.01 * np.sum((before - aim) ** 2)
 
 
-def test_an_update_uses_the_rate_of_its_number():
+def test_an_update_uses_the_learning_rate_of_its_step():
     """A constant gradient moves AdamW by the rate itself, so the path shows the schedule."""
     params, ones = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
     config = optimizers.OptimizerConfig(
         name="adamw", schedule="linear", warmup={"steps": 3}, learning_rate=0.01
     )
-    optimizer, rate = optimizers.make_optimizer(config, STEPS, params, PACE)
+    optimizer, rate = optimizers.make_optimizer(config, STEPS, params, RUN_LENGTH)
     moved = [-train(optimizer, params, [ones] * n)["w"] for n in range(6)]
     np.testing.assert_allclose(np.diff(moved), [rate(n) for n in range(5)], rtol=1e-4, atol=1e-8)
 
 
-def test_adafactor_is_its_paper_in_float64():
+def test_adafactor_equals_its_paper_in_float64():
     params, gradients = params_and_gradients()
     ours = train(make(params, name="adafactor", learning_rate=0.01), params, gradients)
     rms = lambda x: np.sqrt(np.mean(x * x))
@@ -131,7 +131,7 @@ def test_adafactor_is_its_paper_in_float64():
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw_rms"])
-def test_the_first_step_is_the_rate_times_the_size_of_the_parameter(name):
+def test_the_first_step_is_the_rate_times_the_rms_of_the_parameter(name):
     params, gradients = params_and_gradients(1)
     params["norm"]["scale"] *= 0  # below 1e-3, that is the size
     rms = lambda x: np.sqrt(np.mean(np.square(x)))
@@ -147,7 +147,7 @@ def test_the_first_step_is_the_rate_times_the_size_of_the_parameter(name):
 
 
 @every_optimizer
-def test_weight_decay_is_a_share_of_the_rate_and_spares_scales_and_bias(name):
+def test_weight_decay_is_proportional_to_the_rate_and_skips_scales_and_biases(name):
     params, _ = params_and_gradients(0)
     zero = jax.tree.map(np.zeros_like, params)
     optimizer = make(params, name=name, weight_decay=0.1, learning_rate=0.01)
@@ -161,21 +161,21 @@ def test_weight_decay_is_a_share_of_the_rate_and_spares_scales_and_bias(name):
 
 
 @every_optimizer
-def test_stacked_layers_are_as_many_parameters(name):
-    """Layers of unlike sizes, trained together or each alone, are the same to the last bits."""
+def test_stacked_layers_are_updated_like_separate_parameters(name):
+    """Layers of different scales get the same updates stacked and alone."""
     params, gradients = draw(TOWER, 4)
-    unlike = lambda x: x * np.logspace(-1, 1, 3).reshape(-1, *[1] * (x.ndim - 1))
-    params, *gradients = (jax.tree.map(unlike, tree) for tree in (params, *gradients))
+    rescale = lambda x: x * np.logspace(-1, 1, 3).reshape(-1, *[1] * (x.ndim - 1))
+    params, *gradients = (jax.tree.map(rescale, tree) for tree in (params, *gradients))
     optimizer = make(params, name=name, weight_decay=0.1)
     together = train(optimizer, params, gradients)
     for layer in range(3):
-        only = lambda tree, layer=layer: jax.tree.map(lambda x: x[layer : layer + 1], tree)
-        alone = train(optimizer, only(params), [only(grads) for grads in gradients])
-        assert_close(only(together), alone, rtol=1e-5)
+        select = lambda tree, layer=layer: jax.tree.map(lambda x: x[layer : layer + 1], tree)
+        alone = train(optimizer, select(params), [select(grads) for grads in gradients])
+        assert_close(select(together), alone, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw_rms", "muon"])
-def test_heads_are_columns_of_one_matrix_and_rows_of_the_one_after(name):
+def test_attention_kernels_are_updated_as_matrices_with_joined_heads(name):
     """[D, N, H] is trained as [D, N*H], and [N, H, D] as [N*H, D]."""
     params, gradients = draw(TOWER, 3)
 
@@ -183,15 +183,15 @@ def test_heads_are_columns_of_one_matrix_and_rows_of_the_one_after(name):
         layers = dict(tree["encoder"]["layers"])
         query, out = layers["query"]["kernel"], layers["out"]["kernel"]
         joined = {"query": query.reshape(3, 128, 128), "out": out.reshape(3, 128, 130)}
-        more = {name: {"kernel": x} for name, x in joined.items()}
-        return {"encoder": {"layers": layers | more}}
+        kernels = {name: {"kernel": x} for name, x in joined.items()}
+        return {"encoder": {"layers": layers | kernels}}
 
     ours = flat(train(make(params, name=name), params, gradients))
     theirs = train(make(params, name=name), flat(params), [flat(tree) for tree in gradients])
     assert_close(ours, theirs, rtol=1e-5)
 
 
-def test_adafactor_remembers_rows_and_columns_of_wide_matrices_alone():
+def test_adafactor_stores_rows_and_columns_of_wide_matrices_only():
     params = draw(TOWER, 0)[0] | {"embed": {"embedding": np.zeros((1000, 128))}}
     state = jax.eval_shape(make(params, name="adafactor").init, params)
     sizes = {}
@@ -213,25 +213,26 @@ def test_adafactor_remembers_rows_and_columns_of_wide_matrices_alone():
     }
 
 
-def test_what_muon_makes_orthogonal_are_the_kernels_of_layers():
+def test_muon_orthogonalizes_the_kernels_of_layers_only():
     config = transformer.ModelConfig(
         vocab_size=64, d_model=16, d_ff=24, head_dim=4, norm=dict(kind="layer")
     )
     shapes = transformer.param_shapes(config)
     state = jax.eval_shape(make(shapes, name="muon").init, shapes)
-    kept = {"muon": set(), "adamw": set()}
+    moments = {"muon": set(), "adamw": set()}
     for keys, _ in jax.tree_util.tree_leaves_with_path(state):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        which = re.search(r"inner_states/(muon|adamw)/.*/(mu|nu)/(.*)", path)
-        if which:
-            kept[which[1]].add((which[2], which[3]))
+        match = re.search(r"inner_states/(muon|adamw)/.*/(mu|nu)/(.*)", path)
+        if match:
+            moments[match[1]].add((match[2], match[3]))
     paths = {
         jax.tree_util.keystr(keys, simple=True, separator="/")
         for keys, _ in jax.tree_util.tree_leaves_with_path(shapes)
     }
     kernels = {path for path in paths if path.endswith("/kernel")}
-    assert kept["muon"] == {("mu", path) for path in kernels}
-    assert kept["adamw"] == {(moment, path) for path in paths - kernels for moment in ("mu", "nu")}
+    assert moments["muon"] == {("mu", path) for path in kernels}
+    others = paths - kernels
+    assert moments["adamw"] == {(name, path) for path in others for name in ("mu", "nu")}
 
 
 def test_muons_steps_are_nearly_orthogonal_and_as_large_as_adamws():
@@ -258,8 +259,8 @@ SPECS = {
 
 
 @every_optimizer
-def test_sharded_parameters_get_the_updates_of_whole_ones_and_stay_sharded(name):
-    """And Adafactor, which is for models that fit nowhere whole, gathers no matrix for it."""
+def test_sharded_parameters_get_the_same_updates_and_stay_sharded(name):
+    """Adafactor gathers no matrix."""
     mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     params, (grads,) = draw({"layers": {k: {"kernel": KERNELS[k]} for k in SPECS}}, 1)
     lay = lambda keys, x: jax.device_put(
@@ -300,9 +301,9 @@ def test_clipping_scales_the_whole_gradient_to_its_norm(clip_norm):
     assert_close(ours, train(optimizer(0.0), params, by_hand), rtol=1e-4)
 
 
-def test_a_gradient_below_the_norm_and_a_norm_of_zero_clip_nothing():
+def test_a_small_gradient_and_a_norm_of_zero_are_not_clipped():
     params, (grads,) = params_and_gradients(1)
     params, grads = jax.tree.map(jnp.float32, (params, grads))
     optimizers_of = [make(params, name="adamw", grad_clip_norm=clip) for clip in (0.0, 1e6)]
-    none, large = (each.update(grads, each.init(params), params)[0] for each in optimizers_of)
-    jax.tree.map(np.testing.assert_array_equal, none, large)
+    unclipped, large = (each.update(grads, each.init(params), params)[0] for each in optimizers_of)
+    jax.tree.map(np.testing.assert_array_equal, unclipped, large)

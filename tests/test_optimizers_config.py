@@ -1,4 +1,4 @@
-"""Laws of the optimizer's keys: bounds, contradictions, patterns; a default contradicts nothing."""
+"""Laws of the optimizer's keys: bounds, contradictions, patterns, defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from lm import optimizers, transformer
 
-PACE = optimizers.RunLength(epoch=10.0, tokens=64)
+RUN_LENGTH = optimizers.RunLength(epoch=10.0, tokens=64)
 PARAMS = {
     "embed": {"embedding": jnp.ones((4, 3))},
     "encoder": {"layers": {"up": {"kernel": jnp.ones((2, 3, 4))}}, "norm": {"scale": jnp.ones(3)}},
@@ -23,14 +23,14 @@ config_of = optimizers.OptimizerConfig
 
 
 def moved(rates=(), decays=None, weight_decay=0.0, gradients=None, **fields):
-    """How far each parameter is moved by one update of rate 1 with gradients of 1."""
+    """The updates at rate 1 for gradients of 1, by path, and the optimizer state."""
     more = {} if decays is None else {"weight_decay_multipliers": decays}
     config = dict(
         name="lion", learning_rate=1.0, schedule="constant", warmup={"steps": 0}, grad_clip_norm=0.0
     )
     config |= dict(learning_rate_multipliers=rates)
     config = config_of(**config | fields, weight_decay=weight_decay, **more)
-    optimizer, _ = optimizers.make_optimizer(config, 10, PARAMS, PACE)
+    optimizer, _ = optimizers.make_optimizer(config, 10, PARAMS, RUN_LENGTH)
     gradients = jax.tree.map(jnp.ones_like, PARAMS) if gradients is None else gradients
     steps, state = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
     return {path(keys): np.asarray(step) for keys, step in leaves(steps)}, state
@@ -60,7 +60,7 @@ def test_a_number_out_of_bounds_is_refused_with_its_bounds(field, value):
 
 
 @pytest.mark.parametrize("field", ["beta1", "beta2", "ema_decay"])
-def test_a_mean_that_would_never_move_is_refused(field):
+def test_a_decay_of_one_is_refused(field):
     with pytest.raises(ValueError, match=f"optimizer.{field}=1.0 is out of bounds; use 0 to 0.99"):
         config_of(name="adamw", **{field: 1.0})
 
@@ -126,7 +126,7 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize("fields, message", CONTRADICTIONS)
-def test_a_key_without_use_is_refused_with_what_makes_it_so(fields, message):
+def test_a_key_without_effect_is_refused_with_the_cause(fields, message):
     with pytest.raises(ValueError, match=message) as error:
         config_of(**fields)
     assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")
@@ -146,24 +146,24 @@ AGREED = [
 
 
 @pytest.mark.parametrize("fields", AGREED, ids=str)
-def test_the_same_keys_where_they_have_a_use_are_taken(fields):
+def test_the_same_keys_with_an_effect_are_accepted(fields):
     config_of(**fields)
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 @pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
-def test_a_default_contradicts_nothing(name, schedule):
+def test_defaults_fit_every_optimizer_and_schedule(name, schedule):
     config = config_of(
         name=name, schedule=schedule, **{"cooldown": {"steps": 5}} if schedule == "wsd" else {}
     )
     assert config.warmup and config.beta1 and config.weight_decay_multipliers
-    optimizers.make_optimizer(config, 20_000, {"w": jnp.ones(2)}, PACE)
+    optimizers.make_optimizer(config, 20_000, {"w": jnp.ones(2)}, RUN_LENGTH)
 
 
 # Patterns. -----------------------------------------------------------------------------------
 
 
-def test_a_multiplier_multiplies_the_whole_update_decay_and_all():
+def test_a_multiplier_multiplies_the_whole_update_with_weight_decay():
     plain, half = (moved(rates, weight_decay=0.5)[0] for rates in ((), (("encoder/", 0.5),)))
     for name, step in plain.items():
         share = 0.5 if name.startswith("encoder/") else 1
@@ -196,7 +196,7 @@ def test_the_first_match_wins():
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
-def test_what_is_frozen_keeps_its_bits_and_has_no_moments(name):
+def test_frozen_parameters_keep_their_bits_and_have_no_moments(name):
     gradients = jax.tree.map(jnp.ones_like, PARAMS) | {"head": jnp.full((3, 4), jnp.nan)}
     fields = dict(name=name, weight_decay=0.5, grad_clip_norm=1.0, gradients=gradients)
     steps, state = moved((("head", None), ("encoder/norm", None)), **fields)
@@ -211,7 +211,7 @@ def test_what_is_frozen_keeps_its_bits_and_has_no_moments(name):
     assert all(np.isfinite(step).all() and step.all() for step in steps.values())
 
 
-def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
+def test_frozen_parameters_do_not_count_in_the_clipped_norm():
     gradients = jax.tree.map(lambda x: 3e-3 * jnp.ones_like(x), PARAMS)
     huge = gradients | {"head": jnp.full((3, 4), 1e9)}
     # A step of Adam's beta2 near 1 shows the gradient's own size after another was seen; so does
@@ -224,7 +224,7 @@ def test_the_norm_that_is_clipped_is_that_of_what_is_trained():
         jax.tree.map(np.testing.assert_array_equal, calm[1], loud[1])
 
 
-def test_named_rates_are_listed_for_the_log():
+def test_learning_rate_multipliers_are_listed_by_pattern():
     assert optimizers.multipliers(config_of()) == {}
     config = config_of(learning_rate_multipliers=(("encoder/", 0.1), ("embed", None)))
     assert optimizers.multipliers(config) == {"encoder/": 0.1, "embed": 0.0}
@@ -247,31 +247,31 @@ BAD_RULES = [
 
 
 @pytest.mark.parametrize("field, rule, message", BAD_RULES)
-def test_what_is_no_pattern_or_no_multiplier_is_refused(field, rule, message):
+def test_a_malformed_pattern_or_multiplier_is_refused(field, rule, message):
     with pytest.raises(ValueError, match=message):
         config_of(weight_decay=0.1, **{field: (rule,)})
 
 
 @pytest.mark.parametrize("field", [RATES, DECAYS])
 @pytest.mark.parametrize("patterns", [("heat",), ("embed", "embedding"), ("head", "head")])
-def test_a_pattern_that_decides_on_no_parameter_is_refused(field, patterns):
+def test_a_pattern_that_matches_no_parameter_first_is_refused(field, patterns):
     keys = {"learning_rate_multipliers": "rates", "weight_decay_multipliers": "decays"}
     with pytest.raises(ValueError, match=f"optimizer.{field} has .* first match of no parameter"):
         moved(weight_decay=0.1, **{keys[field]: tuple((pattern, 0.5) for pattern in patterns)})
 
 
-def test_rates_that_freeze_everything_are_refused():
+def test_freezing_all_parameters_is_refused():
     with pytest.raises(ValueError, match="None.* freezes every parameter; leave one"):
         moved(((".*", None),))
 
 
-def test_by_default_all_but_norms_and_relative_biases_decay_in_the_model():
+def test_by_default_all_parameters_but_norms_and_relative_biases_decay():
     config = transformer.ModelConfig(
         vocab_size=64, d_model=16, d_ff=16, head_dim=4, norm=dict(kind="layer")
     )
     params = jax.tree.map(lambda x: jnp.ones(x.shape), transformer.param_shapes(config))
     optimizer, _ = optimizers.make_optimizer(
-        config_of(name="lion", weight_decay=0.5, grad_clip_norm=0.0), 10, params, PACE
+        config_of(name="lion", weight_decay=0.5, grad_clip_norm=0.0), 10, params, RUN_LENGTH
     )
     nothing = jax.tree.map(jnp.zeros_like, params)
     steps, _ = optimizer.update(nothing, optimizer.init(params), params)

@@ -1,4 +1,4 @@
-"""Laws of the model: one step is all steps, one model however compiled, and who has a say.
+"""Laws of the model: stepwise equals at once, compilation options, and which tokens affect which.
 
 The models are those of test_transformer_words.py, which states the laws of packing and padding.
 """
@@ -30,7 +30,7 @@ def forward(config):
 
 
 def logits_of(config, examples, params=None):
-    """As numpy; of the drawn parameters unless told otherwise."""
+    """Logits as numpy; by default of random parameters."""
     params = words.drawn(config) if params is None else params
     return np.asarray(forward(config)(params, jax.tree.map(jnp.asarray, examples)))
 
@@ -85,8 +85,8 @@ def spoilt(config):
 
 
 @words.every_word
-def test_decoding_step_by_step_gives_the_logits_of_all_at_once(name):
-    """With the inputs read once; also of beams that part, change places, die and go on alone."""
+def test_stepwise_decoding_gives_the_logits_of_the_full_forward_pass(name):
+    """The inputs are read once; beams branch, swap, end and continue alone."""
     config = words.model_of(name)
     ragged = words.laid_out(words.ONE_A_ROW, late=(1, 4))[0]
     targets = np.random.default_rng(3).integers(2, VOCAB, ragged.targets.shape, dtype=np.int32)
@@ -116,7 +116,7 @@ def children(rows, width, parents):
     return (np.arange(rows)[:, None] * width + np.array(parents)).reshape(-1)
 
 
-def test_beams_may_become_fewer_and_more_again():
+def test_the_number_of_beams_may_shrink_and_grow_again():
     config = words.model_of("language_umt5")
     inputs = words.laid_out(words.ONE_A_ROW)[0][:2]
     fed = np.random.default_rng(3).integers(2, VOCAB, (len(inputs[0]), 3, 6), dtype=np.int32)
@@ -160,7 +160,7 @@ def test_scanned_and_unrolled_layers_start_from_the_same_bits():
         ("t5_1_0", "full", True),
     ],
 )
-def test_computing_again_changes_no_number(name, remat, compiled):
+def test_rematerialization_changes_no_number(name, remat, compiled):
     examples = words.laid_out(words.PACKED)[0]
     again, kept = (
         words.model_of(name, scan_layers=compiled, remat_policy=r) for r in (remat, "none")
@@ -171,7 +171,7 @@ def test_computing_again_changes_no_number(name, remat, compiled):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_computing_again_keeps_less_for_the_backward_pass(compiled):
+def test_rematerialization_stores_less_for_the_backward_pass(compiled):
     kept, found = {}, {}
     for remat in ("none", "dots", "full"):
         config = words.model_of("t5_1_1", scan_layers=compiled, remat_policy=remat)
@@ -190,7 +190,7 @@ def test_computing_again_keeps_less_for_the_backward_pass(compiled):
 
 
 @pytest.mark.parametrize("name", ["t5_1_1", "t5gemma_unequal", "2017"])
-def test_bfloat16_is_within_its_roundings_of_float32(name, examples):
+def test_bfloat16_differs_from_float32_by_rounding_only(name, examples):
     config = words.model_of(name)
     narrow = dataclasses.replace(config, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(transformer.param_shapes(narrow))} == {
@@ -213,7 +213,7 @@ def test_bfloat16_is_within_its_roundings_of_float32(name, examples):
 
 
 @pytest.mark.parametrize("name", ["t5_1_0", "prefix_t5gemma"])
-def test_a_tied_heads_gradient_is_the_sum_of_the_embeddings_and_the_heads(name, examples):
+def test_the_gradient_of_a_tied_head_is_the_sum_of_the_embedding_and_head_gradients(name, examples):
     tied = words.model_of(name)
     untied, params = dataclasses.replace(tied, lm_head="untied"), words.drawn(tied)
     factor = 16**-0.5 if tied.lm_head == "tied" else 1.0
@@ -226,7 +226,7 @@ def test_a_tied_heads_gradient_is_the_sum_of_the_embeddings_and_the_heads(name, 
     assert set(parts) - set(grads) == {"head"}
 
 
-def test_shared_towers_are_two_with_equal_kernels_and_the_gradient_is_their_sum(examples):
+def test_shared_towers_equal_two_with_equal_kernels_and_their_gradients_add(examples):
     shared = words.model_of("shared")
     apart, params = dataclasses.replace(shared, shared_params="embeddings"), words.drawn(shared)
     one = params["encoder"]
@@ -251,7 +251,7 @@ def test_shared_towers_are_two_with_equal_kernels_and_the_gradient_is_their_sum(
 
 
 @pytest.mark.parametrize("name, kv_heads", [("no_position", 1), ("t5gemma", 2), ("prefix_lm", 2)])
-def test_fewer_key_value_heads_are_many_equal_ones(name, kv_heads, examples):
+def test_grouped_key_value_heads_equal_repeated_heads(name, kv_heads, examples):
     few = words.model_of(name, num_kv_heads=kv_heads)
     many = dataclasses.replace(few, num_kv_heads=4)
 
@@ -266,7 +266,7 @@ def test_fewer_key_value_heads_are_many_equal_ones(name, kv_heads, examples):
 
 
 @pytest.mark.parametrize("name", ["umt5", "language_umt5"])
-def test_relative_tables_per_layer_are_learned_apart(name, examples):
+def test_relative_biases_per_layer_have_separate_gradients(name, examples):
     config, grads = words.model_of(name), words.outcome(words.model_of(name), examples)[2]
     towers = ["decoder"] + ["encoder"] * ("encoder" in grads)
     for tower in towers:
@@ -278,7 +278,7 @@ def test_relative_tables_per_layer_are_learned_apart(name, examples):
 
 
 @pytest.mark.parametrize("name", words.ONE_TOWER)
-def test_without_encoder_there_is_nothing_to_look_at_it_with(name):
+def test_a_model_without_encoder_has_no_cross_attention(name):
     shapes = transformer.param_shapes(words.model_of(name))
     assert set(shapes) <= {"embed", "head", "decoder"}
     assert not [part for part in shapes["decoder"]["layers"] if part.startswith("cross")]
@@ -288,7 +288,7 @@ def test_without_encoder_there_is_nothing_to_look_at_it_with(name):
 
 
 @pytest.mark.parametrize("windows", ["local", "local_global_1_1", "local_global_5_1"])
-def test_a_token_beyond_the_window_has_no_say_in_the_first_layer(windows):
+def test_a_token_beyond_the_window_does_not_affect_the_first_layer(windows):
     config = words.model_of(
         "language_umt5",
         num_decoder_layers=1,
@@ -303,14 +303,14 @@ def test_a_token_beyond_the_window_has_no_say_in_the_first_layer(windows):
         np.testing.assert_array_equal(moved, (distance >= 0) & (distance < 4))
 
 
-def test_a_query_that_sees_nothing_leaves_no_trace_but_finite_numbers():
+def test_a_fully_masked_query_gives_finite_numbers():
     config, (examples, _) = words.model_of("t5gemma"), words.laid_out(((), (0,), (), (), (), ()))
     blind = examples._replace(inputs_segment_ids=np.zeros_like(examples.inputs_segment_ids))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(words.outcome(config, blind)))
 
 
 @pytest.mark.parametrize("tower, idle", [("encoder", [4]), ("decoder", [])])
-def test_every_bucket_has_a_say_but_that_of_distance_zero_ahead(examples, tower, idle):
+def test_every_bucket_has_a_gradient_except_that_of_distance_zero_ahead(examples, tower, idle):
     """The encoder halves its buckets between the directions; the decoder keeps all for the past."""
     grads, unused = words.outcome(words.model_of("t5_1_1"), examples)[2], []
     for bucket, heads in enumerate(grads[tower]["relative"]["relative_bias"]):
@@ -321,7 +321,7 @@ def test_every_bucket_has_a_say_but_that_of_distance_zero_ahead(examples, tower,
 # Dropout. ------------------------------------------------------------------------------------
 
 
-def test_dropout_falls_on_t5s_places(examples):
+def test_dropout_is_applied_where_t5_applies_it(examples):
     """Embedded input, attention weights, hidden units, each residual branch and the output."""
     found, dropping = {}, words.model_of("t5_1_1", num_kv_heads=2, dropout_rate=0.1)
     variables = {"params": words.drawn(dropping)}
@@ -416,10 +416,10 @@ IMPOSSIBLE = [
         OTHER | {"position.kind": "rotary", "encoder": dict(head_dim=5)},
         "model.encoder.head_dim=5 is odd; .* use an even number",
     ),
-    (dict(encoder=dict(d_model=8)), "encoder.d_model=8 needs an embedding of its own; use .*none"),
+    (dict(encoder=dict(d_model=8)), "encoder.d_model=8 needs a separate embedding; use .*none"),
     (
         dict(shared_params="all", encoder=dict(d_ff=8)),
-        "shared_params='all' needs towers of one shape and depth",
+        "shared_params='all' needs equal towers",
     ),
     (
         dict(shared_params="all", num_encoder_layers=3),
@@ -439,12 +439,12 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize("fields, message", IMPOSSIBLE)
-def test_an_impossible_model_is_refused_with_value_bound_and_cure(fields, message):
+def test_an_impossible_model_is_refused_with_value_bound_and_fix(fields, message):
     with pytest.raises(ValueError, match=message):
         transformer.ModelConfig.from_flat(fields)
 
 
 @pytest.mark.parametrize("field", words.CHOICES)
-def test_an_unknown_word_is_refused_with_the_words_there_are(field):
+def test_an_unknown_choice_is_refused_with_the_choices(field):
     with pytest.raises(ValueError, match=f"model.{field}='xyzzy' is unknown; choose one of"):
         transformer.ModelConfig.from_flat({field: "xyzzy"})

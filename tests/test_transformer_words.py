@@ -1,4 +1,4 @@
-"""Every word of the architecture obeys the model's laws, and agrees with a stranger in numpy.
+"""Every choice of the architecture obeys the model's laws, and agrees with a reference in numpy.
 
 The stranger reads one example at a time, in float64, with loops and without masks of segments:
 that packed rows agree with it says that packing and padding have no say.
@@ -138,7 +138,7 @@ def embedded(config, table, ids):
 
 
 def told(config, inputs, targets, params=None):
-    """The stranger's logits [T, V] of one example."""
+    """The reference's logits [T, V] of one example."""
     params = jax.tree.map(np.float64, drawn(config) if params is None else params)
     table = params["embed"]["embedding"]
     given = np.concatenate([[config.decoder_start_token_id], targets[:-1]]).astype(int)
@@ -170,7 +170,7 @@ def told(config, inputs, targets, params=None):
 # Packed, padded, alone. ----------------------------------------------------------------------
 
 
-def test_every_word_of_every_table_is_among_those_tested():
+def test_every_choice_of_every_key_is_tested():
     tested = {name: model_of(name) for name in WORDS}
     for field, table in CHOICES.items():
         missing = set(table) - {config.to_flat()[field] for config in tested.values()}
@@ -179,7 +179,7 @@ def test_every_word_of_every_table_is_among_those_tested():
 
 @every_word
 @pytest.mark.parametrize("rows, late", [(PACKED, (0,)), (ONE_A_ROW, (1, 4))])
-def test_packed_and_padded_logits_are_the_strangers_of_each_example_alone(name, rows, late):
+def test_packed_and_padded_logits_equal_the_references_of_each_example(name, rows, late):
     config = model_of(name)
     examples, places = laid_out(rows, late)
     _, logits, _ = outcome(config, examples)
@@ -188,14 +188,14 @@ def test_packed_and_padded_logits_are_the_strangers_of_each_example_alone(name, 
 
 
 @every_word
-def test_packed_loss_and_gradient_are_the_sums_over_the_examples_alone(name):
+def test_packed_loss_and_gradient_are_sums_over_single_examples(name):
     config = model_of(name)
     packed, alone = (outcome(config, laid_out(rows)[0]) for rows in (PACKED, ONE_A_ROW))
     close((packed[0], packed[2]), (alone[0], alone[2]))
 
 
 @every_word
-def test_the_tokens_under_padding_and_their_side_change_no_number(name):
+def test_the_ids_and_the_side_of_padding_change_no_number(name):
     config = model_of(name)
     (examples, places), (moved, others) = laid_out(PACKED), laid_out(PACKED, (0, 1, 2), seed=7)
     (_, logits, grads), (_, after, grads_after) = (outcome(config, x) for x in (examples, moved))
@@ -206,7 +206,7 @@ def test_the_tokens_under_padding_and_their_side_change_no_number(name):
 
 
 @every_word
-def test_a_target_has_a_say_only_in_what_follows_it(name):
+def test_a_target_affects_only_later_logits(name):
     config = model_of(name)
     examples, places = laid_out(PACKED)
     before = outcome(config, examples)[1]
@@ -222,7 +222,7 @@ def test_a_target_has_a_say_only_in_what_follows_it(name):
 
 
 @pytest.mark.parametrize("name", ONE_TOWER)
-def test_without_encoder_inputs_are_read_as_the_arrangement_says(name):
+def test_without_encoder_the_architecture_decides_how_inputs_are_masked(name):
     """A prefix LM's inputs see each other whole, a language model's only what is before."""
     config = model_of(name, num_decoder_layers=1, **{"attention.pattern": "global"})
     model, (examples, _) = transformer.Transformer(config), laid_out(((2,), (), (), (), (), ()))
@@ -258,7 +258,7 @@ def test_the_amount_of_padding_changes_no_number(name):
     close((more, grads_after), (total, grads))
 
 
-def test_shared_towers_with_a_table_a_layer_have_one_for_each_part_they_play():
+def test_shared_towers_have_separate_relative_biases_as_encoder_and_decoder():
     config = model_of("shared", scan_layers=True, **{"position.kind": "relative_per_layer"})
     examples, places = laid_out(PACKED)
     assert {"relative", "causal_relative"} <= set(drawn(config)["encoder"]["layers"])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import cpu_kernels
 from lm.decoding import logits_processors, stepwise
 from lm.decoding.config import LENGTH_PENALTIES, DecodingConfig
 from lm.decoding.stepwise import PAD, Hypotheses
@@ -42,7 +43,7 @@ def _extend(live, logits, start, i, config, eos):
     (rows, beams), count = live.scores.shape, 2 * live.scores.shape[1]
     num_tokens = min(count, logits.shape[-1])
     # top_k of the logits: log_softmax is slow if a CPU fuses it with the product before it.
-    values, tokens = logits_processors.fast_top_k(logits, num_tokens)
+    values, tokens = cpu_kernels.fast_top_k(logits, num_tokens)
     sums = live.scores[..., None] + (values - log_z).reshape(rows, beams, num_tokens)
     scores, indices = jax.lax.top_k(sums.reshape(rows, -1), count)
     parents = indices // num_tokens

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm import cpu_kernels
 from lm.decoding import logits_processors
 from lm.decoding.config import DecodingConfig
 
@@ -78,7 +79,7 @@ def decode_token(
         keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, i)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
         logits = logits_processors.warp(logits, config) + noise
-    token = logits_processors.argmax(logits)
+    token = cpu_kernels.argmax(logits)
     token_logit = jnp.take_along_axis(model_logits, token[:, None], axis=1)[:, 0]
     log_prob = token_logit - jax.nn.logsumexp(model_logits, axis=-1)
     scores = state.scores + jnp.where(done, 0.0, log_prob)

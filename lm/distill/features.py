@@ -196,7 +196,7 @@ def _relation_divergence(term: Term, towers, pair, segments, kernel) -> Array:
     def relation_scores(tower: TowerFeatures, layer: int, name: str) -> Array:
         x = tower.attention("self_attention", name, layer)
         x = x.reshape(*x.shape[:2], heads, -1)
-        return attention.scores(x, x, mask, None, attention.Scores(x.shape[-1] ** -0.5))
+        return attention.scores(x, x, mask, None, attention.ScoreConfig(x.shape[-1] ** -0.5))
 
     sides = list(zip(towers, pair, strict=True))
     names = [name for name in ("queries", "keys", "values") if name[0] in term.vectors]

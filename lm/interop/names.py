@@ -1,10 +1,10 @@
-"""What transformers calls our parameters and words: tables a family, and no name anywhere else.
+"""Names of transformers for parameters and config keys: one table per family.
 
-A row is (our path, their name, how the axes map): "D N H -> (N H) D" says that their matrix
-[N*H, D] holds our axes [D, N, H] in that order. Rows of a layer stand for every layer: our leading
-L is left out, since each of their layers has tensors of its own. Letters as in lm/batch.py; R is
-relative buckets. {tower} is encoder or decoder, {layer} a number, {last} the place of a T5 block's
-feed-forward, {up} its first matrix.
+A row is (path of our parameter, name of their tensor, map of axes): "D N H -> (N H) D" says that
+their matrix [N*H, D] has our axes [D, N, H] in that order. Rows of a layer omit our leading L:
+transformers has one tensor per layer. Letters as in lm/batch.py; R is relative buckets. {tower} is
+encoder or decoder, {layer} a number, {last} the index of a T5 block's feed-forward, {up} its first
+matrix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,21 @@ from typing import Any, NamedTuple
 
 from lm import transformer
 
-TOWERS = {"encoder": "1", "decoder": "2"}  # and {last}: T5's decoder has cross-attention before it
+AXIS = r"\((.*?)\)|(\w)"  # joined axes in brackets, or one
+TOWERS = {"encoder": "1", "decoder": "2"}  # tower: {last}; T5's decoder has cross-attention at 1
+
+PROJECTIONS = (
+    ("query", "D N H -> (N H) D"),
+    ("key", "D K H -> (K H) D"),
+    ("value", "D K H -> (K H) D"),
+    ("out", "N H D -> D (N H)"),
+)
+
+
+def _attention_rows(path: str, name: str) -> list[tuple[str, str, str]]:
+    """Rows of an attention layer; {} in the name is q, k, v or o."""
+    return [(f"{path}/{key}/kernel", name.format(key[0]), axes) for key, axes in PROJECTIONS]
+
 
 _BIAS = "0.SelfAttention.relative_attention_bias.weight"
 
@@ -31,15 +45,9 @@ T5_ROWS = (
 T5_LAYER = "{tower}.block.{layer}.layer."
 T5_LAYER_ROWS = (
     ("relative/relative_bias", _BIAS, "R N -> R N"),
-    ("self_attention/query/kernel", "0.SelfAttention.q.weight", "D N H -> (N H) D"),
-    ("self_attention/key/kernel", "0.SelfAttention.k.weight", "D K H -> (K H) D"),
-    ("self_attention/value/kernel", "0.SelfAttention.v.weight", "D K H -> (K H) D"),
-    ("self_attention/out/kernel", "0.SelfAttention.o.weight", "N H D -> D (N H)"),
+    *_attention_rows("self_attention", "0.SelfAttention.{}.weight"),
     ("self_norm/scale", "0.layer_norm.weight", "D -> D"),
-    ("cross_attention/query/kernel", "1.EncDecAttention.q.weight", "D N H -> (N H) D"),
-    ("cross_attention/key/kernel", "1.EncDecAttention.k.weight", "D K H -> (K H) D"),
-    ("cross_attention/value/kernel", "1.EncDecAttention.v.weight", "D K H -> (K H) D"),
-    ("cross_attention/out/kernel", "1.EncDecAttention.o.weight", "N H D -> D (N H)"),
+    *_attention_rows("cross_attention", "1.EncDecAttention.{}.weight"),
     ("cross_norm/scale", "1.layer_norm.weight", "D -> D"),
     ("feed_forward/gate/kernel", "{last}.DenseReluDense.wi_0.weight", "D F -> F D"),
     ("feed_forward/up/kernel", "{last}.DenseReluDense.{up}.weight", "D F -> F D"),
@@ -55,16 +63,10 @@ T5GEMMA_ROWS = (
 )
 T5GEMMA_LAYER = "model.{tower}.layers.{layer}."
 T5GEMMA_LAYER_ROWS = (
-    ("self_attention/query/kernel", "self_attn.q_proj.weight", "D N H -> (N H) D"),
-    ("self_attention/key/kernel", "self_attn.k_proj.weight", "D K H -> (K H) D"),
-    ("self_attention/value/kernel", "self_attn.v_proj.weight", "D K H -> (K H) D"),
-    ("self_attention/out/kernel", "self_attn.o_proj.weight", "N H D -> D (N H)"),
+    *_attention_rows("self_attention", "self_attn.{}_proj.weight"),
     ("self_norm/scale", "pre_self_attn_layernorm.weight", "D -> D"),
     ("self_post_norm/scale", "post_self_attn_layernorm.weight", "D -> D"),
-    ("cross_attention/query/kernel", "cross_attn.q_proj.weight", "D N H -> (N H) D"),
-    ("cross_attention/key/kernel", "cross_attn.k_proj.weight", "D K H -> (K H) D"),
-    ("cross_attention/value/kernel", "cross_attn.v_proj.weight", "D K H -> (K H) D"),
-    ("cross_attention/out/kernel", "cross_attn.o_proj.weight", "N H D -> D (N H)"),
+    *_attention_rows("cross_attention", "cross_attn.{}_proj.weight"),
     ("cross_norm/scale", "pre_cross_attn_layernorm.weight", "D -> D"),
     ("cross_post_norm/scale", "post_cross_attn_layernorm.weight", "D -> D"),
     ("feed_forward/gate/kernel", "mlp.gate_proj.weight", "D F -> F D"),
@@ -74,10 +76,11 @@ T5GEMMA_LAYER_ROWS = (
     ("ff_post_norm/scale", "post_feedforward_layernorm.weight", "D -> D"),
 )
 
-EOS, PAD, EPSILON = 1, 0, 1e-6  # ids; of our norms
+EOS, PAD = 1, 0  # ids
+EPSILON = 1e-6  # of our norms
 
-# Our field, their key in config.json, and the value where the file leaves it out (None: it must
-# be there). T5Gemma has such keys in each tower.
+# Our field, their key in config.json, and its default (None: required). T5Gemma has such keys in
+# each tower.
 T5_SIZES = (
     ("vocab_size", "vocab_size", None),
     ("d_model", "d_model", None),
@@ -99,7 +102,7 @@ T5GEMMA_SIZES = (
 )
 T5_ACTIVATIONS = {
     "relu": "relu",
-    "gelu": "gelu_new",  # theirs called "gelu" is not the tanh form that ours is
+    "gelu": "gelu_new",  # the tanh form; their "gelu" is the exact one
     "geglu": "gated-gelu",
     "swiglu": "gated-silu",
 }
@@ -131,19 +134,19 @@ T5GEMMA_WORDS = {
 
 
 class Family(NamedTuple):
-    """How one model_type of transformers writes down models that have these words."""
+    """How one model_type of transformers represents its models."""
 
     model_type: str
     architecture: str
-    words: Mapping[str, Any]  # fields of ModelConfig that the family knows one value of
-    heads: tuple[str, ...]  # the words for `head` that it can write
+    words: Mapping[str, Any]  # fields of ModelConfig that have one value in the family
+    heads: tuple[str, ...]  # values of lm_head that it can represent
     activations: Mapping[str, str]
     rows: tuple[tuple[str, str, str], ...]
-    layer: str  # what their names of a layer's tensors begin with
+    layer: str  # prefix of a layer's tensors
     layer_rows: tuple[tuple[str, str, str], ...]
-    head: str  # their name of an output matrix of its own
-    copies: Mapping[str, str]  # names a file may also give to a tensor: copy -> original
-    leftovers: tuple[str, ...] = ()  # tensors of old files that no version ever used
+    head: str  # name of an untied output matrix
+    copies: Mapping[str, str]  # tensors that a file may repeat: copy -> original
+    leftovers: tuple[str, ...] = ()  # tensors of old files that no version used
 
 
 _T5 = Family(
@@ -187,133 +190,122 @@ FAMILIES = {
 }
 
 
-class Place(NamedTuple):
-    """Where one of their tensors lives in our tree, and how its axes map."""
+class TensorMap(NamedTuple):
+    """Which part of our parameters one of their tensors holds, and how its axes map."""
 
     name: str
-    path: str  # of our leaf, keys joined by "/"
-    layer: int | None  # the index on our leading L, None where the leaf is no stack
-    ours: tuple[int, ...]  # our shape, without L
+    path: str  # of our parameter, keys joined by "/"
+    layer: int | None  # the index on our leading L; None if the parameter is not stacked
+    shape: tuple[int, ...]  # our shape, without L
     order: tuple[int, ...]  # our axes in their order
-    theirs: tuple[int, ...]  # their shape
+    tensor_shape: tuple[int, ...]
 
 
-def places(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
-    """Every tensor that a model with these leaves needs, by their name.
+def tensor_maps(family: Family, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorMap]:
+    """Return the map of every tensor of a model, by the tensor's name.
 
-    shapes: our leaves, path (keys joined by "/") -> shape, layers stacked on a leading L.
-    Raises ValueError naming the leaves for which the family has no name.
+    shapes: path of each parameter (keys joined by "/") -> shape, layers stacked on a leading L.
+    Raises ValueError for parameters that have no name in the family.
     """
     up = "wi_1" if any("/feed_forward/gate/" in path for path in shapes) else "wi"
-    found, nameless = {}, set(shapes)
+    maps = {}
     for tower, last in TOWERS.items():
         fill = dict(tower=tower, last=last, up=up)
-        rows = [(us.format(**fill), them, axes, 0) for us, them, axes in family.rows]
-        for us, them, axes in family.layer_rows:
-            path = f"{tower}/layers/{us}"
-            rows.append((path, family.layer + them, axes, shapes.get(path, (0,))[0]))
-        for path, name, axes, layers in rows:
+        rows = [(path.format(**fill), name, axes, 0) for path, name, axes in family.rows]
+        for path, name, axes in family.layer_rows:
+            path = f"{tower}/layers/{path}"
+            rows.append((path, family.layer + name, axes, shapes.get(path, (0,))[0]))
+        for path, name, axes, depth in rows:
             if path not in shapes:
                 continue
-            nameless.discard(path)
-            for layer in range(layers) if layers else (None,):
-                shape = shapes[path][1:] if layers else shapes[path]
-                place = (name.format(**fill, layer=layer), path, layer)
-                found[place[0]] = Place(*place, tuple(shape), *_axes(axes, shape))
-    if nameless:
-        raise ValueError(
-            f"The model's parameters {', '.join(sorted(nameless))} have no name in "
-            f"transformers' {family.model_type}; choose words that this family knows."
-        )
-    return found
+            for layer in range(depth) if depth else (None,):
+                shape = tuple(shapes[path][1:] if depth else shapes[path])
+                full_name = name.format(**fill, layer=layer)
+                maps[full_name] = TensorMap(full_name, path, layer, shape, *_axes(axes, shape))
+    if unnamed := ", ".join(sorted(set(shapes) - {tensor.path for tensor in maps.values()})):
+        raise ValueError(f"Parameters {unnamed} have no name in transformers' {family.model_type}.")
+    return maps
 
 
-def _axes(axes: str, ours: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _axes(axes: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """ "D N H -> (N H) D" and our shape -> our axes in their order, and their shape."""
-    left, right = axes.split(" -> ")
-    size = dict(zip(left.split(), ours, strict=True))
-    groups = [(many or one).split() for many, one in re.findall(r"\((.*?)\)|(\w)", right)]
-    order = [left.split().index(letter) for group in groups for letter in group]
-    theirs = [math.prod(size[letter] for letter in group) for group in groups]
-    return tuple(order), tuple(theirs)
+    source, target = axes.split(" -> ")
+    letters = source.split()
+    size = dict(zip(letters, shape, strict=True))
+    groups = [(several or single).split() for several, single in re.findall(AXIS, target)]
+    order = [letters.index(letter) for group in groups for letter in group]
+    tensor_shape = [math.prod(size[letter] for letter in group) for group in groups]
+    return tuple(order), tuple(tensor_shape)
 
 
 def is_scaled(config: Mapping[str, Any], family: Family) -> bool:
-    """Whether what the head sees is multiplied by d_model**-0.5, in the version that wrote this.
+    """Whether the version that wrote config.json multiplies the head's input by d_model**-0.5.
 
-    Version 5 does so by a word of its own, in a T5 always and in a umT5 from 5.24 on, before which
-    it did in every umT5 whatever its head. Versions that do not know the word carry it along.
+    Version 5 has a key for it, which T5 reads from 5.0 and umT5 from 5.24 on; before, umT5 scaled
+    whatever its head. Older versions copy the key without reading it.
     """
     kind = family.model_type
-    tied = config.get("tie_word_embeddings", kind != "mt5")
-    word = config.get("scale_decoder_outputs", tied)
+    is_tied = config.get("tie_word_embeddings", kind != "mt5")
+    key = config.get("scale_decoder_outputs", is_tied)
     return {
-        "t5": word if _since(config, 5) else tied,
-        "mt5": tied and not _since(config, 5),  # version 5 never does
-        "umt5": word if _since(config, 5, 24) else tied,
+        "t5": key if _since(config, 5) else is_tied,
+        "mt5": is_tied and not _since(config, 5),  # version 5 never scales
+        "umt5": key if _since(config, 5, 24) else is_tied,
         "t5gemma": False,
     }[kind]
 
 
-def head(config: Mapping[str, Any], family: Family, own: bool | None) -> str:
-    """The word for the head, from config.json, the version that wrote it, and the tensors.
+def lm_head(config: Mapping[str, Any], family: Family, is_separate: bool | None) -> str:
+    """Return model.lm_head for config.json, the version that wrote it, and the tensors.
 
-    own: is there an output matrix that differs from the embedding? None: there is none at all.
-    Raises ValueError where version 4 would not use the matrix that is there.
+    is_separate: whether the output matrix differs from the embedding; None if there is none.
+    Raises ValueError if version 4 would ignore a separate matrix.
     """
-    tied = config.get("tie_word_embeddings", family.model_type != "mt5")
-    if own and tied and not _since(config, 5):
+    is_tied = config.get("tie_word_embeddings", family.model_type != "mt5")
+    if is_separate and is_tied and not _since(config, 5):
         raise ValueError(
             f"config.json ties the head to the embedding, but {family.head} differs from "
             f"{family.copies[family.head]}; versions of transformers disagree about it. Set "
-            f"tie_word_embeddings to false in config.json if that head is meant, or drop that "
-            f"tensor if it is not."
+            f"tie_word_embeddings to false in config.json to use that head, or remove the tensor."
         )
-    if own or (own is None and not tied):  # without the tensor, read_params will say it is missing
+    if is_separate or (is_separate is None and not is_tied):  # read_params reports a missing one
         return "untied"
     return "tied" if is_scaled(config, family) else "tied_unscaled"
 
 
 def _since(config: Mapping[str, Any], *first: int) -> bool:
-    """Whether config.json was written by this version of transformers, or a later one."""
+    """Whether config.json was written by this version of transformers or a later one."""
     numbers = str(config.get("transformers_version", "4")).split(".")[: len(first)]
     return tuple(map(int, numbers)) >= first
 
 
-def layer_types(windows: str, depth: int) -> list[str]:
-    """What each layer of a tower sees, in their words."""
-    letters = itertools.islice(
-        itertools.cycle(transformer.config.ATTENTION_PATTERNS[windows]), depth
-    )
-    return [LAYER_TYPES[letter] for letter in letters]
+def layer_types(pattern: str, depth: int) -> list[str]:
+    """Return transformers' layer_types of a tower, for a model.attention.pattern."""
+    letters = itertools.cycle(transformer.config.ATTENTION_PATTERNS[pattern])
+    return [LAYER_TYPES[letter] for letter in itertools.islice(letters, depth)]
 
 
 def family_of(config: transformer.ModelConfig) -> Family:
-    """The family whose words can say all of this model.
+    """Return the family that can represent a model.
 
-    Raises ValueError naming the field that none can express, and what could stand there.
+    Raises ValueError for a field that none can represent, with the values that it can have.
     """
-    homes = {"relative": "t5", "relative_per_layer": "umt5", "rotary": "t5gemma"}
-    if config.position.kind not in homes:
-        raise ValueError(
-            f"model.position.kind={config.position.kind!r} cannot be exported: "
-            f"transformers' T5 family has "
-            f"{' or '.join(map(repr, homes))} only."
-        )
-    family = FAMILIES[homes[config.position.kind]]
-    wanted = {field: (value,) for field, value in family.words.items()}
-    wanted |= {"lm_head": family.heads, "activation": tuple(family.activations)}
+    kinds = {"relative": "t5", "relative_per_layer": "umt5", "rotary": "t5gemma"}
+    if config.position.kind not in kinds:
+        text = f"model.position.kind={config.position.kind!r} cannot be exported: transformers has"
+        raise ValueError(f"{text} {' or '.join(map(repr, kinds))} only.")
+    family = FAMILIES[kinds[config.position.kind]]
+    allowed = {field: (value,) for field, value in family.words.items()}
+    allowed |= {"lm_head": family.heads, "activation": tuple(family.activations)}
     if family.model_type != "t5gemma":
-        wanted["num_kv_heads"] = (config.num_heads,)
+        allowed["num_kv_heads"] = (config.num_heads,)
         for key in dataclasses.asdict(config.encoder):
-            wanted[f"encoder.{key}"] = (0, getattr(config, key))
+            allowed[f"encoder.{key}"] = (0, getattr(config, key))
     elif _scalar(config) ** -0.5 != config.attention.scale:
-        raise ValueError(
-            f"model.attention.scale={config.attention.scale} cannot be exported: t5gemma writes an "
-            f"integer n for n**-0.5; use such a scale."
-        )
+        text = f"model.attention.scale={config.attention.scale} cannot be exported"
+        raise ValueError(f"{text}: t5gemma has n**-0.5 for an integer n only.")
     keys = config.to_flat()
-    for field, values in wanted.items():
+    for field, values in allowed.items():
         if keys[field] not in values:
             raise ValueError(
                 f"model.{field}={keys[field]!r} cannot be exported: transformers' "
@@ -323,13 +315,13 @@ def family_of(config: transformer.ModelConfig) -> Family:
 
 
 def _scalar(config: transformer.ModelConfig) -> int:
-    # The n of which T5Gemma's attention.scale is n**-0.5, or the nearest there is.
+    """T5Gemma's query_pre_attn_scalar: the n for which attention.scale is n**-0.5."""
     return max(1, round(config.attention.scale**-2))
 
 
-def their_config(config: transformer.ModelConfig, family: Family) -> dict[str, Any]:
-    """config.json of such a model; both 4.57 and 5 read their own words in it."""
-    theirs = {
+def transformers_config(config: transformer.ModelConfig, family: Family) -> dict[str, Any]:
+    """Return config.json of a model, for versions 4.57 and 5 of transformers."""
+    keys = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "is_encoder_decoder": True,
@@ -340,23 +332,23 @@ def their_config(config: transformer.ModelConfig, family: Family) -> dict[str, A
         "pad_token_id": PAD,
     }
     if family.model_type == "t5gemma":
-        towers = {tower: _their_tower(config, family, tower) for tower in TOWERS}
+        towers = {tower: _tower_config(config, family, tower) for tower in TOWERS}
         start_id = config.decoder_start_token_id
         start = {"bos_token_id": start_id, "decoder_start_token_id": start_id}
-        return theirs | towers | start | {"tie_word_embeddings": config.lm_head != "untied"}
-    theirs |= {key: config.to_flat()[ours] for ours, key, _ in T5_SIZES}
-    theirs |= {"num_decoder_layers": config.num_decoder_layers, "layer_norm_epsilon": EPSILON}
-    # Version 4.57 scales where it ties; version 5 ignores the first of these words for the second.
-    theirs["tie_word_embeddings"] = config.lm_head == "tied"
-    theirs["scale_decoder_outputs"] = config.lm_head == "tied"
-    theirs["feed_forward_proj"] = family.activations[config.activation]
-    return theirs
+        return keys | towers | start | {"tie_word_embeddings": config.lm_head != "untied"}
+    keys |= {key: config.to_flat()[field] for field, key, _ in T5_SIZES}
+    keys |= {"num_decoder_layers": config.num_decoder_layers, "layer_norm_epsilon": EPSILON}
+    # Version 4.57 scales if it ties; version 5 reads the second key instead of the first.
+    keys["tie_word_embeddings"] = config.lm_head == "tied"
+    keys["scale_decoder_outputs"] = config.lm_head == "tied"
+    keys["feed_forward_proj"] = family.activations[config.activation]
+    return keys
 
 
-def _their_tower(config: transformer.ModelConfig, family: Family, tower: str) -> dict:
+def _tower_config(config: transformer.ModelConfig, family: Family, tower: str) -> dict:
     side = config.tower(tower)
     depth = getattr(config, f"num_{tower}_layers")
-    return {key: getattr(side, ours) for ours, key, _ in T5GEMMA_SIZES} | {
+    return {key: getattr(side, field) for field, key, _ in T5GEMMA_SIZES} | {
         "model_type": "t5_gemma_module",
         "num_hidden_layers": depth,
         "layer_types": layer_types(config.attention.pattern, depth),

@@ -1,9 +1,9 @@
-"""T5X checkpoints in: the names, sizes and numbers of a T5, whichever way T5X wrote them.
+"""T5X checkpoints in: the architecture and parameters of a T5, in every format of T5X.
 
 A step folder (`checkpoint_1000000/`) holds a msgpack file `checkpoint` of nested dicts,
 {"version": 3, "optimizer": {"target": parameters, "state": ...}} or {"target": .., "state": ..}.
-A parameter is an array in that file, or stands there as a tensorstore spec (or, written through
-Orbax, as "PLACEHOLDER://name") whose zarr folder lies beside it. Orbax puts all in `state/`.
+A parameter is an array in that file, or a tensorstore spec (through Orbax, "PLACEHOLDER://name") of
+a zarr folder in the same directory. Orbax writes everything into `state/`.
 Sources: google-research/t5x, t5x/checkpoints.py (`Checkpointer.save`, `load_t5x_checkpoint`,
 `OrbaxCheckpointManagerInterface`); google/flax, flax/serialization.py (arrays in msgpack, and
 the chunks of arrays above 1 GiB); google/orbax, orbax/checkpoint/utils.py (placeholders).
@@ -15,6 +15,7 @@ import ctypes
 import itertools
 import json
 import math
+import os
 import pathlib
 import re
 import struct
@@ -30,13 +31,13 @@ from lm import checkpoints, lookup, transformer
 FLOATS = {"float32": np.float32, "bfloat16": jnp.bfloat16}
 OLD_FLOATS = {"uint16": jnp.bfloat16}  # in zarr before version 3: t5x/checkpoint_importer.py
 FIRST_KEYS = (b"\xa9optimizer", b"\xa6target", b"\xa5state", b"\xa7version", b"\xadflax_mutables")
-PIECE = 1 << 20  # numbers read at a time
-M_MMAP_THRESHOLD = -3  # malloc.h: so many bytes or more are given back as soon as they are freed
-MARKS = {"__msgpack_chunked_array__", "kvstore"}  # of a dict that stands for an array
-SHOWN = 12  # names in an error, of perhaps hundreds
+CHUNK = 1 << 20  # numbers read at a time
+M_MMAP_THRESHOLD = -3  # malloc.h: freed blocks of this size or more are returned to the system
+ARRAY_KEYS = {"__msgpack_chunked_array__", "kvstore"}  # of a dict that represents an array
+MAX_LISTED = 12  # names in an error
 
-# T5X's name inside a layer -> ours. Source: t5x/examples/t5/network.py and layers.py.
-PARTS = {
+# T5X's name of a parameter in a layer -> ours. Source: t5x/examples/t5/network.py and layers.py.
+LAYER_NAMES = {
     "pre_attention_layer_norm/scale": "self_norm/scale",
     "pre_self_attention_layer_norm/scale": "self_norm/scale",
     "pre_cross_attention_layer_norm/scale": "cross_norm/scale",
@@ -49,14 +50,14 @@ PARTS = {
     "relative_posemb/rel_embedding": "relative/relative_bias",  # t5x/examples/scalable_t5
 }
 ATTENTIONS = {"attention": "self", "self_attention": "self", "encoder_decoder_attention": "cross"}
-PARTS |= {
-    f"{theirs}/{part}/kernel": f"{ours}_attention/{part}/kernel"
-    for theirs, ours in ATTENTIONS.items()
-    for part in ("query", "key", "value", "out")
+LAYER_NAMES |= {
+    f"{t5x_name}/{kernel}/kernel": f"{name}_attention/{kernel}/kernel"
+    for t5x_name, name in ATTENTIONS.items()
+    for kernel in ("query", "key", "value", "out")
 }
 
-# T5X's name outside the layers -> ours; separate embeddings: t5x/checkpoint_importer.py.
-WHOLES = {
+# T5X's names of the other parameters -> ours; separate embeddings: t5x/checkpoint_importer.py.
+OTHER_NAMES = {
     "token_embedder/embedding": "embed/embedding",
     "decoder/token_embedder/embedding": "embed/embedding",
     "encoder/token_embedder/embedding": "encoder_embed/embedding",
@@ -74,24 +75,24 @@ LAYER = re.compile(r"(encoder|decoder)/(?:layers_(\d+)|layers|encoder|decoder)/(
 
 
 class Stored(NamedTuple):
-    """An array inside the msgpack file: its bytes lie at these (offset, length), in this order."""
+    """An array inside the msgpack file, as byte ranges (offset, length) in order."""
 
     file: pathlib.Path
     shape: tuple[int, ...]
     dtype: str
-    places: list[tuple[int, int]]
+    ranges: list[tuple[int, int]]
 
 
 class Zarr(NamedTuple):
-    """An array in a zarr folder beside the msgpack file; where its chunks begin on each axis."""
+    """An array in a zarr folder; `grid` has the start of the chunks on each axis."""
 
     shape: tuple[int, ...]
     folder: pathlib.Path
     grid: list[range]
 
 
-def found(directory) -> pathlib.Path | None:
-    """The msgpack file of a T5X checkpoint: of a step folder, its `state` folder, or this file."""
+def find_checkpoint(directory: str | os.PathLike) -> pathlib.Path | None:
+    """Return the msgpack file of a step folder, its `state` folder, or the file itself."""
     path = pathlib.Path(directory)
     choices = (path, path / "checkpoint", path / "state" / "checkpoint")
     if (path := next((choice for choice in choices if choice.is_file()), None)) is None:
@@ -101,37 +102,36 @@ def found(directory) -> pathlib.Path | None:
     return path if b"\x81" <= head[:1] <= b"\x8f" and head[1:].startswith(FIRST_KEYS) else None
 
 
-def read_architecture(directory) -> dict:
-    """The ModelConfig fields that the names and shapes of a checkpoint tell.
+def read_architecture(directory: str | os.PathLike) -> dict:
+    """Return the ModelConfig fields that the names and shapes of a checkpoint determine.
 
-    What they cannot tell is left at T5's: `position.relative_attention_max_distance`, and the
-    activation, geglu where there
-    is a gate and relu where there is none (a silu gate looks the same).
-    Raises ValueError where the checkpoint is damaged or is no encoder-decoder T5.
+    The others are T5's: `position.relative_attention_max_distance` is left out, the activation is
+    geglu with a gate (swiglu has the same shapes) and relu without.
+    Raises ValueError if the checkpoint is damaged or is no encoder-decoder T5.
     """
     arrays = _index(directory)
     slots, unused = _slots(arrays)
 
-    def refuse(what: str) -> ValueError:
-        why = f"{directory} has {what}: it is no T5 encoder-decoder of T5X, or incomplete"
-        return ValueError(f"{why}; its parameters are {_listed(sorted(arrays))}.")
+    def error(fault: str) -> ValueError:
+        text = f"{directory} has {fault}: it is no T5 encoder-decoder of T5X, or incomplete"
+        return ValueError(f"{text}; its parameters are {_listed(sorted(arrays))}.")
 
     if unused:
-        raise refuse(f"names that no T5 has, {_listed(sorted(unused))}")
+        raise error(f"names that no T5 has, {_listed(sorted(unused))}")
 
     def shape(path: str, *ranks: int) -> tuple[int, ...]:
-        name, stacked = slots.get((path, 0)) or slots.get((path, None)) or (None, False)
-        whole = arrays[name].shape if name else ()
-        if len(whole) - stacked not in ranks:
-            what = f"{name} of shape {list(whole)}" if name else "no parameter"
-            raise refuse(f"{what} for {path}")
-        return whole[:1] + whole[2:] if stacked else whole
+        name, is_stacked = slots.get((path, 0)) or slots.get((path, None)) or (None, False)
+        full = arrays[name].shape if name else ()
+        if len(full) - is_stacked not in ranks:
+            fault = f"{name} of shape {list(full)}" if name else "no parameter"
+            raise error(f"{fault} for {path}")
+        return full[:1] + full[2:] if is_stacked else full
 
     block = "decoder/layers"
     per_layer = (f"{block}/relative/relative_bias", 0) in slots
     table = f"{block}/relative" if per_layer else "decoder/relative"
     num_heads, buckets = shape(f"{table}/relative_bias", 2)
-    width = lambda part: math.prod(shape(f"{block}/self_attention/{part}/kernel", 2, 3)[1:])
+    width = lambda name: math.prod(shape(f"{block}/self_attention/{name}/kernel", 2, 3)[1:])
     depth = lambda tower: sum(path == f"{tower}/layers/ff_norm/scale" for path, _ in slots)
     head_dim = width("query") // num_heads
     vocab_size, d_model = shape("embed/embedding", 2)
@@ -152,95 +152,94 @@ def read_architecture(directory) -> dict:
     }
 
 
-def read_params(directory, config: transformer.ModelConfig) -> dict:
-    """The parameters as a nested dict of numpy float32, in the layout of `transformer.shapes`.
+def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -> dict:
+    """Return the parameters as a nested dict of numpy float32, as in `transformer.param_shapes`.
 
-    They are filled in place, so the peak of memory is their own, and a few MiB or one zarr chunk,
-    as stored and decoded: T5X's have at most 64 MiB. The largest come first, while the rest of the
-    result, not yet touched, takes no memory.
-    Raises ValueError, in a sentence, for damage, a shape that is not the config's, and, all in one,
-    for the names that the config has no use for and the parameters that no name fills.
+    Arrays are filled in place: the peak of memory is their size and a few MiB, or one zarr chunk,
+    stored and decoded (T5X's have at most 64 MiB). Arrays with the largest chunks are read first,
+    while most of the result is untouched and takes no memory.
+    Raises ValueError for damage, shapes that are not the config's, unused names, and missing
+    parameters.
     """
     arrays = _index(directory)
     slots, unused = _slots(arrays)
     shapes = flax.traverse_util.flatten_dict(transformer.param_shapes(config), sep="/")
     params = {path: checkpoints.aligned_empty(leaf.shape) for path, leaf in shapes.items()}
     layers = lambda path: range(len(params[path])) if "/layers/" in path else (None,)
-    wanted = {(path, layer) for path in params for layer in layers(path)}
-    unused += {name for key, (name, _) in slots.items() if key not in wanted}
-    missing = [path if i is None else f"{path}[{i}]" for path, i in wanted - slots.keys()]
+    needed = {(path, layer) for path in params for layer in layers(path)}
+    unused += {name for key, (name, _) in slots.items() if key not in needed}
+    missing = [path if i is None else f"{path}[{i}]" for path, i in needed - slots.keys()]
     if unused or missing:
         raise ValueError(
-            f"{directory} and the config are of different models: unused of the checkpoint: "
-            f"{_listed(sorted(unused))}; missing of the model: {_listed(sorted(missing))}; "
-            f"take the config from read_architecture."
+            f"{directory} and the config are of different models: unused in the checkpoint: "
+            f"{_listed(sorted(unused))}; missing in the checkpoint: {_listed(sorted(missing))}."
         )
     targets = {}
-    for (path, layer), (name, stacked) in slots.items():
-        ours = params[path] if stacked or layer is None else params[path][layer]
-        targets[name] = _in_their_axes(name, ours, arrays[name].shape, stacked)
-    chunk = lambda leaf: math.prod(side.step for side in leaf.grid) if isinstance(leaf, Zarr) else 0
-    for name in sorted(targets, key=lambda name: chunk(arrays[name]), reverse=True):
+    for (path, layer), (name, is_stacked) in slots.items():
+        array = params[path] if is_stacked or layer is None else params[path][layer]
+        targets[name] = _t5x_view(name, array, arrays[name].shape, is_stacked)
+    size = lambda leaf: math.prod(side.step for side in leaf.grid) if isinstance(leaf, Zarr) else 0
+    for name in sorted(targets, key=lambda name: size(arrays[name]), reverse=True):
         fill = _fill_from_zarr if isinstance(arrays[name], Zarr) else _fill_from_msgpack
         fill(targets[name], arrays[name])
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
 def _slots(arrays: dict) -> tuple[dict[tuple, tuple[str, bool]], list[str]]:
-    """(Our path, layer or None) -> (T5X's name, all layers on axis 1?); and the names not ours."""
+    """{(our path, layer or None): (T5X's name, whether layers are on axis 1)}, unused names."""
     slots, unused = {}, []
     for name, leaf in arrays.items():
-        path, layers, stacked = WHOLES.get(name), (None,), False
+        path, layers, is_stacked = OTHER_NAMES.get(name), (None,), False
         if leaf is not None and (match := LAYER.fullmatch(name)):
-            tower, number, part = match.groups()
-            path = f"{tower}/layers/{PARTS[part]}" if part in PARTS else None
-            stacked = number is None
-            layers = range(*leaf.shape[1:2]) if stacked else (int(number),)
+            tower, number, rest = match.groups()
+            path = f"{tower}/layers/{LAYER_NAMES[rest]}" if rest in LAYER_NAMES else None
+            is_stacked = number is None
+            layers = range(*leaf.shape[1:2]) if is_stacked else (int(number),)
         keys = [(path, layer) for layer in layers]
         if leaf is None or path is None or any(key in slots for key in keys):
             unused.append(name)
         else:
-            slots |= dict.fromkeys(keys, (name, stacked))
+            slots |= dict.fromkeys(keys, (name, is_stacked))
     return slots, unused
 
 
-def _in_their_axes(name: str, ours: np.ndarray, shape: tuple, stacked: bool) -> np.ndarray:
-    """Our memory as a view of T5X's `shape`: of one layer, or of all, which T5X stacks on axis 1.
+def _t5x_view(name: str, array: np.ndarray, shape: tuple, is_stacked: bool) -> np.ndarray:
+    """A view of our array in T5X's `shape`: one layer, or all stacked on axis 1.
 
     T5X joins heads and head_dim in one axis (t5x/examples/t5/layers.py, `DenseGeneral`), or does
-    not (scalable_t5/layers.py); its relative table is [N, buckets], ours [buckets, N].
+    not (scalable_t5/layers.py); its relative bias is [N, buckets], ours [buckets, N].
     """
-    views = [ours.swapaxes(-1, -2) if name.endswith("rel_embedding") else ours]
-    if ours.ndim - stacked == 3:
-        *depth, a, b, c = ours.shape
+    views = [array.swapaxes(-1, -2) if name.endswith("rel_embedding") else array]
+    if array.ndim - is_stacked == 3:
+        *depth, a, b, c = array.shape
         joined = (a * b, c) if name.endswith("out/kernel") else (a, b * c)
-        views.append(ours.reshape(*depth, *joined))
-    views = [np.moveaxis(view, 0, 1) if stacked else view for view in views]
+        views.append(array.reshape(*depth, *joined))
+    views = [np.moveaxis(view, 0, 1) if is_stacked else view for view in views]
     for view in views:
         if view.shape == shape:
             return view
-    wanted = " or ".join(str(list(view.shape)) for view in views)
-    raise ValueError(f"{name} has shape {list(shape)}, not {wanted}; use read_architecture.")
+    expected = " or ".join(str(list(view.shape)) for view in views)
+    raise ValueError(f"{name} has shape {list(shape)}, not {expected}; use read_architecture.")
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(names[:SHOWN]) or "nothing") + more
+    rest = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return (", ".join(names[:MAX_LISTED]) or "nothing") + rest
 
 
 def _index(directory) -> dict[str, Stored | Zarr | None]:
-    """Where each array of the target lies, by its name; None for what is no array."""
-    if (path := found(directory)) is None:
+    """The arrays of the checkpoint's target by name; None for a leaf that is no array."""
+    if (path := find_checkpoint(directory)) is None:
         raise ValueError(f"{directory} is no T5X checkpoint; name the step folder, checkpoint_N.")
     try:
         with open(path, "rb") as file:
             tree = _Msgpack(file, path).value()
         tree = tree["optimizer"] if isinstance(tree.get("optimizer"), dict) else tree
         if not (isinstance(target := tree.get("target"), dict) and target):
-            raise ValueError(f"{path} holds no parameters: it has no `target`, or an empty one.")
-        marked = lambda _, node: node.keys() & MARKS
-        leaves = flax.traverse_util.flatten_dict(target, is_leaf=marked, sep="/")
-    except (RecursionError, TypeError) as error:  # nested without end; a name that is no string
+            raise ValueError(f"{path} has no parameters: its `target` is missing or empty.")
+        is_array = lambda _, node: node.keys() & ARRAY_KEYS
+        leaves = flax.traverse_util.flatten_dict(target, is_leaf=is_array, sep="/")
+    except (RecursionError, TypeError) as error:  # nested too deeply; a name that is no string
         raise ValueError(f"{path} is damaged: {error}; fetch it again.") from None
     arrays = {name: _leaf(path, name, leaf) for name, leaf in leaves.items()}
     folders = [leaf.folder for leaf in arrays.values() if isinstance(leaf, Zarr)]
@@ -250,80 +249,78 @@ def _index(directory) -> dict[str, Stored | Zarr | None]:
 
 
 def _leaf(path: pathlib.Path, name: str, node) -> Stored | Zarr | None:
-    """Where an array lies, checked: its bytes against its shape, or the zarr folder's shape."""
-    beside = lambda at: path.parent / pathlib.PurePosixPath(at).name  # wherever it was written
+    """The array of a node of the tree, after checks of its bytes and shape."""
+    folder = lambda text: path.parent / pathlib.PurePosixPath(text).name  # may have been moved
     match node:
         case str() if node.startswith("PLACEHOLDER://"):
-            return _zarr(beside(node), name)
-        # "path" stands outside `kvstore` where tensorstore was older than 0.1.14
-        case {"kvstore": dict(), "path": str(at)} | {"kvstore": {"path": str(at)}}:
-            leaf, said = _zarr(beside(at), name), node.get("metadata")
-            said = said.get("shape") if isinstance(said, dict) else None
-            if said != list(leaf.shape):
-                raise ValueError(
-                    f"{name} has shape {list(leaf.shape)} in {leaf.folder} and {said} in {path}: "
-                    f"the files are of two checkpoints; fetch it again."
-                )
+            return _zarr(folder(node), name)
+        # "path" is outside `kvstore` before tensorstore 0.1.14
+        case {"kvstore": dict(), "path": str(text)} | {"kvstore": {"path": str(text)}}:
+            leaf, metadata = _zarr(folder(text), name), node.get("metadata")
+            shape = metadata.get("shape") if isinstance(metadata, dict) else None
+            if shape != list(leaf.shape):
+                shapes = f"{list(leaf.shape)} in {leaf.folder} and {shape} in {path}"
+                raise ValueError(f"{name} has shape {shapes}, of two checkpoints; fetch it again.")
             return leaf
         case {"shape": dict(shape), "chunks": dict(chunks)} if "kvstore" not in node:
             ordered = lambda table: [table.get(str(i)) for i in range(len(table))]
             chunks = [chunk for chunk in ordered(chunks) if isinstance(chunk, Stored)]
             dtype = ", ".join({chunk.dtype for chunk in chunks})
-            places = [place for chunk in chunks for place in chunk.places]
-            node = Stored(path, tuple(ordered(shape)), dtype, places)
+            ranges = [item for chunk in chunks for item in chunk.ranges]
+            node = Stored(path, tuple(ordered(shape)), dtype, ranges)
         case dict() | list():
             raise ValueError(f"{name} in {path} is damaged: it is no array; fetch it again.")
     if not isinstance(node, Stored):
         return None
     size = np.dtype(lookup.lookup(FLOATS, node.dtype, f"{path}: the dtype of {name}")).itemsize
-    lengths, sound = [n for _, n in node.places], all(type(n) is int and n > 0 for n in node.shape)
-    if any(n % size for n in lengths) or not sound or sum(lengths) != math.prod(node.shape) * size:
-        raise ValueError(
-            f"{name} in {path} has {sum(lengths)} bytes of {node.dtype}, not as many as its shape "
-            f"{list(node.shape)}: it is damaged; fetch it again."
-        )
+    lengths = [length for _, length in node.ranges]
+    is_valid = all(type(n) is int and n > 0 for n in node.shape)
+    is_valid = is_valid and sum(lengths) == math.prod(node.shape) * size
+    if not is_valid or any(length % size for length in lengths):
+        fault = f"has {sum(lengths)} bytes of {node.dtype}, but shape {list(node.shape)}"
+        raise ValueError(f"{name} in {path} {fault}: it is damaged; fetch it again.")
     return node
 
 
 def _zarr(folder: pathlib.Path, name: str) -> Zarr:
-    """A zarr (version 2) array whose chunks are all there.
+    """A zarr (version 2) array; ValueError if a chunk is missing.
 
-    Tensorstore reads a missing chunk as zeros; T5X's arrays have no fill value, so every chunk
-    was written. Source: the zarr storage specification, version 2.
+    Tensorstore would read a missing chunk as zeros, but T5X writes every chunk.
+    Source: the zarr storage specification, version 2.
     """
     try:
         metadata = json.loads((folder / ".zarray").read_text())
         shape, chunks = metadata["shape"], metadata["chunks"]
         grid = [range(0, size, chunk) for size, chunk in zip(shape, chunks, strict=True)]
-        dot = str(metadata.get("dimension_separator", "."))
+        separator = str(metadata.get("dimension_separator", "."))
         numbers = itertools.product(*(range(len(side)) for side in grid))
-        keys = [dot.join(map(str, number)) or "0" for number in numbers]
+        keys = [separator.join(map(str, number)) or "0" for number in numbers]
         missing = [key for key in keys if not (folder / key).is_file()]
         if missing or not keys:
-            raise ValueError(f"of {len(keys)} chunks {_listed(missing)} are missing")
+            raise ValueError(f"{_listed(missing)} of {len(keys)} chunks are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{name}'s {folder} is not whole ({error}); fetch it again.") from error
+        raise ValueError(f"{name}'s {folder} is incomplete ({error}); fetch it again.") from error
     return Zarr(tuple(shape), folder, grid)
 
 
 def _fill_from_msgpack(target: np.ndarray, leaf: Stored) -> None:
-    """Write the leaf's numbers, some at a time, into an array of its shape."""
+    """Read an array in pieces into a target of its shape."""
     dtype, start = np.dtype(FLOATS[leaf.dtype]), 0
     flat = target.reshape(-1) if target.flags.c_contiguous else target.flat
-    for offset, length in leaf.places:
-        for at in range(0, length, PIECE * dtype.itemsize):
-            count = min(PIECE * dtype.itemsize, length - at)
-            piece = np.fromfile(leaf.file, np.uint8, count, offset=offset + at).view(dtype)
-            flat[start : start + piece.size] = piece
-            start += piece.size
+    for offset, length in leaf.ranges:
+        for first in range(0, length, CHUNK * dtype.itemsize):
+            count = min(CHUNK * dtype.itemsize, length - first)
+            chunk = np.fromfile(leaf.file, np.uint8, count, offset=offset + first).view(dtype)
+            flat[start : start + chunk.size] = chunk
+            start += chunk.size
 
 
 def _fill_from_zarr(target: np.ndarray, leaf: Zarr) -> None:
-    """Write the leaf's numbers, chunk by chunk, into an array of its shape."""
+    """Read an array chunk by chunk into a target of its shape."""
     import tensorstore
 
-    if sys.platform == "linux":  # else glibc keeps much of what tensorstore's threads free
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, PIECE)
+    if sys.platform == "linux":  # otherwise glibc retains memory that tensorstore's threads free
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, CHUNK)
     store = {"driver": "file", "path": str(leaf.folder.resolve())}
     blocks = ([slice(i, min(i + s.step, s.stop)) for i in s] for s in leaf.grid)
     try:
@@ -336,7 +333,7 @@ def _fill_from_zarr(target: np.ndarray, leaf: Zarr) -> None:
 
 
 class _Msgpack:
-    """An open msgpack file, read without its bulk: of bytes only the place is noted.
+    """A reader of an open msgpack file that skips binary data and returns its byte ranges.
 
     Source: the msgpack specification; flax's extension types 1 and 3 are arrays and scalars, each
     a msgpack of (shape, dtype, bytes).
@@ -364,34 +361,36 @@ class _Msgpack:
         elif kind in self.LENGTHS:
             length = self._number(self.LENGTHS[kind])
         else:
-            raise self._damaged(f"holds the byte {kind:#x} where a value begins")
+            raise self._error(f"has the byte {kind:#x} where a value begins")
         if kind <= 0x8F or kind >= 0xDE:
             return {self.value(): self.value() for _ in range(length)}
         if kind <= 0x9F or kind >= 0xDC:
             return [self.value() for _ in range(length)]
         if kind <= 0xBF or kind >= 0xD9:
-            return self._take(length).decode(errors="replace")
-        return self._pass_over(length) if kind <= 0xC6 else self._extension()
+            return self._read(length).decode(errors="replace")
+        return self._skip(length) if kind <= 0xC6 else self._extension()
 
     def _extension(self) -> Stored:
         match self._number("B"), self.value():
-            case 1 | 3, [list(shape), str(dtype), tuple((int(), int()) as place)]:
-                return Stored(self.path, tuple(shape), dtype, [place])
-        raise self._damaged("holds an array that is not (shape, dtype, numbers)")
+            case 1 | 3, [list(shape), str(dtype), tuple((int(), int()) as item)]:
+                return Stored(self.path, tuple(shape), dtype, [item])
+        raise self._error("has an array that is not (shape, dtype, numbers)")
 
     def _number(self, kind: str):
-        return struct.unpack(f">{kind}", self._take(struct.calcsize(f">{kind}")))[0]
+        return struct.unpack(f">{kind}", self._read(struct.calcsize(f">{kind}")))[0]
 
-    def _take(self, length: int) -> bytes:
-        self.file.seek(self._pass_over(length)[0])
+    def _read(self, length: int) -> bytes:
+        self.file.seek(self._skip(length)[0])
         return self.file.read(length)
 
-    def _pass_over(self, length: int) -> tuple[int, int]:
+    def _skip(self, length: int) -> tuple[int, int]:
         start = self.file.tell()
         if start + length > self.size:
-            raise self._damaged("ends in the middle of a value")
+            raise self._error("ends in the middle of a value")
         self.file.seek(start + length)
         return start, length
 
-    def _damaged(self, what: str) -> ValueError:
-        return ValueError(f"{self.path} ({self.size} bytes) {what}: it is damaged; fetch it again.")
+    def _error(self, fault: str) -> ValueError:
+        return ValueError(
+            f"{self.path} ({self.size} bytes) {fault}: it is damaged; fetch it again."
+        )

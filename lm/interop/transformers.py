@@ -1,7 +1,6 @@
-"""Checkpoints of transformers, both ways: T5 1.0 and 1.1, Flan, mT5, umT5, ByT5, UL2, T5Gemma 1.
+"""Checkpoints of transformers in and out: T5 1.0 and 1.1, Flan, mT5, umT5, ByT5, UL2, T5Gemma 1.
 
-Files are read and written tensor by tensor in the safetensors format: eight bytes of length, a JSON
-header of names, dtypes, shapes and offsets, then the data. lm/interop/names.py has every name.
+Weights are read and written in pieces of a few MiB. lm/interop/names.py has every name.
 """
 
 from __future__ import annotations
@@ -11,73 +10,61 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tqdm
 from flax import traverse_util
 
 from lm import checkpoints, lookup, transformer
-from lm.interop import names
+from lm.interop import names, safetensors
 
-DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bfloat16 is the upper half of float32
-PIECE = 1 << 20  # numbers read at a time
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-class Tensor(NamedTuple):
-    """Where a tensor's data lie: file, first byte, kind of number, shape."""
-
-    path: pathlib.Path
-    start: int
-    dtype: str
-    shape: tuple[int, ...]
-
-
 def read_architecture(directory: str | os.PathLike) -> dict[str, Any]:
-    """The fields of ModelConfig that config.json and the tensors' names say; see names.FAMILIES.
+    """Return the ModelConfig fields that config.json and the tensors determine.
 
-    transformers 5 writes `tie_word_embeddings: true` for every T5, so whether there is a head of
-    its own is read from the tensors: one that differs from the embedding.
-    Raises ValueError for another model_type, and for options that our words cannot say.
+    transformers 5 writes `tie_word_embeddings: true` for every T5, so an untied head is detected
+    from the tensors: it differs from the embedding.
+    Raises ValueError for another model_type, and for options that ModelConfig cannot represent.
     """
     directory = pathlib.Path(directory)
-    where = directory / "config.json"
-    config = _read_json(where)
-    family = _family(where, config)
-    fields = _gemma_fields if family.model_type == "t5gemma" else _t5_fields
-    fields = family.words | fields(where, config, family)
-    tensors, own = _tensors(directory), None
+    path = directory / "config.json"
+    config = _read_json(path)
+    family = _family(path, config)
+    read_fields = _gemma_fields if family.model_type == "t5gemma" else _t5_fields
+    fields = family.words | read_fields(path, config, family)
+    tensors, is_separate = _tensors(directory), None
     if family.head in tensors:
         original = tensors.get(family.copies[family.head])
-        own = original is None or not _equal(tensors[family.head], original)
-    return fields | {"lm_head": names.head(config, family, own)}
+        is_separate = original is None or not safetensors.is_equal(tensors[family.head], original)
+    return fields | {"lm_head": names.lm_head(config, family, is_separate)}
 
 
 def read_params(directory: str | os.PathLike, config: transformer.ModelConfig) -> dict:
-    """The parameters as our nested dict of float32 arrays; bfloat16 and float16 are widened.
+    """Return the parameters as our nested dict of float32 arrays, widened from 16 bits.
 
-    Each stack of layers is filled in place from a few MiB of file at a time: the peak of memory is
-    the float32 checkpoint and little more. Where a version of transformers scales what a head of
-    its own sees, as 5.0 to 5.23 do in every umT5, that head comes in multiplied by d_model**-0.5.
-    Raises ValueError, listing all that is wrong: tensors missing, unused, of another shape, and
-    copies that differ from their original.
+    Each stack of layers is filled in place: the peak of memory is the float32 checkpoint and a few
+    MiB. If the version of transformers scales the input of an untied head, as 5.0 to 5.23 do in
+    umT5, the head is multiplied by d_model**-0.5.
+    Raises ValueError that lists tensors missing, unused, of another shape, and copies that differ
+    from their original.
     """
     directory = pathlib.Path(directory)
-    theirs = _read_json(directory / "config.json")
-    family = _family(directory / "config.json", theirs)
+    keys = _read_json(directory / "config.json")
+    family = _family(directory / "config.json", keys)
     tensors, shapes = _tensors(directory), _flat(transformer.param_shapes(config))
-    places = names.places(family, {path: leaf.shape for path, leaf in shapes.items()})
-    sources = _account(directory, family, tensors, places)
+    maps = names.tensor_maps(family, {path: leaf.shape for path, leaf in shapes.items()})
+    sources = _match_tensors(directory, family, tensors, maps)
     leaves = {path: checkpoints.aligned_empty(leaf.shape) for path, leaf in shapes.items()}
-    bar = tqdm.tqdm(places.items(), "reading", unit="tensor", disable=None, leave=False)
-    for name, place in bar:
-        leaf = leaves[place.path]
-        into = (leaf if place.layer is None else leaf[place.layer]).transpose(place.order)
-        for first, piece in _pieces(tensors[sources[name]], into.shape):
-            into[first : first + len(piece)] = piece
-    if config.lm_head == "untied" and names.is_scaled(theirs, family):
+    bar = tqdm.tqdm(maps.items(), "reading", unit="tensor", disable=None, leave=False)
+    for name, tensor in bar:
+        leaf = leaves[tensor.path]
+        target = (leaf if tensor.layer is None else leaf[tensor.layer]).transpose(tensor.order)
+        for first, chunk in safetensors.read_chunks(tensors[sources[name]], target.shape):
+            target[first : first + len(chunk)] = chunk
+    if config.lm_head == "untied" and names.is_scaled(keys, family):
         leaves["head"] *= np.float32(config.d_model**-0.5)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
@@ -88,129 +75,124 @@ def write(
     directory: str | os.PathLike,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """The files that AutoModelForSeq2SeqLM of transformers 4.57 and 5 loads, all float32.
+    """Write what AutoModelForSeq2SeqLM of transformers 4.57 and 5 loads, all float32.
 
-    config.json, generation_config.json and model.safetensors, or shards of at most max_shard_bytes
-    (a larger tensor has a shard to itself) with their index. Both versions then compute our logits,
-    but for two faults of version 5: until 5.23 it multiplies the decoder's output by d_model**-0.5
-    in every umT5, also in one with an untied head, unless model.config.tie_word_embeddings is set
-    to False after loading (in config.json it is overruled); and in local layers of T5Gemma's
-    encoder it sees one token further on both sides than `window`.
-    Raises ValueError for a model that no family can express.
+    The files are config.json, generation_config.json, and model.safetensors or shards of at most
+    max_shard_bytes (a larger tensor has its own shard) with an index. Both versions compute our
+    logits, except for two faults of version 5. Until 5.23 it multiplies the decoder's output by
+    d_model**-0.5 in every umT5, even if its head is untied, unless
+    model.config.tie_word_embeddings is set to False after loading. In local layers of T5Gemma's
+    encoder it sees one more token on both sides than `window_size`.
+    Raises ValueError for a model that no family can represent.
     """
     directory = pathlib.Path(directory)
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes={max_shard_bytes} is too small; use 1 or more.")
     family = names.family_of(config)
     leaves = _flat(params)
-    places = names.places(family, {path: np.shape(leaf) for path, leaf in leaves.items()})
+    maps = names.tensor_maps(family, {path: np.shape(leaf) for path, leaf in leaves.items()})
     _check_shapes(leaves, config)
-    if config.lm_head == "tied_unscaled" and family.model_type == "t5":  # 4.57 scales where it ties
-        places[family.head] = places[family.copies[family.head]]._replace(name=family.head)
-    theirs = names.their_config(config, family)
+    if config.lm_head == "tied_unscaled" and family.model_type == "t5":  # 4.57 scales if it ties
+        maps[family.head] = maps[family.copies[family.head]]._replace(name=family.head)
+    keys = names.transformers_config(config, family)
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "config.json", theirs)
-    ids = {key: value for key, value in theirs.items() if key.endswith("_token_id")}
+    write_json(directory / "config.json", keys)
+    ids = {key: value for key, value in keys.items() if key.endswith("_token_id")}
     write_json(directory / "generation_config.json", ids)
-    _write_shards(directory, leaves, places, max_shard_bytes)
+    _write_shards(directory, leaves, maps, max_shard_bytes)
 
 
-# Their words to ours.
+# config.json to ModelConfig. ------------------------------------------------------------------
 
 
-def _family(where: pathlib.Path, config: dict) -> names.Family:
-    return lookup.lookup(names.FAMILIES, config.get("model_type", ""), f"{where}: model_type")
+def _family(path: pathlib.Path, config: dict) -> names.Family:
+    return lookup.lookup(names.FAMILIES, config.get("model_type", ""), f"{path}: model_type")
 
 
-def _say(where, config: dict, key: str, default=None):
+def _value(label: Any, config: dict, key: str, default=None):
+    """config[key], or the default if it is absent or null; ValueError if that is None."""
     value = config.get(key)
     value = default if value is None else value
     if value is None:
-        raise ValueError(f"{where} lacks {key!r}; it is no whole config of a model.")
+        raise ValueError(f"{label} lacks {key!r}; it is no complete config of a model.")
     return value
 
 
-def _t5_fields(where: pathlib.Path, config: dict, family: names.Family) -> dict:
-    say = functools.partial(_say, where, config)
-    _check(where, "layer_norm_epsilon", say("layer_norm_epsilon", names.EPSILON), names.EPSILON)
-    _check(where, "tie_encoder_decoder", say("tie_encoder_decoder", False), False)
-    fields = {ours: say(theirs, default) for ours, theirs, default in names.T5_SIZES}
-    fields["num_decoder_layers"] = say("num_decoder_layers", fields["num_encoder_layers"])
+def _check(path: pathlib.Path, key: str, value, supported) -> None:
+    if value != supported:
+        raise ValueError(f"{path} has {key}={value!r}; only {supported!r} is supported.")
+
+
+def _t5_fields(path: pathlib.Path, config: dict, family: names.Family) -> dict:
+    value = functools.partial(_value, path, config)
+    epsilon = value("layer_norm_epsilon", names.EPSILON)
+    _check(path, "layer_norm_epsilon", epsilon, names.EPSILON)
+    _check(path, "tie_encoder_decoder", value("tie_encoder_decoder", False), False)
+    fields = {field: value(key, default) for field, key, default in names.T5_SIZES}
+    fields["num_decoder_layers"] = value("num_decoder_layers", fields["num_encoder_layers"])
     fields["num_kv_heads"] = fields["num_heads"]
     default = "relu" if family.model_type == "t5" else "gated-gelu"
-    fields["activation"] = _activation(where, family, say("feed_forward_proj", default))
+    fields["activation"] = _activation(path, family, value("feed_forward_proj", default))
     return fields
 
 
-def _gemma_fields(where: pathlib.Path, config: dict, family: names.Family) -> dict:
-    towers = {tower: _say(where, config, tower) for tower in names.TOWERS}
-    sizes, words, depths, seen = {}, {}, {}, {}
-    for tower, theirs in towers.items():
-        say = functools.partial(_say, f"{where}'s {tower}", theirs)
-        sizes[tower] = {ours: say(key, default) for ours, key, default in names.T5GEMMA_SIZES}
-        words[tower] = _gemma_words(where, theirs, family)
-        depths[tower] = say("num_hidden_layers")
-        seen[tower] = say("layer_types", names.layer_types("local_global_1_1", depths[tower]))
-    for ours, theirs in words["encoder"].items():
-        if ours != "final_logits_soft_cap" and theirs != words["decoder"][ours]:
-            raise ValueError(
-                f"{where} asks for {ours}={theirs!r} in the encoder and {words['decoder'][ours]!r} "
-                f"in the decoder; our towers have one such word, so it cannot be imported."
-            )
-    fits = lambda word: all(seen[t] == names.layer_types(word, depths[t]) for t in seen)
-    # Of words that say the same of so few layers, the one that all T5Gemma have.
-    windows = [
-        word for word in ("local_global_1_1", *transformer.config.ATTENTION_PATTERNS) if fits(word)
-    ]
-    if not windows:
-        known = ", ".join(transformer.config.ATTENTION_PATTERNS)
-        raise ValueError(f"{where} has layer_types {seen}; model.attention.pattern knows {known}.")
-    same = sizes["encoder"] == sizes["decoder"]
-    return (
-        words["decoder"]
-        | sizes["decoder"]
-        | {
-            "encoder": {key: 0 if same else size for key, size in sizes["encoder"].items()},
-            "num_encoder_layers": depths["encoder"],
-            "num_decoder_layers": depths["decoder"],
-            "attention.pattern": windows[0],
-            "dropout_rate": config.get("dropout_rate", 0.0),
-            "decoder_start_token_id": _say(where, towers["decoder"], "bos_token_id", 2),
-        }
-    )
-
-
-def _gemma_words(where: pathlib.Path, tower: dict, family: names.Family) -> dict:
-    # What must be the same in both towers, from the config of one.
-    say = functools.partial(_say, where, tower)
-    rope = tower.get("rope_parameters") or tower.get("rope_scaling") or {}
-    _check(where, "rms_norm_eps", say("rms_norm_eps", names.EPSILON), names.EPSILON)
-    _check(where, "attention_bias", say("attention_bias", False), False)
-    _check(where, "rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
-    base = rope.get("rope_theta", say("rope_theta", 10_000.0))
-    cap = lambda key, default: float(tower.get(key, default) or 0.0)  # null is no cap
+def _gemma_fields(path: pathlib.Path, config: dict, family: names.Family) -> dict:
+    towers = {tower: _value(path, config, tower) for tower in names.TOWERS}
+    sizes, fields, depths, types = {}, {}, {}, {}
+    for tower, keys in towers.items():
+        value = functools.partial(_value, f"{path}'s {tower}", keys)
+        sizes[tower] = {field: value(key, default) for field, key, default in names.T5GEMMA_SIZES}
+        fields[tower] = _gemma_tower_fields(path, keys, family)
+        depths[tower] = value("num_hidden_layers")
+        types[tower] = value("layer_types", names.layer_types("local_global_1_1", depths[tower]))
+    encoder, decoder = fields["encoder"], fields["decoder"]
+    for field in encoder:
+        if field != "final_logits_soft_cap" and encoder[field] != decoder[field]:
+            values = f"{encoder[field]!r} in the encoder and {decoder[field]!r} in the decoder"
+            raise ValueError(f"{path} has {field}={values}; only one value is supported.")
+    # Several patterns can fit few layers: prefer T5Gemma's.
+    patterns = ("local_global_1_1", *transformer.config.ATTENTION_PATTERNS)
+    fits = lambda pattern: all(types[t] == names.layer_types(pattern, depths[t]) for t in types)
+    pattern = next(filter(fits, patterns), None)
+    if pattern is None:
+        choices = ", ".join(transformer.config.ATTENTION_PATTERNS)
+        raise ValueError(f"{path} has layer_types {types}; model.attention.pattern has {choices}.")
+    is_same = sizes["encoder"] == sizes["decoder"]
+    encoder_sizes = {field: 0 if is_same else size for field, size in sizes["encoder"].items()}
     return {
-        "vocab_size": say("vocab_size", 256_000),
-        "activation": _activation(where, family, say("hidden_activation", "gelu_pytorch_tanh")),
-        "attention.scale": say("query_pre_attn_scalar", 256) ** -0.5,
-        "attention.logits_soft_cap": cap("attn_logit_softcapping", 50.0),
-        "final_logits_soft_cap": cap("final_logit_softcapping", 30.0),
-        "position.rotary_base": float(base),
-        "attention.window_size": say("sliding_window", 4096),
+        **decoder,
+        **sizes["decoder"],
+        "encoder": encoder_sizes,
+        "num_encoder_layers": depths["encoder"],
+        "num_decoder_layers": depths["decoder"],
+        "attention.pattern": pattern,
+        "dropout_rate": config.get("dropout_rate", 0.0),
+        "decoder_start_token_id": _value(path, towers["decoder"], "bos_token_id", 2),
     }
 
 
-def _activation(where: pathlib.Path, family: names.Family, theirs: str) -> str:
-    table = {them: us for us, them in family.activations.items()}
-    return lookup.lookup(table, theirs, f"{where}: the activation")
+def _gemma_tower_fields(path: pathlib.Path, tower: dict, family: names.Family) -> dict:
+    """The fields that both towers must agree in, from the config of one."""
+    value = functools.partial(_value, path, tower)
+    rope = tower.get("rope_parameters") or tower.get("rope_scaling") or {}
+    _check(path, "rms_norm_eps", value("rms_norm_eps", names.EPSILON), names.EPSILON)
+    _check(path, "attention_bias", value("attention_bias", False), False)
+    _check(path, "rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
+    cap = lambda key, default: float(tower.get(key, default) or 0.0)  # null: no cap
+    return {
+        "vocab_size": value("vocab_size", 256_000),
+        "activation": _activation(path, family, value("hidden_activation", "gelu_pytorch_tanh")),
+        "attention.scale": value("query_pre_attn_scalar", 256) ** -0.5,
+        "attention.logits_soft_cap": cap("attn_logit_softcapping", 50.0),
+        "final_logits_soft_cap": cap("final_logit_softcapping", 30.0),
+        "position.rotary_base": float(rope.get("rope_theta", value("rope_theta", 10_000.0))),
+        "attention.window_size": value("sliding_window", 4096),
+    }
 
 
-def _check(where: pathlib.Path, key: str, value, ours) -> None:
-    if value != ours:
-        raise ValueError(
-            f"{where} has {key}={value!r}, which our words cannot say; only models with {ours!r} "
-            f"can be imported."
-        )
+def _activation(path: pathlib.Path, family: names.Family, name: str) -> str:
+    table = {value: key for key, value in family.activations.items()}
+    return lookup.lookup(table, name, f"{path}: the activation")
 
 
 def _read_json(path: pathlib.Path) -> dict:
@@ -221,167 +203,98 @@ def _read_json(path: pathlib.Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); copy it again.") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; copy it again.")
+        raise ValueError(f"{path} has no JSON object; copy it again.")
     return content
 
 
 def write_json(path: pathlib.Path, content: dict) -> None:
-    """An object as their configs have it, its keys in order."""
+    """Write a JSON object as transformers does, with sorted keys."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-# Tensors and trees.
+# Tensors. -----------------------------------------------------------------------------------
 
 
-def _account(directory, family: names.Family, tensors: dict, places: dict) -> dict[str, str]:
-    # Which tensor of the file is read for each that is needed; ValueError unless all are used.
-    sources = {name: name for name in places if name in tensors}
+def _match_tensors(directory, family: names.Family, tensors: dict, maps: dict) -> dict[str, str]:
+    """The tensor to read for each that is needed; ValueError unless all match."""
+    sources = {name: name for name in maps if name in tensors}
     for copy, original in family.copies.items():
-        if original in places and original not in sources and copy in tensors:
+        if original in maps and original not in sources and copy in tensors:
             sources[original] = copy
-    missing = sorted(set(places) - set(sources))
-    unused, unlike = [], []
+    faults = {"missing": sorted(set(maps) - set(sources)), "unused": [], "of another shape": []}
+    differing = faults["differing though they should be copies"] = []
     for name in sorted(set(tensors) - set(sources.values()) - set(family.leftovers)):
         source = sources.get(family.copies.get(name, ""))
         if source is None:
-            unused.append(name)
-        elif not _equal(tensors[name], tensors[source]):
-            unlike.append(f"{name} (from {source})")
-    shaped = [
-        f"{source} {list(tensors[source].shape)} (the model needs {list(places[name].theirs)})"
-        for name, source in sources.items()
-        if tensors[source].shape != places[name].theirs
-    ]
-    lists = {"missing": missing, "unused": unused, "of another shape": shaped}
-    lists["differing though they should be copies"] = unlike
-    wrong = "; ".join(f"{what}: {', '.join(found)}" for what, found in lists.items() if found)
-    if wrong:
+            faults["unused"].append(name)
+        elif not safetensors.is_equal(tensors[name], tensors[source]):
+            differing.append(f"{name} (from {source})")
+    for name, source in sources.items():
+        shape, needed = tensors[source].shape, maps[name].tensor_shape
+        if shape != needed:
+            text = f"{source} {list(shape)} (the model needs {list(needed)})"
+            faults["of another shape"].append(text)
+    text = "; ".join(f"{fault}: {', '.join(items)}" for fault, items in faults.items() if items)
+    if text:
         raise ValueError(
-            f"The tensors of {directory} are not those of its config.json. {wrong}. Save the whole "
+            f"The tensors of {directory} are not those of its config.json. {text}. Save the whole "
             f"model again, as one for conditional generation."
         )
     return sources
 
 
-def _tensors(directory: pathlib.Path) -> dict[str, Tensor]:
-    # Every tensor of the directory's safetensors files, by name.
+def _tensors(directory: pathlib.Path) -> dict[str, safetensors.Tensor]:
+    """All tensors of a directory's safetensors files, by name."""
     if (directory / WEIGHTS).exists():
-        return _header(directory / WEIGHTS)
+        return safetensors.read_header(directory / WEIGHTS)
     if not (directory / INDEX).exists():
-        pickled = sorted(path.name for path in directory.glob("pytorch_model*.bin*"))
-        cure = "give a directory that transformers' save_pretrained wrote."
-        if pickled:
-            cure = (
-                f"its {pickled[0]} is a pickle, which can run code when it is read: load it with "
-                f"transformers where you trust it, and write it by save_pretrained."
+        pickles = sorted(path.name for path in directory.glob("pytorch_model*.bin*"))
+        fix = "give a directory that transformers' save_pretrained wrote."
+        if pickles:
+            fix = (
+                f"its {pickles[0]} is a pickle, which can run code: if you trust it, load it with "
             )
-        raise ValueError(f"{directory} has no {WEIGHTS}; {cure}")
+            fix += "transformers and write it by save_pretrained."
+        raise ValueError(f"{directory} has no {WEIGHTS}; {fix}")
     index = _read_json(directory / INDEX).get("weight_map", {})
     tensors = {}
     for shard in sorted(set(index.values())):
-        tensors |= _header(directory / shard)
-    absent = sorted(set(index) - set(tensors))
-    if absent:
-        raise ValueError(f"{directory}: {INDEX} lists {', '.join(absent)}, which no shard has.")
+        if not (directory / shard).exists():
+            raise ValueError(f"{directory / shard} is missing, but in the index; copy all shards.")
+        tensors |= safetensors.read_header(directory / shard)
+    missing = sorted(set(index) - set(tensors))
+    if missing:
+        raise ValueError(f"{directory}: {INDEX} lists {', '.join(missing)}, which no shard has.")
     return tensors
-
-
-def _header(path: pathlib.Path) -> dict[str, Tensor]:
-    # The tensors of one file, checked to lie within it.
-    if not path.exists():
-        raise ValueError(f"{path} is absent, though the index lists it; copy all shards.")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        text = file.read(start - 8) if start <= size else b""
-    try:
-        header = json.loads(text)
-    except ValueError:
-        raise ValueError(f"{path} is no whole safetensors file; copy it again.") from None
-    header.pop("__metadata__", None)
-    end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if end != size:
-        raise ValueError(
-            f"{path} has {size} bytes, but its header speaks of {end}: it is cut or damaged; "
-            f"copy it again."
-        )
-    tensors = {}
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        kind = lookup.lookup(DTYPES, entry["dtype"], f"{path}: the dtype of {name}")
-        if last - first != math.prod(shape) * np.dtype(kind).itemsize:
-            raise ValueError(f"{path}: {name} has not the bytes of its shape; copy it again.")
-        tensors[name] = Tensor(path, start + first, entry["dtype"], shape)
-    return tensors
-
-
-def _pieces(tensor: Tensor, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
-    # The tensor as this shape, some rows at a time: the first one's index, float32 [rows, ...].
-    # Each piece is read into memory of its own: a mapped file's pages would count as ours.
-    row = math.prod(shape[1:])
-    step = max(1, PIECE // max(1, row))
-    with tensor.path.open("rb") as file:
-        file.seek(tensor.start)
-        for first in range(0, shape[0], step):
-            rows = min(step, shape[0] - first)
-            piece = np.fromfile(file, DTYPES[tensor.dtype], rows * row)
-            if tensor.dtype == "BF16":
-                piece = (piece.astype(np.uint32) << 16).view(np.float32)
-            yield first, piece.astype(np.float32, copy=False).reshape(rows, *shape[1:])
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    pairs = zip(_pieces(one, one.shape), _pieces(other, other.shape), strict=True)
-    return all(np.array_equal(a, b, equal_nan=True) for (_, a), (_, b) in pairs)
 
 
 def _check_shapes(leaves: dict, config: transformer.ModelConfig) -> None:
-    wanted = {path: leaf.shape for path, leaf in _flat(transformer.param_shapes(config)).items()}
-    found = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
-    wrong = sorted(p for p in wanted.keys() | found.keys() if wanted.get(p) != found.get(p))
-    if wrong:
-        listed = ", ".join(f"{p} {found.get(p)} (not {wanted.get(p)})" for p in wrong)
-        raise ValueError(f"The parameters are not those of the model: {listed}.")
+    expected = {path: leaf.shape for path, leaf in _flat(transformer.param_shapes(config)).items()}
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
+    for path in sorted(expected.keys() | shapes.keys()):
+        if (shape := shapes.get(path)) != expected.get(path):
+            fault = f"{path} {shape} (not {expected.get(path)})"
+            raise ValueError(f"The parameters are not those of the model: {fault}.")
 
 
-def _write_shards(directory: pathlib.Path, leaves: dict, places: dict, most: int) -> None:
-    # The tensors in files of at most `most` bytes of data, one where they fit, and the index.
-    shards, room = [], 0
-    for name, place in places.items():
-        size = 4 * math.prod(place.theirs)
-        if not shards or size > room:
+def _write_shards(directory: pathlib.Path, leaves: dict, maps: dict, max_bytes: int) -> None:
+    """Write one file, or shards of at most max_bytes of data and their index."""
+    shards, free = [], 0
+    for tensor in maps.values():
+        size = 4 * math.prod(tensor.tensor_shape)
+        if not shards or size > free:
             shards.append([])
-            room = most
-        shards[-1].append(name)
-        room -= size
+            free = max_bytes
+        shards[-1].append(tensor)
+        free -= size
     files = [WEIGHTS]
     if len(shards) > 1:
         files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-        index = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        total = 4 * sum(math.prod(place.theirs) for place in places.values())
+        index = {x.name: file for file, shard in zip(files, shards, strict=True) for x in shard}
+        total = 4 * sum(math.prod(tensor.tensor_shape) for tensor in maps.values())
         write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
     for file, shard in zip(files, shards, strict=True):
-        write_tensors(directory / file, leaves, [places[name] for name in shard])
-
-
-def write_tensors(path: pathlib.Path, leaves: dict, places: list[names.Place]) -> None:
-    """A safetensors file of these places; leaves: ours, by their path."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for place in places:
-        first, end = end, end + 4 * math.prod(place.theirs)
-        shape = list(place.theirs)
-        header[place.name] = {"dtype": "F32", "shape": shape, "data_offsets": [first, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for place in places:
-            leaf = leaves[place.path]
-            ours = np.asarray(leaf if place.layer is None else leaf[place.layer], "<f4")
-            np.ascontiguousarray(ours.transpose(place.order)).tofile(file)
+        safetensors.write(directory / file, leaves, shard)
 
 
 def _flat(tree: dict) -> dict:

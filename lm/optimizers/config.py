@@ -1,4 +1,4 @@
-"""The section optimizer of a config."""
+"""OptimizerConfig: the section optimizer of a config."""
 
 from __future__ import annotations
 
@@ -58,39 +58,31 @@ class OptimizerConfig:
                 "optimizer.schedule='wsd' has no optimizer.cooldown, so its rate would never fall; "
                 "set one of its keys, or use schedule='constant'."
             )
-        schedule, name = f"schedule={self.schedule!r}", f"name={self.name!r}"
-        decays = self.schedule in schedules.DECAYING
-        unused = {  # field: (whether it has no effect, because of this key, what to use)
-            "cooldown": (self.schedule != "wsd", schedule, "schedule='wsd'"),
-            "final_learning_rate_fraction": (
-                not decays,
-                schedule,
-                "schedule='linear', 'cosine' or 'wsd'",
-            ),
-            "weight_decay_multipliers": (
-                not self.weight_decay,
-                "weight_decay=0.0",
-                "a weight_decay",
-            ),
-            "beta1": (self.name == "adafactor", name, "another optimizer"),
-            "beta2": (self.name == "adafactor", name, "another optimizer"),
-        }
-        for field, (is_unused, cause, cure) in unused.items():
+        unused = {}  # field: the key that leaves it without effect
+        if self.schedule != "wsd":
+            unused["cooldown"] = "schedule"
+        if self.schedule not in schedules.DECAYING:
+            unused["final_learning_rate_fraction"] = "schedule"
+        if not self.weight_decay:
+            unused["weight_decay_multipliers"] = "weight_decay"
+        if self.name == "adafactor":
+            unused |= {"beta1": "name", "beta2": "name"}
+        for field, key in unused.items():
             value, default = getattr(self, field), getattr(OptimizerConfig, field)
-            if is_unused and value != default:
+            if value != default:
                 raise ValueError(
-                    f"optimizer.{field}={value!r} has no effect with optimizer.{cause}; leave it "
-                    f"at {default!r}, or use {cure}."
+                    f"optimizer.{field}={value!r} has no effect with "
+                    f"optimizer.{key}={getattr(self, key)!r}; leave it at {default!r}, or use "
+                    f"another {key}."
                 )
 
     def schedule_config(self, steps: int, length: run_length.RunLength) -> schedules.ScheduleConfig:
-        """Return the schedule of a run of so many updates, with its lengths in updates.
+        """Return the schedule of a run of `steps` updates, with its lengths in updates.
 
-        Raises ValueError if wsd's warm-up and cooldown take more updates than the run has.
+        Raises ValueError if wsd's warm-up and cooldown exceed the run.
         """
-        warmup, cooldown = (
-            part.num_updates(length, steps) for part in (self.warmup, self.cooldown)
-        )
+        warmup = self.warmup.num_updates(length, steps)
+        cooldown = self.cooldown.num_updates(length, steps)
         if self.schedule == "wsd" and warmup + cooldown > steps:
             raise ValueError(
                 f"optimizer.warmup of {warmup} updates and optimizer.cooldown of {cooldown} are "

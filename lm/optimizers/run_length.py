@@ -10,7 +10,7 @@ MAX_UPDATES = 2**31 - 1  # the step counter is an int32
 
 @dataclasses.dataclass(frozen=True)
 class RunLength:
-    """How many updates an epoch takes, and how many tokens an update takes (padding counted)."""
+    """Updates per epoch, and tokens per update (padding counted)."""
 
     epoch: float
     tokens: int
@@ -18,7 +18,7 @@ class RunLength:
 
 @dataclasses.dataclass(frozen=True)
 class DurationConfig:
-    """How long a run trains: in epochs or in tokens (padding counted); 0: not set."""
+    """The length of a run in epochs or in tokens (padding counted); 0: not set."""
 
     epochs: float = 0.0
     tokens: float = 0.0
@@ -41,14 +41,10 @@ class DurationConfig:
         """Return the length as the nearest number of updates, at least 1; 0 if nothing is set.
 
         total: updates of the whole run, for a length in percent.
-        Raises ValueError for more updates than a step counter holds.
+        Raises ValueError if the step counter would overflow.
         """
-        per_unit = {
-            "steps": 1,
-            "percent": total / 100,
-            "epochs": run_length.epoch,
-            "tokens": 1 / run_length.tokens,
-        }
+        per_unit = {"steps": 1, "percent": total / 100}
+        per_unit |= {"epochs": run_length.epoch, "tokens": 1 / run_length.tokens}
         for unit in self.units:
             count = getattr(self, unit) * per_unit[unit]
             if count > MAX_UPDATES:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the number of updates done before."""
+"""Learning-rate schedules: functions of n, the number of previous updates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """The peak rate, the fraction of it that is left at the end, and lengths in updates."""
+    """The peak rate, the final rate as a fraction of it, and lengths in updates."""
 
     peak: float
     final: float
@@ -51,12 +51,12 @@ def wsd(config: ScheduleConfig) -> optax.Schedule:
 
 
 def _progress(config: ScheduleConfig, n, start: int):
-    """The fraction of the updates from `start` to the last that are done, 0 to 1."""
+    """Completed fraction of the updates from `start` to the last, 0 to 1."""
     return jnp.clip((n - start) / max(config.steps - start, 1), 0, 1)
 
 
 def _with_warmup(config: ScheduleConfig, decay: optax.Schedule) -> optax.Schedule:
-    # Not optax.warmup_constant_schedule: without a warm-up its rate is always 0.
+    # optax.warmup_constant_schedule without a warm-up would return 0.
     rate = lambda n: config.final + (1 - config.final) * decay(n)
     warmup = lambda n: n / config.warmup if config.warmup else 1.0
     return lambda n: config.peak * jnp.where(n < config.warmup, warmup(n), rate(n))

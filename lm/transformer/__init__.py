@@ -1,4 +1,11 @@
-"""The encoder-decoder: one block, two towers, one embedding; T5 1.1 unless told otherwise."""
+"""The encoder-decoder: one block, two towers, one embedding; by default T5 1.1.
+
+config  ModelConfig and its sections
+model   Block, Tower, Transformer: batch to logits, and one token at a time
+cache   the KV cache and beam reordering
+lora    low-rank adaptation of kernels
+counts  parameters and FLOPs
+"""
 
 from __future__ import annotations
 

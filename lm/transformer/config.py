@@ -1,4 +1,4 @@
-"""The model's config: sections of the architecture, each checked beside its fields."""
+"""The config of a model, in sections that check themselves."""
 
 from __future__ import annotations
 
@@ -18,14 +18,8 @@ ATTENTION_PATTERNS = {
 DTYPES = ("float32", "bfloat16")
 ARCHITECTURES = ("encoder_decoder", "prefix_lm", "language_model")
 POSITIONS = ("relative", "relative_per_layer", "rotary", "sinusoidal", "none")
-# Keys that change how the model is computed, not its parameters' meaning.
-COMPUTE_KEYS = (
-    "dropout_rate",
-    "dtype",
-    "scan_layers",
-    "remat_policy",
-    "attention.implementation",
-)
+# Keys of how the model is computed; parameters fit any value of them.
+COMPUTE_KEYS = ("dropout_rate", "dtype", "scan_layers", "remat_policy", "attention.implementation")
 
 
 def _choice(default: str, choices: Iterable[str]) -> Any:
@@ -36,8 +30,8 @@ def _number(default: float, least: float = 1, above: float | None = None) -> Any
     return dataclasses.field(default=default, metadata={"least": least, "above": above})
 
 
-def _check(holds: bool, key: str, value: Any, fix: str) -> None:
-    if not holds:
+def _check(is_valid: bool, key: str, value: Any, fix: str) -> None:
+    if not is_valid:
         raise ValueError(f"model.{key}={value!r} {fix}")
 
 
@@ -49,8 +43,8 @@ def _check_fields(section: Any, prefix: str) -> None:
             lookup.lookup(dict.fromkeys(field.metadata["choices"]), value, f"model.{key}")
         if "least" not in field.metadata:
             continue
-        whole = field.type != "int" or isinstance(value, int)
-        _check(whole, key, value, "is not an integer; use one.")
+        is_valid = field.type != "int" or isinstance(value, int)
+        _check(is_valid, key, value, "is not an integer; use one.")
         least, above = field.metadata["least"], field.metadata["above"]
         if above is not None:
             _check(value > above, key, value, f"is too small; use more than {above}.")
@@ -60,7 +54,7 @@ def _check_fields(section: Any, prefix: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """The encoder's sizes where they differ from the decoder's; 0: the same."""
+    """The encoder's sizes; 0: the decoder's."""
 
     d_model: int = 0
     d_ff: int = 0
@@ -76,14 +70,14 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    """How scores are made, which keys a layer sees, and how attention is executed."""
+    """The scale and cap of scores, the layers' windows, and the implementation."""
 
     scale: float = _number(1.0, above=1e-4)
     logits_soft_cap: float = _number(0.0, least=0)
     pattern: str = _choice("global", ATTENTION_PATTERNS)
     window_size: int = _number(4096)
     query_key_norm: str = _choice("none", ("none", "rms"))
-    implementation: str = _choice("fast_cpu", ("fast_cpu", "einsum"))
+    implementation: str = _choice("fast_cpu", layers.ATTENTION)
 
     def __post_init__(self):
         _check_fields(self, "attention.")
@@ -91,7 +85,7 @@ class AttentionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PositionConfig:
-    """How tokens know their positions."""
+    """Positions: relative biases, rotary or sinusoidal embeddings."""
 
     kind: str = _choice("relative", POSITIONS)
     relative_attention_num_buckets: int = _number(32)
@@ -111,7 +105,7 @@ class PositionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NormConfig:
-    """Which norm, and where it stands around a sub-layer."""
+    """The kind of norm, and its placement around a sub-layer."""
 
     kind: str = _choice("rms", layers.NORMS)
     placement: str = _choice("pre", ("pre", "post", "both"))
@@ -172,18 +166,18 @@ class ModelConfig:
         _check(is_bool, "scan_layers", self.scan_layers, "is not a boolean; use True or False.")
         rate, rows = self.dropout_rate, self.vocab_size
         _check(0 <= rate < 1, "dropout_rate", rate, "is not a probability; use 0 to below 1.")
-        start, fix = self.decoder_start_token_id, f"is not an id; use 0 to below {rows}."
-        _check(start < rows, "decoder_start_token_id", start, fix)
+        start_id, fix = self.decoder_start_token_id, f"is not an id; use 0 to below {rows}."
+        _check(start_id < rows, "decoder_start_token_id", start_id, fix)
         self._check_shape()
         self._check_architecture()
         try:
             self.tower("encoder")
-        except ValueError as error:  # the same checks, of the encoder's own sizes
+        except ValueError as error:  # the same checks with the encoder's sizes
             raise ValueError(str(error).replace("model.", "model.encoder.")) from error
 
     @classmethod
     def from_flat(cls, keys: Mapping[str, Any]) -> ModelConfig:
-        """The config of these keys, as {"d_model": 8, "position.kind": "rotary"}."""
+        """Make a config from dotted keys: {"d_model": 8, "position.kind": "rotary"}."""
         nested: dict[str, Any] = {}
         for key, value in keys.items():
             section, _, name = key.rpartition(".")
@@ -191,22 +185,22 @@ class ModelConfig:
         return cls(**nested)
 
     def to_flat(self) -> dict[str, Any]:
-        """Every key with its value, those of sections with a dot: the inverse of `from_flat`."""
+        """Return all keys, dotted in sections, with their values: the inverse of `from_flat`."""
         return flatten(dataclasses.asdict(self))
 
     def replace(self, keys: Mapping[str, Any]) -> ModelConfig:
-        """This config with other values for some keys, named as in `to_flat`."""
+        """Return this config with changed values of some keys, dotted as in `to_flat`."""
         return self.from_flat(self.to_flat() | dict(keys))
 
     def tower(self, name: str) -> ModelConfig:
-        """The config of one tower: for "encoder" with the encoder's own sizes."""
+        """Return the config of a tower: for "encoder" with the encoder's sizes."""
         sizes = {k: v for k, v in dataclasses.asdict(self.encoder).items() if v}
         if name != "encoder" or not sizes:
             return self
         return dataclasses.replace(self, encoder=EncoderConfig(), **sizes)
 
     def layer_window(self, layer: int) -> int | None:
-        """How many tokens back and ahead a layer, from 0, sees; None: all."""
+        """Return how many tokens before and after its own a layer (from 0) sees; None: all."""
         pattern = ATTENTION_PATTERNS[self.attention.pattern]
         is_local = pattern[layer % len(pattern)] == "l"
         return self.attention.window_size if is_local else None
@@ -218,17 +212,10 @@ class ModelConfig:
             f"num_kv_heads={heads} for ordinary multi-head attention."
         )
         _check(heads % kv_heads == 0, "num_heads", heads, fix)
-        fix = "is odd; rotary positions rotate pairs, use an even number."
-        _check(
-            self.position.kind != "rotary" or self.head_dim % 2 == 0, "head_dim", self.head_dim, fix
-        )
-        fix = "is odd; sines come with cosines, use an even number."
-        _check(
-            self.position.kind != "sinusoidal" or self.d_model % 2 == 0,
-            "d_model",
-            self.d_model,
-            fix,
-        )
+        key = {"rotary": "head_dim", "sinusoidal": "d_model"}.get(self.position.kind)
+        if key:
+            size, fix = getattr(self, key), f"is odd; {self.position.kind} positions need pairs, "
+            _check(size % 2 == 0, key, size, f"{fix}use an even number.")
 
     def _check_architecture(self) -> None:
         depth, key = self.num_encoder_layers, f"model.architecture={self.architecture!r}"
@@ -241,18 +228,16 @@ class ModelConfig:
             _check(shared == "embeddings", "shared_params", shared, fix)
             return
         _check(depth > 0, "num_encoder_layers", depth, f"is too small for {key}; use 1 or more.")
-        alike = encoder == EncoderConfig() and depth == self.num_decoder_layers
-        fix = (
-            "needs towers of one shape and depth; drop model.encoder's sizes and equal the depths."
-        )
-        _check(shared != "all" or alike, "shared_params", shared, fix)
-        fits = shared == "none" or encoder.d_model in (0, self.d_model)
-        fix = "needs an embedding of its own; use model.shared_params='none', or 0."
-        _check(fits, "encoder.d_model", encoder.d_model, fix)
+        is_same = encoder == EncoderConfig() and depth == self.num_decoder_layers
+        fix = "needs equal towers; remove model.encoder's sizes and set equal depths."
+        _check(shared != "all" or is_same, "shared_params", shared, fix)
+        can_share = shared == "none" or encoder.d_model in (0, self.d_model)
+        fix = "needs a separate embedding; use model.shared_params='none', or 0."
+        _check(can_share, "encoder.d_model", encoder.d_model, fix)
 
 
 def flatten(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, its keys joined by dots."""
+    """Flatten nested dicts, joining keys by dots."""
     flat: dict[str, Any] = {}
     for key, value in keys.items():
         if isinstance(value, Mapping):
@@ -262,7 +247,7 @@ def flatten(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# Keys in which two models with exchangeable layers must agree.
+# Keys in which two models must agree for their layers to be exchangeable.
 SHARED_KEYS = tuple(
     key
     for key in ModelConfig().to_flat()

@@ -120,12 +120,11 @@ class Checkpoints:
                 f"checkpoint {step} is already in {self.directory}; restore it, or use another "
                 f"--workdir."
             )
+        trees = {item: getattr(state, item) for item in ITEMS}
         items = {
-            item: {
-                k: hosts.local_leaf(x) for k, x in metadata.flatten(getattr(state, item)).items()
-            }
-            for item in ITEMS
-            if getattr(state, item) is not None
+            item: {k: hosts.local_leaf(x) for k, x in metadata.flatten(tree).items()}
+            for item, tree in trees.items()
+            if tree is not None
         }
         facts = json.loads(json.dumps(facts)) | {"step": step, "skipped": int(state.skipped)}
         facts |= {"figures": metrics or {}, "leaves": self._describe_leaves(items)}
@@ -243,7 +242,9 @@ class Checkpoints:
         if which == "best":
             metrics = {step: self._metrics_of(step) for step in steps}
             chosen = retention.rank_steps(self.best_metric, metrics)
-            problem = f"no checkpoint has the metric checkpoint.best_metric={self.best_metric!r}"
+            problem = f"no checkpoint has checkpoint.best_metric={self.best_metric!r}"
+            if not self.best_metric:
+                problem = "the run has no checkpoint.best_metric, so no checkpoint is the best"
         else:
             chosen = steps if which == "newest" else [step for step in steps if step == which]
             problem = f"there is no checkpoint {which}"

@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
     attention.pattern = "global"  # local, local_global_1_1, local_global_5_1 (repeated over layers)
     attention.window_size = 4096  # a local layer sees tokens at smaller distances than this
     attention.query_key_norm = "none"  # or rms
-    attention.implementation = "fast_cpu"  # on a CPU row by row; or einsum, as on accelerators
+    attention.implementation = "fast_cpu"  # row by row on a CPU; or einsum, the plain formula
     model.position = position = ConfigDict()
     position.kind = "relative"  # relative_per_layer (umT5), rotary, sinusoidal, none
     position.relative_attention_num_buckets = 32

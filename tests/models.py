@@ -185,10 +185,10 @@ def laid_out(rows, late=(), seed=1):
             used = sum(EXAMPLES[number][side] for number in numbers)
             at = length - used if row in late else 0
             for segment, number in enumerate(numbers, start=1):
-                place = slice(at, at := at + EXAMPLES[number][side])
-                tokens[side][row, place] = texts()[number][side]
-                segments[side][row, place] = segment
-                places[number] = (row, place)
+                path = slice(at, at := at + EXAMPLES[number][side])
+                tokens[side][row, path] = texts()[number][side]
+                segments[side][row, path] = segment
+                places[number] = (row, path)
     return batch.Batch(tokens[0], segments[0], tokens[1], segments[1]), places
 
 

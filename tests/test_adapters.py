@@ -114,17 +114,17 @@ def test_factors_of_full_rank_can_represent_any_kernel(base):
 def test_only_factors_have_gradients_and_these_are_those_of_the_product(base, examples):
     params = random_tree(lora.shapes(LORA, base), 4) | base
     loss = lambda tree: jnp.sum(jnp.square(logits(tree, examples)))
-    found = checkpoints.flatten(jax.jit(jax.grad(lora.with_lora(LORA, loss)))(params))
+    actual = checkpoints.flatten(jax.jit(jax.grad(lora.with_lora(LORA, loss)))(params))
     whole = checkpoints.flatten(jax.jit(jax.grad(loss))(lora.merge_lora(LORA, params)))
     flat = checkpoints.flatten(params)
-    for path, leaf in found.items():
+    for path, leaf in actual.items():
         if not path.startswith("adapters"):
             assert not np.any(leaf), path
             continue
         kernel, name = path.removeprefix("adapters.")[:-2], path[-1]
         slope = np.float64(whole[kernel])
-        both = (np.float64(flat[f"adapters.{kernel}.{one}"]) for one in "ab")
-        for layer, (a, b) in enumerate(zip(*both, strict=True)):
+        pair = (np.float64(flat[f"adapters.{kernel}.{one}"]) for one in "ab")
+        for layer, (a, b) in enumerate(zip(*pair, strict=True)):
             into, out = a.reshape(-1, 3), b.reshape(3, -1)
             matrix = slope[layer].reshape(len(into), -1)
             expected = 2.0 * (matrix @ out.T if name == "a" else into.T @ matrix)
@@ -144,8 +144,8 @@ def update(params, examples, strategy=None, num_microbatches=1, name="adamw"):
     )
     optimizer, _ = optimizers.make_optimizer(words, 10, shapes, optimizers.RunLength(1.0, 1))
     step_config = steps.StepConfig(num_microbatches=num_microbatches)
-    place = strategy.shard_activations if strategy else transformer.no_constraint
-    model = transformer.Transformer(MODEL, place)
+    path = strategy.shard_activations if strategy else transformer.no_constraint
+    model = transformer.Transformer(MODEL, path)
     loss = steps.make_language_loss(model, steps.LossConfig(), np.ones(64, np.int32))
 
     def make(params):
@@ -190,10 +190,10 @@ def test_an_update_is_the_same_for_every_parallel_strategy(alone, examples, word
 
 def test_a_mesh_shards_factors_like_their_kernels():
     shapes = lora.shapes(LORA, transformer.param_shapes(MODEL))["adapters"]["decoder"]["layers"]
-    found = parallel.sharding.partition_specs(
+    actual = parallel.sharding.partition_specs(
         {"decoder": {"layers": shapes}}, dict(data=1, fsdp=2, tensor=2)
     )
-    found = {path: tuple(spec) for path, spec in checkpoints.flatten(found).items()}
+    actual = {path: tuple(spec) for path, spec in checkpoints.flatten(actual).items()}
     axes = {
         "self_attention.value.kernel.a": (None, "fsdp", None),
         "self_attention.value.kernel.b": (None, None, "tensor", None),
@@ -205,7 +205,7 @@ def test_a_mesh_shards_factors_like_their_kernels():
         "feed_forward.down.kernel.b": (None, None, "fsdp"),
     }
     for path, spec in axes.items():
-        assert found[f"decoder.layers.{path}"] == spec, path
+        assert actual[f"decoder.layers.{path}"] == spec, path
     with pytest.raises(ValueError, match="adapters/norm/a is covered by no sharding rule"):
         parallel.sharding.spec_for_path("adapters/norm/a")
 
@@ -230,8 +230,8 @@ def test_only_the_factors_have_moments_and_only_they_change(alone, examples, nam
         *map(jax.tree.leaves, (state.params["adapters"], params["adapters"])), strict=True
     ):
         assert np.any(one != other)
-    kept = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
-    assert kept < 3 * sum(leaf.size for leaf in jax.tree.leaves(params["adapters"]))
+    stored = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+    assert stored < 3 * sum(leaf.size for leaf in jax.tree.leaves(params["adapters"]))
     assert not any(
         "embed" in path or path.endswith("scale") for path in checkpoints.flatten(state.opt_state)
     )
@@ -298,12 +298,12 @@ def test_a_run_keeps_its_base_and_readers_get_the_merged_model(tuned, pretrained
     factors = jax.tree.leaves(state.params["adapters"])
     assert len(factors) == 12 and all(np.any(np.asarray(leaf)) for leaf in factors)
     logged = [json.loads(line) for line in (tuned / "metrics.jsonl").open()]
-    found = evaluate.evaluate(tuned)["nats"]
+    actual = evaluate.evaluate(tuned)["nats"]
     heldout = [row["nats"] for row in logged if row["split"] == "heldout"]
-    assert found == pytest.approx(heldout[-1], rel=1e-6) and len(set(heldout)) > 1
-    told = json.loads((tuned / "run.json").read_text())
-    assert told["trained"] == sum(leaf.size for leaf in factors) < told["params"]
-    assert f"trained: {told['trained']:,} (" in show.parameters(run)
+    assert actual == pytest.approx(heldout[-1], rel=1e-6) and len(set(heldout)) > 1
+    report = json.loads((tuned / "run.json").read_text())
+    assert report["trained"] == sum(leaf.size for leaf in factors) < report["params"]
+    assert f"trained: {report['trained']:,} (" in show.parameters(run)
     assert "adapters/decoder/layers/cross_attention/query/kernel/b" in show.sharding(run)
 
 
@@ -375,14 +375,14 @@ def test_peft_computes_our_logits_and_gradients_from_exported_factors(base, exam
     np.savez(tmp_path / "inputs.npz", **theirs)
     subprocess.run([sys.executable, "-c", REFERENCE, str(tmp_path)], check=True, timeout=300)
     found = dict(np.load(tmp_path / "found.npz"))
-    kept = lambda tree: logits(lora.merge_lora(LORA, tree), examples, model)
+    stored = lambda tree: logits(lora.merge_lora(LORA, tree), examples, model)
     for name in ("logits", "merged"):
-        np.testing.assert_allclose(found.pop(name), kept(params), atol=1e-3, rtol=1e-4)
-    slopes = jax.jit(jax.grad(lambda tree: jnp.sum(kept(tree) * weights)))(params)
+        np.testing.assert_allclose(found.pop(name), stored(params), atol=1e-3, rtol=1e-4)
+    slopes = jax.jit(jax.grad(lambda tree: jnp.sum(stored(tree) * weights)))(params)
     peft.write(slopes, model, LORA, tmp_path / "slopes")  # in their names
-    ours = load_file(tmp_path / "slopes" / peft.WEIGHTS)
-    assert len(ours) == len(found) == 2 * (2 * 7 + 3 * 11)
-    for name, slope in ours.items():
+    actual = load_file(tmp_path / "slopes" / peft.WEIGHTS)
+    assert len(actual) == len(found) == 2 * (2 * 7 + 3 * 11)
+    for name, slope in actual.items():
         expected = found[name.replace(".weight", ".default.weight")]
         np.testing.assert_allclose(slope, expected, atol=1e-3 * np.abs(expected).max())
 
@@ -391,13 +391,13 @@ def test_a_merged_model_or_adapters_alone_are_exported(tuned, pretrained, tmp_pa
     run = runs.read_run(tuned)
     params, _ = inference.read_params(run, runs.make_tokenizer(run))
     assert cli.main(["export", f"--workdir={tuned}", str(tmp_path / "merged")]) == 0
-    found = transformers.read_params(tmp_path / "merged", run.model)
-    assert_same_bits(found, jax.device_get(params))
+    actual = transformers.read_params(tmp_path / "merged", run.model)
+    assert_same_bits(actual, jax.device_get(params))
     assert cli.main(["export", f"--workdir={tuned}", str(tmp_path / "alone"), "--adapters"]) == 0
     assert str(pretrained) in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "alone").iterdir()} == {peft.CONFIG, peft.WEIGHTS}
-    told = json.loads((tmp_path / "alone" / peft.CONFIG).read_text())
-    assert (told["r"], told["lora_alpha"], len(told["target_modules"])) == (2, 4.0, 12)
+    report = json.loads((tmp_path / "alone" / peft.CONFIG).read_text())
+    assert (report["r"], report["lora_alpha"], len(report["target_modules"])) == (2, 4.0, 12)
     assert cli.main(["export", f"--workdir={pretrained}", str(tmp_path / "no"), "--adapters"]) == 2
     assert "has no adapters (lora.rank=0)" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()

@@ -64,8 +64,8 @@ def test_an_imported_run_has_the_config_parameters_and_ids_of_the_checkpoint(imp
         assert getattr(run.model, field) == value
     equal(params, parity.random_params(run.model))
     text = "Returns the shape of an array.\n\n  Raises: ValueError é ☃"
-    ours = runs.make_tokenizer(run)
-    np.testing.assert_array_equal(ours.encode(text), tiny_tokens.encode(text))
+    actual = runs.make_tokenizer(run)
+    np.testing.assert_array_equal(actual.encode(text), tiny_tokens.encode(text))
     assert run.tokenizer.vocab_size == tiny_tokens.vocab_size
 
 
@@ -139,18 +139,18 @@ def test_training_starts_from_an_import_and_logs_it(imported, tiny_config, rows,
     config["model"] |= {**runs.read_config(imported)["model"], "vocab_size": rows}
     config["steps"], workdir = 1, imported.parent / f"tuned-{rows}"
     run = runs.make_run(config, workdir)
-    theirs = params_of(imported)[1]
+    expected = params_of(imported)[1]
     started = train.initial_params(run, runs.make_tokenizer(run), None)
-    said = capfd.readouterr().err
+    message = capfd.readouterr().err
     assert started["embed"]["embedding"].shape == (rows, 16)
     known = 512 if rows == 512 else runs.make_tokenizer(run).size
     for path, leaf in checkpoints.flatten(started).items():
         axis = {"embed.embedding": 0, "head": 1}.get(path, 0)
-        old = checkpoints.flatten(theirs)[path]
+        old = checkpoints.flatten(expected)[path]
         count = known if path in ("embed.embedding", "head") else len(old)
         first = lambda x, axis=axis, count=count: np.take(np.asarray(x), range(count), axis)
         np.testing.assert_array_equal(first(leaf), first(old))
-    assert "all parameters whole" in said if rows == 512 else f"{known:,} of 640 rows" in said
+    assert "all parameters whole" in message if rows == 512 else f"{known:,} of 640 rows" in message
 
 
 def test_an_import_can_be_a_teacher_and_initialize_the_student(imported, tiny_config, tmp_path):
@@ -194,15 +194,15 @@ def t5x_checkpoint(directory, config):
                 }
                 for name in ("query", "key", "value", "out")
             }
-            made = {own: attend("self_attention")}
-            made[f"pre_{own}_layer_norm"] = {"scale": at("self_norm.scale")}
-            made["pre_mlp_layer_norm"] = {"scale": at("ff_norm.scale")}
+            actual = {own: attend("self_attention")}
+            actual[f"pre_{own}_layer_norm"] = {"scale": at("self_norm.scale")}
+            actual["pre_mlp_layer_norm"] = {"scale": at("ff_norm.scale")}
             parts = (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down"))
-            made["mlp"] = {t: {"kernel": at(f"feed_forward.{o}.kernel")} for t, o in parts}
+            actual["mlp"] = {t: {"kernel": at(f"feed_forward.{o}.kernel")} for t, o in parts}
             if tower == "decoder":
-                made["encoder_decoder_attention"] = attend("cross_attention")
-                made["pre_cross_attention_layer_norm"] = {"scale": at("cross_norm.scale")}
-            layers[f"layers_{layer}"] = made
+                actual["encoder_decoder_attention"] = attend("cross_attention")
+                actual["pre_cross_attention_layer_norm"] = {"scale": at("cross_norm.scale")}
+            layers[f"layers_{layer}"] = actual
         layers["relpos_bias"] = {"rel_embedding": params[tower]["relative"]["relative_bias"].T}
         layers[f"{tower}_norm"] = params[tower]["norm"]
         target[tower] = layers

@@ -243,10 +243,10 @@ def test_the_head_follows_from_the_version_the_config_and_the_tensors(tmp_path, 
         assert read["lm_head"] == lm_head
         if lm_head == "untied" and head == "own":  # scaled by the version that wrote it, if at all
             factor = 16**-0.5 if case in BY_ROOT else 1
-            found = transformers.read_params(tmp_path, transformer.ModelConfig.from_flat(read))[
+            actual = transformers.read_params(tmp_path, transformer.ModelConfig.from_flat(read))[
                 "head"
             ]
-            np.testing.assert_array_equal(found, params["head"] * np.float32(factor))
+            np.testing.assert_array_equal(actual, params["head"] * np.float32(factor))
 
 
 UNSUPPORTED = {  # key and value of config.json ("-": of its decoder), and the message

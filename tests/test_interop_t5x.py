@@ -146,10 +146,10 @@ def assert_same(ours: dict, theirs: dict) -> None:
 
 def transformers_weights(tree: dict, per_layer: bool) -> dict[str, np.ndarray]:
     """The tree under the names of transformers' T5, independent of lm's table."""
-    made = {"shared.weight": tree["token_embedder/embedding"]}
+    actual = {"shared.weight": tree["token_embedder/embedding"]}
     attention = {"query": "q", "key": "k", "value": "v", "out": "o"}
     for tower, depth in DEPTHS.items():
-        made[f"{tower}.final_layer_norm.weight"] = tree[f"{tower}/{tower}_norm/scale"]
+        actual[f"{tower}.final_layer_norm.weight"] = tree[f"{tower}/{tower}_norm/scale"]
         own = "" if tower == "encoder" else "self_"
         for i in range(depth):
             layer, block = f"{tower}/layers_{i}", f"{tower}.block.{i}.layer"
@@ -157,24 +157,24 @@ def transformers_weights(tree: dict, per_layer: bool) -> dict[str, np.ndarray]:
             if tower == "decoder":
                 cross = "encoder_decoder_attention"
                 parts.append(("EncDecAttention", cross, "pre_cross_attention_layer_norm"))
-            for number, (theirs, name, norm) in enumerate(parts):
-                made[f"{block}.{number}.layer_norm.weight"] = tree[f"{layer}/{norm}/scale"]
+            for number, (expected, name, norm) in enumerate(parts):
+                actual[f"{block}.{number}.layer_norm.weight"] = tree[f"{layer}/{norm}/scale"]
                 for part, letter in attention.items():
                     kernel = tree[f"{layer}/{name}/{part}/kernel"]
-                    made[f"{block}.{number}.{theirs}.{letter}.weight"] = kernel.T
+                    actual[f"{block}.{number}.{expected}.{letter}.weight"] = kernel.T
             last = f"{block}.{len(parts)}"
-            made[f"{last}.layer_norm.weight"] = tree[f"{layer}/pre_mlp_layer_norm/scale"]
+            actual[f"{last}.layer_norm.weight"] = tree[f"{layer}/pre_mlp_layer_norm/scale"]
             for name in ("wi", "wi_0", "wi_1", "wo"):
                 if f"{layer}/mlp/{name}/kernel" in tree:
                     kernel = tree[f"{layer}/mlp/{name}/kernel"]
-                    made[f"{last}.DenseReluDense.{name}.weight"] = kernel.T
+                    actual[f"{last}.DenseReluDense.{name}.weight"] = kernel.T
             if per_layer or i == 0:
                 table = tree[f"{layer if per_layer else tower}/relpos_bias/rel_embedding"]
-                made[f"{block}.0.SelfAttention.relative_attention_bias.weight"] = table.T
-        made[f"{tower}.embed_tokens.weight"] = made["shared.weight"]
+                actual[f"{block}.0.SelfAttention.relative_attention_bias.weight"] = table.T
+        actual[f"{tower}.embed_tokens.weight"] = actual["shared.weight"]
     head = tree.get("decoder/logits_dense/kernel")
-    made["lm_head.weight"] = made["shared.weight"] if head is None else head.T
-    return made
+    actual["lm_head.weight"] = actual["shared.weight"] if head is None else head.T
+    return actual
 
 
 def transformers_logits(tree: dict, words: dict, inputs, decoder_inputs) -> np.ndarray:
@@ -208,11 +208,11 @@ def test_transformers_computes_the_same_logits_from_the_same_checkpoint(tmp_path
     config = transformer.ModelConfig.from_flat(t5x.read_architecture(folder))
     examples = batch.Batch(inputs, ones, targets, ones)
     variables = {"params": t5x.read_params(folder, config)}
-    ours = jax.jit(transformer.Transformer(config).apply)(variables, examples)
+    actual = jax.jit(transformer.Transformer(config).apply)(variables, examples)
     shifted = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
-    theirs = transformers_logits(tree, words, inputs, shifted)
-    assert np.std(theirs) > 0.1
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    expected = transformers_logits(tree, words, inputs, shifted)
+    assert np.std(expected) > 0.1
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("words", [T5_1_0, T5_1_1, UMT5], ids=["t5_1_0", "t5_1_1", "umt5"])
@@ -451,9 +451,9 @@ def test_peak_memory_is_little_more_than_the_parameters(tmp_path, form):
     assert size > 160e6 and share > (0.42 if words["lm_head"] == "untied" else 0.25)
     command = [sys.executable, "-c", MEASURE, small, write(tmp_path, tree)]
     del tree
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    peak = int(told.stdout) * 1024
+    report = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert report.returncode == 0, report.stderr
+    peak = int(report.stdout) * 1024
     assert 0.9 * size < peak < 1.2 * size, peak / size
 
 
@@ -473,12 +473,12 @@ def test_a_damaged_byte_of_a_header_is_refused_or_changes_nothing(tmp_path, monk
     header = np.ones(len(whole), bool)
     for data in (array.tobytes() for array in tree.values()):
         for start in range(0, len(data), 1000):
-            for found in re.finditer(re.escape(data[start : start + 1000]), whole):
-                header[slice(*found.span())] = False
+            for actual in re.finditer(re.escape(data[start : start + 1000]), whole):
+                header[slice(*actual.span())] = False
     refused = 0
-    for place in rng.choice(np.flatnonzero(header), 300, replace=False):
+    for path in rng.choice(np.flatnonzero(header), 300, replace=False):
         damaged = bytearray(whole)
-        damaged[place] ^= rng.integers(1, 256)
+        damaged[path] ^= rng.integers(1, 256)
         file.write_bytes(damaged)
         try:
             config = transformer.ModelConfig.from_flat(t5x.read_architecture(file))

@@ -32,9 +32,9 @@ def references(request, tmp_path_factory):
 
 
 def agree(root, version, name, model, params):
-    found = parity.agreement(version, root, name, model, params)
-    assert found.spread > 1  # not all alike
-    assert found.logits < 1e-4 and found.greedy and found.beam, found
+    actual = parity.agreement(version, root, name, model, params)
+    assert actual.spread > 1  # not all alike
+    assert actual.logits < 1e-4 and actual.greedy and actual.beam, actual
 
 
 @pytest.mark.parametrize("name", representatives(parity.MAKE))

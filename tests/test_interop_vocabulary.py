@@ -149,16 +149,16 @@ def hub_dirs(tmp_path_factory):
 def ours(hub_dirs, tmp_path_factory):
     """{name: Tokenizer}: two trained here, and the imported ones."""
     root = tmp_path_factory.mktemp("ours")
-    found = {kind: vocabulary.read(hub_dirs[kind], root / kind) for kind in FOREIGN}
+    actual = {kind: vocabulary.read(hub_dirs[kind], root / kind) for kind in FOREIGN}
     for name, rule in (("plain", "identity"), ("folded", "nmt_nfkc")):
         options = dict(vocab_size=1500, num_extra_ids=20, normalization=rule)
-        found[name] = tokenizer.train(["\n".join(corpus())], root / name, **options)
-    found["spelt"] = tokenizer.write_byte_tokenizer(root / "spelt", 20)
+        actual[name] = tokenizer.train(["\n".join(corpus())], root / name, **options)
+    actual["spelt"] = tokenizer.write_byte_tokenizer(root / "spelt", 20)
     facts = dict(pieces=259, num_sentinels=20, normalization="identity")
     data = tokenizer.byte_model_proto().SerializeToString()
-    found["spelt before"] = tokenizer.write(root / "spelt before", data, facts)
-    assert {name: found[name].sentinel_order for name in SPELT} == SPELT
-    return found
+    actual["spelt before"] = tokenizer.write(root / "spelt before", data, facts)
+    assert {name: actual[name].sentinel_order for name in SPELT} == SPELT
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def saved_by_transformers(source, out, **options) -> dict:
     tok.add_special_tokens({"cls_token": "<cut>"})
     tok.save_pretrained(pathlib.Path(out, "grown"))
     ids = {token: tok.convert_tokens_to_ids(token) for token in [*ADDED, "<cut>"]}
-    return {token: place for token, place in ids.items() if place >= before}
+    return {token: path for token, path in ids.items() if path >= before}
 
 
 OLDER_TOO = """
@@ -230,16 +230,16 @@ def older(hub_dirs, written, tmp_path_factory):
     """
     if not OLDER.exists():
         pytest.skip(f"transformers 4.57 is not in {OLDER}")
-    jobs = [(str(place), {"use_fast": False}) for place in hub_dirs.values()]
-    jobs += [(str(place), {}) for place in written.values()]
+    jobs = [(str(path), {"use_fast": False}) for path in hub_dirs.values()]
+    jobs += [(str(path), {}) for path in written.values()]
     paths = os.pathsep.join(map(str, [OLDER, ROOT, ROOT / "tests"]))
     environment = os.environ | {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
     root = tmp_path_factory.mktemp("saved by 4.57")
     saves = {}
     for fast in (False, True):
-        for kind, place in hub_dirs.items():
+        for kind, path in hub_dirs.items():
             out = str(root / f"{kind} {fast}")
-            saves[kind, fast] = [(str(place), out), {"use_fast": fast}]
+            saves[kind, fast] = [(str(path), out), {"use_fast": fast}]
     options = dict(env=environment, check=True, capture_output=True, text=True)
     asked = json.dumps([jobs, list(saves.values())])
     run = subprocess.run([sys.executable, "-c", OLDER_TOO], input=asked, **options)
@@ -270,7 +270,7 @@ def written_457(older):
 def written_5(written):
     """What we wrote as the installed transformers sees it."""
     pytest.importorskip("transformers", minversion="5")
-    return {name: seen_by_transformers(place) for name, place in written.items()}
+    return {name: seen_by_transformers(path) for name, path in written.items()}
 
 
 @pytest.fixture(scope="module")
@@ -343,8 +343,8 @@ def test_a_tokenizer_json_alone_gives_the_ids_of_its_sentencepiece_file(
     kind, hub_dirs, ours, tmp_path
 ):
     transformers = pytest.importorskip("transformers", minversion="5")
-    made = getattr(transformers, CLASSES[kind]).from_pretrained(hub_dirs[kind])
-    made.save_pretrained(tmp_path / "saved")
+    actual = getattr(transformers, CLASSES[kind]).from_pretrained(hub_dirs[kind])
+    actual.save_pretrained(tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("*.model"))
     again = vocabulary.read(tmp_path / "saved", tmp_path / "again")
     assert (again.vocab_size, again.num_extra_ids) == (
@@ -486,7 +486,7 @@ def test_added_tokens_are_refused_by_name_and_id(kind, save, request, tmp_path):
     with pytest.raises(ValueError, match="by --config.tokenizer.dir=DIR .*unused.\\.$") as caught:
         vocabulary.read(pathlib.Path(out, "grown"), tmp_path)
     listed = str(caught.value).partition("in all: ")[2].partition("; name a")[0].split(", ")
-    assert set(listed) == {f"{token!r} ({place})" for token, place in new.items()}
+    assert set(listed) == {f"{token!r} ({path})" for token, path in new.items()}
     assert f", {len(new)} in all" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -685,7 +685,7 @@ CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "?"}
         *[{"model": None}, {"model": [1]}, unigram(type=["BPE"])],
         *[{"added_tokens": value} for value in (None, {}, "<x>", ["<x>"], [7], [None])],
         *[{"added_tokens": [value]} for value in ({"content": "<x>"}, {"id": 5}, {})],
-        *[{"added_tokens": [{"id": place, "content": "<x>"}]} for place in ("5", None, True, 5.5)],
+        *[{"added_tokens": [{"id": path, "content": "<x>"}]} for path in ("5", None, True, 5.5)],
         *[{"added_tokens": [{"id": 5, "content": text}]} for text in (["<x>"], 7)],
         *[unigram(vocab=value) for value in (None, 7, {"<pad>": 0}, "<pad>", [7], ["<pad>"])],
         *[unigram(vocab=[value]) for value in ([], ["a"], ["a", "b"], [7, 0.0], [["a"], 0.0])],
@@ -760,6 +760,6 @@ def test_sentinels_in_another_order_are_refused(hub_dirs, tmp_path):
 
 def test_a_model_of_words_cannot_be_written(tmp_path):
     model = train(**dict(KINDS["t5"], model_type="word"))
-    made = vocabulary.read(fill(tmp_path, spiece__model=model), tmp_path / "out")
+    actual = vocabulary.read(fill(tmp_path, spiece__model=model), tmp_path / "out")
     with pytest.raises(ValueError, match="of kind 3 .*only unigram .1. and BPE .2. models"):
-        vocabulary.write(made.directory, tmp_path / "written")
+        vocabulary.write(actual.directory, tmp_path / "written")

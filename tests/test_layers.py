@@ -47,8 +47,8 @@ def test_norm_is_x_over_its_rms_times_the_scale():
 @pytest.mark.parametrize("factor", [2.0**10, 2.0**40, -1.0])
 def test_norm_is_invariant_to_the_scale_of_its_input(factor):
     x, scale = draw(*SHAPE, scale=100.0), draw(16, seed=1)
-    ours = norm(factor * x, scale)
-    np.testing.assert_allclose(ours, np.sign(factor) * norm(x, scale), rtol=1e-5)
+    actual = norm(factor * x, scale)
+    np.testing.assert_allclose(actual, np.sign(factor) * norm(x, scale), rtol=1e-5)
 
 
 def test_norm_of_zero_is_zero_with_a_finite_gradient():
@@ -58,10 +58,10 @@ def test_norm_of_zero_is_zero_with_a_finite_gradient():
 
 def test_norm_of_bfloat16_is_bfloat16_with_statistics_in_float32():
     x, scale = draw(4, 4096, seed=2).astype(jnp.bfloat16), draw(4096, seed=3)
-    ours = norm(x, scale, "bfloat16")
-    assert ours.dtype == jnp.bfloat16
+    actual = norm(x, scale, "bfloat16")
+    assert actual.dtype == jnp.bfloat16
     # One rounding at the end (half a unit of 8 bits); sums in bfloat16 would be off by far more.
-    np.testing.assert_allclose(as_float64(ours), exact_norm(x, scale), rtol=2**-8)
+    np.testing.assert_allclose(as_float64(actual), exact_norm(x, scale), rtol=2**-8)
 
 
 def test_the_initial_scale_of_a_norm_is_one():
@@ -127,21 +127,21 @@ def test_feed_forward_equals_its_formula(name):
     activation, gated = ACTIVATIONS[name]
     module, x = layers.FeedForward(config_of(activation=name)), draw(*SHAPE)
     params = module.init(jax.random.key(0), x, True)["params"]
-    ours = module.apply({"params": params}, x, True)
+    actual = module.apply({"params": params}, x, True)
     wide, p = as_float64(x), {name: leaf["kernel"] for name, leaf in as_float64(params).items()}
     hidden = (
         activation(wide @ p["gate"]) * (wide @ p["up"]) if gated else activation(wide @ p["up"])
     )
     # The tanh form of GELU lies within 5e-4 of the exact one.
-    np.testing.assert_allclose(ours, hidden @ p["down"], atol=2e-3 if "ge" in name else 1e-5)
+    np.testing.assert_allclose(actual, hidden @ p["down"], atol=2e-3 if "ge" in name else 1e-5)
 
 
 def test_dense_general_2d_equals_the_product_over_several_axes():
     x, kernel = draw(2, 5, 4, 6), draw(4, 6, 3, 7)
     dimensions = ((2, 3), (0, 1)), ((), ())
-    ours = cpu_kernels.dense_general_2d(x, kernel, dimensions)
+    actual = cpu_kernels.dense_general_2d(x, kernel, dimensions)
     exact = np.einsum("btnh,nhkw->btkw", *as_float64((x, kernel)))
-    np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, exact, rtol=1e-5, atol=1e-5)
     for features, axis in ((8, -1), ((2, 4), -1), (8, (-2, -1))):
         dense = layers.dense(features, axis, 1.0, None, "float32")
         reference = dense.clone(dot_general=None)
@@ -182,7 +182,7 @@ def test_attention_equals_its_formula_without_division_by_a_root():
     x, source = draw(*SHAPE), draw(2, 7, 16, seed=1)
     mask = np.random.default_rng(2).random((2, 5, 7)) < 0.7
     mask[:, :, 0] = True
-    ours, params = attention_of(config_of(), x, source, mask)
+    actual, params = attention_of(config_of(), x, source, mask)
     p = {name: leaf["kernel"] for name, leaf in as_float64(params).items()}
     x, source = as_float64((x, source))
     heads = lambda x, kernel: np.einsum("bsd,dkh->bskh", x, kernel)
@@ -192,7 +192,7 @@ def test_attention_equals_its_formula_without_division_by_a_root():
     weights = scipy.special.softmax(np.where(mask[:, None], scores, -np.inf), axis=-1)
     summed = np.einsum("bnts,bsnh->btnh", weights, value)
     expected = np.einsum("btnh,nhd->btd", summed, p["out"])
-    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_projection_has_a_bias_so_zero_stays_zero():
@@ -208,8 +208,8 @@ def test_no_projection_has_a_bias_so_zero_stays_zero():
 def test_gemmas_norm_multiplies_by_one_plus_a_scale_that_starts_at_zero():
     x, scale = draw(*SHAPE), draw(16, seed=1)
     module = layers.NORMS["rms_offset"]("float32", "norm")
-    ours = module.apply({"params": {"scale": scale}}, x)
-    np.testing.assert_allclose(ours, exact_norm(x, 1 + np.asarray(scale)), rtol=1e-5, atol=1e-6)
+    actual = module.apply({"params": {"scale": scale}}, x)
+    np.testing.assert_allclose(actual, exact_norm(x, 1 + np.asarray(scale)), rtol=1e-5, atol=1e-6)
     start = module.init(jax.random.key(0), x)["params"]
     np.testing.assert_array_equal(start["scale"], np.zeros(16))
     np.testing.assert_allclose(module.apply({"params": start}, x), norm(x, jnp.ones(16)), rtol=1e-6)
@@ -217,9 +217,9 @@ def test_gemmas_norm_multiplies_by_one_plus_a_scale_that_starts_at_zero():
 
 def test_layer_norm_is_that_of_flax():
     x, params = 3 + draw(*SHAPE), {"scale": draw(16, seed=1), "bias": draw(16, seed=2)}
-    ours = layers.NORMS["layer"]("float32", name="norm").apply({"params": params}, x)
-    theirs = nn.LayerNorm(epsilon=1e-6).apply({"params": params}, x)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)
+    actual = layers.NORMS["layer"]("float32", name="norm").apply({"params": params}, x)
+    expected = nn.LayerNorm(epsilon=1e-6).apply({"params": params}, x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-6)
     start = layers.NORMS["layer"]("float32", name="norm").init(jax.random.key(0), x)["params"]
     np.testing.assert_array_equal(start["scale"], np.ones(16))
     np.testing.assert_array_equal(start["bias"], np.zeros(16))
@@ -245,8 +245,8 @@ def test_normalized_queries_and_keys_are_invariant_to_the_scale_of_their_input()
         return module(factor * x, (key, value / factor), mask, None, True)
 
     params = module.init(jax.random.key(0), x, 1.0, method=weights_of)
-    ours, scaled = (module.apply(params, x, f, method=weights_of) for f in (1.0, 100.0))
-    np.testing.assert_allclose(ours, scaled, rtol=1e-3, atol=1e-4)
+    actual, scaled = (module.apply(params, x, f, method=weights_of) for f in (1.0, 100.0))
+    np.testing.assert_allclose(actual, scaled, rtol=1e-3, atol=1e-4)
     assert set(params["params"]) == {"query", "key", "value", "out", "query_norm", "key_norm"}
 
 

@@ -110,7 +110,7 @@ def test_an_update_uses_the_learning_rate_of_its_step():
 
 def test_adafactor_equals_its_paper_in_float64():
     params, gradients = params_and_gradients()
-    ours = train(make(params, name="adafactor", learning_rate=0.01), params, gradients)
+    actual = train(make(params, name="adafactor", learning_rate=0.01), params, gradients)
     rms = lambda x: np.sqrt(np.mean(x * x))
 
     def exact(x, *grads):
@@ -127,7 +127,7 @@ def test_adafactor_equals_its_paper_in_float64():
             x = x - 0.01 * max(1e-3, rms(x)) * step / max(1.0, rms(step))
         return x
 
-    assert_close(ours, jax.tree.map(exact, params, *gradients), rtol=1e-4)
+    assert_close(actual, jax.tree.map(exact, params, *gradients), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["adafactor", "adamw_rms"])
@@ -186,9 +186,9 @@ def test_attention_kernels_are_updated_as_matrices_with_joined_heads(name):
         kernels = {name: {"kernel": x} for name, x in joined.items()}
         return {"encoder": {"layers": layers | kernels}}
 
-    ours = flat(train(make(params, name=name), params, gradients))
-    theirs = train(make(params, name=name), flat(params), [flat(tree) for tree in gradients])
-    assert_close(ours, theirs, rtol=1e-5)
+    actual = flat(train(make(params, name=name), params, gradients))
+    expected = train(make(params, name=name), flat(params), [flat(tree) for tree in gradients])
+    assert_close(actual, expected, rtol=1e-5)
 
 
 def test_adafactor_stores_rows_and_columns_of_wide_matrices_only():
@@ -266,17 +266,17 @@ def test_sharded_parameters_get_the_same_updates_and_stay_sharded(name):
     lay = lambda keys, x: jax.device_put(
         np.float32(x), NamedSharding(mesh, PartitionSpec(*SPECS[keys[1].key]))
     )
-    place = lambda tree: jax.tree_util.tree_map_with_path(lay, tree)
+    path = lambda tree: jax.tree_util.tree_map_with_path(lay, tree)
     optimizer = make(params, name=name, weight_decay=0.1, grad_clip_norm=1.0)
 
     def update(grads, params):
         updates, state = optimizer.update(grads, optimizer.init(params), params)
         return optax.apply_updates(params, updates), state
 
-    placed = place(params)
+    placed = path(params)
     layout = jax.tree.map(lambda x: x.sharding, placed)
-    compiled = jax.jit(update, out_shardings=(layout, None)).lower(place(grads), placed).compile()
-    sharded, _ = compiled(place(grads), placed)
+    compiled = jax.jit(update, out_shardings=(layout, None)).lower(path(grads), placed).compile()
+    sharded, _ = compiled(path(grads), placed)
     assert_close(jax.device_get(sharded), train(optimizer, params, [grads]), rtol=1e-4)
     if name == "adafactor":
         gathered = re.findall(r"f32\[([\d,]+)\]\S* all-gather\(", compiled.as_text())
@@ -297,8 +297,8 @@ def test_clipping_scales_the_whole_gradient_to_its_norm(clip_norm):
         for tree, norm in zip(gradients, norms, strict=True)
     ]
     optimizer = lambda clip: make(params, name="adamw", grad_clip_norm=clip)
-    ours = train(optimizer(clip_norm), params, gradients)
-    assert_close(ours, train(optimizer(0.0), params, by_hand), rtol=1e-4)
+    actual = train(optimizer(clip_norm), params, gradients)
+    assert_close(actual, train(optimizer(0.0), params, by_hand), rtol=1e-4)
 
 
 def test_a_small_gradient_and_a_norm_of_zero_are_not_clipped():

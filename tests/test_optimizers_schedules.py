@@ -72,20 +72,20 @@ def test_wsd_is_stable_between_warm_up_and_cooldown_and_may_have_no_middle():
 
 
 def test_cosine_is_optax_warm_up_and_cosine():
-    theirs = optax.warmup_cosine_decay_schedule(0.0, 0.02, 10, STEPS, end_value=0.002)
-    ours = rate_of("cosine", warmup={"steps": 10}, final_learning_rate_fraction=0.1)
+    expected = optax.warmup_cosine_decay_schedule(0.0, 0.02, 10, STEPS, end_value=0.002)
+    actual = rate_of("cosine", warmup={"steps": 10}, final_learning_rate_fraction=0.1)
     steps = range(STEPS + 5)
-    np.testing.assert_allclose([ours(n) for n in steps], [theirs(n) for n in steps], rtol=1e-5)
+    np.testing.assert_allclose([actual(n) for n in steps], [expected(n) for n in steps], rtol=1e-5)
 
 
 def test_linear_is_optax_warm_up_and_linear():
     ramp, fall = optax.linear_schedule(0, 0.02, 10), optax.linear_schedule(0.02, 0.004, STEPS - 10)
-    theirs, ours = (
+    expected, actual = (
         optax.join_schedules([ramp, fall], [10]),
         rate_of("linear", warmup={"steps": 10}, final_learning_rate_fraction=0.2),
     )
     steps = range(STEPS + 5)
-    np.testing.assert_allclose([ours(n) for n in steps], [theirs(n) for n in steps], rtol=1e-5)
+    np.testing.assert_allclose([actual(n) for n in steps], [expected(n) for n in steps], rtol=1e-5)
 
 
 def test_rsqrt_is_t5_one_over_root_n():
@@ -145,9 +145,9 @@ def test_a_duration_that_no_run_could_have_is_refused():
 
 def test_warm_up_and_cooldown_last_as_long_as_their_durations_say():
     pace = optimizers.RunLength(epoch=20.0, tokens=1000)
-    said = rate_of("wsd", 100, pace, warmup={"epochs": 0.5}, cooldown={"tokens": 3e4})
+    message = rate_of("wsd", 100, pace, warmup={"epochs": 0.5}, cooldown={"tokens": 3e4})
     counted = rate_of("wsd", 100, pace, warmup={"steps": 10}, cooldown={"steps": 30})
-    assert [said(n) for n in range(101)] == [counted(n) for n in range(101)]
+    assert [message(n) for n in range(101)] == [counted(n) for n in range(101)]
     knee = rate_of("rsqrt", 100, pace, warmup={"percent": 10})
     assert knee(40) == pytest.approx(0.02 / 2)
 

@@ -91,9 +91,9 @@ def test_stepwise_decoding_gives_the_logits_of_the_full_forward_pass(name):
     ragged = words.laid_out(words.ONE_A_ROW, late=(1, 4))[0]
     targets = np.random.default_rng(3).integers(2, VOCAB, ragged.targets.shape, dtype=np.int32)
     other = np.concatenate([targets[:, :4], 2 + (targets[:, 4:] + 3) % (VOCAB - 2)], axis=1)
-    both = [batch.Batch(*ragged[:2], each, np.ones_like(each)) for each in (targets, other)]
-    expected = np.stack([words.outcome(config, each)[1] for each in both], axis=1)  # [B, 2, t, V]
-    fed = [batch.shift_right(each.targets, each[3], config.decoder_start_token_id) for each in both]
+    pair = [batch.Batch(*ragged[:2], each, np.ones_like(each)) for each in (targets, other)]
+    expected = np.stack([words.outcome(config, each)[1] for each in pair], axis=1)  # [B, 2, t, V]
+    fed = [batch.shift_right(each.targets, each[3], config.decoder_start_token_id) for each in pair]
     fed = np.stack(fed, axis=1)
     start, steps = decoder(config)
     cache, params = start(words.drawn(config), *ragged[:2]), spoilt(config)
@@ -101,13 +101,13 @@ def test_stepwise_decoding_gives_the_logits_of_the_full_forward_pass(name):
     _, late = steps(params, cache, fed[:, 0, 5:])
     words.close(np.concatenate([early, late], axis=1), expected[:, 0])
 
-    kept, first = [0], 5
+    stored, first = [0], 5
     for parents, last in (([0, 0], 7), ([1, 0], 9)):
-        cache = transformer.gather_beams(cache, children(len(fed), len(kept), parents))
-        kept = [0, 1] if first == 5 else [kept[parent] for parent in parents]
-        given = fed[:, kept, first:last].reshape(-1, last - first)
+        cache = transformer.gather_beams(cache, children(len(fed), len(stored), parents))
+        stored = [0, 1] if first == 5 else [stored[parent] for parent in parents]
+        given = fed[:, stored, first:last].reshape(-1, last - first)
         cache, taken = steps(params, cache, given)
-        words.close(taken, expected[:, kept, first:last].reshape(taken.shape))
+        words.close(taken, expected[:, stored, first:last].reshape(taken.shape))
         first = last
 
 
@@ -129,7 +129,7 @@ def test_the_number_of_beams_may_shrink_and_grow_again():
         given = fed[:, :width, first:last].reshape(-1, last - first)
         cache, logits = steps(params, cache, given)
     # The last of the second beams, and, going back: 1, 0, and three times 2.
-    alone = np.stack([fed[:, beam, place] for place, beam in enumerate([2, 2, 2, 0, 1, 1])], axis=1)
+    alone = np.stack([fed[:, beam, path] for path, beam in enumerate([2, 2, 2, 0, 1, 1])], axis=1)
     words.close(logits[1::2, -1], steps(params, empty, alone)[1][:, -1])
 
 
@@ -146,11 +146,11 @@ def test_scanned_and_unrolled_layers_give_the_same_bits(name, examples):
 def test_scanned_and_unrolled_layers_start_from_the_same_bits():
     pair = [words.model_of("t5_1_1", scan_layers=scan) for scan in (False, True)]
     inits = [transformer.Transformer(config).init for config in pair]
-    ours, theirs = (
+    actual, expected = (
         jax.jit(init, compiler_options=words.QUICK)(FAST_KEY, transformer.dummy_batch())
         for init in inits
     )
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -162,31 +162,35 @@ def test_scanned_and_unrolled_layers_start_from_the_same_bits():
 )
 def test_rematerialization_changes_no_number(name, remat, compiled):
     examples = words.laid_out(words.PACKED)[0]
-    again, kept = (
+    again, stored = (
         words.model_of(name, scan_layers=compiled, remat_policy=r) for r in (remat, "none")
     )
-    ours, theirs = words.outcome(again, examples), words.outcome(kept, examples)
-    jax.tree.map(np.testing.assert_array_equal, ours[:2], theirs[:2])
-    words.close(ours[2], theirs[2], part=2e-6)
+    actual, expected = words.outcome(again, examples), words.outcome(stored, examples)
+    jax.tree.map(np.testing.assert_array_equal, actual[:2], expected[:2])
+    words.close(actual[2], expected[2], part=2e-6)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_rematerialization_stores_less_for_the_backward_pass(compiled):
-    kept, found = {}, {}
+    stored, jaxprs = {}, {}
     for remat in ("none", "dots", "full"):
         config = words.model_of("t5_1_1", scan_layers=compiled, remat_policy=remat)
         model = transformer.Transformer(config)
         loss = lambda params: model.apply({"params": params}, transformer.dummy_batch(8, 8)).sum()  # noqa: B023
         shapes = transformer.param_shapes(config)
         residuals = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], shapes)  # noqa: B023
-        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(residuals))
-        found[remat] = str(jax.make_jaxpr(loss)(shapes))
+        stored[remat] = sum(leaf.size for leaf in jax.tree.leaves(residuals))
+        jaxprs[remat] = str(jax.make_jaxpr(loss)(shapes))
     parameters = transformer.parameter_count(config)
-    assert kept["full"] - parameters < kept["dots"] - parameters < (kept["none"] - parameters) / 2
-    assert "prevent_cse" not in found["none"]
-    # Inside a loop nothing can be merged; without one the compiler would undo what it is told.
+    assert (
+        stored["full"] - parameters
+        < stored["dots"] - parameters
+        < (stored["none"] - parameters) / 2
+    )
+    assert "prevent_cse" not in jaxprs["none"]
+    # In unrolled layers XLA would merge the recomputation with the forward pass.
     expected = f"prevent_cse={not compiled}"
-    assert expected in found["full"] and expected in found["dots"]
+    assert expected in jaxprs["full"] and expected in jaxprs["dots"]
 
 
 @pytest.mark.parametrize("name", ["t5_1_1", "t5gemma_unequal", "2017"])
@@ -196,8 +200,8 @@ def test_bfloat16_differs_from_float32_by_rounding_only(name, examples):
     assert {leaf.dtype for leaf in jax.tree.leaves(transformer.param_shapes(narrow))} == {
         jnp.dtype("float32")
     }
-    ours = logits_of(narrow, examples, words.drawn(config))
-    assert ours.dtype == np.float32
+    actual = logits_of(narrow, examples, words.drawn(config))
+    assert actual.dtype == np.float32
     real = examples.targets_segment_ids > 0
     wide = logits_of(config, examples)[real]
     # Each result is off by at most 2**-8 of itself, and the errors of results in a row add as
@@ -205,7 +209,7 @@ def test_bfloat16_differs_from_float32_by_rounding_only(name, examples):
     # products, what is between, the sum); there are 2 of them in an encoder's layer, 3 in a
     # decoder's, and 6 more results about the towers (embeddings, final norms, the head's).
     depths = 2 * config.num_encoder_layers + 3 * config.num_decoder_layers
-    error = np.sqrt(np.mean((ours[real] - wide) ** 2) / np.mean(wide**2))
+    error = np.sqrt(np.mean((actual[real] - wide) ** 2) / np.mean(wide**2))
     assert 2**-8 / 10 < error < 2**-8 * np.sqrt(8 * depths + 6)
 
 
@@ -235,18 +239,18 @@ def test_shared_towers_equal_two_with_equal_kernels_and_their_gradients_add(exam
     alike = {"norm": one["norm"]}
     encoder = alike | {"layers": layers_, "relative": one["relative"]}
     decoder = alike | {"layers": one["layers"], "relative": one["causal_relative"]}
-    both = {"embed": params["embed"], "head": params["head"], "encoder": encoder}
+    pair = {"embed": params["embed"], "head": params["head"], "encoder": encoder}
     (total, logits, grads) = words.outcome(shared, examples)
-    (same, theirs, parts) = words.outcome(apart, examples, both | {"decoder": decoder})
-    words.close((total, logits), (same, theirs))
-    ours, added = grads["encoder"], parts["decoder"]["layers"]
+    (same, expected, parts) = words.outcome(apart, examples, pair | {"decoder": decoder})
+    words.close((total, logits), (same, expected))
+    actual, added = grads["encoder"], parts["decoder"]["layers"]
     for name in layers_:
         summed = jax.tree.map(np.add, added[name], parts["encoder"]["layers"][name])
-        words.close(ours["layers"][name], summed)
+        words.close(actual["layers"][name], summed)
     for name in cross:
-        words.close(ours["layers"][name], added[name])
-    words.close(ours["relative"], parts["encoder"]["relative"])
-    words.close(ours["causal_relative"], parts["decoder"]["relative"])
+        words.close(actual["layers"][name], added[name])
+    words.close(actual["relative"], parts["encoder"]["relative"])
+    words.close(actual["causal_relative"], parts["decoder"]["relative"])
     assert "decoder" not in params and "relative" in one
 
 
@@ -261,8 +265,8 @@ def test_grouped_key_value_heads_equal_repeated_heads(name, kv_heads, examples):
 
     repeated = jax.tree_util.tree_map_with_path(repeat, words.drawn(few))
     real = examples.targets_segment_ids > 0
-    ours, theirs = logits_of(few, examples), logits_of(many, examples, repeated)
-    words.close(ours[real], theirs[real], part=5e-6)
+    actual, expected = logits_of(few, examples), logits_of(many, examples, repeated)
+    words.close(actual[real], expected[real], part=5e-6)
 
 
 @pytest.mark.parametrize("name", ["umt5", "language_umt5"])
@@ -296,10 +300,10 @@ def test_a_token_beyond_the_window_does_not_affect_the_first_layer(windows):
     )
     examples = words.laid_out(((2,), (), (), (), (), ()))[0]
     before = logits_of(config, examples)[0]
-    for place in (0, 3, 5):  # a target is read one place later
-        after = logits_of(config, change(examples, targets=np.arange(TARGET) == place))[0]
+    for path in (0, 3, 5):  # a target is read one place later
+        after = logits_of(config, change(examples, targets=np.arange(TARGET) == path))[0]
         moved = (after != before).any(-1)
-        distance = np.arange(TARGET) - (place + 1)
+        distance = np.arange(TARGET) - (path + 1)
         np.testing.assert_array_equal(moved, (distance >= 0) & (distance < 4))
 
 
@@ -342,8 +346,8 @@ def test_dropout_is_applied_where_t5_applies_it(examples):
     decoder = [stream(TARGET)] * 5 + [hidden(TARGET), weights(TARGET)]
     decoder += [weights(SOURCE)]
     for tower, shapes in (("encoder", encoder), ("decoder", decoder)):
-        ours = [shape for path, shape in found.items() if path[0] == tower]
-        assert sorted(ours) == sorted(shapes)
+        actual = [shape for path, shape in found.items() if path[0] == tower]
+        assert sorted(actual) == sorted(shapes)
 
 
 def test_each_key_drops_differently_and_evaluation_drops_nothing(examples):

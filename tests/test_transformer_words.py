@@ -95,8 +95,8 @@ def fed(config, params, x):
 def through(config, params, x, seen, table, depth, encoded=None):
     """A tower: x [T, D], seen bool [T, T] -> [T, D]. table: the relative one's name."""
     away = np.arange(len(x))[None] - np.arange(len(x))[:, None]
-    both = not table.startswith("causal")
-    bucket = functools.partial(models.exact_bucket, bidirectional=both, buckets=8, limit=10)
+    pair = not table.startswith("causal")
+    bucket = functools.partial(models.exact_bucket, bidirectional=pair, buckets=8, limit=10)
     buckets = np.vectorize(bucket)(away)
     pattern = dict(local="l", local_global_1_1="lg", local_global_5_1="lllllg")
     pattern = pattern.get(config.attention.pattern, "g")
@@ -145,11 +145,11 @@ def told(config, inputs, targets, params=None):
     depth, causal = config.num_decoder_layers, "causal_relative"
     if config.architecture == "encoder_decoder":
         own = {key: size for key, size in dataclasses.asdict(config.encoder).items() if size}
-        ours = dataclasses.replace(config, encoder=words.EncoderConfig(), **own)
-        read = embedded(ours, params.get("encoder_embed", params["embed"])["embedding"], inputs)
+        actual = dataclasses.replace(config, encoder=words.EncoderConfig(), **own)
+        read = embedded(actual, params.get("encoder_embed", params["embed"])["embedding"], inputs)
         all_seen = np.ones((len(inputs), len(inputs)), bool)
         encoded = through(
-            ours, params["encoder"], read, all_seen, "relative", config.num_encoder_layers
+            actual, params["encoder"], read, all_seen, "relative", config.num_encoder_layers
         )
         tower = params["encoder" if config.shared_params == "all" else "decoder"]
         past = np.tri(len(given), dtype=bool)
@@ -183,8 +183,8 @@ def test_packed_and_padded_logits_equal_the_references_of_each_example(name, row
     config = model_of(name)
     examples, places = laid_out(rows, late)
     _, logits, _ = outcome(config, examples)
-    for number, (row, place) in places.items():
-        close(logits[row, place], told(config, *texts()[number]))
+    for number, (row, path) in places.items():
+        close(logits[row, path], told(config, *texts()[number]))
 
 
 @every_word
@@ -199,8 +199,8 @@ def test_the_ids_and_the_side_of_padding_change_no_number(name):
     config = model_of(name)
     (examples, places), (moved, others) = laid_out(PACKED), laid_out(PACKED, (0, 1, 2), seed=7)
     (_, logits, grads), (_, after, grads_after) = (outcome(config, x) for x in (examples, moved))
-    for number, (row, place) in places.items():
-        close(after[others[number]], logits[row, place])
+    for number, (row, path) in places.items():
+        close(after[others[number]], logits[row, path])
     close(grads_after, grads)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads)), "all have a say"
 
@@ -211,14 +211,14 @@ def test_a_target_affects_only_later_logits(name):
     examples, places = laid_out(PACKED)
     before = outcome(config, examples)[1]
     for number, index in ((2, 4), (1, 1)):
-        row, place = places[number]
-        at = place.start + index
+        row, path = places[number]
+        at = path.start + index
         targets = examples.targets.copy()
         targets[row, at] = 2 + (targets[row, at] + 3) % (VOCAB - 2)
         moved = (outcome(config, examples._replace(targets=targets))[1] != before).any(-1)
         moved &= examples.targets_segment_ids > 0
         assert not moved[row, : at + 1].any() and moved[row, at + 1]
-        assert not moved[row, place.stop :].any() and not np.delete(moved, row, axis=0).any()
+        assert not moved[row, path.stop :].any() and not np.delete(moved, row, axis=0).any()
 
 
 @pytest.mark.parametrize("name", ONE_TOWER)
@@ -230,10 +230,10 @@ def test_without_encoder_the_architecture_decides_how_inputs_are_masked(name):
     def hidden(inputs):
         given = examples._replace(inputs=inputs)
         tower = lambda module, method: module.name == "decoder"
-        kept = model.apply(
+        stored = model.apply(
             {"params": drawn(config)}, given, capture_intermediates=tower, mutable="intermediates"
         )
-        return kept[1]["intermediates"]["decoder"]["__call__"][0][0][0]
+        return stored[1]["intermediates"]["decoder"]["__call__"][0][0][0]
 
     hidden = jax.jit(hidden, compiler_options=QUICK)
     inputs = examples.inputs.copy()
@@ -253,8 +253,8 @@ def test_the_amount_of_padding_changes_no_number(name):
     (total, logits, grads), (more, after, grads_after) = (
         outcome(config, x) for x in (examples, wider)
     )
-    for row, place in places.values():
-        close(after[:, 3:-2][row, place], logits[row, place])
+    for row, path in places.values():
+        close(after[:, 3:-2][row, path], logits[row, path])
     close((more, grads_after), (total, grads))
 
 
@@ -262,5 +262,5 @@ def test_shared_towers_have_separate_relative_biases_as_encoder_and_decoder():
     config = model_of("shared", scan_layers=True, **{"position.kind": "relative_per_layer"})
     examples, places = laid_out(PACKED)
     assert {"relative", "causal_relative"} <= set(drawn(config)["encoder"]["layers"])
-    for number, (row, place) in places.items():
-        close(outcome(config, examples)[1][row, place], told(config, *texts()[number]))
+    for number, (row, path) in places.items():
+        close(outcome(config, examples)[1][row, path], told(config, *texts()[number]))

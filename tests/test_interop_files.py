@@ -294,8 +294,8 @@ def test_damaged_files_are_refused_with_the_cause(tmp_path):
     content = path.read_bytes()
     damage = {
         "it is cut or damaged; copy it again": content[:-4],
-        "no whole safetensors file": content[:100],
-        "is no whole safetensors": b"",
+        "no complete safetensors file": content[:100],
+        "is no complete safetensors": b"",
         "it is cut": content + b"more",
         r"the dtype of \S+='I32' is unknown": content.replace(b'"F32"', b'"I32"', 1),
         "the bytes of .* do not fit its shape": content.replace(b"[96, 16]", b"[95, 16]", 1),

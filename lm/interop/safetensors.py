@@ -41,7 +41,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Tensor]:
     try:
         header = json.loads(text)
     except ValueError:
-        raise ValueError(f"{path} is no whole safetensors file; copy it again.") from None
+        raise ValueError(f"{path} is no complete safetensors file; copy it again.") from None
     header.pop("__metadata__", None)
     end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end != size:

@@ -53,7 +53,7 @@ class Block(nn.Module):
         """x [B, T, D] and (the layer's cache or None, whether it is local) -> x, the new cache.
 
         A cache without keys stores those of x, [B, T, K, H]; otherwise they are written into it at
-        context.write_index, and x attends to the whole cache.
+        context.write_index, and x attends to all cached keys.
         """
         cache, is_local = layer_inputs
         x = self.shard_activations(x)

@@ -89,12 +89,12 @@ def plan(config: documents.CorpusConfig, out: str) -> str:
     lines += [*_skipped_files(config), ""]
     for name, limit in rules.parse_rules(config.rules):
         rule = name if limit is None else f"{name}={limit}"
-        lines.append(f"{'rule':<12} {rule}: {rules.RULES[name].meaning}")
+        lines.append(f"{'rule':<16} {rule}: {rules.RULES[name].meaning}")
     for field in ("dedupe", "heldout_fraction", "tokenizer", "vocab_size"):
-        lines.append(f"{field:<12} {getattr(config, field)}")
+        lines.append(f"{field:<16} {getattr(config, field)}")
     count = config.shard_count(files)
     state = "is already there" if path.exists() else "would be written"
-    return "\n".join([*lines, f"{'out':<12} {out}, files a split: {count}; it {state}"])
+    return "\n".join([*lines, f"{'out':<16} {out}, files a split: {count}; it {state}"])
 
 
 def _skipped_files(config: documents.CorpusConfig) -> list[str]:

@@ -153,6 +153,13 @@ def to_cache(key: Array, value: Array) -> tuple[Array, Array]:
     return key, jnp.swapaxes(value, 1, 2).reshape(rows * groups, length, width)
 
 
+def from_cache(key: Array, value: Array, rows: int) -> tuple[Array, Array]:
+    """Keys and values of `rows` rows in the layout of a cache as [B, S, K, H]: undo `to_cache`."""
+    key = key.reshape(rows, -1, *key.shape[1:])
+    value = value.reshape(rows, -1, *value.shape[1:])
+    return jnp.transpose(key, (0, 3, 1, 2)), jnp.swapaxes(value, 1, 2)
+
+
 def attend_to_cache(
     query: Array,
     key: Array,

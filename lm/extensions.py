@@ -26,7 +26,7 @@ def register(table: dict[str, Any], name: str, entry: Any) -> None:
 
     Args:
       table: any that a config chooses from, as layers.ACTIVATIONS, objectives.OBJECTIVES,
-        optimizers.OPTIMIZERS, distill.TERMS, attention.IMPLEMENTATIONS, tasks.TASKS.
+        optimizers.OPTIMIZERS, distill.TERMS, layers.ATTENTION, tasks.TASKS.
       name: as the config will name it. entry: of the kind that the table holds.
 
     Raises: ValueError if the table has an entry of that name from elsewhere.

@@ -21,6 +21,7 @@ ACTIVATIONS = {  # name: (function, whether it multiplies a linear gate)
     "swiglu": (nn.silu, True),
 }
 ATTENTION = {"fast_cpu": cpu_kernels.attend, "einsum": attention.attend}
+BUILT_IN_ATTENTION = tuple(ATTENTION)  # these compute the same function
 
 
 def dense(
@@ -170,7 +171,12 @@ class Attention(nn.Module):
     def attend_to_cache(self, x, keys_values, mask, bias, positions=None) -> Array:
         """The same without dropout, for keys and values in the layout of attention.to_cache."""
         query, config = self._query(x, positions), self._score_config()
-        return self.out(attention.attend_to_cache(query, *keys_values, mask, bias, config))
+        implementation = self.config.attention.implementation
+        if implementation in BUILT_IN_ATTENTION:
+            return self.out(attention.attend_to_cache(query, *keys_values, mask, bias, config))
+        keys_values = attention.from_cache(*keys_values, len(x))
+        mask = jnp.broadcast_to(mask, (*query.shape[:2], keys_values[0].shape[1]))
+        return self.out(ATTENTION[implementation](query, *keys_values, mask, bias, None, config))
 
     def _query(self, x, positions):
         config, query = self.config, self.query(x)

@@ -54,7 +54,7 @@ LINES = {
     "extensions": 112,
     "inference": 891,
     "initialization": 63,
-    "interop": 1811,
+    "interop": 1812,
     "layers": 234,
     "logs": 719,
     "lookup": 64,

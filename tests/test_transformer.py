@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import batch, layers, transformer
+from lm import attention, batch, layers, transformer
+from lm.interop import names
 from tests import models as words
 
 SOURCE, TARGET, VOCAB = words.SOURCE, words.TARGET, words.VOCAB
@@ -109,6 +110,30 @@ def test_stepwise_decoding_gives_the_logits_of_the_full_forward_pass(name):
         cache, taken = steps(params, cache, given)
         words.close(taken, expected[:, stored, first:last].reshape(taken.shape))
         first = last
+
+
+def sigmoid_attention(query, key, value, mask, bias, keep, config):
+    """Attention without a softmax: each weight is the sigmoid of its score."""
+    (rows, length, heads, width), groups = query.shape, key.shape[2]
+    weights = jax.nn.sigmoid(attention.scores(query, key, mask, bias, config))
+    weights = weights.reshape(rows, groups, -1, length, key.shape[1])
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(rows, length, heads, width)
+
+
+def test_an_attention_variant_of_ones_own_decodes_stepwise_as_it_trains(monkeypatch):
+    fields = {"attention.implementation": "sigmoid", "num_kv_heads": 2}
+    monkeypatch.setitem(layers.ATTENTION, "sigmoid", sigmoid_attention)
+    monkeypatch.setitem(words.WORDS, "sigmoid", fields)
+    test_stepwise_decoding_gives_the_logits_of_the_full_forward_pass("sigmoid")
+    rows, softmax = (
+        words.laid_out(words.ONE_A_ROW)[0],
+        fields | {"attention.implementation": "einsum"},
+    )
+    monkeypatch.setitem(words.WORDS, "softmax", softmax)
+    logits = [words.outcome(words.model_of(name), rows)[1] for name in ("sigmoid", "softmax")]
+    assert np.abs(logits[0] - logits[1]).max() > 0.1
+    with pytest.raises(ValueError, match="model.attention.implementation='sigmoid' cannot be exp"):
+        names.family_of(words.model_of("sigmoid"))
 
 
 def children(rows, width, parents):

@@ -80,5 +80,7 @@ def _logit_term(
     if term.name == "policy":  # for the student's own answers
         return on_policy.policy_gradient(student, teacher, examples.targets, weights - labels)
     names, divergence, _ = TERMS[term.name]
+    if divergence is None:
+        raise ValueError(f"teacher.loss.{term.name} has no divergence; give its TermKind one.")
     options = {name: getattr(term, name) for name in names}
     return divergence(student, teacher, weights, **options)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lm import transformer
+from lm import layers, transformer
 
 AXIS = r"\((.*?)\)|(\w)"  # joined axes in brackets, or one
 TOWERS = {"encoder": "1", "decoder": "2"}  # tower: {last}; T5's decoder has cross-attention at 1
@@ -297,6 +297,7 @@ def family_of(config: transformer.ModelConfig) -> Family:
     family = FAMILIES[kinds[config.position.kind]]
     allowed = {field: (value,) for field, value in family.words.items()}
     allowed |= {"lm_head": family.heads, "activation": tuple(family.activations)}
+    allowed["attention.implementation"] = layers.BUILT_IN_ATTENTION
     if family.model_type != "t5gemma":
         allowed["num_kv_heads"] = (config.num_heads,)
         for key in dataclasses.asdict(config.encoder):

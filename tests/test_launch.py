@@ -135,7 +135,7 @@ def test_the_codes_of_the_hosts_decide_together():
 
 
 def made_script(*words: str) -> str:
-    return slurm.script(launch.asked([*words, *TRAIN, DISK])[1])
+    return slurm.script(launch.parse([*words, *TRAIN, DISK])[1])
 
 
 @pytest.mark.parametrize("slice", ["h100-16", "gpu-4", "gpu-24"])

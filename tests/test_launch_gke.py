@@ -21,7 +21,7 @@ TRAIN = ["--", "train", "--config=configs/pretrain.py:tiny", "--workdir=gs://buc
 
 def made(*words: str, slice: str = "v5p-32") -> dict:
     words = ["--on=gke", f"--slice={slice}", "--image=us-docker.pkg.dev/p/lm/lm", *words, *TRAIN]
-    return gke.manifest(launch.asked(words)[1])
+    return gke.manifest(launch.parse(words)[1])
 
 
 def job(manifest: dict) -> dict:

@@ -172,10 +172,10 @@ def test_looking_on_ends_without_the_run_and_begins_again(interruptible, cloud, 
 
 
 def test_what_is_asked_for_is_what_was_meant():
-    plain = launch.asked(WORDS)[1]
+    plain = launch.parse(WORDS)[1]
     assert not {"--spot"} & set(tpu_vm.creation(plain).words)
     words = ["--spot", "--project=p", "--service-account=a@b", "--extra=--network=n", *WORDS]
-    asked = tpu_vm.creation(launch.asked(words)[1]).words
+    asked = tpu_vm.creation(launch.parse(words)[1]).words
     assert {"--spot", "--project=p", "--service-account=a@b", "--network=n"} <= set(asked)
     assert "--node-id=mine" in asked and "--runtime-version=v2-alpha-tpuv5-lite" in asked
 
@@ -215,7 +215,7 @@ def test_outside_a_checkout_it_says_so(tmp_path, monkeypatch):
 
 def test_the_bundle_is_what_a_host_clones(checkout, tmp_path, monkeypatch):
     monkeypatch.setattr(tpu_vm.tempfile, "gettempdir", lambda: str(tmp_path))
-    job = launch.asked(WORDS)[1]
+    job = launch.parse(WORDS)[1]
     pack = tpu_vm.attempt(job)[0]
     assert subprocess.run(pack.words, check=False).returncode == 0
     host = tmp_path / "host"

@@ -35,15 +35,14 @@ def test_a_loop_of_unknown_length_is_reported():
 # Collectives on 8 devices. --------------------------------------------------------------------
 
 SIZE = FLOAT * 64 * 32  # of the array that each device holds
-# kind -> what a device does with its array, bytes of the whole, bytes that a device sends.
+# kind -> what a device does with its array, bytes that it sends.
 EXCHANGES = {
-    "all-reduce": (lambda x: jax.lax.psum(x, "x"), SIZE, 2 * 7 / 8 * SIZE),
-    "all-gather": (lambda x: jax.lax.all_gather(x, "x"), 8 * SIZE, 7 * SIZE),
-    "reduce-scatter": (lambda x: jax.lax.psum_scatter(x, "x", tiled=True), SIZE, 7 / 8 * SIZE),
-    "all-to-all": (lambda x: jax.lax.all_to_all(x, "x", 0, 0, tiled=True), SIZE, 7 / 8 * SIZE),
+    "all-reduce": (lambda x: jax.lax.psum(x, "x"), 2 * 7 / 8 * SIZE),
+    "all-gather": (lambda x: jax.lax.all_gather(x, "x"), 7 * SIZE),
+    "reduce-scatter": (lambda x: jax.lax.psum_scatter(x, "x", tiled=True), 7 / 8 * SIZE),
+    "all-to-all": (lambda x: jax.lax.all_to_all(x, "x", 0, 0, tiled=True), 7 / 8 * SIZE),
     "collective-permute": (
         lambda x: jax.lax.ppermute(x, "x", [(i, (i + 1) % 8) for i in range(8)]),
-        SIZE,
         SIZE,
     ),
 }
@@ -59,18 +58,17 @@ def across(function, *shapes, **axes):
 
 @pytest.mark.parametrize("kind", EXCHANGES)
 def test_a_collective_moves_what_its_ring_does(kind):
-    exchange, whole, sent = EXCHANGES[kind]
+    exchange, sent = EXCHANGES[kind]
     traffic = across(exchange, array(8 * 64, 32), x=8)
-    assert traffic.sent == {kind: sent} and traffic.network_bytes == sent
-    assert traffic.payload == {kind: whole} and traffic.counts == {kind: 1}
+    assert traffic.sent == {kind: sent}
 
 
 @pytest.mark.parametrize("kind", ["all-reduce", "collective-permute"])
 def test_a_collective_in_a_loop_counts_as_often_as_it_runs(kind):
-    exchange, _, sent = EXCHANGES[kind]
+    exchange, sent = EXCHANGES[kind]
     rounds = lambda x: jax.lax.fori_loop(0, 5, lambda i, x: jnp.sin(exchange(x)), x)
     traffic = across(rounds, array(8 * 64, 32), x=8)
-    assert traffic.sent == {kind: 5 * sent} and traffic.counts == {kind: 5}
+    assert traffic.sent == {kind: 5 * sent}
 
 
 def test_a_sum_over_one_axis_of_a_mesh_is_among_its_chips():
@@ -79,7 +77,7 @@ def test_a_sum_over_one_axis_of_a_mesh_is_among_its_chips():
 
 
 def test_one_device_sends_nothing():
-    assert traffic_of(jnp.matmul, array(8, 8), array(8, 8)).network_bytes == 0
+    assert traffic_of(jnp.matmul, array(8, 8), array(8, 8)).sent == {}
 
 
 def test_data_parallel_training_sums_four_bytes_per_parameter_and_a_few_metrics():
@@ -102,8 +100,7 @@ def test_data_parallel_training_sums_four_bytes_per_parameter_and_a_few_metrics(
     traffic = hlo.collective_traffic(lowered.compile(compiler_options=words.QUICK).as_text())
     parameters = FLOAT * transformer.parameter_count(config)
     assert set(traffic.sent) == {"all-reduce"}
-    assert parameters < traffic.payload["all-reduce"] <= parameters + FLOAT * 16
-    assert traffic.network_bytes == pytest.approx(traffic.payload["all-reduce"] * 7 / 4, abs=8)
+    assert parameters < traffic.sent["all-reduce"] * 4 / 7 <= parameters + FLOAT * 16 + 8
 
 
 # Texts as the compiler of TPUs writes them. -------------------------------------------------------
@@ -153,7 +150,7 @@ def test_trip_counts_and_group_sizes_are_read_from_the_text(groups, chips):
         f"%while.1 = {shape} while(%x), condition=%condition, body=%body",
     ]
     traffic = hlo.collective_traffic(text(*program, more=LOOP.replace("GROUPS", groups)))
-    assert traffic.unknown_loops == 0 and traffic.counts == {"all-reduce": 7}
+    assert traffic.unknown_loops == 0
     sent = 7 * 2 * (chips - 1) / chips * FLOAT * 64 * 128
     assert traffic.sent == {"all-reduce": sent}
 
@@ -202,4 +199,3 @@ def test_a_gather_overlapped_by_several_fusions_counts_once():
     ]
     traffic = hlo.collective_traffic(text(*program, more=CHAIN))
     assert traffic.sent == {"all-gather": 7 / 8 * 2 * 128 * 512}
-    assert traffic.counts == {"all-gather": 1}

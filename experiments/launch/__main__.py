@@ -13,7 +13,7 @@ from lm import cli, lookup
 
 TARGETS = {"local": local, "tpu-vm": tpu_vm, "gke": gke, "slurm": slurm}
 CLOUD = ("tpu-vm", "gke")
-FLAGS = {  # name: (the targets that know it, help)
+FLAGS = {  # name: (targets that accept it, help)
     "slice": (TARGETS, "v5e-8, v6e-256 (tpu-vm, gke); local or local-2; h100-16 (slurm)"),
     "name": (TARGETS, "of the queued resource, JobSet or job; the same name finds it again"),
     "slices": (CLOUD, "so many such slices train one run"),
@@ -35,7 +35,7 @@ NUMBERS = {"slices", "port", "per-node"}
 
 
 class Flags(argparse.ArgumentParser):
-    """A parser whose complaint is one sentence."""
+    """A parser that raises ValueError instead of exiting."""
 
     def error(self, message: str):
         """Raise ValueError."""
@@ -43,7 +43,7 @@ class Flags(argparse.ArgumentParser):
 
 
 def parser() -> Flags:
-    """The flags before --."""
+    """The parser of the flags before --."""
     flags = Flags(
         prog="python -m experiments.launch",
         usage="%(prog)s --on=TARGET --slice=SLICE [flags] -- train --config=... --workdir=...",
@@ -62,10 +62,10 @@ def parser() -> Flags:
     return flags
 
 
-def asked(words: list[str]) -> tuple[str, jobs.Job, set[str]]:
-    """(target, job, the switches that are on) of the command line.
+def parse(words: list[str]) -> tuple[str, jobs.Job, set[str]]:
+    """Parses the command line into (target, job, switches that are on).
 
-    Raises ValueError, in one sentence, for whatever could not be run.
+    Raises ValueError if the target could not run the job.
     """
     cut = words.index("--") if "--" in words else len(words)
     given = vars(parser().parse_args(words[:cut]))
@@ -88,22 +88,22 @@ def asked(words: list[str]) -> tuple[str, jobs.Job, set[str]]:
 
 
 def preflight(job: jobs.Job) -> steps.Step:
-    """The command that compiles the run's step for the slice, and says whether it fits."""
+    """The command that compiles the run's step for the slice and reports whether it fits."""
     config = [one for one in job.arguments if one.startswith("--config")]
     words = ("python", "-m", "lm", "preflight", *config, f"--slice={job.slice}")
     return steps.Step(words, "does it fit?")
 
 
 def main(words: list[str]) -> int:
-    """Launch, or print what would be run; the exit code of the run."""
-    target, job, switches = asked(words)
+    """Launches the job, or prints its commands; returns the exit code of the run."""
+    target, job, switches = parse(words)
     wanted = target in CLOUD and "no_preflight" not in switches
     first = [preflight(job)] if wanted and job.slices == 1 else []
     if "dry_run" in switches:
         print(steps.shown([*first, *TARGETS[target].plan(job)]))
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if wanted and not first:  # of several slices, each sees a part of the batch
+    if wanted and not first:  # with several slices, each processes a share of the batch
         steps.say(f"preflight knows one slice: nothing is compiled for --slices={job.slices}")
     if any(code := steps.run(step) for step in first):
         steps.say("preflight refused it, nothing was asked for; --no-preflight launches anyway")

@@ -1,8 +1,8 @@
-"""A JobSet of Kubernetes: one job a slice, one pod a host; Kubernetes starts them again.
+"""A JobSet of Kubernetes with a job per slice and a pod per host; Kubernetes restarts them.
 
 Fields: kubernetes-sigs/jobset, api/jobset/v1alpha2/jobset_types.go; kubernetes/api, batch/v1 and
 core/v1. Labels and google.com/tpu: docs.cloud.google.com/kubernetes-engine/docs/how-to/tpus. jax
-finds the hosts by what GKE puts into the environment of TPU pods (jax/_src/clusters).
+finds the hosts by environment variables that GKE sets in TPU pods (jax/_src/clusters).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SPOT = "cloud.google.com/gke-spot"
 
 
 def check(job: jobs.Job) -> None:
-    """Raise ValueError where the manifest would lack something."""
+    """Raises ValueError if a field of the manifest is missing."""
     jobs.check_cloud(job)
     if not job.image:
         raise ValueError(
@@ -27,7 +27,7 @@ def check(job: jobs.Job) -> None:
 
 
 def manifest(job: jobs.Job) -> dict:
-    """The JobSet. A pod's exit code 2 or 3 ends it; anything else starts all pods again."""
+    """The JobSet. A pod's exit code 2 or 3 ends it; any other failure restarts all pods."""
     tpus = job.tpus
     stops = [code for code in jobs.FINAL if code]
     rule = {
@@ -63,7 +63,7 @@ def manifest(job: jobs.Job) -> dict:
 
 
 def pod(job: jobs.Job) -> dict:
-    """What each host runs, and on which nodes."""
+    """The pod of a host: container, resources and node selector."""
     tpus, labels = job.tpus, ("gke-tpu-accelerator", "gke-tpu-topology")
     pairs = (one.partition("=") for one in job.environment)
     container = {
@@ -92,7 +92,7 @@ def pod(job: jobs.Job) -> dict:
 
 
 def yaml(value, indent: str = "") -> str:
-    """Dicts, lists and scalars as YAML, whose scalars are JSON's."""
+    """Formats dicts, lists and scalars as YAML with scalars as in JSON."""
     if not isinstance(value, dict | list) or not value:
         return f" {json.dumps(value)}\n"
     lines = "" if indent == "" else "\n"
@@ -106,13 +106,13 @@ def yaml(value, indent: str = "") -> str:
 
 
 def plan(job: jobs.Job) -> list[steps.Step]:
-    """The application of the manifest."""
+    """The command that applies the manifest."""
     words = ("kubectl", "apply", *job.extra, "--filename=-")
     return [steps.Step(words, stdin=yaml(manifest(job)))]
 
 
 def launch(job: jobs.Job) -> int:
-    """Hand it to Kubernetes; 0 when it took it, kubectl's exit code where it did not."""
+    """Submits the JobSet; returns kubectl's exit code."""
     (application,) = plan(job)
     if code := steps.run(application):
         return code

@@ -1,4 +1,4 @@
-"""What is to be run, and where: checked before anything is paid for."""
+"""A run and its machines, checked before anything is paid for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ FINAL = (
     0,
     exits.USER_ERROR,
     exits.DIVERGED,
-)  # finished, a mistake, diverged: starting again changes nothing
-OURS = ("--coordinator", "--hosts", "--host", "--dry_run")  # of train, what a launcher decides
+)  # finished, user error, diverged: a restart would end the same way
+OURS = ("--coordinator", "--hosts", "--host", "--dry_run")  # flags of train that the launcher sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +43,17 @@ class Job:
 
     @property
     def tpus(self) -> slices.Slice:
-        """The TPU slice of that name. Raises ValueError where it is none."""
+        """The TPU slice of that name. Raises ValueError if there is none."""
         return slices.parse_slice(self.slice)
 
     def flag(self, name: str) -> str:
-        """The value of a flag --name=value of the command, "" where it is not given."""
+        """The value of a flag --name=value of the command; "" if it is missing."""
         start = f"--{name}="
         return next((one[len(start) :] for one in self.arguments if one.startswith(start)), "")
 
 
 def check(job: Job) -> None:
-    """Raise ValueError, in one sentence, where a job could not run on any target."""
+    """Raises ValueError if no target could run the job."""
     if job.arguments[:1] != ("train",):
         given = repr(job.arguments[0]) if job.arguments else "nothing"
         raise ValueError(
@@ -79,8 +79,8 @@ def check(job: Job) -> None:
 
 
 def check_cloud(job: Job) -> None:
-    """Raise ValueError where a job could not run on hosts that share no disk."""
-    job.tpus  # noqa: B018  (raises where there is no such slice)
+    """Raises ValueError if hosts without a shared disk could not run the job."""
+    job.tpus  # noqa: B018  (raises for an unknown slice)
     for one in job.arguments:
         flag, _, value = one.partition("=")
         ours = "/" in value and os.path.isdir(value)  # a corpus, a tokenizer, a run
@@ -94,6 +94,6 @@ def check_cloud(job: Job) -> None:
 def decides(codes: list[int]) -> int:
     """The exit code of a run from those of its hosts: the smallest that is not 0, else 0.
 
-    A host that finds a mistake ends with 2, and the others, which lost it, with 75.
+    A host with a user error ends with 2, and the others, which lose it, with 75.
     """
     return min((code for code in codes if code), default=0)

@@ -13,11 +13,11 @@ import time
 from experiments.launch import job as jobs
 from experiments.launch import steps
 
-GRACE = 60  # seconds in which hosts notice by themselves that one is lost; then they are killed
+GRACE = 60  # seconds in which hosts detect a lost host; then they are killed
 
 
 def hosts(job: jobs.Job) -> int:
-    """The processes that a slice called local or local-N has. Raises ValueError for others."""
+    """Number of processes of the slice local or local-N. Raises ValueError for other names."""
     found = re.fullmatch(r"local(?:-([1-9]\d?))?", job.slice)
     if not found:
         raise ValueError(
@@ -27,12 +27,12 @@ def hosts(job: jobs.Job) -> int:
 
 
 def check(job: jobs.Job) -> None:
-    """Raise ValueError where it could not run here."""
+    """Raises ValueError if this machine could not run the job."""
     hosts(job)
 
 
 def plan(job: jobs.Job) -> list[steps.Step]:
-    """A command for each process. Where there are several, each sees the GPU of its number."""
+    """A command for each process; of several processes, each uses the GPU with its number."""
     count, train = hosts(job), ("python", "-m", "lm", *job.arguments)
     if count == 1:
         return [steps.Step(train, environment=job.environment)]
@@ -48,14 +48,14 @@ def plan(job: jobs.Job) -> list[steps.Step]:
 
 
 def launch(job: jobs.Job) -> int:
-    """Run the processes to their end; the exit code that decides (job.decides).
+    """Runs the processes until they end; returns the exit code of the run (job.decides).
 
-    Each line is printed behind its host's number. SIGINT and SIGTERM are passed on, once each. A
-    host that fails takes the others with it: they notice it, or are killed after GRACE seconds.
+    Prints each line after its host's number, and forwards SIGINT and SIGTERM. If a host fails, the
+    others end by themselves or are killed after GRACE seconds.
     """
     todo = [step for step in plan(job) if step.words != ("wait",)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
-    # Sessions of their own: Ctrl-C comes to us alone, and is passed on once.
+    # In their own sessions: Ctrl-C reaches only this process, which forwards it once.
     running = [steps.started(step, start_new_session=True, **options) for step in todo]
 
     def forward(number, frame):
@@ -84,7 +84,7 @@ def launch(job: jobs.Job) -> int:
 
 
 def _until_the_last_ends(running: list[subprocess.Popen]) -> None:
-    """Wait; kill the others where one fails and they do not end in time."""
+    """Waits; kills the remaining processes GRACE seconds after one has failed."""
     deadline = None
     while any(process.poll() is None for process in running):
         if deadline is None and any(process.poll() for process in running):
@@ -96,7 +96,7 @@ def _until_the_last_ends(running: list[subprocess.Popen]) -> None:
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """Kill a process with its children (of the data), and wait for its end."""
+    """Kills a process with its data workers, and waits for its end."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A batch job with GPUs: SLURM's own queue asks for the nodes again after a preemption."""
+"""A SLURM batch job with GPUs, which SLURM queues again after a preemption."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.launch import steps
 from lm import exits
 
 RESTARTS = 100  # starts after which a job gives up
-NOTICE = 300  # seconds before the time limit at which the processes are told to save and stop
+NOTICE = 300  # seconds between SIGTERM (save and stop) and the time limit
 
 # A process a GPU: jax takes SLURM_LOCALID for the number of its only device (slurm_cluster.py).
 # TERM@: to every process of the tasks, not to this script (man sbatch, --signal). A task's shell
@@ -62,7 +62,7 @@ def check(job: jobs.Job) -> None:
 
 
 def script(job: jobs.Job) -> str:
-    """The batch script."""
+    """Returns the batch script."""
     kind, count = job.slice.rsplit("-", 1)
     per_node = min(int(count), job.per_node)
     pairs = (one.partition("=") for one in job.environment)
@@ -80,12 +80,12 @@ def script(job: jobs.Job) -> str:
 
 
 def plan(job: jobs.Job) -> list[steps.Step]:
-    """The submission, with the script as its input."""
+    """The sbatch command, with the script on stdin."""
     return [steps.Step(("sbatch", *job.extra), stdin=script(job))]
 
 
 def launch(job: jobs.Job) -> int:
-    """Submit it; 0 when it is in the queue, sbatch's exit code where it is not."""
+    """Submits the job; returns sbatch's exit code."""
     (submission,) = plan(job)
     if code := steps.run(submission):
         return code

@@ -1,4 +1,4 @@
-"""One command: how it is shown, and how it is run. The two are the same words."""
+"""One command of a launch: print it as a shell line, and run it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ PROGRAMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command. why: a comment; stdin: what it reads; environment: NAME=VALUE, beside ours.
+    """A command.
 
-    beside: it runs beside the next ones.
+    why: a comment. stdin: its input. environment: NAME=VALUE in addition to this process's.
+    beside: run it in the background (`&`).
     """
 
     words: tuple[str, ...]
@@ -32,12 +33,12 @@ class Step:
     beside: bool = False
 
     def __str__(self) -> str:
-        """What to type in a shell to run it."""
+        """The command as a shell line."""
         pairs = (one.partition("=") for one in self.environment)
         assigned = [f"{name}={shlex.quote(value)}" for name, _, value in pairs]
         words = [*assigned, *map(shlex.quote, self.words)]
         line = " ".join(words)
-        if len(line) > WIDTH:  # a flag a line
+        if len(line) > WIDTH:  # one flag per line
             line = words[0]
             for word in words[1:]:
                 line += f" \\\n  {word}" if word.lstrip("'").startswith("--") else f" {word}"
@@ -53,7 +54,7 @@ def shown(plan: list[Step]) -> str:
 
 
 def started(step: Step, **options) -> subprocess.Popen:
-    """The process of a step. options: Popen's. Raises ValueError where there is no such program."""
+    """Starts a step; options: of Popen. Raises ValueError if the program is not installed."""
     program, *words = step.words
     command = [sys.executable if program == "python" else program, *words]
     added = dict(one.split("=", 1) for one in step.environment)
@@ -66,7 +67,7 @@ def started(step: Step, **options) -> subprocess.Popen:
 
 @contextlib.contextmanager
 def running(step: Step, **options):
-    """The process of a step, told to end where this is left before its end, as by Ctrl-C."""
+    """Context of a running step, which is terminated on exit (as by Ctrl-C)."""
     process = started(step, **options)
     try:
         yield process
@@ -77,19 +78,19 @@ def running(step: Step, **options):
 
 
 def run(step: Step) -> int:
-    """Run a step in the user's terminal; its exit code."""
+    """Runs a step in the user's terminal; returns its exit code."""
     with running(step, stdin=subprocess.PIPE if step.stdin else None) as process:
         process.communicate(step.stdin or None)
     return process.returncode
 
 
 def read(step: Step) -> subprocess.CompletedProcess:
-    """Run a step without a word in the terminal; what it said on stdout and stderr."""
+    """Runs a step and returns its stdout and stderr, without printing them."""
     with running(step, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         said, complaint = process.communicate()
     return subprocess.CompletedProcess(step.words, process.returncode, said, complaint)
 
 
 def say(text: str) -> None:
-    """A line of the launcher's own, on stderr."""
+    """Prints a message of the launcher on stderr."""
     print(f"launch: {text}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""A queued resource of Cloud TPU: asked for, filled with the code, watched, asked for anew.
+"""A queued resource of Cloud TPU: request it, install the code, watch the run, request it again.
 
-The run goes on by itself on the TPU's hosts; this program looks on. Started again, it finds the
-resource by its name and looks on again. A preempted resource is deleted and asked for anew, and the
+The run does not need this program, which only watches it; started again, the program finds the
+resource by its name and watches on. A preempted resource is deleted and requested again, and the
 same command continues the run from its checkpoint in the bucket.
 
 Flags: docs.cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources. States:
@@ -21,17 +21,17 @@ from experiments.launch import job as jobs
 from experiments.launch import steps
 from lm import exits
 
-POLL = 20.0  # seconds between two looks at the state
-PAUSES = (5.0, 15.0, 45.0)  # seconds before an answerless call is repeated
+POLL = 20.0  # seconds between queries of the state
+PAUSES = (5.0, 15.0, 45.0)  # seconds before a failed call is repeated
 LASTING = ("PERMISSION_DENIED", "INVALID_ARGUMENT", "UNAUTHENTICATED", "FAILED_PRECONDITION")
-TRIES = 5  # failures in a row, each within QUICK, after which it gives up
+TRIES = 5  # consecutive failures, each within QUICK, before it gives up
 QUICK = 600.0  # seconds
-GONE = ("FAILED", "SUSPENDED")  # to be deleted before it is asked for anew
-CODE = ("lm", "configs", "experiments", "pyproject.toml", "requirements.txt")  # what a run is of
+GONE = ("FAILED", "SUSPENDED")  # delete it before requesting it again
+CODE = ("lm", "configs", "experiments", "pyproject.toml", "requirements.txt")  # the code of a run
 CHANGES = steps.Step(("git", "status", "--porcelain", "--", *CODE), "this must print nothing")
 
-# A run outlives the connection that started it: its own session, its own log. The Ubuntu of TPU VMs
-# has an older Python than we need, so uv brings one.
+# A run has its own session and log, so that it outlives the connection. uv installs Python, because
+# the Ubuntu of TPU VMs has an older one than lm requires.
 RUNNING = 'kill -0 "$(cat lm-run/pid 2>/dev/null)" 2>/dev/null'
 INSTALL = f"""\
 {RUNNING} && exit 0
@@ -53,11 +53,13 @@ fi
 tail --pid="$(cat lm-run/pid)" --lines=+1 --follow lm-run/log 2> /dev/null
 echo "lm-run ended with exit code $(cat lm-run/code)"
 """
-ENDED = re.compile(r"lm-run ended with exit code (\d+)\n")  # maybe behind half a line of a host
+ENDED = re.compile(
+    r"lm-run ended with exit code (\d+)\n"
+)  # may follow an unfinished line of another host
 
 
 def check(job: jobs.Job) -> None:
-    """Raise ValueError where gcloud would be asked for something that cannot be."""
+    """Raises ValueError if gcloud could not run the job."""
     jobs.check_cloud(job)
     if not job.zone:
         raise ValueError("--zone is missing; name one with your quota, as --zone=us-central1-a.")
@@ -70,7 +72,7 @@ def check(job: jobs.Job) -> None:
 
 
 def check_committed() -> None:
-    """Raise ValueError where files of the checkout differ from its commit, which the hosts get."""
+    """Raises ValueError if files differ from the commit, which is what the hosts get."""
     found = steps.read(CHANGES)
     if found.returncode:
         raise ValueError("this is no git checkout, and the hosts get its commit; run it in one.")
@@ -90,7 +92,7 @@ def _gcloud(job: jobs.Job, *words: str) -> tuple[str, ...]:
 
 
 def creation(job: jobs.Job) -> steps.Step:
-    """What asks for the resource."""
+    """The command that requests the resource."""
     several = (f"--node-count={job.slices}", f"--node-prefix={job.name}")
     words = _gcloud(
         *(job, "create", job.name),
@@ -104,18 +106,18 @@ def creation(job: jobs.Job) -> steps.Step:
 
 
 def description(job: jobs.Job) -> steps.Step:
-    """What tells its state."""
+    """The command that prints the state of the resource."""
     words = _gcloud(job, "describe", job.name, "--format=value(state.state)")
     return steps.Step(words, "again until it is ACTIVE")
 
 
 def deletion(job: jobs.Job) -> steps.Step:
-    """What gives it back; from then on it costs nothing."""
+    """The command that deletes the resource and ends its cost."""
     return steps.Step(_gcloud(job, "delete", job.name, "--force", "--quiet"), "give it back")
 
 
 def attempt(job: jobs.Job) -> list[steps.Step]:
-    """Bundle the code, copy it to all hosts, install it, run: the last step is the run."""
+    """The commands that bundle, copy and install the code, and run; the last is the run."""
     bundle = f"{tempfile.gettempdir()}/{job.name}.bundle"
     everywhere = ("--node=all", "--worker=all", "--batch-size=all")
     assigned = ("env", *job.environment) if job.environment else ()
@@ -131,16 +133,16 @@ def attempt(job: jobs.Job) -> list[steps.Step]:
 
 
 def plan(job: jobs.Job) -> list[steps.Step]:
-    """The commands of a run that is never preempted, in order."""
+    """The commands of a run without preemptions, in order."""
     known = steps.Step(description(job).words, "is it there already?")
     made = [CHANGES, known, creation(job), description(job), *attempt(job)]
     return made if job.keep else [*made, deletion(job)]
 
 
 def call(step: steps.Step, fine: str = "") -> str:
-    """What Cloud answers; "" where it refuses with the word `fine`.
+    """Returns gcloud's output; "" if it fails with the word `fine` in its message.
 
-    Repeated after PAUSES. Raises ValueError with Cloud's own sentence where it stays so.
+    Retries after PAUSES. Raises ValueError with gcloud's message after the last.
     """
     for pause in (*PAUSES, None):
         done = steps.read(step)
@@ -156,14 +158,14 @@ def call(step: steps.Step, fine: str = "") -> str:
 
 
 def state(job: jobs.Job) -> str:
-    """Its state, "" where there is none of that name."""
+    """The state of the resource; "" if it does not exist."""
     return call(description(job), fine="NOT_FOUND")
 
 
 def acquire(job: jobs.Job) -> None:
-    """Wait until it is ACTIVE; ask for it where it is not there, and delete what is gone.
+    """Waits until the resource is ACTIVE; requests it if missing, deletes it if preempted.
 
-    Raises ValueError where Cloud keeps failing the request.
+    Raises ValueError if the request FAILED TRIES times.
     """
     seen, failed = None, 0
     while (now := state(job)) != "ACTIVE":
@@ -185,7 +187,7 @@ def acquire(job: jobs.Job) -> None:
 
 
 def watch(step: steps.Step) -> list[int]:
-    """Run a step, printing what the hosts say; the exit codes that they end with."""
+    """Runs a step and prints the output of the hosts; returns their exit codes."""
     codes = []
     with steps.running(step, stdout=subprocess.PIPE, errors="replace") as process:
         for line in process.stdout:
@@ -196,9 +198,9 @@ def watch(step: steps.Step) -> list[int]:
 
 
 def attempted(job: jobs.Job) -> int:
-    """The exit code of a run on a resource that stands.
+    """Runs on an ACTIVE resource and returns the exit code of the run.
 
-    UNFINISHED where a host says so or says nothing: of the others it may be that they only lost it.
+    UNFINISHED if a host ends so or prints no exit code: the others may have failed because of it.
     """
     *before, last = attempt(job)
     if any(steps.run(step) for step in before):
@@ -210,10 +212,10 @@ def attempted(job: jobs.Job) -> int:
 
 
 def launch(job: jobs.Job) -> int:
-    """Run it to its end, through preemptions; the exit code of the run. Then the resource goes.
+    """Runs the job to its end, through preemptions; returns its exit code and deletes the resource.
 
-    Ctrl-C ends the looking on, not the run. Raises ValueError where Cloud refuses, and where the
-    run fails TRIES times in a row within QUICK seconds each.
+    Ctrl-C ends only the watching. Raises ValueError if Cloud refuses, or if the run fails TRIES
+    times in a row within QUICK seconds each.
     """
     check_committed()
     failures = 0

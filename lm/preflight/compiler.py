@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -117,26 +116,27 @@ def compile_for(
     """
     request = {"config": config, "workdir": str(workdir), "target": target and target.name}
     command = [sys.executable, "-m", "lm.preflight.compiler"]
-    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    options["env"] = os.environ | _environment(target)
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
-        with subprocess.Popen(command, stderr=log, **options) as child:
-            try:
-                output = _communicate(child, json.dumps(request), timeout, label)
-            finally:
-                child.kill()  # after Ctrl-C; no effect on a child that has ended
-                child.wait()
+    options = {"input": json.dumps(request), "text": True, "env": os.environ | _environment(target)}
+    if label:
+        print(f"{label} ..", file=sys.stderr)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as log:
+        try:
+            child = subprocess.run(command, stdout=out, stderr=log, timeout=timeout, **options)
+            code = child.returncode
+        except subprocess.TimeoutExpired:  # run has killed the child
+            code = None
+        out.seek(0)
         log.seek(0)
+        answers = [json.loads(line) for line in out.read().splitlines()]
         log_lines = log.read().strip().splitlines()
-    answers = [json.loads(line) for line in output.splitlines()]
     if answers and "mistake" in answers[-1]:
         raise ValueError(answers[-1]["mistake"])
-    if child.returncode == 0:
+    if code == 0:
         return Compiled(**answers[-1])
     failure = f"took more than {timeout:.0f} s and was stopped"
-    if child.returncode != -signal.SIGKILL:
+    if code is not None:
         last = " ".join((log_lines or ["nothing"])[-1].split())[:300]
-        failure = f"ended with code {child.returncode}; its last words: {last}"
+        failure = f"ended with code {code}; the last line of its output: {last}"
     error = f"the compiler for {target.name if target else 'this machine'} {failure}."
     if not answers:
         raise ValueError(error)
@@ -156,27 +156,6 @@ def _environment(target: slices.Slice | None) -> dict[str, str]:
         "TPU_SKIP_MDS_QUERY": "1",  # not a TPU VM: query no metadata server
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is held, so several may compile
     }
-
-
-def _communicate(child: subprocess.Popen, text: str, timeout: float, label: str) -> str:
-    """Sends text, shows progress, and returns stdout; kills the child after the timeout."""
-    start, pending = time.monotonic(), text
-    is_terminal = bool(label) and sys.stderr.isatty()
-    if label and not is_terminal:
-        print(f"{label} ..", file=sys.stderr)
-    while True:
-        try:
-            output = child.communicate(pending, timeout=1.0)[0]
-            break
-        except subprocess.TimeoutExpired:
-            elapsed, pending = time.monotonic() - start, None
-            if is_terminal:
-                print(f"\r{label}: {elapsed:.0f} s", end="", file=sys.stderr, flush=True)
-            if elapsed > timeout:
-                child.kill()
-    if is_terminal:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    return output
 
 
 # The child. --------------------------------------------------------------------------------------

@@ -48,32 +48,22 @@ PAIR = re.compile(r"\{(\d+),(\d+)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """What one chip sends in one run of a program, by kind of collective.
+    """The collectives of one run of a program.
 
-    sent: bytes that the chip sends. payload: bytes of the arrays before they are split. counts:
-    number of collectives. unknown_loops: loops whose trip count the text does not state; their
-    bodies are counted once.
+    sent: bytes that each chip sends, by kind. unknown_loops: loops whose trip count the text does
+    not state; their bodies are counted once.
     """
 
     sent: dict[str, int]
-    payload: dict[str, int]
-    counts: dict[str, int]
     unknown_loops: int = 0
-
-    @property
-    def network_bytes(self) -> int:
-        """Bytes that one chip sends, over all kinds."""
-        return sum(self.sent.values())
 
 
 def collective_traffic(text: str) -> Collectives:
     """Reads the collectives of a program from compiled.as_text(), in time linear in its length."""
     program = _Program(text)
     sums = program.sums(program.entry)
-    by_kind = lambda figure: {
-        kind: round(sums[figure, kind]) for kind in COLLECTIVES if sums[figure, kind]
-    }
-    return Collectives(by_kind("sent"), by_kind("payload"), by_kind("count"), sums["unknown"])
+    sent = {kind: round(sums[kind]) for kind in COLLECTIVES if sums[kind]}
+    return Collectives(sent, sums["unknown"])
 
 
 class _Instruction(NamedTuple):
@@ -144,12 +134,12 @@ class _Program:
         self.sums = functools.cache(self._sums)
 
     def _sums(self, name: str) -> collections.Counter:
-        """Sums one run of a computation: "unknown" loops and (figure, kind)."""
+        """Sums one run of a computation: bytes sent by kind, and "unknown" loops."""
         sums = collections.Counter()
         for instruction in self.computations[name].values():
             if instruction.kind in COLLECTIVES and not self._is_continued(name, instruction):
-                kind, sent, size = self._collective(name, instruction)
-                sums.update({("sent", kind): sent, ("payload", kind): size, ("count", kind): 1})
+                kind, sent = self._collective(name, instruction)
+                sums[kind] += sent
             times, called = 1, []
             if instruction.opcode in CALLERS:
                 called = [instruction.body]
@@ -160,27 +150,27 @@ class _Program:
                 branches = NAME.findall(" ".join(BRANCHES.findall(instruction.rest)))
                 called = sorted(branches, key=self._sent)[-1:]
             for computation in called:
-                for figure, number in self.sums(computation).items():
-                    sums[figure] += number * (times or 1)
+                for kind, number in self.sums(computation).items():
+                    sums[kind] += number * (times or 1)
         return sums
 
     def _sent(self, name: str) -> float:
-        return sum(self.sums(name)["sent", kind] for kind in COLLECTIVES)
+        return sum(self.sums(name)[kind] for kind in COLLECTIVES)
 
     def _trip_count(self, loop: _Instruction) -> int | None:
         """How often a loop's body runs: jax's loops count from 0 by 1 up to a constant."""
         if match := TRIP_COUNT.search(loop.rest):
             return int(match[1])
         condition = list(self.computations[CONDITION.search(loop.rest)[1]].values())
-        for caller in [one for one in condition if one.opcode in CALLERS]:
+        for caller in [x for x in condition if x.opcode in CALLERS]:
             condition += self.computations[caller.body].values()
-        ends = {one.rest.partition(")")[0] for one in condition if one.opcode == "constant"}
-        below = ["direction=LT" in one.rest for one in condition if one.opcode == "compare"]
+        ends = {x.rest.partition(")")[0] for x in condition if x.opcode == "constant"}
+        below = ["direction=LT" in x.rest for x in condition if x.opcode == "compare"]
         end = ends.pop() if len(ends) == 1 and below == [True] else ""
         return int(end) if end.isdigit() else None
 
-    def _collective(self, name: str, instruction: _Instruction) -> tuple[str, float, int]:
-        """Returns kind, bytes that a chip sends, and bytes of the whole array."""
+    def _collective(self, name: str, instruction: _Instruction) -> tuple[str, float]:
+        """Returns kind and bytes that a chip sends."""
         kind, computation = instruction.kind, self.computations[name]
         if kind == "all-reduce" and self._is_scattered(name, instruction):
             kind = "reduce-scatter"
@@ -189,7 +179,7 @@ class _Program:
         else:
             size = sum(_num_bytes(computation[x].shape) for x in instruction.operands)
         group = self._group_size(instruction)
-        return kind, size * COLLECTIVES[kind](group) if group > 1 else 0, size
+        return kind, size * COLLECTIVES[kind](group) if group > 1 else 0
 
     def _group_size(self, instruction: _Instruction) -> int:
         """Returns the number of chips in a collective's group; 1: no chip sends."""
@@ -201,13 +191,13 @@ class _Program:
             return int(counted[1])
         if named := NAMED.search(instruction.rest):
             sizes = dict(AXIS.findall(named[1]))
-            return math.prod(int(part or sizes[axis]) for axis, part in AXIS.findall(named[2]))
+            return math.prod(int(size or sizes[axis]) for axis, size in AXIS.findall(named[2]))
         return self.devices
 
     def _is_scattered(self, name: str, instruction: _Instruction) -> bool:
         """Whether each chip keeps only its slice of a sum, as a TPU writes a reduce-scatter."""
         computation = self.computations[name]
-        output = self._view_source(name, next(one for one in computation.values() if one.root))
+        output = self._view_source(name, next(x for x in computation.values() if x.root))
         if name not in self.fused or output.opcode != "dynamic-slice":
             return False
         return self._view_source(name, computation[output.operands[0]]) == instruction

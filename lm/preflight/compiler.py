@@ -116,15 +116,19 @@ def compile_for(
     """
     request = {"config": config, "workdir": str(workdir), "target": target and target.name}
     command = [sys.executable, "-m", "lm.preflight.compiler"]
-    options = {"input": json.dumps(request), "text": True, "env": os.environ | _environment(target)}
+    options = {"stdin": subprocess.PIPE, "text": True, "env": os.environ | _environment(target)}
     if label:
         print(f"{label} ..", file=sys.stderr)
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as log:
-        try:
-            child = subprocess.run(command, stdout=out, stderr=log, timeout=timeout, **options)
-            code = child.returncode
-        except subprocess.TimeoutExpired:  # run has killed the child
-            code = None
+        with subprocess.Popen(command, stdout=out, stderr=log, **options) as child:
+            try:
+                child.communicate(json.dumps(request), timeout)
+                code = child.returncode
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                child.kill()  # also after Ctrl-C; no effect on a child that has ended
+                child.wait()
         out.seek(0)
         log.seek(0)
         answers = [json.loads(line) for line in out.read().splitlines()]

@@ -208,9 +208,9 @@ def test_a_workdir_accepts_its_config_and_names_the_keys_that_differ(tiny_config
     runs.check_workdir(run)
     assert runs.read_run(workdir) == run
     before = (workdir / "config.json").read_bytes()
-    other = runs.make_run(tiny_config(**{"optimizer.learning_rate": 0.5, "steps": 7}), workdir)
+    changed = runs.make_run(tiny_config(**{"optimizer.learning_rate": 0.5, "steps": 7}), workdir)
     with pytest.raises(ValueError) as error:
-        runs.check_workdir(other)
+        runs.check_workdir(changed)
     sentence = str(error.value)
     assert "optimizer.learning_rate (here 0.5, there 0.01)" in sentence
     assert "steps (here 7, there 6)" in sentence
@@ -260,7 +260,7 @@ def claimed(tiny_config, tmp_path):
 @pytest.mark.parametrize("key", NUMBERS)
 def test_a_key_that_affects_numbers_changes_midway_only_if_allowed(key, claimed, tiny_config):
     changed = runs.make_run(tiny_config(**{key: NUMBERS[key]}), claimed)
-    others = tuple(other for other in NUMBERS if other != key)
+    others = tuple(name for name in NUMBERS if name != key)
     for allow in ((), others):
         with pytest.raises(ValueError, match=rf"{key} \(here .*--allow_change={key}\."):
             runs.check_workdir(changed, allow)
@@ -420,12 +420,12 @@ def test_the_tokenizer_is_trained_once_on_the_training_split(tiny_config, tmp_pa
     monkeypatch.setattr(tokenizer, "train", None)
     assert runs.make_tokenizer(run).fingerprint == trained.fingerprint
     # A tokenizer of another config is not used.
-    other = {"tokenizer.dir": "", "tokenizer.num_extra_ids": 9}
+    changes = {"tokenizer.dir": "", "tokenizer.num_extra_ids": 9}
     with pytest.raises(ValueError, match="num_extra_ids=9 differs from the 10 of the tokenizer in"):
-        runs.make_run(tiny_config(**other), tmp_path)
-    other = {"tokenizer.dir": "", "tokenizer.character_coverage": 0.99}
+        runs.make_run(tiny_config(**changes), tmp_path)
+    changes = {"tokenizer.dir": "", "tokenizer.character_coverage": 0.99}
     with pytest.raises(ValueError, match="character_coverage=0.99 differs from the 0.9995 of the"):
-        runs.make_run(tiny_config(**other), tmp_path)
+        runs.make_run(tiny_config(**changes), tmp_path)
 
 
 def test_training_and_held_out_splits_are_disjoint(tiny_config, tmp_path):

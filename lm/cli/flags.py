@@ -48,7 +48,7 @@ FLAGS = {
     ),
     "checkpoint": Flag("positional", None, "directory of a transformers or T5X checkpoint"),
     "directory": Flag("positional", None, "directory to write, new or empty"),
-    "adapters": Flag("flag", False, "write the LoRA factors alone, in peft's format"),
+    "adapters": Flag("flag", False, "write only the LoRA factors, in the format of peft"),
     "column": Flag("text", "", "text column of JSONL, TSV, Parquet and TFDS; empty: text"),
     "unit": Flag("text", "file", "document in a text file: file, paragraph or line"),
     "data_dir": Flag("text", "", "TFDS directory; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets"),

@@ -105,7 +105,7 @@ def wait_before_exit() -> None:
     client = distributed.global_state.client
     if client is not None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the other hosts have no error
-            client.wait_at_barrier("a mistake", EXIT_BARRIER_MS)
+            client.wait_at_barrier("exit with an error", EXIT_BARRIER_MS)
         if distributed.global_state.process_id == 0:
             time.sleep(1)  # until the others have exited
 

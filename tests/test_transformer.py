@@ -452,7 +452,7 @@ IMPOSSIBLE = [
     ),
     (
         dict(shared_params="all", num_encoder_layers=3),
-        "shared_params='all' needs .* equal the depths",
+        "shared_params='all' needs .* equal depths",
     ),
     (ALONE | dict(num_encoder_layers=2), "num_encoder_layers=2 is unused with .*; use 0"),
     (ALONE | dict(encoder=dict(d_ff=8)), r"model.encoder=.*d_ff=8.* is unused with .*prefix_lm"),

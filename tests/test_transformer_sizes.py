@@ -182,7 +182,7 @@ def test_every_tensor_of_a_t5_is_initialized_as_in_t5x(name):
 
 def initial_std(config, path, shape):
     """The standard deviation of a parameter's initial values; 0 for constants."""
-    *_, module, name = path.split("/")
+    *_, module, name = f"/{path}".split("/")
     if module.endswith("norm"):
         return 0.0
     if name == "relative_bias":

@@ -1,12 +1,12 @@
-"""How many sequences a second are decoded, ours and transformers' `generate`?  decode_speed.md.
+"""How many sequences per second do lm and transformers' `generate` decode? decode_speed.md.
 
   python -m experiments.decode_speed --data_dir=... [--sizes=small,base] [--batches=1,8,32]
                                      [--methods=greedy,beam] [--turns=5] [--cores=2]
 
-T5 1.1 in float32 on the CPU, with the same weights, random ones written by lm.interop and loaded by
-transformers; inputs are captions of multi30k's test. Both must say TOKENS tokens, so both do equal
-work. They take turns in one process, a batch each; ratios are taken turn by turn, and ids compared.
-Every turn is in decode_speed.jsonl. Rows of cases not asked for are kept.
+T5 1.1 in float32 on the CPU with the same random weights, written by lm.interop and loaded by
+transformers; inputs are captions of multi30k's test. Both generate exactly TOKENS tokens, for equal
+work. They take turns in one process, a batch each; ratios are those of a turn, and ids are
+compared. decode_speed.jsonl has every turn. Other cases keep their recorded rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lm.interop import transformers as exchange
 NAME = "decode_speed"
 TOKENS, WIDTH, ALPHA, EOS = 32, 4, 0.6, 1
 ROOM = f"min_length={TOKENS} max_length={TOKENS}"
-METHODS = {  # name -> our words, and what is the same to `generate`
+METHODS = {  # name -> lm's short form, and the same as arguments of `generate`
     "greedy": (f"greedy {ROOM}", {}),
     "beam": (
         f"beam num_beams={WIDTH} length_penalty={ALPHA} {ROOM}",
@@ -41,14 +41,14 @@ METHODS = {  # name -> our words, and what is the same to `generate`
 
 
 def tokens_of(text: str, size: int = 32_000) -> np.ndarray:
-    """A word or a mark an id, by its hash, then eos: about as many as of 32,000 learned pieces."""
+    """Hashes each word or mark to an id and adds eos; about as many ids as a tokenizer makes."""
     words = re.findall(r"\w+|[^\w\s]", text.lower())
     ids = [3 + zlib.crc32(word.encode()) % (size - 3) for word in words]
     return np.array([*ids, EOS], np.int32)
 
 
 def both(size: str):
-    """The same model twice: ours, its parameters, and transformers'."""
+    """Returns lm's model, its parameters, and transformers' model with the same weights."""
     import torch
     import transformers
 
@@ -64,7 +64,7 @@ def both(size: str):
 
 
 def turns_of(pair, method: str, rows: list[batch.Batch], turns: int) -> dict:
-    """Seconds of each turn of both, by batches in turn, and how many ids were the same."""
+    """Seconds of each turn of both models, cycling through batches, and the number of equal ids."""
     import torch
 
     (model, params, stranger), (words, options) = pair, METHODS[method]
@@ -101,7 +101,7 @@ def turns_of(pair, method: str, rows: list[batch.Batch], turns: int) -> dict:
 
 
 def measure(pair, size: str, method: str, count: int, asked: list, turns: int) -> dict:
-    """The row of one size, method and number of sequences at a time."""
+    """Measures one size, method and batch size."""
     few = asked[: max(count, 4)]
     rows = [part for _, part in pipeline.input_batches(few, count, 512)]
     found = turns_of(pair, method, rows, turns)
@@ -110,7 +110,7 @@ def measure(pair, size: str, method: str, count: int, asked: list, turns: int) -
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as the page shows them."""
+    """The rows as a Markdown table."""
     header = ["T5 1.1", "processor", "cores", "method", "batch", "sequences/s, ours"]
     header += ["transformers", "ours / it (lowest .. highest)", "by best turns", "same ids"]
     lines = []
@@ -127,7 +127,7 @@ def table(rows: list[dict]) -> str:
 
 
 def processor() -> str:
-    """What Linux calls the processor: vendor and model."""
+    """The processor's name, family and model, from /proc/cpuinfo."""
     known = pathlib.Path("/proc/cpuinfo")
     said = re.findall(r"^(?:model name|model|cpu family)\s*: (.*)$", known.read_text(), re.M)
     family, model, name = said[:3]
@@ -135,13 +135,13 @@ def processor() -> str:
 
 
 def order(row: dict) -> tuple:
-    """The place of a row in the table."""
+    """The sort key of a row."""
     first = [row["processor"], row["size"] != "small", row["method"] != "greedy"]
     return (*first, *(row[key] for key in ("size", "processor", "method", "cores", "batch")))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure each case, and save its row as soon as it is complete."""
+    """Measures each case and saves its row."""
     parser = records.parser(NAME, __doc__)
     parser.add_argument("--data_dir", default="", help="TFDS's directory")
     parser.add_argument("--sizes", type=records.words, default=["small", "base"])

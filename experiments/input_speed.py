@@ -1,9 +1,9 @@
-"""How many tokens a second go from text to rows of a batch, on one core?  Answer: input_speed.md.
+"""How many tokens per second does one core turn into rows of a batch? Answer: input_speed.md.
 
 python -m experiments.input_speed [section ..] [--repeats=15]
 
-The process is pinned to one core and timed by the processor time it used. Rows of the table are
-medians; every repeat is in input_speed.jsonl. Sections that are not asked for keep their rows.
+The process is pinned to one core and timed by its processor time. The table has medians;
+input_speed.jsonl has every repeat. Other sections keep their recorded rows.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def timed(make: Callable[[], object], tokens: int, repeats: int = REPEATS) -> di
 
 
 def rows_of(config: objectives.ObjectiveConfig, texts: np.ndarray, rng) -> list[np.ndarray]:
-    """What a batch holds of `texts`: ids and segments of inputs and of targets, padded."""
+    """The padded rows of a batch of texts: ids and segments of inputs and of targets."""
     _, inputs, targets, _ = objectives.lengths(config, INPUT_LENGTH)
     rows = [np.zeros((len(texts), length), np.int32) for length in (inputs, inputs)]
     rows += [np.zeros((len(texts), length), np.int32) for length in (targets, targets)]
@@ -66,7 +66,7 @@ def rows_of(config: objectives.ObjectiveConfig, texts: np.ndarray, rng) -> list[
 
 
 def naive_mask(length: int, noise: int, spans: int, rng) -> np.ndarray:
-    """T5's mask in the words of the usual numpy collators: shuffle, count segments, alternate."""
+    """T5's mask as the usual numpy collators compute it: shuffle, count segments, alternate."""
 
     def sizes(total: int) -> np.ndarray:
         first = (np.arange(total - 1) < spans - 1).astype(np.int64)
@@ -80,7 +80,7 @@ def naive_mask(length: int, noise: int, spans: int, rng) -> np.ndarray:
 
 
 def naive_rows(texts: np.ndarray, noise: int, spans: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of T5's span corruption, a batch at a time, as those collators do it."""
+    """Inputs and targets of T5's span corruption by batch, as those collators compute them."""
     mask = np.stack([naive_mask(texts.shape[1], noise, spans, rng) for _ in texts])
 
     def blanked(hidden: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ def naive_rows(texts: np.ndarray, noise: int, spans: int, rng) -> tuple[np.ndarr
 
 
 def configs():
-    """Every objective with every combination of the words it has."""
+    """Yields every objective with every combination of its options."""
     for name, objective in objectives.OBJECTIVES.items():
         for words in itertools.product(*objective.choices.values()):
             keys = dict(zip(objective.choices, words, strict=True))
@@ -106,7 +106,7 @@ def configs():
 
 
 def masking(repeats: int = REPEATS, batch: int = BATCH) -> list[dict]:
-    """A row for each objective and its words, and for the usual way of T5's span corruption."""
+    """A row for each objective and its options, and for the usual span corruption."""
     rng = np.random.Generator(np.random.Philox(0))  # what grain hands to a random map
     texts_of = lambda raw: rng.integers(3, PIECES, (batch, raw), dtype=np.int32)
     found = []
@@ -135,7 +135,7 @@ STORED = 16_000_000  # made-up tokens on disk
 
 
 def stored_texts(directory: pathlib.Path, rng) -> dict:
-    """Write made-up documents as a split of a finished corpus has them; the manifest."""
+    """Writes random documents as a split of a corpus; returns the manifest."""
     documents = (rng.integers(3, PIECES, 2000, dtype=np.int32) for _ in range(STORED // 2000))
     gap, size = np.array([4, 5]), PIECES + SENTINELS
     written = {"shard": shards.write_text(directory / "shard", documents, gap, size)}
@@ -143,7 +143,7 @@ def stored_texts(directory: pathlib.Path, rng) -> dict:
 
 
 def naive_batches(directory: pathlib.Path, raw: int, noise: int, spans: int):
-    """The usual way, with grain: a text a record; each masked, padded and mapped by itself."""
+    """The usual pipeline with grain: one text per record, masked and padded one by one."""
     import grain
     from array_record.python import array_record_module
 
@@ -169,14 +169,14 @@ def naive_batches(directory: pathlib.Path, raw: int, noise: int, spans: int):
 
 
 def timed_batches(batches, raw: int, repeats: int) -> dict:
-    """What `timed` says of an iterator, in turns of many more than its threads hold ready."""
+    """Times an iterator as `timed` does, over more batches than its threads prefetch."""
     many = 8
     some = lambda: [next(batches) for _ in range(many)]
     return timed(some, many * BATCH * raw, repeats)
 
 
 def pipeline_speed(repeats: int = REPEATS) -> list[dict]:
-    """A row for the objectives of pre-training, and for the usual way of T5's span corruption."""
+    """A row for each pre-training objective, and for the usual span corruption."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         directory = pathlib.Path(folder)
@@ -205,7 +205,7 @@ def pipeline_speed(repeats: int = REPEATS) -> list[dict]:
 
 
 def storage(repeats: int = REPEATS) -> list[dict]:
-    """A row for each form that tokens may be stored in: reading windows at random places."""
+    """A row for each way to store tokens: reading windows at random positions."""
     from array_record.python import array_record_data_source, array_record_module
 
     rng, raw, found = np.random.default_rng(0), 568, []
@@ -253,7 +253,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the sections, and save and print their tables."""
+    """Measures the sections, and saves and prints their tables."""
     parser = records.parser(NAME, __doc__)
     parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; none: all")
     parser.add_argument("--repeats", type=int, default=REPEATS)

@@ -1,10 +1,10 @@
-"""Is ours the model of transformers, to the last weight?  Answer: parity.md.
+"""Does lm compute what transformers computes with the same weights? Answer: parity.md.
 
 python -m experiments.parity    # make parity
 
-Tiny random models of every variant go both ways: made with transformers and read by us, made here
-and loaded by transformers. Version 5 is the one installed; 4.57 lies in a folder of its own, which
-`make` fills. Both compute logits of ragged rows, greedy ids and the best of four beams.
+Tiny random models of every variant go both ways: created by transformers and read by lm, created by
+lm and loaded by transformers. Version 5 is installed; `make` installs 4.57 into its own folder.
+Both compute logits of ragged rows, greedy ids and the best of four beams.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How many sequences a second does a training step take, ours and transformers'?  step_speed.md.
+"""How many sequences per second does a training step take, in lm and transformers? step_speed.md.
 
   python -m experiments.step_speed [--sizes=small,base,large] [--batch=8] [--repeats=3]
                                    [--arms=ours,eager,compiled] [--seconds=15]
 
 T5 1.1 at 512 input and 114 target tokens, AdamW, the same precision: float32 on CPU, bfloat16
-products and float32 parameters on a GPU. Each turn of an arm is a process of its own; arms take
-turns, so a machine that slows down slows all of them; ratios are taken turn by turn. Rows of the
-table are medians; every turn is in step_speed.jsonl. Sizes not asked for keep their rows.
+products and float32 parameters on a GPU. Each turn of an arm is a separate process; arms take
+turns, so that a slower machine slows all of them, and ratios are those of a turn. The table has
+medians; step_speed.jsonl has every turn. Other sizes keep their recorded rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RATE, DECAY, CLIP, BETAS = 1e-3, 0.01, 1.0, (0.9, 0.98)  # of AdamW
 
 
 def rows(count: int) -> batch.Batch:
-    """A batch of made-up tokens without padding, as numpy arrays."""
+    """A batch of random tokens without padding, as numpy arrays."""
     rng = np.random.default_rng(0)
     ids = lambda length: rng.integers(3, 32_000, (count, length), dtype=np.int32)
     ones = lambda length: np.ones((count, length), np.int32)
@@ -45,7 +45,7 @@ def rows(count: int) -> batch.Batch:
 
 
 def paced(step: Callable[[], None], seconds: float) -> list[float]:
-    """Seconds of each step: 2 or more, until they fill `seconds`; the first step is left out."""
+    """Seconds of each step, at least 2 steps and `seconds` in all, after one that is not timed."""
     step()
     taken = []
     while len(taken) < 2 or sum(taken) < seconds:
@@ -59,14 +59,14 @@ def paced(step: Callable[[], None], seconds: float) -> list[float]:
 
 
 def model_config(size: str, **words) -> transformer.ModelConfig:
-    """T5 1.1 of a size, as the preset has it, without dropout (as it was pre-trained)."""
+    """The preset of T5 1.1 of a size, without dropout as in pre-training."""
     preset = f"t5_1_1_{'small' if size == 'toy' else size}"
     _, _, keys = lookup.lookup(models.PRESETS, preset, "the preset")
     return transformer.ModelConfig(**keys | words | (TOY if size == "toy" else {}))
 
 
 def ours(size: str, count: int, seconds: float) -> dict:
-    """A turn of lm's own training step: steps.train_step with optimizers' AdamW."""
+    """Times lm's training step: steps.train_step with AdamW."""
     import jax
 
     on_cpu = jax.default_backend() == "cpu"
@@ -106,7 +106,7 @@ def ours(size: str, count: int, seconds: float) -> dict:
 
 
 def theirs(size: str, count: int, seconds: float, compiled: bool) -> dict:
-    """A turn of transformers' T5, of the same sizes, in PyTorch's usual training step."""
+    """Times transformers' T5 of the same sizes in the usual PyTorch training step."""
     import torch
     import transformers
 
@@ -145,7 +145,7 @@ def theirs(size: str, count: int, seconds: float, compiled: bool) -> dict:
 
 
 def their_model(size: str):
-    """transformers' T5 with the sizes of ours and a head of its own."""
+    """transformers' T5 with the same sizes and an untied head."""
     import transformers
 
     ours = model_config(size)
@@ -162,7 +162,7 @@ def their_model(size: str):
 
 
 def matmul(size: str, count: int, seconds: float) -> dict:
-    """FLOP/s of this machine's matrix products: XLA's, and PyTorch's in the same precision."""
+    """FLOP/s of matrix products on this machine, by XLA and by PyTorch in the same precision."""
     import jax
     import torch
 
@@ -190,7 +190,7 @@ ARMS = {
 
 
 def turn(arm: str, size: str, count: int, seconds: float, cache: str) -> dict:
-    """The figures of one turn, taken in a process of its own."""
+    """Runs one turn in its own process and returns its measurements."""
     asked = dict(arm=arm, size=size, count=count, seconds=seconds)
     kept = dict(JAX_COMPILATION_CACHE_DIR=f"{cache}/jax", TORCHINDUCTOR_CACHE_DIR=f"{cache}/torch")
     command = [sys.executable, "-m", "experiments.step_speed", "--turn", json.dumps(asked)]
@@ -201,7 +201,7 @@ def turn(arm: str, size: str, count: int, seconds: float, cache: str) -> dict:
 
 
 def summary(size: str, count: int, turns: list[dict], peak: float) -> list[dict]:
-    """A row an arm of one size: medians over its turns, and ours over it turn by turn."""
+    """A row for each arm of one size: medians over its turns, and the ratio of lm in each turn."""
     flops = 3 * count * transformer.forward_flops(model_config(size), INPUTS, TARGETS)
     of = {arm: [t for t in turns if t["arm"] == arm] for arm in ARMS}
     rate = lambda turn: count / statistics.median(turn["seconds"])
@@ -220,7 +220,7 @@ def summary(size: str, count: int, turns: list[dict], peak: float) -> list[dict]
 
 
 def measure(size: str, count: int, names: list[str], repeats: int, seconds: float) -> list[dict]:
-    """The rows of one size: `repeats` turns of every arm, in turns."""
+    """Measures one size: `repeats` turns of every arm, in turns."""
     turns, peaks = [], []
     with tempfile.TemporaryDirectory() as cache:
         order = [(repeat, arm) for repeat in range(repeats) for arm in ("matmul", *names)]
@@ -233,7 +233,7 @@ def measure(size: str, count: int, names: list[str], repeats: int, seconds: floa
 
 
 def table(rows: list[dict]) -> str:
-    """The rows of all sizes, as the page shows them."""
+    """The rows of all sizes as a Markdown table."""
     names = dict(ours="ours", eager="transformers, eager", compiled="transformers, torch.compile")
     header = ["T5 1.1", "batch", "arm", "sequences/s", "ours / it (lowest .. highest)"]
     header += ["best step, s", "ours / it by it", "MFU", "GiB", "compile, s"]
@@ -253,7 +253,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the sizes, print their table, and save it."""
+    """Measures the sizes, and prints and saves their table."""
     parser = records.parser(NAME, __doc__)
     parser.add_argument("--sizes", type=records.words, default=["small", "base", "large"])
     parser.add_argument("--arms", type=records.words, default=list(ARMS))

@@ -1,11 +1,10 @@
-"""How long does all of Wikipedia take, from dump to corpus?  Answer: wikipedia_speed.md.
+"""How long does all of Wikipedia take, from dump to corpus? Answer: wikipedia_speed.md.
 
 python -m experiments.wikipedia_speed
 
-The hand-made dump of the tests, scaled up, is read, cleaned and made a corpus of by us, and cleaned
-by wikiextractor, turn by turn on one core, and timed by the processor time used. wikiextractor is a
-stranger that nothing here depends on; it lies in a folder of its own, and the sentence that misses
-it says how it gets there.
+Reads, cleans and builds a corpus of the tests' dump, scaled up, and cleans the same pages with
+wikiextractor, in turns on one core, timed by processor time. wikiextractor is installed into its
+own folder; the error for a missing folder has the command.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ VERSION = "3.1.0"
 COPIES = 60  # of the dump's pages
 ARTICLES = 7_000_000
 WORKERS = (1, 8, 64)
-PIECES = 500  # its texts have words for no more
+PIECES = 500  # the most that its texts allow
 COMMON = re.compile(r"\b(the|a|of|is|and|in|to|it|has|on)\b")
 READ, CLEAN, STRANGE = "reading the dump (bz2)", "page to prose", "wikiextractor's cleaning"
 WHOLE, SERIAL = "dump to corpus", "dump to corpus: what one process does for all"
 
 
 def stranger() -> Callable[[str], object]:
-    """wikiextractor's cleaning of a wikitext, templates left out, as --no-templates has it."""
+    """wikiextractor's cleaning of a wikitext, with --no-templates."""
     if not STRANGER.is_dir():
         raise ValueError(
             f"{STRANGER} does not exist; make it with `{sys.executable} -m pip install "
@@ -65,7 +64,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def varied_pages() -> list[dump.Page]:
-    """The dump's pages COPIES times over, in other words each time: few are near duplicates."""
+    """COPIES variants of the dump's pages with other words, so that few are near duplicates."""
 
     def other(page: dump.Page, copy: int) -> dump.Page:
         own = "".join("abcdefghij"[int(digit)] for digit in str(copy))
@@ -75,10 +74,10 @@ def varied_pages() -> list[dump.Page]:
 
 
 def jobs(path: pathlib.Path) -> tuple[dict[str, Callable[[], object]], int, int]:
-    """({row of the table: what is timed}, pages, bytes of their XML)."""
+    """({row of the table: function to time}, number of pages, bytes of their XML)."""
     (part,) = sources.list_files(str(path))
     raw = list(part.raw_records())
-    # Each cleans what it would clean of a dump: all articles, and no redirect.
+    # Both clean the same pages of a dump: all articles, no redirects.
     articles = [r for r in raw if part.document(r).drop_reason in ("", "empty")]
     texts = [ElementTree.fromstring(r["page"]).findtext("revision/text") for r in articles]
     clean = stranger()
@@ -99,7 +98,7 @@ def jobs(path: pathlib.Path) -> tuple[dict[str, Callable[[], object]], int, int]
         CLEAN: lambda: [part.document(r) for r in articles],
         STRANGE: lambda: [clean(text) for text in texts],
         WHOLE: lambda: corpus(1),
-        SERIAL: lambda: corpus(2),  # the time of worker processes is not this one's
+        SERIAL: lambda: corpus(2),  # excludes the time of worker processes
     }
     return made, len(articles), sum(len(r["page"]) for r in articles)
 
@@ -130,9 +129,9 @@ def rows(repeats: int) -> list[dict]:
 
 
 def table(found: list[dict]) -> list[str]:
-    """The page's tables: speeds, and from our own the hours of a whole Wikipedia.
+    """The page's tables: speeds, and the estimated hours of a whole Wikipedia.
 
-    However many the workers are, the work is theirs and that of the one process that feeds them.
+    The work is divided among the workers, but for that of the one process that feeds them.
     """
     lines = ["| on one core | pages/s | MB of XML/s |", "| --- | --- | --- |"]
     for row in found:
@@ -153,7 +152,7 @@ def table(found: list[dict]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, and save and print the tables."""
+    """Measures, and saves and prints the tables."""
     parser = records.parser(NAME, __doc__)
     parser.add_argument("--repeats", type=int, default=7)
     flags = parser.parse_args(arguments)

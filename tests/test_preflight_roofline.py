@@ -1,4 +1,4 @@
-"""Laws of estimated times and costs: units, lower bounds, and what a whole run takes."""
+"""Estimated times and costs: units, lower bounds, and the length of a whole run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def seconds(**fields) -> float:
     return roofline.estimate(compiled(**fields)).seconds
 
 
-def test_a_second_of_each_resource_takes_a_second():
-    full = roofline.estimate(compiled(V5E.flops, V5E.network))
-    assert (full.compute_seconds, full.network_seconds, full.seconds) == (1, 1, 1)
+def test_work_for_one_second_of_each_resource_takes_one_second():
+    estimate = roofline.estimate(compiled(V5E.flops, V5E.network))
+    assert (estimate.compute_seconds, estimate.network_seconds, estimate.seconds) == (1, 1, 1)
 
 
 def test_a_v5e_multiplies_two_matrices_of_8192_in_5_6_milliseconds():
@@ -56,19 +56,19 @@ def test_a_single_chip_needs_no_network():
     assert roofline.estimate(compiled(sent=0, chip=single)).network_seconds == 0
 
 
-def test_mfu_is_one_if_only_the_model_is_computed_and_nothing_else_takes_time():
+def test_mfu_is_one_without_recomputation_and_network():
     assert roofline.estimate(compiled(1.5e12, 0)).mfu == pytest.approx(1)
     recomputed = compiled(1.5e12 * 4 / 3, 0)  # a second forward pass
     assert roofline.estimate(recomputed).mfu == pytest.approx(3 / 4)
 
 
-def test_a_run_is_its_updates_one_after_the_other():
-    second = compiled(V5E.flops, 0)
-    run = roofline.estimate(second, tokens=65_536, updates=86_400, price=1.2)
+def test_days_and_costs_of_a_run_are_proportional_to_its_updates():
+    one_second = compiled(V5E.flops, 0)
+    run = roofline.estimate(one_second, tokens=65_536, updates=86_400, price=1.2)
     assert run.days == 1 and run.chip_hours == 8 * 24
     assert run.tokens_per_day == 65_536 * 86_400
     assert run.cost == pytest.approx(8 * 24 * 1.2)
-    assert roofline.estimate(second, updates=86_400).cost is None, "there is no price"
+    assert roofline.estimate(one_second, updates=86_400).cost is None
 
 
 def test_twice_the_chips_take_half_the_days_for_the_same_chip_hours():

@@ -1,4 +1,4 @@
-"""Laws of the names of slices: as Cloud writes them, with as many chips and hosts as it rents."""
+"""Slices by name: their chips, hosts and names agree with the pages of Google Cloud."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from lm import logs
 from lm.preflight import slices
 
-EVERY = [one for chip in slices.CHIPS for one in slices.sizes(chip)]
+ALL_SLICES = [item for chip in slices.CHIPS for item in slices.sizes(chip)]
 
 # docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}: name, chips, hosts that run it, topology.
 CLOUD = [
@@ -31,39 +31,39 @@ CLOUD = [
 
 
 @pytest.mark.parametrize(("name", "chips", "hosts", "topology"), CLOUD)
-def test_a_slice_has_the_chips_and_hosts_that_cloud_says(name, chips, hosts, topology):
-    found = slices.parse_slice(name)
-    assert (found.chips, found.hosts, found.topology) == (chips, hosts, topology)
-    assert found.accelerator_type == name
+def test_a_slice_has_the_chips_and_hosts_of_the_cloud_pages(name, chips, hosts, topology):
+    actual = slices.parse_slice(name)
+    assert (actual.chips, actual.hosts, actual.topology) == (chips, hosts, topology)
+    assert actual.accelerator_type == name
 
 
-@pytest.mark.parametrize("one", EVERY, ids=lambda one: one.name)
-def test_every_name_names_itself_again(one):
-    assert slices.parse_slice(one.name) == one
-    assert slices.parse_slice(one.accelerator_type) == one
-    assert slices.parse_slice(f" {one.name.upper()} ") == one
-    assert slices.parse_target(one.name) == one
+def test_every_name_parses_to_its_slice():
+    for expected in ALL_SLICES:
+        assert slices.parse_slice(expected.name) == expected
+        assert slices.parse_slice(expected.accelerator_type) == expected
+        assert slices.parse_slice(f" {expected.name.upper()} ") == expected
+        assert slices.parse_target(expected.name) == expected
 
 
-@pytest.mark.parametrize("one", EVERY, ids=lambda one: one.name)
-def test_hosts_share_a_slice_evenly_and_tile_it(one):
-    assert one.hosts * one.host_chips == one.chips
-    assert math.prod(one.host_topology) == one.host_chips
-    for whole, part in zip(one.topology, one.host_topology, strict=False):
-        assert whole % part == 0
+def test_hosts_share_a_slice_evenly_and_tile_it():
+    for item in ALL_SLICES:
+        assert item.hosts * item.host_chips == item.chips
+        assert math.prod(item.host_topology) == item.host_chips
+        for size, host_size in zip(item.topology, item.host_topology, strict=False):
+            assert size % host_size == 0
 
 
 @pytest.mark.parametrize("chip", slices.CHIPS)
 def test_sizes_grow_and_no_chip_sends_more_than_all_its_links(chip):
     offered = slices.sizes(chip)
-    assert [one.chips for one in offered] == sorted({one.chips for one in offered})
-    network = [one.chip.network for one in offered]
+    assert [item.chips for item in offered] == sorted({item.chips for item in offered})
+    network = [item.chip.network for item in offered]
     assert network == sorted(network) and network[-1] == slices.CHIPS[chip].network
-    for one in offered:
-        assert (one.chip.network == 0) == (one.chips == 1)
+    for item in offered:
+        assert (item.chip.network == 0) == (item.chips == 1)
 
 
-def test_a_ring_carries_twice_what_a_line_does():
+def test_a_ring_carries_twice_the_bytes_of_a_line():
     line, ring = slices.parse_slice("v5e-64"), slices.parse_slice("v5e-256")
     assert (slices.rings(line.topology), slices.rings(ring.topology)) == (
         (False,) * 3,
@@ -72,7 +72,7 @@ def test_a_ring_carries_twice_what_a_line_does():
     assert ring.chip.network == 2 * line.chip.network
 
 
-def test_mfu_in_logs_and_here_is_over_the_same_peak():
+def test_peak_flops_are_those_of_logs():
     for chip in slices.CHIPS.values():
         first = next(
             flops for kind, flops in logs.throughput.PEAK_FLOPS if kind in chip.device_kind
@@ -82,15 +82,15 @@ def test_mfu_in_logs_and_here_is_over_the_same_peak():
         assert dict(logs.throughput.PEAK_FLOPS)[chip.device_kind] == chip.flops
 
 
-def test_gke_and_gcloud_are_told_what_their_pages_name():
+def test_gke_labels_and_runtime_versions_are_those_of_the_cloud_pages():
     # docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus, and tpu/docs/runtimes.
-    found = slices.parse_slice("v5e-8")
-    assert found.gke == {
+    actual = slices.parse_slice("v5e-8")
+    assert actual.gke == {
         "gke-tpu-accelerator": "tpu-v5-lite-podslice",
         "gke-tpu-topology": "2x4",
         "machine_type": "ct5lp-hightpu-8t",
     }
-    assert found.runtime_version == "v2-alpha-tpuv5-lite"
+    assert actual.runtime_version == "v2-alpha-tpuv5-lite"
     assert slices.parse_slice("v5e-16").gke["machine_type"] == "ct5lp-hightpu-4t"
     assert slices.parse_slice("v4-8").gke["gke-tpu-accelerator"] == "tpu-v4-podslice"
     assert slices.parse_slice("v5p-128").gke["gke-tpu-topology"] == "4x4x4"
@@ -114,18 +114,18 @@ def test_gke_and_gcloud_are_told_what_their_pages_name():
         ("v5e-8; rm", "not a TPU slice"),
     ],
 )
-def test_a_wrong_name_is_refused_with_the_nearest_right_one(name, words):
-    with pytest.raises(ValueError, match=words) as caught:
+def test_a_wrong_name_raises_with_the_offered_names(name, words):
+    with pytest.raises(ValueError, match=words) as error:
         slices.parse_target(name)
-    assert f"--slice={name}" in str(caught.value) and str(caught.value).count(".") <= 1
+    assert f"--slice={name}" in str(error.value) and str(error.value).count(".") <= 1
 
 
-def test_local_is_no_slice_and_gpus_are_eight_a_host():
+def test_local_is_no_slice_and_a_host_has_eight_gpus():
     assert slices.parse_target("local") is None
-    found = slices.parse_target("H100-16")
-    assert (found.name, found.chips, found.hosts) == ("h100-16", 16, 2)
+    actual = slices.parse_target("H100-16")
+    assert (actual.name, actual.chips, actual.hosts) == ("h100-16", 16, 2)
 
 
-def test_the_launcher_gets_names_without_jax():
+def test_slices_import_no_jax():
     code = "import sys; from lm.preflight import slices; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,8 +1,8 @@
-"""Whether a run fits a TPU slice, how fast it can be and what it costs, before paying for it.
+"""Tells whether a run fits a TPU slice, how fast it can be and what it costs, before paying for it.
 
 slices    slices by their Cloud names (no jax)
 program   the training step, lowered from shapes alone
-compiler  compiles it for absent chips, in a child process
+compiler  compilation for absent chips, in a child process
 hlo       bytes that a compiled program sends between chips
 flops     FLOPs that a program executes
 roofline  lower bounds of time and cost

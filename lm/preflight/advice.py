@@ -1,18 +1,20 @@
-"""The nearest changes of layout with which a run fits a slice, each proven by compiling it."""
+"""Search for the nearest changes of layout with which a run fits a slice, by compiling them."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 
 from lm import parallel, runs
 from lm.preflight import compiler, roofline, slices
 
-MAX_PROGRAMS = 8  # compiled for a slice, and as many for larger ones
+MAX_PROGRAMS = 8  # programs compiled for a slice, and again for the larger slices
 REMAT_POLICIES = ("none", "dots", "full")  # from the fastest to the smallest
-QUICK_DEPTH = 8  # layers of both towers that compile quickly unless scanned
+QUICK_DEPTH = 8  # layers of encoder and decoder that compile quickly without a scan
 
 Changes = dict[str, object]  # "section.key" of the config -> value
 
@@ -45,14 +47,14 @@ def advise(
 ) -> list[Trial]:
     """Returns the nearest changes with which a run fits a slice, fewest first.
 
-    Kinds of changes: more micro-batches, stronger rematerialization, wider fsdp. Each kind that is
-    enough by itself is returned at its smallest step; if none is, pairs, then all three. If nothing
-    fits this slice, the result is one trial on the smallest larger slice of the same chip. Deep
-    models are compiled with scanned layers. Empty: nothing fits, or max_programs were compiled.
+    Kinds of changes: more micro-batches, stronger rematerialization, wider fsdp. Returns the
+    smallest step that fits of each kind; if no kind is enough, of pairs, then of all three. If
+    nothing fits the slice, returns one trial on the smallest larger slice of the same chip. Deep
+    models are compiled with scanned layers. Empty: nothing fits within max_programs.
     """
     if trials := _Search(run, compile, max_programs).nearest(target):
         return trials
-    larger = [other for other in slices.sizes(target.chip.name) if other.chips > target.chips]
+    larger = [item for item in slices.sizes(target.chip.name) if item.chips > target.chips]
     trial = smallest(run, larger, max_programs=max_programs, compile=compile)
     return [trial] if trial else []
 
@@ -64,7 +66,7 @@ def smallest(
     max_programs: int = MAX_PROGRAMS,
     compile: Callable = compiler.compile_for,
 ) -> Trial | None:
-    """Returns the run on the first of these slices that it fits, with the fewest changes."""
+    """Returns a trial on the first of the slices that the run fits, with the fewest changes."""
     search = _Search(run, compile, max_programs)
     for target in candidates:
         if trial := search.bisect(target, [{}]) or next(iter(search.nearest(target)), None):
@@ -88,7 +90,7 @@ def changed(config: dict, changes: Changes) -> dict:
 
 
 def ladders(run: runs.Run, target: slices.Slice) -> list[list[Changes]]:
-    """Steps of each kind of change that the config allows, smallest first; empty kinds left out."""
+    """Lists the steps of each kind of change that the config allows, smallest first."""
     batch, layout = run.data.batch_size, run.parallel
     doublings = [1 << power for power in range(batch.bit_length())]
     divisors = [n for n in range(1, target.chips + 1) if target.chips % n == 0]
@@ -115,17 +117,17 @@ def _is_allowed(run: runs.Run, target: slices.Slice, changes: Changes) -> bool:
 
 
 class _Search:
-    """Compiles changes of one run, at most max_programs of them, each once."""
+    """Compiles changes of one run: each once, and at most max_programs in all."""
 
     def __init__(self, run: runs.Run, compile: Callable, max_programs: int):
-        self.run, self.compile, self.left = run, compile, max_programs
+        self.run, self.compile, self.programs_left = run, compile, max_programs
         self.base: Changes = {"model.scan_layers": True} if is_slow(run) else {}
         if run.parallel.data != -1:
             self.base["parallel.data"] = -1  # all chips
         self.trials: dict[tuple, Trial | None] = {}
 
     def nearest(self, target: slices.Slice) -> list[Trial]:
-        """The smallest step that fits of each kind; if no kind is enough, of pairs, then of all."""
+        """Finds the smallest step that fits of each kind; else of pairs, then of all kinds."""
         kinds = ladders(self.run, target)
         for count in range(1, len(kinds) + 1):
             groups = itertools.combinations(kinds, count)
@@ -135,7 +137,7 @@ class _Search:
         return []
 
     def bisect(self, target: slices.Slice, steps: list[Changes]) -> Trial | None:
-        """The first step that fits; each step needs no more memory than the one before."""
+        """Finds the first step that fits; each step needs no more memory than the one before."""
         low, high, best = 0, len(steps) - 1, None
         while low <= high:
             middle = (low + high) // 2 if best else high  # the last step first
@@ -151,28 +153,25 @@ class _Search:
         return best
 
     def _try(self, target: slices.Slice, changes: Changes) -> Trial | None:
-        """Compiles changes; None if the layout is a mistake or max_programs are used up."""
+        """Compiles changes; None if the config is invalid or no program may be compiled."""
         changes = self.base | changes
         key = target.name, *changes.items()
-        if key not in self.trials and self.left > 0:
-            label = " ".join(f"{name}={value}" for name, value in changes.items())
+        if key not in self.trials and self.programs_left > 0:
+            words = [f"{name}={value}" for name, value in changes.items()]
+            label = " ".join(["trying", target.name, *words])
             config = changed(self.run.config_dict, changes)
-            workdir, label = str(self.run.workdir), f"trying {target.name} {label}".strip()
             try:
-                compiled = self.compile(config, target, workdir, label=label)
+                compiled = self.compile(config, target, str(self.run.workdir), label=label)
             except ValueError:
                 self.trials[key] = None
             else:
-                self.left -= compiled.seconds > 0  # rejected by its shapes: nothing was compiled
+                self.programs_left -= compiled.seconds > 0  # 0: rejected by its shapes
                 self.trials[key] = Trial(target, changes, compiled)
         return self.trials.get(key)
 
 
-def _merge(steps: Iterable[Changes]) -> Changes:
-    return {key: value for step in steps for key, value in step.items()}
-
-
 def _diagonal(kinds: Sequence[list[Changes]]) -> list[Changes]:
-    """Steps of several kinds at once: the i-th step of each, or its last."""
+    """Combines steps of several kinds: the i-th step of each, or its last."""
     length = max(map(len, kinds))
-    return [_merge(kind[min(i, len(kind) - 1)] for kind in kinds) for i in range(length)]
+    steps = [[kind[min(i, len(kind) - 1)] for kind in kinds] for i in range(length)]
+    return [functools.reduce(operator.or_, changes) for changes in steps]

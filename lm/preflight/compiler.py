@@ -1,8 +1,8 @@
 """Compile a run's training step for chips that this machine lacks, in a child process.
 
-The platform is chosen before jax is imported, the TPU compiler writes much to the terminal, and it
-may crash: so a child compiles (python -m lm.preflight.compiler: JSON on stdin, JSON on stdout, all
-other output on stderr), and the parent imports no jax for it.
+The platform must be chosen before jax is imported, and the TPU compiler writes to the terminal and
+may crash: so a child process compiles (python -m lm.preflight.compiler: a JSON request on stdin,
+JSON results on stdout, all other output on stderr), and the parent imports no jax.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from lm import exits
 from lm.preflight import slices
 
-LIBRARY = "libtpu.so"
 NO_WORKDIR = "workdir-of-preflight"  # a workdir that no run has claimed
-TIMEOUT = 3600.0  # seconds
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # "Used 20.1G of 15.75G hbm", "the total memory required for HLO temporaries (335.31G) exceeds"
 REQUIRED = re.compile(r"(?:Used |required [^(]*\()([\d.]+)([KMGT]?)")
@@ -35,12 +33,12 @@ REQUIRED = re.compile(r"(?:Used |required [^(]*\()([\d.]+)([KMGT]?)")
 class Compiled:
     """One update of a run, compiled for some chips. Bytes are per chip.
 
-    chip: may be a dict. fits: None if only a compiler could tell and none was used. peak: bytes
-    in use at the same time, a lower bound unless compiled. sizes: bytes of state, batch and
-    gradients by kind. workspace: temporary buffers (activations and gradients); code: instructions.
-    model_flops, executed_flops: of an update over all chips, without and with recomputation.
-    collectives: bytes sent to other chips by kind. unknown_loops: loops of unknown trip count,
-    whose bodies count once. seconds: of compilation. error: why it does not fit.
+    fits: None if only a compiler could tell and none was used. peak: bytes in use at the same time,
+    a lower bound unless compiled. sizes: bytes of state, batch and gradients by kind. workspace:
+    temporary buffers (activations and gradients). code: instructions. model_flops, executed_flops:
+    of an update over all chips, without and with recomputation. collectives: bytes sent to other
+    chips by kind. unknown_loops: loops of unknown trip count, whose bodies count once. seconds: of
+    compilation. error: why it does not fit.
     """
 
     target: str
@@ -59,10 +57,6 @@ class Compiled:
     seconds: float = 0.0
     error: str = ""
 
-    def __post_init__(self):
-        if isinstance(self.chip, dict):
-            object.__setattr__(self, "chip", slices.Chip(**self.chip))
-
     @property
     def has_program(self) -> bool:
         """Whether the compiler produced a program."""
@@ -74,77 +68,75 @@ def library() -> pathlib.Path:
 
     Raises: ValueError if it is not installed, with the command that installs it.
     """
-    candidates = [pathlib.Path(sys.prefix) / "libtpu/libtpu" / LIBRARY]
+    folders = [pathlib.Path(sys.prefix) / "libtpu/libtpu"]
+    if spec := importlib.util.find_spec("libtpu"):
+        folders += map(pathlib.Path, spec.submodule_search_locations)
+    paths = [folder / "libtpu.so" for folder in folders]
     if path := os.environ.get("TPU_LIBRARY_PATH"):
-        candidates = [pathlib.Path(path)]
-    elif spec := importlib.util.find_spec("libtpu"):
-        candidates += [pathlib.Path(path) / LIBRARY for path in spec.submodule_search_locations]
-    for path in candidates:
+        paths = [pathlib.Path(path)]
+    for path in paths:
         if path.is_file():
             return path
     raise ValueError(
-        f"the TPU compiler is not at {candidates[0]}; install it with `make tpu-compiler`, or "
+        f"the TPU compiler is not at {paths[0]}; install it with `make tpu-compiler`, or "
         f"`pip install --no-deps --target {sys.prefix}/libtpu '{requirement()}'`."
     )
 
 
 def requirement() -> str:
-    """The libtpu version that the installed jax requires in its extra tpu, as libtpu==0.0.42.*."""
+    """Returns the libtpu version that the installed jax requires, as libtpu==0.0.42.*."""
     lines = importlib.metadata.requires("jax") or []
     return next(line.partition(";")[0].strip() for line in lines if line.startswith("libtpu"))
 
 
 def compile_for(
-    config: dict,
+    config: dict[str, Any],
     target: slices.Slice | None,
     workdir: str = NO_WORKDIR,
     *,
-    timeout: float = TIMEOUT,
+    timeout: float = 3600.0,
     label: str = "",
 ) -> Compiled:
     """Compiles the update of a config for a slice, or with None for this machine's devices.
 
     Args:
       config: nested, with all keys.
-      target: for GPUs nothing is compiled; the result has what shapes tell.
+      target: GPUs get a result from shapes only, without compilation.
       timeout: seconds.
       label: progress message on stderr; empty: none.
 
     Raises:
       ValueError: the config is wrong, the compiler is not installed, or the child failed before
-        it answered. A program that the compiler rejects is a result with fits=False and an error.
+        its first result. A program that the compiler rejects is a result with fits=False and an
+        error.
     """
     request = {"config": config, "workdir": str(workdir), "target": target and target.name}
     command = [sys.executable, "-m", "lm.preflight.compiler"]
-    options = {"stdin": subprocess.PIPE, "text": True, "env": os.environ | _environment(target)}
+    options = {"env": os.environ | _environment(target), "text": True, "errors": "replace"}
+    options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     if label:
         print(f"{label} ..", file=sys.stderr)
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+", errors="replace") as log:
-        with subprocess.Popen(command, stdout=out, stderr=log, **options) as child:
-            try:
-                child.communicate(json.dumps(request), timeout)
-                code = child.returncode
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                child.kill()  # also after Ctrl-C; no effect on a child that has ended
-                child.wait()
-        out.seek(0)
-        log.seek(0)
-        answers = [json.loads(line) for line in out.read().splitlines()]
-        log_lines = log.read().strip().splitlines()
-    if answers and "mistake" in answers[-1]:
-        raise ValueError(answers[-1]["mistake"])
-    if code == 0:
-        return Compiled(**answers[-1])
-    failure = f"took more than {timeout:.0f} s and was stopped"
-    if code is not None:
-        last = " ".join((log_lines or ["nothing"])[-1].split())[:300]
-        failure = f"ended with code {code}; the last line of its output: {last}"
-    error = f"the compiler for {target.name if target else 'this machine'} {failure}."
-    if not answers:
-        raise ValueError(error)
-    return Compiled(**answers[0] | {"fits": False, "error": error})
+    with subprocess.Popen(command, **options) as child:
+        try:
+            output, log = child.communicate(json.dumps(request), timeout)
+            last = " ".join((log.strip().splitlines() or ["nothing"])[-1].split())[:300]
+            failure = f"ended with code {child.returncode}; its last line: {last}"
+        except subprocess.TimeoutExpired:
+            child.kill()
+            output, _ = child.communicate()
+            failure = f"took more than {timeout:.0f} s and was stopped"
+        finally:
+            child.kill()  # after Ctrl-C; no effect on a child that has ended
+            child.wait()
+    results = [json.loads(line) for line in output.splitlines()]
+    if results and "mistake" in results[-1]:
+        raise ValueError(results[-1]["mistake"])
+    if child.returncode:
+        error = f"the compiler for {target.name if target else 'this machine'} {failure}."
+        if not results:
+            raise ValueError(error)
+        results = [results[0] | {"fits": False, "error": error}]
+    return Compiled(**results[-1] | {"chip": slices.Chip(**results[-1]["chip"])})
 
 
 def _environment(target: slices.Slice | None) -> dict[str, str]:
@@ -165,11 +157,8 @@ def _environment(target: slices.Slice | None) -> dict[str, str]:
 # The child. --------------------------------------------------------------------------------------
 
 
-def answers(request: dict) -> Iterator[Compiled]:
-    """Yields what shapes tell, then, if that fits, what the compiler tells.
-
-    Raises: ValueError and OSError for mistakes of the user.
-    """
+def _results(request: dict) -> Iterator[Compiled]:
+    """Yields the result from shapes; then, if that fits, the result of the compiler."""
     from lm import runs, train
     from lm.preflight import program
 
@@ -177,7 +166,6 @@ def answers(request: dict) -> Iterator[Compiled]:
     target = request["target"] and slices.parse_target(request["target"])
     devices, chip = _devices(target)
     update = program.prepare(run, devices)
-    least = sum(update.sizes.values())
     from_shapes = Compiled(
         target=target.name if target else f"local ({len(devices)} x {chip.device_kind})",
         chip=chip,
@@ -185,10 +173,10 @@ def answers(request: dict) -> Iterator[Compiled]:
         hosts=target.hosts if target else len({device.process_index for device in devices}),
         sizes=update.sizes,
         model_flops=train.step_flops(run),
-        peak=least,
+        peak=sum(update.sizes.values()),
     )
-    if least > chip.memory:
-        error = f"state, gradients and batch alone need {_over(least, chip)}."
+    if from_shapes.peak > chip.memory:
+        error = f"state, gradients and batch alone need {_over(from_shapes.peak, chip)}."
         from_shapes = dataclasses.replace(from_shapes, fits=False, error=error)
     yield from_shapes
     if from_shapes.fits is None and chip.name not in slices.GPUS:
@@ -209,7 +197,7 @@ def _devices(target: slices.Slice | None) -> tuple[list, slices.Chip]:
 
 
 def _local_chip(devices: list) -> slices.Chip:
-    """A device of this machine as far as it is known; a CPU device has a share of the memory."""
+    """The properties of a device of this machine; a CPU device has a share of the memory."""
     from lm import logs
 
     first = devices[0]
@@ -226,7 +214,7 @@ def _local_chip(devices: list) -> slices.Chip:
 
 
 def _compile(from_shapes: Compiled, update) -> Compiled:
-    """Adds what the compiler tells. update: program.Prepared."""
+    """Adds the compiler's result to the result from shapes. update: program.Prepared."""
     import jax
 
     from lm.preflight import flops, hlo
@@ -258,26 +246,26 @@ def _compile(from_shapes: Compiled, update) -> Compiled:
 
 
 def _rejected(counted: Compiled, message: str, seconds: float) -> Compiled:
-    """The result for a program that the compiler rejects, with the bytes that its message names."""
-    numbers = [int(float(number) * UNITS[unit]) for number, unit in REQUIRED.findall(message)]
+    """Returns the result of a rejected program, with the bytes that the message names."""
+    sizes = [int(float(number) * UNITS[unit]) for number, unit in REQUIRED.findall(message)]
     peak, error = counted.peak, f"the compiler rejects it: {' '.join(message.split())[:300]}"
-    if "RESOURCE_EXHAUSTED" in message and numbers:
-        peak = max(peak, *numbers)
+    if "RESOURCE_EXHAUSTED" in message and sizes:
+        peak = max(peak, *sizes)
         error = f"it needs {_over(peak, counted.chip)}"
     return dataclasses.replace(counted, fits=False, peak=peak, error=error, seconds=seconds)
 
 
-def _over(needed: int, chip: slices.Chip) -> str:
-    return f"{needed / slices.GIB:.2f} GiB, and a chip has {chip.memory / slices.GIB:.2f} GiB"
+def _over(size: int, chip: slices.Chip) -> str:
+    return f"{size / slices.GIB:.2f} GiB, and a chip has {chip.memory / slices.GIB:.2f} GiB"
 
 
 def main() -> None:
-    """The child: prints a line of JSON for each of answers, or {"mistake": sentence}."""
+    """Runs the child: prints each result as a line of JSON, or {"mistake": sentence}."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libtpu and XLA write to stdout too
     try:
-        for answer in answers(json.load(sys.stdin)):
-            print(json.dumps(dataclasses.asdict(answer)), file=out, flush=True)
+        for result in _results(json.load(sys.stdin)):
+            print(json.dumps(dataclasses.asdict(result)), file=out, flush=True)
     except (ValueError, OSError) as error:
         print(json.dumps({"mistake": exits.one_line(error, None)}), file=out, flush=True)
 

@@ -1,10 +1,11 @@
-"""FLOPs that a program executes, read from its jaxpr, recomputation included."""
+"""FLOPs that a program executes, recomputation included, counted in its jaxpr."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 
 def executed_flops(jaxpr: Any, platform: str = "tpu") -> int:
@@ -25,38 +26,31 @@ def _equation_flops(equation, platform: str) -> int:
         shapes = [var.aval.shape for var in (*equation.invars[:2], equation.outvars[0])]
         return PRODUCTS[name](*shapes, params["dimension_numbers"])
     if name == "cond":
-        return _branch_flops(params, platform)
+        flops = [executed_flops(branch, platform) for branch in params["branches"]]
+        platforms = params.get("branches_platforms") or ()
+        branches = zip(platforms, flops, strict=False)
+        return next((n for names, n in branches if not names or platform in names), max(flops))
     times = 1
     if name == "scan":
         times = params["length"]
     elif name == "shard_map":  # pmap is implemented by it
         times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-    return times * sum(executed_flops(inner, platform) for inner in _inner_jaxprs(params))
+    items = jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
+    return times * sum(executed_flops(item, platform) for item in items if _is_jaxpr(item))
 
 
-def _branch_flops(params: dict, platform: str) -> int:
-    flops = [executed_flops(branch, platform) for branch in params["branches"]]
-    platforms = params.get("branches_platforms") or ()
-    for names, branch_flops in zip(platforms, flops, strict=False):
-        if names is None or platform in names:
-            return branch_flops
-    return max(flops)
+def _is_jaxpr(item: Any) -> bool:
+    return hasattr(getattr(item, "jaxpr", item), "eqns")
 
 
-def _inner_jaxprs(params: dict) -> Iterator:
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(getattr(item, "jaxpr", item), "eqns"):
-                yield item
-
-
-def _dot_flops(left, right, out, dimensions) -> int:
+def _dot_flops(left_shape, right_shape, out_shape, dimensions) -> int:
     (contracted, _), _ = dimensions
-    return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+    return 2 * math.prod(out_shape) * math.prod(left_shape[axis] for axis in contracted)
 
 
-def _convolution_flops(left, kernel, out, dimensions) -> int:
-    return 2 * math.prod(out) * math.prod(kernel) // kernel[dimensions.rhs_spec[0]]
+def _convolution_flops(left_shape, kernel_shape, out_shape, dimensions) -> int:
+    inputs = math.prod(kernel_shape) // kernel_shape[dimensions.rhs_spec[0]]
+    return 2 * math.prod(out_shape) * inputs
 
 
 PRODUCTS = {"dot_general": _dot_flops, "conv_general_dilated": _convolution_flops}

@@ -1,23 +1,21 @@
 """Bytes that a compiled program sends between chips, read from its optimized HLO text.
 
-The text of TPU, CPU and GPU programs is read. Its operations are documented at
-openxla.org/xla/operation_semantics.
+Programs of TPUs, CPUs and GPUs; openxla.org/xla/operation_semantics documents their operations.
 """
 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import math
 import re
 from typing import NamedTuple
 
-# Kind of collective -> bytes that each of n chips sends on a ring, per byte of the whole array.
+# Kind of collective -> bytes that each of n chips sends on a ring, per byte of its operands.
 # Source: Thakur et al. 2005, "Optimization of collective communication operations in MPICH".
 COLLECTIVES = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
-    "all-gather": lambda n: (n - 1) / n,
+    "all-gather": lambda n: n - 1,
     "reduce-scatter": lambda n: (n - 1) / n,
     "all-to-all": lambda n: (n - 1) / n,
     "ragged-all-to-all": lambda n: (n - 1) / n,
@@ -46,24 +44,22 @@ PAIRS = re.compile(r"\bsource_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 PAIR = re.compile(r"\{(\d+),(\d+)\}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Collectives:
-    """The collectives of one run of a program.
+class Traffic(NamedTuple):
+    """Bytes that one chip sends in one run of a program.
 
-    sent: bytes that each chip sends, by kind. unknown_loops: loops whose trip count the text does
-    not state; their bodies are counted once.
+    sent: bytes by kind of collective. unknown_loops: loops whose trip count the text does not
+    state; their bodies are counted once.
     """
 
     sent: dict[str, int]
-    unknown_loops: int = 0
+    unknown_loops: int
 
 
-def collective_traffic(text: str) -> Collectives:
+def collective_traffic(text: str) -> Traffic:
     """Reads the collectives of a program from compiled.as_text(), in time linear in its length."""
     program = _Program(text)
     sums = program.sums(program.entry)
-    sent = {kind: round(sums[kind]) for kind in COLLECTIVES if sums[kind]}
-    return Collectives(sent, sums["unknown"])
+    return Traffic({kind: round(sums[kind]) for kind in COLLECTIVES if sums[kind]}, sums["unknown"])
 
 
 class _Instruction(NamedTuple):
@@ -88,25 +84,10 @@ class _Instruction(NamedTuple):
         """The opcode without -start."""
         return self.opcode.removesuffix("-start")
 
-    @property
-    def result(self) -> str:
-        """The shape of the result; the tuple of a -start lists its operands first."""
-        if not self.opcode.endswith("-start") or self.opcode == "all-reduce-start":
-            return self.shape
-        return _tuple_elements(self.shape)[1]
-
-
-def _tuple_elements(shape: str) -> list[str]:
-    depth, cuts = 0, [0]
-    for index, letter in enumerate(shape):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 1:
-            cuts.append(index)
-    return [shape[a + 1 : b] for a, b in zip(cuts, [*cuts[1:], len(shape) - 1], strict=True)]
-
 
 @functools.cache
 def _num_bytes(shape: str) -> int:
+    """Sums the bytes of all arrays in a shape."""
     total = 0
     for dtype, dimensions in ARRAY.findall(shape):
         count = math.prod(int(d.strip("<=")) for d in dimensions.split(",") if d)
@@ -116,7 +97,7 @@ def _num_bytes(shape: str) -> int:
 
 
 class _Program:
-    """The computations of a text: name -> {name: instruction}."""
+    """The computations of a program: name -> {name: instruction}."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, _Instruction]] = {}
@@ -150,34 +131,31 @@ class _Program:
                 branches = NAME.findall(" ".join(BRANCHES.findall(instruction.rest)))
                 called = sorted(branches, key=self._sent)[-1:]
             for computation in called:
-                for kind, number in self.sums(computation).items():
-                    sums[kind] += number * (times or 1)
+                for key, number in self.sums(computation).items():
+                    sums[key] += number * (times or 1)
         return sums
 
     def _sent(self, name: str) -> float:
         return sum(self.sums(name)[kind] for kind in COLLECTIVES)
 
     def _trip_count(self, loop: _Instruction) -> int | None:
-        """How often a loop's body runs: jax's loops count from 0 by 1 up to a constant."""
+        """Returns how often a loop's body runs: jax's loops count from 0 by 1 up to a constant."""
         if match := TRIP_COUNT.search(loop.rest):
             return int(match[1])
         condition = list(self.computations[CONDITION.search(loop.rest)[1]].values())
-        for caller in [x for x in condition if x.opcode in CALLERS]:
+        for caller in [item for item in condition if item.opcode in CALLERS]:
             condition += self.computations[caller.body].values()
-        ends = {x.rest.partition(")")[0] for x in condition if x.opcode == "constant"}
-        below = ["direction=LT" in x.rest for x in condition if x.opcode == "compare"]
-        end = ends.pop() if len(ends) == 1 and below == [True] else ""
+        ends = {item.rest.partition(")")[0] for item in condition if item.opcode == "constant"}
+        is_below = ["direction=LT" in item.rest for item in condition if item.opcode == "compare"]
+        end = ends.pop() if len(ends) == 1 and is_below == [True] else ""
         return int(end) if end.isdigit() else None
 
     def _collective(self, name: str, instruction: _Instruction) -> tuple[str, float]:
-        """Returns kind and bytes that a chip sends."""
+        """Returns the kind, and the bytes that a chip sends."""
         kind, computation = instruction.kind, self.computations[name]
-        if kind == "all-reduce" and self._is_scattered(name, instruction):
+        if kind == "all-reduce" and self._is_reduce_scatter(name, instruction):
             kind = "reduce-scatter"
-        if kind in ("all-gather", "collective-permute"):
-            size = _num_bytes(instruction.result)
-        else:
-            size = sum(_num_bytes(computation[x].shape) for x in instruction.operands)
+        size = sum(_num_bytes(computation[x].shape) for x in instruction.operands)
         group = self._group_size(instruction)
         return kind, size * COLLECTIVES[kind](group) if group > 1 else 0
 
@@ -194,8 +172,8 @@ class _Program:
             return math.prod(int(size or sizes[axis]) for axis, size in AXIS.findall(named[2]))
         return self.devices
 
-    def _is_scattered(self, name: str, instruction: _Instruction) -> bool:
-        """Whether each chip keeps only its slice of a sum, as a TPU writes a reduce-scatter."""
+    def _is_reduce_scatter(self, name: str, instruction: _Instruction) -> bool:
+        """Whether each chip slices the sum: TPU programs write a reduce-scatter so, in a fusion."""
         computation = self.computations[name]
         output = self._view_source(name, next(x for x in computation.values() if x.root))
         if name not in self.fused or output.opcode != "dynamic-slice":
@@ -203,11 +181,12 @@ class _Program:
         return self._view_source(name, computation[output.operands[0]]) == instruction
 
     def _view_source(self, name: str, instruction: _Instruction) -> _Instruction:
-        while instruction.opcode in ("bitcast", "tuple"):  # of a tuple the first element
+        """Follows bitcasts, and the first elements of tuples, to the instruction that computes."""
+        while instruction.opcode in ("bitcast", "tuple"):
             instruction = self.computations[name][instruction.operands[0]]
         return instruction
 
     def _is_continued(self, name: str, instruction: _Instruction) -> bool:
-        """Whether this continues a collective that a chain of fusions overlaps with compute."""
+        """Whether an earlier fusion of a chain, which overlaps with compute, counts the same."""
         starts = ('"AsyncCollectiveStart"' in x.rest for x in self.computations[name].values())
         return "chain_id=" in instruction.rest and not any(starts)

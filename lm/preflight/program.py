@@ -23,10 +23,7 @@ class Prepared:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes on each device by kind, without the padding of buffers.
-
-        params, optimizer, average (of the weights), teacher, batch, gradients (a lower bound).
-        """
+        """Bytes on each device by kind, without the padding of buffers; gradients a lower bound."""
         state, rows, teacher = self.arguments
         trees = {
             "params": state.params,
@@ -42,25 +39,25 @@ class Prepared:
     def _bytes_per_device(self, leaf) -> int:
         if leaf.sharding:
             return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        return leaf.size * leaf.dtype.itemsize // self.strategy.shards  # stacked, a row a device
+        return leaf.size * leaf.dtype.itemsize // self.strategy.shards  # stacked: a row per device
 
-    def lower(self):
-        """The lowered program, as train compiles it (jax.stages.Lowered)."""
+    def lower(self) -> jax.stages.Lowered:
+        """Lowers the program as train compiles it."""
         return self.strategy.compile(self.step, donate=True).lower(*self.arguments)
 
-    def jaxpr(self):
-        """The same program as a closed jaxpr, to count FLOPs in."""
+    def jaxpr(self) -> jax.extend.core.ClosedJaxpr:
+        """Traces the same program; flops counts in it."""
         return jax.make_jaxpr(self.strategy.compile(self.step))(*self.arguments)
 
 
 def prepare(run: runs.Run, devices: Sequence) -> Prepared:
     """Prepares the update of a run for jax devices; neither they nor the run's data need exist.
 
-    What only data determine has placeholders of the same shape: the text bytes of each token and
-    the number of updates of an epoch. The number of hosts is that of the devices' processes.
+    Placeholders of the same shape stand for values of the data: the text bytes of each token and
+    the number of updates in an epoch. Each process of the devices is a host.
 
-    Raises: ValueError if the batch or the layout does not suit the devices, or if the teacher is
-      missing.
+    Raises: ValueError if the batch or the layout does not divide over the devices, or if the
+      teacher is missing.
     """
     hosts = len({device.process_index for device in devices})
     strategy = train.make_strategy(run, list(devices), (0, hosts))
@@ -72,19 +69,19 @@ def prepare(run: runs.Run, devices: Sequence) -> Prepared:
     return Prepared(strategy, update.train_step, (state, rows, teacher))
 
 
-def make_update(run: runs.Run, place: Callable = transformer.no_constraint) -> train.Update:
-    """train.make_update for a run without data. place: shards activations, as there."""
+def make_update(
+    run: runs.Run, shard_activations: Callable = transformer.no_constraint
+) -> train.Update:
+    """Calls train.make_update for a run without data, with placeholders as in prepare."""
     text_bytes = np.arange(run.model.vocab_size, dtype=np.int32)
+    updates, length = 2**31 - 1, optimizers.RunLength(1.0, 2**31)  # no shape depends on them
     if total_updates(run):
-        return train.make_update(
-            run, text_bytes, total_updates(run), runs.run_length(run, 0), place
-        )
-    endless = optimizers.RunLength(1.0, 2**31)  # no shape depends on the duration
-    return train.make_update(run, text_bytes, 2**31 - 1, endless, place)
+        updates, length = total_updates(run), runs.run_length(run, 0)
+    return train.make_update(run, text_bytes, updates, length, shard_activations)
 
 
 def total_updates(run: runs.Run) -> int:
-    """Updates of the whole run; 0 if counted in epochs, whose length the data determine."""
+    """Counts the updates of the run; 0 if its length is in epochs, which requires the data."""
     optimizer = run.optimizer
     if run.duration.epochs or optimizer.warmup.epochs or optimizer.cooldown.epochs:
         return 0
@@ -92,13 +89,13 @@ def total_updates(run: runs.Run) -> int:
 
 
 def batch_shapes(run: runs.Run) -> batch.Batch:
-    """The shapes of the batch of one update, over all hosts."""
+    """Returns the shapes of the batch of one update, over all hosts."""
     inputs, targets = run.lengths
     lengths = (inputs, inputs, targets, targets)
     ids = [jax.ShapeDtypeStruct((run.data.batch_size, length), np.int32) for length in lengths]
-    cache, teacher_top_k = run.teacher.cache, None
-    if cache:
-        k = pipeline.open_teacher_cache(cache).identity["k"]
+    teacher_top_k = None
+    if run.teacher.cache:
+        k = pipeline.open_teacher_cache(run.teacher.cache).identity["k"]
         each = lambda dtype, *dims: jax.ShapeDtypeStruct((*ids[2].shape, *dims), dtype)
         teacher_top_k = batch.TeacherTopK(each(np.int32, k), each(np.float32, k), each(np.float32))
     return batch.Batch(*ids, teacher_top_k=teacher_top_k)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -27,14 +26,10 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns the report as JSON: bytes per chip, seconds and FLOPs.
 
-    "step" and "run" are None unless the program compiled; "run" also if only the data tell how many
-    updates there are. "advice" is filled by the command.
-
-    price: of a chip for an hour.
+    "step" and "run" are None unless the program compiled; "run" also if its length is in epochs.
+    The command fills "advice". price: of a chip for an hour.
     """
-    step, whole = None, None
-    if compiled.has_program:
-        step, whole = _times(run, compiled, price)
+    step, whole = _times(run, compiled, price) if compiled.has_program else (None, None)
     return {
         "target": compiled.target,
         "device": compiled.chip.device_kind,
@@ -43,21 +38,21 @@ def summarize(
         "parallel": run.config_dict["parallel"],
         "fits": compiled.fits,
         "error": compiled.error,
-        "memory": memory(compiled),
+        "memory": _memory(compiled),
         "flops": {"model": compiled.model_flops, "executed": compiled.executed_flops},
         "collectives": compiled.collectives,
         "compile_seconds": compiled.seconds,
         "step": step,
         "run": whole,
-        "hints": hints(run, compiled),
+        "hints": _hints(run, compiled),
         "advice": None,
     }
 
 
-def memory(compiled: compiler.Compiled) -> dict[str, int]:
-    """Bytes of a chip by kind, which add up to "needed"; "chip" is what it has.
+def _memory(compiled: compiler.Compiled) -> dict[str, int]:
+    """Bytes of a chip by kind, whose sum is "needed"; "chip" is the size of its memory.
 
-    Without a compiled program the kinds that shapes do not tell are missing.
+    Without a compiled program the kinds that require one are missing.
     """
     kinds = dict(compiled.sizes)
     if compiled.has_program:
@@ -72,43 +67,42 @@ def _times(run: runs.Run, compiled: compiler.Compiled, price: float | None) -> t
     """The entries "step" and "run"."""
     tokens, updates = runs.run_length(run, 0).tokens, program.total_updates(run)
     estimate = roofline.estimate(compiled, tokens=tokens, updates=updates, price=price)
-    fields = dataclasses.asdict(estimate)
-    names = ("compute_seconds", "network_seconds", "mfu", "tokens_per_day")
-    step = {name: fields[name] for name in names} | {"tokens": tokens}
-    step |= {"seconds": estimate.seconds, "bound": estimate.bound}
+    names = ("compute_seconds", "network_seconds", "mfu", "tokens_per_day", "seconds", "bound")
+    step = {name: getattr(estimate, name) for name in names} | {"tokens": tokens}
     if not math.isfinite(compiled.chip.network):
         step["network_seconds"] = None
-    whole = {name: fields[name] for name in ("days", "chip_hours", "cost")}
+    whole = {name: getattr(estimate, name) for name in ("days", "chip_hours", "cost")}
     whole |= {"updates": updates, "tokens": tokens * updates, "price": price}
     return step, whole if updates else None
 
 
 def advice_row(trial: advice.Trial) -> dict[str, Any]:
-    """A change that fits, as JSON."""
-    row = {"slice": trial.slice.name, "flags": trial.flags, "peak": trial.compiled.peak}
-    return row | {"step_seconds": trial.step_seconds}
+    """Returns a change that fits, as JSON."""
+    return {
+        "slice": trial.slice.name,
+        "flags": trial.flags,
+        "peak": trial.compiled.peak,
+        "step_seconds": trial.step_seconds,
+    }
 
 
-def hints(run: runs.Run, compiled: compiler.Compiled) -> list[str]:
+def _hints(run: runs.Run, compiled: compiler.Compiled) -> list[str]:
     """Sentences about settings that suit an accelerator better, each with its flag."""
     sentences = []
     if advice.is_slow(run):
         sentences.append(
-            "the layers are compiled one by one; --config.model.scan_layers=True compiles in "
-            "constant time and trains the same parameters."
+            "layers are compiled one by one; --config.model.scan_layers=True compiles them once."
         )
     if run.model.dtype == "float32" and compiled.chip.device_kind != "cpu":
         sentences.append("activations are float32; --config.model.dtype=bfloat16 halves them.")
     if compiled.unknown_loops:
-        sentences.append(
-            f"{compiled.unknown_loops} loops have no known trip count and were counted once."
-        )
+        sentences.append(f"{compiled.unknown_loops} loops of unknown trip count were counted once.")
     return sentences
 
 
 def text(summary: dict[str, Any]) -> str:
-    """The report as text."""
-    verdict = {True: "fits", False: "does not fit", None: "is not ruled out by its shapes"}
+    """Formats the report as text."""
+    verdict = {True: "fits", False: "does not fit", None: "may fit: its activations are unknown"}
     head = f"{summary['target']}: {summary['chips']} x {summary['device']}, {summary['hosts']} host"
     head += "s" * (summary["hosts"] > 1) + f"; the run {verdict[summary['fits']]}."
     lines = [head, *filter(None, [summary["error"]]), "", *_memory_rows(summary)]
@@ -154,27 +148,27 @@ def _time_rows(step: dict, whole: dict | None) -> list[str]:
         rows.append(_row(f"{key}, ms", *cells))
     rows.append(_row("step, ms", f"{1e3 * step['seconds']:.3f}", f"bound by {step['bound']}"))
     rows.append(_row("MFU", f"{step['mfu']:.1%}", "model FLOPs over the chips' peak"))
-    rows.append(_row("tokens a day", f"{step['tokens_per_day']:.4g}", "padding counted"))
+    rows.append(_row("tokens a day", f"{step['tokens_per_day']:.4g}", "with padding"))
     if whole is None:
-        note = "epochs are counted in the data; set --config.steps to estimate the whole run"
+        note = "its length is in epochs; set --config.steps to estimate it"
         return [*rows, _row("the whole run", "?", note)]
     note = f"{whole['updates']:,} updates, {whole['tokens']:.4g} tokens"
     rows.append(_row("the whole run, days", f"{whole['days']:.3g}", note))
     rows.append(_row("chip-hours", f"{whole['chip_hours']:,.1f}"))
     if whole["cost"] is not None:
-        note = f"at {whole['price']:g} a chip-hour, without evaluation, saving and waiting"
+        note = f"at {whole['price']:g} a chip-hour, without evaluation, checkpoints and idle time"
         rows.append(_row("cost", f"{whole['cost']:,.2f}", note))
     return rows
 
 
 def advice_text(target: str, changes: list[dict[str, Any]]) -> str:
-    """The rows of advice for a target as text."""
+    """Formats the rows of advice for a target as text."""
     if not changes:
-        return "no change of layout fits, on this slice or a larger one; use another chip or model."
+        return "no change of layout fits on this or a larger slice; use another chip or model."
     is_larger = changes[0]["slice"] != target
     rows = ["the nearest changes that fit:"]
     if is_larger:
-        rows = ["no change of layout is enough on this slice; the smallest slice that is:"]
+        rows = ["no change of layout fits on this slice; the smallest slice that fits:"]
     for change in changes:
         flags = " ".join([f"--slice={change['slice']}"] * is_larger + change["flags"])
         step = f"step {1e3 * change['step_seconds']:.1f} ms at best"

@@ -1,7 +1,7 @@
-"""Time and cost of a run, bounded from below by compute and network.
+"""Lower bounds of the time and cost of a run, from compute and network but not memory traffic.
 
 Source: Williams et al. 2009, "Roofline: an insightful visual performance model",
-doi:10.1145/1498765.1498785. Memory traffic is not part of the bound.
+doi:10.1145/1498765.1498785.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ SECONDS_PER_DAY = 86_400
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The shortest time of an update, and what a whole run takes at that speed.
+    """The shortest time of an update, and the time and cost of a whole run at that speed.
 
-    compute_seconds, network_seconds: of an update on each chip, if nothing else took time; they
-    overlap. mfu: model FLOPs over the peak FLOPs of the chips in that time. cost: in the currency
-    of the price, None without a price.
+    compute_seconds, network_seconds: of an update on each chip; the two overlap. mfu: model FLOPs
+    over the peak FLOPs of the chips in that time. cost: in the currency of the price, or None.
     """
 
     compute_seconds: float
@@ -46,10 +45,7 @@ def estimate(
 ) -> Estimate:
     """Estimates a run from its compiled update.
 
-    Args:
-      tokens: of an update, over all chips.
-      updates: of the run.
-      price: of a chip for an hour.
+    tokens: of an update, over all chips. updates: of the run. price: of a chip for an hour.
     """
     chip, sent = compiled.chip, sum(compiled.collectives.values())
     compute = compiled.executed_flops / compiled.chips / chip.flops

@@ -288,7 +288,7 @@ def test_missing_permission_to_delete_is_reported_at_the_start(bucket, store, co
 def test_a_missing_bucket_and_a_missing_package_are_reported(bucket, config, monkeypatch):
     with pytest.raises(ValueError, match="no bucket gs://lm-none; create it with `gcloud storage"):
         runs.make_run(config, "gs://lm-none/run")
-    with pytest.raises(ValueError, match="no bucket gs://a; make it"):
+    with pytest.raises(ValueError, match="no bucket gs://a; create it"):
         runs.make_run(config | {"init_from": "gs://a/run"}, bucket)
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     monkeypatch.delitem(__import__("sys").modules, "lm.storage.gcs")

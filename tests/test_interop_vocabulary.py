@@ -659,7 +659,7 @@ GPT = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "normalizer": 
         ({"tokenizer__json": BARE}, "SentencePiece refuses .*copy it again"),
         ({"tokenizer__json": b"{"}, "tokenizer.json is damaged .*copy it again"),
         ({"tokenizer_config__json": []}, "tokenizer_config.json is damaged .*is no dict"),
-        ({"tokenizer__json": {"model": {"type": "WordPiece"}}}, "kind WordPiece.*add the spiece"),
+        ({"tokenizer__json": {"model": {"type": "WordPiece"}}}, "kind WordPiece.*add spiece"),
         ({"tokenizer__json": GPT}, "the step NFKD, unknown to SentencePiece; add spiece"),
     ],
 )

@@ -237,7 +237,7 @@ def _bpe_scores(table: dict) -> list[tuple[str, float]]:
         piece = "".join(merge.split(" ") if isinstance(merge, str) else merge)
         ranks.setdefault(piece, rank)
     names = {token_id: name for name, token_id in table["vocab"].items()}
-    ordered = [names[token_id] for token_id in range(len(names))]
+    ordered = [names[token_id] for token_id in range(len(table["vocab"]))]
     return [(name, -float(ranks.get(name, last))) for name in ordered]
 
 

@@ -442,7 +442,7 @@ def test_a_users_directory_is_never_emptied(name, rule_names, source_dir, tmp_pa
     assert contents(directory) == {"thesis.txt": b"years of work"}
     if name == ".out.lm-part":
         with pytest.raises(
-            ValueError, match=r"\.out\.lm-part is needed .* other contents; move them"
+            ValueError, match=r"\.out\.lm-part is needed .* not empty; move its contents"
         ):
             build.build(corpus_config(source_dir), tmp_path / "out", 1)
 

@@ -268,7 +268,7 @@ def test_an_unsupported_start_is_rejected(init, fields, sentence):
 
 @pytest.mark.parametrize("name", ["all", "prefix"])
 def test_shared_requires_a_separate_encoder(name):
-    with pytest.raises(ValueError, match="'shared even' needs an encoder that does not write; use"):
+    with pytest.raises(ValueError, match="'shared even' needs an encoder of its own; use"):
         distill.check_student("shared even", variant(name), variant(name))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from lm import exits, runs
-from lm.logs import jsonl
 
 WINDOW = 128  # good updates that the next loss is compared with
 MIN_WINDOW = WINDOW // 2  # of them, before any loss counts as a spike
@@ -62,7 +62,9 @@ class Guard:
             self._recent = [*self._recent, *[loss] * is_comparable][-WINDOW:]
             self.bad_streak = []
             return None
-        bad |= {"step": step, "batch": batch, "loss": jsonl.finite_or_name(loss)}
+        if not math.isfinite(loss):  # JSON has no such numbers; named as in the logs
+            loss = "NaN" if math.isnan(loss) else "Infinity" if loss > 0 else "-Infinity"
+        bad |= {"step": step, "batch": batch, "loss": loss}
         self.bad_streak = [*self.bad_streak, bad]
         return bad
 

@@ -62,7 +62,7 @@ LINES = {
     "metrics": 287,
     "objectives": 758,
     "optimizers": 643,
-    "parallel": 727,
+    "parallel": 749,
     "pipeline": 850,
     "preflight": 1380,
     "report": 526,

@@ -108,9 +108,7 @@ PAIRS = {  # options that exclude each other, and the keys that the sentence nam
     "optimizer.warmup.steps=0 optimizer.warmup.epochs=1 optimizer.warmup.percent=2": (
         "epochs percent"
     ),
-    "optimizer.schedule=cosine optimizer.cooldown.steps=10": (
-        "optimizer.cooldown optimizer.schedule"
-    ),
+    "optimizer.schedule=cosine optimizer.cooldown.steps=10": "optimizer.cooldown schedule='wsd'",
     "optimizer.schedule=constant optimizer.final_learning_rate_fraction=0.5": "final",
     "optimizer.weight_decay_multipliers=(('[',0),)": "weight_decay_multipliers",
     "optimizer.learning_rate_multipliers=(('encoder','fast'),)": "learning_rate_multipliers",

@@ -58,22 +58,20 @@ class OptimizerConfig:
                 "optimizer.schedule='wsd' has no optimizer.cooldown, so its rate would never fall; "
                 "set one of its keys, or use schedule='constant'."
             )
-        unused = {}  # field: the key that leaves it without effect
+        unused = {}  # field: (the key that leaves it without effect, the fix)
         if self.schedule != "wsd":
-            unused["cooldown"] = "schedule"
+            unused["cooldown"] = ("schedule", "schedule='wsd'")
         if self.schedule not in schedules.DECAYING:
-            unused["final_learning_rate_fraction"] = "schedule"
+            unused["final_learning_rate_fraction"] = ("schedule", "another schedule")
         if not self.weight_decay:
-            unused["weight_decay_multipliers"] = "weight_decay"
+            unused["weight_decay_multipliers"] = ("weight_decay", "a weight_decay above 0")
         if self.name == "adafactor":
-            unused |= {"beta1": "name", "beta2": "name"}
-        for field, key in unused.items():
-            value, default = getattr(self, field), getattr(OptimizerConfig, field)
-            if value != default:
+            unused |= dict.fromkeys(("beta1", "beta2"), ("name", "another optimizer"))
+        for field, (key, fix) in unused.items():
+            if (value := getattr(self, field)) != getattr(OptimizerConfig, field):
                 raise ValueError(
-                    f"optimizer.{field}={value!r} has no effect with "
-                    f"optimizer.{key}={getattr(self, key)!r}; leave it at {default!r}, or use "
-                    f"another {key}."
+                    f"optimizer.{field}={value} has no effect with optimizer.{key}="
+                    f"{getattr(self, key)!r}; remove it, or use {fix}."
                 )
 
     def schedule_config(self, steps: int, length: run_length.RunLength) -> schedules.ScheduleConfig:

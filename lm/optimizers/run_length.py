@@ -32,6 +32,9 @@ class DurationConfig:
             values = " and ".join(f"{unit}={getattr(self, unit)}" for unit in self.units)
             raise ValueError(f"{values} are both set; set one of them, and leave the others 0.")
 
+    def __str__(self) -> str:
+        return str({unit: getattr(self, unit) for unit in self.units})
+
     @property
     def units(self) -> list[str]:
         """The units that are set: none or one."""

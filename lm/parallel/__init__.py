@@ -1,5 +1,6 @@
 """Strategies that place state and batches on devices and compile steps: pmap and mesh.
 
+strategy   Strategy: the interface of both
 pmap       Pmap: the state is replicated, the batch is split by rows
 mesh       Mesh: one program over the axes data, fsdp and tensor
 sharding   rules that shard parameters by path
@@ -28,8 +29,7 @@ from lm.parallel.multihost import (
 )
 from lm.parallel.pmap import Pmap
 from lm.parallel.sharding import RULES, path_of, sharding_table
-
-Strategy = Pmap | Mesh
+from lm.parallel.strategy import Strategy
 
 
 def make_strategy(

@@ -14,10 +14,12 @@ train        the only training loop
 
 Then what surrounds it:
 
+cpu_kernels                                        the same functions, faster on a CPU
 sources tokenizer tasks objectives shards corpus   text to token shards
 decoding inference metrics evaluate                model to text to scores
 runs checkpoints logs initialization               a run's config, state and record
 interop                                            checkpoints of transformers and T5X
 preflight show report cli                          tools and commands
-lookup extensions storage exits                     tables by name, own entries, files, exit codes
+lookup storage exits                               tables by name, files, exit codes
+extensions                                         entries that a config file adds to the tables
 """

@@ -10,13 +10,25 @@ import base64
 import hashlib
 import http.server
 import json
+import pathlib
 import re
 import sys
 import threading
 import urllib.parse
 from collections.abc import Callable
 
+from lm.storage.gcs import filesystem
+
 Objects = dict[str, tuple[bytes, int]]  # name: (content, generation)
+
+
+def download(address: str, folder: pathlib.Path) -> pathlib.Path:
+    """Copy everything below an address to a folder on disk."""
+    for name in filesystem().find(address):
+        path = folder / f"gs://{name}".removeprefix(f"{address}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(filesystem().cat_file(name))
+    return folder
 
 
 class Store(http.server.ThreadingHTTPServer):

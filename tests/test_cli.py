@@ -12,17 +12,7 @@ import pytest
 
 from lm import cli
 from lm.cli import commands, flags
-
-
-def flat(config: dict, prefix: str = "--config.") -> list[str]:
-    """A nested config as flags that override configs/base.py; None and () are its defaults."""
-    arguments = []
-    for key, value in config.items():
-        if isinstance(value, dict):
-            arguments += flat(value, f"{prefix}{key}.")
-        elif value not in (None, ()):
-            arguments.append(f"{prefix}{key}={value}")
-    return arguments
+from tests import tiny_runs
 
 
 def lm(command: str, *flags: str) -> int:
@@ -33,7 +23,7 @@ def lm(command: str, *flags: str) -> int:
 def pretrained(tiny_config, tmp_path_factory):
     """A workdir pre-trained by the command line."""
     workdir = tmp_path_factory.mktemp("cli") / "pretrain"
-    flags = flat(tiny_config(**{"parallel.data": 1}))
+    flags = tiny_runs.as_flags(tiny_config(**{"parallel.data": 1}))
     assert lm("train", "--config=configs/base.py", *flags, f"--workdir={workdir}") == 0
     return workdir
 
@@ -43,7 +33,9 @@ def finetuned(pretrained, tiny_config):
     """A workdir fine-tuned from it, on pairs."""
     workdir = pretrained.parent / "finetune"
     changes = {"stage": "finetune", "init_from": str(pretrained), "data.task": "docstring_summary"}
-    flags = flat(tiny_config(**changes | {"parallel.data": 1, "model.dropout_rate": 0.1}))
+    flags = tiny_runs.as_flags(
+        tiny_config(**changes | {"parallel.data": 1, "model.dropout_rate": 0.1})
+    )
     assert lm("train", "--config=configs/base.py", *flags, f"--workdir={workdir}") == 0
     return workdir
 
@@ -143,7 +135,7 @@ def test_report_shows_every_run(pretrained, finetuned, tmp_path):
 
 
 def test_show_prints_inputs_and_targets_with_matching_sentinels(tiny_config, tmp_path, capsys):
-    flags = flat(tiny_config())
+    flags = tiny_runs.as_flags(tiny_config())
     command = ("--config=configs/base.py", *flags, f"--workdir={tmp_path}", "--rows=2")
     assert lm("show", *command) == 0
     output = capsys.readouterr().out
@@ -159,14 +151,14 @@ def test_show_uses_the_config_of_a_claimed_workdir_and_refuses_another(
     assert lm("show", f"--workdir={pretrained}", "--step=2", "--rows=1") == 0
     output = capsys.readouterr().out
     command = ["show", "--config=configs/base.py", f"--workdir={pretrained}", "--step=2"]
-    assert lm(*command, "--rows=1", *flat(tiny_config(**{"parallel.data": 1}))) == 0
+    assert lm(*command, "--rows=1", *tiny_runs.as_flags(tiny_config(**{"parallel.data": 1}))) == 0
     assert capsys.readouterr().out == output and "encoder sees" in output
-    assert lm(*command, *flat(tiny_config(seed=5))) == 2
+    assert lm(*command, *tiny_runs.as_flags(tiny_config(seed=5))) == 2
     assert "seed (here 5, there 0)" in capsys.readouterr().err
 
 
 def test_the_counts_of_show_model_add_up(tiny_config, tmp_path, capsys):
-    flags = flat(tiny_config())
+    flags = tiny_runs.as_flags(tiny_config())
     lm("show", "--config=configs/base.py", *flags, f"--workdir={tmp_path}", "--model")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     *parameters, total = [row for row in rows if row[-1].endswith("%")]
@@ -182,7 +174,7 @@ def test_the_counts_of_show_model_add_up(tiny_config, tmp_path, capsys):
 def test_dry_run_prints_the_config_and_the_plan_and_writes_nothing(
     length, plan, tiny_config, tmp_path, capsys
 ):
-    flags = flat(tiny_config(**{"steps": 0} | length))
+    flags = tiny_runs.as_flags(tiny_config(**{"steps": 0} | length))
     workdir = tmp_path / "dry"
     assert lm("train", "--config=configs/base.py", *flags, f"--workdir={workdir}", "--dry_run") == 0
     output = capsys.readouterr()
@@ -201,7 +193,7 @@ def test_an_unfinished_run_has_a_message_and_an_exit_code(
         raise getattr(train, name)("the reason.")
 
     monkeypatch.setattr(train, "train", stop)
-    flags = flat(tiny_config())
+    flags = tiny_runs.as_flags(tiny_config())
     assert lm("train", "--config=configs/base.py", *flags, f"--workdir={tmp_path}") == code
     assert capsys.readouterr().err == "lm: the reason.\n"
 
@@ -249,7 +241,9 @@ def test_a_user_error_is_one_sentence_and_leaves_no_file(tmp_path, capsys):
 def test_training_in_the_workdir_of_another_config_names_the_keys_that_differ(
     pretrained, tiny_config, capsys
 ):
-    flags = flat(tiny_config(**{"parallel.data": 1, "seed": 5, "optimizer.learning_rate": 0.5}))
+    flags = tiny_runs.as_flags(
+        tiny_config(**{"parallel.data": 1, "seed": 5, "optimizer.learning_rate": 0.5})
+    )
     assert lm("train", "--config=configs/base.py", *flags, f"--workdir={pretrained}") == 2
     error = capsys.readouterr().err
     assert "optimizer.learning_rate (here 0.5, there 0.01), seed (here 5, there 0)" in error

@@ -13,17 +13,9 @@ import pytest
 from experiments.kill_drill import outcome
 from lm import cli, evaluate, inference, interop, logs, pipeline, report, runs, show, storage, train
 from lm.storage import gcs
+from tests.gcs import download
 
 CHANGES = {"model.dropout_rate": 0.1, "checkpoint.every_steps": 2, "checkpoint.max_to_keep": 2}
-
-
-def download(address: str, folder: pathlib.Path) -> pathlib.Path:
-    """Copy everything below an address to a folder on disk."""
-    for name in gcs.filesystem().find(address):
-        path = folder / f"gs://{name}".removeprefix(f"{address}/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gcs.filesystem().cat_file(name))
-    return folder
 
 
 def names(folder: pathlib.Path) -> set[str]:

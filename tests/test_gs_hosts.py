@@ -11,7 +11,7 @@ import pytest
 
 from experiments.kill_drill import children, drill, outcome
 from lm import runs, storage
-from tests import host_processes, test_gs
+from tests import gcs, host_processes
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +75,6 @@ def test_killed_hosts_with_a_bucket_resume_to_the_result_of_a_disk(
 
     pair = start(config, workdir, "again")
     assert host_processes.ends(pair) == [0, 0], pair[0].said() + pair[1].said()
-    copy = test_gs.download(f"{bucket}/pair", tmp_path / "copy")
+    copy = gcs.download(f"{bucket}/pair", tmp_path / "copy")
     assert outcome.differences(outcome.read(copy), outcome.read(tmp_path / "disk")) == []
     assert "resumed" in [row["event"] for row in outcome.rows(copy, "events.jsonl")]

@@ -90,3 +90,14 @@ def assert_same_bits(actual, expected) -> None:
 
 def rows(workdir: pathlib.Path, split: str) -> list[dict]:
     return [row for row in logs.read(workdir / logs.METRICS) if row["split"] == split]
+
+
+def as_flags(config: dict, prefix: str = "--config.") -> list[str]:
+    """A nested config as flags that override configs/base.py; None and () are its defaults."""
+    arguments = []
+    for key, value in config.items():
+        if isinstance(value, dict):
+            arguments += as_flags(value, f"{prefix}{key}.")
+        elif value not in (None, ()):
+            arguments.append(f"{prefix}{key}={value}")
+    return arguments

@@ -479,6 +479,6 @@ def test_a_byte_tokenizer_needs_no_training(tiny_config, tmp_path):
 
 def test_a_byte_tokenizer_has_259_pieces(tiny_config, tmp_path):
     with pytest.raises(
-        ValueError, match="tokenizer.vocab_size=300 .* with tokenizer.kind='bytes' use 259"
+        ValueError, match="tokenizer.vocab_size=300 .* tokenizer.kind='bytes'; use 259"
     ):
         runs.make_run(tiny_config(**BYTES | {"tokenizer.vocab_size": 300}), tmp_path)

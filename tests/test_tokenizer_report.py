@@ -298,7 +298,7 @@ def test_without_its_dataset_the_command_writes_nothing(
         ({"normalization": "nfc"}, "tokenizer.normalization='nfc' is unknown; choose one of"),
         (
             {"kind": "bytes", "vocab_size": 259, "normalization": "nmt_nfkc"},
-            "'nmt_nfkc' has no effect on bytes; with tokenizer.kind='bytes' use identity",
+            "normalization='nmt_nfkc' does not suit tokenizer.kind='bytes'; use 'identity'",
         ),
     ],
 )

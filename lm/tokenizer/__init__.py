@@ -14,7 +14,7 @@ A piece contains newlines only at its start, so that no word is joined to the en
 A Tokenizer can also hold a vocabulary trained by another codebase, which may add a space before a
 text, lose characters without a piece, or order its ids differently.
 
-config     TokenizerConfig, the section tokenizer
+config     TokenizerConfig, the section tokenizer, and the kinds of tokenizers
 model      the two files of a tokenizer, and the class Tokenizer that reads them
 training   texts -> the two files
 report     statistics of how a tokenizer encodes texts
@@ -22,7 +22,7 @@ report     statistics of how a tokenizer encodes texts
 
 from __future__ import annotations
 
-from lm.tokenizer.config import STORED_NAMES, TokenizerConfig
+from lm.tokenizer.config import KINDS, STORED_NAMES, TRAINED_KINDS, TokenizerConfig
 from lm.tokenizer.model import (
     BYTE_VOCAB_SIZE,
     METADATA_FILE,
@@ -36,11 +36,4 @@ from lm.tokenizer.model import (
     write_byte_tokenizer,
 )
 from lm.tokenizer.report import MAX_REPORTED_TEXTS, describe_sizes, format_stats, text_stats
-from lm.tokenizer.training import (
-    KINDS,
-    NORMALIZATIONS,
-    TRAINED_KINDS,
-    reservoir_sample,
-    split_chunks,
-    train,
-)
+from lm.tokenizer.training import reservoir_sample, split_chunks, train

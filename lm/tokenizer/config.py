@@ -1,12 +1,25 @@
-"""The section tokenizer of a config."""
+"""The section tokenizer of a config, and the kinds of tokenizers."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from lm import lookup
-from lm.tokenizer import model, training
+from lm.tokenizer import model
 
+TRAINED_KINDS = {
+    "unigram": "pieces that make the texts likely, pruned from many candidates",
+    "bpe": "pieces made by joining the most frequent pair, again and again",
+}
+KINDS = TRAINED_KINDS | {"bytes": "UTF-8 bytes, as in ByT5; nothing is trained"}
+NORMALIZATIONS = {  # name: options of SentencePiece
+    "identity": dict(
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,  # so that indentation is a few tokens, not one a space
+    ),
+    "nmt_nfkc": dict(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True),
+}
 STORED_NAMES = {  # of a key in tokenizer.json
     "kind": "kind",
     "vocab_size": "pieces",
@@ -29,22 +42,17 @@ class TokenizerConfig:
     max_documents: int = 200_000
 
     def __post_init__(self):
-        lookup.lookup(training.KINDS, self.kind, "tokenizer.kind")
-        lookup.lookup(training.NORMALIZATIONS, self.normalization, "tokenizer.normalization")
+        lookup.lookup(KINDS, self.kind, "tokenizer.kind")
+        lookup.lookup(NORMALIZATIONS, self.normalization, "tokenizer.normalization")
         bounds = {"vocab_size": (1, None), "num_extra_ids": (0, None), "max_documents": (1, None)}
         lookup.check_bounds(self, "tokenizer", bounds | {"character_coverage": (0.98, 1)})
-        if self.kind != "bytes":
-            return
-        if self.normalization != "identity":
-            raise ValueError(
-                f"tokenizer.normalization={self.normalization!r} has no effect on bytes; with "
-                f"tokenizer.kind='bytes' use identity."
-            )
-        if self.vocab_size != model.BYTE_VOCAB_SIZE:
-            raise ValueError(
-                f"tokenizer.vocab_size={self.vocab_size} is not the number of bytes and special "
-                f"ids; with tokenizer.kind='bytes' use {model.BYTE_VOCAB_SIZE}."
-            )
+        fixed = {"normalization": "identity", "vocab_size": model.BYTE_VOCAB_SIZE}
+        for key, value in fixed.items() if self.kind == "bytes" else ():
+            if getattr(self, key) != value:
+                raise ValueError(
+                    f"tokenizer.{key}={getattr(self, key)!r} does not suit tokenizer.kind='bytes'; "
+                    f"use {value!r}."
+                )
 
     @property
     def stored(self) -> dict:

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,8 @@ def write(directory: str | os.PathLike, model: bytes, metadata: dict) -> Tokeniz
 def fingerprint(model: bytes, metadata: dict) -> str:
     """The sha256, in hexadecimal, of everything that decides the ids of a text."""
     order = metadata.get("sentinel_order", "descending")
-    sentinels = b"%d" % metadata["num_sentinels"]
-    return hashlib.sha256(
-        model + sentinels + (b"" if order == "descending" else order.encode())
-    ).hexdigest()
+    suffix = f"{metadata['num_sentinels']:d}" + ("" if order == "descending" else order)
+    return hashlib.sha256(model + suffix.encode()).hexdigest()
 
 
 def read(directory: pathlib.Path) -> tuple[bytes, dict]:
@@ -91,8 +90,7 @@ def read(directory: pathlib.Path) -> tuple[bytes, dict]:
 def empty_model_proto(model_type: int, special_pieces: dict[str, str]) -> Any:
     """A SentencePiece ModelProto without pieces, whose normalizer changes nothing.
 
-    model_type: TrainerSpec.ModelType of sentencepiece_model.proto. special_pieces: role (pad, eos,
-    unk, bos) -> piece.
+    model_type: a TrainerSpec.ModelType. special_pieces: role (pad, eos, unk, bos) -> piece.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -115,11 +113,10 @@ def byte_model_proto() -> Any:
     model.trainer_spec.byte_fallback = True
     model.trainer_spec.unk_id = UNK
     model.normalizer_spec.escape_whitespaces = False
-    types = model.SentencePiece
-    pieces = [("<pad>", types.CONTROL), ("</s>", types.CONTROL), ("<unk>", types.UNKNOWN)]
-    pieces += [(f"<0x{value:02X}>", types.BYTE) for value in range(256)]
-    for name, piece_type in pieces:
-        model.pieces.add(piece=name, score=0.0, type=piece_type)
+    pieces = {"<pad>": "CONTROL", "</s>": "CONTROL", "<unk>": "UNKNOWN"}
+    pieces |= {f"<0x{value:02X}>": "BYTE" for value in range(256)}
+    for name, kind in pieces.items():
+        model.pieces.add(piece=name, score=0.0, type=getattr(model.SentencePiece, kind))
     return model
 
 
@@ -127,7 +124,7 @@ def byte_model_proto() -> Any:
 
 
 class Tokenizer:
-    """A tokenizer, read from its directory. Pickles as the name of that directory.
+    """A tokenizer, read from its directory. It pickles as the name of that directory.
 
     Attributes:
       pad, eos, unk: ids.
@@ -217,8 +214,8 @@ class Tokenizer:
     def vocabulary(self) -> objectives.Vocabulary:
         """The ids that objectives need: sentinels, eos, words and sentence ends.
 
-        words: the pieces of text. Byte ids are excluded, because a single one is not text and would
-        be easy to detect, unless there is nothing else (ByT5).
+        words: the pieces of text. Byte ids are excluded, because a single byte is easy to tell from
+        text, unless there are no other pieces (ByT5).
         ends: the pieces that end in a newline, or in a mark that ends a sentence in any script with
         the quotes and brackets after it. An id does not know its neighbours: a piece "." ends a
         sentence even within 3.14, a piece that is only a closing quote starts the next one, and of
@@ -247,11 +244,11 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Ids without bos or eos: int32 [L]. The name of a special token is encoded as plain text.
 
-        Exceptions are the user-defined symbols of a foreign model, such as Gemma's <start_of_turn>.
+        Exceptions are the user-defined symbols of another codebase's model, as <start_of_turn>.
         """
         return self._model.encode_as_numpy(SURROGATES.sub("\ufffd", text))
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of any ids, int [L], including ids that only a model produces.
 
         pad and eos become nothing, sentinel k <extra_id_k>, unk U+FFFD (one for a run of unknown

@@ -15,23 +15,10 @@ import tqdm
 
 from lm import lookup
 from lm.tokenizer import model
+from lm.tokenizer.config import NORMALIZATIONS, TRAINED_KINDS, TokenizerConfig
 
 NUM_THREADS = 16  # of training; constant, because the model's last bits depend on it
 MAX_CHUNK_CHARS = 1000  # SentencePiece silently drops chunks longer than its maximum
-
-TRAINED_KINDS = {
-    "unigram": "pieces that make the texts likely, pruned from many candidates",
-    "bpe": "pieces made by joining the most frequent pair, again and again",
-}
-KINDS = TRAINED_KINDS | {"bytes": "UTF-8 bytes, as in ByT5; nothing is trained"}
-NORMALIZATIONS = {
-    "identity": dict(
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,  # so that indentation is a few tokens, not one a space
-    ),
-    "nmt_nfkc": dict(normalization_rule_name="nmt_nfkc", remove_extra_whitespaces=True),
-}
 
 MAX_NEWLINES = 8  # kept before a line
 LINE = rf"[^\n]{{1,{MAX_CHUNK_CHARS}}}"
@@ -66,24 +53,15 @@ def train(
     Kudo and Richardson 2018, arXiv:1808.06226 (SentencePiece).
     """
     lookup.lookup(TRAINED_KINDS, kind, "tokenizer.kind")
-    options = lookup.lookup(NORMALIZATIONS, normalization, "tokenizer.normalization")
-    for name, value, least in [("num_extra_ids", num_extra_ids, 0), ("max_chunks", max_chunks, 1)]:
-        if value < least:
-            raise ValueError(f"tokenizer.{name}={value} is below {least}; use {least} or more.")
-    if not 0.98 <= character_coverage <= 1:
-        raise ValueError(
-            f"tokenizer.character_coverage={character_coverage} is not a share from 0.98 to 1; use "
-            f"0.9995, or 0.99999 for many languages."
-        )
-    # Read everything before SentencePiece starts: it would turn an error of the source, and even
-    # the user's interrupt, into a RuntimeError.
+    TokenizerConfig("", kind, vocab_size, num_extra_ids, normalization, character_coverage)
+    # Read all texts before SentencePiece starts, which would turn an error of their source, or the
+    # user's interrupt, into a RuntimeError.
     texts = tqdm.tqdm(texts, desc="reading texts", unit="text", disable=None)
-    chunks = (chunk for text in texts for chunk in split_chunks(text))
-    chunks = reservoir_sample(chunks, max_chunks)
+    chunks = reservoir_sample((c for text in texts for c in split_chunks(text)), max_chunks)
     started = time.monotonic()
     print(f"fitting {vocab_size:,} pieces to {len(chunks):,} lines", file=sys.stderr, flush=True)
-    options = options | {"model_type": kind, "character_coverage": character_coverage}
-    proto = fit_model(chunks, vocab_size=vocab_size, **options)
+    options = NORMALIZATIONS[normalization] | {"character_coverage": character_coverage}
+    proto = _fit_model(chunks, vocab_size, model_type=kind, **options)
     print(f"fitted in {time.monotonic() - started:,.0f} s", file=sys.stderr, flush=True)
 
     metadata = {
@@ -122,10 +100,10 @@ def reservoir_sample(items: Iterable[str], count: int) -> list[str]:
     return sample
 
 
-def fit_model(chunks: list[str], *, vocab_size: int, **options: Any) -> bytes:
-    """Train on chunks and return the serialized model.
+def _fit_model(chunks: list[str], vocab_size: int, **options: Any) -> bytes:
+    """Train on chunks, with options of SentencePiece, and return the serialized model.
 
-    options: SentencePiece's own. Raises ValueError if `vocab_size` does not suit the chunks.
+    Raises ValueError if `vocab_size` does not suit the chunks.
     """
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
@@ -144,7 +122,7 @@ def fit_model(chunks: list[str], *, vocab_size: int, **options: Any) -> bytes:
             bos_id=-1,
             byte_fallback=True,
             add_dummy_prefix=False,
-            # It would learn nothing from a text's own "<unk>" if a piece had that name.
+            # SentencePiece skips texts that contain the name of a special piece, such as "<unk>".
             **{f"{role}_piece": f"\ue000{role}" for role in ("pad", "eos", "unk")},
             required_chars="▁\n",  # a corpus without a space would encode ▁ as bytes
             max_sentence_length=4 * (MAX_CHUNK_CHARS + MAX_NEWLINES),  # bytes
@@ -153,7 +131,7 @@ def fit_model(chunks: list[str], *, vocab_size: int, **options: Any) -> bytes:
             **options,
         )
     except RuntimeError as error:
-        raise ValueError(explain_vocab_size_error(str(error), vocab_size)) from error
+        raise ValueError(_explain_vocab_size_error(str(error), vocab_size)) from error
     proto = sentencepiece_model_pb2.ModelProto.FromString(writer.getvalue())
     for role in ("pad", "eos", "unk"):
         proto.trainer_spec.ClearField(f"{role}_piece")  # back to <pad>, </s>, <unk>
@@ -162,7 +140,7 @@ def fit_model(chunks: list[str], *, vocab_size: int, **options: Any) -> bytes:
     return proto.SerializeToString()
 
 
-def explain_vocab_size_error(error: str, vocab_size: int) -> str:
+def _explain_vocab_size_error(error: str, vocab_size: int) -> str:
     """Rewrite SentencePiece's error about the vocabulary size as one sentence with the fix."""
     if match := re.search(r"too high .* <= (\d+)", error):
         return (

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lm import cli, runs, tokenizer
-from tests.test_cli import flat
 from tests.tiny_data import varied_texts
+from tests.tiny_runs import as_flags
 
 SCRIPTS = [
     "日本語で書く。",
@@ -257,7 +257,7 @@ def test_rows_without_an_id_are_reported(trained):
 
 
 def command(config, workdir) -> int:
-    flags = ["--config=configs/base.py", *flat(config), f"--workdir={workdir}"]
+    flags = ["--config=configs/base.py", *as_flags(config), f"--workdir={workdir}"]
     return cli.main(["tokenizer", *flags])
 
 

@@ -127,16 +127,16 @@ def _count_unclosed(text: str) -> int:
 def _without_references(sections: Iterable[tuple[int, str, str]]) -> list[str]:
     """Titles and texts, in order, without reference sections and titles without prose."""
     deepest = 7  # below every heading level
-    kept, removed_level = [], deepest
+    remaining, removed_level = [], deepest
     for level, title, text in sections:
         if level > removed_level:
             continue  # a subsection of a reference section
         is_reference = title.casefold() in wiki_names.REFERENCE_SECTIONS
         removed_level = level if is_reference else deepest
         if not is_reference:
-            kept.append((level, title, text))
+            remaining.append((level, title, text))
     blocks, levels = [], set()  # levels of the following sections with prose, read backwards
-    for level, title, text in reversed(kept):
+    for level, title, text in reversed(remaining):
         if text or any(deeper > level for deeper in levels):
             blocks += [block for block in (text, title) if block]
             levels.add(level)

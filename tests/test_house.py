@@ -83,47 +83,11 @@ VAGUE = r"(get|do|handle)_|.*(manager|helper)"
 FIELDS_NAMES = {"get_config", "get_task", "_open_manager"}  # of ml_collections, seqio and orbax
 DRAWERS = {"utils", "util", "common", "helpers", "misc", "lib", "core", "base"}
 # Words that tell a story or stand for any noun; no definition in lm/ has such a name.
-BANNED_WORDS = [
-    "asked",
-    "begun",
-    "beside",
-    "both",
-    "company",
-    "dealt",
-    "drawn",
-    "former",
-    "found",
-    "given",
-    "heard",
-    "held",
-    "here",
-    "how",
-    "kept",
-    "known",
-    "left",
-    "made",
-    "more",
-    "narrowed",
-    "odd",
-    "of",
-    "one",
-    "other",
-    "ours",
-    "own",
-    "part",
-    "place",
-    "room",
-    "ruled",
-    "said",
-    "settled",
-    "taken",
-    "theirs",
-    "this",
-    "told",
-    "wanted",
-    "what",
-    "whose",
-]
+BANNED_WORDS = {"asked", "begun", "beside", "both", "company", "dealt", "drawn", "former"}
+BANNED_WORDS |= {"found", "given", "heard", "held", "here", "how", "kept", "known", "left"}
+BANNED_WORDS |= {"made", "more", "narrowed", "odd", "of", "one", "other", "ours", "own", "part"}
+BANNED_WORDS |= {"place", "room", "ruled", "said", "settled", "taken", "theirs", "this", "told"}
+BANNED_WORDS |= {"wanted", "what", "whose"}
 # The standard term for each word that a name might use instead.
 STANDARD_TERMS = {
     "adapter": "lora",

@@ -55,7 +55,7 @@ def read_foreign(folder: pathlib.Path):
     model = runs.read_run(folder / "run").model
     try:
         return numbers(transformers.read_params(folder / "foreign", model))
-    except interop.FOREIGN as error:  # import prints it in a sentence
+    except interop.FORMAT_ERRORS as error:  # import prints it in a sentence
         raise ValueError(f"{folder} is not as transformers write it ({error})") from error
 
 

@@ -162,7 +162,7 @@ def test_the_counts_of_show_model_add_up(tiny_config, tmp_path, capsys):
     lm("show", "--config=configs/base.py", *flags, f"--workdir={tmp_path}", "--model")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     *parameters, total = [row for row in rows if row[-1].endswith("%")]
-    counts = [int(row[-3].replace(",", "")) for row in parameters]
+    counts = [int(row[-2].replace(",", "")) for row in parameters]
     assert sum(counts) == int(total[1].replace(",", ""))
 
 
@@ -207,7 +207,7 @@ MISTAKES = {
     f"{PRETRAIN} --config.model.num_head=3": "no key 'num_head'; did you mean 'num_heads'?",
     f"{PRETRAIN} --config.steps=1.5": "--config.steps=1.5 is not a whole number; write",
     f"{PRETRAIN} --config.guard=5": "--config.guard=5 is a whole section; set one of its keys",
-    f"{PRETRAIN} --profile=9:3": "--profile=9:3 are no updates; write the first and last",
+    f"{PRETRAIN} --profile=9:3": "--profile=9:3 is not a range of updates; write it as 10:15.",
     f"{PRETRAIN} --hosts=2": "pass all of --coordinator, --hosts and --host, or none",
     f"{PRETRAIN} --workdri=x": "'workdri'. Did you mean: workdir",
     f"{PRETRAIN} stray": "does not take 'stray'",

@@ -38,7 +38,7 @@ TOUCHES_FILES |= {"corpus", "pipeline", "interop"}
 FORBIDDEN_PACKAGES = {"pickle", "dill", "joblib", "tensorflow", "torch", "yaml"}
 
 # Lines of lm/, in all and by package or module. Raise a figure only with a reason in the commit.
-TOTAL_LINES = 22334
+TOTAL_LINES = 22339
 LINES = {
     "__init__": 25,
     "attention": 188,
@@ -63,7 +63,7 @@ LINES = {
     "objectives": 691,
     "optimizers": 639,
     "parallel": 749,
-    "pipeline": 828,
+    "pipeline": 833,
     "preflight": 1280,
     "report": 526,
     "runs": 835,

@@ -175,7 +175,7 @@ def test_the_best_checkpoint_by_task_score_matches_evaluate(go, pretrained):  # 
         ),
         (
             {"checkpoint.best_metric": "perplexity"},
-            "checkpoint.best_metric='perplexity' .*; use nats, which orders .* alike",
+            "checkpoint.best_metric='perplexity' .*; use nats, which ranks .* equally",
         ),
         (
             {

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lm import batch, objectives
+from lm import batch, extensions, objectives
 from lm.pipeline import task_examples
 
 MIN_BUCKET = 16  # columns of the narrowest bucket of inputs
@@ -112,8 +112,12 @@ def _count_damage(examples: task_examples.Examples, batches: Iterable) -> Iterat
         yield rows
 
 
-def _work(connection: Any, examples: task_examples.Examples, seed: int) -> None:
-    """Run a worker process: receive rows and send batches until the connection is closed."""
+def _work(connection: Any, examples: task_examples.Examples, seed: int, files: list[str]) -> None:
+    """Run a worker process: receive rows and send batches until the connection is closed.
+
+    files: of the extensions that the parent has loaded.
+    """
+    extensions.load(files)
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent handles them
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -139,7 +143,8 @@ def _by_workers(examples: task_examples.Examples, seed: int, rows: Any) -> Itera
     try:
         for first in range(examples.data.num_workers):
             connection, worker_end = context.Pipe()
-            process = context.Process(target=_work, args=(worker_end, examples, seed), daemon=True)
+            arguments = worker_end, examples, seed, extensions.files()
+            process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             worker_end.close()
             workers.append((process, connection))

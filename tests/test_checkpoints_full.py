@@ -109,6 +109,7 @@ def params_of(workdir) -> list:
     return bits(inference.read_params(run, runs.make_tokenizer(run))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.7])
 def test_a_run_resumes_bit_for_bit_after_a_full_disk(share, whole_run, small_disk):
     first, workdir = whole_run, small_disk / "run"

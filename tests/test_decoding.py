@@ -357,6 +357,7 @@ def test_the_beams_of_a_row_do_not_depend_on_other_rows(stop):
         np.testing.assert_array_equal(alone.scores[0], together.scores[row])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "starts, words, calls",
     [

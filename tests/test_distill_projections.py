@@ -268,6 +268,7 @@ def test_a_student_is_readable_without_its_teacher(narrow, pretrained, monkeypat
     assert inference.read_params(run, runs.make_tokenizer(run))[1] == 6
 
 
+@pytest.mark.slow
 def test_a_resumed_run_restores_its_projections(go, narrow, pretrained):  # noqa: F811
     whole = held(narrow, 6)
     other = go(

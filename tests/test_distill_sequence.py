@@ -197,6 +197,7 @@ def test_a_student_of_other_ids_learns_from_answers_alone(
     train.check(runs.make_run(made, tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("which", "step"), [("", 4), ("@2", 2), ("@newest", 4)])
 def test_a_teacher_is_named_with_its_update(which, step, tiny_config, tmp_path):
     config = tiny_config(**PAIRS, stage="finetune")

@@ -67,6 +67,7 @@ def practised(student):
 # Data. ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -109,12 +110,14 @@ def test_an_on_policy_run_resumes_to_the_same_losses(student, practised, monkeyp
     ]
 
 
+@pytest.mark.slow
 def test_on_policy_losses_are_the_same_on_four_devices(student, practised):
     for ours, theirs in zip(trained(student(**ON_POLICY), 4), rows(practised), strict=True):
         for name in ("loss", "teacher/reverse_kl", "teacher/policy"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_lora_answers_come_from_the_merged_weights(student, monkeypatch):
     lora = {
         "lora.rank": 2,
@@ -168,6 +171,7 @@ def test_the_teachers_cost_is_measured_in_its_dtype(student, teacher, dtype, siz
     assert shape(strategy.fetch(placed)) == shape(live_teacher.param_shapes(run))
 
 
+@pytest.mark.slow
 def test_a_tied_student_of_an_untied_teacher_prints_a_warning(student, capfd):
     rest = {"steps": 1, "evaluate.max_examples": 1}
     trained(student(**rest))
@@ -186,6 +190,7 @@ def test_without_a_teacher_the_cost_is_empty(student):
 # Sharding. -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_wider_teacher_is_sharded_by_its_own_sizes(student, tiny_config, tmp_path):
     wide = {"model.d_model": 32, "model.d_ff": 48, "model.num_heads": 8, "model.num_kv_heads": 8}
     theirs = untrained.write(tiny_config(**PAIRS, **wide), tmp_path / "wide")
@@ -231,6 +236,7 @@ def test_a_teacher_with_nan_logits_changes_no_weight(student, teacher):
     assert np.any(before != after)
 
 
+@pytest.mark.slow
 def test_a_missing_teacher_is_an_error_on_resume(student, teacher, tmp_path):
     lent = pathlib.Path(shutil.copytree(teacher, tmp_path / "lent"))
     workdir, changes = tmp_path / "run", {"teacher.workdir": str(lent)}

@@ -44,6 +44,7 @@ def run_hosts(workdir, *flags: str) -> tuple[list[int | None], list[str]]:
     return codes, [child.said() for child in processes]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one_and_one_of_them_writes(workdir, tmp_path):
     alone, pair = tmp_path / "alone", tmp_path / "pair"
     for copy in (alone, pair):
@@ -63,6 +64,7 @@ def test_two_processes_give_the_figures_of_one_and_one_of_them_writes(workdir, t
     assert '"nats"' in outputs[0] and '"nats"' not in outputs[1], "the first host prints"
 
 
+@pytest.mark.slow
 def test_an_error_of_a_host_ends_all_hosts(workdir):
     codes, outputs = run_hosts(workdir, "--split=tset")
     assert codes == [2, exits.UNFINISHED], outputs

@@ -82,6 +82,7 @@ def made(flags, home):
     return home / "runs"
 
 
+@pytest.mark.slow
 def test_own_texts_and_pairs_become_five_runs_and_a_page(made):
     page = (made / "report.html").read_text()
     assert "<h1>Of our own</h1>" in page

@@ -144,6 +144,7 @@ def test_teacher_tokenizer_trace_and_import_may_be_in_a_bucket(
         interop.read(in_bucket, tmp_path / "never", config)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(
     config, bucket, on_disk, in_bucket, store, caplog, tmp_path
 ):

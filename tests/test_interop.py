@@ -254,6 +254,7 @@ print(kilobytes("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_an_import_takes_less_than_1_3_times_the_memory_of_the_checkpoint(foreign, tmp_path):
     sizes = dict(vocab_size=140_000, d_model=256, d_ff=9_000, num_heads=4, num_kv_heads=4)

@@ -436,6 +436,7 @@ FORMS = {  # how it is written, the words, the rows of the embedding, d_ff
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("form", FORMS)
 def test_peak_memory_is_little_more_than_the_parameters(tmp_path, form):

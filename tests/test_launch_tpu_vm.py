@@ -111,6 +111,7 @@ def test_a_mistake_of_one_host_is_not_taken_for_the_others_loss(cloud):  # noqa:
     assert launch.main(words) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["create", "describe", "delete"])
 def test_an_answerless_call_is_repeated_and_then_a_sentence(cloud, verb):  # noqa: F811
     passing = {f"errors_{verb}": ["UNAVAILABLE: try later"] * 3}

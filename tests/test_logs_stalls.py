@@ -34,6 +34,7 @@ class Stalls:
 SECONDS = {"compile": 5e4, "input": 1e4, "save": 2e4, "evaluate": 4e4, "restore": 3e4}
 
 
+@pytest.mark.slow
 def test_each_stall_of_a_resumed_run_is_in_its_own_kind(tiny_config, tmp_path, monkeypatch):
     clock, time_ledger = Stalls(), logs.TimeLedger
     started = clock()

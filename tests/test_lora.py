@@ -170,6 +170,7 @@ def alone(base, examples):
     return params, update(params, examples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -48,7 +48,7 @@ def test_a_custom_task_is_trained_resumed_and_scored(config, tmp_path):
         evaluate.evaluate(workdir)
 
 
-@pytest.mark.parametrize("count", [2, 41])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 41])
 def test_a_small_file_without_a_validation_split_holds_out_one_row(count, config, tmp_path):
     rows = [f"{i}\t{i}{i}" for i in range(count)]
     (tmp_path / "train.tsv").write_text("\n".join(["a\tb", *rows]) + "\n")

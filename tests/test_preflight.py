@@ -88,6 +88,7 @@ def test_the_program_is_that_of_train_to_the_letter(layout, tiny_config, tmp_pat
     assert ("all_reduce" in actual or "collective_permute" in actual) == ("pmap" in layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["pmap", "mesh"])
 def test_the_program_of_a_student_includes_its_teacher(layout, tiny_config, tmp_path):
     teacher_run = runs.make_run(tiny_config(), tmp_path / "teacher")
@@ -155,6 +156,7 @@ print(json.dumps([usage.temp_size_in_bytes + outputs, (read_kb("VmHWM") - before
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is reset by Linux")
 def test_the_compilers_estimate_is_the_peak_memory_of_an_update(tiny_config, tmp_path):
     # On one CPU device: workspace and new outputs, against the growth of resident memory.

@@ -476,6 +476,7 @@ def test_training_from_a_cache_of_all_ids_equals_the_live_teacher(learn, whole, 
     np.testing.assert_allclose(cached, live, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_cache_resumes_on_other_devices(learn, whole, live, monkeypatch, tmp_path):
     every, read = pipeline.train_batches, []
     params, workdir = inference.read_params, tmp_path / "run"

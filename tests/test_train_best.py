@@ -114,6 +114,7 @@ def test_a_run_without_improvement_ends_and_stays_ended(go, ended, scripted, tmp
     assert logs.goodput(workdir)["sessions"] == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_stops_early_where_the_unbroken_run_does(
     go,  # noqa: F811
     ended,

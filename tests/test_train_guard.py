@@ -187,7 +187,11 @@ def spared(go, is_bad):  # noqa: F811
         return go(**LONG)
 
 
-@pytest.mark.parametrize("stopped", [(), (6,), (8, 3)], ids=str)
+@pytest.mark.parametrize(
+    "stopped",
+    [(8, 3), *(pytest.param(stop, marks=pytest.mark.slow) for stop in ((), (6,)))],
+    ids=str,
+)
 def test_after_a_rollback_the_run_equals_one_without_the_bad_batches(
     stopped,
     spared,
@@ -222,6 +226,7 @@ def test_after_a_rollback_the_run_equals_one_without_the_bad_batches(
         assert last(workdir)[1]["guard"]["rollbacks"] == 0
 
 
+@pytest.mark.slow
 def test_after_max_rollbacks_training_gives_up_with_a_report(go, poison, tmp_path):  # noqa: F811
     poison(lambda state, examples: state.step >= 3)
     changes = LONG | {"log_every_steps": 1, "checkpoint.every_steps": 1, "guard.max_rollbacks": 2}

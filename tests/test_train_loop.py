@@ -84,7 +84,10 @@ def test_a_state_whose_copies_differ_is_never_saved(tiny_config, tmp_path, monke
     "changes",
     [
         {"parallel.strategy": "mesh", "parallel.fsdp": 2, "log_every_steps": 2},
-        {"model.dtype": "bfloat16", "model.scan_layers": False, "model.remat_policy": "full"},
+        pytest.param(
+            {"model.dtype": "bfloat16", "model.scan_layers": False, "model.remat_policy": "full"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["mesh", "bfloat16"],
 )
@@ -182,6 +185,7 @@ def test_the_profiled_updates_are_traced_or_the_log_says_why_not(
     assert (len(traced), told) == ((1, []) if profile in ((2, 5), (6, 99)) else (0, none))
 
 
+@pytest.mark.slow
 def test_a_trace_is_written_when_the_run_stops_inside_it(go, tmp_path, monkeypatch):  # noqa: F811
     asked = iter(range(1, 99))
     monkeypatch.setattr(train.Signals, "should_stop", lambda self: next(asked) == 4)

@@ -57,11 +57,11 @@ def rows_of(config: objectives.ObjectiveConfig, texts: np.ndarray, rng) -> list[
     rows = [np.zeros((len(texts), length), np.int32) for length in (inputs, inputs)]
     rows += [np.zeros((len(texts), length), np.int32) for length in (targets, targets)]
     for row, text in enumerate(texts):
-        shown, asked = objectives.corrupt(config, text, rng, VOCABULARY)
-        rows[0][row, : len(shown)] = shown
-        rows[1][row, : len(shown)] = 1
-        rows[2][row, : len(asked)] = asked
-        rows[3][row, : len(asked)] = 1
+        input_ids, target_ids = objectives.corrupt(config, text, rng, VOCABULARY)
+        rows[0][row, : len(input_ids)] = input_ids
+        rows[1][row, : len(input_ids)] = 1
+        rows[2][row, : len(target_ids)] = target_ids
+        rows[3][row, : len(target_ids)] = 1
     return rows
 
 
@@ -109,24 +109,24 @@ def masking(repeats: int = REPEATS, batch: int = BATCH) -> list[dict]:
     """A row for each objective and its options, and for the usual span corruption."""
     rng = np.random.Generator(np.random.Philox(0))  # what grain hands to a random map
     texts_of = lambda raw: rng.integers(3, PIECES, (batch, raw), dtype=np.int32)
-    found = []
+    measurements = []
     for config in configs():
-        said = objectives.lengths(config, INPUT_LENGTH)
-        texts = texts_of(said.raw)
+        lengths = objectives.lengths(config, INPUT_LENGTH)
+        texts = texts_of(lengths.raw)
         make = lambda config=config, texts=texts: rows_of(config, texts, rng)
         words = objectives.OBJECTIVES[config.name].choices
-        several = [getattr(config, field) for field, known in words.items() if len(known) > 1]
+        several = [getattr(config, field) for field, options in words.items() if len(options) > 1]
         row = dict(what=", ".join([config.name, *several]))
-        row |= dict(raw=said.raw, inputs=said.inputs, targets=said.targets)
-        found.append(row | timed(make, texts.size, repeats))
-    said = objectives.lengths(objectives.ObjectiveConfig(placement="t5"), INPUT_LENGTH)
-    texts, spans = texts_of(said.raw), said.sentinels
+        row |= dict(raw=lengths.raw, inputs=lengths.inputs, targets=lengths.targets)
+        measurements.append(row | timed(make, texts.size, repeats))
+    lengths = objectives.lengths(objectives.ObjectiveConfig(placement="t5"), INPUT_LENGTH)
+    texts, spans = texts_of(lengths.raw), lengths.sentinels
     usual = timed(
-        lambda: naive_rows(texts, said.targets - spans - 1, spans, rng), texts.size, repeats
+        lambda: naive_rows(texts, lengths.targets - spans - 1, spans, rng), texts.size, repeats
     )
-    what = "reference: span corruption as the usual numpy collators do it"
-    row = dict(what=what, raw=said.raw, inputs=said.inputs, targets=said.targets)
-    return [*found, row | usual]
+    description = "reference: span corruption as the usual numpy collators do it"
+    row = dict(what=description, raw=lengths.raw, inputs=lengths.inputs, targets=lengths.targets)
+    return [*measurements, row | usual]
 
 
 # Pipeline: token shards to batches. ---------------------------------------------------------------
@@ -156,12 +156,14 @@ def naive_batches(directory: pathlib.Path, raw: int, noise: int, spans: int):
 
     def row(record: bytes, rng) -> dict:
         text = np.frombuffer(record, np.int32)[None]
-        shown, asked = (half[0].astype(np.int32) for half in naive_rows(text, noise, spans, rng))
-        made = {}
-        for name, ids in (("inputs", shown), ("targets", asked)):
-            made[name] = np.pad(ids, (0, 512 - len(ids)))
-            made[name + "_segment_ids"] = np.pad(np.ones_like(ids), (0, 512 - len(ids)))
-        return made
+        input_ids, target_ids = (
+            half[0].astype(np.int32) for half in naive_rows(text, noise, spans, rng)
+        )
+        example = {}
+        for name, ids in (("inputs", input_ids), ("targets", target_ids)):
+            example[name] = np.pad(ids, (0, 512 - len(ids)))
+            example[name + "_segment_ids"] = np.pad(np.ones_like(ids), (0, 512 - len(ids)))
+        return example
 
     source = grain.MapDataset.source(grain.sources.ArrayRecordDataSource([path]))
     batches = source.seed(0).shuffle().repeat().random_map(row).batch(BATCH)
@@ -177,7 +179,7 @@ def timed_batches(batches, raw: int, repeats: int) -> dict:
 
 def pipeline_speed(repeats: int = REPEATS) -> list[dict]:
     """A row for each pre-training objective, and for the usual span corruption."""
-    found = []
+    measurements = []
     with tempfile.TemporaryDirectory() as folder:
         directory = pathlib.Path(folder)
         manifest = stored_texts(directory, np.random.default_rng(0))
@@ -185,20 +187,22 @@ def pipeline_speed(repeats: int = REPEATS) -> list[dict]:
         make = objectives.ObjectiveConfig
         t5 = make(placement="t5")
         for config in (make(), t5, make(name="token_masking"), make(name="ul2")):
-            said = objectives.lengths(config, INPUT_LENGTH)
-            part = pipeline.TaskSplit("text", str(directory), manifest, data, config, VOCABULARY)
-            batches = pipeline.train_batches(pipeline.Examples((part,)), seed=0)
-            speed = timed_batches(batches, said.raw, repeats)
+            lengths = objectives.lengths(config, INPUT_LENGTH)
+            split = pipeline.TaskSplit("text", str(directory), manifest, data, config, VOCABULARY)
+            batches = pipeline.train_batches(pipeline.Examples((split,)), seed=0)
+            speed = timed_batches(batches, lengths.raw, repeats)
             words = [config.placement]
             row = dict(what=", ".join([config.name, *words]))
-            found.append(row | dict(raw=said.raw, inputs=said.inputs, targets=said.targets) | speed)
-        said = objectives.lengths(t5, INPUT_LENGTH)
-        spans = said.sentinels
-        batches = naive_batches(directory, said.raw, said.targets - spans - 1, spans)
-        usual = timed_batches(batches, said.raw, repeats)
+            measurements.append(
+                row | dict(raw=lengths.raw, inputs=lengths.inputs, targets=lengths.targets) | speed
+            )
+        lengths = objectives.lengths(t5, INPUT_LENGTH)
+        spans = lengths.sentinels
+        batches = naive_batches(directory, lengths.raw, lengths.targets - spans - 1, spans)
+        usual = timed_batches(batches, lengths.raw, repeats)
     row = dict(what="reference: span corruption, a text a record, mapped one by one")
-    row |= dict(raw=said.raw, inputs=said.inputs, targets=said.targets)
-    return [*found, row | usual]
+    row |= dict(raw=lengths.raw, inputs=lengths.inputs, targets=lengths.targets)
+    return [*measurements, row | usual]
 
 
 # Storage: how long records of the stream are, and whether they are compressed. ------------------

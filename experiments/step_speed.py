@@ -47,12 +47,12 @@ def rows(count: int) -> batch.Batch:
 def paced(step: Callable[[], None], seconds: float) -> list[float]:
     """Seconds of each step, at least 2 steps and `seconds` in all, after one that is not timed."""
     step()
-    taken = []
-    while len(taken) < 2 or sum(taken) < seconds:
+    durations = []
+    while len(durations) < 2 or sum(durations) < seconds:
         start = time.perf_counter()
         step()
-        taken.append(time.perf_counter() - start)
-    return taken
+        durations.append(time.perf_counter() - start)
+    return durations
 
 
 # The arms. ---------------------------------------------------------------------------------------
@@ -72,17 +72,19 @@ def ours(size: str, count: int, seconds: float) -> dict:
     on_cpu = jax.default_backend() == "cpu"
     config = model_config(size, dtype="float32" if on_cpu else "bfloat16")
     model, step_config = transformer.Transformer(config), steps.StepConfig()
-    made = dict(
+    options = dict(
         name="adamw",
         learning_rate=RATE,
         schedule="constant",
         warmup={"steps": 0},
         grad_clip_norm=CLIP,
     )
-    made |= dict(weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1])
-    pace = optimizers.RunLength(1.0, count * (INPUTS + TARGETS))
-    settings = optimizers.OptimizerConfig(**made)
-    optimizer, _ = optimizers.make_optimizer(settings, 1000, transformer.param_shapes(config), pace)
+    options |= dict(weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1])
+    run_length = optimizers.RunLength(1.0, count * (INPUTS + TARGETS))
+    optimizer_config = optimizers.OptimizerConfig(**options)
+    optimizer, _ = optimizers.make_optimizer(
+        optimizer_config, 1000, transformer.param_shapes(config), run_length
+    )
     state = jax.jit(lambda: steps.init_state(model, optimizer, step_config))()
     text_bytes = np.ones(config.vocab_size, np.int32)
     loss = steps.make_language_loss(model, steps.LossConfig(), text_bytes)
@@ -98,11 +100,13 @@ def ours(size: str, count: int, seconds: float) -> dict:
         state, sums = take(state, examples)
         jax.block_until_ready((state, sums))
 
-    taken = paced(step, seconds)
+    durations = paced(step, seconds)
     (memory,) = logs.memory_peak(jax.devices()).values()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    found = dict(seconds=taken, compile_seconds=compiling, memory_gib=memory, parameters=parameters)
-    return found | dict(device=jax.devices()[0].device_kind)
+    measurements = dict(
+        seconds=durations, compile_seconds=compiling, memory_gib=memory, parameters=parameters
+    )
+    return measurements | dict(device=jax.devices()[0].device_kind)
 
 
 def theirs(size: str, count: int, seconds: float, compiled: bool) -> dict:
@@ -119,11 +123,11 @@ def theirs(size: str, count: int, seconds: float, compiled: bool) -> dict:
     examples = rows(count)
     fields = (examples.inputs, examples.inputs_segment_ids, examples.targets)
     inputs, mask, labels = (torch.tensor(x, dtype=torch.int64, device=device) for x in fields)
-    given = dict(input_ids=inputs, attention_mask=mask, labels=labels)
+    batch = dict(input_ids=inputs, attention_mask=mask, labels=labels)
 
     def step():
         with torch.autocast(device, torch.bfloat16, enabled=not wide):
-            loss = forward(**given).loss
+            loss = forward(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
@@ -134,14 +138,14 @@ def theirs(size: str, count: int, seconds: float, compiled: bool) -> dict:
     start = time.perf_counter()
     step()
     first = time.perf_counter() - start
-    taken = paced(step, seconds)
+    durations = paced(step, seconds)
     (memory,) = (
         logs.memory_peak([]).values() if wide else (torch.cuda.max_memory_allocated() / 2**30,)
     )
     parameters = sum(weight.numel() for weight in model.parameters())
-    found = dict(seconds=taken, memory_gib=memory, parameters=parameters)
-    found |= dict(compile_seconds=first - statistics.median(taken) if compiled else 0.0)
-    return found | dict(torch=torch.__version__, transformers=transformers.__version__)
+    measurements = dict(seconds=durations, memory_gib=memory, parameters=parameters)
+    measurements |= dict(compile_seconds=first - statistics.median(durations) if compiled else 0.0)
+    return measurements | dict(torch=torch.__version__, transformers=transformers.__version__)
 
 
 def their_model(size: str):
@@ -191,32 +195,39 @@ ARMS = {
 
 def turn(arm: str, size: str, count: int, seconds: float, cache: str) -> dict:
     """Runs one turn in its own process and returns its measurements."""
-    asked = dict(arm=arm, size=size, count=count, seconds=seconds)
-    kept = dict(JAX_COMPILATION_CACHE_DIR=f"{cache}/jax", TORCHINDUCTOR_CACHE_DIR=f"{cache}/torch")
-    command = [sys.executable, "-m", "experiments.step_speed", "--turn", json.dumps(asked)]
-    done = subprocess.run(command, env=os.environ | kept, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the turn {asked} failed:\n{done.stderr}")
-    return asked | json.loads(done.stdout.splitlines()[-1])
+    arguments = dict(arm=arm, size=size, count=count, seconds=seconds)
+    caches = dict(
+        JAX_COMPILATION_CACHE_DIR=f"{cache}/jax", TORCHINDUCTOR_CACHE_DIR=f"{cache}/torch"
+    )
+    command = [sys.executable, "-m", "experiments.step_speed", "--turn", json.dumps(arguments)]
+    process = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"the turn {arguments} failed:\n{process.stderr}")
+    return arguments | json.loads(process.stdout.splitlines()[-1])
 
 
 def summary(size: str, count: int, turns: list[dict], peak: float) -> list[dict]:
     """A row for each arm of one size: medians over its turns, and the ratio of lm in each turn."""
     flops = 3 * count * transformer.forward_flops(model_config(size), INPUTS, TARGETS)
-    of = {arm: [t for t in turns if t["arm"] == arm] for arm in ARMS}
+    turns_by_arm = {arm: [t for t in turns if t["arm"] == arm] for arm in ARMS}
     rate = lambda turn: count / statistics.median(turn["seconds"])
-    found = []
-    for arm, taken in of.items():
-        if not taken:
+    summaries = []
+    for arm, arm_turns in turns_by_arm.items():
+        if not arm_turns:
             continue
-        rates = [rate(one) for one in taken]
+        rates = [rate(turn) for turn in arm_turns]
         row = dict(size=size, arm=arm, batch=count, sequences_per_second=statistics.median(rates))
         row["mfu"] = row["sequences_per_second"] / count * flops / peak
-        row["memory_gib"] = max(one["memory_gib"] for one in taken)
-        row["compile_seconds"] = taken[0]["compile_seconds"]  # the later ones find it cached
-        row["ratios"] = [rate(one) / his for one, his in zip(of["ours"], rates, strict=False)]
-        found.append(row | dict(peak_flops=peak, parameters=taken[0]["parameters"], turns=taken))
-    return found
+        row["memory_gib"] = max(turn["memory_gib"] for turn in arm_turns)
+        row["compile_seconds"] = arm_turns[0]["compile_seconds"]  # the later ones find it cached
+        row["ratios"] = [
+            rate(turn) / arm_rate
+            for turn, arm_rate in zip(turns_by_arm["ours"], rates, strict=False)
+        ]
+        summaries.append(
+            row | dict(peak_flops=peak, parameters=arm_turns[0]["parameters"], turns=arm_turns)
+        )
+    return summaries
 
 
 def measure(size: str, count: int, names: list[str], repeats: int, seconds: float) -> list[dict]:
@@ -225,9 +236,9 @@ def measure(size: str, count: int, names: list[str], repeats: int, seconds: floa
     with tempfile.TemporaryDirectory() as cache:
         order = [(repeat, arm) for repeat in range(repeats) for arm in ("matmul", *names)]
         for _, arm in tqdm.tqdm(order, desc=size, unit="turn", mininterval=0):
-            found = turn(arm, size, count, seconds, cache)
-            (peaks if arm == "matmul" else turns).append(found)
-    peak = statistics.median([max(one["xla"], one["torch"]) for one in peaks])
+            measurement = turn(arm, size, count, seconds, cache)
+            (peaks if arm == "matmul" else turns).append(measurement)
+    peak = statistics.median([max(peak_turn["xla"], peak_turn["torch"]) for peak_turn in peaks])
     rows = summary(size, count, turns, peak)
     return [row | dict(matmul=peaks) for row in rows]
 
@@ -238,7 +249,7 @@ def table(rows: list[dict]) -> str:
     header = ["T5 1.1", "batch", "arm", "sequences/s", "ours / it (lowest .. highest)"]
     header += ["best step, s", "ours / it by it", "MFU", "GiB", "compile, s"]
     lines = []
-    best = lambda row: min(taken for turn in row["turns"] for taken in turn["seconds"])
+    best = lambda row: min(duration for turn in row["turns"] for duration in turn["seconds"])
     ours = {row["size"]: best(row) for row in rows if row["arm"] == "ours"}
     for row in rows:
         ratios, size = row["ratios"], f"{row['size']}, {row['parameters'] / 1e6:.0f} M"

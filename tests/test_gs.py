@@ -140,7 +140,7 @@ def test_teacher_tokenizer_trace_and_import_may_be_in_a_bucket(
     params = [_leaves(inference.read_params(at, runs.make_tokenizer(at))[0]) for at in read]
     assert len(params[0]) > 5
     assert all(np.array_equal(a, b) for a, b in zip(*params, strict=True))
-    with pytest.raises(ValueError, match="is in a bucket, from which no checkpoint is imported; copy it"):
+    with pytest.raises(ValueError, match="from which no checkpoint is imported; copy it"):
         interop.read(in_bucket, tmp_path / "never", config)
 
 

@@ -38,21 +38,21 @@ TOUCHES_FILES |= {"corpus", "pipeline", "interop"}
 FORBIDDEN_PACKAGES = {"pickle", "dill", "joblib", "tensorflow", "torch", "yaml"}
 
 # Lines of lm/, in all and by package or module. Raise a figure only with a reason in the commit.
-TOTAL_LINES = 22339
+TOTAL_LINES = 22348
 LINES = {
     "__init__": 25,
     "attention": 188,
     "batch": 58,
-    "checkpoints": 625,
-    "cli": 582,
+    "checkpoints": 628,
+    "cli": 583,
     "corpus": 1711,
     "cpu_kernels": 140,
     "decoding": 448,
-    "distill": 1088,
+    "distill": 1089,
     "evaluate": 543,
     "exits": 10,
     "extensions": 110,
-    "inference": 867,
+    "inference": 870,
     "initialization": 59,
     "interop": 1812,
     "layers": 219,
@@ -74,7 +74,7 @@ LINES = {
     "storage": 406,
     "tasks": 489,
     "tokenizer": 633,
-    "train": 1518,
+    "train": 1519,
     "transformer": 934,
 }
 

@@ -39,7 +39,10 @@ class KeepBest:
 
 
 def make_policy(max_to_keep: int, keep_period: int, best: KeepBest | None) -> Any:
-    """Combine the Orbax policies; keeps at least two checkpoints, since one may be damaged."""
+    """Keep the newest max_to_keep checkpoints (at least 2: one may be damaged), and those below.
+
+    keep_period: also the steps that it divides; 0: none. best: also the best one; None: none.
+    """
     managers = ocp.checkpoint_managers
     policies = [managers.LatestN(max(max_to_keep, 2))]
     policies += [managers.EveryNSteps(keep_period)] if keep_period else []

@@ -127,12 +127,13 @@ def train(values: flags.FlagValues) -> int:
 
 
 def teacher_cache(values: flags.FlagValues) -> None:
-    """Run a teacher once over all batches of a student's run, and store its top-k outputs in --out.
+    """Run a teacher once over the batches of a student's run, and store its top-k outputs in --out.
 
-    Stores the --k most likely ids of each target, their log-probabilities, and the probability of
-    the rest. --config is the student's. Train it, and any other student with the same teacher,
-    tokenizer, data and temperature, with teacher.cache=OUT. Prints the size first. The same command
-    continues an interrupted one; more --updates extend a cache.
+    Stores for each target the --k most likely ids, their log-probabilities, and the log of the sum
+    of all other probabilities, each to the power of 1 / temperature. --config is the student's.
+    Train it, and any other student with the same teacher, tokenizer, data and temperature, with
+    teacher.cache=OUT. Prints the size first. The same command continues an interrupted one; a
+    larger --updates extends a cache.
     """
     from lm import runs, train
 

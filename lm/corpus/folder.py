@@ -140,9 +140,9 @@ def make_tokenizer(
     counts: documents.Counts,
     texts: Iterable[str],
 ) -> tokenizer.Tokenizer:
-    """Write the corpus's tokenizer: a copy of the config's, or one trained on `texts`.
+    """Write the corpus's tokenizer: bytes, a copy of a directory's, or one trained on `texts`.
 
-    Raises ValueError if a split has no document.
+    Raises ValueError if a split has no document by `counts`, or if training fails.
     """
     _check_splits(config, counts, staging_dir / QUARANTINE)
     directory = staging_dir / "tokenizer"

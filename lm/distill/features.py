@@ -217,9 +217,10 @@ COMPARISONS = {
 
 
 def layer_pairs(term: Term, student: ModelConfig, teacher: ModelConfig) -> dict[str, Pairs]:
-    """The pairs of layers that a term compares, by tower.
+    """The pairs (student's layer, teacher's layer), from 1, that a term compares, by tower.
 
-    Raises ValueError if the two models cannot be compared so.
+    Layer 0, before the first, is for the term `hidden` only. Towers without pairs are left out.
+    Raises ValueError if there is no pair, or a layer does not exist in its model.
     """
     path = f"teacher.loss.{term.name}"
     if student.architecture != teacher.architecture:

@@ -173,7 +173,10 @@ def _print_error(message: str) -> None:
 
 
 def chat(model: Chat, read: Callable[[str], str], write: Callable[[str], object]) -> None:
-    """Answer the lines of read(prompt) by write(text), until /quit or the end of the input."""
+    """Answer each line of read(prompt) by write(piece) of its pieces; obey the commands of HELP.
+
+    Ends at /quit, at the end of the input, or at Ctrl-C at the prompt.
+    """
     write(HELP)
     while True:
         try:

@@ -87,5 +87,5 @@ def open_run(workdir: str | os.PathLike, step: str | int = "newest") -> tuple:
 
 
 def decoding_config(run: runs.Run, text: str = "") -> decoding.DecodingConfig:
-    """Parse the text of --decoding; empty: the run's decoding."""
+    """Parse --decoding, which replaces the run's decoding as a whole; empty: the run's."""
     return decoding.parse(text) if text else run.decoding

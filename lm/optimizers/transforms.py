@@ -151,15 +151,15 @@ def adafactor(
 
 
 def adamw(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW. Source: Loshchilov and Hutter 2019, arXiv:1711.05101."""
+    """AdamW; the chain adds its decay. Source: Loshchilov and Hutter 2019, arXiv:1711.05101."""
     return optax.scale_by_adam(config.beta1, config.beta2)
 
 
 def adamw_rms(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW with updates scaled by the parameter's RMS, so that T5's learning rates fit.
+    """Adam's updates times the parameter's RMS, so that T5's learning rates fit; LoRA's are not.
 
-    Source: Nawrot 2023, arXiv:2309.02373 (nanoT5's AdamWScale, which decays weights after the
-    update; this decays them before, as AdamW does).
+    The chain adds the weight decay, which is not scaled.
+    Source: Nawrot 2023, arXiv:2309.02373 (nanoT5's AdamWScale, which decays the updated weights).
     """
     return optax.chain(_scale_by_late_adam(config.beta1, config.beta2), _scale_by_param_rms())
 

@@ -95,7 +95,7 @@ def num_updates(manifest: dict) -> int:
 
 
 def target_dtype(identity: dict) -> np.dtype:
-    """The stored form of a target: ids [k], logits [k], tail."""
+    """A target's structured dtype: ids [k], logits [k] (log-probabilities), tail (in logs)."""
     ids = "<u2" if identity["vocabulary"] <= 1 << 16 else "<i4"
     k, dtype = identity["k"], STORED_DTYPES[identity["dtype"]]
     return np.dtype([("ids", ids, (k,)), ("logits", dtype, (k,)), ("tail", "<f4")])

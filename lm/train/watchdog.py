@@ -49,10 +49,11 @@ def on_abort(handler: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def detect_lost_host(on_lost: Callable[[str], None]) -> Iterator[None]:
-    """Treat jax's errors about other hosts, raised inside the block, as the loss of a host.
+    """With several hosts, treat jax's runtime errors inside the block as the loss of a host.
 
-    on_lost: takes the error on one line ("" after an abort) and should exit.
-    Raises ValueError for what this host's devices refuse, as too little memory.
+    Also a ValueError or OSError that begins with a status of LOST_HOST. on_lost: takes the error on
+    one line, or "" if C++ code aborts the process, and should exit.
+    Raises ValueError, on one host too, if the devices are out of memory or refuse the program.
     """
     is_multihost = parallel.host_index_and_count()[1] > 1
     if is_multihost:

@@ -44,7 +44,7 @@ HEAD_AXES = ((r"query/kernel$", -2), (r"out/kernel$", -3), (r"relative_bias$", -
 
 
 def evenly(teacher_layers: int, student_layers: int) -> list[int]:
-    """The teacher's layers, from 0, that a shallower student copies: first, last, even between."""
+    """The teacher layers, from 0, that a shallower student copies: first, last, evenly between."""
     if student_layers == 1:
         return [0]
     last = teacher_layers - 1

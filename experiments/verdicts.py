@@ -121,8 +121,9 @@ def main(arguments: list[str]) -> int:
     flags = cli.parse_flags("verdicts", ("runs", "out", "title"), arguments)
     folders = cli.find_run_folders(flags.runs)
     claims = demo_claims(report.read_run_folders(folders))
-    report.write(folders, flags.out, title=flags.title, claims=claims)
-    print(flags.out)
+    out = flags.out or f"{folders[0]}/report.html"
+    report.write(folders, out, title=flags.title, claims=claims)
+    print(out)
     return 0
 
 

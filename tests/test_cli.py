@@ -213,7 +213,7 @@ MISTAKES = {
     f"{PRETRAIN} stray": "does not take 'stray'",
     f"{PRETRAIN} --config.model.num_kv_heads=3": "num_heads=4 is not a multiple of .*=3; use",
     f"{PRETRAIN} --config.model.vocab_size=300": "300 is smaller than .* 3968 .* use 4096",
-    f"{PRETRAIN} --config.tokenizer.num_extra_ids=3": "needs \\d+ sentinels, .* num_sentinels=3",
+    f"{PRETRAIN} --config.tokenizer.num_extra_ids=3": "needs \\d+ sentinels, .*num_extra_ids=3",
     f"{PRETRAIN} --config.optimizer.learning_rate=nan": "learning_rate=nan is out of bounds",
     f"{PRETRAIN} --config.steps=0": "steps=0 and duration=.* set no length",
     f"{PRETRAIN} --config.objective.name=mlm": "'mlm' is unknown; choose one of deshuffling",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 
 import pytest
 
@@ -67,7 +68,7 @@ CHANGES |= {
 
 def forget() -> None:
     """Bring lm back to what a new process has: its own entries alone."""
-    extensions._SOURCES.clear()
+    extensions._ENTRIES.clear()
     for name, table in TABLES.items():
         table.pop(name, None)
 
@@ -120,6 +121,42 @@ def test_an_entry_that_changed_since_the_run_began_is_refused(file, go):  # noqa
         go(workdir, **{"model.activation": "cubic"})
 
 
+def test_the_digest_follows_what_an_entry_uses_and_nothing_else(file):
+    text = """
+from __future__ import annotations
+import dataclasses, functools, jax
+from lm import extensions, layers
+POWER = 3
+@dataclasses.dataclass
+class Unused:
+    size: int
+def helper(x):
+    return x**POWER
+def make(scale):
+    return lambda x: scale * helper(x)
+for name, entry in dict(own=make(2), part=functools.partial(helper), jax_own=jax.nn.silu).items():
+    extensions.register(layers.ACTIVATIONS, name, (entry, False))
+"""
+    config = {"activations": ["own", "part", "jax_own"]}
+
+    def digests(text):
+        file.write_text(text)
+        extensions.load([str(file)])
+        names = extensions.record(config)["sha256"]
+        for name in names:
+            layers.ACTIVATIONS.pop(name)
+        extensions._ENTRIES.clear()
+        linecache.clearcache()
+        return names
+
+    before = digests(text)
+    assert digests(text + "STEPS = 5\n") == before
+    for change in (("POWER = 3", "POWER = 5"), ("return x**POWER", "return -(x**POWER)")):
+        after = digests(text.replace(*change))
+        assert {name for name in before if before[name] != after[name]} == {"own", "part"}
+    assert digests(text.replace("make(2)", "make(4)"))["own"] != before["own"]
+
+
 def test_a_task_is_registered_as_an_object(file, tiny_config, tmp_path):
     extensions.load([str(file)])
     run = runs.make_run(tiny_config(stage="finetune", **{"data.task": "first_line"}), tmp_path)
@@ -149,7 +186,7 @@ def test_entries_of_lm_are_not_replaced():
         extensions.register(layers.ACTIVATIONS, "relu", (None, False))
 
 
-@pytest.mark.parametrize("text", [None, "import missing_module_of_nobody", "def"])
+@pytest.mark.parametrize("text", [None, "import missing", "def", "1 / 0", "undefined"])
 def test_a_file_that_cannot_be_run_is_one_sentence(text, tmp_path, capsys):
     file = tmp_path / "own.py"
     if text is not None:

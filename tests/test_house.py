@@ -38,7 +38,7 @@ TOUCHES_FILES |= {"corpus", "pipeline", "interop"}
 FORBIDDEN_PACKAGES = {"pickle", "dill", "joblib", "tensorflow", "torch", "yaml"}
 
 # Lines of lm/, in all and by package or module. Raise a figure only with a reason in the commit.
-TOTAL_LINES = 22348
+TOTAL_LINES = 22390
 LINES = {
     "__init__": 25,
     "attention": 188,
@@ -51,7 +51,7 @@ LINES = {
     "distill": 1089,
     "evaluate": 543,
     "exits": 10,
-    "extensions": 110,
+    "extensions": 152,
     "inference": 870,
     "initialization": 59,
     "interop": 1812,

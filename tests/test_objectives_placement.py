@@ -164,7 +164,7 @@ def test_check_sentinels_refuses_one_token_more_than_fits(density, fits):
     config = config_of(density, placement="t5")
     objectives.check_sentinels(config, fits, 100)
     with pytest.raises(
-        ValueError, match=f"input_length={fits + 1} .*needs 101 .*num_sentinels=100;"
+        ValueError, match=f"input_length={fits + 1} .*needs 101 .*num_extra_ids=100;"
     ):
         objectives.check_sentinels(config, fits + 1, 100)
     objectives.check_sentinels(config, fits + 1, 101)

@@ -25,7 +25,7 @@ IMPOSSIBLE = [
     ),
     (
         {"data.input_length": 512, "objective.noise_density": 0.5},
-        "input_length=512 .* needs 128 sentinels, but the tokenizer has num_sentinels=10; train",
+        "input_length=512 .* needs 128 sentinels, .*tokenizer.num_extra_ids=10; train",
     ),
     # Names that are in no table.
     ({"stage": "pretrian"}, "stage='pretrian' is unknown; choose one of .* did you mean 'pretrain"),

@@ -310,8 +310,8 @@ PREDICT = ("workdir", "input", "split", "out", "text", "decoding", "nearest", "s
 PREDICT += ("step", "interactive", "extensions")
 EVALUATE = ("workdir", "split", "step", "decoding", "max_examples?", "extensions", *HOSTS)
 SHOW = ("config?", "workdir", "split", "rows", "model", "sharding", "step", "extensions")
-TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", *HOSTS)
-CACHE = ("config", "out", "k", "dtype", "updates", "dry_run", *HOSTS)
+TRAIN = ("config", "workdir", "dry_run", "allow_change", "profile", "extensions", *HOSTS)
+CACHE = ("config", "out", "k", "dtype", "updates", "dry_run", "extensions", *HOSTS)
 COMMANDS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]]] = {
     "corpus": (corpus, CORPUS),
     "tokenizer": (tokenizer, ("config", "workdir")),

@@ -208,8 +208,8 @@ def check_sentinels(config: ObjectiveConfig, input_length: int, num_sentinels: i
             length = config.mean_noise_span_length
             fix += f", or raise objective.mean_noise_span_length={length}"
         raise ValueError(
-            f"input_length={input_length} with objective.name={config.name!r} needs {required} "
-            f"sentinels, but the tokenizer has num_sentinels={num_sentinels}; {fix}."
+            f"data.input_length={input_length} with objective.name={config.name!r} needs "
+            f"{required} sentinels, but tokenizer.num_extra_ids={num_sentinels}; {fix}."
         )
 
 

@@ -80,14 +80,14 @@ def check_workdir(run: Run, allow: tuple[str, ...] = ()) -> None:
 
     allow: dotted keys and sections that may differ.
     """
-    keys = dict(dotted_items(run.config_dict))
+    stored = read_config(run.workdir) if is_claimed(run.workdir) else run.config_dict
+    keys = dict([*dotted_items(run.config_dict), *dotted_items(stored)])
     for key in allow:
         if key not in keys:
             raise ValueError(
                 f"--allow_change={key} is no key of the config{lookup.nearest(key, keys)}; write "
                 f"keys as optimizer.learning_rate, separated by commas."
             )
-    stored = read_config(run.workdir) if is_claimed(run.workdir) else run.config_dict
     lines = differences(without_operational(run.config_dict), without_operational(stored))
     lines = [line for line in lines if not is_allowed(line.split()[0], allow)]
     if lines:
